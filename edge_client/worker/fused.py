@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of transformers rewritten to keep less for the backward pass. Same numbers, same parameter names.
+
+- RMS norm: keeps x, which the residual stream holds anyway, and one number per token, instead of three copies of x.
+- Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept.
+
+LayerNorm, GELU and scaled dot-product attention have native backward passes that keep as little; they stay.
+
+`fuse` knows a module by its parts and then by its numbers: whatever does not give the same output as the replacement on a
+probe (Gemma's norm, which multiplies by 1 + weight; another activation; another order of operations) is left alone.
+
+Legend: t tokens, n features, i features inside the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+__all__ = ["FusedGatedMLP", "FusedRMSNorm", "fuse"]
+
+# Elements of one token block in the backward passes: small enough for a core's second-level cache.
+_BLOCK_ELEMENTS = 131_072
+
+
+def fuse(model: nn.Module) -> int:
+    """Replace the RMS norms and gated MLPs inside a model by those that keep less; returns how many.
+
+    The model must hold its weights, since candidates are compared by their numbers.
+    """
+    replaced = 0
+    for name, module in list(model.named_modules()):
+        fused = _fused(module)
+        if name and fused is not None:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, fused)
+            replaced += 1
+    return replaced
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    """The replacement of a module, or None where there is none that gives the same numbers."""
+    new: nn.Module
+    parts = set(dict(module.named_children()))
+    parameters = dict(module.named_parameters(recurse=False))
+    if {"gate_proj", "up_proj", "down_proj"} <= parts and not parameters:
+        gate, up, down = (module.get_submodule(part) for part in ("gate_proj", "up_proj", "down_proj"))
+        weight = next((tensor for part in (gate, up, down) for tensor in part.parameters()), None)
+        features = getattr(gate, "in_features", None)
+        new = FusedGatedMLP(gate, up, down)
+    elif not parts and parameters.keys() == {"weight"} and parameters["weight"].ndim == 1:
+        weight = parameters["weight"]
+        features = weight.shape[0]
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        new = FusedRMSNorm(parameters["weight"], eps) if isinstance(eps, float) else module
+    else:
+        return None
+    if new is module or not isinstance(features, int) or isinstance(module, FusedGatedMLP | FusedRMSNorm):
+        return None
+    dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
+    device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
+    new.train(module.training)
+    return new if _agree(module, new, features, dtype, device) else None
+
+
+@torch.no_grad()
+def _agree(one: Callable[[Tensor], Any], other: nn.Module, features: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether two modules give the same numbers for three tokens, one of them large, one small."""
+    x = torch.sin(torch.arange(3 * features, device=device)).view(3, features)
+    x *= torch.tensor([1.0, 30.0, 0.01], device=device)[:, None]
+    try:
+        expected, got = one(x.to(dtype)), other(x.to(dtype))
+    except (TypeError, RuntimeError):
+        # The module wants other arguments, or the parts do not fit together as assumed: not the one we know.
+        return False
+    if not isinstance(expected, Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    tolerance = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
+    return bool(((expected - got).abs() <= tolerance).all())
+
+
+def _token_blocks(tokens: int, features: int) -> list[slice]:
+    height = max(1, _BLOCK_ELEMENTS // max(1, features))
+    return [slice(start, min(start + height, tokens)) for start in range(0, tokens, height)]
+
+
+class FusedRMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension, computed in float32.
+
+    Args:
+        weight: (n,); kept as it is, trained or frozen.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) to (..., n)."""
+        y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))  # (..., 1)
+        ctx.save_for_backward(x, weight, inverse)
+        # The first product is in float32 and rounded to x's dtype before the second, as in transformers.
+        y = (x * inverse).to(x.dtype)
+        return y.mul_(weight) if weight.dtype == x.dtype else y * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        n = x.shape[-1]
+        flat_x, flat_gy, flat_inverse = x.reshape(-1, n), gy.reshape(-1, n), inverse.reshape(-1, 1)
+        gx = torch.empty_like(flat_x) if ctx.needs_input_grad[0] else None
+        gw = torch.zeros(n, device=x.device) if ctx.needs_input_grad[1] else None
+        for rows in _token_blocks(flat_x.shape[0], n):
+            normed = flat_x[rows] * flat_inverse[rows]  # float32
+            g = flat_gy[rows].float()
+            if gw is not None:
+                gw += (g * normed.to(x.dtype)).sum(dim=0)
+            if gx is not None:
+                g = g * weight
+                projected = (g * normed).mean(dim=-1, keepdim=True)
+                gx[rows] = g.sub_(normed.mul_(projected)).mul_(flat_inverse[rows])
+        return (
+            None if gx is None else gx.view_as(x),
+            None if gw is None else gw.to(weight.dtype),
+            None,
+        )
+
+
+class FusedGatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)).
+
+    Args:
+        gate_proj, up_proj: Linear layers n to i, of any kind; nobody else may keep their outputs.
+        down_proj: Linear layer i to n. What it keeps is its own affair: `SubspaceLinear` keeps no part of its input.
+    """
+
+    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = gate_proj
+        self.up_proj = up_proj
+        self.down_proj = down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) to (..., n)."""
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.is_grad_enabled():
+            hidden = _GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
+        else:
+            hidden = F.silu(gate, inplace=True).mul_(up)
+        del gate, up
+        y: Tensor = self.down_proj(hidden)
+        return y
+
+
+class _GatedProduct(torch.autograd.Function):
+    """silu(gate) * up, keeping both inputs; the backward pass writes their gradients over them.
+
+    Autograd counts that as a change of what it kept, so a second backward pass through the same graph fails loudly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gh: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        features = gate.shape[-1]
+        flat_gate, flat_up, flat_gh = (tensor.view(-1, features) for tensor in (gate, up, gh.contiguous()))
+        for rows in _token_blocks(flat_gate.shape[0], features):
+            g, u, d = flat_gate[rows], flat_up[rows], flat_gh[rows]
+            through_gate = u * d
+            torch.mul(F.silu(g), d, out=u)
+            g.copy_(torch.ops.aten.silu_backward(through_gate, g))
+        return gate, up

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a Hugging Face folder to a model whose target layers are `SubspaceLinear`, layer by layer.
+
+The model is built without weights; each target layer then gets its quantised base and each other tensor its numbers, one at a
+time, so that the float model is never whole in memory. Dropout is off: with it, results would depend on the micro-batch,
+which is the device's own choice.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from edge_client.worker.layer import FloatWeight, Int8Weight, Scratch, SubspaceLinear
+from fedcore.base import Base, LayerWeight
+from fedcore.checkpoint import Checkpoint, to_float32
+from fedcore.errors import ModelError
+from fedcore.initial import initial_tensor
+from fedcore.job import TaskSection
+from fedcore.schema import LayerSpec, ModelSchema, TensorSpec, is_target
+from fedcore.types import BaseKind
+
+__all__ = ["build", "describe", "float_weight", "install_weight", "start_value"]
+
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> ModelSchema:
+    """Which layers and tensors of a model are trained for a task.
+
+    Args:
+        folder: Model folder.
+        task: Decides the head.
+        trained_tensors: Patterns of checkpoint tensors trained whole beside the head.
+
+    Raises:
+        ModelError: The folder cannot serve, or a pattern matches nothing.
+    """
+    checkpoint = Checkpoint(folder)
+    model = _empty_model(checkpoint, task)
+    names = _checkpoint_names(model, checkpoint)
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers, tensors = [], []
+    for name, parameter in model.named_parameters():
+        stored = names[name]
+        if stored is None:
+            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False))
+        elif name in linear and is_target(stored, tuple(parameter.shape)):
+            layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
+        elif any(fnmatch.fnmatch(stored, pattern) for pattern in trained_tensors):
+            tensors.append(TensorSpec(stored, tuple(parameter.shape), in_checkpoint=True))
+    if not layers:
+        raise ModelError("no linear layer to train was found", place=str(folder), remedy="use a model made of nn.Linear blocks")
+    for pattern in trained_tensors:
+        if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
+            raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
+    wrapped = any(stored is not None and stored != name for name, stored in names.items())
+    prefix = f"{model.base_model_prefix}." if wrapped else ""
+    return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)
+
+
+def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+    """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest frozen.
+
+    Returns:
+        The model in training mode, without dropout; `model.subspace_layers` maps canonical names to layers and
+        `model.trained_tensors` canonical names to parameters.
+    """
+    checkpoint, schema = base.checkpoint, base.schema
+    model = _empty_model(checkpoint, task)
+    names = _checkpoint_names(model, checkpoint)
+    layers = {layer.name: layer for layer in schema.layers}
+    tensors = {tensor.name: tensor for tensor in schema.tensors}
+    scratch = Scratch()
+    subspace_layers: dict[str, SubspaceLinear] = {}
+    trained: dict[str, nn.Parameter] = {}
+    for name, module in list(model.named_modules()):
+        stored = names.get(f"{name}.weight")
+        layer = layers.get(stored[: -len(".weight")]) if stored else None
+        if layer is not None and isinstance(module, nn.Linear):
+            weight = float_weight(base.layer(layer), base.kind, torch_device)
+            bias = None if module.bias is None else _numbers(checkpoint, names[f"{name}.bias"], torch_device)
+            own = SubspaceLinear(layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch)
+            _replace(model, name, own)
+            subspace_layers[layer.name] = own
+    for name, parameter in list(model.named_parameters()):
+        stored = names.get(name)
+        spec = tensors.get(stored or name)
+        if spec is not None:
+            value = torch.from_numpy(start_value(checkpoint, spec, run_seed)).to(torch_device)
+            trained[spec.name] = nn.Parameter(value)
+            _replace(model, name, trained[spec.name])
+        elif parameter.is_meta:
+            value = _numbers(checkpoint, stored, torch_device)
+            _replace(model, name, nn.Parameter(value, requires_grad=False))
+        else:
+            parameter.requires_grad_(False)
+    if (missing := layers.keys() - subspace_layers.keys()) or (missing := tensors.keys() - trained.keys()):
+        raise ModelError(f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder))
+    model.tie_weights()
+    model.to(torch_device)
+    model.subspace_layers = subspace_layers
+    model.trained_tensors = trained
+    return model.train()
+
+
+def start_value(checkpoint: Checkpoint, spec: TensorSpec, run_seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A trained tensor's float32 value before the first round."""
+    if spec.in_checkpoint:
+        return to_float32(checkpoint.read(spec.name), checkpoint.tensors[spec.name].dtype)
+    return initial_tensor(spec.name, spec.shape, run_seed)
+
+
+def float_weight(weight: LayerWeight, kind: BaseKind, torch_device: torch.device) -> Int8Weight | FloatWeight:
+    """A base's layer as the module that `SubspaceLinear` computes with."""
+    numbers, scale = weight
+    if kind == "int8" and scale is not None:
+        return Int8Weight(torch.from_numpy(numbers).to(torch_device), torch.from_numpy(scale).to(torch_device))
+    held = torch.from_numpy(numbers)
+    return FloatWeight((held.view(torch.bfloat16) if kind == "bfloat16" else held).to(torch_device))
+
+
+def install_weight(layer: SubspaceLinear, weight: LayerWeight, kind: BaseKind) -> None:
+    """Replace a layer's base, after a fold."""
+    layer.base = float_weight(weight, kind, layer.base.device)
+
+
+def _numbers(checkpoint: Checkpoint, name: str | None, torch_device: torch.device) -> Tensor:
+    assert name is not None
+    return torch.from_numpy(to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)).to(torch_device)
+
+
+def _empty_model(checkpoint: Checkpoint, task: TaskSection) -> Any:
+    """The task's architecture with parameters on the meta device and real buffers."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"transformers cannot read it: {error}", place=str(checkpoint.folder / "config.json")) from None
+    for key in vars(config):
+        if key.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(getattr(config, key), float):
+            setattr(config, key, 0.0)
+    auto = AutoModelForCausalLM
+    if task.kind != "causal-lm":
+        auto = AutoModelForSequenceClassification
+        config.num_labels = 1 if task.kind == "regression" else len(task.labels)
+        if config.pad_token_id is None:
+            config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+    config.use_cache = False
+    try:
+        with _parameters_on_meta():
+            return auto.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise ModelError(f"no {task.kind} model: {str(error).splitlines()[0]}", place=str(checkpoint.folder)) from None
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters registered inside become shapes without memory; buffers (rotary tables, position ids) stay real."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _checkpoint_names(model: Any, checkpoint: Checkpoint) -> dict[str, str | None]:
+    """The checkpoint's name of each parameter: the same, or with the base model's prefix off or on; None for a new head."""
+    prefix = f"{model.base_model_prefix}."
+    found: dict[str, str | None] = {}
+    for name, _ in model.named_parameters():
+        candidates = (name, name.removeprefix(prefix), prefix + name)
+        found[name] = next((c for c in candidates if c in checkpoint.tensors), None)
+        if found[name] is None and name.startswith(prefix) and not name.startswith(f"{prefix}pooler."):
+            raise ModelError(
+                f"the checkpoint has no weights for {name!r}", place=str(checkpoint.folder), remedy="use a complete checkpoint"
+            )
+    return found
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module | nn.Parameter) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, new)

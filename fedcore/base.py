@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base W0: what every replica starts from, and its digest.
+
+The base is a pure function of the checkpoint and its kind. `int8` rounds each target layer by `fedcore.quantise` (or takes a
+bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. With refreshed seeds the finished subspaces are folded
+into a master copy on disk, layer by layer, and the weights are made anew from it: generation g has seen g folds. A new generation is
+written beside the old one and renamed, so that a kill in the middle leaves the old one whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, to_float32
+from fedcore.errors import ExactnessError, ModelError
+from fedcore.fold import fold_update, folded
+from fedcore.quantise import INT8_MAX, quantise_weight
+from fedcore.schema import LayerSpec, ModelSchema
+from fedcore.state import PublishedState
+from fedcore.types import BaseKind
+
+__all__ = ["Base", "LayerWeight"]
+
+# int8 (m, n) with scale float32 (m,), or float numbers as stored (bfloat16 as uint16) with None.
+LayerWeight = tuple[NDArray[Any], NDArray[np.float32] | None]
+_STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+class Base:
+    """A checkpoint as the base of a run.
+
+    Args:
+        checkpoint: The model folder's tensors.
+        schema: Which layers are targets.
+        kind: How target layers are held.
+        scratch: Folder for master copies of later generations; needed only when seeds are refreshed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, schema: ModelSchema, kind: BaseKind, scratch: Path) -> None:
+        self.checkpoint = checkpoint
+        self.schema = schema
+        self.kind = kind
+        self._scratch = scratch
+        self._hashes: dict[str, str] = {}
+        for layer in schema.layers:
+            entry = checkpoint.tensors.get(f"{layer.name}.weight")
+            if entry is None or entry.shape != (layer.rows, layer.columns):
+                found = "nothing" if entry is None else " x ".join(map(str, entry.shape))
+                raise ModelError(
+                    f"the plan has {layer.rows} x {layer.columns}, the checkpoint {found}",
+                    place=f"{checkpoint.folder}: {layer.name}.weight",
+                    remedy="use the same model folder on all machines",
+                )
+        self.generation = max((int(p.name) for p in scratch.glob("[0-9]*") if p.name.isdigit()), default=0)
+
+    def layer(self, layer: LayerSpec) -> LayerWeight:
+        """A target layer's weight of the present generation."""
+        name = f"{layer.name}.weight"
+        entry = self.checkpoint.tensors[name]
+        if self.generation == 0 and entry.dtype == "I8":
+            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
+            if self.kind == "int8":
+                return self.checkpoint.read(name), scale
+        if self.kind == "int8":
+            return quantise_weight(self.master(layer), place=name)
+        return from_float32(self.master(layer), _STORED[self.kind]), None
+
+    def master(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """A target layer's float weight (m, n) that folds go into."""
+        name = f"{layer.name}.weight"
+        entry = self.checkpoint.tensors[name]
+        if self.generation:
+            stored = np.fromfile(self._file(self.generation, layer), "<u2" if entry.dtype == "BF16" else "<f4")
+            return to_float32(stored.reshape(layer.rows, layer.columns), "BF16" if entry.dtype == "BF16" else "F32")
+        numbers = self.checkpoint.read(name)
+        if entry.dtype == "I8":
+            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
+            return np.asarray(numbers.astype(np.float32) * scale[:, None], np.float32)
+        return to_float32(numbers, entry.dtype)
+
+    def others(self) -> Iterator[tuple[str, TensorEntry]]:
+        """The tensors that are not target layers, in name order: kept in the checkpoint's precision."""
+        targets = {f"{layer.name}{ending}" for layer in self.schema.layers for ending in (".weight", ".SCB", ".weight_format")}
+        for name in sorted(self.checkpoint.tensors):
+            if name not in targets:
+                yield name, self.checkpoint.tensors[name]
+
+    def digest(self) -> str:
+        """SHA-256 over every tensor in name order: int8 values and scales of target layers, the others as stored."""
+        total = hashlib.sha256(f"fedkrso base 1/{self.kind}".encode())
+        layers = {f"{layer.name}.weight": layer for layer in self.schema.layers}
+        others = dict(self.others())
+        for name in sorted([*layers, *others]):
+            if name not in self._hashes:
+                digest = hashlib.sha256()
+                parts = self.layer(layers[name]) if name in layers else (self.checkpoint.read(name), None)
+                for part in parts:
+                    if part is not None:
+                        digest.update(np.ascontiguousarray(part).data if part.size else b"")
+                self._hashes[name] = digest.hexdigest()
+            total.update(f"/{name}/{self._hashes[name]}".encode())
+        return total.hexdigest()
+
+    def fold(self, state: PublishedState, generation: int) -> None:
+        """Fold a finished state into the master copy; afterwards this base is of that generation.
+
+        Folding into a base that is already there does nothing, so a restart may repeat the call.
+
+        Raises:
+            ExactnessError: The generation is not the next one.
+        """
+        if generation == self.generation:
+            return
+        if generation != self.generation + 1:
+            raise ExactnessError(f"a fold to generation {generation} on a base of generation {self.generation}")
+        part = self._scratch / f"{generation}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for index, layer in enumerate(self.schema.layers):
+            update = fold_update(state.entries[layer.name], state.seeds, state.rank, layer.name, layer.columns)
+            stored = "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
+            from_float32(folded(self.master(layer), update), stored).tofile(part / f"{index}.bin")
+            self._hashes.pop(f"{layer.name}.weight", None)
+        part.replace(self._scratch / str(generation))
+        shutil.rmtree(self._scratch / str(self.generation), ignore_errors=True)
+        self.generation = generation
+
+    def _file(self, generation: int, layer: LayerSpec) -> Path:
+        return self._scratch / str(generation) / f"{self.schema.layers.index(layer)}.bin"

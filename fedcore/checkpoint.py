@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and writing checkpoints in the safetensors format, tensor by tensor, without torch.
+
+The safetensors package cannot give bfloat16 to NumPy, and maps files in ways that count as this process' memory; the format
+itself is a length, a JSON table and raw numbers, so it is read here directly. Pickled checkpoints are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.errors import ModelError
+
+__all__ = ["Checkpoint", "TensorEntry", "from_float32", "to_float32", "write_safetensors"]
+
+_MAX_HEADER_BYTES = 100 * 2**20
+# bfloat16 has no NumPy type: it is carried as its 16 bits.
+NUMPY_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies: file, first byte, dtype in safetensors' words, shape."""
+
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the numbers."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+
+
+class _FileTensor(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+class Checkpoint:
+    """A Hugging Face model folder's tensors by name.
+
+    Raises:
+        ModelError: No such folder, no weights in it, only pickled weights, or a damaged file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise ModelError("no such model folder", place=str(folder), remedy="set model.folder to a Hugging Face model folder")
+        config = folder / "config.json"
+        if not config.exists():
+            raise ModelError(
+                "the model folder has no config.json", place=str(folder), remedy="point at a Hugging Face model folder"
+            )
+        try:
+            self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"not JSON: {error}", place=str(config)) from None
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            pickled = sorted(p.name for p in folder.glob("*.bin"))
+            why = f"only pickled weights ({pickled[0]}), which are never loaded" if pickled else "no weights"
+            raise ModelError(f"the model folder has {why}", place=str(folder), remedy="put the *.safetensors files there")
+        self.tensors: dict[str, TensorEntry] = {}
+        for file in files:
+            self.tensors.update(_read_table(file))
+
+    def read(self, name: str) -> NDArray[Any]:
+        """A tensor's numbers as stored (bfloat16 as uint16), a copy in memory.
+
+        Raises:
+            ModelError: No such tensor.
+        """
+        entry = self.tensors.get(name)
+        if entry is None:
+            raise ModelError(f"no tensor {name!r} in the checkpoint", place=str(self.folder))
+        count = int(np.prod(entry.shape, dtype=np.int64))
+        numbers = np.fromfile(entry.file, NUMPY_TYPES[entry.dtype], count, offset=entry.offset)
+        return numbers.reshape(entry.shape)
+
+
+def _read_table(file: Path) -> dict[str, TensorEntry]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(_MAX_HEADER_BYTES, size):
+            raise ModelError("the file is cut short or not safetensors", place=str(file), remedy="copy it again")
+        try:
+            table = json.loads(stream.read(length))
+            table.pop("__metadata__", None)
+            rows = msgspec.convert(table, dict[str, _FileTensor])
+        except (ValueError, AttributeError, msgspec.ValidationError) as error:
+            raise ModelError(f"not a safetensors file: {error}", place=str(file)) from None
+    out = {}
+    for name, row in rows.items():
+        if row.dtype not in NUMPY_TYPES:
+            raise ModelError(f"dtype {row.dtype} is not supported", place=f"{file}: {name}")
+        entry = TensorEntry(file, 8 + length + row.data_offsets[0], row.dtype, tuple(row.shape))
+        if row.data_offsets[1] - row.data_offsets[0] != entry.size_bytes or entry.offset + entry.size_bytes > size:
+            raise ModelError("the file is cut short", place=f"{file}: {name}", remedy="copy it again")
+        out[name] = entry
+    return out
+
+
+def to_float32(numbers: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Stored numbers as float32, exactly (F64 is rounded)."""
+    if dtype == "BF16":
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.astype(np.float32)
+
+
+def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """float32 as stored numbers of a float dtype, half to even; bfloat16 as uint16."""
+    if dtype != "BF16":
+        return values.astype(NUMPY_TYPES[dtype])
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]], read: Any) -> None:
+    """Write tensors one at a time: `tensors` gives (name, dtype, shape), `read(name)` the numbers as stored."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    order, offset = [], 0
+    for name, dtype, shape in tensors:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[dtype]).itemsize
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        order.append(name)
+        offset += size
+    header = json.dumps(table).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for name in order:
+            np.ascontiguousarray(read(name)).tofile(file)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading job and node files: TOML into frozen sections, and every mistake as one line with key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from fedcore.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["load_config", "parse_size"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
+_UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$")
+_OTHER = re.compile(r"^(.*?)(?: - at `\$\.?(.*?)`)?$")
+
+
+def load_config(path: Path, kind: type[S]) -> S:
+    """Read a TOML file as a frozen struct.
+
+    Raises:
+        ConfigError: No such file, not TOML, an unknown or missing key, a value of the wrong type or outside its range. The
+            place is `file: section.key`; for an unknown key the remedy is the nearest one that exists.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError("no such file", place=str(path)) from None
+    except IsADirectoryError:
+        raise ConfigError("this is a folder, not a file", place=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not TOML: {error}", place=str(path)) from None
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        # A section's own check arrives wrapped, with the original as the cause.
+        if isinstance(error.__cause__, ConfigError):
+            cause = error.__cause__
+            raise ConfigError(cause.message, place=f"{path}: {cause.place}", remedy=cause.remedy) from None
+        raise _explained(str(error), path, kind) from None
+    except ConfigError as error:
+        raise ConfigError(error.message, place=f"{path}: {error.place}", remedy=error.remedy) from None
+
+
+def _explained(text: str, path: Path, kind: type[msgspec.Struct]) -> ConfigError:
+    if found := _UNKNOWN.search(text):
+        key, section = found.group(1), found.group(2) or ""
+        known = _keys(kind, section)
+        near = difflib.get_close_matches(key, known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"unknown key {key!r}", place=f"{path}: {section or 'top level'}", remedy=remedy)
+    found = _OTHER.match(text)
+    message, section = (found.group(1), found.group(2) or "top level") if found else (text, "")
+    return ConfigError(message[:1].lower() + message[1:], place=f"{path}: {section}")
+
+
+def _keys(kind: Any, section: str) -> list[str]:
+    for part in filter(None, section.split(".")):
+        hint = get_type_hints(kind).get(part)
+        structs = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, msgspec.Struct)]
+        if not structs:
+            return []
+        kind = structs[0]
+    return list(kind.__struct_fields__)
+
+
+def parse_size(text: str, *, place: str = "") -> int:
+    """A size such as `2.5 GiB`, `800MB` or `1073741824` in bytes.
+
+    Raises:
+        ConfigError: Not a size; the remedy shows what one looks like.
+
+    Example:
+        >>> parse_size("1.5 GiB")
+        1610612736
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = found.group(2).lower() if found else None
+    if found is None or unit not in _UNITS:
+        near = difflib.get_close_matches(unit or "", _UNITS, 1)
+        raise ConfigError(
+            f"{text!r} is not a size", place=place, remedy=f"write a number and a unit: {near[0] if near else '2.5 GiB'}"
+        )
+    return int(float(found.group(1)) * _UNITS[unit])

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one exception tree.
+
+    FedkrsoError                    exit code
+    ├── ConfigError                 2   a job file, node file or flag is wrong
+    ├── DataError                   3   a user's data cannot be read as the job says
+    ├── ModelError                  4   a model folder cannot serve as the base
+    ├── TransportError              5   the broker cannot be used
+    │   ├── BrokerUnreachable
+    │   └── BrokerRefused
+    ├── WireError                   6   bytes from elsewhere are not what they should be
+    │   ├── MalformedMessage
+    │   └── UpdateRefused
+    ├── ExactnessError              7   two replicas would differ: never train on
+    ├── BudgetError                 8   the work does not fit into the memory budget
+    ├── WorkerError                 9   the training process failed or was killed
+    └── RunError                    10  the run cannot go on (quorum, ledger, missing run)
+
+Every error says what is wrong in one line, where (`place`) and what to do (`remedy`). The command line prints
+exactly that and ends with the class's exit code; a library never exits the process.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BrokerRefused",
+    "BrokerUnreachable",
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "ExactnessError",
+    "FedkrsoError",
+    "MalformedMessage",
+    "ModelError",
+    "RunError",
+    "TransportError",
+    "UpdateRefused",
+    "WireError",
+    "WorkerError",
+]
+
+
+class FedkrsoError(Exception):
+    """Anything this software refuses, with the place and the remedy.
+
+    Args:
+        message: What is wrong, one line, no full stop.
+        place: Where: a file with line or key, a topic, a tensor, `host:port`.
+        remedy: What the reader can do about it.
+
+    Example:
+        >>> print(FedkrsoError("no such column", place="train.csv", remedy="set data.text").one_line())
+        train.csv: no such column (set data.text)
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, place: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.place = place
+        self.remedy = remedy
+
+    def one_line(self) -> str:
+        """Place, message and remedy as one line for a person."""
+        text = f"{self.place}: {self.message}" if self.place else self.message
+        text = f"{text} ({self.remedy})" if self.remedy else text
+        return " ".join(text.split())
+
+    def __str__(self) -> str:
+        return self.one_line()
+
+
+class ConfigError(FedkrsoError):
+    """A job file, node file or flag is wrong."""
+
+    exit_code = 2
+
+
+class DataError(FedkrsoError):
+    """A user's data cannot be read as the job says."""
+
+    exit_code = 3
+
+
+class ModelError(FedkrsoError):
+    """A model folder cannot serve as the base of a run."""
+
+    exit_code = 4
+
+
+class TransportError(FedkrsoError):
+    """The broker cannot be used."""
+
+    exit_code = 5
+
+
+class BrokerUnreachable(TransportError):
+    """Nothing answers at the broker's address."""
+
+
+class BrokerRefused(TransportError):
+    """The broker answered and said no: password, rights or protocol."""
+
+
+class WireError(FedkrsoError):
+    """Bytes from elsewhere are not what they should be."""
+
+    exit_code = 6
+
+
+class MalformedMessage(WireError):
+    """Not a message of this protocol, or one that breaks its limits."""
+
+
+class UpdateRefused(WireError):
+    """An update that must not enter the sum; `message` is the reason its sender is told."""
+
+
+class ExactnessError(FedkrsoError):
+    """Two replicas would differ. A node resynchronises, it never trains on."""
+
+    exit_code = 7
+
+
+class BudgetError(FedkrsoError):
+    """The work does not fit into the memory budget; the message carries the numbers."""
+
+    exit_code = 8
+
+
+class WorkerError(FedkrsoError):
+    """The training process failed or was killed."""
+
+    exit_code = 9
+
+
+class RunError(FedkrsoError):
+    """The run cannot go on."""
+
+    exit_code = 10

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cumulative state, exact at the coordinator, rounded once for publication, the same at every replica.
+
+W(t) = W0 + sum over k of S_k P_k. The coordinator keeps S (m, K r) as 64-bit integers in units of 2**-32 and adds each round's
+mean to it. What it publishes is 16-bit integers with one power-of-two scale per row, shared by all seeds: roundings do not
+accumulate, and because scales only ever double, the difference between two published versions is exact and small.
+Tensors trained whole (a task head) are the same thing with one subspace, the identity: their published part is what training
+added to the initial value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_exponents
+from fedcore.errors import ExactnessError, MalformedMessage
+from fedcore.records import Record, read_header, read_records, write_records
+from fedcore.schema import ModelSchema
+
+__all__ = ["ExactState", "PublishedState", "model_digest", "state_shapes"]
+
+OUTCOME_FORMAT = "fedkrso outcome 1"
+# 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
+_FINEST_EXPONENT = -28
+_LARGEST = 2**15 - 1
+
+
+def state_shapes(schema: ModelSchema, num_seeds: int, rank: int) -> dict[str, tuple[int, int]]:
+    """(m, c) of each entry of the state: K r columns for a layer, a tensor's own columns for a tensor."""
+    shapes = {layer.name: (layer.rows, num_seeds * rank) for layer in schema.layers}
+    return shapes | {tensor.name: tensor.matrix for tensor in schema.tensors}
+
+
+@dataclass(frozen=True)
+class PublishedState:
+    """The learned state that every replica computes with: exactly these numbers.
+
+    Attributes:
+        version: The round whose outcome it is; 0 before the first.
+        seeds: The pool that the layers' columns belong to.
+        rank: Columns per seed.
+        entries: By name, int16 (m, c) and int8 exponents (m,).
+    """
+
+    version: int
+    seeds: tuple[int, ...]
+    rank: int
+    entries: Mapping[str, RowScaled]
+
+    @classmethod
+    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> PublishedState:
+        """The state before the first round."""
+        entries = {name: _zero_rows(shape) for name, shape in state_shapes(schema, len(seeds), rank).items()}
+        return cls(0, seeds, rank, entries)
+
+    def digest(self) -> str:
+        """SHA-256 over seeds, rank and every entry in name order; independent of how the state travelled."""
+        digest = hashlib.sha256(f"fedkrso state 1/{self.version}/{self.rank}/{self.seeds}".encode())
+        for name in sorted(self.entries):
+            part = self.entries[name]
+            digest.update(f"/{name}/{part.q.shape}/".encode())
+            digest.update(part.exponent.tobytes())
+            digest.update(part.q.astype("<i2").tobytes())
+        return digest.hexdigest()
+
+    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> PublishedState:
+        """The state after its layers were folded into the base: layers zero under new seeds, tensors kept."""
+        layers = {layer.name for layer in schema.layers}
+        entries = {
+            name: _zero_rows((len(part.q), len(seeds) * self.rank)) if name in layers else part
+            for name, part in self.entries.items()
+        }
+        return PublishedState(self.version, seeds, self.rank, entries)
+
+    def write(self, path: Path, *, previous: PublishedState | None = None) -> None:
+        """Write the whole state, or its difference to `previous` (same seeds), as a record file."""
+        if previous is not None and previous.seeds != self.seeds:
+            raise ExactnessError("a difference needs the same seeds on both sides", place=path.name)
+        header = {
+            "format": OUTCOME_FORMAT,
+            "version": self.version,
+            "seeds": list(self.seeds),
+            "rank": self.rank,
+            "base_version": None if previous is None else previous.version,
+        }
+        write_records(path, header, self._records(previous))
+
+    def _records(self, previous: PublishedState | None) -> Iterator[Record]:
+        for name in sorted(self.entries):
+            part = self.entries[name]
+            if previous is None:
+                yield Record(name, part, 16)
+            else:
+                # Modulo 2**16: what overflows here overflows back on the other side.
+                q = part.q - _coarser(previous.entries[name], part.exponent)
+                yield Record(name, RowScaled(q, part.exponent), 16, difference=True)
+
+    @classmethod
+    def read(cls, path: Path, shapes: Mapping[str, tuple[int, int]], *, previous: PublishedState | None = None) -> PublishedState:
+        """Read what `write` wrote, against the shapes the plan promises.
+
+        Args:
+            path: A file with the whole state or a difference.
+            shapes: (m, c) by name.
+            previous: The state this node holds; needed when the file is a difference.
+
+        Raises:
+            MalformedMessage: Damaged, or other entries than the plan's.
+            ExactnessError: A difference to a version that this node does not hold.
+        """
+        header = read_header(path, OUTCOME_FORMAT)
+        version, seeds, rank, base = _checked_header(header, path.name)
+        if base is not None and (previous is None or previous.version != base or previous.seeds != seeds):
+            held = "none" if previous is None else previous.version
+            raise ExactnessError(f"a difference to version {base}, this node holds {held}", place=path.name)
+        entries: dict[str, RowScaled] = {}
+        for record in read_records(path):
+            if record.name in entries or record.part.q.shape != shapes.get(record.name):
+                raise MalformedMessage("an entry that the plan does not have", place=f"{path.name}: {record.name}")
+            if record.difference != (base is not None):
+                raise MalformedMessage("whole and difference entries mixed", place=path.name)
+            part = record.part
+            if record.difference and previous is not None:
+                part = RowScaled(_coarser(previous.entries[record.name], part.exponent) + part.q, part.exponent)
+            entries[record.name] = part
+        if entries.keys() != shapes.keys():
+            missing = sorted(shapes.keys() - entries.keys())
+            raise MalformedMessage(f"{len(missing)} entries are missing, first {missing[0]}", place=path.name)
+        return cls(version, seeds, rank, entries)
+
+
+@dataclass
+class ExactState:
+    """The coordinator's side: S in units of 2**-32, and the published scales, which never shrink.
+
+    Attributes:
+        version: The last round added.
+        sums: By name int64 (m, c).
+        exponents: By name int64 (m,).
+    """
+
+    version: int
+    seeds: tuple[int, ...]
+    rank: int
+    sums: dict[str, NDArray[np.int64]]
+    exponents: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    @classmethod
+    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> ExactState:
+        """Nothing learned yet."""
+        shapes = state_shapes(schema, len(seeds), rank)
+        return cls(0, seeds, rank, {name: np.zeros(shape, np.int64) for name, shape in shapes.items()})
+
+    def after(self, total: RunningSum) -> ExactState:
+        """The next version: this one plus the round's mean. A new object, so that a failed round leaves nothing behind."""
+        sums = {name: self.sums[name] + mean for name, mean in total.means()}
+        return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents))
+
+    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> ExactState:
+        """After a fold: layers zero under new seeds, tensors kept."""
+        sums, exponents = dict(self.sums), dict(self.exponents)
+        for layer in schema.layers:
+            sums[layer.name] = np.zeros((layer.rows, len(seeds) * self.rank), np.int64)
+            exponents.pop(layer.name, None)
+        return ExactState(self.version, seeds, self.rank, sums, exponents)
+
+    def publish(self) -> PublishedState:
+        """Round S once, half to even, to 16 bits a number; raises the row scales where S outgrew them."""
+        entries = {}
+        for name, total in self.sums.items():
+            # int64 -> float64 may round S by 2**-53 of itself: harmless for a bound that leaves the exponent one step of room.
+            absmax = np.abs(total).max(axis=1, initial=0).astype(np.float64) * 2.0**-FRACTION_BITS
+            needed = np.maximum(row_exponents(absmax, _LARGEST), _FINEST_EXPONENT)
+            exponent = np.maximum(needed, self.exponents.get(name, needed))
+            q = _shift_half_even(total, exponent + FRACTION_BITS)
+            over = (np.abs(q) > _LARGEST).any(axis=1)
+            if over.any():
+                exponent = exponent + over
+                q = _shift_half_even(total, exponent + FRACTION_BITS)
+            self.exponents[name] = exponent
+            entries[name] = RowScaled(q.astype(np.int16), exponent.astype(np.int8))
+        return PublishedState(self.version, self.seeds, self.rank, entries)
+
+
+def model_digest(base_digest: str, state: PublishedState) -> str:
+    """One hash over the base and the published state: equal digests mean equal models, bit for bit."""
+    return hashlib.sha256(f"fedkrso model 1/{base_digest}/{state.digest()}".encode()).hexdigest()
+
+
+def _zero_rows(shape: tuple[int, int]) -> RowScaled:
+    return RowScaled(np.zeros(shape, np.int16), np.full(shape[0], _FINEST_EXPONENT, np.int8))
+
+
+def _shift_half_even(total: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """total / 2**bits per row, half to even, in integers only. `bits` (m,) is 0 or more."""
+    shift = bits[:, None]
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), np.int64(0))
+    floor = total >> shift
+    rest = total - (floor << shift)
+    up = (rest > half) | ((rest == half) & (shift > 0) & (floor & 1 == 1))
+    return np.asarray(floor + up, np.int64)
+
+
+def _coarser(part: RowScaled, exponent: NDArray[np.int8]) -> NDArray[np.int16]:
+    """A published entry's integers at a later version's scales (which only double)."""
+    bits = exponent.astype(np.int64) - part.exponent.astype(np.int64)
+    if (bits < 0).any() or (bits > 62).any():
+        raise MalformedMessage("a scale shrank between versions")
+    return _shift_half_even(part.q.astype(np.int64), bits).astype(np.int16)
+
+
+def _checked_header(header: dict[str, Any], place: str) -> tuple[int, tuple[int, ...], int, int | None]:
+    version, seeds, rank, base = (header.get(key) for key in ("version", "seeds", "rank", "base_version"))
+    whole = all(isinstance(x, int) for x in (version, rank)) and isinstance(seeds, list)
+    if not whole or not all(isinstance(seed, int) for seed in seeds or ()) or not (base is None or isinstance(base, int)):
+        raise MalformedMessage("an outcome's header has fields of the wrong type", place=place)
+    return version, tuple(seeds or ()), rank, base  # type: ignore[return-value]

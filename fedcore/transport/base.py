@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transport is: at-least-once publish and subscribe, and nothing more.
+
+A transport may lose, repeat and reorder messages; transfers live with that. It never queues without bound: what cannot go out now is
+told to the caller, whose timers try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["Connected", "Disconnected", "Limits", "Message", "Received", "Sink", "Transport", "TransportEvent"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is published; an empty retained payload clears the topic."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the broker said about itself: largest packet in bytes (None: no limit told), and protocol."""
+
+    max_packet_bytes: int | None
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The link is up and every subscription renewed."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The link is down; the transport is trying again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message for one of our subscriptions."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+
+
+TransportEvent = Connected | Disconnected | Received
+Sink = Callable[[TransportEvent], None]
+
+
+class Transport(Protocol):
+    """A connection that keeps itself up."""
+
+    def start(self, sink: Sink, will: Message | None = None) -> None:
+        """Begin to connect; returns at once. The sink MUST only enqueue: it is called on the transport's own thread."""
+        ...
+
+    def wait_connected(self, timeout_seconds: float) -> Limits:
+        """Wait for the first connection.
+
+        Raises:
+            BrokerUnreachable: Nobody answers there.
+            BrokerRefused: The broker says no.
+        """
+        ...
+
+    def publish(self, message: Message) -> bool:
+        """Hand a message over; False, and nothing happens, while disconnected or while too much is under way."""
+        ...
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Receive a filter's messages, now and after every reconnect; retained ones come at once."""
+        ...
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Receive them no more."""
+        ...
+
+    def stop(self) -> None:
+        """Disconnect cleanly: the will is not sent."""
+        ...
+
+    def abandon(self) -> None:
+        """Cut the link without a word, as a crash would: the will is sent."""
+        ...

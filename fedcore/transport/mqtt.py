@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MQTT over paho: version 5 where the broker has it, else 3.1.1, with a link that comes back by itself.
+
+paho's habits that matter here: callbacks run on its network thread and must not wait, so they only forward to the sink; it resends its
+whole queue after a reconnect, so no more than one window is ever handed to it; its reconnect has no jitter, so ours does it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
+from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Sink
+
+__all__ = ["MqttSettings", "MqttTransport"]
+
+# One window of chunks and the small messages beside it.
+_MOST_UNDER_WAY = 32
+_KEEPALIVE_SECONDS = 60
+_ANSWER_SECONDS = 2.0
+_SESSION_SECONDS = 24 * 3600
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+# CONNACK codes (3.1.1 and 5) for a wrong user or password and for missing rights.
+_WRONG_LOGIN = {4, 5, 134, 135}
+_WRONG_VERSION = {1, 132}
+
+
+@dataclass(frozen=True)
+class MqttSettings:
+    """Where the broker is and who we are there.
+
+    Attributes:
+        url: `mqtt://host:port`, or `mqtts://host:port` for TLS with host verification.
+        client_id: Fixed for a node, so that the broker keeps its session.
+        username, password: Login.
+        ca_file: Certificate authority; the system's by default.
+        certificate_file, key_file: The client's own certificate.
+    """
+
+    url: str
+    client_id: str
+    username: str | None = None
+    password: str | None = None
+    ca_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port.
+
+        Raises:
+            ConfigError: Not an MQTT address.
+        """
+        parts = urlsplit(self.url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1:
+            raise ConfigError(f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtt://host:1883")
+        return parts.hostname, port or (8883 if self.tls else 1883)
+
+    @property
+    def tls(self) -> bool:
+        """Whether the link is encrypted."""
+        return self.url.startswith("mqtts:")
+
+
+class MqttTransport:
+    """See `Transport`.
+
+    Args:
+        settings: Broker and login.
+        jitter: Spreads reconnects of many nodes over time.
+    """
+
+    def __init__(self, settings: MqttSettings, jitter: random.Random) -> None:
+        self._settings = settings
+        self._jitter = jitter
+        self._host, self._port = settings.address
+        self._filters: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._linked = threading.Event()
+        self._stopping = threading.Event()
+        self._failure: TransportError | None = None
+        self._answered = threading.Event()
+        self._closed = threading.Event()
+        self._limits = Limits(None, "")
+        self._protocol = MQTTProtocolVersion.MQTTv5
+        self._at_once = False
+        self._client: paho.Client | None = None
+        self._sink: Sink = lambda event: None
+        self._will: Message | None = None
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def start(self, sink: Sink, will: Message | None = None) -> None:
+        """See `Transport`."""
+        self._sink, self._will = sink, will
+        self._thread.start()
+
+    def wait_connected(self, timeout_seconds: float) -> Limits:
+        """See `Transport`."""
+        deadline = time.monotonic() + timeout_seconds
+        while not self._linked.is_set():
+            if self._failure is not None and (isinstance(self._failure, BrokerRefused) or time.monotonic() > deadline):
+                raise self._failure
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable("no answer", place=self._place, remedy="is the broker running there?")
+            self._answered.wait(0.05)
+        return self._limits
+
+    def publish(self, message: Message) -> bool:
+        """See `Transport`."""
+        client, limit = self._client, self._limits.max_packet_bytes
+        if client is None or not self._linked.is_set():
+            return False
+        if limit is not None and len(message.payload) + len(message.topic) + 64 > limit:
+            raise TransportError(
+                f"a message of {len(message.payload)} bytes is above the broker's limit of {limit}",
+                place=message.topic,
+                remedy="lower round.chunk_bytes",
+            )
+        with self._lock:
+            if self._under_way >= _MOST_UNDER_WAY:
+                return False
+            self._under_way += 1
+        info = client.publish(message.topic, message.payload, qos=1, retain=message.retain)
+        return info.rc == paho.MQTT_ERR_SUCCESS
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See `Transport`."""
+        self._filters[topic_filter] = None
+        if self._client is not None and self._linked.is_set():
+            self._client.subscribe(topic_filter, qos=1)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """See `Transport`."""
+        self._filters.pop(topic_filter, None)
+        if self._client is not None and self._linked.is_set():
+            self._client.unsubscribe(topic_filter)
+
+    def stop(self) -> None:
+        """See `Transport`; messages handed over get a moment to leave."""
+        deadline = time.monotonic() + 2.0
+        while self._linked.is_set() and self._under_way and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._stopping.set()
+        if self._client is not None:
+            self._client.disconnect()
+        self._closed.set()
+        self._thread.join(5.0)
+
+    def abandon(self) -> None:
+        """See `Transport`."""
+        self._stopping.set()
+        sock = self._client.socket() if self._client is not None else None
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._closed.set()
+        self._thread.join(5.0)
+
+    @property
+    def _place(self) -> str:
+        return f"{self._host}:{self._port}"
+
+    def _run(self) -> None:
+        """Connect, serve, and after a loss connect again with a growing, jittered pause."""
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._stopping.is_set():
+            self._client = client = self._new_client()
+            self._under_way = 0
+            connected = False
+            self._closed.clear()
+            try:
+                client.connect(self._host, self._port, keepalive=_KEEPALIVE_SECONDS, **self._connect_options())
+                # paho's own loop thread, because only then does publish leave the writing to it.
+                client.loop_start()
+                five = self._protocol == MQTTProtocolVersion.MQTTv5
+                if five and not self._wait_for_answer(_ANSWER_SECONDS) and not self._stopping.is_set():
+                    # Brokers that only know 3.1.1 (amqtt) may wait for ever inside a version 5 CONNECT.
+                    self._other_version()
+                else:
+                    self._closed.wait()
+                client.loop_stop()
+                connected = self._linked.is_set()
+            except ssl.SSLError as error:
+                self._fail(BrokerRefused(f"TLS: {error.reason or error}", place=self._place, remedy="check broker.ca_file"))
+            except OSError as error:
+                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?"))
+            else:
+                self._no_answer(connected)
+            if self._linked.is_set():
+                self._linked.clear()
+                self._sink(Disconnected("the connection was lost"))
+            pause = _FIRST_PAUSE_SECONDS if connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            at_once, self._at_once = self._at_once, False
+            self._stopping.wait(0.0 if at_once else pause * self._jitter.uniform(0.5, 1.0))
+
+    def _new_client(self) -> paho.Client:
+        settings = self._settings
+        five = self._protocol == MQTTProtocolVersion.MQTTv5
+        options: dict[str, Any] = {} if five else {"clean_session": False}
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=settings.client_id, protocol=self._protocol, reconnect_on_failure=False, **options)
+        if settings.username is not None:
+            client.username_pw_set(settings.username, settings.password)
+        if settings.tls:
+            client.tls_set(settings.ca_file, settings.certificate_file, settings.key_file)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
+        client.max_inflight_messages_set(_MOST_UNDER_WAY)
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_disconnect = self._on_disconnect
+        return client
+
+    def _connect_options(self) -> dict[str, Any]:
+        if self._protocol != MQTTProtocolVersion.MQTTv5:
+            return {}
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = _SESSION_SECONDS
+        properties.ReceiveMaximum = _MOST_UNDER_WAY
+        return {"clean_start": False, "properties": properties}
+
+    def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        del userdata, flags
+        if reason.is_failure:
+            self._closed.set()
+            code = int(reason.value)
+            if code in _WRONG_VERSION and self._protocol == MQTTProtocolVersion.MQTTv5:
+                self._other_version()
+                return
+            remedy = "check broker.username and broker.password" if code in _WRONG_LOGIN else "see the broker's log"
+            self._fail(BrokerRefused(f"the broker refused: {reason}", place=self._place, remedy=remedy))
+            return
+        largest = getattr(properties, "MaximumPacketSize", None)
+        self._limits = Limits(largest, "MQTT 5" if self._protocol == MQTTProtocolVersion.MQTTv5 else "MQTT 3.1.1")
+        for topic_filter in list(self._filters):
+            client.subscribe(topic_filter, qos=1)
+        self._failure = None
+        self._linked.set()
+        self._answered.set()
+        self._sink(Connected(self._limits))
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        del client, userdata
+        self._sink(Received(message.topic, bytes(message.payload), bool(message.retain)))
+
+    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        del userdata, mid, reason, properties
+        with self._lock:
+            # Acknowledgements of an earlier link's messages do not count.
+            if client is self._client:
+                self._under_way = max(0, self._under_way - 1)
+
+    def _on_disconnect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        del userdata, flags, reason, properties
+        if client is self._client:
+            self._closed.set()
+
+    def _no_answer(self, connected: bool) -> None:
+        """The link closed. Brokers without MQTT 5 close it at once, unasked: try 3.1.1 next."""
+        if connected or self._at_once or self._failure is not None or self._stopping.is_set():
+            return
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            self._other_version()
+        else:
+            self._fail(BrokerUnreachable("the broker closed the connection", place=self._place, remedy="see the broker's log"))
+
+    def _other_version(self) -> None:
+        self._protocol = MQTTProtocolVersion.MQTTv311
+        self._at_once = True
+
+    def _wait_for_answer(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not (self._linked.is_set() or self._closed.is_set()) and time.monotonic() < deadline:
+            self._closed.wait(0.02)
+        return self._linked.is_set() or self._closed.is_set()
+
+    def _fail(self, error: TransportError) -> None:
+        self._failure = error
+        self._answered.set()

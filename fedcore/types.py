@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small types that both light and heavy parts name (the agent imports this file; it must stay free of NumPy)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["BaseKind", "Bits", "Order"]
+
+BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
+"""How target layers' weights are held."""
+
+Bits = Literal[4, 8, 16]
+"""Bits of an accumulator's numbers on the wire."""
+
+Order = Literal["cycle", "uniform"]
+"""How intervals go through the pool's subspaces."""

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The disk side of transfers. Memory does not grow with the size of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from fedcore.wire.bitmap import Bitmap
+from fedcore.wire.manifest import Manifest
+from fedcore.wire.messages import Chunk
+
+__all__ = ["PartialFile", "flush_folder", "manifest_of", "read_chunk"]
+
+_READ_BYTES = 262_144
+
+
+def manifest_of(path: Path, chunk_bytes: int) -> Manifest:
+    """A file's manifest; reads it once."""
+    return Manifest(path.name, path.stat().st_size, _sha256(path), chunk_bytes)
+
+
+def read_chunk(path: Path, transfer: str, index: int, chunk_bytes: int) -> Chunk:
+    """Chunk `index` of a file, ready to send."""
+    with path.open("rb") as file:
+        file.seek(index * chunk_bytes)
+        data = file.read(chunk_bytes)
+    return Chunk(transfer, index, zlib.crc32(data), data)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class PartialFile:
+    """A file that arrives in chunks: `<path>.part`, with the manifest and bitmap of flushed chunks in `<path>.have`.
+
+    The bitmap on disk only ever says less than what is there, since chunks are flushed before it is written; so a crash costs
+    some chunks again, never a hole. A partial file of another manifest is discarded.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._part = path.with_name(path.name + ".part")
+        self._have = path.with_name(path.name + ".have")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.bitmap = Bitmap(manifest.chunks, self._stored_bitmap())
+        self._file = self._part.open("r+b" if self._part.exists() else "w+b")
+        self._unsaved = 0
+
+    def write(self, index: int, data: bytes) -> None:
+        """Store a chunk at its place."""
+        self._file.seek(index * self.manifest.chunk_bytes)
+        self._file.write(data)
+        self.bitmap.add(index)
+        self._unsaved += 1
+        if self._unsaved >= 64:
+            self.save()
+
+    def save(self) -> None:
+        """Flush chunks, then the bitmap that says they are there."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        beside = self._have.with_name(self._have.name + ".new")
+        beside.write_bytes(msgspec.msgpack.encode((self.manifest, self.bitmap.tobytes())))
+        beside.replace(self._have)
+        self._unsaved = 0
+
+    def finish(self) -> bool:
+        """Check the SHA-256; if right, flush and rename to `path`. If wrong, start over from nothing."""
+        self._file.flush()
+        if self._part.stat().st_size != self.manifest.size_bytes or _sha256(self._part) != self.manifest.sha256:
+            self._file.truncate(0)
+            self._have.unlink(missing_ok=True)
+            self.bitmap = Bitmap(self.manifest.chunks)
+            return False
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._part.replace(self.path)
+        self._have.unlink(missing_ok=True)
+        flush_folder(self.path.parent)
+        return True
+
+    def close(self) -> None:
+        """Stop for now; a later `PartialFile` of the same path and manifest goes on."""
+        if not self._file.closed:
+            self.save()
+            self._file.close()
+
+    def _stored_bitmap(self) -> bytes:
+        try:
+            manifest, have = msgspec.msgpack.decode(self._have.read_bytes(), type=tuple[Manifest, bytes])
+        except (FileNotFoundError, msgspec.DecodeError):
+            manifest, have = None, b""
+        if manifest == self.manifest and self._part.exists():
+            return have
+        self._part.unlink(missing_ok=True)
+        self._have.unlink(missing_ok=True)
+        return b""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One body of tests that every transport passes: in memory, over amqtt (3.1.1) and over mosquitto (5)."""
+
+from __future__ import annotations
+
+import queue
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.broker import LocalBroker, find_mosquitto
+from fedcore.errors import BrokerRefused, BrokerUnreachable
+from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport
+from fedcore.transport.memory import MemoryBroker
+from fedcore.transport.mqtt import MqttSettings, MqttTransport
+
+
+class Bench:
+    """A broker with clients whose events can be waited for."""
+
+    def __init__(self, broker: Any, connect: Callable[[str], Transport]) -> None:
+        self.broker = broker
+        self.connect = connect
+        self.clients: list[Transport] = []
+
+    def client(self, name: str, will: Message | None = None) -> tuple[Transport, queue.Queue[Any]]:
+        events: queue.Queue[Any] = queue.Queue()
+        transport = self.connect(name)
+        transport.start(events.put, will)
+        transport.wait_connected(15)
+        wait_for(events, Connected)
+        self.clients.append(transport)
+        return transport, events
+
+
+def wait_for(events: queue.Queue[Any], kind: type, seconds: float = 15.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        event = events.get(timeout=max(0.01, deadline - time.monotonic()))
+        if isinstance(event, kind):
+            return event
+
+
+def publish(transport: Transport, message: Message) -> None:
+    deadline = time.monotonic() + 10
+    while not transport.publish(message):
+        assert time.monotonic() < deadline, "publish was refused for ten seconds"
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=["memory", "amqtt", "mosquitto"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    if request.param == "memory":
+        memory = MemoryBroker()
+        made = Bench(memory, lambda name: memory.connect())
+        yield made
+        for client in made.clients:
+            client.stop()
+        return
+    if request.param == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    with LocalBroker(tmp_path / "broker", kind=request.param) as broker:
+        made = Bench(broker, lambda name: MqttTransport(broker.settings(name), random.Random(0)))
+        yield made
+        for client in made.clients:
+            client.stop()
+
+
+def test_delivers_what_a_filter_covers_and_nothing_else(bench: Bench) -> None:
+    sender, _ = bench.client("a")
+    receiver, events = bench.client("b")
+    receiver.subscribe("t/+/up/#")
+    time.sleep(0.2)
+    publish(sender, Message("t/1/down/x", b"no"))
+    publish(sender, Message("t/1/up/x/y", b"yes"))
+    assert wait_for(events, Received) == Received("t/1/up/x/y", b"yes", retained=False)
+
+
+def test_large_payload_arrives_whole(bench: Bench) -> None:
+    sender, _ = bench.client("a")
+    receiver, events = bench.client("b")
+    receiver.subscribe("big")
+    time.sleep(0.2)
+    payload = random.Random(1).randbytes(262_144 + 300)
+    publish(sender, Message("big", payload))
+    assert wait_for(events, Received).payload == payload
+
+
+def test_retained_message_reaches_a_later_subscriber_until_it_is_cleared(bench: Bench) -> None:
+    sender, _ = bench.client("a")
+    publish(sender, Message("plan", b"1", retain=True))
+    time.sleep(0.3)
+    early, events = bench.client("b")
+    early.subscribe("plan")
+    assert wait_for(events, Received) == Received("plan", b"1", retained=True)
+    publish(sender, Message("plan", b"", retain=True))
+    time.sleep(0.3)
+    late, others = bench.client("c")
+    late.subscribe("plan")
+    with pytest.raises(queue.Empty):
+        wait_for(others, Received, seconds=0.5)
+
+
+def test_will_is_sent_for_a_client_that_vanishes_and_not_for_one_that_leaves(bench: Bench) -> None:
+    watcher, events = bench.client("w")
+    watcher.subscribe("will/#")
+    time.sleep(0.2)
+    leaving, _ = bench.client("l", Message("will/l", b"gone"))
+    leaving.stop()
+    vanishing, _ = bench.client("v", Message("will/v", b"gone"))
+    vanishing.abandon()
+    assert wait_for(events, Received).topic == "will/v"
+
+
+def test_subscriptions_survive_a_restart_of_the_broker(bench: Bench) -> None:
+    sender, _ = bench.client("a")
+    receiver, events = bench.client("b")
+    receiver.subscribe("t")
+    bench.broker.stop()
+    wait_for(events, Disconnected)
+    assert not sender.publish(Message("t", b"lost"))
+    bench.broker.restart() if isinstance(bench.broker, MemoryBroker) else bench.broker.start()
+    wait_for(events, Connected, seconds=30)
+    time.sleep(0.3)
+    publish(sender, Message("t", b"again"))
+    assert wait_for(events, Received).payload == b"again"
+
+
+@pytest.mark.parametrize("kind", ["amqtt", "mosquitto"])
+def test_wrong_password_is_one_clear_refusal(kind: Any, tmp_path: Path) -> None:
+    if kind == "mosquitto" and find_mosquitto() is None:
+        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    with LocalBroker(tmp_path / "broker", kind=kind) as broker:
+        transport = MqttTransport(MqttSettings(broker.url, "x", "fedkrso", "wrong"), random.Random(0))
+        transport.start(lambda event: None)
+        with pytest.raises(BrokerRefused, match=r"127\.0\.0\.1:\d+: .*broker\.password"):
+            transport.wait_connected(15)
+        transport.stop()
+
+
+def test_unreachable_broker_is_named() -> None:
+    transport = MqttTransport(MqttSettings("mqtt://127.0.0.1:9", "x"), random.Random(0))
+    transport.start(lambda event: None)
+    with pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1:9: .*refused.*is the broker running"):
+        transport.wait_connected(0.5)
+    transport.stop()
+
+
+def test_mosquitto_tells_its_packet_limit(tmp_path: Path) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    with LocalBroker(tmp_path / "broker", kind="mosquitto", max_packet_bytes=131_072) as broker:
+        transport = MqttTransport(broker.settings("x"), random.Random(0))
+        transport.start(lambda event: None)
+        assert transport.wait_connected(10).max_packet_bytes == 131_072
+        transport.stop()
