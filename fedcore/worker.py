@@ -103,6 +103,8 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     """Answer to `Describe`."""
 
     model_schema: ModelSchema
+    task: TaskSection
+    """With its labels as a list, also where the job names a function."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

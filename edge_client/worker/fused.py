@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of transformers rewritten to keep less for the backward pass. Same numbers, same parameter names.
 
-- RMS norm: keeps x, which the residual stream holds anyway, and one number per token, instead of three copies of x.
+- RMS norm: keeps x in its own dtype and one number per token (the original keeps a float32 copy of a 16-bit x, and the normed x
+  where the weight trains), and goes back in blocks of tokens instead of through six matrices of x's size.
 - Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept.
 
 LayerNorm, GELU and scaled dot-product attention have native backward passes that keep as little; they stay.
@@ -14,7 +15,6 @@ Legend: t tokens, n features, i features inside the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,32 +45,31 @@ def fuse(model: nn.Module) -> int:
 
 def _fused(module: nn.Module) -> nn.Module | None:
     """The replacement of a module, or None where there is none that gives the same numbers."""
+    if isinstance(module, FusedGatedMLP | FusedRMSNorm):
+        return None
+    children = dict(module.named_children())
+    own = dict(module.named_parameters(recurse=False))
     new: nn.Module
-    parts = set(dict(module.named_children()))
-    parameters = dict(module.named_parameters(recurse=False))
-    if {"gate_proj", "up_proj", "down_proj"} <= parts and not parameters:
-        gate, up, down = (module.get_submodule(part) for part in ("gate_proj", "up_proj", "down_proj"))
-        weight = next((tensor for part in (gate, up, down) for tensor in part.parameters()), None)
-        features = getattr(gate, "in_features", None)
-        new = FusedGatedMLP(gate, up, down)
-    elif not parts and parameters.keys() == {"weight"} and parameters["weight"].ndim == 1:
-        weight = parameters["weight"]
-        features = weight.shape[0]
+    if children.keys() >= {"gate_proj", "up_proj", "down_proj"} and not own:
+        new = FusedGatedMLP(children["gate_proj"], children["up_proj"], children["down_proj"])
+        features = getattr(new.gate_proj, "in_features", None)
+    elif not children and own.keys() == {"weight"} and own["weight"].ndim == 1:
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        new = FusedRMSNorm(parameters["weight"], eps) if isinstance(eps, float) else module
+        if not isinstance(eps, float):
+            return None
+        new, features = FusedRMSNorm(own["weight"], eps), own["weight"].shape[0]
     else:
         return None
-    if new is module or not isinstance(features, int) or isinstance(module, FusedGatedMLP | FusedRMSNorm):
-        return None
-    dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
-    device = next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
     new.train(module.training)
-    return new if _agree(module, new, features, dtype, device) else None
+    return new if isinstance(features, int) and _agree(module, new, features) else None
 
 
 @torch.no_grad()
-def _agree(one: Callable[[Tensor], Any], other: nn.Module, features: int, dtype: torch.dtype, device: torch.device) -> bool:
+def _agree(one: nn.Module, other: nn.Module, features: int) -> bool:
     """Whether two modules give the same numbers for three tokens, one of them large, one small."""
+    held = [*one.parameters(), *one.buffers()]
+    device = held[0].device if held else torch.device("cpu")
+    dtype = next((tensor.dtype for tensor in one.parameters() if tensor.is_floating_point()), torch.float32)
     x = torch.sin(torch.arange(3 * features, device=device)).view(3, features)
     x *= torch.tensor([1.0, 30.0, 0.01], device=device)[:, None]
     try:

@@ -84,13 +84,13 @@ class _Loss(torch.autograd.Function):
             probability = logits.float()  # the same tensor in float32
             chosen = probability.gather(1, place).squeeze(1)
             largest = probability.amax(dim=1, keepdim=True)
-            total += ((probability.sub_(largest).exp_().sum(dim=1).log_() + largest.squeeze(1) - chosen) * counts).sum()
+            normaliser = probability.sub_(largest).exp_().sum(dim=1)
+            total += ((normaliser.log() + largest.squeeze(1) - chosen) * counts).sum()
             if gradient is None:
                 continue
             # d loss / d logits = (softmax - one at the label) / count
-            share = counts[:, None].float() / count
-            probability.mul_(share / probability.sum(dim=1, keepdim=True))
-            probability.scatter_add_(1, place, -share)
+            share = counts.float() / count
+            probability.mul_((share / normaliser)[:, None]).scatter_add_(1, place, -share[:, None])
             logits = probability.to(hidden.dtype)
             out = gradient[start : start + chunk_tokens]
             for rows in blocks:
@@ -100,7 +100,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gloss: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, gloss: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        # In place: autograd counts the change, so a second backward pass fails loudly.
         (gradient,) = ctx.saved_tensors
-        scaled = None if gradient is None else (gradient * gloss).to(gradient.dtype)
-        return scaled, None, None, None, None, None
+        return gradient.mul_(gloss), None, None, None, None, None

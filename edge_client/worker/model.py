@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from edge_client.worker.layer import FloatWeight, Int8Weight, Scratch, SubspaceLinear
+from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch
 from fedcore.base import Base, LayerWeight
 from fedcore.checkpoint import Checkpoint, to_float32
 from fedcore.errors import ModelError

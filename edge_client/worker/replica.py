@@ -114,6 +114,10 @@ class Replica:
             raise ExactnessError("the base differs from the plan's")
         self._install()
 
+    def restore(self) -> None:
+        """Drop the round's accumulators and trained values: back to the published state."""
+        self._install()
+
     def start_values(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
         """Each whole tensor's value at the held version: initial plus published, one float32 addition."""
         out = {}

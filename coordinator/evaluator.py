@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation in a process of its own: the coordinator needs no torch, and a slow evaluation stops no round."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable
+from pathlib import Path
+
+from coordinator.broker import die_with_parent
+from fedcore.errors import FedkrsoError, WorkerError
+from fedcore.job import DataSection
+from fedcore.plan import OutcomeObject, Plan
+from fedcore.worker import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, WorkerDied, WorkerProcess
+
+__all__ = ["Evaluator", "ask_worker", "raise_failure"]
+
+
+def raise_failure(failed: Failed) -> None:
+    """Raise a worker's failure as the error it was."""
+    error = FedkrsoError(failed.message, place=failed.place, remedy=failed.remedy)
+    error.exit_code = failed.exit_code  # type: ignore[misc]
+    raise error
+
+
+def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> Event:
+    """One command to a fresh worker; its answer.
+
+    Raises:
+        FedkrsoError: What the worker could not do, or that it died.
+    """
+    events: queue.Queue[Event | WorkerDied] = queue.Queue()
+    worker = WorkerProcess(events.put, log, prepare=die_with_parent)
+    try:
+        worker.send(command)
+        answer = events.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise WorkerError(f"no answer within {timeout_seconds:.0f} s", place=str(log)) from None
+    finally:
+        worker.stop()
+    if isinstance(answer, WorkerDied):
+        last = answer.tail.splitlines()[-1] if answer.tail else "no output"
+        raise WorkerError(
+            f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
+        )
+    if isinstance(answer, Failed):
+        raise_failure(answer)
+    return answer
+
+
+class Evaluator:
+    """A warm evaluation process.
+
+    Args:
+        sink: Gets its events, from a thread.
+        plan: Any plan of the run.
+        run: Run name.
+        data: Held-out data.
+        model_folder: The checkpoint.
+        folder: Its own folder.
+    """
+
+    def __init__(
+        self, sink: Callable[[Event | WorkerDied], None], plan: Plan, run: str, data: DataSection, model_folder: str, folder: Path
+    ) -> None:
+        self._worker = WorkerProcess(
+            sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"}, prepare=die_with_parent
+        )
+        threads = max(1, (os.cpu_count() or 1) // 2)
+        self._worker.send(
+            Configure(
+                plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads
+            )
+        )
+        self.pending = 0
+
+    def evaluate(self, obj: OutcomeObject, path: Path) -> None:
+        """Queue an evaluation of a whole outcome file."""
+        self._worker.send(Adopt(str(path), obj.version, obj.generation, difference=False, digest=obj.digest))
+        self._worker.send(Evaluate(obj.version))
+        self.pending += 1
+
+    def done(self, event: Evaluated) -> None:
+        """An answer came."""
+        del event
+        self.pending -= 1
+
+    def stop(self) -> None:
+        """End the process."""
+        self._worker.stop()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: where everything lies, and the exact state as a file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedcore.errors import RunError
+from fedcore.state import ExactState
+from fedcore.wire.files import flush_folder
+
+__all__ = ["RunFolder", "load_state", "save_state"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        """SQLite."""
+        return self.root / "ledger.sqlite"
+
+    @property
+    def job(self) -> Path:
+        """The job as it was started, for `resume`; readable by its owner only, since it may hold a password."""
+        return self.root / "job.json"
+
+    @property
+    def base(self) -> Path:
+        """Master copies of later generations."""
+        return self.root / "base"
+
+    @property
+    def evaluator(self) -> Path:
+        """The evaluation process' own folder."""
+        return self.root / "evaluator"
+
+    @property
+    def summary(self) -> Path:
+        """What the run came to, for machines."""
+        return self.root / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        """What the run came to, for people."""
+        return self.root / "report.html"
+
+    def update(self, server_round: int, node: str) -> Path:
+        """A participant's update."""
+        return self.root / "updates" / str(server_round) / f"{node}.bin"
+
+    def outcome(self, version: int, *, whole: bool) -> Path:
+        """A published object."""
+        return self.root / "outcomes" / f"{version}-{'whole' if whole else 'difference'}.bin"
+
+    def state(self, version: int) -> Path:
+        """The exact state of a version."""
+        return self.root / "state" / f"{version}.npz"
+
+
+def save_state(path: Path, state: ExactState) -> None:
+    """Write the exact state beside `path`, flush it and rename it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    arrays = {f"sum/{name}": array for name, array in state.sums.items()}
+    arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
+    head = np.array([state.version, state.rank], np.uint64)
+    with part.open("wb") as file:
+        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    flush_folder(path.parent)
+
+
+def load_state(path: Path) -> ExactState:
+    """Read what `save_state` wrote.
+
+    Raises:
+        RunError: Missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            version, rank = (int(x) for x in stored["head"])
+            sums = {key[4:]: stored[key] for key in stored.files if key.startswith("sum/")}
+            exponents = {key[9:]: stored[key] for key in stored.files if key.startswith("exponent/")}
+            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sees of a run: nodes, rounds and the last events, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator.ledger import RoundRow
+
+__all__ = ["NodeView", "RunView"]
+
+
+@dataclass
+class NodeView:
+    """What is known of a node."""
+
+    node: str
+    online: bool = False
+    state: str = ""
+    device: str = ""
+    version: int = -1
+    digest: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    budget_bytes: int = 0
+    worker_bytes: int | None = None
+    peak_bytes: int = 0
+    agent_peak_rss_bytes: int = 0
+    reason: str = ""
+
+
+@dataclass
+class RunView:
+    """The run now."""
+
+    run: str
+    method: str
+    total_rounds: int
+    phase: str = "waiting"
+    round: int = 0
+    cohort: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    insecure: bool = False
+    digest: str = ""
+    rows: list[RoundRow] = field(default_factory=list)
+    nodes: dict[str, NodeView] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory training takes, side by side: this project's layer, PEFT LoRA on bitsandbytes int8, full fine-tuning.
+
+Each row runs in a process of its own, because what an allocator keeps is a large part of the answer and cannot be taken back.
+The model has the shape of Llama-160M (12 layers, width 768, MLP 3,072, 32,000 words; 162 million random parameters), batch 4
+of 256 tokens, float32 on two CPU threads. Linux only: it reads /proc.
+
+Run all rows with `fedkrso bench memory`, one with `python -m edge_client.bench_memory fedkrso --checkpointing`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+from fedcore.errors import WorkerError
+
+__all__ = ["ALLOCATORS", "METHODS", "Row", "main", "rows"]
+
+METHODS = ("fedkrso", "lora", "full")
+
+# Environment of the measured process. Tuned: whatever is larger than 64 KiB goes back to the system when it is freed, and what
+# is smaller is not kept either. Large blocks ask for huge pages, which takes back most of what the page faults cost.
+ALLOCATORS: dict[str, dict[str, str]] = {
+    "default": {},
+    "tuned": {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "2",
+    },
+}
+
+
+class Row(TypedDict):
+    """One measurement. Training memory is `peak_bytes` - `static_bytes`."""
+
+    method: str
+    checkpointing: bool
+    allocator: str
+    static_bytes: int
+    """Anonymous resident memory with model and optimiser built, before the first step."""
+    peak_bytes: int
+    """The highest anonymous resident memory during the steps."""
+    step_seconds: float
+    """Median time of a step."""
+
+
+def rows(
+    methods: Sequence[str] = METHODS,
+    allocators: Sequence[str] = tuple(ALLOCATORS),
+    *,
+    steps: int = 5,
+    threads: int = 2,
+) -> Iterator[Row]:
+    """Measure every combination, one process after the other, yielding each row when it is done.
+
+    Args:
+        methods: Of METHODS.
+        allocators: Keys of ALLOCATORS.
+        steps: Timed steps, after one warm-up step.
+        threads: Of torch.
+
+    Raises:
+        WorkerError: A measuring process failed.
+    """
+    for allocator in allocators:
+        for checkpointing in (False, True):
+            for method in methods:
+                yield _spawn(method, checkpointing, allocator, steps, threads)
+
+
+def _spawn(method: str, checkpointing: bool, allocator: str, steps: int, threads: int) -> Row:
+    command = [sys.executable, "-m", "edge_client.bench_memory", method, "--allocator", allocator]
+    command += ["--steps", str(steps), "--threads", str(threads)] + ["--checkpointing"] * checkpointing
+    done = subprocess.run(command, env=os.environ | ALLOCATORS[allocator], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing on its error output"])[-1]
+        raise WorkerError(f"the measuring process ended with {done.returncode}: {last}", place=f"bench memory {method}")
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one row in this process and print it as one line of JSON.
+
+    The allocator's environment must have been set when this process started; `--allocator` only names it in the row.
+    """
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--allocator", choices=tuple(ALLOCATORS), default="default")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    # Here, not above: the client's own process imports this module and stays without torch.
+    from edge_client.worker.bench import measure
+
+    static_bytes, peak_bytes, step_seconds = measure(
+        options.method, checkpointing=options.checkpointing, steps=options.steps, threads=options.threads
+    )
+    row = Row(
+        method=options.method,
+        checkpointing=options.checkpointing,
+        allocator=options.allocator,
+        static_bytes=static_bytes,
+        peak_bytes=peak_bytes,
+        step_seconds=step_seconds,
+    )
+    sys.stdout.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
