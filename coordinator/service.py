@@ -180,7 +180,7 @@ class Coordinator:
                 self._evaluated(event)
             case Failed():
                 raise_failure(event)
-            case WorkerDied(returncode, tail):
+            case WorkerDied(_, returncode, tail):
                 last = tail.splitlines()[-1] if tail else "no output"
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
             case Ready() | Adopted() | Progress() | Trained() | Described():

@@ -165,8 +165,9 @@ Event = Described | Ready | Adopted | Progress | Trained | Evaluated | Failed
 
 
 class WorkerDied(msgspec.Struct, frozen=True):
-    """The process ended: its return code (negative: the signal) and the end of its error output."""
+    """A process ended: its id, return code (negative: the signal) and the end of its error output."""
 
+    pid: int
     returncode: int
     tail: str
 
@@ -264,7 +265,7 @@ class WorkerProcess:
         while (event := read_message(self._events, Event)) is not None:
             self._sink(event)
         self._events.close()
-        self._sink(WorkerDied(self._process.wait(), _tail(self._log)))
+        self._sink(WorkerDied(self._process.pid, self._process.wait(), _tail(self._log)))
 
 
 def _tail(path: Path, size_bytes: int = 2000) -> str:

@@ -12,7 +12,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ RANK, POOL = 8, 8
 Loss = Callable[[Tensor], Tensor]
 
 
-def measure(method: str, *, checkpointing: bool, steps: int, threads: int) -> tuple[int, int, float]:
+def measure(method: str, *, checkpointing: bool, steps: int, threads: int, layers: int) -> tuple[int, int, float]:
     """Train the benchmark's model in this process.
 
     Args:
@@ -42,6 +42,7 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int) -> tu
         checkpointing: Whether each decoder layer is recomputed in the backward pass.
         steps: Timed steps after one warm-up step.
         threads: Of torch.
+        layers: Of the model.
 
     Returns:
         Anonymous resident bytes before the first step, the highest during the steps, and the median step time in seconds.
@@ -53,7 +54,7 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int) -> tu
             vocab_size=32_000,
             hidden_size=768,
             intermediate_size=3072,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
             max_position_embeddings=LENGTH,
             use_cache=False,
@@ -65,9 +66,7 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int) -> tu
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser: torch.optim.Optimizer = torch.optim.Adam(trained, lr=1e-4)
-    if method != "fedkrso":
-        optimiser = torch.optim.AdamW(trained, lr=1e-4)
+    optimiser = (torch.optim.Adam if method == "fedkrso" else torch.optim.AdamW)(trained, lr=1e-4)
     batches = torch.randint(0, 32_000, (steps + 1, BATCH, LENGTH))
     _give_back_freed_memory()
     static_bytes = _status_bytes("RssAnon")
@@ -118,9 +117,7 @@ def _lora(model: Any) -> tuple[Any, Loss]:
     from peft import LoraConfig, get_peft_model
 
     for name, linear in _linear_layers(model):
-        layer = bitsandbytes.nn.Linear8bitLt(
-            linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0
-        )
+        layer = bitsandbytes.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
         layer.weight = bitsandbytes.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
         _put(model, name, layer.to("cpu"))
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -149,7 +146,7 @@ def _give_back_freed_memory() -> None:
 
 def _status_bytes(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
-    lines: Iterable[str] = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 

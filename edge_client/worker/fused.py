@@ -125,15 +125,18 @@ class _RMSNorm(torch.autograd.Function):
         flat_x, flat_gy, flat_inverse = x.reshape(-1, n), gy.reshape(-1, n), inverse.reshape(-1, 1)
         gx = torch.empty_like(flat_x) if ctx.needs_input_grad[0] else None
         gw = torch.zeros(n, device=x.device) if ctx.needs_input_grad[1] else None
-        for rows in _token_blocks(flat_x.shape[0], n):
-            normed = flat_x[rows] * flat_inverse[rows]  # float32
-            g = flat_gy[rows].float()
+        blocks = _token_blocks(flat_x.shape[0], n)
+        buffers = torch.empty(3, blocks[0].stop if blocks else 0, n, dtype=torch.float32, device=x.device)
+        for rows in blocks:
+            normed, g, product = buffers[:, : rows.stop - rows.start]
+            torch.mul(flat_x[rows], flat_inverse[rows], out=normed)
+            g.copy_(flat_gy[rows])
             if gw is not None:
                 gw += (g * normed.to(x.dtype)).sum(dim=0)
             if gx is not None:
-                g = g * weight
-                projected = (g * normed).mean(dim=-1, keepdim=True)
-                gx[rows] = g.sub_(normed.mul_(projected)).mul_(flat_inverse[rows])
+                g.mul_(weight)
+                mean = torch.mul(g, normed, out=product).mean(dim=-1, keepdim=True)
+                gx[rows] = g.sub_(normed.mul_(mean)).mul_(flat_inverse[rows])
         return (
             None if gx is None else gx.view_as(x),
             None if gw is None else gw.to(weight.dtype),
@@ -184,9 +187,12 @@ class _GatedProduct(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         features = gate.shape[-1]
         flat_gate, flat_up, flat_gh = (tensor.view(-1, features) for tensor in (gate, up, gh.contiguous()))
-        for rows in _token_blocks(flat_gate.shape[0], features):
+        blocks = _token_blocks(flat_gate.shape[0], features)
+        buffer = flat_gate.new_empty(blocks[0].stop if blocks else 0, features)
+        for rows in blocks:
             g, u, d = flat_gate[rows], flat_up[rows], flat_gh[rows]
-            through_gate = u * d
-            torch.mul(F.silu(g), d, out=u)
-            g.copy_(torch.ops.aten.silu_backward(through_gate, g))
+            through_silu = torch.mul(u, d, out=buffer[: rows.stop - rows.start])
+            torch.ops.aten.silu.out(g, out=u)
+            u.mul_(d)
+            torch.ops.aten.silu_backward.grad_input(through_silu, g, grad_input=g)
         return gate, up

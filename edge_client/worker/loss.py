@@ -56,9 +56,7 @@ def chunked_cross_entropy(
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Weight, labels: Tensor, count: int, chunk_tokens: int, block_rows: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Weight, labels: Tensor, count: int, chunk_tokens: int, block_rows: int) -> Tensor:
         keep = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if keep else None

@@ -39,12 +39,42 @@ MODIFIERS = (
 
 # For the templates' open ends (a message, an item, something to play).
 FREE_TEXT = {
-    "message": ("dinner is ready", "we leave in ten minutes", "time for bed", "the taxi is here", "come to the table", "breakfast is served"),
-    "shopping_list_item": ("milk", "apples", "two loaves of bread", "coffee beans", "olive oil", "eggs", "toothpaste", "rice", "batteries"),
-    "todo_list_item": ("call the plumber", "water the plants", "pay the rent", "book flights", "fix the bike", "return the parcel"),
+    "message": (
+        "dinner is ready",
+        "we leave in ten minutes",
+        "time for bed",
+        "the taxi is here",
+        "come to the table",
+        "breakfast is served",
+    ),
+    "shopping_list_item": (
+        "milk",
+        "apples",
+        "two loaves of bread",
+        "coffee beans",
+        "olive oil",
+        "eggs",
+        "toothpaste",
+        "rice",
+        "batteries",
+    ),
+    "todo_list_item": (
+        "call the plumber",
+        "water the plants",
+        "pay the rent",
+        "book flights",
+        "fix the bike",
+        "return the parcel",
+    ),
     "search_query": ("jazz classics", "the beatles", "rock anthems", "mozart", "daft punk", "miles davis", "summer hits", "abba"),
     "timer_name": ("pasta", "pizza", "laundry", "tea", "homework", "oven", "nap", "workout"),
-    "timer_command": ("turn off the lights", "open the blinds", "lock the door", "start the coffee maker", "close the garage door"),
+    "timer_command": (
+        "turn off the lights",
+        "open the blinds",
+        "lock the door",
+        "start the coffee maker",
+        "close the garage door",
+    ),
     "zone": ("work", "school", "the office", "grandma's house", "the gym"),
     "fan_mode": ("low", "medium", "high", "auto"),
 }

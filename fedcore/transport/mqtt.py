@@ -202,7 +202,9 @@ class MqttTransport:
             except ssl.SSLError as error:
                 self._fail(BrokerRefused(f"TLS: {error.reason or error}", place=self._place, remedy="check broker.ca_file"))
             except OSError as error:
-                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?"))
+                self._fail(
+                    BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?")
+                )
             else:
                 self._no_answer(connected)
             if self._linked.is_set():
@@ -216,7 +218,13 @@ class MqttTransport:
         settings = self._settings
         five = self._protocol == MQTTProtocolVersion.MQTTv5
         options: dict[str, Any] = {} if five else {"clean_session": False}
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=settings.client_id, protocol=self._protocol, reconnect_on_failure=False, **options)
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=settings.client_id,
+            protocol=self._protocol,
+            reconnect_on_failure=False,
+            **options,
+        )
         if settings.username is not None:
             client.username_pw_set(settings.username, settings.password)
         if settings.tls:

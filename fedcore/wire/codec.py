@@ -41,7 +41,7 @@ def decode(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
     if len(payload) > max_bytes:
         raise MalformedMessage(f"{len(payload)} bytes where {max_bytes} are allowed")
     try:
-        raw = msgpack.unpackb(payload, raw=False, strict_map_key=True, max_buffer_size=max_bytes)
+        raw = msgpack.unpackb(payload, raw=False, strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise MalformedMessage(f"not msgpack: {error}") from None
     if isinstance(raw, dict) and raw.get("version") != PROTOCOL_VERSION:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coordinator's commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+from pathlib import Path
+
+import click
+import msgspec
+
+from coordinator.job import Job
+from fedcore.errors import ConfigError, RunError
+
+__all__ = ["bench_aggregate", "broker_run", "coordinator_export", "coordinator_resume", "coordinator_run"]
+
+_RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the summary last.")
+
+
+@click.command()
+@click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
+@click.option("--check", is_flag=True, help="Check the file and leave.")
+@_RUNS
+@_JSON
+def coordinator_run(job_file: Path, check: bool, runs: Path, as_json: bool) -> None:
+    """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
+    from fedcore.brokerconfig import mqtt_settings
+    from fedcore.config import load_config
+    from fedcore.modelfolder import resolve_model_folder
+
+    job = load_config(job_file, Job)
+    resolve_model_folder(job.model.folder, place=f"{job_file}: model.folder")
+    mqtt_settings(job.broker, "check")
+    if check:
+        click.echo(f"{job_file} is right")
+        return
+    root = runs / job.run
+    if (root / "ledger.sqlite").exists():
+        raise RunError(
+            f"run {job.run!r} is already there",
+            place=str(root),
+            remedy=f"fedkrso coordinator resume {job.run} --runs {runs}, or another name",
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    keep = root / "job.json"
+    keep.touch(mode=0o600)
+    keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
+    _serve(job, root, as_json=as_json)
+
+
+@click.command()
+@click.argument("run")
+@_RUNS
+@_JSON
+def coordinator_resume(run: str, runs: Path, as_json: bool) -> None:
+    """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
+    root = runs / run
+    _serve(_stored_job(root), root, as_json=as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_RUNS
+def coordinator_export(run: str, folder: Path, runs: Path) -> None:
+    """Write the run's last model to FOLDER, in the layout that `from_pretrained` loads."""
+    from coordinator.export import export_model
+    from coordinator.files import RunFolder, load_state
+    from coordinator.ledger import SqliteLedger
+    from coordinator.service import prepare
+    from fedcore.base import Base
+    from fedcore.checkpoint import Checkpoint
+    from fedcore.modelfolder import resolve_model_folder
+
+    root = runs / run
+    job = _stored_job(root)
+    files, ledger = RunFolder(root), SqliteLedger(RunFolder(root).ledger)
+    rows = ledger.rounds()
+    if not rows:
+        raise RunError("no round is finished yet", place=str(root))
+    model_folder = resolve_model_folder(job.model.folder, place="model.folder")
+    prepared = prepare(job, model_folder, files, ledger)
+    base = Base(Checkpoint(model_folder), prepared.schema, job.model.base, files.base)
+    state = load_state(files.state(rows[-1].round)).publish()
+    export_model(base, state, prepared.schema, prepared.job.task, job.seed, folder)
+    click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
+
+
+@click.command()
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path("broker"), show_default=True, help="Configuration and log."
+)
+@click.option("--user", "users", multiple=True, default=("fedkrso",), show_default=True, help="A user; repeat for more.")
+@click.option("--port", default=1883, show_default=True)
+@click.option("--kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")
+def broker_run(folder: Path, users: tuple[str, ...], port: int, kind: str | None) -> None:
+    """Run a broker on the loopback interface, with generated passwords: for a first run on one machine."""
+    from coordinator.broker import LocalBroker
+
+    with LocalBroker(folder, users, kind=kind, port=port) as broker:  # type: ignore[arg-type]
+        click.echo(f"{broker.kind} at {broker.url}")
+        for user, password in broker.passwords.items():
+            path = folder / f"{user}.password"
+            path.touch(mode=0o600)
+            path.write_text(password + "\n", encoding="utf-8")
+            click.echo(f"  username = {user!r}, password_file = {str(path)!r}")
+        broker.wait()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def bench_aggregate(as_json: bool) -> None:
+    """Exact aggregation: elements per second on one core, and memory as participants grow from 2 to 50."""
+    from coordinator.bench_aggregate import rows
+
+    found = list(rows())
+    if as_json:
+        click.echo(json.dumps({"rows": found}, indent=1))
+        return
+    click.echo(f"{'participants':>12} {'bits':>5} {'M elements/s':>13} {'float32 mean M/s':>17} {'memory MB':>10}")
+    for row in found:
+        click.echo(
+            f"{row['participants']:12} {row['bits']:5} {row['elements_per_second'] / 1e6:13.0f} "
+            f"{row['float_elements_per_second'] / 1e6:17.0f} {row['sum_bytes'] / 1e6:10.1f}"
+        )
+
+
+def _stored_job(root: Path) -> Job:
+    try:
+        return msgspec.json.decode((root / "job.json").read_bytes(), type=Job)
+    except FileNotFoundError:
+        known = sorted(path.parent.name for path in root.parent.glob("*/job.json"))
+        raise RunError(f"no run {root.name!r}", place=str(root.parent), remedy=f"runs: {', '.join(known) or 'none'}") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error), place=str(root / "job.json")) from None
+
+
+def _serve(job: Job, root: Path, *, as_json: bool) -> None:
+    from coordinator.files import RunFolder
+    from coordinator.ledger import SqliteLedger
+    from coordinator.progress import Progress
+    from coordinator.service import Coordinator, prepare
+    from coordinator.summary import summary_of, write_report, write_summary
+    from fedcore.brokerconfig import mqtt_settings
+    from fedcore.modelfolder import resolve_model_folder
+    from fedcore.transport.mqtt import MqttTransport
+
+    files = RunFolder(root)
+    ledger = SqliteLedger(files.ledger)
+    model_folder = resolve_model_folder(job.model.folder, place="model.folder")
+    prepared = prepare(job, model_folder, files, ledger)
+    # Spreads reconnects; decides nothing in the model.
+    jitter = random.Random(secrets.randbits(64))  # noqa: S311
+    transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+    with Progress(as_json=as_json, insecure=not job.broker.url.startswith("mqtts:")) as progress:
+        view = Coordinator(prepared, files, ledger, transport, observer=progress.show).run()
+    ledger.close()
+    summary = summary_of(view)
+    write_summary(files.summary, summary)
+    write_report(files.report, summary)
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        progress.summary(summary)
+        click.echo(f"summary: {files.summary}{os.linesep}report:  {files.report}")

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to: `summary.json`, and the same as a page with plots."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from coordinator.view import RunView
+
+__all__ = ["summary_of", "write_report", "write_summary"]
+
+_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d")
+
+
+def summary_of(view: RunView) -> dict[str, Any]:
+    """The run as plain values, ready for JSON."""
+    rows = [
+        {
+            "round": row.round,
+            "participants": list(row.participants),
+            "accuracy": row.accuracy,
+            "loss": row.loss if row.loss is not None else row.train_loss,
+            "metrics": row.metrics,
+            "uplink_bytes": row.uplink_bytes,
+            "downlink_bytes": row.downlink_bytes,
+            "seconds": round(row.seconds, 3),
+        }
+        for row in view.rows
+    ]
+    nodes = {
+        node.node: {
+            "digest": node.digest,
+            "budget_bytes": node.budget_bytes,
+            "peak_bytes": node.peak_bytes,
+            "agent_peak_rss_bytes": node.agent_peak_rss_bytes,
+            "model_version": node.version,
+        }
+        for node in sorted(view.nodes.values(), key=lambda n: n.node)
+    }
+    final = {"accuracy": view.rows[-1].accuracy if view.rows else None, "digest": view.digest}
+    return {"run": view.run, "method": view.method, "rounds": rows, "final": final, "nodes": nodes}
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write the summary beside `path` and rename it there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def write_report(path: Path, summary: dict[str, Any]) -> None:
+    """One page that needs nothing else: numbers in tables, plots as SVG inside."""
+    environment = Environment(loader=PackageLoader("coordinator"), autoescape=select_autoescape())
+    environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
+    environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
+    plots = [_accuracy_by_round(summary), _accuracy_by_megabyte(summary), _memory_by_node(summary)]
+    text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])
+    path.write_text(text, encoding="utf-8")
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any, title: str, alt: str) -> dict[str, str]:
+    buffer = io.StringIO()
+    # No date, so that equal runs give equal pages.
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return {"title": title, "alt": alt, "svg": text[text.index("<svg") :]}
+
+
+def _measured(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in summary["rounds"] if row["accuracy"] is not None]
+
+
+def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
+    rows = _measured(summary)
+    if not rows:
+        return None
+    figure, axes = _figure()
+    axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=_COLOURS[0])
+    axes.set(xlabel="round", ylabel="held-out accuracy", ylim=(0, 1.02), xticks=[r["round"] for r in rows])
+    return _svg(
+        figure, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}."
+    )
+
+
+def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
+    rows = _measured(summary)
+    if not rows:
+        return None
+    figure, axes = _figure()
+    for key, label, colour in (("uplink_bytes", "up", _COLOURS[0]), ("downlink_bytes", "down", _COLOURS[1])):
+        sent, xs = 0.0, []
+        for row in summary["rounds"]:
+            sent += row[key] / 1e6
+            if row["accuracy"] is not None:
+                xs.append(sent)
+        axes.plot(xs, [r["accuracy"] for r in rows], "o-", color=colour, label=f"{label}, all nodes")
+    axes.set(xlabel="megabytes sent so far", ylabel="held-out accuracy", ylim=(0, 1.02))
+    axes.legend(frameon=False, loc="lower right")
+    return _svg(figure, "Accuracy by megabyte sent", "Held-out accuracy against the megabytes that crossed the wire.")
+
+
+def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
+    nodes = {name: node for name, node in summary["nodes"].items() if node["peak_bytes"]}
+    if not nodes:
+        return None
+    figure, axes = _figure()
+    names = list(nodes)
+    places = range(len(names))
+    budgets = [nodes[n]["budget_bytes"] / 1e6 for n in names]
+    axes.barh(places, budgets, color="#e8eef3", edgecolor="#9fb3c2", label="budget")
+    axes.barh(
+        places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=_COLOURS[2], label="peak, agent and worker"
+    )
+    axes.set_yticks(places, names)
+    axes.set(xlabel="megabytes")
+    axes.grid(axis="y", visible=False)
+    axes.invert_yaxis()
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
+    return _svg(figure, "Memory by node against its budget", "Peak memory of each node beside its budget.")

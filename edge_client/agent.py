@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: a light process that talks MQTT, supervises the worker and keeps what must not be lost on disk.
+
+It imports neither torch nor numpy: files stream through it chunk by chunk, so its memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import edge_client.session as s
+from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes, process_bytes
+from edge_client.node import Node
+from edge_client.outbox import Outbox
+from fedcore.errors import BudgetError, DataError, ExactnessError, FedkrsoError, MalformedMessage, ModelError
+from fedcore.plan import OutcomeObject, Plan
+from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport, TransportEvent
+from fedcore.wire.codec import decode, encode
+from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.messages import (
+    Ack,
+    Body,
+    Chunk,
+    Commit,
+    Declined,
+    Envelope,
+    Grant,
+    Missing,
+    Offer,
+    Refuse,
+    Status,
+    Telemetry,
+    Topics,
+)
+from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
+from fedcore.worker import (
+    Adopt,
+    Adopted,
+    Configure,
+    Described,
+    Evaluated,
+    Failed,
+    Progress,
+    Ready,
+    Train,
+    Trained,
+    WorkerDied,
+    WorkerProcess,
+)
+from fedcore.worker import Event as WorkerEvent
+
+__all__ = ["Agent", "worker_environment"]
+
+_TICK_SECONDS = 0.25
+_SAMPLE_SECONDS = 1.0
+_CHUNK_BYTES = 262_144
+# Room for topic and envelope within the broker's largest packet.
+_ENVELOPE_BYTES = 2048
+# Freed blocks of 64 KiB and more go back to the system at once (design 4); waiting threads do not spin.
+_TUNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+_FATAL = {kind.__name__ for kind in (DataError, ModelError, BudgetError)}
+
+
+def worker_environment(allocator: str) -> dict[str, str]:
+    """Environment of a worker process."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **(_TUNED if allocator == "tuned" else {})}
+
+
+class Agent:
+    """One node.
+
+    Args:
+        node: Its file.
+        model_folder: Resolved checkpoint folder.
+        budget_bytes: For agent and worker together.
+        transport: A transport that is not started yet.
+        jitter: Spreads this node's requests.
+        say: Gets one line for each thing that happens, for a person.
+        worker_setup: Called in the worker before it starts (operating-system limits).
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        model_folder: Path,
+        budget_bytes: int,
+        transport: Transport,
+        jitter: random.Random,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        worker_setup: Callable[[], None] | None = None,
+    ) -> None:
+        self._node, self._model_folder, self._budget = node, model_folder, budget_bytes
+        self._transport, self._jitter, self._say, self._worker_setup = transport, jitter, say, worker_setup
+        self._topics = Topics(node.run)
+        self._folder = Path(node.folder)
+        self._outbox = Outbox(self._folder / "outbox")
+        waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
+        self.session = s.Session(node.node, sent_round=sent, update_round=waiting)
+        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
+        self._worker: WorkerProcess | None = None
+        self._sender: Sender | None = None
+        self._sending_round = 0
+        self._gather: Gather | None = None
+        self._part: PartialFile | None = None
+        self._fetching: OutcomeObject | None = None
+        self._progress = Progress(0, 0, 0.0)
+        self._worker_bytes: int | None = None
+        self._peak = 0
+        self._uplink = self._downlink = 0
+        self._chunk_bytes = _CHUNK_BYTES
+        self._sample_at = 0.0
+        self._fatal: FedkrsoError | None = None
+        self._stopping = False
+        self._finished_at: float | None = None
+
+    def stop(self) -> None:
+        """Leave at the next turn of the loop (safe to call from a signal handler)."""
+        self._stopping = True
+
+    def run(self, *, leave_when_finished: bool = True) -> None:
+        """Serve until stopped, or until the run is finished and its end is reported.
+
+        Raises:
+            FedkrsoError: The node's own data, model or budget is wrong: nothing that waiting would mend.
+        """
+        for topic in (self._topics.plan, self._topics.down(self._node.node, "#")):
+            self._transport.subscribe(topic)
+        will = Message(self._topics.status(self._node.node), self._envelope(Status(online=False, state="lost")), retain=True)
+        self._transport.start(self._queue.put, will)
+        try:
+            self._transport.wait_connected(20.0)
+            while not self._stopping and self._fatal is None:
+                self._turn()
+                if leave_when_finished and self._left_long_enough():
+                    break
+        finally:
+            self._tell(Status(online=False, state=self.session.state, version=self.session.version, digest=self.session.digest))
+            self._transport.stop()
+            if self._worker is not None:
+                self._worker.stop()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _left_long_enough(self) -> bool:
+        """A finished node stays a moment, so that its last word is delivered."""
+        if self.session.state != "finished":
+            self._finished_at = None
+            return False
+        self._finished_at = self._finished_at or time.monotonic()
+        return time.monotonic() > self._finished_at + 2.0
+
+    def _turn(self) -> None:
+        try:
+            event = self._queue.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            pass
+        else:
+            self._take(event)
+        now = time.monotonic()
+        if self._sender is not None:
+            self._do_transfer(self._sender.tick(now))
+        if self._gather is not None:
+            self._do_transfer(self._gather.tick(now))
+        if now >= self._sample_at:
+            self._sample_at = now + _SAMPLE_SECONDS
+            self._sample()
+
+    def _take(self, event: TransportEvent | WorkerEvent | WorkerDied) -> None:
+        match event:
+            case Received(topic, payload, _):
+                self._received(topic, payload)
+            case Connected(limits):
+                self._say(f"connected ({limits.protocol})")
+                if limits.max_packet_bytes is not None:
+                    self._chunk_bytes = min(_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES)
+                self._tell(self._status())
+                if self._sender is not None:
+                    self._sender.link_lost()
+            case Disconnected(reason):
+                self._say(f"disconnected: {reason}")
+            case Ready(version, generation, digest, examples):
+                self._say(f"model loaded, {examples} examples, version {version}")
+                self._feed(s.WorkerReady(version, generation, digest))
+            case Adopted(version, generation, digest):
+                self._say(f"version {version} {digest[:12]}")
+                self._feed(s.Adopted(version, generation, digest))
+            case Progress():
+                self._progress = event
+            case Trained(server_round, _, examples, loss, seconds):
+                self._say(f"round {server_round} trained on {examples} examples in {seconds:.1f} s, loss {loss:.3f}")
+                if not self._node.keep_worker:
+                    self._end_worker()
+                self._feed(s.UpdateReady(server_round))
+            case Failed():
+                self._failed(event)
+            case WorkerDied(pid, returncode, tail) if self._worker is not None and pid == self._worker.pid:
+                self._worker_died(returncode, tail)
+            case Evaluated() | Described() | WorkerDied():
+                pass
+
+    # From the wire
+
+    def _received(self, topic: str, payload: bytes) -> None:
+        if not payload:
+            return
+        self._downlink += len(payload)
+        try:
+            body = decode(payload).body
+        except MalformedMessage as error:
+            self._say(f"malformed message on {topic}: {error.one_line()}")
+            return
+        now = time.monotonic()
+        match body:
+            case Plan() if topic == self._topics.plan:
+                self._say(f"plan of round {body.round} ({body.phase})")
+                self._feed(s.PlanArrived(body))
+            case Grant() | Ack() | Commit() | Refuse() if self._sender is not None:
+                self._do_transfer(self._sender.handle(body, now))
+            case Chunk() if self._gather is not None:
+                self._do_transfer(self._gather.handle(body, now))
+
+    # What the session says
+
+    def _feed(self, event: s.Event) -> None:
+        for action in self.session.handle(event):
+            self._do(action)
+
+    def _do(self, action: s.Action) -> None:
+        match action:
+            case s.Configure(plan):
+                self._configure(plan)
+            case s.Fetch(obj):
+                self._fetch(obj)
+            case s.AdoptObject(obj):
+                path = str(self._object_path(obj))
+                self._command(Adopt(path, obj.version, obj.generation, obj.base_version is not None, obj.digest))
+            case s.TrainRound(plan):
+                self._progress = Progress(0, 0, 0.0)
+                self._command(Train(plan, str(self._outbox.path(plan.round))))
+            case s.SendUpdate(server_round):
+                self._send_update(server_round)
+            case s.Decline(server_round, reason):
+                self._say(f"declined round {server_round}: {reason}")
+                self._up("declined", Declined(reason), server_round)
+            case s.TellStatus():
+                self._tell(self._status())
+
+    def _configure(self, plan: Plan) -> None:
+        if self._worker is None:
+            self._worker = WorkerProcess(
+                self._queue.put,
+                self._folder / "worker.log",
+                environment=worker_environment(self._node.allocator),
+                prepare=self._worker_setup,
+            )
+        self._command(
+            Configure(
+                plan=plan,
+                run=self._node.run,
+                node=self._node.node,
+                model_folder=str(self._model_folder),
+                data=self._node.data,
+                folder=str(self._folder / "replica"),
+                threads=self._node.threads or os.cpu_count() or 1,
+                micro_batch_size=self._node.micro_batch_size,
+                checkpointing=self._node.checkpointing,
+                torch_device=self._node.torch_device,
+            )
+        )
+
+    def _command(self, command: Configure | Adopt | Train) -> None:
+        assert self._worker is not None
+        self._worker.send(command)
+
+    def _failed(self, event: Failed) -> None:
+        self._say(f"{event.place}: {event.message}" if event.place else event.message)
+        if event.error in _FATAL or (event.error == ExactnessError.__name__ and self.session.state == "loading"):
+            self._up("declined", Declined(event.message), self.session.plan.round if self.session.plan else 0)
+            self._fatal = FedkrsoError(event.message, place=event.place, remedy=event.remedy)
+            self._fatal.exit_code = event.exit_code  # type: ignore[misc]
+            return
+        self._feed(s.WorkerFailed(event.message, died=False))
+
+    def _worker_died(self, returncode: int, tail: str) -> None:
+        self._worker = None
+        why = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
+        last = f": {tail.splitlines()[-1]}" if tail and returncode > 0 else ""
+        self._say(f"the worker ended ({why}{last})")
+        if self.session.worker_ready or self.session.state == "loading":
+            self._feed(s.WorkerFailed(f"the worker ended ({why})", died=True))
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.stop()
+        self.session.worker_ready = False
+
+    # Transfers
+
+    def _object_path(self, obj: OutcomeObject) -> Path:
+        return self._folder / "inbox" / f"{obj.manifest.sha256[:32]}.bin"
+
+    def _fetch(self, obj: OutcomeObject) -> None:
+        if self._fetching == obj and self._gather is not None:
+            return
+        self._end_fetch()
+        for old in (self._folder / "inbox").glob("*.bin"):
+            if old != self._object_path(obj):
+                old.unlink()
+        self._fetching = obj
+        self._part = PartialFile(self._object_path(obj), obj.manifest)
+        self._gather = Gather(obj.manifest, self._part.bitmap.tobytes(), time.monotonic(), self._jitter)
+        self._transport.subscribe(self._topics.outcome(obj.manifest.sha256[:16], "+"))
+
+    def _end_fetch(self) -> None:
+        if self._fetching is not None:
+            self._transport.unsubscribe(self._topics.outcome(self._fetching.manifest.sha256[:16], "+"))
+        if self._part is not None:
+            self._part.close()
+        self._gather, self._part, self._fetching = None, None, None
+
+    def _send_update(self, server_round: int) -> None:
+        path = self._outbox.path(server_round)
+        assert self.session.plan is not None
+        manifest = manifest_of(path, self._chunk_bytes)
+        self._sending_round = server_round
+        # The digest in its name: an update that was trained again is another transfer.
+        self._sender = Sender(f"{server_round}-{manifest.sha256[:16]}", manifest)
+        self._do_transfer(self._sender.tick(time.monotonic()))
+
+    def _do_transfer(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(message) if isinstance(message, Offer | Missing):
+                    kind = "offer" if isinstance(message, Offer) else "missing"
+                    self._up(kind, message, self._sending_round)
+                case SendChunk(index) if self._sender is not None:
+                    path = self._outbox.path(self._sending_round)
+                    chunk = read_chunk(path, self._sender.transfer, index, self._sender.manifest.chunk_bytes)
+                    self._up("chunk", chunk, self._sending_round)
+                case Store(index, data) if self._part is not None:
+                    self._part.write(index, data)
+                case Verify() if self._part is not None and self._gather is not None and self._fetching is not None:
+                    whole, sha256 = self._part.finish(), self._fetching.manifest.sha256
+                    self._do_transfer(self._gather.verified(whole))
+                    if whole:
+                        self._end_fetch()
+                        self._feed(s.Fetched(sha256))
+                case Done():
+                    if self._sender is not None and self._sender.finished:
+                        self._gone("")
+                case Refused(reason):
+                    self._say(f"update of round {self._sending_round} refused: {reason}")
+                    self._gone(reason)
+
+    def _gone(self, refused: str) -> None:
+        server_round, self._sender = self._sending_round, None
+        self._outbox.sent(server_round)
+        if not refused:
+            self._say(f"update of round {server_round} committed")
+        self._feed(s.UpdateGone(server_round, refused))
+
+    # To the wire
+
+    def _envelope(self, body: Body, server_round: int = 0) -> bytes:
+        return encode(Envelope(run=self._node.run, round=server_round, node=self._node.node, body=body))
+
+    def _up(self, kind: str, body: Body, server_round: int) -> None:
+        payload = self._envelope(body, server_round)
+        if self._transport.publish(Message(self._topics.up(self._node.node, kind), payload)):
+            self._uplink += len(payload)
+
+    def _status(self) -> Status:
+        session = self.session
+        return Status(
+            online=True,
+            state=session.state,
+            device=f"{platform.system()} {platform.machine()}",
+            version=session.version,
+            generation=session.generation,
+            digest=session.digest,
+            budget_bytes=self._budget,
+            reason=session.reason,
+        )
+
+    def _tell(self, status: Status) -> None:
+        self._transport.publish(Message(self._topics.status(self._node.node), self._envelope(status), retain=True))
+
+    def _sample(self) -> None:
+        worker = self._worker
+        self._worker_bytes = process_bytes(worker.pid) if worker is not None else None
+        agent = process_bytes(os.getpid()) or own_rss_bytes()
+        self._peak = max(self._peak, agent + (self._worker_bytes or 0))
+        numbers = Telemetry(
+            state=self.session.state,
+            step=self._progress.step,
+            steps=self._progress.steps,
+            loss=self._progress.loss if self._progress.step else None,
+            agent_rss_bytes=own_rss_bytes(),
+            agent_peak_rss_bytes=own_peak_rss_bytes() or own_rss_bytes(),
+            worker_bytes=self._worker_bytes,
+            peak_bytes=self._peak,
+            budget_bytes=self._budget,
+            uplink_bytes=self._uplink,
+            downlink_bytes=self._downlink,
+        )
+        self._up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node file: this device, its data, its budget, its broker."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from fedcore.errors import ConfigError
+from fedcore.job import BrokerSection, DataSection
+
+__all__ = ["Node"]
+
+
+class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A node file."""
+
+    node: str
+    """This node's id: its topics, its certificate's name."""
+    run: str
+    """The run it takes part in."""
+    model_folder: str
+    """The run's checkpoint on this device, or `package:folder` for one that a Python package carries."""
+    data: DataSection
+    broker: BrokerSection
+    memory_budget: str = "auto"
+    """Agent and worker together: `2.5 GiB`, `60%` of the device's memory, or `auto` (60 % of what is available)."""
+    folder: str = "fedkrso-node"
+    """Where the outbox and the replica live."""
+    threads: int = 0
+    """Processor threads for training; 0 for all."""
+    micro_batch_size: int = 0
+    """Examples at a time through the model; 0 for the plan's whole batch."""
+    checkpointing: bool = False
+    """Recompute activations: less memory, more time."""
+    allocator: str = "tuned"
+    """`tuned` gives freed memory back at once; `default` is faster and larger."""
+    torch_device: str = "cpu"
+    """Where to train: `cpu`, `cuda`."""
+    keep_worker: bool = True
+    """Keep the worker warm between rounds."""
+
+    def __post_init__(self) -> None:
+        for key in ("node", "run"):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(self, key)):
+                raise ConfigError(
+                    f"{getattr(self, key)!r} cannot be a name", place=key, remedy="letters, digits, '.', '_' and '-', at most 64"
+                )
+        if self.allocator not in ("tuned", "default"):
+            raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="tuned or default")

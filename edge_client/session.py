@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client as a state machine: events in, actions out; no I/O and no clock.
+
+    idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
+                      (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
+
+An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedcore.plan import OutcomeObject, Plan, objects_needed
+
+__all__ = [
+    "Action",
+    "AdoptObject",
+    "Adopted",
+    "Configure",
+    "Decline",
+    "Event",
+    "Fetch",
+    "Fetched",
+    "PlanArrived",
+    "SendUpdate",
+    "Session",
+    "TellStatus",
+    "TrainRound",
+    "UpdateGone",
+    "UpdateReady",
+    "WorkerFailed",
+    "WorkerReady",
+]
+
+State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "finished"]
+
+
+@dataclass(frozen=True)
+class PlanArrived:
+    """The coordinator announced a plan."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker holds a replica."""
+
+    version: int
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An object is whole and on disk."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The worker's replica moved to a version."""
+
+    version: int
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class UpdateReady:
+    """The worker wrote the round's update."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class UpdateGone:
+    """The update was committed or refused."""
+
+    round: int
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """A command failed or the worker died. `lost_state`: the replica is back at nothing learned."""
+
+    reason: str
+    died: bool
+
+
+Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Start a worker if there is none, and load model and data."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Get a published object."""
+
+    obj: OutcomeObject
+
+
+@dataclass(frozen=True)
+class AdoptObject:
+    """Have the worker take a fetched object."""
+
+    obj: OutcomeObject
+
+
+@dataclass(frozen=True)
+class TrainRound:
+    """Have the worker train a round."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SendUpdate:
+    """Offer the round's update until it is committed or refused."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Tell the coordinator that no update will come."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TellStatus:
+    """Publish the node's status."""
+
+
+Action = Configure | Fetch | AdoptObject | TrainRound | SendUpdate | Decline | TellStatus
+
+# A worker that dies this often in one round has a reason that another start will not mend.
+_TRIES_PER_ROUND = 3
+
+
+@dataclass
+class Session:
+    """One node's part in a run.
+
+    Args:
+        node: This node's id.
+        sent_round: The last round whose update was committed or refused (from disk after a restart).
+        update_round: The round whose update lies in the outbox (from disk), 0 for none.
+    """
+
+    node: str
+    sent_round: int = 0
+    update_round: int = 0
+    state: State = "idle"
+    plan: Plan | None = None
+    worker_ready: bool = False
+    version: int = -1
+    generation: int = 0
+    digest: str = ""
+    reason: str = ""
+    wanted: OutcomeObject | None = None
+    tries: int = 0
+    story: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event; returns what to do, in order."""
+        self.story.append(event)
+        before = self.state, self.version, self.reason
+        actions = self._handle(event)
+        if (self.state, self.version, self.reason) != before:
+            actions.append(TellStatus())
+        return actions
+
+    def check(self) -> None:
+        """Invariants that hold between events; tests call it after each."""
+        assert self.state in ("idle", "finished") or self.plan is not None, self.story
+        assert self.state not in ("adopting", "training") or self.worker_ready, self.story
+        assert self.state != "fetching" or self.wanted is not None, self.story
+        assert self.state != "sending" or self.update_round > self.sent_round, self.story
+
+    def _handle(self, event: Event) -> list[Action]:
+        match event:
+            case PlanArrived(plan):
+                return self._plan_arrived(plan)
+            case WorkerReady(version, generation, digest):
+                self.worker_ready = True
+                self.version, self.generation, self.digest = version, generation, digest
+                return self._next() if self.state == "loading" else []
+            case Fetched(sha256):
+                if self.state == "fetching" and self.wanted is not None and self.wanted.manifest.sha256 == sha256:
+                    self.state = "adopting"
+                    return [AdoptObject(self.wanted)]
+                return []
+            case Adopted(version, generation, digest):
+                self.version, self.generation, self.digest = version, generation, digest
+                self.wanted = None
+                return self._next() if self.state == "adopting" else []
+            case UpdateReady(server_round):
+                # A plan that overtook this round makes its update useless.
+                if self.plan is None or self.plan.round != server_round or self.state != "training":
+                    return self._next() if self.state == "training" else []
+                self.update_round = server_round
+                return self._next()
+            case UpdateGone(server_round, refused):
+                self.sent_round = max(self.sent_round, server_round)
+                self.reason = refused
+                return self._next() if self.state == "sending" else []
+            case WorkerFailed(reason, died):
+                return self._failed(reason, died=died)
+
+    def _plan_arrived(self, plan: Plan) -> list[Action]:
+        old, self.plan = self.plan, plan
+        if old is None or old.round != plan.round:
+            self.tries = 0
+        busy = self.state in ("loading", "adopting", "training")
+        # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
+        return [] if busy else self._next()
+
+    def _next(self) -> list[Action]:
+        """The next thing to do for the present plan, from wherever this node stands."""
+        plan = self.plan
+        if plan is None:
+            return []
+        invited = plan.phase == "train" and self.node in plan.cohort and self.sent_round < plan.round
+        if invited and self.update_round == plan.round:
+            already = self.state == "sending"
+            self.state = "sending"
+            return [] if already else [SendUpdate(plan.round)]
+        if not self.worker_ready:
+            self.state = "loading"
+            return [Configure(plan)]
+        needed = objects_needed(plan, self.version, self.generation)
+        if needed is None:
+            return self._decline(f"no way from version {self.version} to {plan.version} is published")
+        if needed:
+            self.state, self.wanted = "fetching", needed[0]
+            return [Fetch(needed[0])]
+        if invited and self.tries < _TRIES_PER_ROUND:
+            self.state = "training"
+            self.tries += 1
+            return [TrainRound(plan)]
+        self.state = "finished" if plan.phase == "finished" else "idle"
+        return []
+
+    def _failed(self, reason: str, *, died: bool) -> list[Action]:
+        self.reason = reason
+        was = self.state
+        self.wanted = None
+        if died:
+            self.worker_ready = False
+        if was == "training" and died and self.tries < _TRIES_PER_ROUND:
+            self.state = "loading"
+            assert self.plan is not None
+            return [Configure(self.plan)]
+        if was == "adopting" and not died:
+            # The replica dropped what it held: whole states from nothing.
+            self.worker_ready = False
+            self.state = "loading"
+            self.tries += 1
+            assert self.plan is not None
+            return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+        return self._decline(reason) if was in ("loading", "training", "adopting") else []
+
+    def _decline(self, reason: str) -> list[Action]:
+        self.reason = reason
+        self.state = "idle"
+        plan = self.plan
+        self.tries = _TRIES_PER_ROUND
+        if plan is None or plan.phase != "train" or self.node not in plan.cohort:
+            return []
+        return [Decline(plan.round, reason)]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a `[broker]` section to connection settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedcore.errors import ConfigError
+from fedcore.job import BrokerSection
+from fedcore.transport.mqtt import MqttSettings
+
+__all__ = ["mqtt_settings"]
+
+
+def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
+    """Settings of a client; reads the password file.
+
+    Raises:
+        ConfigError: Not an address, or a file that is not there.
+    """
+    password = section.password
+    if section.password_file is not None:
+        try:
+            password = Path(section.password_file).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}"
+            ) from None
+    for key in ("ca_file", "certificate_file", "key_file"):
+        path = getattr(section, key)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError("no such file", place=f"broker.{key}: {path}")
+    settings = MqttSettings(
+        section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
+    )
+    # Wrong addresses show here, with the file, and not at the first connection.
+    _ = settings.address
+    return settings
