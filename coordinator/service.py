@@ -133,6 +133,7 @@ class Coordinator:
         self._opened_at = clock()
         self._uplink = self._downlink = 0
         self._ended = False
+        self._accepted: list[UpdateAccepted] = []
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows)
 
     def run(self) -> RunView:
@@ -218,6 +219,8 @@ class Coordinator:
                 self._note("declined", node, reason)
                 self._node(node).reason = reason
                 self._feed(NodeDeclined(node, envelope.round))
+        while self._accepted:
+            self._feed(self._accepted.pop(0))
 
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
@@ -274,7 +277,8 @@ class Coordinator:
             return error.one_line()
         file = str(path.relative_to(self._folder.root))
         self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, header))
-        self._feed(UpdateAccepted(node, plan.round))
+        # Told to the round machine after the commit is out: it may close the round and with it this transfer.
+        self._accepted.append(UpdateAccepted(node, plan.round))
         return ""
 
     # What the round machine says

@@ -1,0 +1,35 @@
+# The developer's whole interface. Everything lives in .venv; only the package registries are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" || (echo "fedkrso needs Python 3.10 to 3.12: make PYTHON=python3.11 ..."; exit 2)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+# The main job: a broker, a coordinator and four homes fine-tune one 8-bit model.
+demo: $(VENV)/installed
+	$(BIN)/python -m examples.voice_intents.demo $(DEMO)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Memory and speed, on this machine; docs/benchmarks.md says how to read them.
+bench: $(VENV)/installed
+	$(BIN)/fedkrso bench aggregate
+	$(BIN)/fedkrso bench memory
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages, bitmaps, transfers and their files."""
+
+from __future__ import annotations
+
+import queue
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcore.errors import MalformedMessage
+from fedcore.transport.base import Message, Received
+from fedcore.transport.memory import Faults, MemoryBroker
+from fedcore.wire.bitmap import Bitmap
+from fedcore.wire.codec import decode, encode
+from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.manifest import Manifest
+from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Missing, Offer, Refuse
+from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
+
+MANIFEST = Manifest("u", 10, "ab" * 32, 4)
+
+
+def chunk(index: int, data: bytes) -> Chunk:
+    return Chunk("t", index, zlib.crc32(data), data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400))
+def test_any_bytes_are_an_envelope_or_malformed(payload: bytes) -> None:
+    try:
+        envelope = decode(payload)
+    except MalformedMessage:
+        return
+    assert isinstance(envelope, Envelope)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> None:
+    raw = bytearray(encode(Envelope(run="r", round=3, node="n", body=Offer("t", MANIFEST))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert isinstance(decode(bytes(raw)), Envelope)
+    except MalformedMessage as error:
+        assert error.one_line()
+
+
+def test_other_protocol_versions_and_large_messages_are_named() -> None:
+    with pytest.raises(MalformedMessage, match="protocol version 2, this program speaks 1"):
+        decode(encode(Envelope(run="r", round=1, node="n", body=Commit("t"), version=2)))
+    with pytest.raises(MalformedMessage, match="bytes where 10 are allowed"):
+        decode(b"x" * 11, max_bytes=10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 70), st.binary(max_size=12), st.sets(st.integers(0, 69)))
+def test_bitmap_is_a_set(size: int, foreign: bytes, added: set[int]) -> None:
+    bitmap = Bitmap(size, foreign)
+    expected = {i for i in range(min(size, 8 * len(foreign))) if foreign[i // 8] >> (i % 8) & 1}
+    for index in added:
+        assert bitmap.add(index) == (index < size and index not in expected)
+        expected |= {index} & set(range(size))
+    assert set(bitmap.missing()) == set(range(size)) - expected and len(bitmap) == len(expected)
+    assert list(Bitmap(size, bitmap.tobytes()).missing()) == list(bitmap.missing())
+
+
+def test_sender_keeps_its_window_and_ends_with_the_commit() -> None:
+    sender = Sender("t", MANIFEST)
+    assert sender.tick(0.0) == [Send(Offer("t", MANIFEST))]
+    assert sender.handle(Grant("t", 2, b"\x00"), 0.1) == [SendChunk(0), SendChunk(1)]
+    assert sender.handle(Ack("t", b"\x01"), 0.2) == [SendChunk(2)]
+    assert sender.handle(Ack("t", b"\x01"), 0.3) == []
+    assert sender.handle(Ack("t", b"\x07"), 0.4) == []
+    assert sender.handle(Commit("t"), 0.5) == [Done()]
+    assert sender.handle(Commit("t"), 0.6) == []
+
+
+def test_sender_resends_without_progress_and_resumes_from_a_grant() -> None:
+    sender = Sender("t", MANIFEST, resend_seconds=1.0)
+    sender.tick(0.0)
+    sender.handle(Grant("t", 2, b"\x00"), 0.0)
+    assert sender.tick(0.5) == []
+    assert sender.tick(1.1) == [Send(Offer("t", MANIFEST)), SendChunk(0), SendChunk(1)]
+    # The pause doubles without progress.
+    assert sender.tick(2.5) == []
+    assert sender.handle(Grant("t", 2, b"\x03"), 2.6) == [SendChunk(2)]
+    assert sender.handle(Refuse("t", "late"), 2.7) == [Refused("late")]
+
+
+def test_receiver_stores_acknowledges_verifies_and_commits_again() -> None:
+    receiver = Receiver("t", MANIFEST, window=2)
+    assert receiver.handle(Offer("t", MANIFEST), 0) == [Send(Grant("t", 2, b"\x00"))]
+    assert receiver.handle(chunk(2, b"zz"), 0) == [Store(2, b"zz"), Send(Ack("t", b"\x04"))]
+    assert receiver.handle(chunk(2, b"zz"), 0) == [Send(Ack("t", b"\x04"))]
+    assert receiver.handle(Chunk("t", 0, 1, b"abcd"), 0) == []
+    assert receiver.handle(chunk(0, b"too long"), 0) == []
+    assert receiver.handle(chunk(9, b"abcd"), 0) == []
+    receiver.handle(chunk(0, b"abcd"), 0)
+    assert receiver.handle(chunk(1, b"efgh"), 0)[-1] == Verify()
+    assert receiver.verified(whole=False) == [Send(Grant("t", 2, b"\x00"))]
+    for index, data in enumerate((b"abcd", b"efgh", b"zz")):
+        receiver.handle(chunk(index, data), 0)
+    assert receiver.verified(whole=True) == [Send(Commit("t"))]
+    assert receiver.handle(Offer("t", MANIFEST), 0) == [Send(Commit("t"))]
+
+
+def test_gather_takes_any_order_and_asks_for_the_rest() -> None:
+    gather = Gather(MANIFEST, b"", 0.0, random.Random(0), patience_seconds=1.0, window=2)
+    data = {0: b"abcd", 1: b"efgh", 2: b"zz"}
+
+    def piece(index: int) -> Chunk:
+        return Chunk(MANIFEST.sha256, index, zlib.crc32(data[index]), data[index])
+
+    assert gather.handle(piece(2), 0.1) == [Store(2, b"zz")]
+    assert gather.tick(0.2) == []
+    assert gather.tick(5.0) == [Send(Missing(MANIFEST.sha256, (0, 1)))]
+    assert gather.handle(piece(1), 5.1) == [Store(1, b"efgh")]
+    assert gather.handle(piece(0), 5.2) == [Store(0, b"abcd"), Verify()]
+    assert gather.verified(whole=True) == [Done()]
+
+
+def test_partial_file_resumes_and_discards_what_is_not_its_own(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(1).randbytes(10_000))
+    manifest = manifest_of(source, 1024)
+    part = PartialFile(tmp_path / "copy", manifest)
+    for index in (3, 0, 7):
+        part.write(index, read_chunk(source, "t", index, 1024).data)
+    part.close()
+    again = PartialFile(tmp_path / "copy", manifest)
+    assert sorted(set(range(10)) - set(again.bitmap.missing())) == [0, 3, 7]
+    for index in again.bitmap.missing():
+        again.write(index, read_chunk(source, "t", index, 1024).data)
+    assert again.finish() and (tmp_path / "copy").read_bytes() == source.read_bytes()
+    other = Manifest("copy", 10_000, "00" * 32, 1024)
+    PartialFile(tmp_path / "two", manifest).close()
+    wrong = PartialFile(tmp_path / "two", other)
+    assert len(wrong.bitmap) == 0
+    for index in range(10):
+        wrong.write(index, read_chunk(source, "t", index, 1024).data)
+    assert not wrong.finish() and len(wrong.bitmap) == 0 and not (tmp_path / "two").exists()
+    wrong.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_transfer_survives_drops_repeats_and_disorder(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    source = tmp_path / "source"
+    source.write_bytes(chance.randbytes(chance.randint(0, 30_000)))
+    manifest = manifest_of(source, 1024)
+    broker = MemoryBroker(faults=Faults(chance, drop=0.2, duplicate=0.2, hold=0.3))
+    up: queue.Queue = queue.Queue()
+    down: queue.Queue = queue.Queue()
+    node, server = broker.connect(), broker.connect()
+    node.start(down.put)
+    server.start(up.put)
+    node.subscribe("down")
+    server.subscribe("up")
+    sender = Sender("t", manifest)
+    receiver, part = Receiver("t", manifest, window=4), PartialFile(tmp_path / "copy", manifest)
+    restart_at, now, committed = chance.randint(1, 40), 0.0, False
+
+    def post(topic: str, transport: object, body: object) -> None:
+        transport.publish(Message(topic, encode(Envelope(run="r", round=1, node="n", body=body))))  # type: ignore[attr-defined, arg-type]
+
+    def serve(actions: list) -> None:
+        for action in actions:
+            match action:
+                case Store(index, data):
+                    part.write(index, data)
+                case Send(message):
+                    post("down", server, message)
+                case Verify():
+                    serve(receiver.verified(part.finish()))
+
+    for turn in range(2000):
+        now += 0.5
+        if turn == restart_at and not receiver.committed:
+            # The receiver is killed: what it flushed is all it knows afterwards.
+            part.close()
+            part = PartialFile(tmp_path / "copy", manifest)
+            receiver = Receiver("t", manifest, part.bitmap.tobytes(), window=4)
+        actions = sender.tick(now)
+        while not down.empty():
+            event = down.get()
+            if isinstance(event, Received):
+                actions += sender.handle(decode(event.payload).body, now)  # type: ignore[arg-type]
+        for action in actions:
+            match action:
+                case Send(message):
+                    post("up", node, message)
+                case SendChunk(index):
+                    post("up", node, read_chunk(source, "t", index, 1024))
+                case Done():
+                    committed = True
+        assert sender.unacknowledged <= 4
+        while not up.empty():
+            event = up.get()
+            if isinstance(event, Received):
+                serve(receiver.handle(decode(event.payload).body, now))  # type: ignore[arg-type]
+        if committed:
+            break
+    assert committed and (tmp_path / "copy").read_bytes() == source.read_bytes()
