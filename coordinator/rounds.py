@@ -177,10 +177,10 @@ class RoundMachine:
                 self.seen.add(node)
             case NodeOffline(node):
                 self.online.discard(node)
-            case UpdateAccepted(node, server_round) if server_round == self.round and node in self.cohort:
+            case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
-            case Declined(node, server_round) if server_round == self.round and node in self.cohort:
+            case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
                 self.declined.add(node)
             case DigestReported(node, version, digest):
                 self.reported[node] = (version, digest)
@@ -194,6 +194,9 @@ class RoundMachine:
         assert self.phase != "open" or self.cohort, self.story
         assert 0 <= self.published <= self.settings.rounds, self.story
         assert not self.accepted & self.declined, self.story
+
+    def _concerns(self, node: str, server_round: int) -> bool:
+        return self.phase == "open" and server_round == self.round and node in self.cohort
 
     def _advance(self, now: float) -> list[Action]:
         match self.phase:

@@ -92,10 +92,11 @@ class Worker:
         # The data first: a wrong column shows before seconds of loading.
         examples = load_examples(command.data, task)
         tokenizer = _tokenizer(folder)
-        self._pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self._encoded = encode(examples, task, tokenizer)
         self._replica = Replica(command.plan, folder, Path(command.folder), self._torch_device, dtype)
         model: Any = self._replica.model
+        # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
+        self._pad_id = model.config.pad_token_id or 0
         fuse(model)
         if command.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

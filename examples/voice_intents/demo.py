@@ -76,10 +76,11 @@ model_folder = "{_MODEL}"
 memory_budget = "1200 MiB"
 folder = "{folder}"
 threads = {threads}
+allocator = "default"
 
 [data]
 source = "examples.voice_intents.data:home"
-arguments = {{ index = {index}, homes = {homes}, seed = {seed} }}
+arguments = {{ index = {index}, homes = {homes}, seed = {seed}, examples = 2000 }}
 
 [broker]
 url = "{url}"

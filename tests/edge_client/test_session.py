@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's state machine: events in, exact actions out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+import edge_client.session as s
+from edge_client.outbox import Outbox
+from fedcore.job import TaskSection
+from fedcore.plan import OutcomeObject, Plan, Training, objects_needed
+from fedcore.schema import ModelSchema
+from fedcore.wire.manifest import Manifest
+
+
+def obj(version: int, base: int | None = None, generation: int = 0, size: int = 100) -> OutcomeObject:
+    return OutcomeObject(version, generation, base, f"d{version}", Manifest("o", size, f"{version}{base}{generation}", 64))
+
+
+def plan(t: int, objects: tuple[OutcomeObject, ...] = (), *, cohort: tuple[str, ...] = ("n",), generation: int = 0) -> Plan:
+    training = Training(
+        method="fedkrso", seeds=(1,), generation=generation, rank=4, min_rank=4, order="cycle", intervals=1, interval_steps=1,
+        batch_size=1, learning_rate=1.0, tensor_learning_rate=1.0, bits=8, share="examples", run_seed=0,
+    )  # fmt: skip
+    return Plan(
+        round=t, phase="train", cohort=cohort, deadline_at=0, task=TaskSection(kind="causal-lm"), base_kind="int8", base_digest="",
+        model_schema=ModelSchema((), ()), checksums=(), training=training, version=t - 1, objects=objects,
+    )  # fmt: skip
+
+
+def feed(session: s.Session, *events: s.Event) -> list[s.Action]:
+    out: list[s.Action] = []
+    for event in events:
+        out += [a for a in session.handle(event) if not isinstance(a, s.TellStatus)]
+        session.check()
+    return out
+
+
+def test_a_whole_round_and_the_next() -> None:
+    session, first = s.Session("n"), plan(1)
+    assert feed(session, s.PlanArrived(first)) == [s.Configure(first)]
+    assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
+    assert feed(session, s.UpdateReady(1)) == [s.SendUpdate(1)]
+    assert feed(session, s.UpdateGone(1)) == []
+    difference, whole = obj(1, 0, size=10), obj(1)
+    second = plan(2, (difference, whole))
+    assert feed(session, s.PlanArrived(second)) == [s.Fetch(difference)]
+    assert feed(session, s.Fetched(difference.manifest.sha256)) == [s.AdoptObject(difference)]
+    assert feed(session, s.Adopted(1, 0, "d1")) == [s.TrainRound(second)]
+
+
+def test_a_repeated_plan_changes_nothing() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    assert feed(session, s.PlanArrived(first)) == []
+    feed(session, s.UpdateReady(1))
+    assert feed(session, s.PlanArrived(first)) == []
+    feed(session, s.UpdateGone(1))
+    assert feed(session, s.PlanArrived(first)) == [] and session.state == "idle"
+
+
+def test_restart_with_an_update_on_disk_sends_it_without_training_again() -> None:
+    session = s.Session("n", update_round=3)
+    assert feed(session, s.PlanArrived(plan(3))) == [s.SendUpdate(3)]
+    done = s.Session("n", sent_round=3)
+    third = plan(3, (obj(2),))
+    assert feed(done, s.PlanArrived(third), s.WorkerReady(2, 0, "d")) == [s.Configure(third)]
+
+
+def test_newer_plan_overtakes_training() -> None:
+    session, second = s.Session("n"), plan(2, (obj(1),))
+    feed(session, s.PlanArrived(plan(1)), s.WorkerReady(0, 0, "d"))
+    assert feed(session, s.PlanArrived(second)) == []
+    assert feed(session, s.UpdateReady(1)) == [s.Fetch(obj(1))]
+
+
+def test_dead_worker_is_tried_again_then_the_round_is_declined() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    died = s.WorkerFailed("the worker ended (signal 9)", died=True)
+    for _ in range(2):
+        assert feed(session, died) == [s.Configure(first)]
+        assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
+    assert feed(session, died) == [s.Decline(1, "the worker ended (signal 9)")]
+
+
+def test_uninvited_node_follows_without_training() -> None:
+    session = s.Session("n")
+    second = plan(2, (obj(1),), cohort=("other",))
+    assert feed(session, s.PlanArrived(second), s.WorkerReady(0, 0, "d"))[1:] == [s.Fetch(obj(1))]
+    feed(session, s.Fetched(obj(1).manifest.sha256))
+    assert feed(session, s.Adopted(1, 0, "d1")) == [] and session.state == "idle"
+
+
+def test_finished_plan_ends_with_the_last_version() -> None:
+    session = s.Session("n")
+    last = msgspec.structs.replace(plan(1, (obj(1),)), phase="finished", version=1)
+    assert feed(session, s.PlanArrived(last), s.WorkerReady(1, 0, "d1")) == [s.Configure(last)]
+    assert session.state == "finished"
+
+
+def test_objects_needed_after_folds_and_absence() -> None:
+    ends = (obj(2, generation=0), obj(4, generation=1))
+    present = (obj(5, 4, generation=2, size=5), obj(5, generation=2))
+    now = plan(6, (*ends, *present), generation=2)
+    assert objects_needed(now, 0, 0) == (*ends, present[1])
+    assert objects_needed(now, 2, 0) == (ends[1], present[1])
+    assert objects_needed(now, 4, 2) == (present[0],)
+    assert objects_needed(now, 5, 2) == ()
+    assert objects_needed(plan(6, present, generation=2), 1, 0) is None
+
+
+def test_outbox_remembers_across_restarts(tmp_path: Path) -> None:
+    box = Outbox(tmp_path)
+    box.path(3).write_bytes(b"u")
+    assert (Outbox(tmp_path).waiting_round, Outbox(tmp_path).sent_round) == (3, 0)
+    Outbox(tmp_path).sent(3)
+    assert (Outbox(tmp_path).waiting_round, Outbox(tmp_path).sent_round) == (0, 3)
+    (tmp_path / "sent").write_text("torn")
+    assert Outbox(tmp_path).sent_round == 0
