@@ -98,9 +98,7 @@ class LocalBroker:
     def start(self) -> None:
         """Start the process and wait until a client can log in."""
         with (self.folder / "broker.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
-            )
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
         deadline = time.monotonic() + _START_SECONDS
         while not self._accepts_login():
             if self._process.poll() is not None or time.monotonic() > deadline:

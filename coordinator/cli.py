@@ -91,9 +91,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
 
 
 @click.command()
-@click.option(
-    "--folder", type=click.Path(path_type=Path), default=Path("broker"), show_default=True, help="Configuration and log."
-)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("broker"), show_default=True, help="Configuration and log.")
 @click.option("--user", "users", multiple=True, default=("fedkrso",), show_default=True, help="A user; repeat for more.")
 @click.option("--port", default=1883, show_default=True)
 @click.option("--kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")

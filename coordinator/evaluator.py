@@ -41,9 +41,7 @@ def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> E
         worker.stop()
     if isinstance(answer, WorkerDied):
         last = answer.tail.splitlines()[-1] if answer.tail else "no output"
-        raise WorkerError(
-            f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
-        )
+        raise WorkerError(f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'")
     if isinstance(answer, Failed):
         raise_failure(answer)
     return answer
@@ -64,14 +62,10 @@ class Evaluator:
     def __init__(
         self, sink: Callable[[Event | WorkerDied], None], plan: Plan, run: str, data: DataSection, model_folder: str, folder: Path
     ) -> None:
-        self._worker = WorkerProcess(
-            sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"}, prepare=die_with_parent
-        )
+        self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"}, prepare=die_with_parent)
         threads = max(1, (os.cpu_count() or 1) // 2)
         self._worker.send(
-            Configure(
-                plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads
-            )
+            Configure(plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads)
         )
         self.pending = 0
 

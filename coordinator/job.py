@@ -75,8 +75,6 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run):
-            raise ConfigError(
-                f"{self.run!r} cannot be a run's name", place="run", remedy="letters, digits, '.', '_' and '-', at most 64"
-            )
+            raise ConfigError(f"{self.run!r} cannot be a run's name", place="run", remedy="letters, digits, '.', '_' and '-', at most 64")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")

@@ -96,9 +96,7 @@ class Progress:
         for row in view.rows[-6:]:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
             megabytes = f"{row.uplink_bytes / 1e6:.1f} MB up, {row.downlink_bytes / 1e6:.1f} MB down"
-            lines.append(
-                Text(f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s")
-            )
+            lines.append(Text(f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"))
         lines += [Text(event, style="dim") for event in view.events[-3:]]
         return Group(*lines)
 

@@ -145,9 +145,7 @@ class Coordinator:
         if self._job.evaluation is not None:
             first = self._plan_of(self._machine.round, (), 0.0)
             folder = self._folder.evaluator
-            self._evaluator = Evaluator(
-                self._queue.put, first, self._job.run, self._job.evaluation, str(self._model_folder), folder
-            )
+            self._evaluator = Evaluator(self._queue.put, first, self._job.run, self._job.evaluation, str(self._model_folder), folder)
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
@@ -314,9 +312,7 @@ class Coordinator:
 
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
         training = self._half.training(self._state, server_round, self._job.seed)
-        checksums = tuple(
-            signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in self._schema.layers
-        )
+        checksums = tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in self._schema.layers)
         return Plan(
             round=server_round,
             phase="train",
@@ -397,9 +393,7 @@ class Coordinator:
 
     def _send_plan(self) -> None:
         assert self._plan is not None
-        envelope = Envelope(
-            run=self._job.run, round=self._plan.round, node="", body=self._plan, expires_at=self._plan.deadline_at or None
-        )
+        envelope = Envelope(run=self._job.run, round=self._plan.round, node="", body=self._plan, expires_at=self._plan.deadline_at or None)
         self._broadcast(Message(self._topics.plan, encode(envelope), retain=True))
 
     def _send_outcome(self, version: int) -> None:

@@ -93,9 +93,7 @@ def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
     figure, axes = _figure()
     axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=_COLOURS[0])
     axes.set(xlabel="round", ylabel="held-out accuracy", ylim=(0, 1.02), xticks=[r["round"] for r in rows])
-    return _svg(
-        figure, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}."
-    )
+    return _svg(figure, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.")
 
 
 def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
@@ -124,9 +122,7 @@ def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
     places = range(len(names))
     budgets = [nodes[n]["budget_bytes"] / 1e6 for n in names]
     axes.barh(places, budgets, color="#e8eef3", edgecolor="#9fb3c2", label="budget")
-    axes.barh(
-        places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=_COLOURS[2], label="peak, agent and worker"
-    )
+    axes.barh(places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=_COLOURS[2], label="peak, agent and worker")
     axes.set_yticks(places, names)
     axes.set(xlabel="megabytes")
     axes.grid(axis="y", visible=False)

@@ -68,9 +68,7 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     from fedcore.worker import Described
 
     try:
-        section = msgspec.convert(
-            {"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection
-        )
+        section = msgspec.convert({"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), place="--task") from None
     schema = describe(resolve_model_folder(model, place="MODEL"), section)
@@ -93,9 +91,7 @@ def doctor(url: str | None, username: str | None, password: str | None, as_json:
         for r in results:
             click.echo(f"{'ok  ' if r.ok else 'FAIL'}  {r.name}: {r.found}" + (f" ({r.remedy})" if not r.ok and r.remedy else ""))
     if not all(r.ok for r in results):
-        raise (
-            ModelError("this machine is not ready", remedy="see the failed checks above") if as_json else click.exceptions.Exit(1)
-        )
+        raise (ModelError("this machine is not ready", remedy="see the failed checks above") if as_json else click.exceptions.Exit(1))
 
 
 @click.command()

@@ -90,9 +90,8 @@ def _int8() -> str:
     layer(x).sum().backward()
     dense = torch.from_numpy(dequantise_weight(q, scale))
     expected = (torch.ones(8, 64).T @ x.detach()) @ projection.float().T / 2
-    right = torch.allclose(layer.factor.grad, expected, atol=1e-4) and torch.allclose(
-        x.grad, torch.ones(8, 64) @ dense, atol=1e-4
-    )  # type: ignore[arg-type]
+    assert layer.factor.grad is not None and x.grad is not None, "there is no gradient"
+    right = torch.allclose(layer.factor.grad, expected, atol=1e-4) and torch.allclose(x.grad, torch.ones(8, 64) @ dense, atol=1e-4)
     assert right, "the gradient is wrong"
     return "gradients are right"
 

@@ -23,16 +23,12 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
         try:
             password = Path(section.password_file).expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}"
-            ) from None
+            raise ConfigError(f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}") from None
     for key in ("ca_file", "certificate_file", "key_file"):
         path = getattr(section, key)
         if path is not None and not Path(path).is_file():
             raise ConfigError("no such file", place=f"broker.{key}: {path}")
-    settings = MqttSettings(
-        section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
-    )
+    settings = MqttSettings(section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file)
     # Wrong addresses show here, with the file, and not at the first connection.
     _ = settings.address
     return settings

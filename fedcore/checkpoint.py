@@ -71,9 +71,7 @@ class Checkpoint:
             raise ModelError("no such model folder", place=str(folder), remedy="set model.folder to a Hugging Face model folder")
         config = folder / "config.json"
         if not config.exists():
-            raise ModelError(
-                "the model folder has no config.json", place=str(folder), remedy="point at a Hugging Face model folder"
-            )
+            raise ModelError("the model folder has no config.json", place=str(folder), remedy="point at a Hugging Face model folder")
         try:
             self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -58,9 +58,7 @@ _GROUPS = {
 def command() -> click.Command:
     """The whole command line as one click command."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    return _Group(
-        "", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices."
-    )
+    return _Group("", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices.")
 
 
 def main() -> None:

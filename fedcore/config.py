@@ -102,7 +102,5 @@ def parse_size(text: str, *, place: str = "") -> int:
     unit = found.group(2).lower() if found else None
     if found is None or unit not in _UNITS:
         near = difflib.get_close_matches(unit or "", _UNITS, 1)
-        raise ConfigError(
-            f"{text!r} is not a size", place=place, remedy=f"write a number and a unit: {near[0] if near else '2.5 GiB'}"
-        )
+        raise ConfigError(f"{text!r} is not a size", place=place, remedy=f"write a number and a unit: {near[0] if near else '2.5 GiB'}")
     return int(float(found.group(1)) * _UNITS[unit])

@@ -74,8 +74,7 @@ class PublishedState:
         """The state after its layers were folded into the base: layers zero under new seeds, tensors kept."""
         layers = {layer.name for layer in schema.layers}
         entries = {
-            name: _zero_rows((len(part.q), len(seeds) * self.rank)) if name in layers else part
-            for name, part in self.entries.items()
+            name: _zero_rows((len(part.q), len(seeds) * self.rank)) if name in layers else part for name, part in self.entries.items()
         }
         return PublishedState(self.version, seeds, self.rank, entries)
 

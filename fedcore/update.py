@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from fedcore.records import Record, read_header, read_records, write_records
 __all__ = ["UPDATE_FORMAT", "UpdateHeader", "add_update", "read_update_header", "write_update"]
 
 UPDATE_FORMAT = "fedkrso update 1"
-TENSOR_BITS = 16
+TENSOR_BITS: Final = 16
 
 
 class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ own, so that a library's print cannot be mistaken for a message. The supervisor 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -246,10 +247,8 @@ class WorkerProcess:
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
         """Close its commands, wait, and kill it if it does not go."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._commands.close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,7 @@ class Cluster:
         for user, word in self.broker.passwords.items():
             (folder / user).write_text(word)
         text = job_text("t", self.broker.url, folder / "coordinator", rounds=rounds, homes=HOMES, seed=3, base=base, method=method)
-        text = text.replace("interval_steps = 20", "interval_steps = 2").replace("steps = 100", "steps = 6")
+        text = text.replace("interval_steps = 10", "interval_steps = 2").replace("\nsteps = 40", "\nsteps = 6")
         (folder / "job.toml").write_text(text.replace(f"homes = {HOMES} }}", f"homes = {HOMES}, examples = 60 }}"))
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
@@ -45,7 +45,7 @@ class Cluster:
     def home(self, index: int) -> subprocess.Popen[bytes]:
         path, own = self.folder / f"home-{index}.toml", self.folder / f"node-{index}"
         text = node_text("t", self.broker.url, self.folder / f"home-{index}", own, index=index, homes=HOMES, seed=3, threads=1)
-        path.write_text(text.replace("examples = 2000", "examples = 40"))
+        path.write_text(text.replace("seed = 3 }", "seed = 3, examples = 40 }"))
         return self.start("client", "run", path)
 
     def output(self) -> str:

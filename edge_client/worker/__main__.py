@@ -115,7 +115,7 @@ class Worker:
             size = setup.micro_batch_size or len(batch)
             for start in range(0, len(batch), size):
                 part = summed_loss(replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
-                (part / weight).backward()
+                (part / weight).backward()  # type: ignore[no-untyped-call]
                 loss += float(part.detach())
             return loss / weight
 

@@ -63,9 +63,7 @@ def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:
     if not callable(function):
         known = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
         near = difflib.get_close_matches(function_name, known, 1)
-        raise DataError(
-            f"{module_name} has no function {function_name!r}", place=key, remedy=f"did you mean {near[0]!r}?" if near else ""
-        )
+        raise DataError(f"{module_name} has no function {function_name!r}", place=key, remedy=f"did you mean {near[0]!r}?" if near else "")
     try:
         return function(**arguments)
     except (TypeError, ValueError) as error:
@@ -109,8 +107,7 @@ def _json_rows(file: Iterable[str], source: str) -> Iterator[tuple[str, Mapping[
 
 def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     # GLUE's tables are not quoted: a quotation mark is an ordinary character.
-    quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
-    reader = csv.reader(file, delimiter="\t" if kind == "tsv" else ",", quoting=quoting)
+    reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == "tsv" else csv.reader(file)
     header = next(reader, None)
     if header is None:
         raise DataError("the file is empty", place=source, remedy="the first line names the columns")

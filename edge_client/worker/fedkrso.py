@@ -62,9 +62,7 @@ def train_round(
         WorkerError: The loss is not finite.
     """
     training = plan.training
-    order = interval_order(
-        training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node
-    )
+    order = interval_order(training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node)
     steps = training.intervals * training.interval_steps
     tensors = list(replica.tensors.values())
     whole = torch.optim.Adam(tensors, lr=training.tensor_learning_rate) if tensors else None

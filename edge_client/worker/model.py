@@ -54,10 +54,10 @@ def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] =
         stored = names[name]
         if stored is None:
             tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False))
-        elif name in linear and is_target(stored, tuple(parameter.shape)):
-            layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
         elif any(fnmatch.fnmatch(stored, pattern) for pattern in trained_tensors):
             tensors.append(TensorSpec(stored, tuple(parameter.shape), in_checkpoint=True))
+        elif name in linear and is_target(stored, tuple(parameter.shape)):
+            layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
     if not layers:
         raise ModelError("no linear layer to train was found", place=str(folder), remedy="use a model made of nn.Linear blocks")
     for pattern in trained_tensors:
@@ -68,7 +68,7 @@ def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] =
     return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)
 
 
-def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype) -> nn.Module:
+def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype) -> Any:
     """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest frozen.
 
     Returns:
@@ -110,7 +110,8 @@ def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.devi
     model.to(torch_device)
     model.subspace_layers = subspace_layers
     model.trained_tensors = trained
-    return model.train()
+    model.train()
+    return model
 
 
 def start_value(checkpoint: Checkpoint, spec: TensorSpec, run_seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -172,7 +173,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -44,9 +44,7 @@ class Replica:
 
     model: nn.Module
 
-    def __init__(
-        self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype
-    ) -> None:
+    def __init__(self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype) -> None:
         self._schema = plan.model_schema
         self._run_seed = plan.training.run_seed
         self._state_path = folder / "state.bin"

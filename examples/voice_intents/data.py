@@ -177,9 +177,7 @@ def _narrowed(expression: Expression, rules: dict[str, Sentence], chance: random
     return expression
 
 
-def _chosen_lists(
-    expression: Expression, block: IntentData, names: _Home, chance: random.Random
-) -> Iterator[tuple[str, SlotList]]:
+def _chosen_lists(expression: Expression, block: IntentData, names: _Home, chance: random.Random) -> Iterator[tuple[str, SlotList]]:
     references = expression.list_references() if isinstance(expression, Group) else iter(())
     for reference in references:
         name = reference.list_name

@@ -202,9 +202,7 @@ class MqttTransport:
             except ssl.SSLError as error:
                 self._fail(BrokerRefused(f"TLS: {error.reason or error}", place=self._place, remedy="check broker.ca_file"))
             except OSError as error:
-                self._fail(
-                    BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?")
-                )
+                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?"))
             else:
                 self._no_answer(connected)
             if self._linked.is_set():

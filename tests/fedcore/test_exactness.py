@@ -60,9 +60,7 @@ def test_sum_does_not_depend_on_order_and_is_the_rational_mean(seed: int, order:
     mean = dict(total.means())["x"]
     assert np.array_equal(mean, dict(shuffled.means())["x"])
     for row, column in ((0, 0), (3, 5)):
-        exact = sum(
-            Fraction(int(p.q[row, column])) * Fraction(2) ** int(p.exponent[row]) * n for p, n in parts
-        ) / sum(n for _, n in parts)
+        exact = sum(Fraction(int(p.q[row, column])) * Fraction(2) ** int(p.exponent[row]) * n for p, n in parts) / sum(n for _, n in parts)
         assert abs(Fraction(int(mean[row, column]), 2**32) - exact) <= Fraction(1, 2**33)
 
 
@@ -183,7 +181,9 @@ def test_records_come_back_as_they_were(seed: int, bits: int, rows: int, columns
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_damaged_record_files_are_malformed_or_equal_never_anything_else(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_damaged_record_files_are_malformed_or_equal_never_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("r") / "f"
     write_records(path, {"format": "x"}, [Record("a", quantise_rows(normal((3, 5), 1), 8), 8)])
     raw = bytearray(path.read_bytes())

@@ -59,9 +59,7 @@ def test_parts_of_a_batch_add_up_with_its_count() -> None:
     hidden, labels = case()
     whole = chunked_cross_entropy(hidden, weight, labels)
     count = int((labels != IGNORE_INDEX).sum())
-    parts = [
-        chunked_cross_entropy(hidden[:, rows], weight, labels[:, rows], count=count) for rows in (slice(0, 11), slice(11, None))
-    ]
+    parts = [chunked_cross_entropy(hidden[:, rows], weight, labels[:, rows], count=count) for rows in (slice(0, 11), slice(11, None))]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-6, atol=1e-6)
 
 

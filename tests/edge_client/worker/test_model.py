@@ -57,9 +57,7 @@ def test_stories_causal_loss_is_real(stories: Path, tmp_path: Path) -> None:
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     encoded = encode([Example(text, None, None)], CAUSAL, AutoTokenizer.from_pretrained(stories))
     reference = AutoModelForCausalLM.from_pretrained(stories)
-    expected = sum(
-        float(reference(torch.tensor([e.ids]), labels=torch.tensor([e.ids])).loss.detach()) * e.weight for e in encoded
-    )
+    expected = sum(float(reference(torch.tensor([e.ids]), labels=torch.tensor([e.ids])).loss.detach()) * e.weight for e in encoded)
     for kind, tolerance in (("float32", 1e-4), ("int8", 0.1)):
         schema = describe(stories, CAUSAL)
         model = build(Base(Checkpoint(stories), schema, kind, tmp_path / kind), CAUSAL, 0, CPU, torch.float32)  # type: ignore[arg-type]
