@@ -71,7 +71,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     from coordinator.export import export_model
     from coordinator.files import RunFolder, load_state
     from coordinator.ledger import SqliteLedger
-    from coordinator.service import prepare
+    from coordinator.prepare import prepare
     from fedcore.base import Base
     from fedcore.checkpoint import Checkpoint
     from fedcore.modelfolder import resolve_model_folder
@@ -140,8 +140,9 @@ def _stored_job(root: Path) -> Job:
 def _serve(job: Job, root: Path, *, as_json: bool) -> None:
     from coordinator.files import RunFolder
     from coordinator.ledger import SqliteLedger
+    from coordinator.prepare import prepare
     from coordinator.progress import Progress
-    from coordinator.service import Coordinator, prepare
+    from coordinator.service import Coordinator
     from coordinator.summary import summary_of, write_report, write_summary
     from fedcore.brokerconfig import mqtt_settings
     from fedcore.modelfolder import resolve_model_folder

@@ -10,16 +10,16 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from coordinator.evaluator import Evaluator, ask_worker, raise_failure
+from coordinator.evaluator import Evaluator, raise_failure
 from coordinator.files import RunFolder, load_state, save_state
 from coordinator.inbox import Inbox
-from coordinator.job import Job
 from coordinator.ledger import Ledger, RoundRow, UpdateRow
+from coordinator.prepare import Prepared
+from coordinator.publisher import Publisher
 from coordinator.rounds import (
     Action,
     CloseRound,
@@ -43,50 +43,19 @@ from fedcore.errors import MalformedMessage, UpdateRefused, WorkerError
 from fedcore.methods import server_half
 from fedcore.plan import OutcomeObject, Plan
 from fedcore.projection import signs_checksum
-from fedcore.schema import ModelSchema
 from fedcore.state import model_digest
-from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport, TransportEvent
+from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.update import UpdateHeader
-from fedcore.wire.codec import decode, encode
-from fedcore.wire.files import manifest_of, read_chunk
-from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Envelope, Grant, Missing, Offer, Refuse, Status, Telemetry, Topics
-from fedcore.worker import Adopted, Describe, Described, Evaluated, Failed, Progress, Ready, Trained, WorkerDied
+from fedcore.wire.codec import decode
+from fedcore.wire.files import manifest_of
+from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
+from fedcore.worker import Adopted, Described, Evaluated, Failed, Progress, Ready, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
 
-__all__ = ["Coordinator", "prepare"]
+__all__ = ["Coordinator"]
 
 _TICK_SECONDS = 0.25
 _UPDATE_SLACK_BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job with what was found out about its model."""
-
-    job: Job
-    schema: ModelSchema
-    model_folder: Path
-
-
-def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
-    """Find out, once per run, what of the model is trained, and the task's labels.
-
-    Raises:
-        FedkrsoError: The model or the task cannot serve.
-    """
-    task, schema = ledger.fact("task", type(job.task)), ledger.fact("schema", ModelSchema)
-    if task is None or schema is None:
-        if job.model.schema_file is not None:
-            described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
-        else:
-            command = Describe(str(model_folder), job.task, job.model.trained_tensors)
-            answer = ask_worker(command, folder.evaluator / "describe.log")
-            assert isinstance(answer, Described)
-            described = answer
-        task, schema = described.task, described.model_schema
-        ledger.put_fact("task", task)
-        ledger.put_fact("schema", schema)
-    return Prepared(msgspec.structs.replace(job, task=task), schema, model_folder)
 
 
 class Coordinator:
@@ -119,6 +88,7 @@ class Coordinator:
         self._model_folder = prepared.model_folder
         self._transport, self._clock, self._observer = transport, clock, observer
         self._topics = Topics(job.run)
+        self._publisher = Publisher(transport, job.run, folder, job.round.keep_outcomes, self._listeners)
         self._half = server_half(job.method, prepared.schema)
         self._base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, folder.base)
         rows = ledger.rounds()
@@ -128,10 +98,10 @@ class Coordinator:
         self._machine = RoundMachine(job.round, job.seed, published=len(rows))
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
-        self._inbox = Inbox(self._accept, self._reply)
+        self._inbox = Inbox(self._accept, lambda node, body: self._publisher.reply(node, self._machine.round, body))
         self._evaluator: Evaluator | None = None
         self._opened_at = clock()
-        self._uplink = self._downlink = 0
+        self._uplink = 0
         self._ended = False
         self._accepted: list[UpdateAccepted] = []
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows)
@@ -172,7 +142,11 @@ class Coordinator:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected():
-                self._publish_all()
+                # A broker without persistence has forgotten what was retained.
+                if self._machine.published and self._objects:
+                    self._publisher.outcome(self._machine.published, self._objects)
+                if self._plan is not None:
+                    self._publisher.plan(self._plan)
             case Disconnected(reason):
                 self._note("link", "", reason)
             case Evaluated():
@@ -212,7 +186,8 @@ class Coordinator:
                 self._uplink += len(payload)
                 self._inbox.chunk(node, envelope.body, self._clock())
             case Missing(sha256, indices):
-                self._repair(node, sha256, indices)
+                if not self._publisher.repair(node, sha256, indices, self._objects):
+                    self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
             case Declined(reason):
                 self._note("declined", node, reason)
                 self._node(node).reason = reason
@@ -248,7 +223,7 @@ class Coordinator:
         reason = ""
         committed = [row for row in self._ledger.updates(plan.round) if row.header.node == node] if plan else []
         if committed and committed[0].transfer == offer.transfer:
-            self._reply(node, Commit(offer.transfer))
+            self._publisher.reply(node, self._machine.round, Commit(offer.transfer))
             return
         if plan is None or not offer.transfer.startswith(f"{plan.round}-") or self._machine.phase != "open":
             reason = "late: the round is over"
@@ -260,7 +235,7 @@ class Coordinator:
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
         if reason:
             self._note("refused", node, reason)
-            self._reply(node, Refuse(offer.transfer, reason))
+            self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
             return
         assert plan is not None
         self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clock())
@@ -296,19 +271,19 @@ class Coordinator:
                 self._close(server_round, participants)
             case FinishRun():
                 self._plan = msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished")
-                self._send_plan()
+                self._publisher.plan(self._plan)
             case EndRun():
                 self._ended = True
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
-        self._opened_at, self._uplink, self._downlink = self._clock(), 0, 0
+        self._opened_at, self._uplink, self._publisher.sent_bytes = self._clock(), 0, 0
         training = self._half.training(self._state, server_round, self._job.seed)
         if training.generation != self._base.generation:
             self._base.fold(self._published, training.generation)
         self._state = self._half.open(self._state, training)
         self._plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(self._plan)
-        self._send_plan()
+        self._publisher.plan(self._plan)
 
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
         training = self._half.training(self._state, server_round, self._job.seed)
@@ -360,8 +335,10 @@ class Coordinator:
         self._ledger.put_outcome(objects, row)
         self._objects |= {(obj.version, obj.base_version is None): obj for obj in objects}
         self._folder.state(server_round - 2).unlink(missing_ok=True)
-        self.view.rows, self.view.digest = self._ledger.rounds(), digest
-        self._send_outcome(server_round)
+        self.view.digest = digest
+        self._publisher.outcome(server_round, self._objects)
+        self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
+        self.view.rows = self._ledger.rounds()
         if self._evaluator is not None:
             self._evaluator.evaluate(objects[0], self._folder.outcome(server_round, whole=True))
         self._feed(RoundPublished(server_round))
@@ -370,7 +347,7 @@ class Coordinator:
         loss = sum(h.loss for h in headers) / len(headers)
         seconds = self._clock() - self._opened_at
         nodes = tuple(h.node for h in headers)
-        return RoundRow(server_round, nodes, self._uplink, self._downlink, seconds, loss)
+        return RoundRow(server_round, nodes, self._uplink, self._publisher.sent_bytes, seconds, loss)
 
     def _evaluated(self, event: Evaluated) -> None:
         assert self._evaluator is not None
@@ -382,62 +359,12 @@ class Coordinator:
         self.view.rows = self._ledger.rounds()
         self._observer(self.view)
 
-    # To the wire
-
-    def _reply(self, node: str, body: Grant | Ack | Commit | Refuse | Chunk) -> None:
-        envelope = Envelope(run=self._job.run, round=self._machine.round, node=node, body=body)
-        payload = encode(envelope)
-        self._downlink += len(payload)
-        # What cannot go out now is asked for again by the node's own timer.
-        self._transport.publish(Message(self._topics.down(node, type(body).__name__.lower()), payload))
-
-    def _send_plan(self) -> None:
-        assert self._plan is not None
-        envelope = Envelope(run=self._job.run, round=self._plan.round, node="", body=self._plan, expires_at=self._plan.deadline_at or None)
-        self._broadcast(Message(self._topics.plan, encode(envelope), retain=True))
-
-    def _send_outcome(self, version: int) -> None:
-        """Retained chunks of the version's smallest object; larger and older ones are sent to whoever asks."""
-        objects = [obj for (v, _), obj in self._objects.items() if v == version]
-        obj = min(objects, key=lambda o: o.manifest.size_bytes)
-        path = self._folder.outcome(version, whole=obj.base_version is None)
-        for index in range(obj.manifest.chunks):
-            chunk = read_chunk(path, obj.manifest.sha256, index, obj.manifest.chunk_bytes)
-            envelope = Envelope(run=self._job.run, round=version, node="", body=chunk)
-            self._broadcast(Message(self._topics.outcome(obj.manifest.sha256[:16], index), encode(envelope), retain=True))
-        old = version - self._job.round.keep_outcomes
-        for (v, _), gone in self._objects.items():
-            if v == old:
-                for index in range(gone.manifest.chunks):
-                    self._broadcast(Message(self._topics.outcome(gone.manifest.sha256[:16], index), b"", retain=True))
-
-    def _broadcast(self, message: Message) -> None:
-        online = sum(node.online for node in self.view.nodes.values())
-        self._downlink += len(message.payload) * online
-        deadline = time.monotonic() + 2.0
-        while not self._transport.publish(message) and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    def _publish_all(self) -> None:
-        """After a connect: a broker without persistence has forgotten what was retained."""
-        if self._machine.published and self._objects:
-            self._send_outcome(self._machine.published)
-        if self._plan is not None:
-            self._send_plan()
-
-    def _repair(self, node: str, sha256: str, indices: tuple[int, ...]) -> None:
-        for (version, whole), obj in self._objects.items():
-            if obj.manifest.sha256 == sha256:
-                path = self._folder.outcome(version, whole=whole)
-                for index in indices[:64]:
-                    if 0 <= index < obj.manifest.chunks:
-                        self._reply(node, read_chunk(path, sha256, index, obj.manifest.chunk_bytes))
-                return
-        self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
-
     def _largest_update(self, plan: Plan) -> int:
         numbers = sum(rows * columns for rows, columns in self._half.shapes(plan.training).values())
         return 2 * numbers + _UPDATE_SLACK_BYTES
+
+    def _listeners(self) -> int:
+        return sum(node.online for node in self.view.nodes.values())
 
     def _node(self, node: str) -> NodeView:
         return self.view.nodes.setdefault(node, NodeView(node))

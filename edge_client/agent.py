@@ -7,7 +7,6 @@ It imports neither torch nor numpy: files stream through it chunk by chunk, so i
 from __future__ import annotations
 
 import os
-import platform
 import queue
 import random
 import time
@@ -15,14 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import edge_client.session as s
+from devices.identity import device_name
+from edge_client.courier import Courier
 from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes, process_bytes
 from edge_client.node import Node
 from edge_client.outbox import Outbox
 from fedcore.errors import BudgetError, DataError, ExactnessError, FedkrsoError, MalformedMessage, ModelError
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import Plan
 from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport, TransportEvent
 from fedcore.wire.codec import decode, encode
-from fedcore.wire.files import PartialFile, manifest_of, read_chunk
 from fedcore.wire.messages import (
     Ack,
     Body,
@@ -31,14 +31,11 @@ from fedcore.wire.messages import (
     Declined,
     Envelope,
     Grant,
-    Missing,
-    Offer,
     Refuse,
     Status,
     Telemetry,
     Topics,
 )
-from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
 from fedcore.worker import (
     Adopt,
     Adopted,
@@ -59,9 +56,6 @@ __all__ = ["Agent", "worker_environment"]
 
 _TICK_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
-_CHUNK_BYTES = 262_144
-# Room for topic and envelope within the broker's largest packet.
-_ENVELOPE_BYTES = 2048
 # Freed blocks of 64 KiB and more go back to the system at once (design 4); waiting threads do not spin.
 _TUNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 _FATAL = {kind.__name__ for kind in (DataError, ModelError, BudgetError)}
@@ -104,17 +98,13 @@ class Agent:
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
         self.session = s.Session(node.node, sent_round=sent, update_round=waiting)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
+        self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._topics, jitter, self._up, self._fetched, self._gone)
         self._worker: WorkerProcess | None = None
-        self._sender: Sender | None = None
-        self._sending_round = 0
-        self._gather: Gather | None = None
-        self._part: PartialFile | None = None
-        self._fetching: OutcomeObject | None = None
         self._progress = Progress(0, 0, 0.0)
         self._worker_bytes: int | None = None
         self._peak = 0
         self._uplink = self._downlink = 0
-        self._chunk_bytes = _CHUNK_BYTES
+        self._device = device_name()
         self._sample_at = 0.0
         self._fatal: FedkrsoError | None = None
         self._stopping = False
@@ -164,10 +154,7 @@ class Agent:
         else:
             self._take(event)
         now = time.monotonic()
-        if self._sender is not None:
-            self._do_transfer(self._sender.tick(now))
-        if self._gather is not None:
-            self._do_transfer(self._gather.tick(now))
+        self._courier.tick(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
             self._sample()
@@ -178,11 +165,8 @@ class Agent:
                 self._received(topic, payload)
             case Connected(limits):
                 self._say(f"connected ({limits.protocol})")
-                if limits.max_packet_bytes is not None:
-                    self._chunk_bytes = min(_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES)
                 self._tell(self._status())
-                if self._sender is not None:
-                    self._sender.link_lost()
+                self._courier.link_came(limits)
             case Disconnected(reason):
                 self._say(f"disconnected: {reason}")
             case Ready(version, generation, digest, examples):
@@ -216,15 +200,12 @@ class Agent:
         except MalformedMessage as error:
             self._say(f"malformed message on {topic}: {error.one_line()}")
             return
-        now = time.monotonic()
         match body:
             case Plan() if topic == self._topics.plan:
                 self._say(f"plan of round {body.round} ({body.phase})")
                 self._feed(s.PlanArrived(body))
-            case Grant() | Ack() | Commit() | Refuse() if self._sender is not None:
-                self._do_transfer(self._sender.handle(body, now))
-            case Chunk() if self._gather is not None:
-                self._do_transfer(self._gather.handle(body, now))
+            case Grant() | Ack() | Commit() | Refuse() | Chunk():
+                self._courier.handle(body, time.monotonic())
 
     # What the session says
 
@@ -237,15 +218,15 @@ class Agent:
             case s.Configure(plan):
                 self._configure(plan)
             case s.Fetch(obj):
-                self._fetch(obj)
+                self._courier.fetch(obj, time.monotonic())
             case s.AdoptObject(obj):
-                path = str(self._object_path(obj))
+                path = str(self._courier.object_path(obj))
                 self._command(Adopt(path, obj.version, obj.generation, obj.base_version is not None, obj.digest))
             case s.TrainRound(plan):
                 self._progress = Progress(0, 0, 0.0)
                 self._command(Train(plan, str(self._outbox.path(plan.round))))
             case s.SendUpdate(server_round):
-                self._send_update(server_round)
+                self._courier.send(server_round, time.monotonic())
             case s.Decline(server_round, reason):
                 self._say(f"declined round {server_round}: {reason}")
                 self._up("declined", Declined(reason), server_round)
@@ -302,69 +283,12 @@ class Agent:
             worker.stop()
         self.session.worker_ready = False
 
-    # Transfers
+    def _fetched(self, sha256: str) -> None:
+        self._feed(s.Fetched(sha256))
 
-    def _object_path(self, obj: OutcomeObject) -> Path:
-        return self._folder / "inbox" / f"{obj.manifest.sha256[:32]}.bin"
-
-    def _fetch(self, obj: OutcomeObject) -> None:
-        if self._fetching == obj and self._gather is not None:
-            return
-        self._end_fetch()
-        for old in (self._folder / "inbox").glob("*.bin"):
-            if old != self._object_path(obj):
-                old.unlink()
-        self._fetching = obj
-        self._part = PartialFile(self._object_path(obj), obj.manifest)
-        self._gather = Gather(obj.manifest, self._part.bitmap.tobytes(), time.monotonic(), self._jitter)
-        self._transport.subscribe(self._topics.outcome(obj.manifest.sha256[:16], "+"))
-
-    def _end_fetch(self) -> None:
-        if self._fetching is not None:
-            self._transport.unsubscribe(self._topics.outcome(self._fetching.manifest.sha256[:16], "+"))
-        if self._part is not None:
-            self._part.close()
-        self._gather, self._part, self._fetching = None, None, None
-
-    def _send_update(self, server_round: int) -> None:
-        path = self._outbox.path(server_round)
-        assert self.session.plan is not None
-        manifest = manifest_of(path, self._chunk_bytes)
-        self._sending_round = server_round
-        # The digest in its name: an update that was trained again is another transfer.
-        self._sender = Sender(f"{server_round}-{manifest.sha256[:16]}", manifest)
-        self._do_transfer(self._sender.tick(time.monotonic()))
-
-    def _do_transfer(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Send(message) if isinstance(message, Offer | Missing):
-                    kind = "offer" if isinstance(message, Offer) else "missing"
-                    self._up(kind, message, self._sending_round)
-                case SendChunk(index) if self._sender is not None:
-                    path = self._outbox.path(self._sending_round)
-                    chunk = read_chunk(path, self._sender.transfer, index, self._sender.manifest.chunk_bytes)
-                    self._up("chunk", chunk, self._sending_round)
-                case Store(index, data) if self._part is not None:
-                    self._part.write(index, data)
-                case Verify() if self._part is not None and self._gather is not None and self._fetching is not None:
-                    whole, sha256 = self._part.finish(), self._fetching.manifest.sha256
-                    self._do_transfer(self._gather.verified(whole))
-                    if whole:
-                        self._end_fetch()
-                        self._feed(s.Fetched(sha256))
-                case Done():
-                    if self._sender is not None and self._sender.finished:
-                        self._gone("")
-                case Refused(reason):
-                    self._say(f"update of round {self._sending_round} refused: {reason}")
-                    self._gone(reason)
-
-    def _gone(self, refused: str) -> None:
-        server_round, self._sender = self._sending_round, None
+    def _gone(self, server_round: int, refused: str) -> None:
         self._outbox.sent(server_round)
-        if not refused:
-            self._say(f"update of round {server_round} committed")
+        self._say(f"update of round {server_round} {'refused: ' + refused if refused else 'committed'}")
         self._feed(s.UpdateGone(server_round, refused))
 
     # To the wire
@@ -382,7 +306,7 @@ class Agent:
         return Status(
             online=True,
             state=session.state,
-            device=f"{platform.system()} {platform.machine()}",
+            device=self._device,
             version=session.version,
             generation=session.generation,
             digest=session.digest,

@@ -31,7 +31,7 @@ class Cluster:
         for user, word in self.broker.passwords.items():
             (folder / user).write_text(word)
         text = job_text("t", self.broker.url, folder / "coordinator", rounds=rounds, homes=HOMES, seed=3, base=base, method=method)
-        text = text.replace("interval_steps = 10", "interval_steps = 2").replace("\nsteps = 40", "\nsteps = 6")
+        text = text.replace("interval_steps = 15", "interval_steps = 2").replace("\nsteps = 60", "\nsteps = 6")
         (folder / "job.toml").write_text(text.replace(f"homes = {HOMES} }}", f"homes = {HOMES}, examples = 60 }}"))
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
