@@ -6,12 +6,10 @@ For the demo, for tests, and for a first run at home (`fedkrso broker run`). Use
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,10 +22,11 @@ from types import TracebackType
 from typing import Literal
 
 from fedcore.errors import BrokerUnreachable, TransportError
+from fedcore.processes import die_with_parent
 from fedcore.transport.base import TransportEvent
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
 
-__all__ = ["BrokerKind", "LocalBroker", "die_with_parent", "find_mosquitto"]
+__all__ = ["BrokerKind", "LocalBroker", "find_mosquitto"]
 
 BrokerKind = Literal["mosquitto", "amqtt"]
 _START_SECONDS = 20.0
@@ -37,12 +36,6 @@ _PBKDF2_ROUNDS = 101
 def find_mosquitto() -> str | None:
     """The mosquitto binary, also where Debian puts it for root alone."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/local/sbin:/usr/sbin")
-
-
-def die_with_parent() -> None:
-    """In a child before exec: end when the parent does (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class LocalBroker:

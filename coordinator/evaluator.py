@@ -8,7 +8,6 @@ import queue
 from collections.abc import Callable
 from pathlib import Path
 
-from coordinator.broker import die_with_parent
 from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.job import DataSection
 from fedcore.plan import OutcomeObject, Plan
@@ -31,7 +30,7 @@ def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> E
         FedkrsoError: What the worker could not do, or that it died.
     """
     events: queue.Queue[Event | WorkerDied] = queue.Queue()
-    worker = WorkerProcess(events.put, log, prepare=die_with_parent)
+    worker = WorkerProcess(events.put, log)
     try:
         worker.send(command)
         answer = events.get(timeout=timeout_seconds)
@@ -62,7 +61,7 @@ class Evaluator:
     def __init__(
         self, sink: Callable[[Event | WorkerDied], None], plan: Plan, run: str, data: DataSection, model_folder: str, folder: Path
     ) -> None:
-        self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"}, prepare=die_with_parent)
+        self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"})
         threads = max(1, (os.cpu_count() or 1) // 2)
         self._worker.send(
             Configure(plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads)

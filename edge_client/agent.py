@@ -16,6 +16,7 @@ from pathlib import Path
 import edge_client.session as s
 from devices.identity import device_name
 from edge_client.courier import Courier
+from edge_client.memory.allocator import ALLOCATORS
 from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes, process_bytes
 from edge_client.node import Node
 from edge_client.outbox import Outbox
@@ -56,14 +57,12 @@ __all__ = ["Agent", "worker_environment"]
 
 _TICK_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
-# Freed blocks of 64 KiB and more go back to the system at once (design 4); waiting threads do not spin.
-_TUNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 _FATAL = {kind.__name__ for kind in (DataError, ModelError, BudgetError)}
 
 
 def worker_environment(allocator: str) -> dict[str, str]:
-    """Environment of a worker process."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **(_TUNED if allocator == "tuned" else {})}
+    """Environment of a worker process; its threads wait without spinning, since other processes need the cores."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
 
 
 class Agent:
@@ -76,7 +75,6 @@ class Agent:
         transport: A transport that is not started yet.
         jitter: Spreads this node's requests.
         say: Gets one line for each thing that happens, for a person.
-        worker_setup: Called in the worker before it starts (operating-system limits).
     """
 
     def __init__(
@@ -88,10 +86,9 @@ class Agent:
         jitter: random.Random,
         *,
         say: Callable[[str], None] = lambda line: None,
-        worker_setup: Callable[[], None] | None = None,
     ) -> None:
         self._node, self._model_folder, self._budget = node, model_folder, budget_bytes
-        self._transport, self._jitter, self._say, self._worker_setup = transport, jitter, say, worker_setup
+        self._transport, self._jitter, self._say = transport, jitter, say
         self._topics = Topics(node.run)
         self._folder = Path(node.folder)
         self._outbox = Outbox(self._folder / "outbox")
@@ -239,7 +236,6 @@ class Agent:
                 self._queue.put,
                 self._folder / "worker.log",
                 environment=worker_environment(self._node.allocator),
-                prepare=self._worker_setup,
             )
         self._command(
             Configure(

@@ -18,22 +18,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
+from edge_client.memory.allocator import ALLOCATORS
 from fedcore.errors import WorkerError
 
-__all__ = ["ALLOCATORS", "METHODS", "Row", "main", "rows"]
+__all__ = ["METHODS", "Row", "main", "rows"]
 
 METHODS = ("fedkrso", "lora", "full")
-
-# Environment of the measured process. Tuned: whatever is larger than 64 KiB goes back to the system when it is freed, and the
-# heap is not kept either. Huge pages (glibc 2.35; older ones ignore it) take back a fifth of what the page faults cost.
-ALLOCATORS: dict[str, dict[str, str]] = {
-    "default": {},
-    "tuned": {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    },
-}
 
 
 class Row(TypedDict):

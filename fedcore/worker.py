@@ -22,6 +22,7 @@ import msgspec
 from fedcore.errors import WorkerError
 from fedcore.job import DataSection, TaskSection
 from fedcore.plan import Plan
+from fedcore.processes import die_with_parent
 from fedcore.schema import ModelSchema
 
 __all__ = [
@@ -198,7 +199,7 @@ class WorkerProcess:
         sink: Gets every event, from a thread; it only enqueues.
         log: File for the worker's own output.
         environment: Added to the environment (allocator settings, thread counts).
-        prepare: Called in the child before the program starts (operating-system limits).
+        prepare: Called in the child before the program starts; by default it ends with its supervisor.
 
     The command is this interpreter with `-m edge_client.worker`: a process boundary, not an import.
     """
@@ -209,7 +210,7 @@ class WorkerProcess:
         log: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], None] = die_with_parent,
     ) -> None:
         down_read, down_write = os.pipe()
         up_read, up_write = os.pipe()

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from edge_client.bench_memory import ALLOCATORS, Row, rows
+from edge_client.bench_memory import Row, rows
+from edge_client.memory.allocator import ALLOCATORS
 from fedcore.errors import WorkerError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
