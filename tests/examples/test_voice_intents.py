@@ -27,7 +27,8 @@ def test_homes_never_say_a_held_out_utterance_and_differ_in_names_and_mix() -> N
     assert len(held) > 800 and all(len(home) == 600 for home in homes)
     assert not held & {row["text"] for home in homes for row in home}
     shares = [Counter(row["label"] for row in home) for home in homes]
-    assert all(max(share.values()) > 5 * 600 / len(data.labels()) / 2 for share in shares)
+    # An even mix would be 600 / 21 = 29 of each intent.
+    assert all(max(share.values()) > 2 * 600 / len(data.labels()) and len(share) < len(data.labels()) for share in shares)
     assert len({share.most_common(1)[0][0] for share in shares}) > 1
     names = [data._names(0, index) for index in range(4)]
     assert len({home.areas for home in names}) == 4 and len({home.things["light"] for home in names}) == 4

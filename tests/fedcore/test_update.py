@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing enters the sum that the plan does not foresee, and the sender is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from fedcore.accumulator import RowScaled, quantise_rows
+from fedcore.errors import ConfigError, UpdateRefused
+from fedcore.job import TaskSection
+from fedcore.method import MethodSettings
+from fedcore.methods import server_half
+from fedcore.plan import Plan
+from fedcore.projection import signs_checksum
+from fedcore.records import Record
+from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
+from fedcore.update import UpdateHeader, write_update
+
+SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
+HALF = server_half(MethodSettings(rank=4, min_rank=2, num_seeds=3, steps=20), SCHEMA)
+HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
+
+
+def make_plan() -> Plan:
+    state = HALF.start(5)
+    training = HALF.training(state, 1, 5)
+    checksums = tuple(signs_checksum(training.seeds, s.name, 4, s.columns) for s in SCHEMA.layers)
+    return Plan(
+        round=1, phase="train", cohort=("a", "b"), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
+        model_schema=SCHEMA, checksums=checksums, training=training, version=0, objects=(),
+    )  # fmt: skip
+
+
+def records(width: int = 8, bits: int = 8, seed: int = 0, rows: int = 5) -> list[Record]:
+    generator = np.random.default_rng(seed)
+
+    def made(shape: tuple[int, int], precision: int) -> RowScaled:
+        return quantise_rows((generator.normal(size=shape) * 0.01).astype(np.float32), precision)  # type: ignore[arg-type]
+
+    return [
+        Record("l", made((rows, width), bits), bits),  # type: ignore[arg-type]
+        Record("k", made((3, width), bits), bits),  # type: ignore[arg-type]
+        Record("head.bias", made((1, 3), 16), 16),
+    ]
+
+
+def check(tmp_path: Path, header: UpdateHeader, content: Iterable[Record]) -> UpdateHeader:
+    write_update(tmp_path / "u", header, content)
+    return HALF.check(tmp_path / "u", make_plan(), "r", "a")
+
+
+def test_a_right_update_and_one_of_smaller_rank_are_taken(tmp_path: Path) -> None:
+    assert check(tmp_path, HEADER, records()) == HEADER
+    small = msgspec.structs.replace(HEADER, rank=2)
+    assert check(tmp_path, small, records(width=4)) == small
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"run": "other"}, "run is 'other' where the plan has 'r'"),
+        ({"round": 2}, "round is 2"),
+        ({"node": "b"}, "node is 'b'"),
+        ({"version": 4}, "version is 4"),
+        ({"rank": 8}, "rank 8 is outside 2 to 4"),
+        ({"subspaces": (0, 3)}, "not distinct indices of 3 seeds"),
+        ({"subspaces": (1, 1)}, "not distinct"),
+        ({"subspaces": ()}, "not distinct"),
+        ({"examples": 0}, "0 examples is outside"),
+        ({"examples": 2**40}, "is outside 1 to"),
+    ],
+)
+def test_wrong_headers_are_refused_by_name(tmp_path: Path, change: dict, match: str) -> None:
+    with pytest.raises(UpdateRefused, match=match):
+        check(tmp_path, msgspec.structs.replace(HEADER, **change), records())
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (records(width=7), "a: l: 5x7 with 8 bits where the plan has 5x8 with 8"),
+        (records(rows=4), "a: l: 4x8"),
+        (records(bits=16), "with 16 bits where the plan has 5x8 with 8"),
+        (records()[:2], "1 tensors are missing, first head.bias"),
+        ([*records(), *records()[:1]], "a: l: a tensor that the plan does not have, or twice"),
+        ([Record("x", records()[0].part, 8)], "a: x: a tensor that the plan does not have"),
+        ([Record("l", RowScaled(np.full((5, 8), 100, np.int16), np.full(5, 10, np.int8)), 8)], "a value beyond 128"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(tmp_path: Path, content: list[Record], match: str) -> None:
+    with pytest.raises(UpdateRefused, match=match):
+        check(tmp_path, HEADER, content)
+
+
+def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> None:
+    write_update(tmp_path / "u", HEADER, records())
+    raw = (tmp_path / "u").read_bytes()
+    for bad in (b"", b"garbage", raw[:-3], raw + b"\x80", b"\x81" * 1000):
+        (tmp_path / "u").write_bytes(bad)
+        with pytest.raises(UpdateRefused):
+            HALF.check(tmp_path / "u", make_plan(), "r", "a")
+
+
+def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> None:
+    plan, state, updates, expected = make_plan(), HALF.start(5), [], np.zeros((5, 12))
+    for node, examples, seed in (("a", 7, 1), ("b", 3, 2)):
+        header = msgspec.structs.replace(HEADER, node=node, examples=examples)
+        content = records(seed=seed)
+        write_update(tmp_path / node, header, content)
+        updates.append((tmp_path / node, header))
+        expected[:, [0, 1, 2, 3, 8, 9, 10, 11]] += examples / 10 * content[0].part.values()
+    one, two = HALF.aggregate(state, plan, updates).publish(), HALF.aggregate(state, plan, updates[::-1]).publish()
+    assert one.digest() == two.digest() and one.version == 1
+    assert np.allclose(one.entries["l"].values(), expected, atol=1e-6)
+
+
+def test_an_unknown_method_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="no method 'fedprox' \\(one of fedkrso\\)"):
+        server_half(MethodSettings(name="fedprox"), SCHEMA)
