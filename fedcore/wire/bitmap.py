@@ -12,8 +12,9 @@ class Bitmap:
     """A set of chunk numbers below `size`.
 
     Example:
-        >>> bitmap = Bitmap(10); bitmap.add(3); list(bitmap.missing())[:4]
-        [0, 1, 2, 4]
+        >>> bitmap = Bitmap(10)
+        >>> bitmap.add(3), list(bitmap.missing())[:4]
+        (True, [0, 1, 2, 4])
     """
 
     def __init__(self, size: int, data: bytes = b"") -> None:
