@@ -6,7 +6,6 @@ It imports neither torch nor numpy: files stream through it chunk by chunk, so i
 
 from __future__ import annotations
 
-import os
 import queue
 import random
 import time
@@ -16,10 +15,10 @@ from pathlib import Path
 import edge_client.session as s
 from devices.identity import device_name
 from edge_client.courier import Courier
-from edge_client.memory.allocator import ALLOCATORS
-from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes, process_bytes
+from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
 from edge_client.node import Node
 from edge_client.outbox import Outbox
+from edge_client.supervisor import Supervisor
 from fedcore.errors import BudgetError, DataError, ExactnessError, FedkrsoError, MalformedMessage, ModelError
 from fedcore.plan import Plan
 from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport, TransportEvent
@@ -37,32 +36,14 @@ from fedcore.wire.messages import (
     Telemetry,
     Topics,
 )
-from fedcore.worker import (
-    Adopt,
-    Adopted,
-    Configure,
-    Described,
-    Evaluated,
-    Failed,
-    Progress,
-    Ready,
-    Train,
-    Trained,
-    WorkerDied,
-    WorkerProcess,
-)
+from fedcore.worker import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Sketched, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
 
-__all__ = ["Agent", "worker_environment"]
+__all__ = ["Agent"]
 
 _TICK_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
-_FATAL = {kind.__name__ for kind in (DataError, ModelError, BudgetError)}
-
-
-def worker_environment(allocator: str) -> dict[str, str]:
-    """Environment of a worker process; its threads wait without spinning, since other processes need the cores."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
+_FATAL = {kind.__name__ for kind in (DataError, ModelError)}
 
 
 class Agent:
@@ -87,7 +68,7 @@ class Agent:
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._node, self._model_folder, self._budget = node, model_folder, budget_bytes
+        self._node = node
         self._transport, self._jitter, self._say = transport, jitter, say
         self._topics = Topics(node.run)
         self._folder = Path(node.folder)
@@ -96,10 +77,8 @@ class Agent:
         self.session = s.Session(node.node, sent_round=sent, update_round=waiting)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
         self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._topics, jitter, self._up, self._fetched, self._gone)
-        self._worker: WorkerProcess | None = None
-        self._progress = Progress(0, 0, 0.0)
-        self._worker_bytes: int | None = None
-        self._peak = 0
+        self._supervisor = Supervisor(node, model_folder, budget_bytes, self._queue.put, say)
+        self._new_budget: int | None = None
         self._uplink = self._downlink = 0
         self._device = device_name()
         self._sample_at = 0.0
@@ -110,6 +89,10 @@ class Agent:
     def stop(self) -> None:
         """Leave at the next turn of the loop (safe to call from a signal handler)."""
         self._stopping = True
+
+    def set_budget(self, budget_bytes: int) -> None:
+        """Another memory budget, from the next turn of the loop on (safe to call from a signal handler)."""
+        self._new_budget = budget_bytes
 
     def run(self, *, leave_when_finished: bool = True) -> None:
         """Serve until stopped, or until the run is finished and its end is reported.
@@ -130,8 +113,7 @@ class Agent:
         finally:
             self._tell(Status(online=False, state=self.session.state, version=self.session.version, digest=self.session.digest))
             self._transport.stop()
-            if self._worker is not None:
-                self._worker.stop()
+            self._supervisor.end()
         if self._fatal is not None:
             raise self._fatal
 
@@ -151,6 +133,11 @@ class Agent:
         else:
             self._take(event)
         now = time.monotonic()
+        if self._new_budget is not None:
+            budget, self._new_budget = self._new_budget, None
+            self._say(f"memory budget is now {budget / 2**20:,.0f} MiB")
+            self._supervisor.lower_budget(budget)
+            self._tell(self._status())
         self._courier.tick(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
@@ -166,23 +153,27 @@ class Agent:
                 self._courier.link_came(limits)
             case Disconnected(reason):
                 self._say(f"disconnected: {reason}")
+            case Sketched():
+                self._guarded(lambda: self._supervisor.sketched(event))
             case Ready(version, generation, digest, examples):
+                self._supervisor.ready(event)
                 self._say(f"model loaded, {examples} examples, version {version}")
                 self._feed(s.WorkerReady(version, generation, digest))
             case Adopted(version, generation, digest):
                 self._say(f"version {version} {digest[:12]}")
                 self._feed(s.Adopted(version, generation, digest))
             case Progress():
-                self._progress = event
-            case Trained(server_round, _, examples, loss, seconds):
-                self._say(f"round {server_round} trained on {examples} examples in {seconds:.1f} s, loss {loss:.3f}")
+                self._supervisor.progressed(event, time.monotonic())
+            case Trained(server_round, _, examples, loss, seconds, restored):
+                before = f", {restored} intervals from before" if restored else ""
+                self._say(f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}")
                 if not self._node.keep_worker:
                     self._end_worker()
                 self._feed(s.UpdateReady(server_round))
             case Failed():
                 self._failed(event)
-            case WorkerDied(pid, returncode, tail) if self._worker is not None and pid == self._worker.pid:
-                self._worker_died(returncode, tail)
+            case WorkerDied(pid) if self._supervisor.is_worker(pid):
+                self._worker_died(event)
             case Evaluated() | Described() | WorkerDied():
                 pass
 
@@ -213,15 +204,14 @@ class Agent:
     def _do(self, action: s.Action) -> None:
         match action:
             case s.Configure(plan):
-                self._configure(plan)
+                self._guarded(lambda: self._supervisor.configure(plan))
             case s.Fetch(obj):
                 self._courier.fetch(obj, time.monotonic())
             case s.AdoptObject(obj):
                 path = str(self._courier.object_path(obj))
-                self._command(Adopt(path, obj.version, obj.generation, obj.base_version is not None, obj.digest))
+                self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.base_version is not None, obj.digest))
             case s.TrainRound(plan):
-                self._progress = Progress(0, 0, 0.0)
-                self._command(Train(plan, str(self._outbox.path(plan.round))))
+                self._guarded(lambda: self._supervisor.train(plan, self._outbox.path(plan.round)))
             case s.SendUpdate(server_round):
                 self._courier.send(server_round, time.monotonic())
             case s.Decline(server_round, reason):
@@ -230,53 +220,32 @@ class Agent:
             case s.TellStatus():
                 self._tell(self._status())
 
-    def _configure(self, plan: Plan) -> None:
-        if self._worker is None:
-            self._worker = WorkerProcess(
-                self._queue.put,
-                self._folder / "worker.log",
-                environment=worker_environment(self._node.allocator),
-            )
-        self._command(
-            Configure(
-                plan=plan,
-                run=self._node.run,
-                node=self._node.node,
-                model_folder=str(self._model_folder),
-                data=self._node.data,
-                folder=str(self._folder / "replica"),
-                threads=self._node.threads or os.cpu_count() or 1,
-                micro_batch_size=self._node.micro_batch_size,
-                checkpointing=self._node.checkpointing,
-                torch_device=self._node.torch_device,
-            )
-        )
-
-    def _command(self, command: Configure | Adopt | Train) -> None:
-        assert self._worker is not None
-        self._worker.send(command)
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do something with the worker; what does not fit the budget fails like a command of the worker."""
+        try:
+            act()
+        except FedkrsoError as error:
+            self._queue.put(Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code))
 
     def _failed(self, event: Failed) -> None:
         self._say(f"{event.place}: {event.message}" if event.place else event.message)
-        if event.error in _FATAL or (event.error == ExactnessError.__name__ and self.session.state == "loading"):
+        loading = self.session.state == "loading"
+        if event.error in _FATAL or (loading and event.error in (ExactnessError.__name__, BudgetError.__name__)):
             self._up("declined", Declined(event.message), self.session.plan.round if self.session.plan else 0)
             self._fatal = FedkrsoError(event.message, place=event.place, remedy=event.remedy)
             self._fatal.exit_code = event.exit_code  # type: ignore[misc]
             return
         self._feed(s.WorkerFailed(event.message, died=False))
 
-    def _worker_died(self, returncode: int, tail: str) -> None:
-        self._worker = None
-        why = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-        last = f": {tail.splitlines()[-1]}" if tail and returncode > 0 else ""
-        self._say(f"the worker ended ({why}{last})")
+    def _worker_died(self, event: WorkerDied) -> None:
+        why = self._supervisor.died(event)
+        last = f": {event.tail.splitlines()[-1]}" if event.tail and event.returncode > 0 else ""
+        self._say(f"{why}{last}")
         if self.session.worker_ready or self.session.state == "loading":
-            self._feed(s.WorkerFailed(f"the worker ended ({why})", died=True))
+            self._feed(s.WorkerFailed(why, died=True))
 
     def _end_worker(self) -> None:
-        if self._worker is not None:
-            worker, self._worker = self._worker, None
-            worker.stop()
+        self._supervisor.end()
         self.session.worker_ready = False
 
     def _fetched(self, sha256: str) -> None:
@@ -306,7 +275,8 @@ class Agent:
             version=session.version,
             generation=session.generation,
             digest=session.digest,
-            budget_bytes=self._budget,
+            budget_bytes=self._supervisor.monitor.budget_bytes,
+            enclosure=self._supervisor.enclosure,
             reason=session.reason,
         )
 
@@ -314,20 +284,21 @@ class Agent:
         self._transport.publish(Message(self._topics.status(self._node.node), self._envelope(status), retain=True))
 
     def _sample(self) -> None:
-        worker = self._worker
-        self._worker_bytes = process_bytes(worker.pid) if worker is not None else None
-        agent = process_bytes(os.getpid()) or own_rss_bytes()
-        self._peak = max(self._peak, agent + (self._worker_bytes or 0))
+        supervisor = self._supervisor
+        reading, progress = supervisor.sample(time.monotonic()), supervisor.progress
         numbers = Telemetry(
             state=self.session.state,
-            step=self._progress.step,
-            steps=self._progress.steps,
-            loss=self._progress.loss if self._progress.step else None,
+            step=progress.step,
+            steps=progress.steps,
+            loss=progress.loss if progress.step else None,
             agent_rss_bytes=own_rss_bytes(),
             agent_peak_rss_bytes=own_peak_rss_bytes() or own_rss_bytes(),
-            worker_bytes=self._worker_bytes,
-            peak_bytes=self._peak,
-            budget_bytes=self._budget,
+            worker_bytes=reading.worker_bytes,
+            peak_bytes=supervisor.peak_bytes,
+            budget_bytes=supervisor.monitor.budget_bytes,
+            available_bytes=reading.device_available_bytes,
+            pressure_percent=reading.pressure_percent,
+            parts=supervisor.parts,
             uplink_bytes=self._uplink,
             downlink_bytes=self._downlink,
         )

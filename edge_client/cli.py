@@ -28,7 +28,7 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
     out are accumulators, the number of examples, the mean loss, and memory readings.
     """
     from edge_client.agent import Agent
-    from edge_client.memory.probes import budget_bytes
+    from edge_client.memory.limits import budget_bytes
     from edge_client.node import Node
     from fedcore.brokerconfig import mqtt_settings
     from fedcore.config import load_config
@@ -63,6 +63,7 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     import msgspec
 
     from edge_client.worker.model import describe
+    from fedcore.checkpoint import Checkpoint
     from fedcore.job import TaskSection
     from fedcore.modelfolder import resolve_model_folder
     from fedcore.worker import Described
@@ -71,7 +72,7 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
         section = msgspec.convert({"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), place="--task") from None
-    schema = describe(resolve_model_folder(model, place="MODEL"), section)
+    schema = describe(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
     click.echo(msgspec.json.encode(Described(schema, section)))
 
 

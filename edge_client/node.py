@@ -31,9 +31,11 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     threads: int = 0
     """Processor threads for training; 0 for all."""
     micro_batch_size: int = 0
-    """Examples at a time through the model; 0 for the plan's whole batch."""
-    checkpointing: bool = False
-    """Recompute activations: less memory, more time."""
+    """Examples at a time through the model; 0: as many as fit the budget."""
+    checkpointing: bool | None = None
+    """Recompute activations: less memory, more time. Left out: only if the budget asks for it."""
+    mapped_weights: bool | None = None
+    """Leave the weights on disk and map them. Left out: only if the budget asks for it."""
     allocator: str = "tuned"
     """`tuned` gives freed memory back at once; `default` is faster and larger."""
     torch_device: str = "cpu"

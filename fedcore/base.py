@@ -13,7 +13,6 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +24,10 @@ from fedcore.quantise import INT8_MAX, quantise_weight
 from fedcore.schema import LayerSpec, ModelSchema
 from fedcore.state import PublishedState
 from fedcore.types import BaseKind
+from fedcore.weightfile import LayerWeight, WeightFile, hash_numbers
 
 __all__ = ["Base", "LayerWeight"]
 
-# int8 (m, n) with scale float32 (m,), or float numbers as stored (bfloat16 as uint16) with None.
-LayerWeight = tuple[NDArray[Any], NDArray[np.float32] | None]
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -49,6 +47,8 @@ class Base:
         self.kind = kind
         self._scratch = scratch
         self._hashes: dict[str, str] = {}
+        self._layers = {f"{layer.name}.weight": layer for layer in schema.layers}
+        self._stored: WeightFile | None = None
         for layer in schema.layers:
             entry = checkpoint.tensors.get(f"{layer.name}.weight")
             if entry is None or entry.shape != (layer.rows, layer.columns):
@@ -60,17 +60,53 @@ class Base:
                 )
         self.generation = max((int(p.name) for p in scratch.glob("[0-9]*") if p.name.isdigit()), default=0)
 
-    def layer(self, layer: LayerSpec) -> LayerWeight:
-        """A target layer's weight of the present generation."""
+    def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
+        """A target layer's weight of the present generation.
+
+        Args:
+            layer: Which.
+            mapped: Give the numbers as pages of a file where there is one: an int8 base after `store`, or a float base that is
+                stored in its own dtype.
+        """
         name = f"{layer.name}.weight"
         entry = self.checkpoint.tensors[name]
+        if self._stored is not None:
+            return self._stored.weight(layer, mapped=mapped)
         if self.generation == 0 and entry.dtype == "I8":
             scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
             if self.kind == "int8":
                 return self.checkpoint.read(name), scale
         if self.kind == "int8":
             return quantise_weight(self.master(layer), place=name)
+        if self.generation == 0 and entry.dtype == _STORED[self.kind]:
+            return self.checkpoint.read(name, mapped=mapped), None
         return from_float32(self.master(layer), _STORED[self.kind]), None
+
+    def store(self) -> None:
+        """Have the int8 weights of the present generation in one file on disk, made now if it is not there yet.
+
+        From then on layers are read from it, so that a restart neither quantises nor hashes again. Float bases have nothing to store.
+
+        Raises:
+            ModelError: A layer cannot be quantised.
+        """
+        if self.kind != "int8" or self._stored is not None:
+            return
+        folder = self._scratch / str(self.generation)
+        stamp = self._stamp()
+        stored = WeightFile.open(folder, stamp)
+        if stored is None:
+            hashes = {name: self._hash(name) for name, _ in self.others()}
+            stored = WeightFile.make(folder, stamp, self.schema.layers, self.layer, hashes)
+        self._stored = stored
+        self._hashes.update(stored.hashes)
+
+    def _stamp(self) -> str:
+        """Changes when anything does that the weights of this generation are made from."""
+        masters = [self._file(self.generation, layer) for layer in self.schema.layers] if self.generation else []
+        seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*self.checkpoint.files, *masters)]
+        layers = [(layer.name, layer.rows, layer.columns) for layer in self.schema.layers]
+        return hashlib.sha256(repr((self.generation, self.kind, seen, layers)).encode()).hexdigest()
 
     def master(self, layer: LayerSpec) -> NDArray[np.float32]:
         """A target layer's float weight (m, n) that folds go into."""
@@ -95,18 +131,16 @@ class Base:
     def digest(self) -> str:
         """SHA-256 over every tensor in name order: int8 values and scales of target layers, the others as stored."""
         total = hashlib.sha256(f"fedkrso base 1/{self.kind}".encode())
-        layers = {f"{layer.name}.weight": layer for layer in self.schema.layers}
-        others = dict(self.others())
-        for name in sorted([*layers, *others]):
-            if name not in self._hashes:
-                digest = hashlib.sha256()
-                parts = self.layer(layers[name]) if name in layers else (self.checkpoint.read(name), None)
-                for part in parts:
-                    if part is not None:
-                        digest.update(np.ascontiguousarray(part).data if part.size else b"")
-                self._hashes[name] = digest.hexdigest()
-            total.update(f"/{name}/{self._hashes[name]}".encode())
+        for name in sorted([*(f"{layer.name}.weight" for layer in self.schema.layers), *(name for name, _ in self.others())]):
+            total.update(f"/{name}/{self._hash(name)}".encode())
         return total.hexdigest()
+
+    def _hash(self, name: str) -> str:
+        """SHA-256 of a tensor as this base holds it."""
+        if name not in self._hashes:
+            layer = self._layers.get(name)
+            self._hashes[name] = hash_numbers(self.layer(layer, mapped=True) if layer else (self.checkpoint.read(name, mapped=True), None))
+        return self._hashes[name]
 
     def fold(self, state: PublishedState, generation: int) -> None:
         """Fold a finished state into the master copy; afterwards this base is of that generation.
@@ -131,6 +165,7 @@ class Base:
         part.replace(self._scratch / str(generation))
         shutil.rmtree(self._scratch / str(self.generation), ignore_errors=True)
         self.generation = generation
+        self._stored = None
 
     def _file(self, generation: int, layer: LayerSpec) -> Path:
         return self._scratch / str(generation) / f"{self.schema.layers.index(layer)}.bin"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedcore.errors import ModelError
 
-__all__ = ["Checkpoint", "TensorEntry", "from_float32", "to_float32", "write_safetensors"]
+__all__ = ["Checkpoint", "TensorEntry", "from_float32", "read_entry", "read_table", "to_float32", "write_safetensors"]
 
 _MAX_HEADER_BYTES = 100 * 2**20
 # bfloat16 has no NumPy type: it is carried as its 16 bits.
@@ -81,12 +81,13 @@ class Checkpoint:
             pickled = sorted(p.name for p in folder.glob("*.bin"))
             why = f"only pickled weights ({pickled[0]}), which are never loaded" if pickled else "no weights"
             raise ModelError(f"the model folder has {why}", place=str(folder), remedy="put the *.safetensors files there")
+        self.files = files
         self.tensors: dict[str, TensorEntry] = {}
         for file in files:
-            self.tensors.update(_read_table(file))
+            self.tensors.update(read_table(file))
 
-    def read(self, name: str) -> NDArray[Any]:
-        """A tensor's numbers as stored (bfloat16 as uint16), a copy in memory.
+    def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        """A tensor's numbers as stored (bfloat16 as uint16): a copy in memory, or the file's own pages, read-only.
 
         Raises:
             ModelError: No such tensor.
@@ -94,12 +95,30 @@ class Checkpoint:
         entry = self.tensors.get(name)
         if entry is None:
             raise ModelError(f"no tensor {name!r} in the checkpoint", place=str(self.folder))
-        count = int(np.prod(entry.shape, dtype=np.int64))
-        numbers = np.fromfile(entry.file, NUMPY_TYPES[entry.dtype], count, offset=entry.offset)
-        return numbers.reshape(entry.shape)
+        return read_entry(entry, mapped=mapped)
 
 
-def _read_table(file: Path) -> dict[str, TensorEntry]:
+def read_entry(entry: TensorEntry, *, mapped: bool = False) -> NDArray[Any]:
+    """A tensor's numbers as stored.
+
+    Args:
+        entry: Where it lies.
+        mapped: Map the file read-only instead of reading it: an `np.memmap`, whose pages the kernel can drop. Numbers that do not lie
+            at a multiple of their size are read all the same.
+    """
+    dtype = np.dtype(NUMPY_TYPES[entry.dtype])
+    count = entry.size_bytes // dtype.itemsize
+    if mapped and count and entry.offset % dtype.itemsize == 0:
+        return np.memmap(entry.file, dtype, "r", entry.offset, entry.shape)
+    return np.fromfile(entry.file, dtype, count, offset=entry.offset).reshape(entry.shape)
+
+
+def read_table(file: Path) -> dict[str, TensorEntry]:
+    """Where each tensor of a file lies.
+
+    Raises:
+        ModelError: Not a safetensors file, or cut short.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -126,7 +145,7 @@ def to_float32(numbers: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Stored numbers as float32, exactly (F64 is rounded)."""
     if dtype == "BF16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers.astype(np.float32)
+    return numbers.astype(np.float32, copy=False)
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

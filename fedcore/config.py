@@ -101,6 +101,10 @@ def parse_size(text: str, *, place: str = "") -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found.group(2).lower() if found else None
     if found is None or unit not in _UNITS:
-        near = difflib.get_close_matches(unit or "", _UNITS, 1)
-        raise ConfigError(f"{text!r} is not a size", place=place, remedy=f"write a number and a unit: {near[0] if near else '2.5 GiB'}")
+        amount = re.search(r"\d+(?:\.\d+)?", text)
+        # `gigs`, `Gb ram`: the first letter of what follows the number says which unit is meant.
+        letter = re.search(r"\d\s*([kmg])", text.lower())
+        unit_meant = {"k": "KiB", "m": "MiB", "g": "GiB"}[letter.group(1)] if letter else "GiB"
+        meant = f"{amount.group()} {unit_meant}" if amount else "2.5 GiB"
+        raise ConfigError(f"{text!r} is not a size", place=place, remedy=f"write a number and a unit: {meant}")
     return int(float(found.group(1)) * _UNITS[unit])

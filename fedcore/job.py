@@ -18,6 +18,8 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """The label set, in order; or `package.module:function` that returns it. Empty for regression and causal-lm."""
     max_length: int = 128
     """Tokens per example; longer ones are truncated (causal-lm: cut into pieces)."""
+    min_length: int = 0
+    """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

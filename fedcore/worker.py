@@ -21,6 +21,7 @@ import msgspec
 
 from fedcore.errors import WorkerError
 from fedcore.job import DataSection, TaskSection
+from fedcore.memoryplan import Footprint, MemoryPlan
 from fedcore.plan import Plan
 from fedcore.processes import die_with_parent
 from fedcore.schema import ModelSchema
@@ -36,8 +37,12 @@ __all__ = [
     "Evaluated",
     "Event",
     "Failed",
+    "Measured",
     "Progress",
     "Ready",
+    "Sketch",
+    "Sketched",
+    "StepDown",
     "Train",
     "Trained",
     "WorkerDied",
@@ -58,6 +63,17 @@ class Describe(msgspec.Struct, frozen=True, tag="describe"):
     """Names (or patterns with `*`) of checkpoint tensors that are trained whole beside the new head."""
 
 
+class Sketch(msgspec.Struct, frozen=True, kw_only=True, tag="sketch"):
+    """Read the data, and find out what training on it would keep in memory. No weight is loaded."""
+
+    plan: Plan
+    model_folder: str
+    data: DataSection
+    folder: str
+    """The worker's own folder; traces are kept there for the next start."""
+    threads: int = 1
+
+
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Load model and data for a plan's run. Cheap to repeat."""
 
@@ -69,10 +85,11 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     folder: str
     """The worker's own folder: states, master copies, finished intervals."""
     threads: int
-    micro_batch_size: int = 0
-    """Examples at a time through the model; 0 for the whole batch."""
-    checkpointing: bool = False
     torch_device: str = "cpu"
+    memory: MemoryPlan = MemoryPlan(micro_batch_size=1)
+    """Of this, what loading needs to know: length, mapped weights, allocator."""
+    calibrate: bool = False
+    """Measure two tiny steps once the model is loaded."""
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
@@ -86,10 +103,18 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
 
 
 class Train(msgspec.Struct, frozen=True, tag="train"):
-    """Train the plan's round from the held state and write the update to `path`."""
+    """Train the plan's round from the held state and write the update to `path`; finished intervals on disk are not trained again."""
 
     plan: Plan
     path: str
+    ladder: tuple[MemoryPlan, ...]
+    """The memory plan to begin with, then smaller ones in order."""
+
+
+class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
+    """Go down to this rung of the round's ladder before the next micro-batch. Has no answer; `Progress` tells."""
+
+    rung: int
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
@@ -98,7 +123,7 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-Command = Describe | Configure | Adopt | Train | Evaluate
+Command = Describe | Sketch | Configure | Adopt | Train | StepDown | Evaluate
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -109,6 +134,23 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     """With its labels as a list, also where the job names a function."""
 
 
+class Sketched(msgspec.Struct, frozen=True, tag="sketched"):
+    """Answer to `Sketch`."""
+
+    footprint: Footprint
+    examples: int
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A tiny step's peak, for calibration."""
+
+    micro_batch_size: int
+    length: int
+    static_bytes: int
+    """Resident before the step."""
+    peak_bytes: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Model and data are loaded; what this replica holds from earlier."""
 
@@ -116,6 +158,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     generation: int
     digest: str
     examples: int
+    measured: tuple[Measured, ...] = ()
 
 
 class Adopted(msgspec.Struct, frozen=True, tag="adopted"):
@@ -132,6 +175,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     step: int
     steps: int
     loss: float
+    rung: int = 0
+    """Of the round's ladder of memory plans."""
+    peak_bytes: int | None = None
+    """Highest resident size of the worker during the step."""
 
 
 class Trained(msgspec.Struct, frozen=True, tag="trained"):
@@ -142,6 +189,8 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     examples: int
     loss: float
     seconds: float
+    restored: int = 0
+    """Intervals that lay finished on disk."""
 
 
 class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
@@ -163,7 +212,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     exit_code: int
 
 
-Event = Described | Ready | Adopted | Progress | Trained | Evaluated | Failed
+Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | Failed
 
 
 class WorkerDied(msgspec.Struct, frozen=True):

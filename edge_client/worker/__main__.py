@@ -8,24 +8,31 @@ error's own words; the worker lives on. The end of the command stream ends the w
 from __future__ import annotations
 
 import os
+import queue
 import sys
-import time
+import threading
+import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.calibrate import calibrate
 from edge_client.worker.data import call_by_name, load_examples
 from edge_client.worker.evaluate import evaluate
-from edge_client.worker.fedkrso import train_round, update_records
+from edge_client.worker.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.fused import fuse
+from edge_client.worker.highwater import begin_peak, peak_bytes
+from edge_client.worker.lean import hide_optional_packages
 from edge_client.worker.model import describe
 from edge_client.worker.replica import Replica
-from edge_client.worker.tasks import batches, encode, summed_loss
+from edge_client.worker.tasks import encode
+from edge_client.worker.trainer import Trainer, apply, is_out_of_memory
+from fedcore.checkpoint import Checkpoint
 from fedcore.errors import FedkrsoError, ModelError, WorkerError
 from fedcore.job import TaskSection
-from fedcore.update import UpdateHeader, write_update
 from fedcore.worker import (
     Adopt,
     Adopted,
@@ -37,8 +44,12 @@ from fedcore.worker import (
     Evaluated,
     Event,
     Failed,
+    Measured,
     Progress,
     Ready,
+    Sketch,
+    Sketched,
+    StepDown,
     Train,
     Trained,
     read_message,
@@ -54,8 +65,9 @@ class Worker:
     def __init__(self, events: BinaryIO) -> None:
         self._events = events
         self._replica: Replica | None = None
+        self._wanted_rung = 0
 
-    def answer(self, command: Command) -> Event:
+    def answer(self, command: Command) -> Event | None:
         """Do what a command says.
 
         Raises:
@@ -64,7 +76,9 @@ class Worker:
         match command:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
-                return Described(describe(Path(model_folder), task, trained_tensors), task)
+                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+            case Sketch():
+                return self._sketch(command)
             case Configure():
                 return self._configure(command)
             case Adopt(path, version, generation, difference, digest):
@@ -72,10 +86,16 @@ class Worker:
                 return Adopted(version, generation, digest)
             case Train():
                 return self._train(command)
+            case StepDown():
+                return None
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
                 return Evaluated(version, *found)
+
+    def step_down(self, rung: int) -> None:
+        """From the thread that reads commands: the next micro-batch takes this rung."""
+        self._wanted_rung = max(self._wanted_rung, rung)
 
     @property
     def _held(self) -> Replica:
@@ -83,62 +103,70 @@ class Worker:
             raise WorkerError("no model is loaded yet")
         return self._replica
 
+    def _sketch(self, command: Sketch) -> Sketched:
+        torch.set_num_threads(command.threads)
+        plan, folder = command.plan, Path(command.model_folder)
+        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        longest = max(len(e.ids) for e in encoded)
+        training = plan.training
+        found = cached_footprint(
+            Path(command.folder),
+            folder,
+            plan.model_schema,
+            plan.task,
+            plan.base_kind,
+            pool=len(training.seeds),
+            rank=training.rank,
+            intervals=training.intervals,
+            longest=longest,
+            min_length=plan.task.min_length,
+        )
+        return Sketched(found, len(encoded))
+
     def _configure(self, command: Configure) -> Ready:
         torch.set_num_threads(command.threads)
         self._configured = command
         self._torch_device = torch.device(command.torch_device)
         folder, task = Path(command.model_folder), command.plan.task
+        if command.memory.length:
+            task = msgspec.structs.replace(task, max_length=command.memory.length)
         dtype = torch.bfloat16 if self._torch_device.type == "cuda" else torch.float32
         # The data first: a wrong column shows before seconds of loading.
-        examples = load_examples(command.data, task)
-        tokenizer = _tokenizer(folder)
-        self._encoded = encode(examples, task, tokenizer)
-        self._replica = Replica(command.plan, folder, Path(command.folder), self._torch_device, dtype)
+        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        own = Path(command.folder)
+        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped)
         model: Any = self._replica.model
         # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
         self._pad_id = model.config.pad_token_id or 0
         fuse(model)
-        if command.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return Ready(self._replica.state.version, self._replica.base.generation, self._replica.digest(), len(self._encoded))
+        apply(model, command.memory)
+        self._trainer = Trainer(
+            self._replica,
+            self._encoded,
+            own / "intervals",
+            command.run,
+            command.node,
+            self._pad_id,
+            self._torch_device,
+            self._report,
+            lambda: self._wanted_rung,
+        )
+        measured: tuple[Measured, ...] = ()
+        if command.calibrate:
+            tiny = min(TINY_LENGTH, max(len(e.ids) for e in self._encoded))
+            measured = calibrate(self._replica, command.plan, tiny, self._pad_id, self._torch_device)
+        state, base = self._replica.state, self._replica.base
+        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured)
+
+    def _report(self, done: int, steps: int, loss: float, rung: int) -> None:
+        write_message(self._events, Progress(done, steps, loss, rung, peak_bytes()))
+        begin_peak()
 
     def _train(self, command: Train) -> Trained:
-        plan, replica, setup = command.plan, self._held, self._configured
-        started = time.monotonic()
-        replica.open(plan)
-        stream = batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, setup.node)
-
-        def step(number: int) -> float:
-            del number
-            batch = next(stream)
-            weight, loss = sum(e.weight for e in batch), 0.0
-            size = setup.micro_batch_size or len(batch)
-            for start in range(0, len(batch), size):
-                part = summed_loss(replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
-                (part / weight).backward()  # type: ignore[no-untyped-call]
-                loss += float(part.detach())
-            return loss / weight
-
-        def progress(done: int, steps: int, loss: float) -> None:
-            write_message(self._events, Progress(done, steps, loss))
-
-        rank = plan.training.rank
-        used, loss = train_round(replica, plan, setup.node, rank, step, progress)
-        header = UpdateHeader(
-            run=setup.run,
-            round=plan.round,
-            node=setup.node,
-            version=plan.version,
-            examples=len(self._encoded),
-            rank=rank,
-            subspaces=used,
-            loss=loss,
-            seconds=time.monotonic() - started,
-        )
-        write_update(Path(command.path), header, update_records(replica, plan, rank, used))
-        # Back to the published state: what this node alone learned is in its update.
-        replica.restore()
-        return Trained(plan.round, command.path, header.examples, loss, header.seconds)
+        self._wanted_rung = 0
+        begin_peak()
+        header, trained = self._trainer.train(command.plan, command.ladder, Path(command.path))
+        return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -154,22 +182,45 @@ def resolved_task(task: TaskSection) -> TaskSection:
     if not isinstance(task.labels, str):
         return task
     labels = tuple(map(str, call_by_name(task.labels, {}, "task.labels")))
-    return TaskSection(kind=task.kind, labels=labels, max_length=task.max_length)
+    return msgspec.structs.replace(task, labels=labels)
 
 
 def main(commands: BinaryIO, events: BinaryIO) -> None:
     """Serve commands until their stream ends."""
+    hide_optional_packages()
     worker = Worker(events)
-    while (command := read_message(commands, Command)) is not None:
+    waiting: queue.Queue[Command | None] = queue.Queue()
+
+    def read() -> None:
+        # A thread, so that a step down reaches a worker that trains.
+        while (command := read_message(commands, Command)) is not None:
+            if isinstance(command, StepDown):
+                worker.step_down(command.rung)
+            else:
+                waiting.put(command)
+        waiting.put(None)
+
+    threading.Thread(target=read, name="commands", daemon=True).start()
+    while (command := waiting.get()) is not None:
         try:
             event = worker.answer(command)
         except FedkrsoError as error:
             event = Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            event = Failed("MemoryError", f"out of memory: {error}", "", "lower the batch or the length", 8)
-        write_message(events, event)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            event = Failed("MemoryError", f"out of memory: {error}", "memory_budget", "raise it", 8)
+        if event is not None:
+            write_message(events, event)
 
 
 if __name__ == "__main__":
-    with os.fdopen(int(sys.argv[1]), "rb") as commands_, os.fdopen(int(sys.argv[2]), "wb") as events_:
-        main(commands_, events_)
+    code = 1
+    try:
+        main(os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb"))
+        code = 0
+    except Exception:  # noqa: BLE001 - whatever it was, it goes to the log and ends the worker
+        traceback.print_exc()
+    sys.stderr.flush()
+    # At once: an ordinary exit would wait for the thread that reads commands.
+    os._exit(code)

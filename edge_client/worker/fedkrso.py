@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from edge_client.worker.intervals import FinishedIntervals, Progressed
 from edge_client.worker.replica import Replica
 from fedcore.accumulator import quantise_rows
 from fedcore.errors import WorkerError
@@ -21,7 +23,18 @@ from fedcore.records import Record
 from fedcore.schedule import interval_order
 from fedcore.update import TENSOR_BITS
 
-__all__ = ["StepFunction", "learning_rate_factor", "train_round", "update_records"]
+__all__ = ["Round", "StepFunction", "learning_rate_factor", "train_round", "update_records"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A trained round: the subspaces used in ascending order, the largest rank, the mean loss, and how many intervals lay on disk."""
+
+    used: tuple[int, ...]
+    rank: int
+    loss: float
+    restored: int
+
 
 StepFunction = Callable[[int], float]
 """Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss."""
@@ -43,8 +56,15 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def train_round(
-    replica: Replica, plan: Plan, node: str, rank: int, run_step: StepFunction, progress: Callable[[int, int, float], None]
-) -> tuple[tuple[int, ...], float]:
+    replica: Replica,
+    plan: Plan,
+    node: str,
+    rank: int,
+    run_step: StepFunction,
+    progress: Callable[[int, int, float], None],
+    finished: FinishedIntervals,
+    key: str,
+) -> Round:
     """Train a round; afterwards the layers hold its accumulators and the full tensors their trained values.
 
     Args:
@@ -54,9 +74,8 @@ def train_round(
         rank: r', at most the plan's rank.
         run_step: Forward and backward of a batch.
         progress: Called after every step with (step from 1, steps, loss).
-
-    Returns:
-        The subspaces used, in ascending order, and the mean loss.
+        finished: Where finished intervals go, and where those of a killed worker lie.
+        key: Of the round, for `finished`.
 
     Raises:
         WorkerError: The loss is not finite.
@@ -66,8 +85,10 @@ def train_round(
     steps = training.intervals * training.interval_steps
     tensors = list(replica.tensors.values())
     whole = torch.optim.Adam(tensors, lr=training.tensor_learning_rate) if tensors else None
-    total = 0.0
-    for interval, subspace in enumerate(order):
+    restored = finished.restore(replica, whole)
+    total = restored[-1].loss if restored else 0.0
+    largest = max([rank, *(p.rank for p in restored)])
+    for interval, subspace in list(enumerate(order))[len(restored) :]:
         for layer in replica.layers.values():
             layer.select(subspace, rank)
         factors = [layer.factor for layer in replica.layers.values() if layer.factor is not None]
@@ -78,9 +99,11 @@ def train_round(
             progress(step + 1, steps, loss)
         for layer in replica.layers.values():
             layer.absorb()
-    for layer in replica.layers.values():
-        layer.select(None)
-    return tuple(sorted(set(order))), total / steps
+            # The factor and its moments go before the next ones come.
+            layer.select(None)
+        del adam, factors
+        finished.save(Progressed(key=key, interval=interval, subspace=subspace, rank=rank, loss=total), replica, whole)
+    return Round(tuple(sorted(set(order))), largest, total / steps, len(restored))
 
 
 def _one_step(

@@ -8,13 +8,14 @@
 LayerNorm, GELU and scaled dot-product attention have native backward passes that keep as little; they stay.
 
 `fuse` knows a module by its parts and then by its numbers: whatever does not give the same output as the replacement on a
-probe (Gemma's norm, which multiplies by 1 + weight; another activation; another order of operations) is left alone.
+small probe (Gemma's norm, which multiplies by 1 + weight; another activation; another order of operations) is left alone.
 
 Legend: t tokens, n features, i features inside the MLP.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ _BLOCK_ELEMENTS = 131_072
 def fuse(model: nn.Module) -> int:
     """Replace the RMS norms and gated MLPs inside a model by those that keep less; returns how many.
 
-    The model must hold its weights, since candidates are compared by their numbers.
+    Candidates are compared by what small twins of them compute, so that the model's own weights need not be there.
     """
     replaced = 0
     for name, module in list(model.named_modules()):
@@ -43,35 +44,58 @@ def fuse(model: nn.Module) -> int:
     return replaced
 
 
+_FEATURES = 8
+
+
 def _fused(module: nn.Module) -> nn.Module | None:
     """The replacement of a module, or None where there is none that gives the same numbers."""
     if isinstance(module, FusedGatedMLP | FusedRMSNorm):
         return None
     children = dict(module.named_children())
     own = dict(module.named_parameters(recurse=False))
-    new: nn.Module
     if children.keys() >= {"gate_proj", "up_proj", "down_proj"} and not own:
-        new = FusedGatedMLP(children["gate_proj"], children["up_proj"], children["down_proj"])
-        features = getattr(new.gate_proj, "in_features", None)
-    elif not children and own.keys() == {"weight"} and own["weight"].ndim == 1:
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not isinstance(eps, float):
-            return None
-        new, features = FusedRMSNorm(own["weight"], eps), own["weight"].shape[0]
+        twin = _twin(module, modules={**children, **{part: _small_linear(part) for part in ("gate_proj", "up_proj", "down_proj")}})
+        return _made(FusedGatedMLP, module) if _agree(twin, _made(FusedGatedMLP, twin)) else None
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not children and own.keys() == {"weight"} and own["weight"].ndim == 1 and isinstance(eps, float):
+        weight = nn.Parameter(torch.linspace(0.5, 1.5, _FEATURES, dtype=own["weight"].dtype))
+        twin = _twin(module, parameters={"weight": weight})
+        return _made(FusedRMSNorm, module) if _agree(twin, _made(FusedRMSNorm, twin)) else None
+    return None
+
+
+def _made(kind: type[nn.Module], module: Any) -> nn.Module:
+    """The replacement of `kind` with the parts of a module."""
+    new: nn.Module
+    if kind is FusedGatedMLP:
+        new = FusedGatedMLP(module.gate_proj, module.up_proj, module.down_proj)
     else:
-        return None
-    new.train(module.training)
-    return new if isinstance(features, int) and _agree(module, new, features) else None
+        new = FusedRMSNorm(module.weight, module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+    return new.train(module.training)
+
+
+def _twin(module: nn.Module, *, modules: Any = None, parameters: Any = None) -> nn.Module:
+    """A module with the same code and settings, but other parts."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules if modules is None else modules)
+    twin._parameters = dict(module._parameters if parameters is None else parameters)
+    return twin
+
+
+def _small_linear(part: str) -> nn.Linear:
+    linear = nn.Linear(_FEATURES, _FEATURES, bias=False)
+    phase = {"gate_proj": 1, "up_proj": 2, "down_proj": 3}[part]
+    with torch.no_grad():
+        linear.weight.copy_(torch.sin(phase + torch.arange(float(_FEATURES**2)).view(_FEATURES, _FEATURES)))
+    return linear
 
 
 @torch.no_grad()
-def _agree(one: nn.Module, other: nn.Module, features: int) -> bool:
+def _agree(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules give the same numbers for three tokens, one of them large, one small."""
-    held = [*one.parameters(), *one.buffers()]
-    device = held[0].device if held else torch.device("cpu")
     dtype = next((tensor.dtype for tensor in one.parameters() if tensor.is_floating_point()), torch.float32)
-    x = torch.sin(torch.arange(3 * features, device=device)).view(3, features)
-    x *= torch.tensor([1.0, 30.0, 0.01], device=device)[:, None]
+    x = torch.sin(torch.arange(3.0 * _FEATURES)).view(3, _FEATURES)
+    x *= torch.tensor([1.0, 30.0, 0.01])[:, None]
     try:
         expected, got = one(x.to(dtype)), other(x.to(dtype))
     except (TypeError, RuntimeError):

@@ -160,6 +160,18 @@ class SubspaceLinear(nn.Module):
         self.factor.zero_()
         self.factor.grad = None
 
+    @torch.no_grad()
+    def restore_accumulator(self, subspace_index: int, accumulator: Tensor) -> None:
+        """Take back what finished intervals left in a subspace, float32 (m, r).
+
+        Raises:
+            ExactnessError: No such subspace, or another shape.
+        """
+        pool = 0 if self.projection is None else self.projection.shape[0] // self.rank
+        if not 0 <= subspace_index < pool or accumulator.shape != (self.out_features, self.rank):
+            raise ExactnessError(f"accumulator {tuple(accumulator.shape)} of subspace {subspace_index}", place=self.name)
+        self._accumulators[subspace_index] = accumulator.to(self.base.device, torch.float32, copy=True)
+
     def accumulators(self) -> dict[int, Tensor]:
         """The round's accumulators so far: float32 (m, r) by subspace index, only those used. Not copies."""
         return dict(self._accumulators)
@@ -239,6 +251,7 @@ class SubspaceLinear(nn.Module):
             out[:, rows].addmm_(x, block.T, beta=beta)
             if z is not None and side is not None:
                 out[:, rows].addmm_(z, side.T)
+        self.base.release()
         return out
 
     def transposed_product(self, gy: Tensor) -> Tensor:
@@ -251,6 +264,7 @@ class SubspaceLinear(nn.Module):
             gx.addmm_(gy[:, rows], block, beta=int(rows.start > 0))
             if gz is not None and side is not None:
                 gz.addmm_(gy[:, rows], side)
+        self.base.release()
         if gz is not None and signs is not None:
             gx.addmm_(gz, signs, alpha=self.scale)
         return gx

@@ -60,8 +60,9 @@ class _Loss(torch.autograd.Function):
         keep = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if keep else None
-        # A float W in the right dtype is one block of its own; anything else is copied block by block.
-        whole = weight.weight if isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype else None
+        # A float W in the right dtype and in memory is one block of its own; anything else is copied block by block.
+        fits = isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype and not weight.mapped
+        whole = weight.weight if isinstance(weight, FloatWeight) and fits else None
         words = weight.shape[0]
         blocks = [slice(0, words)] if whole is not None else list(row_blocks(words, block_rows))
         scratch = Scratch()
@@ -70,7 +71,9 @@ class _Loss(torch.autograd.Function):
             if whole is not None:
                 return whole
             shape = (rows.stop - rows.start, hidden.shape[1])
-            return weight.copy_rows(rows, scratch.take("block", shape, hidden.dtype, hidden.device))
+            block = weight.copy_rows(rows, scratch.take("block", shape, hidden.dtype, hidden.device))
+            weight.release()
+            return block
 
         for start in range(0, hidden.shape[0], chunk_tokens):
             x, label = hidden[start : start + chunk_tokens], labels[start : start + chunk_tokens]

@@ -9,44 +9,72 @@ which is the device's own choice.
 from __future__ import annotations
 
 import fnmatch
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from edge_client.worker.embedding import FrozenEmbedding
 from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch
-from fedcore.base import Base, LayerWeight
-from fedcore.checkpoint import Checkpoint, to_float32
+from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch, tensor_of
+from fedcore.base import LayerWeight
+from fedcore.checkpoint import TensorEntry, to_float32
 from fedcore.errors import ModelError
 from fedcore.initial import initial_tensor
 from fedcore.job import TaskSection
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec, is_target
-from fedcore.types import BaseKind
 
-__all__ = ["build", "describe", "float_weight", "install_weight", "start_value"]
+__all__ = ["LARGE_ELEMENTS", "Source", "Tensors", "build", "describe", "empty_model", "float_weight", "install_weight", "start_value"]
 
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Smaller tables are not worth a module of their own.
+LARGE_ELEMENTS = 1_000_000
 
 
-def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> ModelSchema:
+class Tensors(Protocol):
+    """Named tensors: a checkpoint, or the outline of one."""
+
+    folder: Path
+    tensors: dict[str, TensorEntry]
+
+    def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        """A tensor's numbers as stored."""
+        ...
+
+
+class Source(Protocol):
+    """What a model is built from: a `Base`, or the shape of one."""
+
+    @property
+    def checkpoint(self) -> Tensors:
+        """All tensors."""
+        ...
+
+    schema: ModelSchema
+
+    def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
+        """A target layer's weight."""
+        ...
+
+
+def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> ModelSchema:
     """Which layers and tensors of a model are trained for a task.
 
     Args:
-        folder: Model folder.
+        checkpoint: The model's tensors, or the outline of them.
         task: Decides the head.
         trained_tensors: Patterns of checkpoint tensors trained whole beside the head.
 
     Raises:
         ModelError: The folder cannot serve, or a pattern matches nothing.
     """
-    checkpoint = Checkpoint(folder)
-    model = _empty_model(checkpoint, task)
+    model = empty_model(checkpoint.folder, task)
     names = _checkpoint_names(model, checkpoint)
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     layers, tensors = [], []
@@ -59,7 +87,7 @@ def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] =
         elif name in linear and is_target(stored, tuple(parameter.shape)):
             layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
     if not layers:
-        raise ModelError("no linear layer to train was found", place=str(folder), remedy="use a model made of nn.Linear blocks")
+        raise ModelError("no linear layer to train was found", place=str(checkpoint.folder), remedy="use a model made of nn.Linear blocks")
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
             raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
@@ -68,15 +96,19 @@ def describe(folder: Path, task: TaskSection, trained_tensors: tuple[str, ...] =
     return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)
 
 
-def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype) -> Any:
+def build(
+    base: Source, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype, *, mapped: bool = False
+) -> Any:
     """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest frozen.
+
+    Large embeddings stay in the dtype that they are stored in. With `mapped`, they and the target layers stay on disk.
 
     Returns:
         The model in training mode, without dropout; `model.subspace_layers` maps canonical names to layers and
-        `model.trained_tensors` canonical names to parameters.
+        `model.trained_tensors` canonical names to parameters; for causal-lm `model.output_weight` is the output embedding.
     """
     checkpoint, schema = base.checkpoint, base.schema
-    model = _empty_model(checkpoint, task)
+    model = empty_model(checkpoint.folder, task)
     names = _checkpoint_names(model, checkpoint)
     layers = {layer.name: layer for layer in schema.layers}
     tensors = {tensor.name: tensor for tensor in schema.tensors}
@@ -87,7 +119,7 @@ def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.devi
         stored = names.get(f"{name}.weight")
         layer = layers.get(stored[: -len(".weight")]) if stored else None
         if layer is not None and isinstance(module, nn.Linear):
-            weight = float_weight(base.layer(layer), base.kind, torch_device)
+            weight = float_weight(base.layer(layer, mapped=mapped), torch_device)
             bias = None if module.bias is None else _numbers(checkpoint, names[f"{name}.bias"], torch_device)
             own = SubspaceLinear(layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch)
             _replace(model, name, own)
@@ -99,6 +131,8 @@ def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.devi
             value = torch.from_numpy(start_value(checkpoint, spec, run_seed)).to(torch_device)
             trained[spec.name] = nn.Parameter(value)
             _replace(model, name, trained[spec.name])
+        elif parameter.is_meta and stored is not None and _stays_stored(model, name, parameter, task):
+            _place_embedding(model, name, *tensor_of(checkpoint.read(stored, mapped=mapped)), torch_device)
         elif parameter.is_meta:
             value = _numbers(checkpoint, stored, torch_device)
             _replace(model, name, nn.Parameter(value, requires_grad=False))
@@ -108,44 +142,74 @@ def build(base: Base, task: TaskSection, run_seed: int, torch_device: torch.devi
         raise ModelError(f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder))
     model.tie_weights()
     model.to(torch_device)
+    if task.kind == "causal-lm":
+        head = model.get_output_embeddings().weight
+        model.output_weight = FloatWeight(head, _mapping_of(model, head))
     model.subspace_layers = subspace_layers
     model.trained_tensors = trained
     model.train()
     return model
 
 
-def start_value(checkpoint: Checkpoint, spec: TensorSpec, run_seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def start_value(checkpoint: Tensors, spec: TensorSpec, run_seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A trained tensor's float32 value before the first round."""
     if spec.in_checkpoint:
         return to_float32(checkpoint.read(spec.name), checkpoint.tensors[spec.name].dtype)
     return initial_tensor(spec.name, spec.shape, run_seed)
 
 
-def float_weight(weight: LayerWeight, kind: BaseKind, torch_device: torch.device) -> Int8Weight | FloatWeight:
+def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight | FloatWeight:
     """A base's layer as the module that `SubspaceLinear` computes with."""
-    numbers, scale = weight
-    if kind == "int8" and scale is not None:
-        return Int8Weight(torch.from_numpy(numbers).to(torch_device), torch.from_numpy(scale).to(torch_device))
-    held = torch.from_numpy(numbers)
-    return FloatWeight((held.view(torch.bfloat16) if kind == "bfloat16" else held).to(torch_device))
+    numbers, mapping = tensor_of(weight[0])
+    if weight[1] is not None:
+        return Int8Weight(numbers.to(torch_device), torch.from_numpy(weight[1]).to(torch_device), mapping)
+    return FloatWeight(numbers.to(torch_device), mapping)
 
 
-def install_weight(layer: SubspaceLinear, weight: LayerWeight, kind: BaseKind) -> None:
+def install_weight(layer: SubspaceLinear, weight: LayerWeight) -> None:
     """Replace a layer's base, after a fold."""
-    layer.base = float_weight(weight, kind, layer.base.device)
+    layer.base = float_weight(weight, layer.base.device)
 
 
-def _numbers(checkpoint: Checkpoint, name: str | None, torch_device: torch.device) -> Tensor:
+def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSection) -> bool:
+    """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only the weight is used."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    output = task.kind == "causal-lm" and module is model.get_output_embeddings()
+    return (type(module) is nn.Embedding or output) and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
+
+
+def _place_embedding(model: Any, name: str, value: Tensor, mapping: mmap.mmap | None, torch_device: torch.device) -> None:
+    weight = nn.Parameter(value.to(torch_device), requires_grad=False)
+    place = name.rpartition(".")[0]
+    if isinstance(model.get_submodule(place), nn.Embedding):
+        _replace(model, place, FrozenEmbedding(weight, mapping))
+    else:
+        _replace(model, name, weight)
+        # Not an attribute of the weight: it must not be taken for a parameter of the model.
+        model.__dict__.setdefault("mappings", []).append((weight, mapping))
+
+
+def _mapping_of(model: Any, weight: nn.Parameter) -> mmap.mmap | None:
+    """Where an output embedding is mapped from: its own file place, or that of the input embedding that it is tied to."""
+    for own, mapping in model.__dict__.get("mappings", []):
+        if own is weight:
+            found: mmap.mmap | None = mapping
+            return found
+    tied = next((m for m in model.modules() if isinstance(m, FrozenEmbedding) and m.weight is weight), None)
+    return tied.mapping if tied is not None else None
+
+
+def _numbers(checkpoint: Tensors, name: str | None, torch_device: torch.device) -> Tensor:
     assert name is not None
     return torch.from_numpy(to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)).to(torch_device)
 
 
-def _empty_model(checkpoint: Checkpoint, task: TaskSection) -> Any:
+def empty_model(folder: Path, task: TaskSection) -> Any:
     """The task's architecture with parameters on the meta device and real buffers."""
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
+        config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"transformers cannot read it: {error}", place=str(checkpoint.folder / "config.json")) from None
+        raise ModelError(f"transformers cannot read it: {error}", place=str(folder / "config.json")) from None
     for key in vars(config):
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(getattr(config, key), float):
             setattr(config, key, 0.0)
@@ -160,7 +224,7 @@ def _empty_model(checkpoint: Checkpoint, task: TaskSection) -> Any:
         with _parameters_on_meta():
             return auto.from_config(config, dtype=torch.float32)
     except ValueError as error:
-        raise ModelError(f"no {task.kind} model: {str(error).splitlines()[0]}", place=str(checkpoint.folder)) from None
+        raise ModelError(f"no {task.kind} model: {str(error).splitlines()[0]}", place=str(folder)) from None
 
 
 @contextmanager
@@ -180,7 +244,7 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
-def _checkpoint_names(model: Any, checkpoint: Checkpoint) -> dict[str, str | None]:
+def _checkpoint_names(model: Any, checkpoint: Tensors) -> dict[str, str | None]:
     """The checkpoint's name of each parameter: the same, or with the base model's prefix off or on; None for a new head."""
     prefix = f"{model.base_model_prefix}."
     found: dict[str, str | None] = {}

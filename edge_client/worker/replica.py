@@ -36,6 +36,7 @@ class Replica:
         folder: Where state and master copies live.
         torch_device: Where to compute.
         compute_dtype: dtype of the products.
+        mapped: Leave weights on disk and map them.
 
     Raises:
         ModelError: The folder does not fit the plan.
@@ -44,13 +45,17 @@ class Replica:
 
     model: nn.Module
 
-    def __init__(self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
+    ) -> None:
         self._schema = plan.model_schema
         self._run_seed = plan.training.run_seed
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
         self._check_projections(plan)
         self.base = Base(Checkpoint(model_folder), plan.model_schema, plan.base_kind, folder / "base")
+        self.base.store()
+        self._mapped = mapped
         if self.base.generation == plan.training.generation and self.base.digest() != plan.base_digest:
             raise ExactnessError(
                 "this model's weights are not those of the run",
@@ -58,7 +63,7 @@ class Replica:
                 remedy="copy the coordinator's model folder to this machine",
             )
         self.state = self._stored_state(plan)
-        self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype)
+        self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
         self._install()
 
@@ -129,8 +134,9 @@ class Replica:
             return
         if self.base.generation + 1 == generation:
             self.base.fold(self.state, generation)
+            self.base.store()
             for spec in self._schema.layers:
-                install_weight(self.layers[spec.name], self.base.layer(spec), self.base.kind)
+                install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
             return
         raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from edge_client.worker.data import Example
 from edge_client.worker.loss import IGNORE_INDEX, chunked_cross_entropy
-from edge_client.worker.weights import FloatWeight
 from fedcore.errors import DataError
 from fedcore.job import TaskSection
 
@@ -113,6 +112,5 @@ def _summed_token_loss(model: Any, batch: Sequence[Encoded], pad_id: int, torch_
     hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
     # Token i predicts token i + 1; logits never exist whole.
-    head = model.get_output_embeddings()
     flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    return chunked_cross_entropy(flat, FloatWeight(head.weight), labels[:, 1:].reshape(-1), count=1)
+    return chunked_cross_entropy(flat, model.output_weight, labels[:, 1:].reshape(-1), count=1)

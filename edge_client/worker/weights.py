@@ -2,20 +2,42 @@
 """Frozen weight matrices that give out their rows in floating point, one block at a time.
 
 A block of rows of W (m out, n in) is all that ever exists of an int8 weight in floating point. On two AVX-512 cores
-dequantising costs below one percent of the product it serves at 1,024 tokens, so nothing is gained by keeping it.
+dequantising costs below one percent of the product it serves at 1,024 tokens, so nothing is gained by keeping it. Nor need the
+int8 weight itself be in memory: mapped from disk, its pages come when they are used and go again after each product.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedcore.errors import ModelError
 
-__all__ = ["FloatWeight", "Int8Weight", "Scratch", "Weight", "row_blocks"]
+__all__ = ["FloatWeight", "Int8Weight", "Scratch", "Weight", "release", "row_blocks", "tensor_of"]
+
+
+def release(mapping: mmap.mmap | None) -> None:
+    """Take a mapping's pages out of this process; the next use finds them in the page cache or on disk."""
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def tensor_of(numbers: NDArray[Any]) -> tuple[Tensor, mmap.mmap | None]:
+    """Stored numbers as a tensor that shares their memory (uint16 is bfloat16), and the mapping they come from, if any."""
+    with warnings.catch_warnings():
+        # torch warns that a mapped array cannot be written; nothing writes it.
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.from_numpy(numbers)
+    mapping = getattr(numbers, "_mmap", None)
+    return tensor.view(torch.bfloat16) if numbers.dtype == np.uint16 else tensor, mapping
 
 
 def row_blocks(rows: int, block_rows: int) -> Iterator[slice]:
@@ -44,6 +66,10 @@ class Scratch:
             self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
         return self._buffers[key][:count].view(*shape)
 
+    def clear(self) -> None:
+        """Let go of all buffers: blocks are about to get smaller."""
+        self._buffers.clear()
+
 
 class Int8Weight(nn.Module):
     """A frozen W ~ q * scale[:, None], bitsandbytes' layout with scale = absmax / 127.
@@ -51,6 +77,7 @@ class Int8Weight(nn.Module):
     Args:
         q: int8 (m, n).
         scale: float32 (m,).
+        mapping: Where q is mapped from disk.
 
     Raises:
         ModelError: Shapes or dtypes do not fit together.
@@ -59,8 +86,9 @@ class Int8Weight(nn.Module):
     q: Tensor
     scale: Tensor
 
-    def __init__(self, q: Tensor, scale: Tensor) -> None:
+    def __init__(self, q: Tensor, scale: Tensor, mapping: mmap.mmap | None = None) -> None:
         super().__init__()
+        self._mapping = mapping
         if q.dtype != torch.int8 or q.ndim != 2 or scale.dtype != torch.float32 or scale.shape != q.shape[:1]:
             raise ModelError(f"int8 weight {q.dtype} {tuple(q.shape)} with scale {scale.dtype} {tuple(scale.shape)}")
         self.register_buffer("q", q)
@@ -80,12 +108,17 @@ class Int8Weight(nn.Module):
         """Dequantise `rows` into `out` (rows, n) of any floating dtype."""
         return out.copy_(self.q[rows]).mul_(self.scale[rows, None].to(out.dtype))
 
+    def release(self) -> None:
+        """Let the kernel have the pages of a mapped weight until the next use; nothing where it is in memory."""
+        release(self._mapping)
+
 
 class FloatWeight(nn.Module):
     """A frozen W in floating point, behind the same interface.
 
     Args:
         weight: float32, bfloat16 or float16 (m, n).
+        mapping: Where it is mapped from disk.
 
     Raises:
         ModelError: Not a floating-point matrix.
@@ -93,8 +126,9 @@ class FloatWeight(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, mapping: mmap.mmap | None = None) -> None:
         super().__init__()
+        self._mapping = mapping
         if weight.ndim != 2 or not weight.is_floating_point():
             raise ModelError(f"{weight.dtype} {tuple(weight.shape)} is not a floating-point matrix")
         self.register_buffer("weight", weight.detach())
@@ -109,9 +143,18 @@ class FloatWeight(nn.Module):
         """Where the weight lies."""
         return self.weight.device
 
+    @property
+    def mapped(self) -> bool:
+        """Whether its pages come from disk and go again."""
+        return self._mapping is not None
+
     def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
         """Copy `rows` into `out` (rows, n) of any floating dtype."""
         return out.copy_(self.weight[rows])
+
+    def release(self) -> None:
+        """Let the kernel have the pages of a mapped weight until the next use; nothing where it is in memory."""
+        release(self._mapping)
 
 
 Weight = Int8Weight | FloatWeight

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
 from fedcore.wire.manifest import Manifest
 
@@ -97,6 +98,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     generation: int = 0
     digest: str = ""
     budget_bytes: int = 0
+    enclosure: str = ""
+    """What holds the worker to the budget: a memory cgroup, an rlimit, or none."""
     reason: str = ""
 
 
@@ -113,6 +116,12 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     peak_bytes: int
     """Highest agent plus worker memory so far."""
     budget_bytes: int
+    available_bytes: int | None = None
+    """Memory that the device still has; None where it does not tell."""
+    pressure_percent: float | None = None
+    """Share of the last ten seconds in which some task waited for memory."""
+    parts: Parts | None = None
+    """Where the worker's memory goes, as planned."""
     uplink_bytes: int
     downlink_bytes: int
 

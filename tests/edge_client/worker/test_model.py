@@ -44,7 +44,7 @@ def some_state(schema: object, base: Base) -> PublishedState:
 
 
 def test_minilm_on_a_float_base_is_transformers_own_function(minilm_folder: Path, tmp_path: Path) -> None:
-    schema = describe(minilm_folder, THREE)
+    schema = describe(Checkpoint(minilm_folder), THREE)
     assert len(schema.layers) == 37 and {t.name for t in schema.tensors} == {"classifier.weight", "classifier.bias"}
     model = build(Base(Checkpoint(minilm_folder), schema, "float32", tmp_path), THREE, 0, CPU, torch.float32)
     ids = torch.tensor([[101, 2735, 2006, 1996, 2422, 102]])
@@ -59,7 +59,7 @@ def test_stories_causal_loss_is_real(stories: Path, tmp_path: Path) -> None:
     reference = AutoModelForCausalLM.from_pretrained(stories)
     expected = sum(float(reference(torch.tensor([e.ids]), labels=torch.tensor([e.ids])).loss.detach()) * e.weight for e in encoded)
     for kind, tolerance in (("float32", 1e-4), ("int8", 0.1)):
-        schema = describe(stories, CAUSAL)
+        schema = describe(Checkpoint(stories), CAUSAL)
         model = build(Base(Checkpoint(stories), schema, kind, tmp_path / kind), CAUSAL, 0, CPU, torch.float32)  # type: ignore[arg-type]
         found = float(summed_loss(model, encoded, CAUSAL, 0, CPU).detach())
         assert found == pytest.approx(expected, rel=tolerance)
@@ -68,7 +68,7 @@ def test_stories_causal_loss_is_real(stories: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path, tmp_path: Path, kind: str) -> None:
-    schema = describe(minilm_folder, THREE)
+    schema = describe(Checkpoint(minilm_folder), THREE)
     base = Base(Checkpoint(minilm_folder), schema, kind, tmp_path / "base")  # type: ignore[arg-type]
     state = some_state(schema, base)
     export_model(base, state, schema, THREE, 0, tmp_path / "out")
@@ -84,7 +84,7 @@ def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path
 
 
 def test_fold_is_the_same_after_a_restart_and_changes_the_digest(minilm_folder: Path, tmp_path: Path) -> None:
-    schema = describe(minilm_folder, THREE)
+    schema = describe(Checkpoint(minilm_folder), THREE)
     base = Base(Checkpoint(minilm_folder), schema, "int8", tmp_path / "one")
     state, before = some_state(schema, base), base.digest()
     base.fold(state, 1)
@@ -99,13 +99,13 @@ def test_bitsandbytes_8bit_checkpoint_keeps_its_integers(stories: Path, tmp_path
     bnb = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
     folder = tmp_path / "bnb"
     shutil.copytree(stories, folder)
-    tensors, schema = load_file(stories / "model.safetensors"), describe(stories, CAUSAL)
+    tensors, schema = load_file(stories / "model.safetensors"), describe(Checkpoint(stories), CAUSAL)
     for layer in schema.layers:
         integers, scale, _ = bnb.int8_vectorwise_quant(tensors[f"{layer.name}.weight"].half())
         tensors[f"{layer.name}.weight"], tensors[f"{layer.name}.SCB"] = integers, scale.float()
     (folder / "model.safetensors").unlink()
     save_file(tensors, folder / "model.safetensors")
-    assert describe(folder, CAUSAL).layers == schema.layers
+    assert describe(Checkpoint(folder), CAUSAL).layers == schema.layers
     base = Base(Checkpoint(folder), schema, "int8", tmp_path / "base")
     q, scale = base.layer(schema.layers[0])
     name = schema.layers[0].name
@@ -124,7 +124,7 @@ def test_batches_do_not_depend_on_anything_global_and_cover_all() -> None:
 
 
 def test_micro_batches_give_the_whole_batch_s_gradient(stories: Path, tmp_path: Path) -> None:
-    schema = describe(stories, THREE)
+    schema = describe(Checkpoint(stories), THREE)
     model = build(Base(Checkpoint(stories), schema, "float32", tmp_path), THREE, 0, CPU, torch.float32)
     batch = [Encoded(tuple(range(5, 9 + i)), None, i % 3) for i in range(6)]
     pad_id = model.config.pad_token_id  # type: ignore[union-attr]

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory planner: from a model's footprint, the job's bounds and the room there is, to the choices that fit.
+
+Pure functions. What is learned comes first: the job's length and rank are given up only when nothing else fits; then weights stay
+in memory rather than on disk; then the plan that is estimated fastest wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from fedcore.errors import BudgetError
+from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
+from fedcore.worker import Measured
+
+__all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "ladder", "plans", "predict", "smaller"]
+
+# A pass recomputes the forward pass: one third more products.
+_CHECKPOINTING_TIME = 4 / 3
+# Every pass dequantises all weights, forward and backward: as much time as this many tokens take.
+_PASS_TOKENS = 16
+_BLOCK_ROWS = (256, 64)
+# Predictions are within a few percent (docs/benchmarks.md); a plan must leave this share of the room unused.
+_MARGIN = 0.04
+# glibc's default thresholds keep freed memory; measured, up to 2.2 times what tensors need (docs/benchmarks.md).
+_DEFAULT_ALLOCATOR_SHARE = 1.5
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the job and the node's owner leave open.
+
+    `micro_batch_size`, `checkpointing` and `mapped` are fixed where they are not None.
+    """
+
+    batch_size: int
+    rank: int
+    min_rank: int
+    min_length: int = 0
+    micro_batch_size: int | None = None
+    checkpointing: bool | None = None
+    mapped: bool | None = None
+    allocator: Allocator | None = "tuned"
+    fixed_length: int | None = None
+    """The length that the loaded data is cut to."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a process takes beyond live tensors: a constant, and a share of what comes and goes.
+
+    Measured with two tiny steps once a model is loaded; before that, as on the machines of docs/benchmarks.md.
+    """
+
+    slack_bytes: int = 24_000_000
+    share: float = 0.02
+
+
+def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *, rank: int) -> Parts:
+    """The worker's peak with a plan, by component. Length and micro-batch must be ones that the footprint knows (any number of examples).
+
+    Args:
+        footprint: Of the model.
+        plan: The choices; its `parts` are not looked at.
+        calibration: Measured or estimated.
+        rank: The round's rank, which `plan.rank` 0 stands for.
+    """
+    length = plan.length or footprint.longest
+    one, two = (
+        next(p for p in footprint.points if (p.checkpointing, p.length, p.micro_batch_size) == (plan.checkpointing, length, size))
+        for size in (1, 2)
+    )
+    more = plan.micro_batch_size - 1
+    activations, logits, working = (
+        max(0, getattr(one, name) + more * (getattr(two, name) - getattr(one, name)))
+        for name in ("activations_bytes", "logits_bytes", "working_bytes")
+    )
+    share = calibration.share + (_DEFAULT_ALLOCATOR_SHARE if plan.allocator == "default" else 0.0)
+    weights, embeddings = footprint.weights_bytes, footprint.embeddings_bytes
+    if plan.mapped:
+        weights, embeddings = footprint.largest_layer_bytes, embeddings - footprint.mappable_embeddings_bytes
+    return Parts(
+        runtime_bytes=footprint.runtime_bytes,
+        weights_bytes=weights,
+        embeddings_bytes=embeddings,
+        subspaces_bytes=footprint.subspaces_bytes,
+        optimiser_bytes=footprint.rank_bytes * (plan.rank or rank) + footprint.tensors_bytes,
+        buffer_bytes=footprint.row_bytes * plan.block_rows + footprint.signs_bytes,
+        activations_bytes=activations,
+        logits_bytes=logits,
+        working_bytes=working,
+        slack_bytes=calibration.slack_bytes + int(share * (activations + logits + working)),
+    )
+
+
+def plans(footprint: Footprint, bounds: Bounds, calibration: Calibration) -> list[MemoryPlan]:
+    """All plans within the bounds, the best first: what is learned, then resident weights, then time."""
+    found = [
+        (_losses(footprint, bounds, plan), plan.mapped, _time(footprint, plan), plan)
+        for plan in _choices(footprint, bounds)
+        if plan.micro_batch_size <= bounds.batch_size
+    ]
+    found.sort(key=lambda entry: entry[:3])
+    return [msgspec.structs.replace(plan, parts=predict(footprint, plan, calibration, rank=bounds.rank)) for *_, plan in found]
+
+
+def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Calibration) -> MemoryPlan:
+    """The best plan whose predicted peak leaves the margin free.
+
+    Args:
+        footprint: Of the model.
+        bounds: What may be chosen.
+        room_bytes: For the worker alone.
+        calibration: Measured or estimated.
+
+    Raises:
+        BudgetError: Not even the smallest plan fits; the message has the numbers.
+    """
+    possible = plans(footprint, bounds, calibration)
+    for plan in possible:
+        if plan.parts.total_bytes <= room_bytes * (1 - _MARGIN):
+            return plan
+    least = min(possible, key=lambda plan: plan.parts.total_bytes)
+    needed = least.parts.total_bytes / (1 - _MARGIN)
+    raise BudgetError(
+        f"training needs {needed / 1e6:,.0f} MB with the smallest plan ({described(least, bounds)}); "
+        f"the worker may have {room_bytes / 1e6:,.0f} MB: {(needed - room_bytes) / 1e6:,.0f} MB short",
+        place="memory_budget",
+        remedy=_remedy(footprint, least, needed - room_bytes),
+    )
+
+
+def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: Calibration) -> MemoryPlan | None:
+    """The next plan with a lower peak than `now` that a running worker can take at once, or None.
+
+    Rank, length and the place of the weights stay: they cannot change within an interval. Halving the micro-batch comes before
+    checkpointing, checkpointing before shorter blocks, as far as each of them saves anything.
+    """
+    if now.allocator == "default":
+        return _repredicted(footprint, bounds, msgspec.structs.replace(now, allocator="tuned"), calibration)
+    fixed = [
+        plan
+        for plan in plans(footprint, bounds, calibration)
+        if (plan.rank, plan.length, plan.mapped, plan.allocator) == (now.rank, now.length, now.mapped, now.allocator)
+        and plan.micro_batch_size <= now.micro_batch_size
+        and plan.checkpointing >= now.checkpointing
+        and plan.block_rows <= now.block_rows
+    ]
+    # A step down must be worth it: two percent of what comes and goes.
+    present = predict(footprint, now, calibration, rank=bounds.rank).total_bytes
+    lower = [plan for plan in fixed if plan.parts.total_bytes < present - 1_000_000]
+    return lower[0] if lower else None
+
+
+def ladder(footprint: Footprint, bounds: Bounds, top: MemoryPlan, calibration: Calibration) -> tuple[MemoryPlan, ...]:
+    """`top` and every smaller plan below it, in order."""
+    found = [top]
+    while (lower := smaller(footprint, bounds, found[-1], calibration)) is not None:
+        found.append(lower)
+    return tuple(found)
+
+
+def calibrated(footprint: Footprint, loaded: MemoryPlan, measured: Sequence[Measured], *, rank: int, before: Calibration) -> Calibration:
+    """What a process takes beyond the tensors that were foreseen, from tiny steps.
+
+    Args:
+        footprint: Of the model.
+        loaded: How it was loaded.
+        measured: Tiny steps without checkpointing.
+        rank: The round's rank.
+        before: The calibration so far; its share stays, since tiny steps say little about large ones.
+    """
+    if not measured:
+        return before
+    slacks = []
+    for step in measured:
+        tiny = msgspec.structs.replace(loaded, micro_batch_size=step.micro_batch_size, length=step.length, checkpointing=False)
+        parts = predict(footprint, tiny, Calibration(0, before.share), rank=rank)
+        # Tiny steps run without an optimiser and, in a first round, without accumulators.
+        slacks.append(step.peak_bytes - (parts.total_bytes - parts.optimiser_bytes))
+    return Calibration(max(0, *slacks), before.share)
+
+
+def described(plan: MemoryPlan, bounds: Bounds) -> str:
+    """A plan in words.
+
+    Example:
+        >>> described(MemoryPlan(micro_batch_size=4, checkpointing=True), Bounds(batch_size=16, rank=8, min_rank=8))
+        'micro-batch 4 of 16, checkpointing, rank 8'
+    """
+    words = [f"micro-batch {plan.micro_batch_size} of {bounds.batch_size}"]
+    words += ["checkpointing"] * plan.checkpointing
+    words += ["weights on disk"] * plan.mapped
+    words += [f"blocks of {plan.block_rows} rows"] * (plan.block_rows != _BLOCK_ROWS[0])
+    words += [f"rank {plan.rank or bounds.rank}"]
+    words += [f"length {plan.length}"] * bool(plan.length)
+    words += ["default allocator"] * (plan.allocator == "default")
+    return ", ".join(words)
+
+
+def _repredicted(footprint: Footprint, bounds: Bounds, plan: MemoryPlan, calibration: Calibration) -> MemoryPlan:
+    return msgspec.structs.replace(plan, parts=predict(footprint, plan, calibration, rank=bounds.rank))
+
+
+def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
+    sizes = [bounds.micro_batch_size] if bounds.micro_batch_size else list(_halvings(bounds.batch_size, 1))
+    ranks = [0, *(r for r in _halvings(bounds.rank, bounds.min_rank) if r < bounds.rank)]
+    lengths = (
+        [bounds.fixed_length]
+        if bounds.fixed_length is not None
+        else [0, *sorted({p.length for p in footprint.points if bounds.min_length and bounds.min_length <= p.length < footprint.longest})]
+    )
+    for size in sizes:
+        for checkpointing in (False, True) if bounds.checkpointing is None else (bounds.checkpointing,):
+            for mapped in (False, True) if bounds.mapped is None else (bounds.mapped,):
+                for rank in ranks:
+                    for length in lengths:
+                        for block_rows in _BLOCK_ROWS:
+                            for allocator in _allocators(bounds):
+                                yield MemoryPlan(
+                                    micro_batch_size=size,
+                                    checkpointing=checkpointing,
+                                    mapped=mapped,
+                                    rank=rank,
+                                    length=length,
+                                    block_rows=block_rows,
+                                    allocator=allocator,
+                                )
+
+
+def _allocators(bounds: Bounds) -> tuple[Allocator, ...]:
+    return ("default", "tuned") if bounds.allocator is None else (bounds.allocator,)
+
+
+def _halvings(largest: int, least: int) -> Iterator[int]:
+    """largest, half of it rounded up, ... down to `least`."""
+    size = largest
+    while size > least:
+        yield size
+        size = -(-size // 2)
+    yield max(least, 1)
+
+
+def _losses(footprint: Footprint, bounds: Bounds, plan: MemoryPlan) -> tuple[int, int]:
+    """How much of what the job asks for is given up: tokens, then rank."""
+    return footprint.longest - (plan.length or footprint.longest), bounds.rank - (plan.rank or bounds.rank)
+
+
+def _time(footprint: Footprint, plan: MemoryPlan) -> float:
+    tokens = plan.micro_batch_size * (plan.length or footprint.longest)
+    blocks = 1.0 + 0.02 * (plan.block_rows != _BLOCK_ROWS[0])
+    allocator = 1.0 if plan.allocator == "default" else 1.2
+    return (_CHECKPOINTING_TIME if plan.checkpointing else 1.0) * (1 + _PASS_TOKENS / tokens) * blocks * allocator
+
+
+def _remedy(footprint: Footprint, least: MemoryPlan, missing_bytes: float) -> str:
+    if least.parts.runtime_bytes > least.parts.total_bytes - missing_bytes:
+        return f"the libraries alone take {least.parts.runtime_bytes / 1e6:,.0f} MB; raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
+    more = f"raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
+    return f"{more}, lower task.max_length (now {footprint.longest} tokens) or take a smaller model"

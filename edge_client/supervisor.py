@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's hold on its worker: started under the budget, planned for before a weight is loaded, watched, and let go.
+
+A round trains down a ladder of memory plans: the best that fits, then smaller ones. The worker goes down a rung when the monitor says so
+or when an allocation fails; a worker that the kernel killed for its memory starts again one rung lower, from its last finished interval.
+Every round begins at the top again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_client.memory.allocator import ALLOCATORS
+from edge_client.memory.enclosure import Enclosure, enclose
+from edge_client.memory.monitor import Advice, Monitor, Reading
+from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
+from edge_client.memory.probes import available_bytes, own_rss_bytes, pressure, process_bytes, total_bytes
+from edge_client.node import Node
+from fedcore.errors import BudgetError
+from fedcore.memoryplan import Footprint, MemoryPlan, Parts
+from fedcore.plan import Plan
+from fedcore.worker import (
+    Adopt,
+    Configure,
+    Event,
+    Progress,
+    Ready,
+    Sketch,
+    Sketched,
+    StepDown,
+    Train,
+    WorkerDied,
+    WorkerProcess,
+)
+
+__all__ = ["Supervisor", "worker_environment"]
+
+# The agent's own memory is measured; it may still grow by this much.
+_AGENT_RESERVE_BYTES = 12_000_000
+
+
+def worker_environment(allocator: str) -> dict[str, str]:
+    """Environment of a worker process; its threads wait without spinning, since other processes need the cores."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
+
+
+class Supervisor:
+    """Starts, plans, watches and ends a node's worker.
+
+    Args:
+        node: The node's file.
+        model_folder: Resolved checkpoint folder.
+        budget_bytes: For agent and worker together.
+        sink: Gets the worker's events, from a thread.
+        say: Gets one line for each thing that happens.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        model_folder: Path,
+        budget_bytes: int,
+        sink: Callable[[Event | WorkerDied], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._node, self._model_folder, self._sink, self._say = node, model_folder, sink, say
+        self._folder = Path(node.folder)
+        self.monitor = Monitor(budget_bytes)
+        self.progress = Progress(0, 0, 0.0)
+        self._worker: WorkerProcess | None = None
+        self._enclosure: Enclosure | None = None
+        self._plan: Plan | None = None
+        self._footprint: Footprint | None = None
+        self._calibration = Calibration()
+        self._memory: MemoryPlan | None = None
+        self._ladder: tuple[MemoryPlan, ...] = ()
+        self._first_rung = 0
+        self._round = 0
+
+    # What the worker is told
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker process."""
+        return self._worker is not None
+
+    def is_worker(self, pid: int) -> bool:
+        """Whether this process is the present worker."""
+        return self._worker is not None and self._worker.pid == pid
+
+    def configure(self, plan: Plan) -> None:
+        """Start a worker if there is none; it finds out what training would need before it loads anything."""
+        self._plan = plan
+        if self._worker is None:
+            self._enclosure = enclose(self._worker_room(), f"fedkrso-{self._node.run}-{self._node.node}")
+            self._worker = WorkerProcess(
+                self._sink,
+                self._folder / "worker.log",
+                environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
+                prepare=self._enclosure.prepare,
+            )
+            self._enclosure.attach(self._worker.pid)
+        self._worker.send(
+            Sketch(
+                plan=plan,
+                model_folder=str(self._model_folder),
+                data=self._node.data,
+                folder=str(self._folder / "replica"),
+                threads=self._threads,
+            )
+        )
+
+    def sketched(self, event: Sketched) -> None:
+        """Choose a plan and have the worker load.
+
+        Raises:
+            BudgetError: Nothing fits; the message has the numbers.
+        """
+        assert self._worker is not None and self._plan is not None
+        self._footprint = event.footprint
+        self._memory = fit(self._footprint, self._bounds(self._plan), self._plannable(), self._calibration)
+        self._worker.send(
+            Configure(
+                plan=self._plan,
+                run=self._node.run,
+                node=self._node.node,
+                model_folder=str(self._model_folder),
+                data=self._node.data,
+                folder=str(self._folder / "replica"),
+                threads=self._threads,
+                torch_device=self._node.torch_device,
+                memory=self._memory,
+                calibrate=True,
+            )
+        )
+
+    def ready(self, event: Ready) -> None:
+        """The model is loaded and two tiny steps are measured."""
+        assert self._footprint is not None and self._plan is not None and self._memory is not None
+        rank = self._plan.training.rank
+        self._calibration = calibrated(self._footprint, self._memory, event.measured, rank=rank, before=self._calibration)
+
+    def adopt(self, command: Adopt) -> None:
+        """Have the worker take a published state."""
+        assert self._worker is not None
+        self._worker.send(command)
+
+    def train(self, plan: Plan, path: Path) -> None:
+        """Have the worker train a round, from the best plan that fits now.
+
+        Raises:
+            BudgetError: Nothing fits any more.
+        """
+        assert self._worker is not None and self._footprint is not None and self._memory is not None
+        if plan.round != self._round:
+            self._round, self._first_rung = plan.round, 0
+        self._plan = plan
+        self.progress = Progress(0, 0, 0.0)
+        bounds = self._bounds(plan, loaded=self._memory)
+        top = fit(self._footprint, bounds, self._plannable(), self._calibration)
+        whole = ladder(self._footprint, bounds, top, self._calibration)
+        if self._first_rung >= len(whole):
+            raise BudgetError(f"the worker was killed on every plan; last: {self._last_reading()}", place="memory_budget")
+        self._ladder = whole[self._first_rung :]
+        self._say(f"round {plan.round}: {described(self._ladder[0], bounds)}; {self._ladder[0].parts.total_bytes / 1e6:,.0f} MB foreseen")
+        self._worker.send(Train(plan, str(path), self._ladder))
+
+    def lower_budget(self, budget_bytes: int) -> None:
+        """The owner changed the budget: the monitor keeps to it from now on, the kernel's limit follows when the worker is below it."""
+        self.monitor.lower_budget(budget_bytes)
+        self._follow_budget()
+
+    def end(self) -> None:
+        """End the worker, in peace if it listens."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+        self._close_enclosure()
+
+    # What is known about it
+
+    def died(self, event: WorkerDied) -> str:
+        """Take note of the worker's end; returns why it ended, in words."""
+        by_memory = self._killed_for_memory(event)
+        self._worker = None
+        self._close_enclosure()
+        why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
+        if not by_memory:
+            return f"the worker ended ({why})"
+        self._first_rung += self.progress.rung + 1
+        return f"the worker was killed for its memory ({why}; {self._last_reading()})"
+
+    def progressed(self, event: Progress, at_seconds: float) -> None:
+        """A step is done."""
+        if event.rung > self.progress.rung and event.rung < len(self._ladder):
+            self.monitor.stepped_down(at_seconds)
+            assert self._plan is not None
+            self._say(f"stepped down: {described(self._ladder[event.rung], self._bounds(self._plan))}")
+        self.progress = event
+
+    def sample(self, at_seconds: float) -> Reading:
+        """Read what agent, worker and device use, and act on it."""
+        worker = self._worker
+        now = pressure()
+        reading = Reading(
+            at_seconds=at_seconds,
+            agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
+            worker_bytes=process_bytes(worker.pid) if worker is not None else None,
+            device_available_bytes=available_bytes(),
+            device_total_bytes=total_bytes(),
+            pressure_percent=None if now is None else now.some_percent,
+        )
+        advice = self.monitor.take(reading)
+        if worker is not None and advice is not Advice.FINE:
+            self._follow(advice, worker)
+        self._follow_budget()
+        return reading
+
+    @property
+    def peak_bytes(self) -> int:
+        """Highest use of agent and worker together: as sampled, or as the worker itself saw between samples."""
+        agent = self.monitor.last.agent_bytes if self.monitor.last is not None else own_rss_bytes()
+        return max(self.monitor.peak_bytes, agent + (self.progress.peak_bytes or 0))
+
+    @property
+    def parts(self) -> Parts | None:
+        """The present plan's foreseen components."""
+        if self._ladder:
+            return self._ladder[min(self.progress.rung, len(self._ladder) - 1)].parts
+        return self._memory.parts if self._memory is not None else None
+
+    @property
+    def enclosure(self) -> str:
+        """What holds the worker to its budget: `cgroup v2`, `cgroup v1`, `rlimit` or `none`."""
+        return self._enclosure.kind if self._enclosure is not None else ""
+
+    # Inside
+
+    @property
+    def _threads(self) -> int:
+        return self._node.threads or os.cpu_count() or 1
+
+    def _bounds(self, plan: Plan, loaded: MemoryPlan | None = None) -> Bounds:
+        node, training = self._node, plan.training
+        return Bounds(
+            batch_size=training.batch_size,
+            rank=training.rank,
+            min_rank=training.min_rank,
+            min_length=plan.task.min_length,
+            micro_batch_size=node.micro_batch_size or None,
+            checkpointing=node.checkpointing,
+            # What is loaded is loaded: a length or a place of weights does not change between rounds.
+            mapped=loaded.mapped if loaded is not None else node.mapped_weights,
+            fixed_length=loaded.length if loaded is not None else None,
+            allocator="default" if node.allocator == "default" else "tuned",
+        )
+
+    def _agent_bytes(self) -> int:
+        return (process_bytes(os.getpid()) or own_rss_bytes()) + _AGENT_RESERVE_BYTES
+
+    def _worker_room(self) -> int:
+        return max(1, self.monitor.budget_bytes - self._agent_bytes())
+
+    def _plannable(self) -> int:
+        """What the worker may plan with: its share of the budget, and no more than the device has left."""
+        room, available = self._worker_room(), available_bytes()
+        if available is None or self._worker is None:
+            return room
+        return min(room, available + (process_bytes(self._worker.pid) or 0))
+
+    def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
+        rung = self.progress.rung + 1
+        if advice is Advice.STEP_DOWN and rung < len(self._ladder):
+            self._say(f"memory: {self.monitor.reason}; stepping down")
+            worker.send(StepDown(rung))
+        elif self.monitor.last is not None and self.monitor.last.used_bytes > self.monitor.budget_bytes:
+            self._say(f"memory: {self.monitor.reason}; ending the worker")
+            worker.kill()
+
+    def _follow_budget(self) -> None:
+        """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill it at once."""
+        if self._enclosure is None or self._worker is None:
+            return
+        room = self._worker_room()
+        limit, last = self._enclosure.limit_bytes, self.monitor.last
+        below = last is not None and (last.worker_bytes or 0) < room
+        if (room > limit or below) and abs(room - limit) > _AGENT_RESERVE_BYTES:
+            self._enclosure.set_limit(room)
+
+    def _killed_for_memory(self, event: WorkerDied) -> bool:
+        if event.returncode != -signal.SIGKILL:
+            return "MemoryError" in event.tail or "out of memory" in event.tail.lower()
+        kills = self._enclosure.kills() if self._enclosure is not None else None
+        if kills:
+            return True
+        last = self.monitor.last
+        over = last is not None and last.used_bytes > self.monitor.budget_bytes
+        short = (
+            last is not None
+            and last.device_available_bytes is not None
+            and last.device_available_bytes < 0.05 * (last.device_total_bytes or 0)
+        )
+        return over or short
+
+    def _last_reading(self) -> str:
+        return self.monitor.last.described() if self.monitor.last is not None else "no reading"
+
+    def _close_enclosure(self) -> None:
+        enclosure, self._enclosure = self._enclosure, None
+        if enclosure is not None:
+            enclosure.close()

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real training steps of a model under a memory plan for `fedkrso profile --measure` and the benchmarks, in a process of its own.
+
+Everything is the node's own path (footprint, replica, calibration, trainer, update) but the texts, which are random tokens of one length,
+so that length and micro-batch are exactly what was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from edge_client.memory.planner import Calibration, calibrated, predict
+from edge_client.worker.calibrate import calibrate
+from edge_client.worker.footprint import TINY_LENGTH, footprint
+from edge_client.worker.fused import fuse
+from edge_client.worker.highwater import begin_peak, peak_bytes, status_bytes
+from edge_client.worker.model import describe
+from edge_client.worker.replica import Replica
+from edge_client.worker.tasks import Encoded
+from edge_client.worker.trainer import Trainer, apply
+from fedcore.base import Base
+from fedcore.checkpoint import Checkpoint
+from fedcore.job import TaskSection
+from fedcore.memoryplan import MemoryPlan, Parts
+from fedcore.plan import Plan, Training
+from fedcore.projection import signs_checksum
+from fedcore.schedule import pool_seeds
+from fedcore.types import BaseKind
+
+__all__ = ["Measurement", "Request", "local_plan", "main", "measure"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure."""
+
+    model_folder: str
+    task: TaskSection
+    batch_size: int
+    length: int
+    memory: MemoryPlan
+    rank: int = 8
+    pool: int = 5
+    steps: int = 3
+    base_kind: BaseKind = "int8"
+    threads: int = 1
+    trained_tensors: tuple[str, ...] = ()
+    data_limit_bytes: int | None = None
+    """RLIMIT_DATA of the process."""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out."""
+
+    sketched: Parts
+    """Predicted before anything was loaded."""
+    predicted: Parts
+    """Predicted after calibration."""
+    static_bytes: int
+    """Resident with the model loaded, before the first step."""
+    peak_bytes: int
+    """Highest resident size while training."""
+    peak_loading_bytes: int
+    """Highest resident size while the model was loaded."""
+    step_seconds: float
+    loss: float
+
+
+def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
+    """A round as a coordinator would announce it for this folder."""
+    schema = describe(Checkpoint(folder), task, request.trained_tensors)
+    seeds = pool_seeds(0, 0, request.pool)
+    training = Training(
+        method="fedkrso",
+        seeds=seeds,
+        generation=0,
+        rank=request.rank,
+        min_rank=1,
+        order="cycle",
+        intervals=1,
+        interval_steps=request.steps,
+        batch_size=request.batch_size,
+        learning_rate=1e-4,
+        tensor_learning_rate=1e-4,
+        bits=8,
+        share="examples",
+        run_seed=0,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        digest = Base(Checkpoint(folder), schema, request.base_kind, Path(scratch)).digest()
+    return Plan(
+        round=1,
+        phase="train",
+        cohort=("measure",),
+        deadline_at=time.time() + 86_400,
+        task=task,
+        base_kind=request.base_kind,
+        base_digest=digest,
+        model_schema=schema,
+        checksums=tuple(signs_checksum(seeds, layer.name, request.rank, layer.columns) for layer in schema.layers),
+        training=training,
+        version=0,
+        objects=(),
+    )
+
+
+def measure(request: Request, scratch: Path) -> Measurement:
+    """Train some steps in this process.
+
+    Args:
+        request: What and how.
+        scratch: Folder for the replica; weights on disk are kept there between measurements of one model.
+    """
+    if request.data_limit_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (request.data_limit_bytes, request.data_limit_bytes))
+    torch.set_num_threads(request.threads)
+    folder, memory = Path(request.model_folder), request.memory
+    plan = _kept_plan(folder, request, scratch)
+    training = plan.training
+    shape: dict[str, Any] = {"pool": request.pool, "rank": request.rank, "intervals": 1, "longest": request.length}
+    sketch = footprint(folder, plan.model_schema, plan.task, request.base_kind, **shape)
+    before = predict(sketch, memory, Calibration(), rank=training.rank)
+    begin_peak()
+    replica = Replica(plan, folder, scratch, torch.device("cpu"), torch.float32, mapped=memory.mapped)
+    loading = peak_bytes() or 0
+    fuse(replica.model)
+    apply(replica.model, memory)
+    measured = calibrate(replica, plan, min(request.length, TINY_LENGTH), 0, torch.device("cpu"))
+    calibration = calibrated(sketch, memory, measured, rank=training.rank, before=Calibration())
+    static, seconds, times = status_bytes("VmRSS") or 0, time.monotonic(), []
+
+    def report(*_: object) -> None:
+        nonlocal seconds
+        now = time.monotonic()
+        times.append(now - seconds)
+        seconds = now
+
+    target = {"causal-lm": None, "regression": 0.5}.get(plan.task.kind, 0)
+    types = (0,) * request.length if getattr(replica.model.config, "type_vocab_size", 0) else None
+    examples = [Encoded(tuple((7 * i + j) % 97 + 3 for j in range(request.length)), types, target) for i in range(request.batch_size)]
+    trainer = Trainer(replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), report, lambda: 0)
+    begin_peak()
+    header, _ = trainer.train(plan, (memory,), scratch / "update.bin")
+    return Measurement(
+        sketched=before,
+        predicted=predict(sketch, memory, calibration, rank=training.rank),
+        static_bytes=static,
+        peak_bytes=peak_bytes() or 0,
+        peak_loading_bytes=loading,
+        step_seconds=sorted(times)[len(times) // 2],
+        loss=header.loss,
+    )
+
+
+def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
+    """The local plan; the base's digest takes seconds for a large model, so it is kept in the scratch folder."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    key = f"{request.rank}-{request.pool}-{request.steps}-{request.batch_size}-{request.base_kind}-{request.task.max_length}"
+    path = scratch / f"plan-{key}.bin"
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=Plan)
+    except (OSError, msgspec.DecodeError):
+        plan = local_plan(folder, request.task, request)
+    path.write_bytes(msgspec.msgpack.encode(plan))
+    return plan
+
+
+def main() -> None:
+    """Measure the request given as JSON (first argument) with the scratch folder (second); prints one line of JSON."""
+    request = msgspec.json.decode(sys.argv[1], type=Request)
+    found = measure(request, Path(sys.argv[2]))
+    sys.stdout.write(json.dumps(msgspec.to_builtins(found)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training will keep in memory, found without memory: the real model and the real training step on tensors that are only shapes.
+
+PyTorch's fake tensors know shape, dtype and device but hold no numbers. Every operation of a step runs on them, so that the
+kernel that a processor would choose, what autograd keeps and when it lets go are all as in training; a dispatch mode counts the
+bytes that are alive. No formula per architecture can drift from the code that trains.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from edge_client.worker.layer import Scratch, SubspaceLinear
+from edge_client.worker.tasks import Encoded, summed_loss
+from fedcore.job import TaskSection
+from fedcore.memoryplan import Point
+
+__all__ = ["LiveBytes", "Peak", "fake_model", "point", "sketch_points", "trace_step"]
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages that operations inside make, by the phase that made them, and remembers the peak.
+
+    What was there before (weights) is told with `know` and counts nothing; neither does what is made in the phase "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phase = ""
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._known: dict[int, tuple[str, int]] = {}
+
+    def know(self, tensors: Iterator[Tensor] | Sequence[Tensor]) -> None:
+        """These tensors' storages are not counted."""
+        for tensor in tensors:
+            self._track(tensor, counted=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._track(tensor, counted=True)
+        return out
+
+    def _track(self, tensor: Tensor, *, counted: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size_bytes = storage.nbytes() if counted and self.phase else 0
+        self._known[key] = self.phase, size_bytes
+        weakref.finalize(storage, self._gone, key)
+        self.live[self.phase] += size_bytes
+        if self.live.total() > self.peak.total():
+            self.peak = self.live.copy()
+
+    def _gone(self, key: int) -> None:
+        phase, size_bytes = self._known.pop(key)
+        self.live[phase] -= size_bytes
+
+
+class _UncountedScratch(Scratch):
+    """Scratch whose buffers are planned for on their own."""
+
+    def __init__(self, counter: LiveBytes) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def take(self, use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        phase, self._counter.phase = self._counter.phase, ""
+        buffer = super().take(use, shape, dtype, device)
+        self._counter.phase = phase
+        return buffer
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Live bytes at the peak of a step, by the phase that made them."""
+
+    forward_bytes: int
+    loss_bytes: int
+    backward_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return self.forward_bytes + self.loss_bytes + self.backward_bytes
+
+
+def fake_model(model: nn.Module) -> FakeTensorMode:
+    """Turn a model's parameters and buffers into fake tensors in place; tied ones stay tied.
+
+    Returns:
+        The mode under which the model runs.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, Tensor] = {}
+    # The originals live until the end: a freed tensor's id could come again.
+    originals: list[Tensor] = []
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            originals.append(tensor)
+            shape_only = mode.from_tensor(tensor.detach())
+            made[id(tensor)] = nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    held[name] = fake(tensor)  # type: ignore[assignment]
+    return mode
+
+
+def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], task: TaskSection) -> Peak:
+    """One forward and backward pass of a fake model over a micro-batch; returns its peak.
+
+    Buffers of `Scratch` and the optimiser's tensors are not in it.
+    """
+    counter = LiveBytes()
+    counter.know([*model.parameters(), *model.buffers()])
+    scratch = _UncountedScratch(counter)
+    for layer in model.modules():
+        if isinstance(layer, SubspaceLinear):
+            # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
+            layer.block_rows, layer.scratch = layer.out_features, scratch
+    with mode, counter, _phases(model, counter):
+        loss = summed_loss(model, batch, task, 0, torch.device("cpu"))
+        counter.phase = "backward"
+        loss.backward()  # type: ignore[no-untyped-call]
+        del loss
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
+    model.zero_grad(set_to_none=True)
+    peak = counter.peak
+    # Gradients are planned for with the optimiser.
+    return Peak(peak["forward"], peak["loss"], max(0, peak["backward"] - gradients))
+
+
+@contextmanager
+def _phases(model: Any, counter: LiveBytes) -> Iterator[None]:
+    """`forward` until the model's trunk is through, then `loss`."""
+    trunk = getattr(model, model.base_model_prefix)
+
+    def after(*_: object) -> None:
+        counter.phase = "loss"
+
+    counter.phase = "forward"
+    hook = trunk.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def point(model: Any, mode: FakeTensorMode, task: TaskSection, *, micro_batch_size: int, length: int, checkpointing: bool) -> Point:
+    """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
+    target = {"causal-lm": None, "regression": 0.5}.get(task.kind, 0)
+    example = Encoded((1,) * length, (0,) * length if _takes_types(model) else None, target)
+    peak = trace_step(model, mode, [example] * micro_batch_size, task)
+    return Point(
+        checkpointing=checkpointing,
+        micro_batch_size=micro_batch_size,
+        length=length,
+        activations_bytes=peak.forward_bytes,
+        logits_bytes=peak.loss_bytes,
+        working_bytes=peak.backward_bytes,
+    )
+
+
+def sketch_points(model: Any, mode: FakeTensorMode, task: TaskSection, lengths: Sequence[int], checkpoint: Any) -> tuple[Point, ...]:
+    """Points for one and two examples of each length, without and with checkpointing.
+
+    Args:
+        model: Fake, with a subspace selected.
+        mode: Its mode.
+        task: Decides the loss.
+        lengths: In tokens.
+        checkpoint: Called with (model, on) to switch checkpointing.
+    """
+    found = []
+    for checkpointing in (False, True):
+        checkpoint(model, checkpointing)
+        for length in lengths:
+            for size in (1, 2):
+                found.append(point(model, mode, task, micro_batch_size=size, length=length, checkpointing=checkpointing))
+    checkpoint(model, False)
+    return tuple(found)
+
+
+def _takes_types(model: Any) -> bool:
+    return getattr(model.config, "type_vocab_size", 0) > 0

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's local training under a memory plan that may get smaller between two micro-batches, and only smaller until the round ends.
+
+Which plans there are, the node's planner has decided; here they are a ladder from the present one downwards. A step down is asked for
+from outside (the agent's monitor) or comes from within: an allocation that fails drops the batch's gradients and repeats the batch
+one rung lower. Gradients are sums over micro-batches, so the batch stays what the round asks for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from edge_client.worker.fedkrso import Round, train_round, update_records
+from edge_client.worker.highwater import give_back_freed_memory
+from edge_client.worker.intervals import FinishedIntervals, round_key
+from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.replica import Replica
+from edge_client.worker.tasks import Encoded, batches, summed_loss
+from fedcore.errors import BudgetError
+from fedcore.memoryplan import MemoryPlan
+from fedcore.plan import Plan
+from fedcore.update import UpdateHeader, write_update
+
+__all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing"]
+
+# glibc's mallopt numbers.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_TUNED_THRESHOLD_BYTES = 65_536
+
+
+class Trainer:
+    """Trains rounds.
+
+    Args:
+        replica: The node's model.
+        encoded: The node's examples, cut to the plan's length.
+        folder: For finished intervals.
+        run: The run's name.
+        node: This node's.
+        pad_id: Token that pads.
+        torch_device: Where to compute.
+        report: Called after every step with (step from 1, steps, loss, rung of the ladder).
+        wanted: Asked before every micro-batch for the lowest rung that was asked for from outside.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        encoded: Sequence[Encoded],
+        folder: Path,
+        run: str,
+        node: str,
+        pad_id: int,
+        torch_device: torch.device,
+        report: Callable[[int, int, float, int], None],
+        wanted: Callable[[], int],
+    ) -> None:
+        self._replica, self._encoded, self._folder = replica, encoded, folder
+        self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
+        self._report, self._wanted = report, wanted
+        self._ladder: Sequence[MemoryPlan] = ()
+        self.rung = 0
+
+    def train(self, plan: Plan, ladder: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
+        """Train a round and write its update to `path`; afterwards the replica is back at the published state.
+
+        Args:
+            plan: The round.
+            ladder: The memory plan to begin with and smaller ones, in order.
+            path: The update's file.
+
+        Raises:
+            BudgetError: An allocation failed on the lowest rung.
+            WorkerError: The loss is not finite.
+        """
+        started = time.monotonic()
+        self._ladder, self.rung = ladder, -1
+        self._replica.open(plan)
+        self._descend(0)
+        stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
+        key = round_key(plan, self._run, self._node, len(self._encoded), ladder[0].length)
+        finished = FinishedIntervals(self._folder, key)
+        trained = train_round(
+            self._replica,
+            plan,
+            self._node,
+            ladder[0].rank or plan.training.rank,
+            lambda number: self._whole_batch(stream.batch(number), plan),
+            lambda done, steps, loss: self._report(done, steps, loss, self.rung),
+            finished,
+            key,
+        )
+        header = UpdateHeader(
+            run=self._run,
+            round=plan.round,
+            node=self._node,
+            version=plan.version,
+            examples=len(self._encoded),
+            rank=trained.rank,
+            subspaces=trained.used,
+            loss=trained.loss,
+            seconds=time.monotonic() - started,
+        )
+        write_update(path, header, update_records(self._replica, plan, trained.rank, trained.used))
+        finished.clear()
+        # Back to the published state: what this node alone learned is in its update.
+        self._replica.restore()
+        return header, trained
+
+    def _whole_batch(self, batch: Sequence[Encoded], plan: Plan) -> float:
+        """Forward and backward of a batch, in micro-batches; repeated on a lower rung if memory runs out."""
+        while True:
+            try:
+                return self._micro_batches(batch, plan)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Outside of the handler: its traceback kept the failed step's tensors alive.
+            self._drop_gradients()
+            if self.rung + 1 >= len(self._ladder):
+                raise BudgetError(f"out of memory with the smallest plan: {problem}", place="memory_budget", remedy="raise it")
+            self._descend(self.rung + 1)
+
+    def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
+        weight, loss, start = sum(e.weight for e in batch), 0.0, 0
+        while start < len(batch):
+            if self._wanted() > self.rung:
+                self._descend(min(self._wanted(), len(self._ladder) - 1))
+            size = self._ladder[self.rung].micro_batch_size
+            part = summed_loss(self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
+            (part / weight).backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+            start += size
+        return loss / weight
+
+    def _descend(self, rung: int) -> None:
+        if rung != self.rung:
+            self.rung = rung
+            apply(self._replica.model, self._ladder[rung])
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._replica.model.parameters():
+            parameter.grad = None
+        gc.collect()
+        if self._torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Numbered:
+    """Batches by their number, as finished intervals and repeated steps ask for them; numbers only grow."""
+
+    def __init__(self, stream: Iterator[list[Encoded]]) -> None:
+        self._stream, self._next = stream, 0
+
+    def batch(self, number: int) -> list[Encoded]:
+        while self._next < number:
+            next(self._stream)
+            self._next += 1
+        self._next += 1
+        return next(self._stream)
+
+
+def apply(model: Any, memory: MemoryPlan) -> None:
+    """Make a model train as a memory plan says, from the next micro-batch on."""
+    set_checkpointing(model, memory.checkpointing)
+    for layer in model.modules():
+        if isinstance(layer, SubspaceLinear):
+            layer.block_rows = memory.block_rows
+            if layer.scratch is not None:
+                layer.scratch.clear()
+    if memory.allocator == "tuned":
+        _tune_allocator()
+
+
+def set_checkpointing(model: Any, on: bool) -> None:
+    """Switch the recomputing of each block's activations; cheap to repeat.
+
+    Not by the model's public method: that one also makes the embeddings' output require a gradient, for good.
+    """
+    # Dropout is off: there is no random state to keep.
+    recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    model._set_gradient_checkpointing(enable=on, gradient_checkpointing_func=recompute)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the ways in which torch and drivers say it."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "error 12", "nvml_success")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _tune_allocator() -> None:
+    """Give freed memory back from now on, as if the process had been started with the tuned thresholds (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _TUNED_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TUNED_THRESHOLD_BYTES)
+    give_back_freed_memory()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where training memory goes, and the choices that make it fit: values that the worker, the agent and the wire share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = ["Footprint", "MemoryPlan", "Parts", "Point"]
+
+Allocator = Literal["default", "tuned"]
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory by component at the moment of the peak, in bytes; the sum is the peak.
+
+    Example:
+        >>> Parts(runtime_bytes=300, weights_bytes=50).total_bytes
+        350
+    """
+
+    runtime_bytes: int = 0
+    """Interpreter, libraries and the node's data, before a model is there."""
+    weights_bytes: int = 0
+    """Target layers: int8 and row scales, or floating point. Of mapped weights, what is resident at a time."""
+    embeddings_bytes: int = 0
+    """Every other tensor of the model: embeddings, norms, biases, heads."""
+    subspaces_bytes: int = 0
+    """Signs of the projections, the published state, the round's accumulators."""
+    optimiser_bytes: int = 0
+    """What trains now: factors and whole tensors, with gradients and Adam's moments."""
+    buffer_bytes: int = 0
+    """The block of rows that is dequantised at a time, and the signs in floating point."""
+    activations_bytes: int = 0
+    """What the forward pass keeps for the backward pass."""
+    logits_bytes: int = 0
+    """What the loss needs at the peak."""
+    working_bytes: int = 0
+    """Temporaries of the backward pass at the peak, recomputed activations among them."""
+    slack_bytes: int = 0
+    """What the allocator and the libraries take beyond live tensors; measured by calibration, else estimated."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The peak."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """What one forward and backward pass keeps beyond what is always there, at its peak."""
+
+    checkpointing: bool
+    micro_batch_size: int
+    length: int
+    activations_bytes: int
+    logits_bytes: int
+    working_bytes: int
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's memory as a function of the choices, before any weight is loaded.
+
+    `points` holds micro-batches of one and of two examples for each length: what a pass keeps is affine in the number of examples.
+    """
+
+    longest: int
+    """Tokens of the longest example after truncation."""
+    runtime_bytes: int
+    """Measured in the process that made this footprint."""
+    weights_bytes: int
+    largest_layer_bytes: int
+    """Of mapped weights one layer is resident at a time."""
+    embeddings_bytes: int
+    mappable_embeddings_bytes: int
+    """The part of the embeddings that can stay on disk."""
+    subspaces_bytes: int
+    rank_bytes: int
+    """Factor, gradient and two moments, for one unit of rank."""
+    tensors_bytes: int
+    """Tensors trained whole: gradient, two moments, start value (the values are among the embeddings)."""
+    row_bytes: int
+    """One dequantised row of the widest layer."""
+    signs_bytes: int
+    """The signs of the widest layer in floating point."""
+    points: tuple[Point, ...]
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's own choices. None of them changes what is learned, beyond float rounding; length and rank do, within the job's bounds."""
+
+    micro_batch_size: int
+    """Examples at a time through the model; gradients of the rest of the batch are added up."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    length: int = 0
+    """Tokens that longer examples are cut to; 0 for the job's length."""
+    rank: int = 0
+    """Rows of each projection that train here; 0 for the plan's rank."""
+    block_rows: int = 256
+    """Rows of a weight that are dequantised at a time."""
+    mapped: bool = False
+    """Weights stay on disk and are mapped: their pages come and go."""
+    allocator: Allocator = "tuned"
+    """`tuned` gives freed memory back at once; `default` is faster and larger."""
+    parts: Parts = Parts()
+    """The predicted peak of the worker."""
