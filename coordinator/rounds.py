@@ -61,6 +61,8 @@ class NodeOffline:
     """A node left, or its last will says so."""
 
     node: str
+    left: bool = False
+    """It said so itself, and will not be waited for; otherwise its connection was lost, and it may come back."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,12 @@ class RoundMachine:
             case NodeOnline(node):
                 self.online.add(node)
                 self.seen.add(node)
-            case NodeOffline(node):
+            case NodeOffline(node, left):
                 self.online.discard(node)
+                if left:
+                    self.seen.discard(node)
+                if left and self.phase == "open" and node in self.cohort and node not in self.accepted:
+                    self.declined.add(node)
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)

@@ -199,7 +199,7 @@ class Coordinator:
         seen = self._node(node)
         seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
         if not status.online:
-            self._feed(NodeOffline(node))
+            self._feed(NodeOffline(node, left=status.state != "lost"))
             return
         seen.version, seen.digest, seen.budget_bytes = status.version, status.digest, status.budget_bytes
         self._feed(NodeOnline(node))

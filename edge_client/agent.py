@@ -155,7 +155,7 @@ class Agent:
                 self._say(f"disconnected: {reason}")
             case Sketched():
                 self._guarded(lambda: self._supervisor.sketched(event))
-            case Ready(version, generation, digest, examples):
+            case Ready(version=version, generation=generation, digest=digest, examples=examples):
                 self._supervisor.ready(event)
                 self._say(f"model loaded, {examples} examples, version {version}")
                 self._feed(s.WorkerReady(version, generation, digest))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from fedcore.errors import ConfigError, ModelError
+from fedcore.errors import ConfigError, FedkrsoError, ModelError
 
 __all__ = ["bench_memory", "client_run", "doctor", "model_describe"]
 
@@ -25,7 +25,7 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
     """Take part in a run with this device's own data, until the run is finished.
 
     NODE.toml names the node, the run, the model folder, the data and the broker. The text never leaves this machine: what goes
-    out are accumulators, the number of examples, the mean loss, and memory readings.
+    out are accumulators, the number of examples, the mean loss, and memory readings. SIGHUP reads memory_budget anew.
     """
     from edge_client.agent import Agent
     from edge_client.memory.limits import budget_bytes
@@ -49,7 +49,16 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
     # Spreads reconnects of many nodes; decides nothing in the model.
     jitter = random.Random(secrets.randbits(64))  # noqa: S311
     agent = Agent(node, model_folder, budget, MqttTransport(settings, jitter), jitter, say=say)
+
+    def reload(*_: object) -> None:
+        # A file that is being edited must not end a node: the budget stays until it can be read.
+        try:
+            agent.set_budget(budget_bytes(load_config(node_file, Node).memory_budget, place=f"{node_file}: memory_budget"))
+        except FedkrsoError as error:
+            say(f"the budget stays: {error.one_line()}")
+
     signal.signal(signal.SIGTERM, lambda number, frame: agent.stop())
+    signal.signal(signal.SIGHUP, reload)
     agent.run(leave_when_finished=not stay)
 
 

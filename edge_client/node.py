@@ -36,8 +36,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Recompute activations: less memory, more time. Left out: only if the budget asks for it."""
     mapped_weights: bool | None = None
     """Leave the weights on disk and map them. Left out: only if the budget asks for it."""
-    allocator: str = "tuned"
-    """`tuned` gives freed memory back at once; `default` is faster and larger."""
+    allocator: str = "auto"
+    """`tuned` gives freed memory back at once; `default` is faster and larger; `auto`: the default one where the budget has room for it."""
     torch_device: str = "cpu"
     """Where to train: `cpu`, `cuda`."""
     keep_worker: bool = True
@@ -49,5 +49,5 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 raise ConfigError(
                     f"{getattr(self, key)!r} cannot be a name", place=key, remedy="letters, digits, '.', '_' and '-', at most 64"
                 )
-        if self.allocator not in ("tuned", "default"):
-            raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="tuned or default")
+        if self.allocator not in ("auto", "tuned", "default"):
+            raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="auto, tuned or default")

@@ -147,7 +147,7 @@ class TellStatus:
 Action = Configure | Fetch | AdoptObject | TrainRound | SendUpdate | Decline | TellStatus
 
 # A worker that dies this often in one round has a reason that another start will not mend.
-_TRIES_PER_ROUND = 3
+_TRIES_PER_ROUND = 5
 
 
 @dataclass
@@ -260,10 +260,13 @@ class Session:
         self.wanted = None
         if died:
             self.worker_ready = False
-        if was == "training" and died and self.tries < _TRIES_PER_ROUND:
-            self.state = "loading"
-            assert self.plan is not None
-            return [Configure(self.plan)]
+        if died and was in ("loading", "adopting", "training"):
+            # A training's try was counted when it began.
+            self.tries += was != "training"
+            if self.tries < _TRIES_PER_ROUND:
+                self.state = "loading"
+                assert self.plan is not None
+                return [Configure(self.plan)]
         if was == "adopting" and not died:
             # The replica dropped what it held: whole states from nothing.
             self.worker_ready = False

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from edge_client.memory.allocator import ALLOCATORS
 from edge_client.memory.enclosure import Enclosure, enclose
+from edge_client.memory.limits import kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
-from edge_client.memory.probes import available_bytes, own_rss_bytes, pressure, process_bytes, total_bytes
+from edge_client.memory.probes import own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
-from fedcore.errors import BudgetError
-from fedcore.memoryplan import Footprint, MemoryPlan, Parts
+from fedcore.errors import BudgetError, WorkerError
+from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
 from fedcore.plan import Plan
 from fedcore.worker import (
     Adopt,
@@ -40,6 +41,9 @@ __all__ = ["Supervisor", "worker_environment"]
 
 # The agent's own memory is measured; it may still grow by this much.
 _AGENT_RESERVE_BYTES = 12_000_000
+# Enough to load the libraries anywhere, so that a budget below that is refused with numbers instead of a kill.
+_SKETCH_BYTES = 512 * 2**20
+_ALLOCATORS: dict[str, Allocator | None] = {"auto": None, "tuned": "tuned", "default": "default"}
 
 
 def worker_environment(allocator: str) -> dict[str, str]:
@@ -79,6 +83,7 @@ class Supervisor:
         self._ladder: tuple[MemoryPlan, ...] = ()
         self._first_rung = 0
         self._round = 0
+        self._worker_peak = 0
 
     # What the worker is told
 
@@ -95,11 +100,13 @@ class Supervisor:
         """Start a worker if there is none; it finds out what training would need before it loads anything."""
         self._plan = plan
         if self._worker is None:
-            self._enclosure = enclose(self._worker_room(), f"fedkrso-{self._node.run}-{self._node.node}")
+            self._memory, self._ladder = None, ()
+            # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
+            self._enclosure = enclose(max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}")
             self._worker = WorkerProcess(
                 self._sink,
                 self._folder / "worker.log",
-                environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
+                environment=worker_environment("tuned" if self._node.allocator == "tuned" else "default"),
                 prepare=self._enclosure.prepare,
             )
             self._enclosure.attach(self._worker.pid)
@@ -117,11 +124,16 @@ class Supervisor:
         """Choose a plan and have the worker load.
 
         Raises:
-            BudgetError: Nothing fits; the message has the numbers.
+            BudgetError: Nothing fits the budget; the message has the numbers.
+            WorkerError: Something would, but the device has too little memory left now.
         """
         assert self._worker is not None and self._plan is not None
         self._footprint = event.footprint
-        self._memory = fit(self._footprint, self._bounds(self._plan), self._plannable(), self._calibration)
+        bounds = self._bounds(self._plan)
+        fit(self._footprint, bounds, self._worker_room(), self._calibration)
+        self._memory = self._fit_now(bounds)
+        assert self._enclosure is not None
+        self._enclosure.set_limit(self._worker_room())
         self._worker.send(
             Configure(
                 plan=self._plan,
@@ -140,6 +152,7 @@ class Supervisor:
     def ready(self, event: Ready) -> None:
         """The model is loaded and two tiny steps are measured."""
         assert self._footprint is not None and self._plan is not None and self._memory is not None
+        self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
         rank = self._plan.training.rank
         self._calibration = calibrated(self._footprint, self._memory, event.measured, rank=rank, before=self._calibration)
 
@@ -152,7 +165,7 @@ class Supervisor:
         """Have the worker train a round, from the best plan that fits now.
 
         Raises:
-            BudgetError: Nothing fits any more.
+            WorkerError: Nothing fits now.
         """
         assert self._worker is not None and self._footprint is not None and self._memory is not None
         if plan.round != self._round:
@@ -160,17 +173,25 @@ class Supervisor:
         self._plan = plan
         self.progress = Progress(0, 0, 0.0)
         bounds = self._bounds(plan, loaded=self._memory)
-        top = fit(self._footprint, bounds, self._plannable(), self._calibration)
+        top = self._fit_now(bounds)
         whole = ladder(self._footprint, bounds, top, self._calibration)
         if self._first_rung >= len(whole):
-            raise BudgetError(f"the worker was killed on every plan; last: {self._last_reading()}", place="memory_budget")
+            raise WorkerError(f"the worker was killed on every plan; last: {self._last_reading()}", place="memory_budget")
         self._ladder = whole[self._first_rung :]
         self._say(f"round {plan.round}: {described(self._ladder[0], bounds)}; {self._ladder[0].parts.total_bytes / 1e6:,.0f} MB foreseen")
         self._worker.send(Train(plan, str(path), self._ladder))
 
     def lower_budget(self, budget_bytes: int) -> None:
-        """The owner changed the budget: the monitor keeps to it from now on, the kernel's limit follows when the worker is below it."""
+        """The owner changed the budget.
+
+        A worker that trains takes the first rung that fits it; the monitor keeps to it from now on, and the kernel's limit follows when the
+        worker is below it.
+        """
         self.monitor.lower_budget(budget_bytes)
+        fitting = [i for i, plan in enumerate(self._ladder) if plan.parts.total_bytes <= self._worker_room()]
+        rung = fitting[0] if fitting else len(self._ladder) - 1
+        if self._worker is not None and rung > self.progress.rung:
+            self._worker.send(StepDown(rung))
         self._follow_budget()
 
     def end(self) -> None:
@@ -200,21 +221,23 @@ class Supervisor:
             assert self._plan is not None
             self._say(f"stepped down: {described(self._ladder[event.rung], self._bounds(self._plan))}")
         self.progress = event
+        self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
 
     def sample(self, at_seconds: float) -> Reading:
         """Read what agent, worker and device use, and act on it."""
         worker = self._worker
-        now = pressure()
+        now, left, limits = pressure(), room(), kernel_limits()
         reading = Reading(
             at_seconds=at_seconds,
             agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
             worker_bytes=process_bytes(worker.pid) if worker is not None else None,
-            device_available_bytes=available_bytes(),
-            device_total_bytes=total_bytes(),
+            device_available_bytes=None if left is None else left.size_bytes,
+            device_total_bytes=limits[0].size_bytes if limits else None,
             pressure_percent=None if now is None else now.some_percent,
         )
         advice = self.monitor.take(reading)
-        if worker is not None and advice is not Advice.FINE:
+        # While the libraries load there is nothing to step down from; what does not fit is refused then.
+        if worker is not None and self._memory is not None and advice is not Advice.FINE:
             self._follow(advice, worker)
         self._follow_budget()
         return reading
@@ -223,7 +246,7 @@ class Supervisor:
     def peak_bytes(self) -> int:
         """Highest use of agent and worker together: as sampled, or as the worker itself saw between samples."""
         agent = self.monitor.last.agent_bytes if self.monitor.last is not None else own_rss_bytes()
-        return max(self.monitor.peak_bytes, agent + (self.progress.peak_bytes or 0))
+        return max(self.monitor.peak_bytes, agent + self._worker_peak)
 
     @property
     def parts(self) -> Parts | None:
@@ -255,7 +278,7 @@ class Supervisor:
             # What is loaded is loaded: a length or a place of weights does not change between rounds.
             mapped=loaded.mapped if loaded is not None else node.mapped_weights,
             fixed_length=loaded.length if loaded is not None else None,
-            allocator="default" if node.allocator == "default" else "tuned",
+            allocator=_ALLOCATORS[node.allocator],
         )
 
     def _agent_bytes(self) -> int:
@@ -264,12 +287,15 @@ class Supervisor:
     def _worker_room(self) -> int:
         return max(1, self.monitor.budget_bytes - self._agent_bytes())
 
-    def _plannable(self) -> int:
-        """What the worker may plan with: its share of the budget, and no more than the device has left."""
-        room, available = self._worker_room(), available_bytes()
-        if available is None or self._worker is None:
-            return room
-        return min(room, available + (process_bytes(self._worker.pid) or 0))
+    def _fit_now(self, bounds: Bounds) -> MemoryPlan:
+        """The best plan for the worker's share of the budget, or less where the device has less left."""
+        assert self._footprint is not None and self._worker is not None
+        budget, left = self._worker_room(), room()
+        have = budget if left is None else min(budget, left.size_bytes + (process_bytes(self._worker.pid) or 0))
+        try:
+            return fit(self._footprint, bounds, have, self._calibration)
+        except BudgetError as error:
+            raise WorkerError(f"{error.message} ({left.source if left and have < budget else 'now'})", place=error.place) from None
 
     def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
         rung = self.progress.rung + 1
@@ -282,13 +308,12 @@ class Supervisor:
 
     def _follow_budget(self) -> None:
         """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill it at once."""
-        if self._enclosure is None or self._worker is None:
+        if self._enclosure is None or self._worker is None or self._memory is None:
             return
-        room = self._worker_room()
-        limit, last = self._enclosure.limit_bytes, self.monitor.last
-        below = last is not None and (last.worker_bytes or 0) < room
-        if (room > limit or below) and abs(room - limit) > _AGENT_RESERVE_BYTES:
-            self._enclosure.set_limit(room)
+        wanted, limit, last = self._worker_room(), self._enclosure.limit_bytes, self.monitor.last
+        below = last is not None and (last.worker_bytes or 0) < wanted
+        if (wanted > limit or below) and abs(wanted - limit) > _AGENT_RESERVE_BYTES:
+            self._enclosure.set_limit(wanted)
 
     def _killed_for_memory(self, event: WorkerDied) -> bool:
         if event.returncode != -signal.SIGKILL:

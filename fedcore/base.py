@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, to_float32
+from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, read_entry, to_float32
 from fedcore.errors import ExactnessError, ModelError
 from fedcore.fold import fold_update, folded
 from fedcore.quantise import INT8_MAX, quantise_weight
@@ -29,6 +29,8 @@ from fedcore.weightfile import LayerWeight, WeightFile, hash_numbers
 __all__ = ["Base", "LayerWeight"]
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# Rows that are quantised at a time: whole, a layer would be there several times in float32.
+_BLOCK_ROWS = 256
 
 
 class Base:
@@ -77,7 +79,7 @@ class Base:
             if self.kind == "int8":
                 return self.checkpoint.read(name), scale
         if self.kind == "int8":
-            return quantise_weight(self.master(layer), place=name)
+            return self._quantised(layer)
         if self.generation == 0 and entry.dtype == _STORED[self.kind]:
             return self.checkpoint.read(name, mapped=mapped), None
         return from_float32(self.master(layer), _STORED[self.kind]), None
@@ -110,16 +112,33 @@ class Base:
 
     def master(self, layer: LayerSpec) -> NDArray[np.float32]:
         """A target layer's float weight (m, n) that folds go into."""
-        name = f"{layer.name}.weight"
-        entry = self.checkpoint.tensors[name]
-        if self.generation:
-            stored = np.fromfile(self._file(self.generation, layer), "<u2" if entry.dtype == "BF16" else "<f4")
-            return to_float32(stored.reshape(layer.rows, layer.columns), "BF16" if entry.dtype == "BF16" else "F32")
-        numbers = self.checkpoint.read(name)
+        entry = self._master_entry(layer)
+        numbers = read_entry(entry)
         if entry.dtype == "I8":
             scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
             return np.asarray(numbers.astype(np.float32) * scale[:, None], np.float32)
         return to_float32(numbers, entry.dtype)
+
+    def _master_entry(self, layer: LayerSpec) -> TensorEntry:
+        """Where a layer's master copy lies: in the checkpoint, or, after a fold, in a file of its own."""
+        entry = self.checkpoint.tensors[f"{layer.name}.weight"]
+        if not self.generation:
+            return entry
+        return TensorEntry(self._file(self.generation, layer), 0, self._master_dtype(layer), entry.shape)
+
+    def _master_dtype(self, layer: LayerSpec) -> str:
+        """The dtype of master copies after a fold."""
+        return "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
+
+    def _quantised(self, layer: LayerSpec) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """A float layer as int8, from its file in blocks of rows: rows do not depend on each other."""
+        entry = self._master_entry(layer)
+        numbers = read_entry(entry, mapped=True)
+        q, scale = np.empty(entry.shape, np.int8), np.empty(layer.rows, np.float32)
+        for start in range(0, layer.rows, _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            q[rows], scale[rows] = quantise_weight(to_float32(numbers[rows], entry.dtype), place=f"{layer.name}.weight")
+        return q, scale
 
     def others(self) -> Iterator[tuple[str, TensorEntry]]:
         """The tensors that are not target layers, in name order: kept in the checkpoint's precision."""
@@ -159,8 +178,7 @@ class Base:
         part.mkdir(parents=True)
         for index, layer in enumerate(self.schema.layers):
             update = fold_update(state.entries[layer.name], state.seeds, state.rank, layer.name, layer.columns)
-            stored = "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
-            from_float32(folded(self.master(layer), update), stored).tofile(part / f"{index}.bin")
+            from_float32(folded(self.master(layer), update), self._master_dtype(layer)).tofile(part / f"{index}.bin")
             self._hashes.pop(f"{layer.name}.weight", None)
         part.replace(self._scratch / str(generation))
         shutil.rmtree(self._scratch / str(self.generation), ignore_errors=True)

@@ -144,7 +144,9 @@ def read_table(file: Path) -> dict[str, TensorEntry]:
 def to_float32(numbers: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Stored numbers as float32, exactly (F64 is rounded)."""
     if dtype == "BF16":
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
+        wide = numbers.astype(np.uint32)
+        # In place: a second array would be a peak as large as the result.
+        return np.left_shift(wide, 16, out=wide).view(np.float32)
     return numbers.astype(np.float32, copy=False)
 
 

@@ -159,6 +159,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     digest: str
     examples: int
     measured: tuple[Measured, ...] = ()
+    peak_bytes: int | None = None
+    """Highest resident size of the worker until now."""
 
 
 class Adopted(msgspec.Struct, frozen=True, tag="adopted"):

@@ -55,7 +55,7 @@ class Calibration:
     Measured with two tiny steps once a model is loaded; before that, as on the machines of docs/benchmarks.md.
     """
 
-    slack_bytes: int = 24_000_000
+    slack_bytes: int = 10_000_000
     share: float = 0.02
 
 
@@ -140,6 +140,7 @@ def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: 
     checkpointing, checkpointing before shorter blocks, as far as each of them saves anything.
     """
     if now.allocator == "default":
+        # What the allocator keeps is the largest part, and giving it back costs the least.
         return _repredicted(footprint, bounds, msgspec.structs.replace(now, allocator="tuned"), calibration)
     fixed = [
         plan
@@ -195,7 +196,7 @@ def described(plan: MemoryPlan, bounds: Bounds) -> str:
     words += ["checkpointing"] * plan.checkpointing
     words += ["weights on disk"] * plan.mapped
     words += [f"blocks of {plan.block_rows} rows"] * (plan.block_rows != _BLOCK_ROWS[0])
-    words += [f"rank {plan.rank or bounds.rank}"]
+    words += [f"rank {plan.rank or bounds.rank}"] * bool(plan.rank or bounds.rank)
     words += [f"length {plan.length}"] * bool(plan.length)
     words += ["default allocator"] * (plan.allocator == "default")
     return ", ".join(words)

@@ -151,12 +151,13 @@ class Worker:
             self._report,
             lambda: self._wanted_rung,
         )
+        highest = peak_bytes()
         measured: tuple[Measured, ...] = ()
         if command.calibrate:
             tiny = min(TINY_LENGTH, max(len(e.ids) for e in self._encoded))
             measured = calibrate(self._replica, command.plan, tiny, self._pad_id, self._torch_device)
         state, base = self._replica.state, self._replica.base
-        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured)
+        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest)
 
     def _report(self, done: int, steps: int, loss: float, rung: int) -> None:
         write_message(self._events, Progress(done, steps, loss, rung, peak_bytes()))

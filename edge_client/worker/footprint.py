@@ -22,7 +22,7 @@ from edge_client.worker.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.model import LARGE_ELEMENTS, build
 from edge_client.worker.outline import Outline
-from edge_client.worker.sketch import fake_model, sketch_points
+from edge_client.worker.sketch import Step, fake_model, sketch_points
 from edge_client.worker.trainer import set_checkpointing
 from fedcore.base import LayerWeight
 from fedcore.job import TaskSection
@@ -106,7 +106,7 @@ def footprint(
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [_bytes(list(layer.base.buffers())) for layer in layers]
     mode = fake_model(model)
-    points = sketch_points(model, mode, task, _lengths(longest, min_length), set_checkpointing)
+    points = sketch_points(model, mode, Step(task), _lengths(longest, min_length), set_checkpointing)
     del model, layers, mode
     gc.collect()
     give_back_freed_memory()

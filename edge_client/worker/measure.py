@@ -8,7 +8,6 @@ so that length and micro-batch are exactly what was asked for.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -18,11 +17,13 @@ from typing import Any
 import msgspec
 import torch
 
+from edge_client.measuring import Measurement, Request
 from edge_client.memory.planner import Calibration, calibrated, predict
 from edge_client.worker.calibrate import calibrate
 from edge_client.worker.footprint import TINY_LENGTH, footprint
 from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import begin_peak, peak_bytes, status_bytes
+from edge_client.worker.lean import hide_optional_packages
 from edge_client.worker.model import describe
 from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import Encoded
@@ -30,48 +31,11 @@ from edge_client.worker.trainer import Trainer, apply
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.job import TaskSection
-from fedcore.memoryplan import MemoryPlan, Parts
 from fedcore.plan import Plan, Training
 from fedcore.projection import signs_checksum
 from fedcore.schedule import pool_seeds
-from fedcore.types import BaseKind
 
-__all__ = ["Measurement", "Request", "local_plan", "main", "measure"]
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure."""
-
-    model_folder: str
-    task: TaskSection
-    batch_size: int
-    length: int
-    memory: MemoryPlan
-    rank: int = 8
-    pool: int = 5
-    steps: int = 3
-    base_kind: BaseKind = "int8"
-    threads: int = 1
-    trained_tensors: tuple[str, ...] = ()
-    data_limit_bytes: int | None = None
-    """RLIMIT_DATA of the process."""
-
-
-class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out."""
-
-    sketched: Parts
-    """Predicted before anything was loaded."""
-    predicted: Parts
-    """Predicted after calibration."""
-    static_bytes: int
-    """Resident with the model loaded, before the first step."""
-    peak_bytes: int
-    """Highest resident size while training."""
-    peak_loading_bytes: int
-    """Highest resident size while the model was loaded."""
-    step_seconds: float
-    loss: float
+__all__ = ["local_plan", "main", "measure"]
 
 
 def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
@@ -119,8 +83,6 @@ def measure(request: Request, scratch: Path) -> Measurement:
         request: What and how.
         scratch: Folder for the replica; weights on disk are kept there between measurements of one model.
     """
-    if request.data_limit_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (request.data_limit_bytes, request.data_limit_bytes))
     torch.set_num_threads(request.threads)
     folder, memory = Path(request.model_folder), request.memory
     plan = _kept_plan(folder, request, scratch)
@@ -175,6 +137,7 @@ def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
 
 def main() -> None:
     """Measure the request given as JSON (first argument) with the scratch folder (second); prints one line of JSON."""
+    hide_optional_packages()
     request = msgspec.json.decode(sys.argv[1], type=Request)
     found = measure(request, Path(sys.argv[2]))
     sys.stdout.write(json.dumps(msgspec.to_builtins(found)) + "\n")

@@ -108,6 +108,8 @@ def build(
         `model.trained_tensors` canonical names to parameters; for causal-lm `model.output_weight` is the output embedding.
     """
     checkpoint, schema = base.checkpoint, base.schema
+    # Another device gets copies: there is nothing to be mapped.
+    mapped = mapped and torch_device.type == "cpu"
     model = empty_model(checkpoint.folder, task)
     names = _checkpoint_names(model, checkpoint)
     layers = {layer.name: layer for layer in schema.layers}
@@ -161,9 +163,13 @@ def start_value(checkpoint: Tensors, spec: TensorSpec, run_seed: int) -> np.ndar
 def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight | FloatWeight:
     """A base's layer as the module that `SubspaceLinear` computes with."""
     numbers, mapping = tensor_of(weight[0])
+    own = numbers.to(torch_device)
+    if own is not numbers:
+        # A copy on another device: its file is needed no more.
+        mapping = None
     if weight[1] is not None:
-        return Int8Weight(numbers.to(torch_device), torch.from_numpy(weight[1]).to(torch_device), mapping)
-    return FloatWeight(numbers.to(torch_device), mapping)
+        return Int8Weight(own, torch.from_numpy(weight[1]).to(torch_device), mapping)
+    return FloatWeight(own, mapping)
 
 
 def install_weight(layer: SubspaceLinear, weight: LayerWeight) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,11 @@ from edge_client.worker.tasks import Encoded, summed_loss
 from fedcore.job import TaskSection
 from fedcore.memoryplan import Point
 
-__all__ = ["LiveBytes", "Peak", "fake_model", "point", "sketch_points", "trace_step"]
+__all__ = ["LiveBytes", "LossOf", "Peak", "Step", "fake_model", "point", "sketch_points", "trace_step"]
+
+
+LossOf = Callable[[Any, Any, TaskSection, int, torch.device], Tensor]
+"""A micro-batch's loss: model, batch, task, padding token, device."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -126,7 +130,23 @@ def fake_model(model: nn.Module) -> FakeTensorMode:
     return mode
 
 
-def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], task: TaskSection) -> Peak:
+@dataclass(frozen=True)
+class Step:
+    """A training step to trace.
+
+    Attributes:
+        task: Decides the batch.
+        loss_of: The loss that trains.
+        gradients_apart: Leave gradients out of the peak: they are planned for with the optimiser, since those of earlier micro-batches are
+            there all the time. Where they are as large as the model, counting them as they come is closer.
+    """
+
+    task: TaskSection
+    loss_of: LossOf = summed_loss
+    gradients_apart: bool = True
+
+
+def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step) -> Peak:
     """One forward and backward pass of a fake model over a micro-batch; returns its peak.
 
     Buffers of `Scratch` and the optimiser's tensors are not in it.
@@ -139,15 +159,14 @@ def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], task:
             # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
             layer.block_rows, layer.scratch = layer.out_features, scratch
     with mode, counter, _phases(model, counter):
-        loss = summed_loss(model, batch, task, 0, torch.device("cpu"))
+        loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
         counter.phase = "backward"
         loss.backward()  # type: ignore[no-untyped-call]
         del loss
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
     model.zero_grad(set_to_none=True)
     peak = counter.peak
-    # Gradients are planned for with the optimiser.
-    return Peak(peak["forward"], peak["loss"], max(0, peak["backward"] - gradients))
+    return Peak(peak["forward"], peak["loss"], max(0, peak["backward"] - gradients * step.gradients_apart))
 
 
 @contextmanager
@@ -166,11 +185,11 @@ def _phases(model: Any, counter: LiveBytes) -> Iterator[None]:
         hook.remove()
 
 
-def point(model: Any, mode: FakeTensorMode, task: TaskSection, *, micro_batch_size: int, length: int, checkpointing: bool) -> Point:
+def point(model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool) -> Point:
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
-    target = {"causal-lm": None, "regression": 0.5}.get(task.kind, 0)
+    target = {"causal-lm": None, "regression": 0.5}.get(step.task.kind, 0)
     example = Encoded((1,) * length, (0,) * length if _takes_types(model) else None, target)
-    peak = trace_step(model, mode, [example] * micro_batch_size, task)
+    peak = trace_step(model, mode, [example] * micro_batch_size, step)
     return Point(
         checkpointing=checkpointing,
         micro_batch_size=micro_batch_size,
@@ -181,13 +200,15 @@ def point(model: Any, mode: FakeTensorMode, task: TaskSection, *, micro_batch_si
     )
 
 
-def sketch_points(model: Any, mode: FakeTensorMode, task: TaskSection, lengths: Sequence[int], checkpoint: Any) -> tuple[Point, ...]:
+def sketch_points(
+    model: Any, mode: FakeTensorMode, step: Step, lengths: Sequence[int], checkpoint: Callable[[Any, bool], None]
+) -> tuple[Point, ...]:
     """Points for one and two examples of each length, without and with checkpointing.
 
     Args:
-        model: Fake, with a subspace selected.
+        model: Fake, ready to train.
         mode: Its mode.
-        task: Decides the loss.
+        step: What is trained.
         lengths: In tokens.
         checkpoint: Called with (model, on) to switch checkpointing.
     """
@@ -196,7 +217,7 @@ def sketch_points(model: Any, mode: FakeTensorMode, task: TaskSection, lengths: 
         checkpoint(model, checkpointing)
         for length in lengths:
             for size in (1, 2):
-                found.append(point(model, mode, task, micro_batch_size=size, length=length, checkpointing=checkpointing))
+                found.append(point(model, mode, step, micro_batch_size=size, length=length, checkpointing=checkpointing))
     checkpoint(model, False)
     return tuple(found)
 

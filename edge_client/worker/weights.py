@@ -104,6 +104,11 @@ class Int8Weight(nn.Module):
         """Where the weight lies."""
         return self.q.device
 
+    @property
+    def mapped(self) -> bool:
+        """Whether its pages come from disk and go again."""
+        return self._mapping is not None
+
     def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
         """Dequantise `rows` into `out` (rows, n) of any floating dtype."""
         return out.copy_(self.q[rows]).mul_(self.scale[rows, None].to(out.dtype))

@@ -77,7 +77,6 @@ model_folder = "{_MODEL}"
 memory_budget = "640 MiB"
 folder = "{folder}"
 threads = {threads}
-allocator = "default"
 
 [data]
 source = "examples.voice_intents.data:home"

@@ -143,3 +143,11 @@ def test_ledger_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "l").write_text("not a database, but long enough to look at " * 40)
     with pytest.raises(RunError, match="the ledger cannot be opened"):
         SqliteLedger(tmp_path / "l")
+
+
+def test_who_says_goodbye_is_not_waited_for_and_who_is_lost_is() -> None:
+    m = machine(quorum=1, rounds=1)
+    feed(m, NodeOnline("a"), NodeOnline("b"))
+    assert feed(m, UpdateAccepted("a", 1), NodeOffline("b")) == []
+    assert feed(m, NodeOnline("b"), NodeOffline("b", left=True)) == [CloseRound(1, ("a",))]
+    assert feed(m, RoundPublished(1), DigestReported("a", 1, "x")) == [FinishRun(), EndRun()]

@@ -76,11 +76,20 @@ def test_newer_plan_overtakes_training() -> None:
     assert feed(session, s.UpdateReady(1)) == [s.Fetch(obj(1))]
 
 
+def test_a_worker_that_dies_while_it_loads_is_started_again() -> None:
+    session, first = s.Session("n"), plan(1)
+    assert feed(session, s.PlanArrived(first)) == [s.Configure(first)]
+    died = s.WorkerFailed("the worker ended (signal 9)", died=True)
+    for _ in range(4):
+        assert feed(session, died) == [s.Configure(first)]
+    assert feed(session, died) == [s.Decline(1, "the worker ended (signal 9)")]
+
+
 def test_dead_worker_is_tried_again_then_the_round_is_declined() -> None:
     session, first = s.Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     died = s.WorkerFailed("the worker ended (signal 9)", died=True)
-    for _ in range(2):
+    for _ in range(4):
         assert feed(session, died) == [s.Configure(first)]
         assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
     assert feed(session, died) == [s.Decline(1, "the worker ended (signal 9)")]

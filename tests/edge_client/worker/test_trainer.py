@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from edge_client.measuring import Request
 from edge_client.worker.fused import fuse
-from edge_client.worker.measure import Request, local_plan
+from edge_client.worker.measure import local_plan
 from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import Encoded
 from edge_client.worker.trainer import Trainer, is_out_of_memory
