@@ -198,6 +198,7 @@ class Coordinator:
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
         seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
+        seen.enclosure = status.enclosure or seen.enclosure
         if not status.online:
             self._feed(NodeOffline(node, left=status.state != "lost"))
             return
@@ -216,6 +217,7 @@ class Coordinator:
         seen.worker_bytes, seen.budget_bytes = numbers.worker_bytes, numbers.budget_bytes
         seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
         seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
+        seen.parts = numbers.parts or seen.parts
         self._observer(self.view)
 
     def _offered(self, node: str, offer: Offer) -> None:

@@ -8,12 +8,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coordinator.view import RunView
+from fedcore.memoryplan import PART_NAMES
 
 __all__ = ["summary_of", "write_report", "write_summary"]
 
+# As in `fedkrso profile`.
+_PART_COLOURS = (
+    "#5c6b78", "#123f63", "#1b6ca8", "#6ba6d3", "#7d4f9e", "#b79bd0", "#d1495b", "#e9a23b", "#f0c987", "#c9d2d9",
+)  # fmt: skip
 _COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d")
 
 
@@ -39,6 +45,8 @@ def summary_of(view: RunView) -> dict[str, Any]:
             "peak_bytes": node.peak_bytes,
             "agent_peak_rss_bytes": node.agent_peak_rss_bytes,
             "model_version": node.version,
+            "enclosure": node.enclosure,
+            "parts": None if node.parts is None else msgspec.to_builtins(node.parts),
         }
         for node in sorted(view.nodes.values(), key=lambda n: n.node)
     }
@@ -58,7 +66,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment = Environment(loader=PackageLoader("coordinator"), autoescape=select_autoescape())
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
-    plots = [_accuracy_by_round(summary), _accuracy_by_megabyte(summary), _memory_by_node(summary)]
+    plots = [_accuracy_by_round(summary), _accuracy_by_megabyte(summary), _memory_by_node(summary), _memory_by_part(summary)]
     text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])
     path.write_text(text, encoding="utf-8")
 
@@ -129,3 +137,22 @@ def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
     axes.invert_yaxis()
     figure.legend(frameon=False, loc="outside upper right", ncols=2)
     return _svg(figure, "Memory by node against its budget", "Peak memory of each node beside its budget.")
+
+
+def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
+    nodes = {name: node for name, node in summary["nodes"].items() if node["parts"]}
+    if not nodes:
+        return None
+    figure, axes = _figure()
+    places, left = range(len(nodes)), [0.0] * len(nodes)
+    for (part, label), colour in zip(PART_NAMES.items(), _PART_COLOURS, strict=True):
+        sizes = [node["parts"][part] / 1e6 for node in nodes.values()]
+        if any(size >= 0.5 for size in sizes):
+            axes.barh(places, sizes, left=left, color=colour, label=label)
+        left = [total + size for total, size in zip(left, sizes, strict=True)]
+    axes.set_yticks(places, list(nodes))
+    axes.set(xlabel="megabytes at the worker's peak, as planned")
+    axes.grid(axis="y", visible=False)
+    axes.invert_yaxis()
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="x-small")
+    return _svg(figure, "Where a worker's memory goes", "The planned peak of each node's worker by component.")

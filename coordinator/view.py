@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coordinator.ledger import RoundRow
+from fedcore.memoryplan import Parts
 
 __all__ = ["NodeView", "RunView"]
 
@@ -27,6 +28,8 @@ class NodeView:
     worker_bytes: int | None = None
     peak_bytes: int = 0
     agent_peak_rss_bytes: int = 0
+    enclosure: str = ""
+    parts: Parts | None = None
     reason: str = ""
 
 

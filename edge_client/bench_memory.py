@@ -16,12 +16,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from edge_client.memory.allocator import ALLOCATORS
 from fedcore.errors import WorkerError
 
-__all__ = ["METHODS", "Row", "main", "rows"]
+__all__ = ["METHODS", "Row", "main", "rows", "spawn"]
 
 METHODS = ("fedkrso", "lora", "full")
 
@@ -64,12 +65,25 @@ def rows(
         for checkpointing in (False, True):
             for method in methods:
                 sizes = {"steps": steps, "threads": threads, "layers": layers}
-                yield _spawn(method, checkpointing, allocator, sizes)
+                yield spawn(method, checkpointing, allocator, sizes)
 
 
-def _spawn(method: str, checkpointing: bool, allocator: str, sizes: dict[str, int]) -> Row:
+def spawn(method: str, checkpointing: bool, allocator: str, sizes: dict[str, int], model_config: Path | None = None) -> Row:
+    """Measure one row in a process of its own.
+
+    Args:
+        method: Of METHODS.
+        checkpointing: Whether blocks are recomputed.
+        allocator: A key of ALLOCATORS.
+        sizes: Values of the flags `steps`, `threads`, `layers`, `batch`, `length`.
+        model_config: Another model's config.json.
+
+    Raises:
+        WorkerError: The process failed.
+    """
     command = [sys.executable, "-m", "edge_client.bench_memory", method, "--allocator", allocator]
     command += [f"--{name}={size}" for name, size in sizes.items()] + ["--checkpointing"] * checkpointing
+    command += [f"--config={model_config}"] if model_config is not None else []
     done = subprocess.run(command, env=os.environ | ALLOCATORS[allocator], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on its error output"])[-1]
@@ -90,16 +104,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--config", help="Another Llama model's config.json.")
     options = parser.parse_args(arguments)
     # Here, not above: the client's own process imports this module and stays without torch.
-    from edge_client.worker.bench import measure
+    from edge_client.worker.bench import Shape, measure
 
     static_bytes, peak_bytes, step_seconds = measure(
         options.method,
         checkpointing=options.checkpointing,
         steps=options.steps,
         threads=options.threads,
-        layers=options.layers,
+        shape=Shape(options.layers, options.batch, options.length, options.config),
     )
     row = Row(
         method=options.method,

@@ -15,22 +15,10 @@ import msgspec
 from edge_client.measuring import Measurement
 from edge_client.memory.planner import Bounds, Calibration, described, fit, plans
 from fedcore.errors import BudgetError
-from fedcore.memoryplan import Footprint, MemoryPlan, Parts
+from fedcore.memoryplan import PART_NAMES, Footprint, MemoryPlan, Parts
 
-__all__ = ["COMPONENTS", "Column", "Profile", "as_html", "as_text", "column"]
+__all__ = ["Column", "Profile", "as_html", "as_text", "column"]
 
-COMPONENTS = {
-    "runtime_bytes": "runtime base",
-    "weights_bytes": "layer weights",
-    "embeddings_bytes": "embeddings and norms",
-    "subspaces_bytes": "projections and accumulators",
-    "optimiser_bytes": "optimiser",
-    "buffer_bytes": "dequantisation buffer",
-    "activations_bytes": "saved activations",
-    "logits_bytes": "logits",
-    "working_bytes": "backward temporaries",
-    "slack_bytes": "allocator and libraries",
-}
 # What is always there, what comes and goes: dark to light within two families of colour.
 _COLOURS = {
     "runtime_bytes": "#5c6b78",
@@ -89,7 +77,7 @@ def column(method: str, footprint: Footprint, bounds: Bounds, room_bytes: int) -
 def as_text(profile: Profile) -> str:
     """The answer as a table for a terminal."""
     rows = [["MB", *(c.method for c in profile.columns)]]
-    for name, label in COMPONENTS.items():
+    for name, label in PART_NAMES.items():
         values = [getattr(c.parts, name) for c in profile.columns]
         if any(values):
             rows.append([label, *(_mb(value) for value in values)])
@@ -128,8 +116,8 @@ def as_html(profile: Profile) -> str:
         }
         for c, total in zip(profile.columns, totals, strict=True)
     ]
-    rows = [(label, [_mb(getattr(c.parts, name)) for c in profile.columns]) for name, label in COMPONENTS.items()]
-    legend = [("agent", "#2a9d8f"), *((label, _COLOURS[name]) for name, label in COMPONENTS.items())]
+    rows = [(label, [_mb(getattr(c.parts, name)) for c in profile.columns]) for name, label in PART_NAMES.items()]
+    legend = [("agent", "#2a9d8f"), *((label, _COLOURS[name]) for name, label in PART_NAMES.items())]
     return environment.get_template("profile.html").render(
         title=_title(profile),
         profile=profile,
@@ -143,7 +131,7 @@ def as_html(profile: Profile) -> str:
 
 
 def _pieces(parts: Parts, agent_bytes: int, widest: float) -> Sequence[dict[str, Any]]:
-    found = [("agent", agent_bytes, "#2a9d8f"), *((label, getattr(parts, name), _COLOURS[name]) for name, label in COMPONENTS.items())]
+    found = [("agent", agent_bytes, "#2a9d8f"), *((label, getattr(parts, name), _COLOURS[name]) for name, label in PART_NAMES.items())]
     return [{"label": f"{label}: {_mb(size)} MB", "width": 100 * size / widest, "colour": colour} for label, size, colour in found if size]
 
 

@@ -94,7 +94,7 @@ def profile(
         column("FedKRSO", own, bounds, room - _AGENT_BYTES),
     )
     found = Profile(
-        model=Path(model).name if Path(model).exists() else model,
+        model=folder.name if Path(model).exists() else model,
         task=task,
         budget_bytes=room,
         device=device.name if device else "",

@@ -18,7 +18,7 @@ from edge_client.memory.enclosure import Enclosure, enclose
 from edge_client.memory.limits import kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
-from edge_client.memory.probes import own_rss_bytes, pressure, process_bytes
+from edge_client.memory.probes import Sampler, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
 from fedcore.errors import BudgetError, WorkerError
 from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
@@ -76,6 +76,7 @@ class Supervisor:
         self.progress = Progress(0, 0, 0.0)
         self._worker: WorkerProcess | None = None
         self._enclosure: Enclosure | None = None
+        self._sampler: Sampler | None = None
         self._plan: Plan | None = None
         self._footprint: Footprint | None = None
         self._calibration = Calibration()
@@ -110,6 +111,7 @@ class Supervisor:
                 prepare=self._enclosure.prepare,
             )
             self._enclosure.attach(self._worker.pid)
+            self._sampler = Sampler(self._worker.pid)
         self._worker.send(
             Sketch(
                 plan=plan,
@@ -227,10 +229,11 @@ class Supervisor:
         """Read what agent, worker and device use, and act on it."""
         worker = self._worker
         now, left, limits = pressure(), room(), kernel_limits()
+        used = self._sampler.sample() if worker is not None and self._sampler is not None else None
         reading = Reading(
             at_seconds=at_seconds,
             agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
-            worker_bytes=process_bytes(worker.pid) if worker is not None else None,
+            worker_bytes=used.total_bytes if used is not None else None,
             device_available_bytes=None if left is None else left.size_bytes,
             device_total_bytes=limits[0].size_bytes if limits else None,
             pressure_percent=None if now is None else now.some_percent,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, read_entry, to_float32
+from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, hash_entry, read_entry, to_float32
 from fedcore.errors import ExactnessError, ModelError
 from fedcore.fold import fold_update, folded
 from fedcore.quantise import INT8_MAX, quantise_weight
@@ -90,7 +90,7 @@ class Base:
         From then on layers are read from it, so that a restart neither quantises nor hashes again. Float bases have nothing to store.
 
         Raises:
-            ModelError: A layer cannot be quantised.
+            ModelError: A layer cannot be quantised, or the file cannot be written.
         """
         if self.kind != "int8" or self._stored is not None:
             return
@@ -99,7 +99,10 @@ class Base:
         stored = WeightFile.open(folder, stamp)
         if stored is None:
             hashes = {name: self._hash(name) for name, _ in self.others()}
-            stored = WeightFile.make(folder, stamp, self.schema.layers, self.layer, hashes)
+            try:
+                stored = WeightFile.make(folder, stamp, self.schema.layers, self.layer, hashes)
+            except OSError as error:
+                raise ModelError(f"cannot write the int8 weights: {error.strerror}", place=str(folder), remedy="free space there") from None
         self._stored = stored
         self._hashes.update(stored.hashes)
 
@@ -158,7 +161,7 @@ class Base:
         """SHA-256 of a tensor as this base holds it."""
         if name not in self._hashes:
             layer = self._layers.get(name)
-            self._hashes[name] = hash_numbers(self.layer(layer, mapped=True) if layer else (self.checkpoint.read(name, mapped=True), None))
+            self._hashes[name] = hash_numbers(self.layer(layer)) if layer else hash_entry(self.checkpoint.tensors[name])
         return self._hashes[name]
 
     def fold(self, state: PublishedState, generation: int) -> None:

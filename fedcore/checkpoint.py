@@ -7,6 +7,7 @@ itself is a length, a JSON table and raw numbers, so it is read here directly. P
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedcore.errors import ModelError
 
-__all__ = ["Checkpoint", "TensorEntry", "from_float32", "read_entry", "read_table", "to_float32", "write_safetensors"]
+__all__ = ["Checkpoint", "TensorEntry", "from_float32", "hash_entry", "read_entry", "read_table", "to_float32", "write_safetensors"]
 
 _MAX_HEADER_BYTES = 100 * 2**20
 # bfloat16 has no NumPy type: it is carried as its 16 bits.
@@ -111,6 +112,24 @@ def read_entry(entry: TensorEntry, *, mapped: bool = False) -> NDArray[Any]:
     if mapped and count and entry.offset % dtype.itemsize == 0:
         return np.memmap(entry.file, dtype, "r", entry.offset, entry.shape)
     return np.fromfile(entry.file, dtype, count, offset=entry.offset).reshape(entry.shape)
+
+
+def hash_entry(entry: TensorEntry) -> str:
+    """SHA-256 of a tensor's numbers as stored, read piece by piece: neither a copy nor a mapping of it is in memory.
+
+    Raises:
+        ModelError: The file is cut short.
+    """
+    digest, left = hashlib.sha256(), entry.size_bytes
+    with entry.file.open("rb") as file:
+        file.seek(entry.offset)
+        while left:
+            piece = file.read(min(left, 2**20))
+            if not piece:
+                raise ModelError("the file is cut short", place=str(entry.file), remedy="copy it again")
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
 
 
 def read_table(file: Path) -> dict[str, TensorEntry]:

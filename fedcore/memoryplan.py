@@ -7,9 +7,23 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["Footprint", "MemoryPlan", "Parts", "Point"]
+__all__ = ["PART_NAMES", "Footprint", "MemoryPlan", "Parts", "Point"]
 
 Allocator = Literal["default", "tuned"]
+
+PART_NAMES = {
+    "runtime_bytes": "runtime base",
+    "weights_bytes": "layer weights",
+    "embeddings_bytes": "embeddings and norms",
+    "subspaces_bytes": "projections and accumulators",
+    "optimiser_bytes": "optimiser",
+    "buffer_bytes": "dequantisation buffer",
+    "activations_bytes": "saved activations",
+    "logits_bytes": "logits",
+    "working_bytes": "backward temporaries",
+    "slack_bytes": "allocator and libraries",
+}
+"""What the components are called, in the order in which they are shown: always there first, then what comes and goes."""
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,7 +35,9 @@ def minilm_folder() -> Path:
 def make_llama(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random Llama checkpoint in bfloat16 with a vocabulary large enough to stay in its dtype."""
 
-    def make(name: str = "llama", *, tied: bool = False, layers: int = 2, width: int = 32, vocabulary: int = 32_000) -> Path:
+    def make(
+        name: str = "llama", *, tied: bool = False, layers: int = 2, width: int = 32, vocabulary: int = 32_000, dtype: str = "bfloat16"
+    ) -> Path:
         from transformers import LlamaConfig
 
         from edge_client.worker.outline import Outline, write_random_checkpoint
@@ -51,7 +53,7 @@ def make_llama(tmp_path: Path) -> Callable[..., Path]:
             num_key_value_heads=2,
             max_position_embeddings=256,
             tie_word_embeddings=tied,
-            dtype="bfloat16",
+            dtype=dtype,
         )
         config.save_pretrained(folder)
         write_random_checkpoint(Outline(folder, TaskSection(kind="causal-lm")), folder / "model.safetensors", 0)

@@ -2,9 +2,12 @@
 """The worker under an operating-system limit: a memory cgroup where the agent may make one, else an rlimit.
 
 A memory cgroup counts everything the worker uses, page cache among it (which the kernel drops before it kills). RLIMIT_DATA counts private
-writable memory that is asked for, not used: torch asks for some hundred megabytes more than it ever touches, so that limit has an
-allowance on top (measured in docs/benchmarks.md) and makes an allocation fail instead of killing. RLIMIT_AS would count every library
-and mapped weight as well.
+writable memory that is asked for, not used, and makes an allocation fail instead of killing. RLIMIT_AS would count every library and
+mapped weight as well: a training worker has mapped 1.2 to 2.5 GB where it uses 0.7.
+
+What a worker asks for beyond what it touches (VmData less RssAnon; torch 2, x86-64): 72 MiB with torch loaded, 157 MiB after a step with
+the worker's own modules and two threads, and 16.4 MiB for each further thread: two stacks of 8 MiB, one for the forward and one for the
+backward pool. The rlimit has that allowance on top.
 """
 
 from __future__ import annotations
@@ -18,86 +21,102 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from edge_client.memory.cgroups import memory_cgroup, number
+from edge_client.memory.cgroups import MemoryCgroup, memory_cgroup, number
+from edge_client.memory.limits import droppable_bytes
 from fedcore.processes import die_with_parent
 
-__all__ = ["V1", "V2", "Enclosure", "Rlimit", "enclose"]
+__all__ = ["V1", "V2", "Enclosure", "Rlimit", "Unenclosed", "enclose"]
 
-# Private writable memory that a training worker asks for beyond what is resident: thread stacks, arenas, guard areas.
-_RLIMIT_ALLOWANCE_BYTES = 200 * 2**20
+# Arenas and libraries' private tables that a worker asks for and does not touch; thread stacks come on top.
+_UNTOUCHED_BYTES = 140 * 2**20
+_STACKS_A_THREAD = 2
+# What threads get where the stack has no limit (or one beyond reason).
+_MOST_STACK_BYTES = 8 * 2**20
 # When memory is short all over the device, the kernel takes the worker first and the agent last.
-_WORKER_OOM_SCORE = 900
+_WORKER_OOM_SCORE = b"900"
+_LEAF = "agent"
 
 
 class Enclosure(Protocol):
     """What holds one worker process to a limit."""
 
     kind: str
-    """`cgroup v2`, `cgroup v1` or `rlimit`."""
+    """`cgroup v2`, `cgroup v1`, `rlimit` or `none`."""
     limit_bytes: int
 
     def prepare(self) -> None:
         """In the child between fork and exec: enter it. MUST be safe after fork: system calls only."""
-        ...
 
     def attach(self, pid: int) -> None:
         """Told the child's process id."""
-        ...
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Another limit, also while the worker runs; where the kernel refuses one below the present use, the old one stays."""
-        ...
+        """Another limit, also while the worker runs. A cgroup's that is below what is used and cannot be dropped is not taken."""
 
     def peak_bytes(self) -> int | None:
         """Highest use so far, page cache included; None where it is not counted."""
-        ...
+
+    def current_bytes(self) -> int | None:
+        """What is used now, less page cache that can be dropped; None where it is not counted."""
 
     def kills(self) -> int | None:
         """How often the kernel killed in here for lack of memory; None where it is not counted."""
-        ...
 
     def close(self) -> None:
         """Remove it; harmless when repeated."""
-        ...
 
 
-def enclose(limit_bytes: int, name: str, root: Path = Path("/")) -> Enclosure:
-    """The best enclosure that this process may make.
+def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | None = None) -> Enclosure:
+    """The best enclosure that this process may make: a memory cgroup, an rlimit, or none where the system has neither.
+
+    A worker never leaves a limit that its agent is under. With version 2 its group is made inside the agent's own, and the agent, if it is
+    alone there, moves to a leaf `agent`, since processes and controllers do not mix in one group; else beside it, if it has no limit.
 
     Args:
         limit_bytes: For the worker.
         name: Of a cgroup; one that a dead agent left under this name is taken over.
         root: Of the file system.
+        threads: That the worker will train with; all of the device's by default. Only an rlimit needs to know.
+
+    Example:
+        >>> enclosure = enclose(512 * 2**20, f"fedkrso-doc-{os.getpid()}")
+        >>> enclosure.kind in ("cgroup v2", "cgroup v1", "rlimit", "none")
+        True
+        >>> enclosure.close()
     """
     group = memory_cgroup(root=root)
     makers: list[Callable[[], Enclosure]] = []
     if group is not None and group.version == 1:
         makers.append(lambda: V1(group.folder / name, limit_bytes))
     if group is not None and group.version == 2:
-        # Processes and controllers do not mix in one group of version 2: a delegated group's sibling serves first.
-        makers += [lambda: V2(group.folder.parent / name, limit_bytes), lambda: V2(group.folder / name, limit_bytes)]
+        makers += [
+            lambda: V2(group.folder / name, limit_bytes),
+            lambda: V2(_emptied(group.folder) / name, limit_bytes),
+            lambda: V2(_beside(group) / name, limit_bytes),
+        ]
     for make in makers:
         try:
             return make()
         except OSError:
             # Not ours to make: the next kind.
             continue
-    return Rlimit(limit_bytes)
+    return Rlimit(limit_bytes, threads) if sys.platform == "linux" else Unenclosed(limit_bytes)
 
 
 class _Cgroup:
     """What both versions share: a folder of our own, entered by writing 0 to cgroup.procs."""
 
     kind = ""
-    _LIMIT, _PEAK, _EVENTS = "", "", ""
+    _LIMIT, _CURRENT, _PEAK, _EVENTS = "", "", "", ""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
-        # One that a dead agent left has counted things of its own.
+        # One that a dead agent left goes first. Where a process of it still ends, it is taken over, and its kills are not ours.
         with contextlib.suppress(OSError):
             folder.rmdir()
         folder.mkdir(exist_ok=True)
+        self._kills_before = self._counted_kills() or 0
         try:
             self._begin()
             self._procs = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
@@ -122,10 +141,18 @@ class _Cgroup:
             self._write(self._LIMIT, limit_bytes)
             self.limit_bytes = limit_bytes
 
+    def current_bytes(self) -> int | None:
+        used = number(self.folder / self._CURRENT)
+        return None if used is None else max(0, used - droppable_bytes(self.folder))
+
     def peak_bytes(self) -> int | None:
         return number(self.folder / self._PEAK)
 
     def kills(self) -> int | None:
+        counted = self._counted_kills()
+        return None if counted is None else max(0, counted - self._kills_before)
+
+    def _counted_kills(self) -> int | None:
         try:
             text = (self.folder / self._EVENTS).read_text(encoding="ascii")
         except OSError:
@@ -148,7 +175,7 @@ class V2(_Cgroup):
     """A memory cgroup, version 2."""
 
     kind = "cgroup v2"
-    _LIMIT, _PEAK, _EVENTS = "memory.max", "memory.peak", "memory.events"
+    _LIMIT, _CURRENT, _PEAK, _EVENTS = "memory.max", "memory.current", "memory.peak", "memory.events"
 
     def _begin(self) -> None:
         if not (self.folder / self._LIMIT).exists():
@@ -158,12 +185,19 @@ class V2(_Cgroup):
         with contextlib.suppress(OSError):
             self._write("memory.swap.max", 0)
 
+    def set_limit(self, limit_bytes: int) -> None:
+        """Version 2 does not refuse a limit below the use, it kills at once: such a limit is not written."""
+        used = self.current_bytes()
+        if used is None or used <= limit_bytes:
+            super().set_limit(limit_bytes)
+
 
 class V1(_Cgroup):
     """A memory cgroup, version 1."""
 
     kind = "cgroup v1"
-    _LIMIT, _PEAK, _EVENTS = "memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"
+    _LIMIT, _CURRENT = "memory.limit_in_bytes", "memory.usage_in_bytes"
+    _PEAK, _EVENTS = "memory.max_usage_in_bytes", "memory.oom_control"
 
     def _begin(self) -> None:
         # One that was left over may have a lower limit for memory and swap together, which bounds the other.
@@ -184,24 +218,24 @@ class V1(_Cgroup):
                 if (self.folder / name).exists():
                     self._write(name, limit_bytes)
         except OSError:
-            # Below what it cannot take back.
+            # Below what it cannot take back. Memory alone may have been lowered, by swapping; the worker is not left to thrash.
+            with contextlib.suppress(OSError):
+                self._write("memory.limit_in_bytes", self.limit_bytes)
             return
         self.limit_bytes = limit_bytes
 
 
-class Rlimit:
-    """RLIMIT_DATA: an allocation beyond it fails. For systems where no cgroup can be made."""
+class Unenclosed:
+    """No limit that the system keeps: the monitor's readings are all there is. For systems other than Linux."""
 
-    kind = "rlimit"
+    kind = "none"
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._pid: int | None = None
 
     def prepare(self) -> None:
-        """Set the soft limit, so that the agent may raise it again."""
-        limit = self.limit_bytes + _RLIMIT_ALLOWANCE_BYTES
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        """End with the agent, where the system can be told so."""
         _last_to_live()
 
     def attach(self, pid: int) -> None:
@@ -209,30 +243,86 @@ class Rlimit:
         self._pid = pid
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Of the running process; Linux only."""
+        """Remembered."""
         self.limit_bytes = limit_bytes
-        if self._pid is not None and sys.platform == "linux":
-            with contextlib.suppress(OSError):
-                hard = resource.prlimit(self._pid, resource.RLIMIT_DATA)[1]
-                resource.prlimit(self._pid, resource.RLIMIT_DATA, (limit_bytes + _RLIMIT_ALLOWANCE_BYTES, hard))
 
     def peak_bytes(self) -> int | None:
         """Not counted."""
         return None
 
-    def kills(self) -> int | None:
-        """Nothing is killed."""
-        return None
+    current_bytes = kills = peak_bytes
 
     def close(self) -> None:
         """Nothing to remove."""
         self._pid = None
 
 
+class Rlimit(Unenclosed):
+    """RLIMIT_DATA: an allocation beyond it fails. For systems where no cgroup can be made.
+
+    Args:
+        limit_bytes: What the worker may touch; what it asks for and does not touch is allowed on top.
+        threads: That it trains with; all of the device's by default.
+    """
+
+    kind = "rlimit"
+
+    def __init__(self, limit_bytes: int, threads: int | None = None) -> None:
+        super().__init__(limit_bytes)
+        stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+        stack = stack if 0 < stack < _MOST_STACK_BYTES else _MOST_STACK_BYTES
+        self.allowance_bytes = _UNTOUCHED_BYTES + _STACKS_A_THREAD * stack * (threads or os.cpu_count() or 1)
+
+    def prepare(self) -> None:
+        """Set the soft limit, so that the agent may raise it again."""
+        resource.setrlimit(resource.RLIMIT_DATA, self._soft_and_hard(resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        _last_to_live()
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Of the running process; Linux only."""
+        self.limit_bytes = limit_bytes
+        if self._pid is not None and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                hard = resource.prlimit(self._pid, resource.RLIMIT_DATA)[1]
+                resource.prlimit(self._pid, resource.RLIMIT_DATA, self._soft_and_hard(hard))
+
+    def _soft_and_hard(self, hard: int) -> tuple[int, int]:
+        # A soft limit beyond the hard one is refused, and a worker that cannot be given its limit would not start.
+        wanted = self.limit_bytes + self.allowance_bytes
+        return (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)), hard
+
+
+def _emptied(folder: Path) -> Path:
+    """Our own group, with us in a leaf of it; everything as before where that is refused."""
+    own, leaf = str(os.getpid()), folder / _LEAF
+    # From the leaf, the place is beside it.
+    if folder.name == _LEAF or (folder / "cgroup.procs").read_text(encoding="ascii").split() != [own]:
+        raise PermissionError("our group is not ours alone")
+    leaf.mkdir(exist_ok=True)
+    try:
+        (leaf / "cgroup.procs").write_text(own, encoding="ascii")
+        (folder / "cgroup.subtree_control").write_text("+memory", encoding="ascii")
+    except OSError:
+        with contextlib.suppress(OSError):
+            (folder / "cgroup.procs").write_text(own, encoding="ascii")
+            leaf.rmdir()
+        raise
+    return folder
+
+
+def _beside(group: MemoryCgroup) -> Path:
+    """The group above ours, if a worker there is under every limit that we are under."""
+    limited = any(number(group.folder / name) is not None for name in ("memory.max", "memory.high"))
+    # Whoever moves a process must be able to write to the group above both places.
+    if group.folder == group.top or limited or not os.access(group.folder.parent / "cgroup.procs", os.W_OK):
+        raise PermissionError("the worker's group belongs inside our own")
+    return group.folder.parent
+
+
 def _last_to_live() -> None:
     """Be the first that the kernel takes, and end with the agent."""
     with contextlib.suppress(OSError):
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(score, str(_WORKER_OOM_SCORE).encode())
+        os.write(score, _WORKER_OOM_SCORE)
         os.close(score)
     die_with_parent()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel will really let this device's client have, and the budget that its owner asks for.
 
-Precedence: the lowest limit of any cgroup above this process wins, whatever memory the device has; below it, what is available now.
+Precedence: the lowest limit of any cgroup above this process, of its own rlimits, or the device's memory wins. What can be had now
+(`room`) is less: what those cgroups already use is taken off, and MemAvailable bounds it. MemAvailable is no limit, since it passes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from edge_client.memory.probes import available_bytes, total_bytes
 from fedcore.config import parse_size
 from fedcore.errors import BudgetError, ConfigError
 
-__all__ = ["Limit", "budget_bytes", "kernel_limits", "room"]
+__all__ = ["Limit", "budget_bytes", "droppable_bytes", "kernel_limits", "room"]
 
+_LIMIT_NAMES = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
+_USE_NAME = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_RLIMITS = {"Max data size": "RLIMIT_DATA", "Max address space": "RLIMIT_AS"}
 _AUTO_SHARE = 0.6
 # Agent, interpreter and torch before any model; a start measures it exactly.
 _LEAST_BUDGET_BYTES = 256 * 2**20
@@ -30,14 +34,19 @@ class Limit:
     size_bytes: int
 
 
-def kernel_limits(root: Path = Path("/")) -> tuple[Limit, ...]:
-    """Every limit above this process: those of its memory cgroups, then the device's memory; the lowest first."""
-    found = []
-    group = memory_cgroup(root=root)
+def kernel_limits(root: Path = Path("/"), pid: int | str = "self") -> tuple[Limit, ...]:
+    """Every limit on a process: its memory cgroups', its rlimits', the device's memory; the lowest first.
+
+    Example:
+        >>> sizes = [limit.size_bytes for limit in kernel_limits()]
+        >>> sizes == sorted(sizes)
+        True
+    """
+    found = _rlimits(root, pid)
+    group = memory_cgroup(pid, root)
     if group is not None:
-        names = ("memory.max", "memory.high") if group.version == 2 else ("memory.limit_in_bytes",)
         for folder in group.ancestors:
-            for name in names:
+            for name in _LIMIT_NAMES[group.version]:
                 limit = number(folder / name)
                 if limit is not None:
                     found.append(Limit(str(folder / name), limit))
@@ -52,13 +61,12 @@ def room(root: Path = Path("/")) -> Limit | None:
     found = []
     group = memory_cgroup(root=root)
     if group is not None:
-        limit_name, use_name = (
-            ("memory.max", "memory.current") if group.version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        )
         for folder in group.ancestors:
-            limit, use = number(folder / limit_name), number(folder / use_name)
-            if limit is not None and use is not None:
-                found.append(Limit(str(folder / limit_name), max(0, limit - use + _droppable(folder))))
+            use = number(folder / _USE_NAME[group.version])
+            for name in _LIMIT_NAMES[group.version]:
+                limit = number(folder / name)
+                if limit is not None and use is not None:
+                    found.append(Limit(str(folder / name), max(0, limit - max(0, use - droppable_bytes(folder)))))
     available = available_bytes(root)
     if available is not None:
         found.append(Limit("MemAvailable", available))
@@ -83,6 +91,14 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
     """
     limits, now = kernel_limits(root), room(root)
     most = limits[0] if limits else None
+    if most is not None and most.size_bytes < _LEAST_BUDGET_BYTES:
+        # No budget would do: what there is to change is the limit.
+        raise BudgetError(
+            f"{most.source} allows {most.size_bytes / 2**20:,.0f} MiB, less than the {_LEAST_BUDGET_BYTES // 2**20} MiB"
+            " that the runtime alone needs",
+            place=place,
+            remedy=f"raise {most.source} to at least {_LEAST_BUDGET_BYTES // 2**20} MiB",
+        )
     if text.strip().lower() == "auto":
         if now is None:
             raise BudgetError("this machine does not tell how much memory is available", place=place, remedy="write a size: 2.5 GiB")
@@ -94,6 +110,12 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
         if most is None:
             raise BudgetError("this machine does not tell how much memory it has", place=place, remedy="write a size: 2.5 GiB")
         return _checked(int(most.size_bytes * share / 100), f"{text.strip()} of {most.size_bytes / 2**20:,.0f} MiB ({most.source})", place)
+    if found := re.match(r"\s*(\d+(?:\.\d+)?)\s*(?:%|per|pct)", text, re.IGNORECASE):
+        raise ConfigError(
+            f"{text!r} is not a budget", place=place, remedy=f"write {found.group(1) if 0 < float(found.group(1)) <= 100 else 60}%"
+        )
+    if text.strip().lower().startswith("auto"):
+        raise ConfigError(f"{text!r} is not a budget", place=place, remedy="write auto")
     size = _checked(parse_size(text, place=place), text.strip(), place)
     if most is not None and size > most.size_bytes:
         raise BudgetError(
@@ -104,18 +126,12 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
     return size
 
 
-def _checked(size_bytes: int, what: str, place: str) -> int:
-    if size_bytes < _LEAST_BUDGET_BYTES:
-        raise BudgetError(
-            f"{what} is {size_bytes / 2**20:,.0f} MiB, less than the {_LEAST_BUDGET_BYTES // 2**20} MiB that the runtime alone needs",
-            place=place,
-            remedy=f"write at least {_LEAST_BUDGET_BYTES // 2**20} MiB",
-        )
-    return size_bytes
+def droppable_bytes(folder: Path) -> int:
+    """Page cache in a memory cgroup that the kernel drops before it kills (inactive_file); 0 where the group does not tell.
 
-
-def _droppable(folder: Path) -> int:
-    """Page cache that the kernel drops before it kills."""
+    Args:
+        folder: Of the cgroup.
+    """
     try:
         text = (folder / "memory.stat").read_text(encoding="ascii")
     except OSError:
@@ -125,3 +141,24 @@ def _droppable(folder: Path) -> int:
         if found := re.search(rf"^{name} (\d+)$", text, re.MULTILINE):
             return int(found.group(1))
     return 0
+
+
+def _rlimits(root: Path, pid: int | str) -> list[Limit]:
+    """A process' soft limits on private writable memory and on address space: allocations beyond them fail, and workers inherit them."""
+    path = root / "proc" / str(pid) / "limits"
+    try:
+        text = path.read_text(encoding="ascii")
+    except OSError:
+        return []
+    found = re.findall(rf"^({'|'.join(_RLIMITS)}) +(\d+) ", text, re.MULTILINE)
+    return [Limit(f"{_RLIMITS[name]} ({path})", int(value)) for name, value in found]
+
+
+def _checked(size_bytes: int, what: str, place: str) -> int:
+    if size_bytes < _LEAST_BUDGET_BYTES:
+        raise BudgetError(
+            f"{what} is {size_bytes / 2**20:,.0f} MiB, less than the {_LEAST_BUDGET_BYTES // 2**20} MiB that the runtime alone needs",
+            place=place,
+            remedy=f"write at least {_LEAST_BUDGET_BYTES // 2**20} MiB",
+        )
+    return size_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import sys
 import threading
 import traceback
@@ -189,6 +190,9 @@ def resolved_task(task: TaskSection) -> TaskSection:
 def main(commands: BinaryIO, events: BinaryIO) -> None:
     """Serve commands until their stream ends."""
     hide_optional_packages()
+    # Each mapped layer holds a file descriptor.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
     worker = Worker(events)
     waiting: queue.Queue[Command | None] = queue.Queue()
 

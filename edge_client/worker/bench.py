@@ -8,12 +8,11 @@ published state in all of them and the round's first accumulator.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,20 +20,31 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edge_client.worker.fused import fuse
+from edge_client.worker.highwater import begin_peak, give_back_freed_memory, status_bytes
 from edge_client.worker.layer import FloatWeight, Int8Weight, Scratch, SubspaceLinear
 from edge_client.worker.loss import chunked_cross_entropy
 from fedcore.projection import signs
 from fedcore.quantise import quantise_weight
 
-__all__ = ["measure"]
+__all__ = ["Shape", "measure"]
 
-BATCH, LENGTH = 4, 256
 RANK, POOL = 8, 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained: `layers` of the benchmark's own model, or the model of a config.json."""
+
+    layers: int = 12
+    batch: int = 4
+    length: int = 256
+    config: str | None = None
+
 
 Loss = Callable[[Tensor], Tensor]
 
 
-def measure(method: str, *, checkpointing: bool, steps: int, threads: int, layers: int) -> tuple[int, int, float]:
+def measure(method: str, *, checkpointing: bool, steps: int, threads: int, shape: Shape) -> tuple[int, int, float]:
     """Train the benchmark's model in this process.
 
     Args:
@@ -42,24 +52,14 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, layer
         checkpointing: Whether each decoder layer is recomputed in the backward pass.
         steps: Timed steps after one warm-up step.
         threads: Of torch.
-        layers: Of the model.
+        shape: Of model and batch.
 
     Returns:
         Anonymous resident bytes before the first step, the highest during the steps, and the median step time in seconds.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32_000,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=layers,
-            num_attention_heads=12,
-            max_position_embeddings=LENGTH,
-            use_cache=False,
-        )
-    )
+    model: Any = LlamaForCausalLM(_config(shape))
     model, loss_of = {"fedkrso": _fedkrso, "lora": _lora, "full": _full}[method](model)
     model.train()
     if checkpointing:
@@ -67,20 +67,38 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, layer
         enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = (torch.optim.Adam if method == "fedkrso" else torch.optim.AdamW)(trained, lr=1e-4)
-    batches = torch.randint(0, 32_000, (steps + 1, BATCH, LENGTH))
-    _give_back_freed_memory()
-    static_bytes = _status_bytes("RssAnon")
+    batches = torch.randint(0, 32_000, (steps + 1, shape.batch, shape.length))
+    gc.collect()
+    give_back_freed_memory()
+    static_bytes = status_bytes("RssAnon") or 0
     peak_bytes, seconds = 0, []
     for tokens in batches:
-        _reset_peak()
+        begin_peak()
         start = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
         loss_of(tokens).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         seconds.append(time.perf_counter() - start)
         # The kernel keeps the peak of all resident memory; pages of files (libraries) are taken off.
-        peak_bytes = max(peak_bytes, _status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem"))
+        files = (status_bytes("RssFile") or 0) + (status_bytes("RssShmem") or 0)
+        peak_bytes = max(peak_bytes, (status_bytes("VmHWM") or 0) - files)
     return static_bytes, peak_bytes, statistics.median(seconds[1:])
+
+
+def _config(shape: Shape) -> LlamaConfig:
+    if shape.config is not None:
+        config: LlamaConfig = LlamaConfig.from_pretrained(shape.config)
+        config.use_cache = False
+        return config
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=12,
+        max_position_embeddings=shape.length,
+        use_cache=False,
+    )
 
 
 def _fedkrso(model: Any) -> tuple[Any, Loss]:
@@ -137,19 +155,3 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, layer)
-
-
-def _give_back_freed_memory() -> None:
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def _reset_peak() -> None:
-    """Begin a new VmHWM."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

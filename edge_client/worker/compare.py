@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model import empty_model
+from edge_client.worker.outline import Outline
 from edge_client.worker.sketch import Step, fake_model, sketch_points
 from edge_client.worker.tasks import Encoded, pad
 from edge_client.worker.trainer import set_checkpointing
@@ -79,9 +80,9 @@ def lora_footprint(folder: Path, schema: ModelSchema, task: TaskSection, *, rank
     trained = _unlock(model, schema)
     _materialise(model)
     model.train()
-    others = _float_bytes(model) - 4 * rank * (rows + columns)
+    # `load_in_8bit` leaves the rest in the checkpoint's dtype.
+    others = _float_bytes(model) - 4 * rank * (rows + columns) - _saved_by_dtype(folder, task)
     points = _points(model, task, longest, gradients_apart=True)
-    # The checkpoint's own dtype is what `load_in_8bit` leaves the rest in, but training computes in float32 here.
     return _as_footprint(points, longest, runtime_bytes, weights, others, 4 * 4 * (rows + columns), 3 * 4 * trained)
 
 
@@ -128,6 +129,13 @@ def _points(model: Any, task: TaskSection, longest: int, *, gradients_apart: boo
 
     mode = fake_model(model)
     return sketch_points(model, mode, Step(task, loss, gradients_apart), [longest], set_checkpointing)
+
+
+def _saved_by_dtype(folder: Path, task: TaskSection) -> int:
+    """Bytes that embeddings take less than in float32, since they are stored in 16 bits."""
+    tables = ("embeddings.weight", "embed_tokens.weight", "wte.weight", "lm_head.weight")
+    entries = (entry for name, entry in Outline(folder, task).tensors.items() if name.endswith(tables))
+    return sum(entry.size_bytes for entry in entries if entry.dtype in ("BF16", "F16"))
 
 
 def _unlock(model: Any, schema: ModelSchema) -> int:

@@ -42,7 +42,7 @@ def chunked_cross_entropy(
         count: Divisor of the sum; None means the number of labels that count, the mean. With gradient accumulation, the
             whole batch's number.
         chunk_tokens: Tokens whose logits exist at a time; their float32 logits take 4 v bytes a token.
-        block_rows: Rows of an int8 W that are dequantised at a time.
+        block_rows: Rows of W that are used, and copied or dequantised where they must be, at a time.
 
     Returns:
         A float32 scalar; 0 where no label counts.
@@ -60,16 +60,17 @@ class _Loss(torch.autograd.Function):
         keep = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if keep else None
-        # A float W in the right dtype and in memory is one block of its own; anything else is copied block by block.
+        # The same blocks of words wherever W lies and whatever its dtype: the sums are then the same bit for bit. A float W in the right
+        # dtype and in memory is used as it is; anything else is copied block by block.
         fits = isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype and not weight.mapped
         whole = weight.weight if isinstance(weight, FloatWeight) and fits else None
         words = weight.shape[0]
-        blocks = [slice(0, words)] if whole is not None else list(row_blocks(words, block_rows))
+        blocks = list(row_blocks(words, block_rows))
         scratch = Scratch()
 
         def rows_of(rows: slice) -> Tensor:
             if whole is not None:
-                return whole
+                return whole[rows]
             shape = (rows.stop - rows.start, hidden.shape[1])
             block = weight.copy_rows(rows, scratch.take("block", shape, hidden.dtype, hidden.device))
             weight.release()

@@ -71,12 +71,12 @@ def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) > 0.999
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_weights_on_disk_give_the_same_update_bit_for_bit(make_llama: Callable[..., Path], tmp_path: Path, tied: bool) -> None:
-    folder = make_llama("other", tied=tied)
+@pytest.mark.parametrize(("tied", "dtype"), [(False, "bfloat16"), (True, "bfloat16"), (False, "float32")])
+def test_weights_on_disk_give_the_same_update_bit_for_bit(make_llama: Callable[..., Path], tmp_path: Path, tied: bool, dtype: str) -> None:
+    folder = make_llama("other", tied=tied, dtype=dtype)
     plan = plan_of(folder)
     resident, mapped = Node(folder, tmp_path / "a", plan), Node(folder, tmp_path / "b", plan, mapped=True)
-    assert resident.replica.model.model.embed_tokens.weight.dtype == torch.bfloat16
+    assert resident.replica.model.model.embed_tokens.weight.dtype == getattr(torch, dtype)
     head = mapped.replica.model.output_weight
     assert head.mapped and head.weight.data_ptr() == mapped.replica.model.get_output_embeddings().weight.data_ptr()
     assert (head.weight.data_ptr() == mapped.replica.model.model.embed_tokens.weight.data_ptr()) == tied
