@@ -91,6 +91,7 @@ def run(path: Path, budget_bytes: int, folder: Path) -> dict[str, Any]:
                 coordinator.terminate()
             coordinator.wait()
     said = node.stdout + node.stderr
+    (folder / "node.log").write_text(said)
     row: dict[str, Any] = {"budget_mb": round(budget_bytes / 1e6, 1), "exit_code": node.returncode, "killed": said.count("killed")}
     if node.returncode:
         found = re.search(r"(\d[\d,]*) MB short", said)

@@ -103,11 +103,13 @@ class Supervisor:
         if self._worker is None:
             self._memory, self._ladder = None, ()
             # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
-            self._enclosure = enclose(max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}")
+            self._enclosure = enclose(
+                max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}", threads=self._threads
+            )
             self._worker = WorkerProcess(
                 self._sink,
                 self._folder / "worker.log",
-                environment=worker_environment("tuned" if self._node.allocator == "tuned" else "default"),
+                environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
                 prepare=self._enclosure.prepare,
             )
             self._enclosure.attach(self._worker.pid)
@@ -320,7 +322,8 @@ class Supervisor:
 
     def _killed_for_memory(self, event: WorkerDied) -> bool:
         if event.returncode != -signal.SIGKILL:
-            return "MemoryError" in event.tail or "out of memory" in event.tail.lower()
+            said = event.tail.lower()
+            return any(words in said for words in ("memoryerror", "out of memory", "allocate memory"))
         kills = self._enclosure.kills() if self._enclosure is not None else None
         if kills:
             return True

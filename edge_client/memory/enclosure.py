@@ -5,19 +5,18 @@ A memory cgroup counts everything the worker uses, page cache among it (which th
 writable memory that is asked for, not used, and makes an allocation fail instead of killing. RLIMIT_AS would count every library and
 mapped weight as well: a training worker has mapped 1.2 to 2.5 GB where it uses 0.7.
 
-What a worker asks for beyond what it touches (VmData less RssAnon; torch 2, x86-64): 72 MiB with torch loaded, 157 MiB after a step with
-the worker's own modules and two threads, and 16.4 MiB for each further thread: two stacks of 8 MiB, one for the forward and one for the
-backward pool. The rlimit has that allowance on top.
+What a worker asks for beyond what it touches (VmData less RssAnon; x86-64): 157 MiB after a step with the worker's modules and two
+threads, and 16.4 MiB for each further thread, which has a stack in the forward and one in the backward pool. That is allowed on top.
 """
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import re
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +28,7 @@ __all__ = ["V1", "V2", "Enclosure", "Rlimit", "Unenclosed", "enclose"]
 
 # Arenas and libraries' private tables that a worker asks for and does not touch; thread stacks come on top.
 _UNTOUCHED_BYTES = 140 * 2**20
-_STACKS_A_THREAD = 2
-# What threads get where the stack has no limit (or one beyond reason).
+# What threads get where the stack has no limit (or one beyond reason); each training thread has two.
 _MOST_STACK_BYTES = 8 * 2**20
 # When memory is short all over the device, the kernel takes the worker first and the agent last.
 _WORKER_OOM_SCORE = b"900"
@@ -85,21 +83,12 @@ def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | 
         >>> enclosure.close()
     """
     group = memory_cgroup(root=root)
-    makers: list[Callable[[], Enclosure]] = []
-    if group is not None and group.version == 1:
-        makers.append(lambda: V1(group.folder / name, limit_bytes))
-    if group is not None and group.version == 2:
-        makers += [
-            lambda: V2(group.folder / name, limit_bytes),
-            lambda: V2(_emptied(group.folder) / name, limit_bytes),
-            lambda: V2(_beside(group) / name, limit_bytes),
-        ]
-    for make in makers:
-        try:
-            return make()
-        except OSError:
-            # Not ours to make: the next kind.
-            continue
+    if group is not None:
+        kind = V1 if group.version == 1 else V2
+        for place in (operator.attrgetter("folder"), _emptied, _beside)[: 1 if kind is V1 else 3]:
+            # Not ours to make: the next place.
+            with contextlib.suppress(OSError):
+                return kind(place(group) / name, limit_bytes)
     return Rlimit(limit_bytes, threads) if sys.platform == "linux" else Unenclosed(limit_bytes)
 
 
@@ -116,7 +105,8 @@ class _Cgroup:
         with contextlib.suppress(OSError):
             folder.rmdir()
         folder.mkdir(exist_ok=True)
-        self._kills_before = self._counted_kills() or 0
+        self._kills_before = 0
+        self._kills_before = self.kills() or 0
         try:
             self._begin()
             self._procs = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
@@ -126,7 +116,7 @@ class _Cgroup:
             raise
 
     def _begin(self) -> None:
-        self._write(self._LIMIT, self.limit_bytes)
+        raise NotImplementedError
 
     def prepare(self) -> None:
         os.write(self._procs, b"0")
@@ -134,12 +124,6 @@ class _Cgroup:
 
     def attach(self, pid: int) -> None:
         return
-
-    def set_limit(self, limit_bytes: int) -> None:
-        # The kernel refuses a limit below what it cannot take back.
-        with contextlib.suppress(OSError):
-            self._write(self._LIMIT, limit_bytes)
-            self.limit_bytes = limit_bytes
 
     def current_bytes(self) -> int | None:
         used = number(self.folder / self._CURRENT)
@@ -149,16 +133,10 @@ class _Cgroup:
         return number(self.folder / self._PEAK)
 
     def kills(self) -> int | None:
-        counted = self._counted_kills()
-        return None if counted is None else max(0, counted - self._kills_before)
-
-    def _counted_kills(self) -> int | None:
-        try:
-            text = (self.folder / self._EVENTS).read_text(encoding="ascii")
-        except OSError:
-            return None
-        found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
-        return int(found.group(1)) if found else None
+        with contextlib.suppress(OSError):
+            found = re.search(r"^oom_kill (\d+)$", (self.folder / self._EVENTS).read_text(encoding="ascii"), re.MULTILINE)
+            return int(found.group(1)) - self._kills_before if found else None
+        return None
 
     def close(self) -> None:
         if self._procs >= 0:
@@ -170,6 +148,10 @@ class _Cgroup:
     def _write(self, name: str, value: int | str) -> None:
         (self.folder / name).write_text(str(value), encoding="ascii")
 
+    def _try(self, name: str, value: int) -> None:
+        with contextlib.suppress(OSError):
+            self._write(name, value)
+
 
 class V2(_Cgroup):
     """A memory cgroup, version 2."""
@@ -179,17 +161,17 @@ class V2(_Cgroup):
 
     def _begin(self) -> None:
         if not (self.folder / self._LIMIT).exists():
-            control = self.folder.parent / "cgroup.subtree_control"
-            control.write_text("+memory", encoding="ascii")
-        super()._begin()
-        with contextlib.suppress(OSError):
-            self._write("memory.swap.max", 0)
+            (self.folder.parent / "cgroup.subtree_control").write_text("+memory", encoding="ascii")
+        self._write(self._LIMIT, self.limit_bytes)
+        self._try("memory.swap.max", 0)
 
     def set_limit(self, limit_bytes: int) -> None:
         """Version 2 does not refuse a limit below the use, it kills at once: such a limit is not written."""
         used = self.current_bytes()
         if used is None or used <= limit_bytes:
-            super().set_limit(limit_bytes)
+            with contextlib.suppress(OSError):
+                self._write(self._LIMIT, limit_bytes)
+                self.limit_bytes = limit_bytes
 
 
 class V1(_Cgroup):
@@ -201,69 +183,60 @@ class V1(_Cgroup):
 
     def _begin(self) -> None:
         # One that was left over may have a lower limit for memory and swap together, which bounds the other.
-        with contextlib.suppress(OSError):
-            self._write("memory.memsw.limit_in_bytes", -1)
-        super()._begin()
-        with contextlib.suppress(OSError):
-            self._write("memory.memsw.limit_in_bytes", self.limit_bytes)
-        with contextlib.suppress(OSError):
-            self._write("memory.max_usage_in_bytes", 0)
+        self._try("memory.memsw.limit_in_bytes", -1)
+        self._write(self._LIMIT, self.limit_bytes)
+        self._try("memory.memsw.limit_in_bytes", self.limit_bytes)
+        self._try("memory.max_usage_in_bytes", 0)
 
     def set_limit(self, limit_bytes: int) -> None:
         """Memory, and memory with swap, in the order in which the kernel takes them."""
-        swap_first = limit_bytes > self.limit_bytes
         names = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
         try:
-            for name in reversed(names) if swap_first else names:
+            for name in reversed(names) if limit_bytes > self.limit_bytes else names:
                 if (self.folder / name).exists():
                     self._write(name, limit_bytes)
         except OSError:
             # Below what it cannot take back. Memory alone may have been lowered, by swapping; the worker is not left to thrash.
-            with contextlib.suppress(OSError):
-                self._write("memory.limit_in_bytes", self.limit_bytes)
+            self._try("memory.limit_in_bytes", self.limit_bytes)
             return
         self.limit_bytes = limit_bytes
 
 
-class Unenclosed:
-    """No limit that the system keeps: the monitor's readings are all there is. For systems other than Linux."""
-
-    kind = "none"
+class _Uncounted:
+    """What systems without a cgroup share: nothing is counted, nothing is to be removed."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._pid: int | None = None
 
-    def prepare(self) -> None:
-        """End with the agent, where the system can be told so."""
-        _last_to_live()
-
     def attach(self, pid: int) -> None:
-        """Remember whose limit it is."""
         self._pid = pid
 
-    def set_limit(self, limit_bytes: int) -> None:
-        """Remembered."""
-        self.limit_bytes = limit_bytes
-
     def peak_bytes(self) -> int | None:
-        """Not counted."""
         return None
 
     current_bytes = kills = peak_bytes
 
     def close(self) -> None:
-        """Nothing to remove."""
         self._pid = None
 
 
-class Rlimit(Unenclosed):
-    """RLIMIT_DATA: an allocation beyond it fails. For systems where no cgroup can be made.
+class Unenclosed(_Uncounted):
+    """No limit that the system keeps: the monitor's readings are all there is. For systems other than Linux."""
 
-    Args:
-        limit_bytes: What the worker may touch; what it asks for and does not touch is allowed on top.
-        threads: That it trains with; all of the device's by default.
-    """
+    kind = "none"
+
+    def prepare(self) -> None:
+        """End with the agent, where the system can be told so."""
+        _last_to_live()
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Remembered."""
+        self.limit_bytes = limit_bytes
+
+
+class Rlimit(_Uncounted):
+    """RLIMIT_DATA: an allocation beyond the limit and the allowance for these threads fails. Where no cgroup can be made."""
 
     kind = "rlimit"
 
@@ -271,7 +244,7 @@ class Rlimit(Unenclosed):
         super().__init__(limit_bytes)
         stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
         stack = stack if 0 < stack < _MOST_STACK_BYTES else _MOST_STACK_BYTES
-        self.allowance_bytes = _UNTOUCHED_BYTES + _STACKS_A_THREAD * stack * (threads or os.cpu_count() or 1)
+        self.allowance_bytes = _UNTOUCHED_BYTES + 2 * stack * (threads or os.cpu_count() or 1)
 
     def prepare(self) -> None:
         """Set the soft limit, so that the agent may raise it again."""
@@ -288,14 +261,12 @@ class Rlimit(Unenclosed):
 
     def _soft_and_hard(self, hard: int) -> tuple[int, int]:
         # A soft limit beyond the hard one is refused, and a worker that cannot be given its limit would not start.
-        wanted = self.limit_bytes + self.allowance_bytes
-        return (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)), hard
+        return min(self.limit_bytes + self.allowance_bytes, sys.maxsize if hard == resource.RLIM_INFINITY else hard), hard
 
 
-def _emptied(folder: Path) -> Path:
-    """Our own group, with us in a leaf of it; everything as before where that is refused."""
-    own, leaf = str(os.getpid()), folder / _LEAF
-    # From the leaf, the place is beside it.
+def _emptied(group: MemoryCgroup) -> Path:
+    """Our own group, with us in a leaf of it; everything as before where that is refused. From the leaf, the place is beside it."""
+    folder, leaf, own = group.folder, group.folder / _LEAF, str(os.getpid())
     if folder.name == _LEAF or (folder / "cgroup.procs").read_text(encoding="ascii").split() != [own]:
         raise PermissionError("our group is not ours alone")
     leaf.mkdir(exist_ok=True)

@@ -111,9 +111,8 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
             raise BudgetError("this machine does not tell how much memory it has", place=place, remedy="write a size: 2.5 GiB")
         return _checked(int(most.size_bytes * share / 100), f"{text.strip()} of {most.size_bytes / 2**20:,.0f} MiB ({most.source})", place)
     if found := re.match(r"\s*(\d+(?:\.\d+)?)\s*(?:%|per|pct)", text, re.IGNORECASE):
-        raise ConfigError(
-            f"{text!r} is not a budget", place=place, remedy=f"write {found.group(1) if 0 < float(found.group(1)) <= 100 else 60}%"
-        )
+        meant = found.group(1) if 0 < float(found.group(1)) <= 100 else "60"
+        raise ConfigError(f"{text!r} is not a budget", place=place, remedy=f"write {meant}%")
     if text.strip().lower().startswith("auto"):
         raise ConfigError(f"{text!r} is not a budget", place=place, remedy="write auto")
     size = _checked(parse_size(text, place=place), text.strip(), place)

@@ -11,13 +11,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model import empty_model
-from edge_client.worker.outline import Outline
+from edge_client.worker.outline import Outline, untouched
 from edge_client.worker.sketch import Step, fake_model, sketch_points
 from edge_client.worker.tasks import Encoded, pad
 from edge_client.worker.trainer import set_checkpointing
@@ -45,8 +44,8 @@ class _KeepsInput(torch.autograd.Function):
 class _LoraLinear(nn.Module):
     def __init__(self, rows: int, columns: int, rank: int) -> None:
         super().__init__()
-        self.register_buffer("q", torch.from_numpy(np.zeros((rows, columns), np.int8)))
-        self.register_buffer("scale", torch.from_numpy(np.zeros(rows, np.float32)))
+        self.register_buffer("q", torch.from_numpy(untouched((rows, columns), "i1")))
+        self.register_buffer("scale", torch.from_numpy(untouched((rows,), "<f4")))
         self.a = nn.Linear(columns, rank, bias=False)
         self.b = nn.Linear(rank, rows, bias=False)
         self.in_features, self.out_features = columns, rows
@@ -155,7 +154,7 @@ def _materialise(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and (parameter.is_meta or id(parameter) in made):
                 if id(parameter) not in made:
-                    value = torch.from_numpy(np.zeros(tuple(parameter.shape), np.float32))
+                    value = torch.from_numpy(untouched(tuple(parameter.shape), "<f4"))
                     made[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
                 module._parameters[name] = made[id(parameter)]
 

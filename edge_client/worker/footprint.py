@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.model import LARGE_ELEMENTS, build
-from edge_client.worker.outline import Outline
+from edge_client.worker.outline import Outline, untouched
 from edge_client.worker.sketch import Step, fake_model, sketch_points
 from edge_client.worker.trainer import set_checkpointing
 from fedcore.base import LayerWeight
@@ -51,8 +50,8 @@ class Shape:
     def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
         """Zeros that take no memory until they are written."""
         if self.kind == "int8":
-            return np.zeros((layer.rows, layer.columns), np.int8), np.zeros(layer.rows, np.float32)
-        return np.zeros((layer.rows, layer.columns), np.float32 if self.kind == "float32" else np.uint16), None
+            return untouched((layer.rows, layer.columns), "i1"), untouched((layer.rows,), "<f4")
+        return untouched((layer.rows, layer.columns), "<f4" if self.kind == "float32" else "<u2"), None
 
 
 def shape_model(outline: Outline, schema: ModelSchema, task: TaskSection, kind: BaseKind, *, pool: int, rank: int) -> Any:
@@ -62,9 +61,9 @@ def shape_model(outline: Outline, schema: ModelSchema, task: TaskSection, kind: 
     for layer in _subspace_layers(model):
         m, n = layer.out_features, layer.in_features
         layer.install(
-            torch.zeros(pool * rank, n, dtype=torch.int8),
+            torch.from_numpy(untouched((pool * rank, n), "i1")),
             rank,
-            state=torch.zeros(m, pool * rank, dtype=torch.int16),
+            state=torch.from_numpy(untouched((m, pool * rank), "<i2")),
             state_scale=torch.zeros(m),
         )
         layer.select(0)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,16 @@ from edge_client.worker.model import empty_model
 from fedcore.checkpoint import NUMPY_TYPES, Checkpoint, TensorEntry, from_float32, write_safetensors
 from fedcore.job import TaskSection
 
-__all__ = ["Outline", "write_random_checkpoint"]
+__all__ = ["Outline", "untouched", "write_random_checkpoint"]
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def untouched(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Zeros that take no memory until they are written: pages of their own from the system, since an allocator may clear used ones."""
+    kind = np.dtype(dtype)
+    pages = mmap.mmap(-1, max(1, math.prod(shape) * kind.itemsize))
+    return np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
 
 
 class Outline:
@@ -45,7 +54,7 @@ class Outline:
     def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
         """Zeros of the right shape and dtype, which take no memory until they are written."""
         entry = self.tensors[name]
-        return np.zeros(entry.shape, NUMPY_TYPES[entry.dtype])
+        return untouched(entry.shape, NUMPY_TYPES[entry.dtype])
 
 
 def write_random_checkpoint(outline: Outline, path: Path, seed: int) -> None:

@@ -26,7 +26,7 @@ from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import Encoded, batches, summed_loss
 from fedcore.errors import BudgetError
-from fedcore.memoryplan import MemoryPlan
+from fedcore.memoryplan import Allocator, MemoryPlan
 from fedcore.plan import Plan
 from fedcore.update import UpdateHeader, write_update
 
@@ -34,7 +34,9 @@ __all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing"]
 
 # glibc's mallopt numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_TUNED_THRESHOLD_BYTES = 65_536
+# From which size on memory comes from the system by itself, and how much free memory at the heap's end is kept; default: where glibc's own
+# adaptation ends.
+_THRESHOLDS: dict[Allocator, tuple[int, int]] = {"tuned": (65_536, 65_536), "default": (32 * 2**20, 64 * 2**20)}
 
 
 class Trainer:
@@ -178,8 +180,7 @@ def apply(model: Any, memory: MemoryPlan) -> None:
             layer.block_rows = memory.block_rows
             if layer.scratch is not None:
                 layer.scratch.clear()
-    if memory.allocator == "tuned":
-        _tune_allocator()
+    _set_allocator(memory.allocator)
 
 
 def set_checkpointing(model: Any, on: bool) -> None:
@@ -198,10 +199,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
-def _tune_allocator() -> None:
-    """Give freed memory back from now on, as if the process had been started with the tuned thresholds (glibc only)."""
+def _set_allocator(allocator: Allocator) -> None:
+    """Keep freed memory, or give it back from now on (glibc only).
+
+    A process is started with the thresholds of `tuned`. Going back to them later helps less: what lies free inside the heap by then is used
+    again before the system is asked.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _TUNED_THRESHOLD_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _TUNED_THRESHOLD_BYTES)
-    give_back_freed_memory()
+        mmap_bytes, trim_bytes = _THRESHOLDS[allocator]
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
+    if allocator == "tuned":
+        give_back_freed_memory()

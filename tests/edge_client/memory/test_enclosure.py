@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.memory.cgroups import memory_cgroup
-from edge_client.memory.enclosure import V1, V2, Enclosure, Rlimit, enclose
+from edge_client.memory import enclosure as enclosures
+from edge_client.memory.cgroups import MemoryCgroup, memory_cgroup
+from edge_client.memory.enclosure import V1, V2, Enclosure, Rlimit, Unenclosed, enclose
 
 MIB = 2**20
 GREEDY = "import sys\nx = bytearray(int(sys.argv[1]) * 2**20)\nprint(len(x))"
@@ -53,6 +55,26 @@ def test_a_mapped_file_larger_than_the_limit_can_be_read(cgroup: Enclosure, tmp_
             file.write(os.urandom(MIB))
     assert run(cgroup, READER, large).returncode == 0
     assert cgroup.kills() == 0
+    large.unlink()
+
+
+def test_what_a_dead_agent_s_worker_was_killed_for_is_not_counted_again(cgroup: Enclosure) -> None:
+    assert run(cgroup, GREEDY, 400).returncode == -signal.SIGKILL and cgroup.kills() == 1
+    command = [sys.executable, "-S", "-c", "print('here', flush=True)\ninput()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=cgroup.prepare) as child:
+        assert child.stdin is not None and child.stdout is not None and child.stdout.readline() == "here\n"
+        again = enclose(150 * MIB, f"fedkrso-test-{os.getpid()}")
+        assert again.kind == cgroup.kind and again.kills() == 0
+        assert run(again, GREEDY, 400).returncode == -signal.SIGKILL and again.kills() == 1
+        child.stdin.write("\n")
+    again.close()
+
+
+def test_a_closed_group_is_gone(cgroup: Enclosure) -> None:
+    assert isinstance(cgroup, V1 | V2) and cgroup.folder.is_dir()
+    assert run(cgroup, GREEDY, 1).returncode == 0
+    cgroup.close()
+    assert not cgroup.folder.exists() and cgroup.kills() is None and cgroup.current_bytes() is None
 
 
 def test_a_limit_can_be_lowered_and_raised_while_the_worker_runs(cgroup: Enclosure) -> None:
@@ -60,8 +82,12 @@ def test_a_limit_can_be_lowered_and_raised_while_the_worker_runs(cgroup: Enclosu
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=cgroup.prepare) as child:
         assert child.stdin is not None and child.stdout is not None
         assert child.stdout.readline() == "here\n"
+        used = cgroup.current_bytes()
+        assert used is not None and 100 * MIB <= used <= 150 * MIB
         cgroup.set_limit(50 * MIB)
-        assert child.poll() is None, "a limit below its use is refused, not a death sentence"
+        assert child.poll() is None and cgroup.limit_bytes == 150 * MIB, "a limit below its use is refused, not a death sentence"
+        cgroup.set_limit(140 * MIB)
+        assert cgroup.limit_bytes == 140 * MIB
         cgroup.set_limit(300 * MIB)
         assert cgroup.limit_bytes == 300 * MIB
         child.stdin.write("\n")
@@ -70,15 +96,42 @@ def test_a_limit_can_be_lowered_and_raised_while_the_worker_runs(cgroup: Enclosu
 
 
 def test_an_rlimit_refuses_the_allocation() -> None:
-    enclosure = Rlimit(100 * MIB)
+    enclosure = Rlimit(100 * MIB, threads=2)
     assert run(enclosure, GREEDY, 60).returncode == 0
     refused = run(enclosure, GREEDY, 600)
     assert refused.returncode == 1 and "MemoryError" in refused.stderr
-    assert enclosure.kills() is None and enclosure.peak_bytes() is None
+    assert (enclosure.kills(), enclosure.peak_bytes(), enclosure.current_bytes()) == (None, None, None)
+
+
+def test_an_rlimit_allows_for_the_stacks_of_its_threads() -> None:
+    few, many = Rlimit(100 * MIB, threads=2), Rlimit(100 * MIB, threads=16)
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stack = stack if 0 < stack < 8 * MIB else 8 * MIB
+    assert many.allowance_bytes - few.allowance_bytes == 14 * 2 * stack and few.allowance_bytes > 140 * MIB
+
+
+def test_an_rlimit_keeps_below_a_hard_limit_and_the_worker_still_starts() -> None:
+    enclosure = Rlimit(2**40)
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (300 * MIB, 300 * MIB))
+        enclosure.prepare()
+
+    command = [sys.executable, "-S", "-c", PATIENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=prepare) as child:
+        enclosure.attach(child.pid)
+        assert child.stdin is not None and child.stdout is not None and child.stdout.readline() == "here\n"
+        assert resource.prlimit(child.pid, resource.RLIMIT_DATA) == (300 * MIB, 300 * MIB)
+        enclosure.set_limit(2**41)
+        assert resource.prlimit(child.pid, resource.RLIMIT_DATA) == (300 * MIB, 300 * MIB)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "more\n"
+    enclosure.set_limit(100 * MIB)
 
 
 def test_an_rlimit_can_be_raised_from_outside() -> None:
-    enclosure = Rlimit(1 * MIB)
+    enclosure = Rlimit(1 * MIB, threads=2)
     command = [sys.executable, "-S", "-c", PATIENT.replace("y =", "z = bytearray(300 * 2**20)\ny =")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=enclosure.prepare) as child:
         assert child.stdin is not None and child.stdout is not None
@@ -106,7 +159,84 @@ def test_a_v2_group_is_made_with_its_limit_and_without_swap(tmp_path: Path) -> N
     assert made.kills() == 2 and made.peak_bytes() == 77
     made.set_limit(100 * MIB)
     assert (folder / "memory.max").read_text() == str(100 * MIB)
+    (folder / "memory.current").write_text(str(90 * MIB))
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {20 * MIB}\n")
+    assert made.current_bytes() == 70 * MIB
+    made.set_limit(60 * MIB)
+    assert (folder / "memory.max").read_text() == str(100 * MIB) and made.limit_bytes == 100 * MIB, "version 2 would kill at once"
+    made.set_limit(80 * MIB)
+    assert (folder / "memory.max").read_text() == str(80 * MIB)
     made.close()
+    made.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> MemoryCgroup:
+    """A made-up group of version 2 with this process alone in it."""
+    folder = tmp_path / "top/slice/service"
+    (folder / "agent").mkdir(parents=True)
+    (folder / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (folder.parent / "cgroup.procs").write_text("")
+    return MemoryCgroup(2, folder, tmp_path / "top")
+
+
+def test_an_agent_alone_in_its_group_moves_to_a_leaf(own: MemoryCgroup) -> None:
+    assert enclosures._emptied(own) == own.folder
+    assert (own.folder / "agent/cgroup.procs").read_text() == str(os.getpid())
+    assert (own.folder / "cgroup.subtree_control").read_text() == "+memory"
+    with pytest.raises(PermissionError):
+        enclosures._emptied(MemoryCgroup(2, own.folder / "agent", own.top))
+
+
+def test_an_agent_with_company_stays_where_it_is(own: MemoryCgroup) -> None:
+    (own.folder / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
+    with pytest.raises(PermissionError):
+        enclosures._emptied(own)
+    assert not (own.folder / "agent/cgroup.procs").exists()
+
+
+def test_an_agent_moves_back_when_the_controller_is_refused(own: MemoryCgroup) -> None:
+    (own.folder / "cgroup.subtree_control").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        enclosures._emptied(own)
+    assert (own.folder / "cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_a_worker_beside_its_agent_leaves_no_limit(own: MemoryCgroup) -> None:
+    assert enclosures._beside(own) == own.folder.parent
+    with pytest.raises(PermissionError):
+        enclosures._beside(MemoryCgroup(2, own.top, own.top))
+    (own.folder / "memory.max").write_text("max\n")
+    assert enclosures._beside(own) == own.folder.parent
+    (own.folder / "memory.high").write_text("1000000\n")
+    with pytest.raises(PermissionError):
+        enclosures._beside(own)
+
+
+def test_enclose_finds_a_v2_group_of_its_own(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup/service"
+    worker = group / "worker"
+    worker.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/service\n")
+    (tmp_path / "proc/self/mountinfo").write_text("35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n")
+    (group / "cgroup.controllers").write_text("memory\n")
+    for name in ("memory.max", "cgroup.procs"):
+        (worker / name).write_text("")
+    made = enclose(300 * MIB, "worker", root=tmp_path)
+    assert made.kind == "cgroup v2" and (worker / "memory.max").read_text() == str(300 * MIB)
+    made.close()
+
+
+def test_no_enclosure_starts_the_worker_and_counts_nothing() -> None:
+    enclosure = Unenclosed(1 * MIB)
+    assert run(enclosure, GREEDY, 60).returncode == 0
+    enclosure.attach(1)
+    enclosure.set_limit(2 * MIB)
+    assert enclosure.kind == "none" and enclosure.limit_bytes == 2 * MIB
+    assert (enclosure.kills(), enclosure.peak_bytes(), enclosure.current_bytes()) == (None, None, None)
+    enclosure.close()
+    enclosure.close()
 
 
 def test_the_kind_on_this_machine_is_that_of_its_memory_controller() -> None:

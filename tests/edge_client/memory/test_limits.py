@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probes and limits on made-up trees of /proc and /sys: cgroup v2, JetPack 5's hybrid v1, a container, and a kernel with neither."""
+"""Limits and budgets on made-up trees of /proc and /sys: cgroup v2, JetPack 5's hybrid v1, a container, and a kernel with neither."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from edge_client.memory.cgroups import memory_cgroup
-from edge_client.memory.limits import budget_bytes, kernel_limits, room
-from edge_client.memory.probes import Pressure, ProcessMemory, available_bytes, pressure, process_memory, total_bytes
+from edge_client.memory.limits import Limit, budget_bytes, droppable_bytes, kernel_limits, room
 from fedcore.errors import BudgetError, ConfigError
 
 GIB = 2**30
@@ -18,14 +16,6 @@ MEMINFO = "MemTotal:        8388608 kB\nMemFree:  100 kB\nMemAvailable:    41943
 V2_MOUNT = "35 24 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "40 30 0:35 {root} /sys/fs/cgroup/memory rw,nosuid shared:15 - cgroup cgroup rw,memory\n"
 UNIFIED = "31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw\n"
-
-
-def write(root: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = root / name.replace("__", "/").replace("_DOT_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def tree(root: Path, cgroup: str, mounts: str, files: dict[str, str]) -> Path:
@@ -50,7 +40,6 @@ def v2(tmp_path: Path) -> Path:
             f"{group}/memory.high": f"{3 * GIB}\n",
             f"{group}/memory.current": f"{GIB}\n",
             f"{group}/memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
-            f"{group}/memory.pressure": "some avg10=12.50 avg60=1.00 avg300=0.10 total=5\nfull avg10=2.00 avg60=0 avg300=0 total=1\n",
             "sys/fs/cgroup/system.slice/memory.max": f"{2 * GIB}\n",
             "sys/fs/cgroup/system.slice/memory.current": f"{3 * GIB // 2}\n",
         },
@@ -108,34 +97,45 @@ def test_without_cgroups_there_is_only_the_device(tmp_path: Path) -> None:
     root = tree(tmp_path, "", "", {})
     assert memory_cgroup(root=root) is None
     assert [limit.source for limit in kernel_limits(root)] == ["MemTotal"]
-    assert room(root) is not None and available_bytes(root) == 4 * GIB and total_bytes(root) == 8 * GIB
+    assert room(root) == Limit("MemAvailable", 4 * GIB)
 
 
 def test_unknown_is_none(tmp_path: Path) -> None:
-    assert (available_bytes(tmp_path), total_bytes(tmp_path), pressure(root=tmp_path), room(tmp_path)) == (None,) * 4
-    assert process_memory(1, tmp_path) is None and kernel_limits(tmp_path) == ()
+    assert room(tmp_path) is None and kernel_limits(tmp_path) == () and droppable_bytes(tmp_path) == 0
     with pytest.raises(BudgetError, match="does not tell"):
         budget_bytes("auto", root=tmp_path)
 
 
-def test_pressure_of_the_group_comes_before_the_device_s(v2: Path) -> None:
-    write(v2, proc__pressure__memory="some avg10=1.00 avg60=0 avg300=0 total=0\nfull avg10=0.50 avg60=0 avg300=0 total=0\n")
-    assert pressure(root=v2) == Pressure(1.0, 0.5)
-    assert pressure(v2 / "sys/fs/cgroup/system.slice/fedkrso.service", v2) == Pressure(12.5, 2.0)
-
-
-def test_a_process_memory_by_kind_and_on_old_kernels(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        proc__7__smaps_rollup="00-ff ---p 0 00:00 0 [rollup]\nPss: 800 kB\nPss_Anon: 500 kB\nPss_File: 250 kB\nPss_Shmem: 50 kB\n",
+def test_an_rlimit_counts_and_a_huge_number_in_v1_does_not(v1: Path) -> None:
+    unlimited = "Max address space         unlimited            unlimited            bytes     \n"
+    (v1 / "proc/self/limits").write_text(
+        f"Limit  Soft Limit  Hard Limit  Units\nMax data size             {GIB // 2}            unlimited            bytes\n{unlimited}"
     )
-    assert process_memory(7, tmp_path) == ProcessMemory(800 * 1024, 500 * 1024, 300 * 1024)
-    write(tmp_path, proc__8__status="Name: x\nVmRSS:  900 kB\nRssAnon: 600 kB\nRssFile: 290 kB\nRssShmem: 10 kB\n")
-    assert process_memory(8, tmp_path) == ProcessMemory(900 * 1024, 600 * 1024, 300 * 1024)
-    write(tmp_path, proc__9__status="Name: x\nVmRSS:  900 kB\n")
-    assert process_memory(9, tmp_path) == ProcessMemory(900 * 1024, None, None)
-    own = process_memory(os.getpid())
-    assert own is not None and own.total_bytes > 10**6
+    limits = kernel_limits(v1)
+    assert [limit.size_bytes for limit in limits] == [GIB // 2, GIB, 8 * GIB]
+    assert limits[0].source.startswith("RLIMIT_DATA")
+    with pytest.raises(BudgetError, match="RLIMIT_DATA"):
+        budget_bytes("600 MiB", root=v1)
+
+
+def test_another_process_has_limits_of_its_own(v2: Path) -> None:
+    tree(v2, "0::/system.slice/fedkrso.service\n", V2_MOUNT, {"proc/7/cgroup": "0::/system.slice\n", "proc/7/mountinfo": V2_MOUNT})
+    tree(v2, "0::/system.slice/fedkrso.service\n", V2_MOUNT, {"sys/fs/cgroup/system.slice/cgroup.controllers": "memory\n"})
+    assert [limit.size_bytes for limit in kernel_limits(v2, 7)] == [2 * GIB, 8 * GIB]
+
+
+def test_memory_high_is_room_s_limit_too(v2: Path) -> None:
+    (v2 / "sys/fs/cgroup/system.slice/fedkrso.service/memory.high").write_text(f"{3 * GIB // 4}\n")
+    least = room(v2)
+    assert least is not None and least.size_bytes == GIB // 4 and least.source.endswith("fedkrso.service/memory.high")
+
+
+def test_a_limit_below_every_budget_is_what_has_to_change(v2: Path) -> None:
+    (v2 / "sys/fs/cgroup/system.slice/memory.max").write_text(f"{200 * 2**20}\n")
+    for text in ("auto", "60%", "256 MiB"):
+        with pytest.raises(BudgetError, match="system.slice/memory.max allows 200 MiB") as caught:
+            budget_bytes(text, root=v2)
+        assert "raise" in caught.value.remedy and "256 MiB" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,9 @@ def test_budgets(v2: Path, text: str, expected: int) -> None:
         ("120%", ConfigError, "outside 0 to 100", "60%"),
         ("2 gigs", ConfigError, "not a size", "2 GiB"),
         ("lots", ConfigError, "not a size", "2.5 GiB"),
+        ("60 percent", ConfigError, "not a budget", "60%"),
+        ("160 per cent", ConfigError, "not a budget", "60%"),
+        ("automatic", ConfigError, "not a budget", "auto"),
     ],
 )
 def test_wrong_budgets_are_refused_with_the_nearest_valid_choice(v2: Path, text: str, error: type, says: str, remedy: str) -> None:
