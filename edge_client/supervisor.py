@@ -13,6 +13,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from edge_client.memory.allocator import ALLOCATORS
 from edge_client.memory.enclosure import Enclosure, enclose
 from edge_client.memory.limits import kernel_limits, room
@@ -133,6 +135,8 @@ class Supervisor:
         """
         assert self._worker is not None and self._plan is not None
         self._footprint = event.footprint
+        known = self._known_calibration()
+        self._calibration = known or self._calibration
         bounds = self._bounds(self._plan)
         fit(self._footprint, bounds, self._worker_room(), self._calibration)
         self._memory = self._fit_now(bounds)
@@ -149,7 +153,7 @@ class Supervisor:
                 threads=self._threads,
                 torch_device=self._node.torch_device,
                 memory=self._memory,
-                calibrate=True,
+                calibrate=known is None,
             )
         )
 
@@ -158,7 +162,9 @@ class Supervisor:
         assert self._footprint is not None and self._plan is not None and self._memory is not None
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
         rank = self._plan.training.rank
-        self._calibration = calibrated(self._footprint, self._memory, event.measured, rank=rank, before=self._calibration)
+        if event.measured:
+            self._calibration = calibrated(self._footprint, self._memory, event.measured, rank=rank, before=self._calibration)
+            self._calibration_file.write_bytes(msgspec.json.encode((self._footprint.key, self._calibration)))
 
     def adopt(self, command: Adopt) -> None:
         """Have the worker take a published state."""
@@ -266,6 +272,19 @@ class Supervisor:
         return self._enclosure.kind if self._enclosure is not None else ""
 
     # Inside
+
+    @property
+    def _calibration_file(self) -> Path:
+        return self._folder / "replica" / "calibration.json"
+
+    def _known_calibration(self) -> Calibration | None:
+        """What was measured on this device for this model, round's shape and library versions, if it was."""
+        assert self._footprint is not None
+        try:
+            key, found = msgspec.json.decode(self._calibration_file.read_bytes(), type=tuple[str, Calibration])
+        except (OSError, msgspec.DecodeError):
+            return None
+        return found if key == self._footprint.key else None
 
     @property
     def _threads(self) -> int:

@@ -78,6 +78,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     `points` holds micro-batches of one and of two examples for each length: what a pass keeps is affine in the number of examples.
     """
 
+    key: str = ""
+    """Stands for the model, the round's shape and the library versions; what is measured for one footprint is good for its key."""
     longest: int
     """Tokens of the longest example after truncation."""
     runtime_bytes: int

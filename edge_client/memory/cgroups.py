@@ -77,9 +77,11 @@ def _placed(version: Literal[1, 2], path: str, mounts: list[str], root: Path) ->
         wanted = kind[0] == "cgroup2" if version == 2 else kind[0] == "cgroup" and "memory" in kind[2].split(",")
         if not wanted:
             continue
-        mount_root, top = fields[3], root / fields[4].lstrip("/")
+        # The kernel writes a space in a path as \040.
+        mount_root, mount_point = (field.replace("\\040", " ") for field in fields[3:5])
+        top = root / mount_point.lstrip("/")
         # With a cgroup namespace the path is seen from the mount's root; without one it begins with it.
-        inside = path[len(mount_root) :] if mount_root != "/" and path.startswith(mount_root) else path
+        inside = path[len(mount_root) :] if mount_root != "/" and f"{path}/".startswith(f"{mount_root}/") else path
         folder = top / inside.lstrip("/")
         return MemoryCgroup(version, folder if folder.is_dir() else top, top)
     return None

@@ -48,8 +48,7 @@ class Bounds:
     """The length that the loaded data is cut to."""
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(msgspec.Struct, frozen=True):
     """What a process takes beyond live tensors: a constant, and a share of what comes and goes.
 
     Measured with two tiny steps once a model is loaded; before that, as on the machines of docs/benchmarks.md.

@@ -143,12 +143,13 @@ def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskS
         str(torch.__version__),
         transformers.__version__,
     )
-    path = cache / f"footprint-{hashlib.sha256(msgspec.msgpack.encode(what)).hexdigest()[:16]}.json"
+    key = hashlib.sha256(msgspec.msgpack.encode(what)).hexdigest()[:16]
+    path = cache / f"footprint-{key}.json"
     try:
         known = msgspec.json.decode(path.read_bytes(), type=Footprint)
         return msgspec.structs.replace(known, runtime_bytes=max(known.runtime_bytes, status_bytes("VmRSS") or 0))
     except (OSError, msgspec.DecodeError):
-        found = footprint(folder, schema, task, kind, **shape)
+        found = msgspec.structs.replace(footprint(folder, schema, task, kind, **shape), key=key)
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("footprint-*.json"):
         old.unlink()

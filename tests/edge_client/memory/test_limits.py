@@ -93,6 +93,13 @@ def test_in_a_container_the_mount_s_root_is_the_group(tmp_path: Path) -> None:
     assert kernel_limits(root)[0].size_bytes == GIB
 
 
+def test_a_group_whose_name_begins_like_the_mount_s_root_is_another(tmp_path: Path) -> None:
+    mounts = V1_MOUNT.format(root="/docker/abc").replace("/cgroup/memory", "/cgroup/the\\040memory")
+    root = tree(tmp_path, "4:memory:/docker/abcd\n", mounts, {"sys/fs/cgroup/the memory/docker/abcd/memory.limit_in_bytes": f"{GIB}\n"})
+    group = memory_cgroup(root=root)
+    assert group is not None and group.folder == root / "sys/fs/cgroup/the memory/docker/abcd"
+
+
 def test_without_cgroups_there_is_only_the_device(tmp_path: Path) -> None:
     root = tree(tmp_path, "", "", {})
     assert memory_cgroup(root=root) is None
