@@ -13,17 +13,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from edge_client.memory.allocator import ALLOCATORS
 from edge_client.memory.enclosure import Enclosure, enclose
-from edge_client.memory.limits import kernel_limits, room
+from edge_client.memory.limits import Limit, kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
-from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
+from edge_client.memory.planning import Planning
 from edge_client.memory.probes import Sampler, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
-from fedcore.errors import BudgetError, WorkerError
-from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
+from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
 from fedcore.worker import (
     Adopt,
@@ -45,7 +42,6 @@ __all__ = ["Supervisor", "worker_environment"]
 _AGENT_RESERVE_BYTES = 12_000_000
 # Enough to load the libraries anywhere, so that a budget below that is refused with numbers instead of a kill.
 _SKETCH_BYTES = 512 * 2**20
-_ALLOCATORS: dict[str, Allocator | None] = {"auto": None, "tuned": "tuned", "default": "default"}
 
 
 def worker_environment(allocator: str) -> dict[str, str]:
@@ -80,12 +76,7 @@ class Supervisor:
         self._enclosure: Enclosure | None = None
         self._sampler: Sampler | None = None
         self._plan: Plan | None = None
-        self._footprint: Footprint | None = None
-        self._calibration = Calibration()
-        self._memory: MemoryPlan | None = None
-        self._ladder: tuple[MemoryPlan, ...] = ()
-        self._first_rung = 0
-        self._round = 0
+        self._planning = Planning(node, self._folder / "replica")
         self._worker_peak = 0
 
     # What the worker is told
@@ -103,7 +94,7 @@ class Supervisor:
         """Start a worker if there is none; it finds out what training would need before it loads anything."""
         self._plan = plan
         if self._worker is None:
-            self._memory, self._ladder = None, ()
+            self._planning.forget()
             # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
             self._enclosure = enclose(
                 max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}", threads=self._threads
@@ -133,14 +124,8 @@ class Supervisor:
             BudgetError: Nothing fits the budget; the message has the numbers.
             WorkerError: Something would, but the device has too little memory left now.
         """
-        assert self._worker is not None and self._plan is not None
-        self._footprint = event.footprint
-        known = self._known_calibration()
-        self._calibration = known or self._calibration
-        bounds = self._bounds(self._plan)
-        fit(self._footprint, bounds, self._worker_room(), self._calibration)
-        self._memory = self._fit_now(bounds)
-        assert self._enclosure is not None
+        assert self._worker is not None and self._plan is not None and self._enclosure is not None
+        memory, unmeasured = self._planning.load(event.footprint, self._plan, self._worker_room(), self._now())
         self._enclosure.set_limit(self._worker_room())
         self._worker.send(
             Configure(
@@ -152,19 +137,15 @@ class Supervisor:
                 folder=str(self._folder / "replica"),
                 threads=self._threads,
                 torch_device=self._node.torch_device,
-                memory=self._memory,
-                calibrate=known is None,
+                memory=memory,
+                calibrate=unmeasured,
             )
         )
 
     def ready(self, event: Ready) -> None:
         """The model is loaded and two tiny steps are measured."""
-        assert self._footprint is not None and self._plan is not None and self._memory is not None
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
-        rank = self._plan.training.rank
-        if event.measured:
-            self._calibration = calibrated(self._footprint, self._memory, event.measured, rank=rank, before=self._calibration)
-            self._calibration_file.write_bytes(msgspec.json.encode((self._footprint.key, self._calibration)))
+        self._planning.measured(event.measured)
 
     def adopt(self, command: Adopt) -> None:
         """Have the worker take a published state."""
@@ -177,19 +158,11 @@ class Supervisor:
         Raises:
             WorkerError: Nothing fits now.
         """
-        assert self._worker is not None and self._footprint is not None and self._memory is not None
-        if plan.round != self._round:
-            self._round, self._first_rung = plan.round, 0
-        self._plan = plan
+        assert self._worker is not None
         self.progress = Progress(0, 0, 0.0)
-        bounds = self._bounds(plan, loaded=self._memory)
-        top = self._fit_now(bounds)
-        whole = ladder(self._footprint, bounds, top, self._calibration)
-        if self._first_rung >= len(whole):
-            raise WorkerError(f"the worker was killed on every plan; last: {self._last_reading()}", place="memory_budget")
-        self._ladder = whole[self._first_rung :]
-        self._say(f"round {plan.round}: {described(self._ladder[0], bounds)}; {self._ladder[0].parts.total_bytes / 1e6:,.0f} MB foreseen")
-        self._worker.send(Train(plan, str(path), self._ladder))
+        rungs = self._planning.begin(plan, self._now())
+        self._say(f"round {plan.round}: {self._planning.words(0)}; {rungs[0].parts.total_bytes / 1e6:,.0f} MB foreseen")
+        self._worker.send(Train(plan, str(path), rungs))
 
     def lower_budget(self, budget_bytes: int) -> None:
         """The owner changed the budget.
@@ -198,8 +171,7 @@ class Supervisor:
         worker is below it.
         """
         self.monitor.lower_budget(budget_bytes)
-        fitting = [i for i, plan in enumerate(self._ladder) if plan.parts.total_bytes <= self._worker_room()]
-        rung = fitting[0] if fitting else len(self._ladder) - 1
+        rung = self._planning.rung_for(self._worker_room())
         if self._worker is not None and rung > self.progress.rung:
             self._worker.send(StepDown(rung))
         self._follow_budget()
@@ -221,15 +193,14 @@ class Supervisor:
         why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
         if not by_memory:
             return f"the worker ended ({why})"
-        self._first_rung += self.progress.rung + 1
+        self._planning.killed(self.progress.rung)
         return f"the worker was killed for its memory ({why}; {self._last_reading()})"
 
     def progressed(self, event: Progress, at_seconds: float) -> None:
         """A step is done."""
-        if event.rung > self.progress.rung and event.rung < len(self._ladder):
+        if event.rung > self.progress.rung and event.rung < len(self._planning.ladder):
             self.monitor.stepped_down(at_seconds)
-            assert self._plan is not None
-            self._say(f"stepped down: {described(self._ladder[event.rung], self._bounds(self._plan))}")
+            self._say(f"stepped down: {self._planning.words(event.rung)}")
         self.progress = event
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
 
@@ -248,7 +219,7 @@ class Supervisor:
         )
         advice = self.monitor.take(reading)
         # While the libraries load there is nothing to step down from; what does not fit is refused then.
-        if worker is not None and self._memory is not None and advice is not Advice.FINE:
+        if worker is not None and self._planning.loaded is not None and advice is not Advice.FINE:
             self._follow(advice, worker)
         self._follow_budget()
         return reading
@@ -262,9 +233,7 @@ class Supervisor:
     @property
     def parts(self) -> Parts | None:
         """The present plan's foreseen components."""
-        if self._ladder:
-            return self._ladder[min(self.progress.rung, len(self._ladder) - 1)].parts
-        return self._memory.parts if self._memory is not None else None
+        return self._planning.parts(self.progress.rung)
 
     @property
     def enclosure(self) -> str:
@@ -274,36 +243,8 @@ class Supervisor:
     # Inside
 
     @property
-    def _calibration_file(self) -> Path:
-        return self._folder / "replica" / "calibration.json"
-
-    def _known_calibration(self) -> Calibration | None:
-        """What was measured on this device for this model, round's shape and library versions, if it was."""
-        assert self._footprint is not None
-        try:
-            key, found = msgspec.json.decode(self._calibration_file.read_bytes(), type=tuple[str, Calibration])
-        except (OSError, msgspec.DecodeError):
-            return None
-        return found if key == self._footprint.key else None
-
-    @property
     def _threads(self) -> int:
         return self._node.threads or os.cpu_count() or 1
-
-    def _bounds(self, plan: Plan, loaded: MemoryPlan | None = None) -> Bounds:
-        node, training = self._node, plan.training
-        return Bounds(
-            batch_size=training.batch_size,
-            rank=training.rank,
-            min_rank=training.min_rank,
-            min_length=plan.task.min_length,
-            micro_batch_size=node.micro_batch_size or None,
-            checkpointing=node.checkpointing,
-            # What is loaded is loaded: a length or a place of weights does not change between rounds.
-            mapped=loaded.mapped if loaded is not None else node.mapped_weights,
-            fixed_length=loaded.length if loaded is not None else None,
-            allocator=_ALLOCATORS[node.allocator],
-        )
 
     def _agent_bytes(self) -> int:
         return (process_bytes(os.getpid()) or own_rss_bytes()) + _AGENT_RESERVE_BYTES
@@ -311,19 +252,18 @@ class Supervisor:
     def _worker_room(self) -> int:
         return max(1, self.monitor.budget_bytes - self._agent_bytes())
 
-    def _fit_now(self, bounds: Bounds) -> MemoryPlan:
-        """The best plan for the worker's share of the budget, or less where the device has less left."""
-        assert self._footprint is not None and self._worker is not None
-        budget, left = self._worker_room(), room()
-        have = budget if left is None else min(budget, left.size_bytes + (process_bytes(self._worker.pid) or 0))
-        try:
-            return fit(self._footprint, bounds, have, self._calibration)
-        except BudgetError as error:
-            raise WorkerError(f"{error.message} ({left.source if left and have < budget else 'now'})", place=error.place) from None
+    def _now(self) -> Limit:
+        """What the worker may have now: its share of the budget, or less where the device has less left."""
+        assert self._worker is not None
+        budget, left = Limit("the budget", self._worker_room()), room()
+        if left is None:
+            return budget
+        have = Limit(left.source, left.size_bytes + (process_bytes(self._worker.pid) or 0))
+        return min(budget, have, key=lambda limit: limit.size_bytes)
 
     def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
         rung = self.progress.rung + 1
-        if advice is Advice.STEP_DOWN and rung < len(self._ladder):
+        if advice is Advice.STEP_DOWN and rung < len(self._planning.ladder):
             self._say(f"memory: {self.monitor.reason}; stepping down")
             worker.send(StepDown(rung))
         elif self.monitor.last is not None and self.monitor.last.used_bytes > self.monitor.budget_bytes:
@@ -332,7 +272,7 @@ class Supervisor:
 
     def _follow_budget(self) -> None:
         """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill it at once."""
-        if self._enclosure is None or self._worker is None or self._memory is None:
+        if self._enclosure is None or self._worker is None or self._planning.loaded is None:
             return
         wanted, limit, last = self._worker_room(), self._enclosure.limit_bytes, self.monitor.last
         below = last is not None and (last.worker_bytes or 0) < wanted
