@@ -154,5 +154,5 @@ def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
     axes.set(xlabel="megabytes at the worker's peak, as planned")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize="x-small")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
     return _svg(figure, "Where a worker's memory goes", "The planned peak of each node's worker by component.")

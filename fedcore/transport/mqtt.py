@@ -98,7 +98,6 @@ class MqttTransport:
         self._linked = threading.Event()
         self._stopping = threading.Event()
         self._failure: TransportError | None = None
-        self._answered = threading.Event()
         self._closed = threading.Event()
         self._limits = Limits(None, "")
         self._protocol = MQTTProtocolVersion.MQTTv5
@@ -116,12 +115,12 @@ class MqttTransport:
     def wait_connected(self, timeout_seconds: float) -> Limits:
         """See `Transport`."""
         deadline = time.monotonic() + timeout_seconds
-        while not self._linked.is_set():
-            if self._failure is not None and (isinstance(self._failure, BrokerRefused) or time.monotonic() > deadline):
-                raise self._failure
-            if time.monotonic() > deadline:
+        while not self._linked.wait(0.05):
+            failure, late = self._failure, time.monotonic() > deadline
+            if failure is not None and (late or isinstance(failure, BrokerRefused)):
+                raise failure
+            if late:
                 raise BrokerUnreachable("no answer", place=self._place, remedy="is the broker running there?")
-            self._answered.wait(0.05)
         return self._limits
 
     def publish(self, message: Message) -> bool:
@@ -261,7 +260,6 @@ class MqttTransport:
             client.subscribe(topic_filter, qos=1)
         self._failure = None
         self._linked.set()
-        self._answered.set()
         self._sink(Connected(self._limits))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
@@ -301,4 +299,3 @@ class MqttTransport:
 
     def _fail(self, error: TransportError) -> None:
         self._failure = error
-        self._answered.set()
