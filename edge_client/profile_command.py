@@ -82,10 +82,11 @@ def profile(
     from edge_client.worker.outline import Outline
 
     schema = describe(Outline(folder, section), section)
-    own = footprint(folder, schema, section, "int8", pool=pool, rank=rank, intervals=pool, longest=length, min_length=min_length)
+    shape = {"batch_size": batch, "longest": length}
+    own = footprint(folder, schema, section, "int8", pool=pool, rank=rank, intervals=pool, min_length=min_length, **shape)
     runtime = own.runtime_bytes
-    lora = lora_footprint(folder, schema, section, rank=rank, longest=length, runtime_bytes=runtime)
-    full = full_footprint(folder, section, longest=length, runtime_bytes=runtime)
+    lora = lora_footprint(folder, schema, section, rank=rank, runtime_bytes=runtime, **shape)
+    full = full_footprint(folder, section, runtime_bytes=runtime, **shape)
     fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
     bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
     columns = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -16,10 +17,10 @@ from fedcore.errors import BudgetError
 from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
 from fedcore.worker import Measured
 
-__all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "ladder", "plans", "predict", "smaller"]
+__all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "halvings", "ladder", "plans", "predict", "smaller"]
 
-# A pass recomputes the forward pass: one third more products.
-_CHECKPOINTING_TIME = 4 / 3
+# A pass recomputes the forward pass: one third more products. Gates are one of about seven and a half in it.
+_CHECKPOINTING_TIME, _GATES_TIME = 4 / 3, 1.13
 # Every pass dequantises all weights, forward and backward: as much time as this many tokens take.
 _PASS_TOKENS = 16
 _BLOCK_ROWS = (256, 64)
@@ -54,12 +55,12 @@ class Calibration(msgspec.Struct, frozen=True):
     Measured with two tiny steps once a model is loaded; before that, as on the machines of docs/benchmarks.md.
     """
 
-    slack_bytes: int = 10_000_000
-    share: float = 0.02
+    slack_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**50)] = 10_000_000
+    share: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.02
 
 
 def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *, rank: int) -> Parts:
-    """The worker's peak with a plan, by component. Length and micro-batch must be ones that the footprint knows (any number of examples).
+    """The worker's peak with a plan, by component. The footprint must know the length.
 
     Args:
         footprint: Of the model.
@@ -68,15 +69,7 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
         rank: The round's rank, which `plan.rank` 0 stands for.
     """
     length = plan.length or footprint.longest
-    one, two = (
-        next(p for p in footprint.points if (p.checkpointing, p.length, p.micro_batch_size) == (plan.checkpointing, length, size))
-        for size in (1, 2)
-    )
-    more = plan.micro_batch_size - 1
-    activations, logits, working = (
-        max(0, getattr(one, name) + more * (getattr(two, name) - getattr(one, name)))
-        for name in ("activations_bytes", "logits_bytes", "working_bytes")
-    )
+    activations, logits, working = _live(footprint, plan, length)
     share = calibration.share + (_DEFAULT_ALLOCATOR_SHARE if plan.allocator == "default" else 0.0)
     weights, embeddings = footprint.weights_bytes, footprint.embeddings_bytes
     if plan.mapped:
@@ -92,6 +85,26 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
         logits_bytes=logits,
         working_bytes=working,
         slack_bytes=calibration.slack_bytes + int(share * (activations + logits + working)),
+    )
+
+
+def _live(footprint: Footprint, plan: MemoryPlan, length: int) -> tuple[int, int, int]:
+    """Activations, logits and working bytes of a pass: as traced, or on the line through the two nearest sizes that were."""
+    wanted = plan.checkpointing, plan.recompute_gates, length
+    traced = {p.micro_batch_size: p for p in footprint.points if (p.checkpointing, p.recompute_gates, p.length) == wanted}
+    size = plan.micro_batch_size
+    low, high = (found := sorted(sorted(traced, key=lambda known: abs(known - size))[:2]))[0], found[-1]
+    if size in traced:
+        low = high = size
+    near, far, share = traced[low], traced[high], (size - low) / max(1, high - low)
+
+    def between(a: int, b: int) -> int:
+        return max(0, round(a + share * (b - a)))
+
+    return (
+        between(near.activations_bytes, far.activations_bytes),
+        between(near.logits_bytes, far.logits_bytes),
+        between(near.working_bytes, far.working_bytes),
     )
 
 
@@ -146,7 +159,7 @@ def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: 
         for plan in plans(footprint, bounds, calibration)
         if (plan.rank, plan.length, plan.mapped, plan.allocator) == (now.rank, now.length, now.mapped, now.allocator)
         and plan.micro_batch_size <= now.micro_batch_size
-        and plan.checkpointing >= now.checkpointing
+        and (plan.checkpointing, plan.recompute_gates) >= (now.checkpointing, now.recompute_gates)
         and plan.block_rows <= now.block_rows
     ]
     # A step down must be worth it: two percent of what comes and goes.
@@ -193,6 +206,7 @@ def described(plan: MemoryPlan, bounds: Bounds) -> str:
     """
     words = [f"micro-batch {plan.micro_batch_size} of {bounds.batch_size}"]
     words += ["checkpointing"] * plan.checkpointing
+    words += ["gates recomputed"] * plan.recompute_gates
     words += ["weights on disk"] * plan.mapped
     words += [f"blocks of {plan.block_rows} rows"] * (plan.block_rows != _BLOCK_ROWS[0])
     words += [f"rank {plan.rank or bounds.rank}"] * bool(plan.rank or bounds.rank)
@@ -206,15 +220,16 @@ def _repredicted(footprint: Footprint, bounds: Bounds, plan: MemoryPlan, calibra
 
 
 def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
-    sizes = [bounds.micro_batch_size] if bounds.micro_batch_size else list(_halvings(bounds.batch_size, 1))
-    ranks = [0, *(r for r in _halvings(bounds.rank, bounds.min_rank) if r < bounds.rank)]
+    sizes = [bounds.micro_batch_size] if bounds.micro_batch_size else list(halvings(bounds.batch_size, 1))
+    ranks = [0, *(r for r in halvings(bounds.rank, bounds.min_rank) if r < bounds.rank)]
     lengths = (
         [bounds.fixed_length]
         if bounds.fixed_length is not None
         else [0, *sorted({p.length for p in footprint.points if bounds.min_length and bounds.min_length <= p.length < footprint.longest})]
     )
+    ways = sorted({(p.checkpointing, p.recompute_gates) for p in footprint.points if bounds.checkpointing in (None, p.checkpointing)})
     for size in sizes:
-        for checkpointing in (False, True) if bounds.checkpointing is None else (bounds.checkpointing,):
+        for checkpointing, gates in ways:
             for mapped in (False, True) if bounds.mapped is None else (bounds.mapped,):
                 for rank in ranks:
                     for length in lengths:
@@ -223,6 +238,7 @@ def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
                                 yield MemoryPlan(
                                     micro_batch_size=size,
                                     checkpointing=checkpointing,
+                                    recompute_gates=gates,
                                     mapped=mapped,
                                     rank=rank,
                                     length=length,
@@ -235,7 +251,7 @@ def _allocators(bounds: Bounds) -> tuple[Allocator, ...]:
     return ("default", "tuned") if bounds.allocator is None else (bounds.allocator,)
 
 
-def _halvings(largest: int, least: int) -> Iterator[int]:
+def halvings(largest: int, least: int) -> Iterator[int]:
     """largest, half of it rounded up, ... down to `least`."""
     size = largest
     while size > least:
@@ -253,7 +269,8 @@ def _time(footprint: Footprint, plan: MemoryPlan) -> float:
     tokens = plan.micro_batch_size * (plan.length or footprint.longest)
     blocks = 1.0 + 0.02 * (plan.block_rows != _BLOCK_ROWS[0])
     allocator = 1.0 if plan.allocator == "default" else 1.2
-    return (_CHECKPOINTING_TIME if plan.checkpointing else 1.0) * (1 + _PASS_TOKENS / tokens) * blocks * allocator
+    again = _CHECKPOINTING_TIME if plan.checkpointing else _GATES_TIME if plan.recompute_gates else 1.0
+    return again * (1 + _PASS_TOKENS / tokens) * blocks * allocator
 
 
 def _remedy(footprint: Footprint, least: MemoryPlan, missing_bytes: float) -> str:

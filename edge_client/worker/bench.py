@@ -23,6 +23,7 @@ from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import begin_peak, give_back_freed_memory, status_bytes
 from edge_client.worker.layer import FloatWeight, Int8Weight, Scratch, SubspaceLinear
 from edge_client.worker.loss import chunked_cross_entropy
+from edge_client.worker.trainer import set_recompute_gates
 from fedcore.projection import signs
 from fedcore.quantise import quantise_weight
 
@@ -60,13 +61,13 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, shape
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(_config(shape))
-    model, loss_of = {"fedkrso": _fedkrso, "lora": _lora, "full": _full}[method](model)
+    model, loss_of = {"fedkrso": _fedkrso, "fedkrso-gates": _fedkrso_gates, "lora": _lora, "full": _full}[method](model)
     model.train()
     if checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = (torch.optim.Adam if method == "fedkrso" else torch.optim.AdamW)(trained, lr=1e-4)
+    optimiser = (torch.optim.Adam if method.startswith("fedkrso") else torch.optim.AdamW)(trained, lr=1e-4)
     batches = torch.randint(0, 32_000, (steps + 1, shape.batch, shape.length))
     gc.collect()
     give_back_freed_memory()
@@ -127,6 +128,13 @@ def _fedkrso(model: Any) -> tuple[Any, Loss]:
         hidden = model.model(input_ids=tokens).last_hidden_state
         return chunked_cross_entropy(hidden[:, :-1], words, tokens[:, 1:])
 
+    return model, loss_of
+
+
+def _fedkrso_gates(model: Any) -> tuple[Any, Loss]:
+    """The same, with the gates of gated MLPs recomputed."""
+    model, loss_of = _fedkrso(model)
+    set_recompute_gates(model, True)
     return model, loss_of
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from edge_client.memory.planner import halvings
 from edge_client.worker.model import empty_model
 from edge_client.worker.outline import Outline, untouched
 from edge_client.worker.sketch import Step, fake_model, sketch_points
@@ -62,7 +63,9 @@ class _LoraLinear(nn.Module):
         return y + low_rank
 
 
-def lora_footprint(folder: Path, schema: ModelSchema, task: TaskSection, *, rank: int, longest: int, runtime_bytes: int) -> Footprint:
+def lora_footprint(
+    folder: Path, schema: ModelSchema, task: TaskSection, *, rank: int, batch_size: int, longest: int, runtime_bytes: int
+) -> Footprint:
     """LoRA of a rank on all linear layers that FedKRSO trains, int8 weights, AdamW in float32."""
     model = empty_model(folder, task)
     model.requires_grad_(False)
@@ -81,18 +84,18 @@ def lora_footprint(folder: Path, schema: ModelSchema, task: TaskSection, *, rank
     model.train()
     # `load_in_8bit` leaves the rest in the checkpoint's dtype.
     others = _float_bytes(model) - 4 * rank * (rows + columns) - _saved_by_dtype(folder, task)
-    points = _points(model, task, longest, gradients_apart=True)
+    points = _points(model, task, batch_size, longest, gradients_apart=True)
     return _as_footprint(points, longest, runtime_bytes, weights, others, 4 * 4 * (rows + columns), 3 * 4 * trained)
 
 
-def full_footprint(folder: Path, task: TaskSection, *, longest: int, runtime_bytes: int) -> Footprint:
+def full_footprint(folder: Path, task: TaskSection, *, batch_size: int, longest: int, runtime_bytes: int) -> Footprint:
     """All weights in float32, with gradients and AdamW's moments."""
     model = empty_model(folder, task)
     _materialise(model)
     model.requires_grad_(True)
     model.train()
     held = _float_bytes(model)
-    points = _points(model, task, longest, gradients_apart=False)
+    points = _points(model, task, batch_size, longest, gradients_apart=False)
     return _as_footprint(points, longest, runtime_bytes, held, 0, 0, 2 * held)
 
 
@@ -115,7 +118,7 @@ def _as_footprint(
     )
 
 
-def _points(model: Any, task: TaskSection, longest: int, *, gradients_apart: bool) -> tuple[Point, ...]:
+def _points(model: Any, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool) -> tuple[Point, ...]:
     def loss(model: Any, batch: list[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
         """The model's own loss: all logits at once."""
         inputs = pad(batch, pad_id, torch_device)
@@ -127,7 +130,13 @@ def _points(model: Any, task: TaskSection, longest: int, *, gradients_apart: boo
         return found
 
     mode = fake_model(model)
-    return sketch_points(model, mode, Step(task, loss, gradients_apart), [longest], set_checkpointing)
+    shapes = [(size, longest) for size in halvings(batch_size, 1)]
+    return sketch_points(model, mode, Step(task, loss, gradients_apart), shapes, _recompute)
+
+
+def _recompute(model: Any, checkpointing: bool, gates: bool) -> bool:
+    set_checkpointing(model, checkpointing)
+    return not gates
 
 
 def _saved_by_dtype(folder: Path, task: TaskSection) -> int:

@@ -15,6 +15,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from edge_client.memory.planner import halvings
 from edge_client.worker.embedding import FrozenEmbedding
 from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import give_back_freed_memory, status_bytes
@@ -22,17 +23,18 @@ from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.model import LARGE_ELEMENTS, build
 from edge_client.worker.outline import Outline, untouched
 from edge_client.worker.sketch import Step, fake_model, sketch_points
-from edge_client.worker.trainer import set_checkpointing
+from edge_client.worker.trainer import set_checkpointing, set_recompute_gates
 from fedcore.base import LayerWeight
 from fedcore.job import TaskSection
 from fedcore.memoryplan import Footprint
 from fedcore.schema import LayerSpec, ModelSchema
 from fedcore.types import BaseKind
 
-__all__ = ["TINY_LENGTH", "Shape", "cached_footprint", "footprint", "shape_model"]
+__all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprint", "shape_model"]
 
-# Lengths that are traced beside the longest: for calibration, and where a job lets a node cut its texts.
+# What calibration measures.
 TINY_LENGTH = 32
+TINY_BATCHES = (1, 2)
 
 
 class Shape:
@@ -79,6 +81,7 @@ def footprint(
     pool: int,
     rank: int,
     intervals: int,
+    batch_size: int,
     longest: int,
     min_length: int = 0,
 ) -> Footprint:
@@ -92,6 +95,7 @@ def footprint(
         pool: Seeds of the pool, K.
         rank: r.
         intervals: Of a round; no more accumulators than these exist.
+        batch_size: Examples in an optimiser step: the largest micro-batch.
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
     """
@@ -105,7 +109,7 @@ def footprint(
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [_bytes(list(layer.base.buffers())) for layer in layers]
     mode = fake_model(model)
-    points = sketch_points(model, mode, Step(task), _lengths(longest, min_length), set_checkpointing)
+    points = sketch_points(model, mode, Step(task), _shapes(batch_size, longest, min_length), _recompute)
     del model, layers, mode
     gc.collect()
     give_back_freed_memory()
@@ -148,7 +152,7 @@ def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskS
     try:
         known = msgspec.json.decode(path.read_bytes(), type=Footprint)
         return msgspec.structs.replace(known, runtime_bytes=max(known.runtime_bytes, status_bytes("VmRSS") or 0))
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         found = msgspec.structs.replace(footprint(folder, schema, task, kind, **shape), key=key)
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("footprint-*.json"):
@@ -157,13 +161,19 @@ def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskS
     return found
 
 
-def _lengths(longest: int, min_length: int) -> list[int]:
-    """The longest, the tiny one for calibration, and halves down to what the job allows."""
-    found, length = {longest, min(longest, TINY_LENGTH)}, longest
+def _recompute(model: Any, checkpointing: bool, gates: bool) -> bool:
+    set_checkpointing(model, checkpointing)
+    return set_recompute_gates(model, gates) or not gates
+
+
+def _shapes(batch_size: int, longest: int, min_length: int) -> list[tuple[int, int]]:
+    """Every micro-batch that a plan may choose, at the longest length and at halves of it down to what the job allows; and tiny steps."""
+    lengths, length = {longest}, longest
     while min_length and length > min_length:
         length = max(min_length, -(-length // 2))
-        found.add(length)
-    return sorted(found)
+        lengths.add(length)
+    chosen = {(size, length) for size in halvings(batch_size, 1) for length in lengths}
+    return sorted(chosen | {(size, min(longest, TINY_LENGTH)) for size in TINY_BATCHES})
 
 
 def _subspace_layers(model: nn.Module) -> list[SubspaceLinear]:

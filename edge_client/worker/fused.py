@@ -3,7 +3,8 @@
 
 - RMS norm: keeps x in its own dtype and one number per token (the original keeps a float32 copy of a 16-bit x, and the normed x
   where the weight trains), and goes back in blocks of tokens instead of through six matrices of x's size.
-- Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept.
+- Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept. Where memory is short it
+  keeps its input instead of the (wider) gate, and computes the gate once more.
 
 LayerNorm, GELU and scaled dot-product attention have native backward passes that keep as little; they stay.
 
@@ -181,12 +182,14 @@ class FusedGatedMLP(nn.Module):
         self.gate_proj = gate_proj
         self.up_proj = up_proj
         self.down_proj = down_proj
+        self.recompute_gate = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., n)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         if torch.is_grad_enabled():
-            hidden = _GatedProduct.apply(gate, up)  # type: ignore[no-untyped-call]
+            again = (x.detach(), self.gate_proj) if self.recompute_gate else (None, None)
+            hidden = _GatedProduct.apply(gate, up, *again)  # type: ignore[no-untyped-call]
         else:
             hidden = F.silu(gate, inplace=True).mul_(up)
         del gate, up
@@ -197,18 +200,22 @@ class FusedGatedMLP(nn.Module):
 class _GatedProduct(torch.autograd.Function):
     """silu(gate) * up, keeping both inputs; the backward pass writes their gradients over them.
 
+    With `x` and `gate_proj`, x is kept instead of the gate, which is the same function of the same numbers once more.
+
     Autograd counts that as a change of what it kept, so a second backward pass through the same graph fails loudly.
     """
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, x: Tensor | None, gate_proj: nn.Module | None) -> Tensor:
+        ctx.gate_proj = gate_proj
+        ctx.save_for_backward(gate if x is None else x, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gh: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
+    def backward(ctx: Any, gh: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        kept, up = ctx.saved_tensors
+        gate = kept if ctx.gate_proj is None else ctx.gate_proj(kept)
         features = gate.shape[-1]
         flat_gate, flat_up, flat_gh = (tensor.view(-1, features) for tensor in (gate, up, gh.contiguous()))
         blocks = _token_blocks(flat_gate.shape[0], features)
@@ -219,4 +226,4 @@ class _GatedProduct(torch.autograd.Function):
             torch.ops.aten.silu.out(g, out=u)
             u.mul_(d)
             torch.ops.aten.silu_backward.grad_input(through_silu, g, grad_input=g)
-        return gate, up
+        return gate, up, None, None

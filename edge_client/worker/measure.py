@@ -74,6 +74,7 @@ def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
         model_schema=schema,
         checksums=tuple(signs_checksum(seeds, layer.name, request.rank, layer.columns) for layer in schema.layers),
         training=training,
+        chunk_bytes=262_144,
         version=0,
         objects=(),
     )
@@ -91,6 +92,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
     plan = _kept_plan(folder, request, scratch)
     training = plan.training
     shape: dict[str, Any] = {"pool": request.pool, "rank": request.rank, "intervals": 1, "longest": request.length}
+    shape["batch_size"] = memory.micro_batch_size
     sketch = footprint(folder, plan.model_schema, plan.task, request.base_kind, **shape)
     before = predict(sketch, memory, Calibration(), rank=training.rank)
     begin_peak()
@@ -110,8 +112,14 @@ def measure(request: Request, scratch: Path) -> Measurement:
         seconds = now
 
     target = {"causal-lm": None, "regression": 0.5}.get(plan.task.kind, 0)
-    types = (0,) * request.length if getattr(replica.model.config, "type_vocab_size", 0) else None
-    examples = [Encoded(tuple((7 * i + j) % 97 + 3 for j in range(request.length)), types, target) for i in range(request.batch_size)]
+    typed = getattr(replica.model.config, "type_vocab_size", 0) > 0
+
+    def example(index: int) -> Encoded:
+        # Every other text is a token shorter: a batch with padding has an attention mask, one without has none.
+        tokens = max(1, request.length - index % 2)
+        return Encoded(tuple((7 * index + j) % 97 + 3 for j in range(tokens)), (0,) * tokens if typed else None, target)
+
+    examples = [example(index) for index in range(request.batch_size)]
     trainer = Trainer(replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), report, lambda: 0)
     begin_peak()
     header, _ = trainer.train(plan, (memory,), scratch / "update.bin")
@@ -144,7 +152,7 @@ def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
     path = scratch / f"plan-{key}.bin"
     try:
         return msgspec.msgpack.decode(path.read_bytes(), type=Plan)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         plan = local_plan(folder, request.task, request)
     path.write_bytes(msgspec.msgpack.encode(plan))
     return plan

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -201,24 +202,25 @@ def point(model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int
 
 
 def sketch_points(
-    model: Any, mode: FakeTensorMode, step: Step, lengths: Sequence[int], checkpoint: Callable[[Any, bool], None]
+    model: Any, mode: FakeTensorMode, step: Step, shapes: Sequence[tuple[int, int]], recompute: Callable[[Any, bool, bool], bool]
 ) -> tuple[Point, ...]:
-    """Points for one and two examples of each length, without and with checkpointing.
+    """A point for each shape and each way of recomputing.
 
     Args:
         model: Fake, ready to train.
         mode: Its mode.
         step: What is trained.
-        lengths: In tokens.
-        checkpoint: Called with (model, on) to switch checkpointing.
+        shapes: Examples and tokens of each.
+        recompute: Called with (model, checkpointing, gates) to switch; False where the model cannot.
     """
     found = []
-    for checkpointing in (False, True):
-        checkpoint(model, checkpointing)
-        for length in lengths:
-            for size in (1, 2):
-                found.append(point(model, mode, step, micro_batch_size=size, length=length, checkpointing=checkpointing))
-    checkpoint(model, False)
+    for checkpointing, gates in ((False, False), (False, True), (True, False)):
+        if not recompute(model, checkpointing, gates):
+            continue
+        for size, length in shapes:
+            one = point(model, mode, step, micro_batch_size=size, length=length, checkpointing=checkpointing)
+            found.append(msgspec.structs.replace(one, recompute_gates=gates))
+    recompute(model, False, False)
     return tuple(found)
 
 

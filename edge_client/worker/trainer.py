@@ -20,6 +20,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from edge_client.worker.fedkrso import Round, train_round, update_records
+from edge_client.worker.fused import FusedGatedMLP
 from edge_client.worker.highwater import give_back_freed_memory
 from edge_client.worker.intervals import FinishedIntervals, round_key
 from edge_client.worker.layer import SubspaceLinear
@@ -30,7 +31,7 @@ from fedcore.memoryplan import Allocator, MemoryPlan
 from fedcore.plan import Plan
 from fedcore.update import UpdateHeader, write_update
 
-__all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing"]
+__all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
 
 # glibc's mallopt numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -175,6 +176,7 @@ class _Numbered:
 def apply(model: Any, memory: MemoryPlan) -> None:
     """Make a model train as a memory plan says, from the next micro-batch on."""
     set_checkpointing(model, memory.checkpointing)
+    set_recompute_gates(model, memory.recompute_gates and not memory.checkpointing)
     for layer in model.modules():
         if isinstance(layer, SubspaceLinear):
             layer.block_rows = memory.block_rows
@@ -191,6 +193,14 @@ def set_checkpointing(model: Any, on: bool) -> None:
     # Dropout is off: there is no random state to keep.
     recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     model._set_gradient_checkpointing(enable=on, gradient_checkpointing_func=recompute)
+
+
+def set_recompute_gates(model: Any, on: bool) -> bool:
+    """Switch the recomputing of gated MLPs' gates; whether the model has any."""
+    found = [module for module in model.modules() if isinstance(module, FusedGatedMLP)]
+    for module in found:
+        module.recompute_gate = on
+    return bool(found)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
