@@ -48,6 +48,7 @@ quorum = 1
 deadline_seconds = 600
 [broker]
 url = "{url}"
+insecure = true
 username = "coordinator"
 password = "{password}"
 """
@@ -63,6 +64,7 @@ threads = 1
 source = "{data}"
 [broker]
 url = "{url}"
+insecure = true
 username = "n"
 password = "{password}"
 """

@@ -46,9 +46,11 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, as_json: bool) -> N
             remedy=f"fedkrso coordinator resume {job.run} --runs {runs}, or another name",
         )
     root.mkdir(parents=True, exist_ok=True)
-    keep = root / "job.json"
+    # Beside and renamed: a job that was cut short could not be resumed.
+    keep = root / "job.json.new"
     keep.touch(mode=0o600)
     keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
+    keep.replace(root / "job.json")
     _serve(job, root, as_json=as_json)
 
 
@@ -86,6 +88,12 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     prepared = prepare(job, model_folder, files, ledger)
     base = Base(Checkpoint(model_folder), prepared.schema, job.model.base, files.base)
     state = load_state(files.state(rows[-1].round)).publish()
+    plan = ledger.plan(rows[-1].round)
+    if plan is not None and base.generation < plan.training.generation:
+        raise RunError("the folded base is damaged", place=str(files.base), remedy=f"fedkrso coordinator resume {run} makes it anew")
+    if plan is not None and base.generation > plan.training.generation:
+        # The next round is open, and what this one learned is in the base already.
+        state = state.refreshed(prepared.schema, state.seeds)
     export_model(base, state, prepared.schema, prepared.job.task, job.seed, folder)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 
@@ -101,11 +109,8 @@ def broker_run(folder: Path, users: tuple[str, ...], port: int, kind: str | None
 
     with LocalBroker(folder, users, kind=kind, port=port) as broker:  # type: ignore[arg-type]
         click.echo(f"{broker.kind} at {broker.url}")
-        for user, password in broker.passwords.items():
-            path = folder / f"{user}.password"
-            path.touch(mode=0o600)
-            path.write_text(password + "\n", encoding="utf-8")
-            click.echo(f"  username = {user!r}, password_file = {str(path)!r}")
+        for user in users:
+            click.echo(f"\n# for {user}\n{broker.sections(user)}", nl=False)
         broker.wait()
 
 
@@ -142,9 +147,11 @@ def _serve(job: Job, root: Path, *, as_json: bool) -> None:
     from coordinator.ledger import SqliteLedger
     from coordinator.prepare import prepare
     from coordinator.progress import Progress
+    from coordinator.senders import Senders
     from coordinator.service import Coordinator
     from coordinator.summary import summary_of, write_report, write_summary
     from fedcore.brokerconfig import mqtt_settings
+    from fedcore.identity import load_signing_key
     from fedcore.modelfolder import resolve_model_folder
     from fedcore.transport.mqtt import MqttTransport
 
@@ -155,10 +162,13 @@ def _serve(job: Job, root: Path, *, as_json: bool) -> None:
     # Spreads reconnects; decides nothing in the model.
     jitter = random.Random(secrets.randbits(64))  # noqa: S311
     transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
-    with Progress(as_json=as_json, insecure=not job.broker.url.startswith("mqtts:")) as progress:
-        view = Coordinator(prepared, files, ledger, transport, observer=progress.show).run()
+    trust = job.trust
+    key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
+    senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
+    with Progress(as_json=as_json) as progress:
+        view = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=progress.show).run()
+    summary = summary_of(view, ledger.counts("refused"))
     ledger.close()
-    summary = summary_of(view)
     write_summary(files.summary, summary)
     write_report(files.report, summary)
     if as_json:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import queue
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.job import DataSection
-from fedcore.plan import OutcomeObject, Plan
-from fedcore.worker import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, WorkerDied, WorkerProcess
+from fedcore.plan import OutcomeObject, Plan, Position, cheapest_way
+from fedcore.worker import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready, WorkerDied, WorkerProcess
 
 __all__ = ["Evaluator", "ask_worker", "raise_failure"]
 
@@ -66,18 +67,54 @@ class Evaluator:
         self._worker.send(
             Configure(plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads)
         )
-        self.pending = 0
+        self._held: Position | None = None
+        self._asked: deque[tuple[Position, tuple[OutcomeObject, ...], Callable[[OutcomeObject], Path]]] = deque()
+        self._sent = 0
 
-    def evaluate(self, obj: OutcomeObject, path: Path) -> None:
-        """Queue an evaluation of a whole outcome file."""
-        self._worker.send(Adopt(str(path), obj.version, obj.generation, difference=False, digest=obj.digest))
-        self._worker.send(Evaluate(obj.version))
-        self.pending += 1
+    @property
+    def pending(self) -> int:
+        """Evaluations whose answer has not come."""
+        return len(self._asked)
+
+    @property
+    def reading(self) -> set[OutcomeObject]:
+        """Objects that the process may still read."""
+        return {obj for _, objects, _ in self._asked for obj in objects}
+
+    def ready(self, event: Ready) -> None:
+        """The process is loaded; after a restart it may hold an older version."""
+        self._held = event.version, event.generation
+        self._send()
+
+    def evaluate(self, goal: Position, objects: tuple[OutcomeObject, ...], path: Callable[[OutcomeObject], Path]) -> None:
+        """Queue the evaluation of a version, which the process reaches from wherever it stands.
+
+        Args:
+            goal: Version and generation.
+            objects: Published ones that lead there.
+            path: An object's file.
+        """
+        self._asked.append((goal, objects, path))
+        self._send()
+
+    def _send(self) -> None:
+        if self._held is None:
+            return
+        for goal, objects, path in list(self._asked)[self._sent :]:
+            way = cheapest_way(objects, goal, self._held)
+            if way is None:
+                raise WorkerError(f"nothing published leads the evaluation process from {self._held} to {goal}")
+            for obj in way:
+                self._worker.send(Adopt(str(path(obj)), obj.version, obj.generation, obj.kind, obj.digest))
+            self._worker.send(Evaluate(goal[0]))
+            self._held = goal
+            self._sent += 1
 
     def done(self, event: Evaluated) -> None:
         """An answer came."""
         del event
-        self.pending -= 1
+        self._asked.popleft()
+        self._sent -= 1
 
     def stop(self) -> None:
         """End the process."""

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fedcore.durable import flush_folder
 from fedcore.errors import RunError
+from fedcore.plan import ObjectKind
 from fedcore.state import ExactState
-from fedcore.wire.files import flush_folder
 
 __all__ = ["RunFolder", "load_state", "save_state"]
+
+# What NumPy and zipfile raise on a file that is not what it was; a damaged shape asks for more memory than there is.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,14 @@ class RunFolder:
         """A participant's update."""
         return self.root / "updates" / str(server_round) / f"{node}.bin"
 
-    def outcome(self, version: int, *, whole: bool) -> Path:
+    @property
+    def outcomes(self) -> Path:
+        """Published objects."""
+        return self.root / "outcomes"
+
+    def outcome(self, version: int, kind: ObjectKind) -> Path:
         """A published object."""
-        return self.root / "outcomes" / f"{version}-{'whole' if whole else 'difference'}.bin"
+        return self.outcomes / f"{version}-{kind}.bin"
 
     def state(self, version: int) -> Path:
         """The exact state of a version."""
@@ -87,10 +98,11 @@ def load_state(path: Path) -> ExactState:
         RunError: Missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             version, rank = (int(x) for x in stored["head"])
             sums = {key[4:]: stored[key] for key in stored.files if key.startswith("sum/")}
             exponents = {key[9:]: stored[key] for key in stored.files if key.startswith("exponent/")}
             return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

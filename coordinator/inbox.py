@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates on their way in: one receiver per node, chunks to disk, nothing kept in memory."""
+"""Updates on their way in: one receiver per node, chunks to disk, nothing kept in memory.
+
+All nodes may offer at once. What they may have under way together is bounded, since it lies in the broker's and in our own queue until
+it is written: the others wait for their grant. So memory does not grow with the number of nodes, and what is acknowledged within
+seconds is not sent again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fedcore.wire.files import PartialFile
@@ -16,6 +21,11 @@ Accept = Callable[[str, Offer, Path], str]
 """(node, offer, file) -> "" when the file is checked and in the ledger, else the reason it is refused."""
 Reply = Callable[[str, Grant | Ack | Commit | Refuse], None]
 
+_MOST_BYTES = 32 * 2**20
+# File handles are bounded too.
+_MOST_TRANSFERS = 200
+_SPARE_SECONDS = 0.05
+
 
 class Inbox:
     """Receivers of a round.
@@ -24,35 +34,71 @@ class Inbox:
         accept: Called with a complete file whose SHA-256 is right.
         reply: Sends a message to a node.
         window: Chunks a node may have under way.
+        most_bytes: What all nodes may have under way together.
     """
 
-    def __init__(self, accept: Accept, reply: Reply, *, window: int = 8) -> None:
+    def __init__(self, accept: Accept, reply: Reply, *, window: int = 8, most_bytes: int = _MOST_BYTES) -> None:
         self._accept = accept
         self._reply = reply
         self._window = window
+        self._most_bytes = most_bytes
         self._open: dict[str, tuple[Offer, Receiver, PartialFile]] = {}
+        self._waiting: dict[str, tuple[Offer, Path]] = {}
+        self._under_way: dict[str, int] = {}
+        self._spare_at = float("-inf")
+
+    @property
+    def waiting(self) -> Iterable[str]:
+        """Nodes that have offered and wait for their grant."""
+        return self._waiting.keys()
 
     def offer(self, node: str, offer: Offer, path: Path, now: float) -> None:
         """A node offers an object that is wanted at `path`. A new transfer of a node replaces its old one."""
         known = self._open.get(node)
-        if known is None or known[0] != offer:
-            if known is not None:
-                known[2].close()
-            part = PartialFile(path, offer.manifest)
-            receiver = Receiver(offer.transfer, offer.manifest, part.bitmap.tobytes(), window=self._window)
-            self._open[node] = offer, receiver, part
-        self._run(node, self._open[node][1].handle(offer, now))
+        if known is not None and known[0] == offer:
+            self._run(node, known[1].handle(offer, now))
+        else:
+            self._forget(node)
+            self._waiting[node] = offer, path
+            self._admit(now)
 
     def chunk(self, node: str, chunk: Chunk, now: float) -> None:
         """A chunk; one of an unknown transfer is ignored, the sender's next offer brings a grant."""
         if node in self._open:
             self._run(node, self._open[node][1].handle(chunk, now))
+            self._admit(now)
+
+    def spare(self, now: float) -> None:
+        """Nothing is left to do here: what is granted comes slowly, or not at all. So that nobody waits for it, one more may begin."""
+        if self._waiting and abs(now - self._spare_at) >= _SPARE_SECONDS:
+            self._spare_at = now
+            self._begin(next(iter(self._waiting)), now)
 
     def clear(self) -> None:
         """The round is over: forget unfinished transfers, their files stay for a while."""
         for _, _, part in self._open.values():
             part.close()
         self._open.clear()
+        self._waiting.clear()
+        self._under_way.clear()
+
+    def _admit(self, now: float) -> None:
+        while self._waiting and sum(self._under_way.values()) < self._most_bytes and len(self._under_way) < _MOST_TRANSFERS:
+            self._begin(next(iter(self._waiting)), now)
+
+    def _begin(self, node: str, now: float) -> None:
+        offer, path = self._waiting.pop(node)
+        part = PartialFile(path, offer.manifest)
+        receiver = Receiver(offer.transfer, offer.manifest, part.bitmap.tobytes(), window=self._window)
+        self._open[node] = offer, receiver, part
+        self._under_way[node] = min(self._window, offer.manifest.chunks) * offer.manifest.chunk_bytes
+        self._run(node, receiver.handle(offer, now))
+
+    def _forget(self, node: str) -> None:
+        known = self._open.pop(node, None)
+        if known is not None:
+            known[2].close()
+        self._under_way.pop(node, None)
 
     def _run(self, node: str, actions: list[Action]) -> None:
         offer, receiver, part = self._open[node]
@@ -69,6 +115,7 @@ class Inbox:
         if not part.finish():
             self._run(node, receiver.verified(whole=False))
             return
+        self._under_way.pop(node, None)
         reason = self._accept(node, offer, part.path)
         if reason:
             part.path.unlink(missing_ok=True)

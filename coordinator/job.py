@@ -3,28 +3,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Literal
 
 import msgspec
 
 from fedcore.errors import ConfigError
-from fedcore.job import BrokerSection, DataSection, TaskSection
+from fedcore.job import BrokerSection, DataSection, PathText, TaskSection, TrustSection
 from fedcore.method import MethodSettings
 from fedcore.types import BaseKind
 
-__all__ = ["Job", "ModelSection", "RoundSection"]
+__all__ = ["Job", "ModelSection", "RoundSection", "SafetySection"]
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[model]`: what is fine-tuned."""
 
-    folder: str
+    folder: PathText
     """A Hugging Face model folder, or `package:folder` for one that a Python package carries."""
     base: BaseKind = "int8"
     """How the frozen base is held."""
     trained_tensors: tuple[str, ...] = ()
     """Checkpoint tensors trained whole beside the task head, such as `*.LayerNorm.*`."""
-    schema_file: str | None = None
+    schema_file: PathText | None = None
     """Output of `fedkrso model describe`, for a coordinator without torch."""
 
 
@@ -40,6 +42,12 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Least number of updates that makes a round."""
     deadline_seconds: float = 3600.0
     """A round closes at the latest then, if it has its quorum."""
+    deadline_slack: float = 10.0
+    """Once all invited nodes have been timed, a round's deadline is this many times the slowest one's last round; 0: never earlier."""
+    least_deadline_seconds: float = 60.0
+    """A deadline from measured speed leaves at least this much: time for a node to start again."""
+    over_selection: float = 0.0
+    """Share of `cohort` that is invited beyond it; the round closes with the first `cohort` updates. Equal runs then differ."""
     finish_seconds: float = 120.0
     """After the last round, how long to wait for every node to report its digest."""
     keep_outcomes: int = 2
@@ -51,11 +59,42 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_outcomes"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
+        for key in ("deadline_slack", "least_deadline_seconds", "over_selection"):
+            if not 0 <= getattr(self, key) < 1e9:
+                raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
+        if self.over_selection and not self.cohort:
+            raise ConfigError("over_selection needs a cohort", place="round.over_selection", remedy="set round.cohort")
         if not 1024 <= self.chunk_bytes <= 1_000_000:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")
         invited = self.cohort or max(self.min_nodes, self.quorum)
         if self.quorum > invited:
             raise ConfigError(f"a quorum of {self.quorum} cannot come from {invited} nodes", place="round.quorum")
+
+    @property
+    def invited(self) -> int:
+        """Nodes that a round invites; 0 for all."""
+        return math.ceil(self.cohort * (1 + self.over_selection))
+
+
+class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[safety]`: what one participant's update may do to a round (`coordinator.policy`)."""
+
+    norm_bound: float = 0.0
+    """Largest norm of an update: the root of the sum of squares of all its numbers. 0 for none; a run's summary shows the norms."""
+    norm_policy: Literal["clip", "refuse"] = "clip"
+    """What happens to an update beyond the bound: scaled down to it, or refused."""
+    max_share_ratio: float = 10.0
+    """A participant weighs at most this multiple of the lower median of the examples claimed in the round; 0 for no limit."""
+    max_examples: int = 0
+    """A participant weighs at most this many examples, whatever the others claim; 0 for no limit."""
+
+    def __post_init__(self) -> None:
+        if self.norm_bound != 0 and not 1e-6 <= self.norm_bound <= 1e9:
+            raise ConfigError(f"norm_bound is {self.norm_bound}, it must be 0 or from 1e-6 to 1e9", place="safety.norm_bound")
+        if self.max_share_ratio != 0 and not 1 <= self.max_share_ratio <= 1e9:
+            raise ConfigError(f"max_share_ratio is {self.max_share_ratio}, it must be 0 or from 1 to 1e9", place="safety.max_share_ratio")
+        if self.max_examples < 0:
+            raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,7 +108,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     task: TaskSection
     method: MethodSettings = MethodSettings()
     round: RoundSection = RoundSection()
+    safety: SafetySection = SafetySection()
     broker: BrokerSection
+    trust: TrustSection = TrustSection()
     evaluation: DataSection | None = None
     """Held-out data; without it no accuracy is measured."""
 

@@ -7,19 +7,24 @@ exact state) are files, flushed and renamed before their row is written. Another
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from fedcore.errors import RunError
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.accumulator import Clip
+from fedcore.errors import RunError, StorageError
+from fedcore.plan import ObjectKind, OutcomeObject, Plan
 from fedcore.update import UpdateHeader
 
 __all__ = ["Ledger", "RoundRow", "SqliteLedger", "UpdateRow"]
 
 T = TypeVar("T")
+# As numbers in the column `whole`.
+_KINDS: Final[tuple[ObjectKind, ...]] = ("difference", "whole", "snapshot")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL);
@@ -40,6 +45,10 @@ class UpdateRow(msgspec.Struct, frozen=True):
     file: str
     size_bytes: int
     header: UpdateHeader
+    norm: float | None = None
+    """Of all its numbers; None in a ledger from before norms were kept."""
+    clip: Clip | None = None
+    """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
 
 
 class RoundRow(msgspec.Struct, frozen=True):
@@ -54,6 +63,12 @@ class RoundRow(msgspec.Struct, frozen=True):
     accuracy: float | None = None
     loss: float | None = None
     metrics: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    """Of the updates as they came, by participant."""
+    clipped: dict[str, float] = {}
+    """The factor, for participants whose update was scaled down."""
+    capped: dict[str, tuple[int, int]] = {}
+    """Examples claimed and weight given, for participants whose claim did not count in full."""
 
 
 class Ledger(Protocol):
@@ -79,12 +94,24 @@ class Ledger(Protocol):
         """Keep an update. False, and nothing changes, if this node's update for the round is already there."""
         ...
 
+    def update(self, server_round: int, node: str) -> UpdateRow | None:
+        """A node's update for a round, or None."""
+        ...
+
     def updates(self, server_round: int) -> list[UpdateRow]:
         """A round's updates, by node."""
         ...
 
     def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
         """Keep a round's published objects and its row, both or neither."""
+        ...
+
+    def put_objects(self, objects: list[OutcomeObject]) -> None:
+        """Keep published objects that are no round's outcome."""
+        ...
+
+    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+        """Forget published objects, all of them or none."""
         ...
 
     def outcomes(self) -> list[OutcomeObject]:
@@ -107,11 +134,16 @@ class Ledger(Protocol):
         """The event log, oldest first."""
         ...
 
+    def counts(self, kind: str) -> dict[str, int]:
+        """How many events of a kind each node has."""
+        ...
+
 
 class SqliteLedger:
     """The default ledger: one file in the run's folder."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -120,71 +152,108 @@ class SqliteLedger:
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
 
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise StorageError(f"the ledger cannot be written: {error}", place=str(self._path), remedy="free space there") from None
+            raise RunError(f"the ledger cannot be used: {error}", place=str(self._path)) from None
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """All that is written within, or nothing."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
     def put_fact(self, name: str, value: object) -> None:
         """See `Ledger`."""
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgspec.msgpack.encode(value)))
+        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgspec.msgpack.encode(value)))
 
     def fact(self, name: str, kind: type[T]) -> T | None:
         """See `Ledger`."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0], type=kind)
 
     def put_plan(self, plan: Plan) -> None:
         """See `Ledger`."""
-        self._db.execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (plan.round, msgspec.msgpack.encode(plan)))
+        self._execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (plan.round, msgspec.msgpack.encode(plan)))
 
     def plan(self, server_round: int) -> Plan | None:
         """See `Ledger`."""
-        row = self._db.execute("SELECT plan FROM plans WHERE round = ?", (server_round,)).fetchone()
+        row = self._execute("SELECT plan FROM plans WHERE round = ?", (server_round,)).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0], type=Plan)
 
     def put_update(self, row: UpdateRow) -> bool:
         """See `Ledger`."""
-        done = self._db.execute(
+        done = self._execute(
             "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)", (row.header.round, row.header.node, msgspec.msgpack.encode(row))
         )
         return done.rowcount == 1
 
+    def update(self, server_round: int, node: str) -> UpdateRow | None:
+        """See `Ledger`."""
+        row = self._execute("SELECT row FROM updates WHERE round = ? AND node = ?", (server_round, node)).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=UpdateRow)
+
     def updates(self, server_round: int) -> list[UpdateRow]:
         """See `Ledger`."""
-        rows = self._db.execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
+        rows = self._execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
         return [msgspec.msgpack.decode(row[0], type=UpdateRow) for row in rows]
 
     def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
         """See `Ledger`."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for obj in objects:
-                key = (obj.version, int(obj.base_version is None), msgspec.msgpack.encode(obj))
-                self._db.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", key)
+        with self._together():
+            self._put(objects)
             self.put_round(row)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
+
+    def put_objects(self, objects: list[OutcomeObject]) -> None:
+        """See `Ledger`."""
+        with self._together():
+            self._put(objects)
+
+    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+        """See `Ledger`."""
+        with self._together():
+            for obj in objects:
+                self._execute("DELETE FROM outcomes WHERE version = ? AND whole = ?", (obj.version, _KINDS.index(obj.kind)))
+
+    def _put(self, objects: list[OutcomeObject]) -> None:
+        for obj in objects:
+            key = (obj.version, _KINDS.index(obj.kind), msgspec.msgpack.encode(obj))
+            self._execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", key)
 
     def outcomes(self) -> list[OutcomeObject]:
         """See `Ledger`."""
-        rows = self._db.execute("SELECT object FROM outcomes ORDER BY version, whole")
+        rows = self._execute("SELECT object FROM outcomes ORDER BY version, whole")
         return [msgspec.msgpack.decode(row[0], type=OutcomeObject) for row in rows]
 
     def put_round(self, row: RoundRow) -> None:
         """See `Ledger`."""
-        self._db.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (row.round, msgspec.msgpack.encode(row)))
+        self._execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (row.round, msgspec.msgpack.encode(row)))
 
     def rounds(self) -> list[RoundRow]:
         """See `Ledger`."""
-        rows = self._db.execute("SELECT row FROM rounds ORDER BY round")
+        rows = self._execute("SELECT row FROM rounds ORDER BY round")
         return [msgspec.msgpack.decode(row[0], type=RoundRow) for row in rows]
 
     def note(self, at: float, kind: str, node: str, text: str) -> None:
         """See `Ledger`."""
-        self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (at, kind, node, text))
+        self._execute("INSERT INTO events VALUES (?, ?, ?, ?)", (at, kind, node, text))
 
     def events(self) -> list[tuple[float, str, str, str]]:
         """See `Ledger`."""
-        return list(self._db.execute("SELECT at, kind, node, text FROM events ORDER BY rowid"))
+        return list(self._execute("SELECT at, kind, node, text FROM events ORDER BY rowid"))
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """See `Ledger`."""
+        return dict(self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,)))

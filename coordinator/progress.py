@@ -25,17 +25,16 @@ class Progress:
 
     Args:
         as_json: One JSON object a line instead.
-        insecure: The broker is not encrypted: say so all the time.
         console: Where to write.
     """
 
-    def __init__(self, *, as_json: bool, insecure: bool, console: Console | None = None) -> None:
+    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
         self._as_json = as_json
-        self._insecure = insecure
         self._console = console or Console()
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal and not as_json else None
         self._told: set[tuple[object, ...]] = set()
         self._drawn_at = 0.0
+        self._seen: tuple[object, ...] = ()
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -53,6 +52,11 @@ class Progress:
                 self._drawn_at = time.monotonic()
                 self._live.update(self._page(view))
             return
+        # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about them.
+        seen = (view.phase, view.round, view.accepted, view.rows, view.events, [node.online for node in view.nodes.values()])
+        if seen == self._seen:
+            return
+        self._seen = seen
         for fact in self._facts(view):
             if fact not in self._told:
                 self._told.add(fact)
@@ -85,8 +89,7 @@ class Progress:
     def _page(self, view: RunView) -> Group:
         head = f"{view.run}  {view.method}  round {min(view.round, view.total_rounds)}/{view.total_rounds}  {view.phase}"
         lines: list[Any] = [Text(head, style="bold")]
-        if self._insecure:
-            lines.append(Text("the link to the broker is not encrypted", style="yellow"))
+        lines.append(Text(view.security, style="yellow" if "INSECURE" in view.security else "dim"))
         nodes = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("node", "state", "step", "loss", "memory against budget", "version"):
             nodes.add_column(column)
@@ -101,7 +104,7 @@ class Progress:
         return Group(*lines)
 
     def _facts(self, view: RunView) -> list[tuple[object, ...]]:
-        facts: list[tuple[object, ...]] = [("insecure",)] if self._insecure else []
+        facts: list[tuple[object, ...]] = [("security", view.security)]
         facts += [("node", n.node, "online" if n.online else "offline") for n in view.nodes.values()]
         if view.phase == "open":
             facts.append(("open", view.round, ", ".join(view.cohort)))
@@ -118,8 +121,8 @@ class Progress:
             self._console.print(json.dumps({"event": fact[0], "values": fact[1:]}), soft_wrap=True, highlight=False, markup=False)
             return
         match fact:
-            case ("insecure",):
-                text = "the link to the broker is not encrypted"
+            case ("security", how):
+                text = f"{how}"
             case ("node", node, state):
                 text = f"node {node} is {state}"
             case ("open", server_round, cohort):
@@ -141,6 +144,6 @@ def _node_cells(node: NodeView) -> tuple[str, ...]:
     used = (node.worker_bytes or 0) / node.budget_bytes if node.budget_bytes else 0.0
     filled = min(_BAR, round(_BAR * used))
     memory = f"{'█' * filled}{'░' * (_BAR - filled)} {(node.worker_bytes or 0) / 2**20:.0f}/{node.budget_bytes / 2**20:.0f} MiB"
-    state = node.state if node.online else f"offline ({node.state})"
+    state = node.trouble or node.state if node.online else f"offline ({node.state})"
     loss = "" if node.loss is None else f"{node.loss:.3f}"
     return node.node, state, f"{node.step}/{node.steps}" if node.steps else "", loss, memory, str(max(node.version, 0))

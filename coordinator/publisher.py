@@ -7,18 +7,25 @@ import time
 from collections.abc import Callable, Mapping
 
 from coordinator.files import RunFolder
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import ObjectKind, OutcomeObject, Plan
 from fedcore.transport.base import Message, Transport
-from fedcore.wire.codec import encode
 from fedcore.wire.files import read_chunk
-from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Refuse, Topics
+from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
+from fedcore.wire.post import Post
 
-__all__ = ["Objects", "Publisher"]
+__all__ = ["Key", "Objects", "Publisher", "key_of"]
 
-Objects = Mapping[tuple[int, bool], OutcomeObject]
-"""Published objects by (version, whole)."""
-_MOST_REPAIRS = 64
+Key = tuple[int, ObjectKind]
+Objects = Mapping[Key, OutcomeObject]
+"""Published objects by version and kind."""
+# A node asks for one window at a time; more in one request would turn a small message into many large ones.
+_MOST_REPAIRS = 8
 _BROADCAST_SECONDS = 2.0
+
+
+def key_of(obj: OutcomeObject) -> Key:
+    """Under what an object is kept."""
+    return obj.version, obj.kind
 
 
 class Publisher:
@@ -26,57 +33,82 @@ class Publisher:
 
     Args:
         transport: Started by the coordinator.
-        run: The run's name.
+        post: Numbers and signs messages.
+        topics: Of the run.
         folder: Where outcomes lie.
         keep_outcomes: Versions that stay retained.
         listeners: How many nodes are online now, for the count of bytes.
     """
 
-    def __init__(self, transport: Transport, run: str, folder: RunFolder, keep_outcomes: int, listeners: Callable[[], int]) -> None:
-        self._transport, self._run, self._folder = transport, run, folder
+    def __init__(
+        self, transport: Transport, post: Post, topics: Topics, folder: RunFolder, keep_outcomes: int, listeners: Callable[[], int]
+    ) -> None:
+        self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
         self._keep_outcomes, self._listeners = keep_outcomes, listeners
-        self._topics = Topics(run)
+        self._unsent: dict[str, Message] = {}
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
     def reply(self, node: str, server_round: int, body: Grant | Ack | Commit | Refuse | Chunk) -> None:
-        """To one node. What cannot go out now is asked for again by the node's own timer."""
-        payload = encode(Envelope(run=self._run, round=server_round, node=node, body=body))
+        """To one node. A chunk that cannot go out now is asked for again by the node's own timer; a word about its update waits here."""
+        payload = self._post.seal(body, server_round, to=node)
         self.sent_bytes += len(payload)
-        self._transport.publish(Message(self._topics.down(node, type(body).__name__.lower()), payload))
+        message = Message(self._topics.down(node, type(body).__name__.lower()), payload)
+        self._unsent.pop(message.topic, None)
+        if not self._transport.publish(message) and not isinstance(body, Chunk):
+            # One for each node and kind: a later word of a kind says all that an earlier one did.
+            self._unsent[message.topic] = message
+
+    def flush(self) -> bool:
+        """Send what waits; False while something still does."""
+        while self._unsent:
+            topic, message = next(iter(self._unsent.items()))
+            if not self._transport.publish(message):
+                return False
+            del self._unsent[topic]
+        return True
 
     def plan(self, plan: Plan) -> None:
         """The present plan, to all."""
-        envelope = Envelope(run=self._run, round=plan.round, node="", body=plan, expires_at=plan.deadline_at or None)
-        self._broadcast(Message(self._topics.plan, encode(envelope), retain=True))
+        sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
+        self._broadcast(Message(self._topics.plan, sealed, retain=True))
+
+    def remind(self, node: str, plan: Plan) -> None:
+        """The present plan, to a node that has not heard it: a broker may acknowledge a message and lose it."""
+        payload = self._post.seal(plan, plan.round, to=node, expires_at=plan.deadline_at or None)
+        self.sent_bytes += len(payload)
+        self._transport.publish(Message(self._topics.down(node, "plan"), payload))
 
     def outcome(self, version: int, objects: Objects) -> None:
-        """Chunks of the version's smallest object, to all; larger and older objects go to whoever asks."""
-        obj = min((o for (v, _), o in objects.items() if v == version), key=lambda o: o.manifest.size_bytes)
-        path = self._folder.outcome(version, whole=obj.base_version is None)
+        """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever asks."""
+        obj = min((o for o in objects.values() if o.version == version and not o.snapshot), key=lambda o: o.manifest.size_bytes)
+        path = self._folder.outcome(version, obj.kind)
         for index in range(obj.manifest.chunks):
             chunk = read_chunk(path, obj.manifest.sha256, index, obj.manifest.chunk_bytes)
-            envelope = Envelope(run=self._run, round=version, node="", body=chunk)
-            self._broadcast(Message(self._topics.outcome(obj.manifest.sha256[:16], index), encode(envelope), retain=True))
-        for (v, _), gone in objects.items():
-            if v == version - self._keep_outcomes:
+            topic = self._topics.outcome(obj.manifest.sha256[:16], index)
+            if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
+                # No link: it is published again when there is one.
+                return
+        for gone in objects.values():
+            if gone.version == version - self._keep_outcomes and not gone.snapshot:
                 for index in range(gone.manifest.chunks):
                     self._broadcast(Message(self._topics.outcome(gone.manifest.sha256[:16], index), b"", retain=True))
 
     def repair(self, node: str, sha256: str, indices: tuple[int, ...], objects: Objects) -> bool:
         """Chunks of a published object again, to the node that misses them; False if there is no such object."""
-        for (version, whole), obj in objects.items():
+        for (version, kind), obj in objects.items():
             if obj.manifest.sha256 == sha256:
-                path = self._folder.outcome(version, whole=whole)
+                path = self._folder.outcome(version, kind)
                 for index in indices[:_MOST_REPAIRS]:
                     if 0 <= index < obj.manifest.chunks:
                         self.reply(node, version, read_chunk(path, sha256, index, obj.manifest.chunk_bytes))
                 return True
         return False
 
-    def _broadcast(self, message: Message) -> None:
+    def _broadcast(self, message: Message) -> bool:
         self.sent_bytes += len(message.payload) * self._listeners()
         deadline = time.monotonic() + _BROADCAST_SECONDS
         # The transport takes a window at a time; what is lost all the same is asked for by the nodes.
-        while not self._transport.publish(message) and time.monotonic() < deadline:
+        while not (sent := self._transport.publish(message)) and time.monotonic() < deadline:
             time.sleep(0.005)
+        return sent

@@ -4,6 +4,8 @@
     waiting ──> open ──> closing ──> open (next round) ... ──> finishing ──> finished
                  └─ deadline without quorum: open again, same round, new cohort and deadline
 
+A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making progress.
+
 Every event is kept in `story`, which an illegal transition shows.
 """
 
@@ -19,6 +21,7 @@ from fedcore.errors import RunError
 
 __all__ = [
     "Action",
+    "Arriving",
     "CloseRound",
     "Declined",
     "DigestReported",
@@ -28,6 +31,7 @@ __all__ = [
     "NodeOffline",
     "NodeOnline",
     "OpenRound",
+    "Revoked",
     "RoundMachine",
     "RoundPublished",
     "Tick",
@@ -35,6 +39,8 @@ __all__ = [
 ]
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
+# An update counts as on its way for so long after its last progress.
+_PROGRESS_SECONDS = 15.0
 TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
         ("waiting", "open"),
@@ -66,6 +72,13 @@ class NodeOffline:
 
 
 @dataclass(frozen=True)
+class Revoked:
+    """A node's key counts no more: what it sent in the open round is left out."""
+
+    node: str
+
+
+@dataclass(frozen=True)
 class Declined:
     """A participant will not send an update this round."""
 
@@ -76,6 +89,14 @@ class Declined:
 @dataclass(frozen=True)
 class UpdateAccepted:
     """A participant's update is checked, on disk and in the ledger."""
+
+    node: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A participant's update made progress."""
 
     node: str
     round: int
@@ -102,7 +123,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = NodeOnline | NodeOffline | Declined | UpdateAccepted | RoundPublished | DigestReported | Tick
+Event = NodeOnline | NodeOffline | Revoked | Declined | Arriving | UpdateAccepted | RoundPublished | DigestReported | Tick
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,11 @@ class RoundMachine:
     declined: set[str] = field(default_factory=set)
     reported: dict[str, tuple[int, str]] = field(default_factory=dict)
     deadline_at: float = 0.0
+    opened_at: float = 0.0
+    arriving: dict[str, float] = field(default_factory=dict)
+    """When each participant's update last made progress."""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds from a round's opening to each node's update, in its last round."""
     story: deque[tuple[float, Event]] = field(default_factory=lambda: deque(maxlen=200))
 
     @property
@@ -172,7 +198,9 @@ class RoundMachine:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; `now` in Unix seconds. Returns what to do, in order."""
-        self.story.append((now, event))
+        if not isinstance(event, Arriving):
+            # One for each chunk: they would leave no room for the story.
+            self.story.append((now, event))
         match event:
             case NodeOnline(node):
                 self.online.add(node)
@@ -183,9 +211,21 @@ class RoundMachine:
                     self.seen.discard(node)
                 if left and self.phase == "open" and node in self.cohort and node not in self.accepted:
                     self.declined.add(node)
+            case Revoked(node):
+                self.online.discard(node)
+                self.seen.discard(node)
+                self.accepted.discard(node)
+                if self.phase == "open" and node in self.cohort:
+                    self.declined.add(node)
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
+                if self.opened_at:
+                    # Unknown for a round that an earlier life of the coordinator opened.
+                    self.took[node] = now - self.opened_at
+            case Arriving(node, server_round) if self._concerns(node, server_round):
+                self.arriving[node] = now
+                return []
             case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
                 self.declined.add(node)
             case DigestReported(node, version, digest):
@@ -214,8 +254,9 @@ class RoundMachine:
             case "open":
                 waiting_for = set(self.cohort) - self.accepted - self.declined
                 enough = len(self.accepted) >= self.settings.quorum
-                late = now >= self.deadline_at
-                if enough and (late or not waiting_for):
+                late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
+                first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
+                if enough and (late or first_ones or not waiting_for):
                     self._go("closing")
                     return [CloseRound(self.round, tuple(sorted(self.accepted)))]
                 others = self.online - self.declined - set(self.cohort)
@@ -228,6 +269,20 @@ class RoundMachine:
                     return [EndRun()]
         return []
 
+    def _still_arriving(self, waiting_for: set[str], now: float) -> bool:
+        """Whether an update is on its way and making progress: a slow link is no reason to lose it, within twice the time."""
+        if now >= self.deadline_at + self.settings.deadline_seconds:
+            return False
+        return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
+
+    def _deadline_seconds(self) -> float:
+        """What the cohort gets, from its slowest member's last round where all have been timed."""
+        settings = self.settings
+        if not settings.deadline_slack or not all(node in self.took for node in self.cohort):
+            return settings.deadline_seconds
+        slowest = max((self.took[node] for node in self.cohort), default=0.0)
+        return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
+
     def _open(self, now: float) -> list[Action]:
         # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes that
         # declined are asked again only when there are too few others.
@@ -235,11 +290,12 @@ class RoundMachine:
         willing = self.online - self.declined if self.phase == "open" else self.online
         if len(kept | willing) < self.settings.quorum:
             willing, self.declined = self.online, set()
-        chosen = choose_cohort(willing - kept, self.settings.cohort, self.cohort_seed, self.round)
+        chosen = choose_cohort(willing - kept, self.settings.invited, self.cohort_seed, self.round)
         cohort = tuple(sorted(kept | set(chosen))) or self.cohort
         self._go("open")
         self.cohort, self.accepted = cohort, set(kept)
-        self.deadline_at = now + self.settings.deadline_seconds
+        self.opened_at, self.arriving = now, {}
+        self.deadline_at = now + self._deadline_seconds()
         return [OpenRound(self.round, self.cohort, self.deadline_at)]
 
     def _published(self, now: float) -> list[Action]:

@@ -8,20 +8,27 @@ acknowledged update and publishes nothing that a resumed run would not publish a
 from __future__ import annotations
 
 import queue
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from coordinator.archive import Archive, listed
 from coordinator.evaluator import Evaluator, raise_failure
+from coordinator.eventlog import EventLog
 from coordinator.files import RunFolder, load_state, save_state
 from coordinator.inbox import Inbox
 from coordinator.ledger import Ledger, RoundRow, UpdateRow
+from coordinator.policy import Shares, clip_for, round_shares
 from coordinator.prepare import Prepared
-from coordinator.publisher import Publisher
+from coordinator.probe import usable_chunk_bytes
+from coordinator.publisher import Publisher, key_of
+from coordinator.reminders import Reminders
 from coordinator.rounds import (
     Action,
+    Arriving,
     CloseRound,
     DigestReported,
     EndRun,
@@ -30,31 +37,38 @@ from coordinator.rounds import (
     NodeOffline,
     NodeOnline,
     OpenRound,
+    Revoked,
     RoundMachine,
     RoundPublished,
     Tick,
     UpdateAccepted,
 )
 from coordinator.rounds import Declined as NodeDeclined
+from coordinator.senders import Senders
 from coordinator.view import NodeView, RunView
+from fedcore.accumulator import norm_of
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
-from fedcore.errors import MalformedMessage, UpdateRefused, WorkerError
+from fedcore.durable import is_full
+from fedcore.errors import BaseDamaged, StorageError, UpdateRefused, WireError, WorkerError
+from fedcore.identity import SigningKey, security
 from fedcore.methods import server_half
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import OutcomeObject, Plan, Training
 from fedcore.projection import signs_checksum
-from fedcore.state import model_digest
+from fedcore.state import PublishedState, model_digest
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
-from fedcore.update import UpdateHeader
-from fedcore.wire.codec import decode
+from fedcore.update import WeightedUpdate
 from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
+from fedcore.wire.post import Post, start_number
 from fedcore.worker import Adopted, Described, Evaluated, Failed, Progress, Ready, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
 
 __all__ = ["Coordinator"]
 
 _TICK_SECONDS = 0.25
+# Until the transport takes more, when it took not all.
+_FLUSH_SECONDS = 0.01
 _UPDATE_SLACK_BYTES = 1_000_000
 
 
@@ -66,6 +80,8 @@ class Coordinator:
         folder: The run's folder.
         ledger: The run's ledger; an earlier life of the run is continued.
         transport: A transport that is not started yet.
+        senders: Whose messages count.
+        key: Signs the coordinator's messages; None in a run without keys.
         clock: Unix time in seconds.
         observer: Called with the view after every change.
 
@@ -80,6 +96,8 @@ class Coordinator:
         ledger: Ledger,
         transport: Transport,
         *,
+        senders: Senders,
+        key: SigningKey | None = None,
         clock: Callable[[], float] = time.time,
         observer: Callable[[RunView], None] = lambda view: None,
     ) -> None:
@@ -88,23 +106,42 @@ class Coordinator:
         self._model_folder = prepared.model_folder
         self._transport, self._clock, self._observer = transport, clock, observer
         self._topics = Topics(job.run)
-        self._publisher = Publisher(transport, job.run, folder, job.round.keep_outcomes, self._listeners)
+        self._senders, self._log = senders, EventLog(ledger)
+        start = start_number(ledger.fact("start", int) or 0, clock())
+        ledger.put_fact("start", start)
+        post = Post(job.run, "", key, start)
+        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_outcomes, self._listeners)
         self._half = server_half(job.method, prepared.schema)
         self._base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, folder.base)
         rows = ledger.rounds()
+        self._archive = Archive(folder, ledger, job.seed, job.round.keep_outcomes)
+        self._objects = self._archive.objects
+        self._archive.sound(self._base, ledger.plan(len(rows) + 1) or ledger.plan(len(rows)), len(rows))
+        self._checkpoint_digest = self._known_checkpoint()
         self._state = load_state(folder.state(rows[-1].round)) if rows else self._half.start(job.seed)
         self._published = self._state.publish()
-        self._objects = {(obj.version, obj.base_version is None): obj for obj in ledger.outcomes()}
-        self._machine = RoundMachine(job.round, job.seed, published=len(rows))
+        # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last word.
+        part = {node for row in rows for node in row.participants}
+        self._machine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
+        if self._plan is not None:
+            # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
+            self._state = self._half.open(self._state, self._plan.training)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
         self._inbox = Inbox(self._accept, lambda node, body: self._publisher.reply(node, self._machine.round, body))
         self._evaluator: Evaluator | None = None
+        self._ticked_at = 0.0
+        self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clock()
         self._uplink = 0
         self._ended = False
-        self._accepted: list[UpdateAccepted] = []
-        self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows)
+        self._heard: list[UpdateAccepted | NodeDeclined] = []
+        protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
+        self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
+        if rows:
+            self.view.digest = self._objects[rows[-1].round, "whole"].digest
+        self._reminders = Reminders()
+        self._last_word: dict[str, int] = {}
 
     def run(self) -> RunView:
         """Serve until the run has ended; the final view.
@@ -120,12 +157,23 @@ class Coordinator:
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
         try:
-            self._transport.wait_connected(20.0)
+            limits = self._transport.wait_connected(20.0)
+            nonce = secrets.token_bytes(16)
+            wanted = self._job.round.chunk_bytes
+            self._chunk_bytes = usable_chunk_bytes(self._transport, self._queue, self._topics.probe, limits, wanted, nonce)
+            if self._chunk_bytes < wanted:
+                self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
             if self._plan is not None and self._machine.published < self._job.round.rounds:
-                accepted = {row.header.node for row in self._ledger.updates(self._plan.round)}
+                rows = self._ledger.updates(self._plan.round)
+                accepted = {row.header.node for row in rows if not self._senders.revoked(row.header.node)} & set(self._plan.cohort)
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
             while not (self._ended and not (self._evaluator and self._evaluator.pending)):
                 self._turn()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            remedy = f"free space there, then: fedkrso coordinator resume {self._job.run}"
+            raise StorageError(f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy) from None
         finally:
             if self._evaluator is not None:
                 self._evaluator.stop()
@@ -134,9 +182,9 @@ class Coordinator:
 
     def _turn(self) -> None:
         try:
-            event = self._queue.get(timeout=_TICK_SECONDS)
+            event = self._queue.get(timeout=_TICK_SECONDS if self._publisher.flush() else _FLUSH_SECONDS)
         except queue.Empty:
-            self._feed(Tick())
+            self._tick()
             return
         match event:
             case Received(topic, payload, _):
@@ -156,10 +204,25 @@ class Coordinator:
             case WorkerDied(_, returncode, tail):
                 last = tail.splitlines()[-1] if tail else "no output"
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
+            case Ready() if self._evaluator is not None:
+                self._evaluator.ready(event)
             case Ready() | Adopted() | Progress() | Trained() | Described():
                 pass
+        # However much is coming in, deadlines are looked at.
+        if self._queue.empty() or time.monotonic() - self._ticked_at > _TICK_SECONDS:
+            self._tick()
+
+    def _tick(self) -> None:
+        self._ticked_at = time.monotonic()
+        for node in self._senders.refresh():
+            self._note("revoked", node, "its messages count no more")
+            self._feed(Revoked(node))
         if self._queue.empty():
-            self._feed(Tick())
+            self._inbox.spare(self._clock())
+        for node in self._inbox.waiting:
+            # It waits for us, not we for it.
+            self._machine.handle(Arriving(node, self._machine.round), self._clock())
+        self._feed(Tick())
 
     # From the wire
 
@@ -168,23 +231,25 @@ class Coordinator:
         if node is None or not payload:
             return
         try:
-            envelope = decode(payload)
-            if envelope.run != self._job.run or envelope.node != node:
-                raise MalformedMessage(f"a message of {envelope.node!r} in run {envelope.run!r} on this topic")
-        except MalformedMessage as error:
-            self._note("malformed", node, error.one_line())
+            envelope = self._senders.open(node, payload)
+        except WireError as error:
+            self._note("refused", node, error.one_line())
             return
         match envelope.body:
             case Status():
                 self._status(node, envelope.body)
+                if envelope.body.state != "lost":
+                    self._last_word[node] = max(envelope.sequence, self._last_word.get(node, 0))
             case Telemetry():
                 self._telemetry(node, envelope.body)
+                self._repair(node, envelope.body, envelope.sequence)
             case Offer():
                 self._uplink += len(payload)
                 self._offered(node, envelope.body)
             case Chunk():
                 self._uplink += len(payload)
                 self._inbox.chunk(node, envelope.body, self._clock())
+                self._machine.handle(Arriving(node, envelope.round), self._clock())
             case Missing(sha256, indices):
                 if not self._publisher.repair(node, sha256, indices, self._objects):
                     self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
@@ -192,24 +257,34 @@ class Coordinator:
                 self._note("declined", node, reason)
                 self._node(node).reason = reason
                 self._feed(NodeDeclined(node, envelope.round))
-        while self._accepted:
-            self._feed(self._accepted.pop(0))
+        while self._heard:
+            self._feed(self._heard.pop(0))
 
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
         seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
-        seen.enclosure = status.enclosure or seen.enclosure
+        seen.enclosure, seen.security = status.enclosure or seen.enclosure, status.security or seen.security
+        if status.online:
+            seen.budget_bytes = status.budget_bytes
+            self._feed(NodeOnline(node))
+        if status.state != "lost":
+            # A node that leaves says once more what it holds.
+            seen.version, seen.digest = status.version, status.digest
+            self._check_digest(node, status)
         if not status.online:
             self._feed(NodeOffline(node, left=status.state != "lost"))
-            return
-        seen.version, seen.digest, seen.budget_bytes = status.version, status.digest, status.budget_bytes
-        self._feed(NodeOnline(node))
-        expected = self._objects.get((status.version, True))
-        if status.version > 0 and expected is not None:
+
+    def _check_digest(self, node: str, status: Status) -> None:
+        seen = self._node(node)
+        expected = self._objects.get((status.version, "whole"))
+        # A replica that has folded since says so by its generation, and has another digest.
+        if status.version > 0 and expected is not None and expected.generation == status.generation:
             if status.digest == expected.digest:
+                seen.trouble = ""
                 self._feed(DigestReported(node, status.version, status.digest))
             elif status.digest:
-                self._note("digest", node, f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}")
+                seen.trouble = f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
+                self._note("digest", node, seen.trouble)
 
     def _telemetry(self, node: str, numbers: Telemetry) -> None:
         seen = self._node(node)
@@ -220,18 +295,42 @@ class Coordinator:
         seen.parts = numbers.parts or seen.parts
         self._observer(self.view)
 
+    def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
+        """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our plan."""
+        seen, newest = self._node(node), sequence > self._last_word.get(node, 0)
+        if newest and (not seen.online or (seen.version, seen.digest) != (numbers.version, numbers.digest)):
+            status = Status(
+                online=True,
+                state=numbers.state,
+                device=seen.device,
+                version=numbers.version,
+                generation=numbers.generation,
+                digest=numbers.digest,
+                budget_bytes=numbers.budget_bytes,
+                reason=seen.reason,
+            )
+            self._status(node, status)
+        self._last_word[node] = max(sequence, self._last_word.get(node, 0))
+        if self._plan is not None and self._reminders.due(node, numbers.plan, self._plan.key, self._clock()):
+            self._publisher.remind(node, self._plan)
+
     def _offered(self, node: str, offer: Offer) -> None:
         plan = self._plan
         reason = ""
-        committed = [row for row in self._ledger.updates(plan.round) if row.header.node == node] if plan else []
-        if committed and committed[0].transfer == offer.transfer:
+        # Of the round that the transfer is of: the commit of a round that has closed since may have been lost.
+        number = offer.transfer.partition("-")[0]
+        offered_round = int(number) if number.isdecimal() and len(number) < 10 else 0
+        committed = self._ledger.update(offered_round, node)
+        if committed is not None and committed.transfer == offer.transfer:
             self._publisher.reply(node, self._machine.round, Commit(offer.transfer))
+            # Committed before this round opened again, perhaps, with this node in the new cohort.
+            self._heard.append(UpdateAccepted(node, committed.header.round))
             return
-        if plan is None or not offer.transfer.startswith(f"{plan.round}-") or self._machine.phase != "open":
+        if plan is None or offered_round != plan.round or self._machine.phase != "open":
             reason = "late: the round is over"
         elif node not in plan.cohort:
             reason = "not invited to this round"
-        elif committed:
+        elif committed is not None:
             reason = "this node's update for the round is already here"
         elif offer.manifest.size_bytes > self._largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
@@ -246,14 +345,24 @@ class Coordinator:
         plan = self._plan
         assert plan is not None
         try:
-            header = self._half.check(path, plan, self._job.run, node)
+            if node not in plan.cohort:
+                # The round opened again without it while its update was on its way.
+                raise UpdateRefused("not invited to this round any more", place=node)
+            update = self._half.check(path, plan, self._job.run, node)
+            clip = clip_for(update, self._job.safety)
         except UpdateRefused as error:
             self._note("refused", node, error.one_line())
+            # The node will not offer another one for this round: do not wait for it.
+            self._heard.append(NodeDeclined(node, plan.round))
             return error.one_line()
+        norm = norm_of(update.squared)
         file = str(path.relative_to(self._folder.root))
-        self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, header))
+        self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
+        if clip is not None:
+            bound = self._job.safety.norm_bound
+            self._note("clipped", node, f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}")
         # Told to the round machine after the commit is out: it may close the round and with it this transfer.
-        self._accepted.append(UpdateAccepted(node, plan.round))
+        self._heard.append(UpdateAccepted(node, plan.round))
         return ""
 
     # What the round machine says
@@ -281,11 +390,41 @@ class Coordinator:
         self._opened_at, self._uplink, self._publisher.sent_bytes = self._clock(), 0, 0
         training = self._half.training(self._state, server_round, self._job.seed)
         if training.generation != self._base.generation:
-            self._base.fold(self._published, training.generation)
+            self._fold(training.generation)
+        self._archive.add_snapshot(self._base, self._start_state(training), self._chunk_bytes)
         self._state = self._half.open(self._state, training)
         self._plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(self._plan)
         self._publisher.plan(self._plan)
+        self._archive.tidy(self._plan, self._evaluator.reading if self._evaluator is not None else ())
+
+    def _fold(self, generation: int) -> None:
+        try:
+            self._base.fold(self._published, generation)
+        except BaseDamaged as error:
+            self._note("disk", "", f"{error.one_line()}: made anew from what was published")
+            plan = self._ledger.plan(self._machine.published)
+            assert plan is not None, "a fold comes after a round"
+            self._archive.rebuild(self._base, plan)
+            self._base.fold(self._published, generation)
+
+    def _start_state(self, training: Training) -> PublishedState:
+        """The published state in a round's subspaces."""
+        if self._published.seeds == training.seeds:
+            return self._published
+        return self._published.refreshed(self._schema, training.seeds)
+
+    def _start_digest(self, training: Training) -> str:
+        """The model digest that a round starts from; empty before its fold."""
+        if training.generation != self._base.generation:
+            return ""
+        return model_digest(self._base.digest(), self._start_state(training))
+
+    def _known_checkpoint(self) -> str:
+        """The digest of the base at generation 0, from before the first fold."""
+        if self._base.generation == 0:
+            self._ledger.put_fact("checkpoint_digest", self._base.digest())
+        return self._ledger.fact("checkpoint_digest", str) or ""
 
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
         training = self._half.training(self._state, server_round, self._job.seed)
@@ -302,54 +441,61 @@ class Coordinator:
             checksums=checksums,
             training=training,
             version=self._machine.published,
-            objects=self._needed_objects(training.generation),
+            chunk_bytes=self._chunk_bytes,
+            objects=listed(self._objects, self._machine.published, training.generation),
+            start_digest=self._start_digest(training),
+            checkpoint_digest=self._checkpoint_digest,
         )
-
-    def _needed_objects(self, generation: int) -> tuple[OutcomeObject, ...]:
-        """Ends of finished generations, and the present version whole and as a difference."""
-        ends: dict[int, OutcomeObject] = {}
-        for (_, whole), obj in sorted(self._objects.items()):
-            if whole and obj.generation < generation:
-                ends[obj.generation] = obj
-        present = [obj for (version, _), obj in self._objects.items() if version == self._machine.published]
-        return tuple(sorted({*ends.values(), *present}, key=lambda o: (o.version, o.base_version is None)))
 
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
         assert plan is not None
         self._inbox.clear()
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
-        self._state = self._half.aggregate(self._state, plan, [(self._folder.root / row.file, row.header) for row in updates])
+        shares = round_shares({row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety)
+        weighted = [WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip) for row in updates]
+        self._state = self._half.aggregate(self._state, plan, weighted)
         previous, self._published = self._published, self._state.publish()
         digest = model_digest(self._base.digest(), self._published)
         objects = []
         for whole in (True, False):
             if not whole and (previous.seeds != self._published.seeds or previous.version == 0):
                 continue
-            path = self._folder.outcome(server_round, whole=whole)
+            path = self._folder.outcome(server_round, "whole" if whole else "difference")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._published.write(path, previous=None if whole else previous)
             base_version = None if whole else previous.version
-            manifest = manifest_of(path, self._job.round.chunk_bytes)
+            manifest = manifest_of(path, self._chunk_bytes)
             objects.append(OutcomeObject(server_round, plan.training.generation, base_version, digest, manifest))
         save_state(self._folder.state(server_round), self._state)
-        row = self._round_row(server_round, [row.header for row in updates])
+        row = self._round_row(server_round, updates, shares)
         self._ledger.put_outcome(objects, row)
-        self._objects |= {(obj.version, obj.base_version is None): obj for obj in objects}
+        for node, (claimed, weight) in row.capped.items():
+            self._note("capped", node, f"round {server_round}: {claimed} examples count as {weight}, at most {shares.limit} may")
+        self._objects |= {key_of(obj): obj for obj in objects}
         self._folder.state(server_round - 2).unlink(missing_ok=True)
         self.view.digest = digest
         self._publisher.outcome(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self.view.rows = self._ledger.rounds()
         if self._evaluator is not None:
-            self._evaluator.evaluate(objects[0], self._folder.outcome(server_round, whole=True))
+            goal = server_round, plan.training.generation
+            self._evaluator.evaluate(goal, listed(self._objects, *goal), self._archive.path)
         self._feed(RoundPublished(server_round))
 
-    def _round_row(self, server_round: int, headers: list[UpdateHeader]) -> RoundRow:
-        loss = sum(h.loss for h in headers) / len(headers)
-        seconds = self._clock() - self._opened_at
-        nodes = tuple(h.node for h in headers)
-        return RoundRow(server_round, nodes, self._uplink, self._publisher.sent_bytes, seconds, loss)
+    def _round_row(self, server_round: int, updates: list[UpdateRow], shares: Shares) -> RoundRow:
+        headers = {row.header.node: row.header for row in updates}
+        return RoundRow(
+            server_round,
+            tuple(headers),
+            self._uplink,
+            self._publisher.sent_bytes,
+            self._clock() - self._opened_at,
+            sum(header.loss for header in headers.values()) / len(headers),
+            norms={row.header.node: row.norm for row in updates if row.norm is not None},
+            clipped={row.header.node: row.clip.factor for row in updates if row.clip is not None},
+            capped={node: (headers[node].examples, shares.weights[node]) for node in shares.capped},
+        )
 
     def _evaluated(self, event: Evaluated) -> None:
         assert self._evaluator is not None
@@ -372,6 +518,7 @@ class Coordinator:
         return self.view.nodes.setdefault(node, NodeView(node))
 
     def _note(self, kind: str, node: str, text: str) -> None:
-        self._ledger.note(self._clock(), kind, node, text)
-        self.view.events = [*self.view.events[-49:], f"{kind} {node}: {text}".replace(" :", ":")]
-        self._observer(self.view)
+        line = self._log.note(self._clock(), kind, node, text)
+        if line is not None:
+            self.view.events = [*self.view.events[-49:], line]
+            self._observer(self.view)

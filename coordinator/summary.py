@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -23,8 +25,13 @@ _PART_COLOURS = (
 _COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d")
 
 
-def summary_of(view: RunView) -> dict[str, Any]:
-    """The run as plain values, ready for JSON."""
+def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
+    """The run as plain values, ready for JSON.
+
+    Args:
+        view: The run at its end.
+        refused: How many updates and messages were refused, by the node they came from.
+    """
     rows = [
         {
             "round": row.round,
@@ -35,6 +42,9 @@ def summary_of(view: RunView) -> dict[str, Any]:
             "uplink_bytes": row.uplink_bytes,
             "downlink_bytes": row.downlink_bytes,
             "seconds": round(row.seconds, 3),
+            "norms": row.norms,
+            "clipped": row.clipped,
+            "capped": {node: {"examples": claimed, "weight": weight} for node, (claimed, weight) in row.capped.items()},
         }
         for row in view.rows
     ]
@@ -46,12 +56,18 @@ def summary_of(view: RunView) -> dict[str, Any]:
             "agent_peak_rss_bytes": node.agent_peak_rss_bytes,
             "model_version": node.version,
             "enclosure": node.enclosure,
+            "security": node.security,
+            "trouble": node.trouble,
             "parts": None if node.parts is None else msgspec.to_builtins(node.parts),
+            "refused": refused.get(node.node, 0),
+            "rounds_clipped": sum(node.node in row.clipped for row in view.rows),
+            "rounds_capped": sum(node.node in row.capped for row in view.rows),
+            "largest_norm": max((row.norms[node.node] for row in view.rows if node.node in row.norms), default=None),
         }
         for node in sorted(view.nodes.values(), key=lambda n: n.node)
     }
     final = {"accuracy": view.rows[-1].accuracy if view.rows else None, "digest": view.digest}
-    return {"run": view.run, "method": view.method, "rounds": rows, "final": final, "nodes": nodes}
+    return {"run": view.run, "method": view.method, "security": view.security, "rounds": rows, "final": final, "nodes": nodes}
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -65,6 +81,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     """One page that needs nothing else: numbers in tables, plots as SVG inside."""
     environment = Environment(loader=PackageLoader("coordinator"), autoescape=select_autoescape())
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
+    environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     plots = [_accuracy_by_round(summary), _accuracy_by_megabyte(summary), _memory_by_node(summary), _memory_by_part(summary)]
     text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])

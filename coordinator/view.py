@@ -31,6 +31,9 @@ class NodeView:
     enclosure: str = ""
     parts: Parts | None = None
     reason: str = ""
+    trouble: str = ""
+    """Set while the node holds another model than the run published."""
+    security: str = ""
 
 
 @dataclass
@@ -44,7 +47,8 @@ class RunView:
     round: int = 0
     cohort: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
-    insecure: bool = False
+    security: str = ""
+    """How the link and the messages are protected."""
     digest: str = ""
     rows: list[RoundRow] = field(default_factory=list)
     nodes: dict[str, NodeView] = field(default_factory=dict)

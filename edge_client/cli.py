@@ -32,6 +32,7 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
     from edge_client.node import Node
     from fedcore.brokerconfig import mqtt_settings
     from fedcore.config import load_config
+    from fedcore.identity import load_public_key, load_signing_key
     from fedcore.modelfolder import resolve_model_folder
     from fedcore.transport.mqtt import MqttTransport
 
@@ -39,6 +40,10 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
     model_folder = resolve_model_folder(node.model_folder, place=f"{node_file}: model_folder")
     budget = budget_bytes(node.memory_budget, place=f"{node_file}: memory_budget")
     settings = mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}")
+
+    trust = node.trust
+    key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
+    coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
 
     def say(line: str) -> None:
         click.echo(json.dumps({"node": node.node, "event": line}) if as_json else f"{node.node}: {line}")
@@ -48,7 +53,7 @@ def client_run(node_file: Path, check: bool, stay: bool, as_json: bool) -> None:
         return
     # Spreads reconnects of many nodes; decides nothing in the model.
     jitter = random.Random(secrets.randbits(64))  # noqa: S311
-    agent = Agent(node, model_folder, budget, MqttTransport(settings, jitter), jitter, say=say)
+    agent = Agent(node, model_folder, budget, MqttTransport(settings, jitter), jitter, key=key, coordinator=coordinator, say=say)
 
     def reload(*_: object) -> None:
         # A file that is being edited must not end a node: the budget stays until it can be read.
@@ -86,15 +91,25 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
 
 
 @click.command()
-@click.option("--broker", "url", help="Also check this broker: mqtt://host:port.")
+@click.option("--broker", "url", help="Also check this broker: mqtts://host:port, or mqtt://host:port without encryption.")
 @click.option("--username", help="Login at the broker.")
 @click.option("--password", help="Its password.", envvar="FEDKRSO_PASSWORD")
+@click.option("--ca-file", help="Authority that the broker's certificate must come from; the system's by default.")
+@click.option("--certificate-file", help="Our certificate; an agent connected with it loses its link for a moment.")
+@click.option("--key-file", help="Its key.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-def doctor(url: str | None, username: str | None, password: str | None, as_json: bool) -> None:
+def doctor(url: str | None, username: str | None, password: str | None, as_json: bool, **files: str | None) -> None:
     """Check this machine: Python, packages, a real int8 forward and backward, memory, and the broker with its limits."""
     from edge_client.doctor import checks
+    from fedcore.brokerconfig import mqtt_settings
+    from fedcore.job import BrokerSection
 
-    results = checks(url, username, password)
+    broker = None
+    if url is not None:
+        # Who types mqtt:// here has chosen it; the finding says what that means.
+        section = BrokerSection(url=url, insecure=True, username=username, password=password, **files)
+        broker = mqtt_settings(section, "fedkrso-doctor")
+    results = checks(broker)
     if as_json:
         click.echo(json.dumps([{"check": r.name, "ok": r.ok, "found": r.found, "remedy": r.remedy} for r in results], indent=1))
     else:
@@ -114,10 +129,10 @@ def bench_memory(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"rows": found}, indent=1))
         return
-    click.echo(f"{'method':8} {'checkpointing':14} {'allocator':10} {'static MB':>10} {'above MB':>10} {'step s':>8}")
+    click.echo(f"{'method':14} {'checkpointing':14} {'allocator':10} {'static MB':>10} {'above MB':>10} {'step s':>8}")
     for row in found:
         above = (row["peak_bytes"] - row["static_bytes"]) / 1e6
         click.echo(
-            f"{row['method']:8} {row['checkpointing']!s:14} {row['allocator']:10} "
+            f"{row['method']:14} {row['checkpointing']!s:14} {row['allocator']:10} "
             f"{row['static_bytes'] / 1e6:10.0f} {above:10.0f} {row['step_seconds']:8.2f}"
         )

@@ -30,12 +30,12 @@ class Check:
     remedy: str = ""
 
 
-def checks(url: str | None, username: str | None, password: str | None) -> list[Check]:
-    """All checks, in order; the broker's only with an address."""
+def checks(broker: MqttSettings | None) -> list[Check]:
+    """All checks, in order; the broker's only with its settings."""
     found = [_python(), *_packages(_AGENT, "pip install fedkrso"), *_packages(_TRAIN, "pip install 'fedkrso[train]'"), _memory()]
     found.append(_guarded("int8 forward and backward", _int8, "pip install 'fedkrso[train]'"))
-    if url is not None:
-        found.append(_guarded("broker", lambda: _broker(url, username, password), "see docs/deploy.md"))
+    if broker is not None:
+        found.append(_guarded("broker", lambda: _broker(broker), "see docs/deploy.md"))
     return found
 
 
@@ -62,7 +62,7 @@ def _guarded(name: str, probe: Callable[[], str], remedy: str) -> Check:
     try:
         return Check(name, True, probe())
     except FedkrsoError as error:
-        return Check(name, False, error.message, error.remedy)
+        return Check(name, False, f"{error.place}: {error.message}" if error.place else error.message, error.remedy)
     except ImportError as error:
         return Check(name, False, str(error), remedy)
     except (RuntimeError, OSError, AssertionError) as error:
@@ -96,12 +96,12 @@ def _int8() -> str:
     return "gradients are right"
 
 
-def _broker(url: str, username: str | None, password: str | None) -> str:
-    transport = MqttTransport(MqttSettings(url, "fedkrso-doctor", username, password), random.Random(0))  # noqa: S311
+def _broker(settings: MqttSettings) -> str:
+    transport = MqttTransport(settings, random.Random(0))  # noqa: S311 - spreads reconnects
     transport.start(lambda event: None)
     try:
         limits = transport.wait_connected(10.0)
     finally:
         transport.stop()
     largest = "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"
-    return f"{limits.protocol}, {largest}"
+    return f"{limits.protocol}, {largest}, {'TLS' if settings.tls else 'INSECURE: no encryption'}"

@@ -8,7 +8,7 @@ import re
 import msgspec
 
 from fedcore.errors import ConfigError
-from fedcore.job import BrokerSection, DataSection
+from fedcore.job import BrokerSection, DataSection, PathText, TrustSection
 
 __all__ = ["Node"]
 
@@ -20,14 +20,19 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """This node's id: its topics, its certificate's name."""
     run: str
     """The run it takes part in."""
-    model_folder: str
+    model_folder: PathText
     """The run's checkpoint on this device, or `package:folder` for one that a Python package carries."""
     data: DataSection
     broker: BrokerSection
+    trust: TrustSection = TrustSection()
     memory_budget: str = "auto"
     """Agent and worker together: `2.5 GiB`, `60%` of the device's memory, or `auto` (60 % of what is available)."""
-    folder: str = "fedkrso-node"
+    folder: PathText = "fedkrso-node"
     """Where the outbox and the replica live."""
+    disk_limit: str = "2 GiB"
+    """Most that a round's update, its finished intervals and fetched objects take of the disk."""
+    disk_reserve: str = "100 MiB"
+    """What stays free on the disk; with less, the node declines work and says so."""
     threads: int = 0
     """Processor threads for training; 0 for all."""
     micro_batch_size: int = 0

@@ -3,6 +3,7 @@
 
     idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
+    any ──no room on the disk──> full ──room again──> what is due
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused.
 """
@@ -13,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedcore.plan import OutcomeObject, Plan, objects_needed
+from fedcore.plan import OutcomeObject, Plan, objects_needed, published_digest
 
 __all__ = [
     "Action",
@@ -27,6 +28,8 @@ __all__ = [
     "PlanArrived",
     "SendUpdate",
     "Session",
+    "StorageFree",
+    "StorageFull",
     "TellStatus",
     "TrainRound",
     "UpdateGone",
@@ -35,7 +38,7 @@ __all__ = [
     "WorkerReady",
 ]
 
-State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "finished"]
+State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "full", "finished"]
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,26 @@ class UpdateGone:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """A command failed or the worker died. `lost_state`: the replica is back at nothing learned."""
+    """A command failed or the worker died. `not_equal`: the replica was not the run's; it dropped what was wrong and loads again."""
 
     reason: str
     died: bool
+    not_equal: bool = False
 
 
-Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed
+@dataclass(frozen=True)
+class StorageFull:
+    """There is no room on the disk for what is due."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StorageFree:
+    """There is room again."""
+
+
+Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed | StorageFull | StorageFree
 
 
 @dataclass(frozen=True)
@@ -185,7 +201,7 @@ class Session:
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
-        assert self.state in ("idle", "finished") or self.plan is not None, self.story
+        assert self.state in ("idle", "full", "finished") or self.plan is not None, self.story
         assert self.state not in ("adopting", "training") or self.worker_ready, self.story
         assert self.state != "fetching" or self.wanted is not None, self.story
         assert self.state != "sending" or self.update_round > self.sent_round, self.story
@@ -205,28 +221,57 @@ class Session:
                 return []
             case Adopted(version, generation, digest):
                 self.version, self.generation, self.digest = version, generation, digest
-                self.wanted = None
-                return self._next() if self.state == "adopting" else []
+                self.wanted, self.reason = None, ""
+                # Also while fetching: an object that was being taken when the disk filled up changes what is still needed.
+                return self._next() if self.state in ("adopting", "fetching") else []
             case UpdateReady(server_round):
-                # A plan that overtook this round makes its update useless.
                 if self.plan is None or self.plan.round != server_round or self.state != "training":
-                    return self._next() if self.state == "training" else []
+                    late = Decline(server_round, "late: the round was over before the update was ready")
+                    return [late, *self._next()] if self.state == "training" else []
                 self.update_round = server_round
                 return self._next()
             case UpdateGone(server_round, refused):
                 self.sent_round = max(self.sent_round, server_round)
                 self.reason = refused
                 return self._next() if self.state == "sending" else []
-            case WorkerFailed(reason, died):
-                return self._failed(reason, died=died)
+            case WorkerFailed(reason, died, not_equal):
+                return self._failed(reason, died=died, not_equal=not_equal)
+            case StorageFull(reason):
+                self.wanted = None
+                declined = self._decline(reason)
+                self.state = "full"
+                return declined
+            case StorageFree():
+                if self.state != "full":
+                    return []
+                self.state, self.reason, self.tries = "idle", "", 0
+                return self._next()
 
     def _plan_arrived(self, plan: Plan) -> list[Action]:
         old, self.plan = self.plan, plan
         if old is None or old.round != plan.round:
             self.tries = 0
+        if self.state == "full":
+            return self._refuse_while_full()
         busy = self.state in ("loading", "adopting", "training")
         # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
         return [] if busy else self._next()
+
+    def _refuse_while_full(self) -> list[Action]:
+        declined = self._decline(self.reason)
+        self.state = "full"
+        return declined
+
+    def _held(self, plan: Plan) -> int:
+        """The version this replica can go on from: nothing learned, if it is not the model that the run published.
+
+        The whole state is one object whatever was missed, so the last common version is the base.
+        """
+        published = published_digest(plan, self.version, self.generation)
+        if published in (None, self.digest):
+            return self.version
+        self.reason = f"version {self.version} is {self.digest[:12]}, not the published {published[:12]}: resynchronising"
+        return 0
 
     def _next(self) -> list[Action]:
         """The next thing to do for the present plan, from wherever this node stands."""
@@ -241,7 +286,7 @@ class Session:
         if not self.worker_ready:
             self.state = "loading"
             return [Configure(plan)]
-        needed = objects_needed(plan, self.version, self.generation)
+        needed = objects_needed(plan, self._held(plan), self.generation)
         if needed is None:
             return self._decline(f"no way from version {self.version} to {plan.version} is published")
         if needed:
@@ -254,27 +299,30 @@ class Session:
         self.state = "finished" if plan.phase == "finished" else "idle"
         return []
 
-    def _failed(self, reason: str, *, died: bool) -> list[Action]:
+    def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
         self.reason = reason
         was = self.state
+        if was == "fetching" and not died:
+            # Fetching needs no worker.
+            return []
         self.wanted = None
         if died:
             self.worker_ready = False
-        if died and was in ("loading", "adopting", "training"):
+        if died and was in ("loading", "fetching", "adopting", "training"):
             # A training's try was counted when it began.
             self.tries += was != "training"
             if self.tries < _TRIES_PER_ROUND:
                 self.state = "loading"
                 assert self.plan is not None
                 return [Configure(self.plan)]
-        if was == "adopting" and not died:
+        if not died and (was == "adopting" or (was == "training" and not_equal)):
             # The replica dropped what it held: whole states from nothing.
             self.worker_ready = False
             self.state = "loading"
-            self.tries += 1
+            self.tries += was != "training"
             assert self.plan is not None
             return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
-        return self._decline(reason) if was in ("loading", "training", "adopting") else []
+        return self._decline(reason) if was in ("loading", "fetching", "training", "adopting") else []
 
     def _decline(self, reason: str) -> list[Action]:
         self.reason = reason

@@ -5,28 +5,41 @@ An accumulator A (m, c) travels as small integers with one power-of-two scale pe
 `examples * q * 2**(e + 32)` as 64-bit integers. Integer addition is associative, so arrival order, restarts and the number
 of aggregation workers cannot change one bit, and memory is one running sum however many participants there are.
 
-Bounds that keep every partial sum below 2**63: |q * 2**e| <= 2**7, e >= -32, and at most 2**24 - 1 examples in a round.
+Bounds that keep every partial sum below 2**63: -32 <= e <= 7 and |q * 2**e| <= 2**7, so that a number is an integer a of
+2**-32 with |a| <= 2**39 (`within_bounds`), and at most 2**24 - 1 examples in a round.
+
+An update may be scaled down before it is added (`Clip`). Its numbers are then the integers trunc(a * f / 2**k) with f < 2**16:
+|a * f| < 2**55, and rounding towards zero gives |trunc(a * f / 2**k)| <= |a| * f / 2**k, so the bounds above hold as they are and
+the norm of what is added is at most f / 2**k times the norm of what came. Clipped numbers depend on the update and its factor
+alone: their sum is as exact and as independent of order as any other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import UpdateRefused
+from fedcore.errors import ExactnessError, UpdateRefused
 from fedcore.types import Bits
 
 __all__ = [
     "FRACTION_BITS",
     "MAX_EXAMPLES",
+    "Clip",
     "RowScaled",
     "RunningSum",
+    "clip_within",
     "mean_fixed",
+    "norm_of",
     "quantise_rows",
     "row_exponents",
+    "squared_norm",
+    "within_bounds",
 ]
 
 FRACTION_BITS = 32
@@ -34,6 +47,10 @@ VALUE_BITS = 7
 MAX_EXAMPLES = 2 ** (63 - FRACTION_BITS - VALUE_BITS) - 1
 # 256 rows of up to 64 columns stay in the second-level cache while they are multiplied and added.
 _BLOCK_ELEMENTS = 16_384
+# Bits of a clip's factor: it is at most 2**-15 of itself below the exact one.
+_CLIP_BITS = 16
+# With |a * f| < 2**55 a larger shift gives zero as well.
+_LARGEST_SHIFT = 62
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,86 @@ def quantise_rows(values: NDArray[np.float32], bits: Bits, *, place: str = "") -
     return RowScaled(q.astype(np.int16), exponent.astype(np.int8))
 
 
+def within_bounds(part: RowScaled) -> bool:
+    """Whether exact sums allow every number: -32 <= e <= 7 and |q * 2**e| <= 2**7, in integers alone."""
+    exponent = part.exponent.astype(np.int64)
+    if (exponent < -FRACTION_BITS).any() or (exponent > VALUE_BITS).any():
+        return False
+    highest, lowest = part.q.max(axis=1, initial=0).astype(np.int64), part.q.min(axis=1, initial=0).astype(np.int64)
+    largest = np.maximum(highest, -lowest) << (exponent + FRACTION_BITS)
+    return bool((largest <= 1 << (FRACTION_BITS + VALUE_BITS)).all())
+
+
+def squared_norm(part: RowScaled) -> int:
+    """The sum of squares in units of 2**-64: an exact integer, the same for any order of rows, entries and machines.
+
+    Args:
+        part: Within the bounds (`within_bounds`), of at most 2**32 numbers: rows of one exponent are summed as int64.
+
+    Example:
+        >>> squared_norm(quantise_rows(np.array([[3.0, 4.0]], np.float32), 8)) == 25 * 2**64
+        True
+    """
+    squares = np.empty(len(part.q), np.int64)
+    block_rows = max(1, _BLOCK_ELEMENTS // max(1, part.q.shape[1]))
+    for start in range(0, len(squares), block_rows):
+        q = part.q[start : start + block_rows].astype(np.int64)
+        squares[start : start + block_rows] = np.einsum("ij,ij->i", q, q)
+    return sum(int(squares[part.exponent == e].sum()) << 2 * (int(e) + FRACTION_BITS) for e in np.unique(part.exponent))
+
+
+def norm_of(squared: int) -> float:
+    """The norm, from the sum of squares in units of 2**-64; two correctly rounded operations, so the same on every machine."""
+    return math.sqrt(squared / (1 << 2 * FRACTION_BITS))
+
+
+class Clip(msgspec.Struct, frozen=True):
+    """A factor of at most 1, as numerator / 2**shift, by which an update is scaled down inside the exact sum.
+
+    Raises:
+        ExactnessError: Outside of what the bounds of this module allow.
+    """
+
+    numerator: int
+    shift: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.shift <= _LARGEST_SHIFT and 0 <= self.numerator < 2**_CLIP_BITS and self.numerator <= 2**self.shift):
+            raise ExactnessError(f"{self.numerator} / 2**{self.shift} is no factor that exact sums allow")
+
+    @property
+    def factor(self) -> float:
+        """The factor as a number; exact."""
+        return self.numerator / (1 << self.shift)
+
+    def of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers in units of 2**-32 (|a| <= 2**39), scaled and rounded towards zero."""
+        scaled = units * np.int64(self.numerator)
+        return np.asarray(np.sign(scaled) * (np.abs(scaled) >> np.int64(self.shift)), np.int64)
+
+
+def clip_within(squared: int, bound: float) -> Clip | None:
+    """The largest factor of 16 bits that brings a norm down to a bound; None when it is within.
+
+    Args:
+        squared: Sum of squares in units of 2**-64.
+        bound: More than zero. Compared exactly: a norm equal to the bound is within it.
+
+    Example:
+        >>> clip_within(25 * 2**64, 5.0) is None, clip_within(25 * 2**64, 1.25)
+        (True, Clip(numerator=32768, shift=17))
+    """
+    top, bottom = bound.as_integer_ratio()
+    allowed, found = top**2 << (2 * FRACTION_BITS), squared * bottom**2
+    if found <= allowed:
+        return None
+    shift = _CLIP_BITS
+    # The largest f with (f / 2**k)**2 * found <= allowed: f < 2**k since found > allowed, and doubling stops below 2**16.
+    while (numerator := math.isqrt((allowed << 2 * shift) // found)) < 2 ** (_CLIP_BITS - 1) and shift < _LARGEST_SHIFT:
+        shift += 1
+    return Clip(numerator, shift)
+
+
 class RunningSum:
     """The exact weighted sum of a round's accumulators.
 
@@ -117,14 +214,33 @@ class RunningSum:
             )
         self.examples += examples
 
-    def add(self, name: str, part: RowScaled, examples: int, columns: NDArray[np.intp] | slice = slice(None)) -> None:
-        """Add `examples` times a part of entry `name`; `columns` are the part's columns within the entry."""
+    def add(
+        self,
+        name: str,
+        part: RowScaled,
+        examples: int,
+        columns: NDArray[np.intp] | slice = slice(None),
+        clip: Clip | None = None,
+    ) -> None:
+        """Add `examples` times a part of entry `name`.
+
+        Args:
+            name: The entry.
+            part: Within the bounds (`within_bounds`).
+            examples: The participant's weight.
+            columns: The part's columns within the entry.
+            clip: Scales the part down first.
+        """
         total = self._sums[name]
-        factor = np.int64(examples) << (part.exponent.astype(np.int64) + FRACTION_BITS)
+        shift = part.exponent.astype(np.int64) + FRACTION_BITS
+        factor = np.int64(examples) << shift
         block_rows = max(1, _BLOCK_ELEMENTS // max(1, part.q.shape[1]))
         for start in range(0, len(total), block_rows):
             rows = slice(start, start + block_rows)
-            total[rows, columns] += part.q[rows] * factor[rows, None]
+            if clip is None:
+                total[rows, columns] += part.q[rows] * factor[rows, None]
+            else:
+                total[rows, columns] += clip.of(part.q[rows].astype(np.int64) << shift[rows, None]) * np.int64(examples)
 
     def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Each entry's weighted mean in units of 2**-32."""

@@ -3,23 +3,27 @@
 
 The base is a pure function of the checkpoint and its kind. `int8` rounds each target layer by `fedcore.quantise` (or takes a
 bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. With refreshed seeds the finished subspaces are folded
-into a master copy on disk, layer by layer, and the weights are made anew from it: generation g has seen g folds. A new generation is
-written beside the old one and renamed, so that a kill in the middle leaves the old one whole.
+into a master copy on disk (`fedcore.masters`), some rows at a time, and the weights are made anew from it: generation g has seen g folds.
+
+What is damaged on disk is never used. Weights in a file are made anew; a generation whose master copies are damaged is dropped, and
+its owner begins again at the checkpoint (`reset`) and catches up, or takes the generation from a snapshot (`replace`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, hash_entry, read_entry, to_float32
 from fedcore.errors import ExactnessError, ModelError
-from fedcore.fold import fold_update, folded
+from fedcore.fold import fold_projection, fold_rows, folded
+from fedcore.masters import MasterCopies
 from fedcore.quantise import INT8_MAX, quantise_weight
 from fedcore.schema import LayerSpec, ModelSchema
 from fedcore.state import PublishedState
@@ -60,7 +64,12 @@ class Base:
                     place=f"{checkpoint.folder}: {layer.name}.weight",
                     remedy="use the same model folder on all machines",
                 )
-        self.generation = max((int(p.name) for p in scratch.glob("[0-9]*") if p.name.isdigit()), default=0)
+        self._masters = MasterCopies.newest(scratch, schema.layers)
+
+    @property
+    def generation(self) -> int:
+        """Folds that this base has seen."""
+        return self._masters.generation if self._masters is not None else 0
 
     def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
         """A target layer's weight of the present generation.
@@ -87,17 +96,19 @@ class Base:
     def store(self) -> None:
         """Have the int8 weights of the present generation in one file on disk, made now if it is not there yet.
 
-        From then on layers are read from it, so that a restart neither quantises nor hashes again. Float bases have nothing to store.
+        From then on layers are read from it, so that a restart need not quantise again; it reads the file once, since a damaged one is
+        made anew. Float bases have nothing to store.
 
         Raises:
+            BaseDamaged: The master copies that the file would be made from are damaged.
             ModelError: A layer cannot be quantised, or the file cannot be written.
         """
         if self.kind != "int8" or self._stored is not None:
             return
         folder = self._scratch / str(self.generation)
         stamp = self._stamp()
-        stored = WeightFile.open(folder, stamp)
-        if stored is None:
+        stored = WeightFile.open(folder, stamp, self.schema.layers)
+        if stored is None or not all(stored.is_whole(layer) for layer in self.schema.layers):
             hashes = {name: self._hash(name) for name, _ in self.others()}
             try:
                 stored = WeightFile.make(folder, stamp, self.schema.layers, self.layer, hashes)
@@ -108,39 +119,52 @@ class Base:
 
     def _stamp(self) -> str:
         """Changes when anything does that the weights of this generation are made from."""
-        masters = [self._file(self.generation, layer) for layer in self.schema.layers] if self.generation else []
-        seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in (*self.checkpoint.files, *masters)]
+        seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.checkpoint.files]
+        masters = sorted(self._masters.hashes.items()) if self._masters is not None else []
         layers = [(layer.name, layer.rows, layer.columns) for layer in self.schema.layers]
-        return hashlib.sha256(repr((self.generation, self.kind, seen, layers)).encode()).hexdigest()
+        return hashlib.sha256(repr((self.generation, self.kind, seen, masters, layers)).encode()).hexdigest()
 
     def master(self, layer: LayerSpec) -> NDArray[np.float32]:
-        """A target layer's float weight (m, n) that folds go into."""
-        entry = self._master_entry(layer)
-        numbers = read_entry(entry)
+        """A target layer's float weight (m, n) that folds go into.
+
+        Raises:
+            BaseDamaged: The master copy is damaged.
+        """
+        return self.master_rows(layer, slice(0, layer.rows))
+
+    def master_rows(self, layer: LayerSpec, rows: slice, *, of_checkpoint: bool = False) -> NDArray[np.float32]:
+        """Some rows of `master`; with `of_checkpoint` as they were before any fold."""
+        entry = self._master_entry(layer, of_checkpoint=of_checkpoint)
+        numbers = _read_rows(entry, rows)
         if entry.dtype == "I8":
-            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
+            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1)[rows] / np.float32(INT8_MAX)
             return np.asarray(numbers.astype(np.float32) * scale[:, None], np.float32)
         return to_float32(numbers, entry.dtype)
 
-    def _master_entry(self, layer: LayerSpec) -> TensorEntry:
+    def _master_entry(self, layer: LayerSpec, *, of_checkpoint: bool = False) -> TensorEntry:
         """Where a layer's master copy lies: in the checkpoint, or, after a fold, in a file of its own."""
-        entry = self.checkpoint.tensors[f"{layer.name}.weight"]
-        if not self.generation:
-            return entry
-        return TensorEntry(self._file(self.generation, layer), 0, self._master_dtype(layer), entry.shape)
+        if self._masters is None or of_checkpoint:
+            return self.checkpoint.tensors[f"{layer.name}.weight"]
+        return self._masters.entry(layer)
 
-    def _master_dtype(self, layer: LayerSpec) -> str:
-        """The dtype of master copies after a fold."""
+    def check_master(self, layer: LayerSpec) -> None:
+        """Hash a layer's master copy, before something lasting is made from it.
+
+        Raises:
+            BaseDamaged: It is not what was written.
+        """
+        if self._masters is not None:
+            self._masters.check(layer)
+
+    def master_dtype(self, layer: LayerSpec) -> str:
+        """The dtype of master copies after a fold, in safetensors' words."""
         return "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
 
     def _quantised(self, layer: LayerSpec) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """A float layer as int8, from its file in blocks of rows: rows do not depend on each other."""
-        entry = self._master_entry(layer)
-        numbers = read_entry(entry, mapped=True)
-        q, scale = np.empty(entry.shape, np.int8), np.empty(layer.rows, np.float32)
-        for start in range(0, layer.rows, _BLOCK_ROWS):
-            rows = slice(start, start + _BLOCK_ROWS)
-            q[rows], scale[rows] = quantise_weight(to_float32(numbers[rows], entry.dtype), place=f"{layer.name}.weight")
+        q, scale = np.empty((layer.rows, layer.columns), np.int8), np.empty(layer.rows, np.float32)
+        for rows in _blocks(layer):
+            q[rows], scale[rows] = quantise_weight(self.master_rows(layer, rows), place=f"{layer.name}.weight")
         return q, scale
 
     def others(self) -> Iterator[tuple[str, TensorEntry]]:
@@ -165,28 +189,56 @@ class Base:
         return self._hashes[name]
 
     def fold(self, state: PublishedState, generation: int) -> None:
-        """Fold a finished state into the master copy; afterwards this base is of that generation.
+        """Fold a finished state into the master copy; afterwards this base is of that generation, also after a power cut.
 
         Folding into a base that is already there does nothing, so a restart may repeat the call.
 
         Raises:
+            BaseDamaged: The master copy is damaged; this base is as it was.
             ExactnessError: The generation is not the next one.
         """
         if generation == self.generation:
             return
         if generation != self.generation + 1:
             raise ExactnessError(f"a fold to generation {generation} on a base of generation {self.generation}")
-        part = self._scratch / f"{generation}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for index, layer in enumerate(self.schema.layers):
-            update = fold_update(state.entries[layer.name], state.seeds, state.rank, layer.name, layer.columns)
-            from_float32(folded(self.master(layer), update), self._master_dtype(layer)).tofile(part / f"{index}.bin")
-            self._hashes.pop(f"{layer.name}.weight", None)
-        part.replace(self._scratch / str(generation))
-        shutil.rmtree(self._scratch / str(self.generation), ignore_errors=True)
-        self.generation = generation
-        self._stored = None
 
-    def _file(self, generation: int, layer: LayerSpec) -> Path:
-        return self._scratch / str(generation) / f"{self.schema.layers.index(layer)}.bin"
+        def rows_after(layer: LayerSpec) -> Iterator[NDArray[Any]]:
+            self.check_master(layer)
+            part, dtype = state.entries[layer.name], self.master_dtype(layer)
+            projection = fold_projection(state.seeds, state.rank, layer.name, layer.columns)
+            for rows in _blocks(layer):
+                update = fold_rows(part, projection, state.rank, rows)
+                yield from_float32(folded(self.master_rows(layer, rows), update), dtype)
+
+        self.replace(generation, rows_after)
+
+    def replace(self, generation: int, blocks: Callable[[LayerSpec], Iterator[NDArray[Any]]]) -> None:
+        """Become another generation, whatever this base was.
+
+        Args:
+            generation: From 1.
+            blocks: A layer's master copy in `master_dtype` (bfloat16 as uint16), rows from the first to the last. It is called for
+                each layer in the schema's order, and may read this base.
+        """
+        self._take(MasterCopies.write(self._scratch, generation, self.schema.layers, self.master_dtype, blocks))
+
+    def reset(self) -> None:
+        """Back to the checkpoint: everything on disk that was made from it is dropped."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._take(None)
+
+    def _take(self, masters: MasterCopies | None) -> None:
+        self._masters, self._stored = masters, None
+        for name in self._layers:
+            self._hashes.pop(name, None)
+
+
+def _blocks(layer: LayerSpec) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK_ROWS, layer.rows)) for start in range(0, layer.rows, _BLOCK_ROWS))
+
+
+def _read_rows(entry: TensorEntry, rows: slice) -> NDArray[Any]:
+    """Some rows of a tensor, read from its file; a mapping would count as this process' memory."""
+    columns = entry.shape[1]
+    row_bytes = entry.size_bytes // entry.shape[0] if entry.shape[0] else 0
+    return read_entry(TensorEntry(entry.file, entry.offset + rows.start * row_bytes, entry.dtype, (rows.stop - rows.start, columns)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedcore.errors import ConfigError
 from fedcore.job import BrokerSection
 from fedcore.transport.mqtt import MqttSettings
+from fedcore.transport.tls import client_context
 
 __all__ = ["mqtt_settings"]
 
@@ -16,7 +17,7 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
     """Settings of a client; reads the password file.
 
     Raises:
-        ConfigError: Not an address, or a file that is not there.
+        ConfigError: Not an address, a file that is not there, or certificates that cannot be used.
     """
     password = section.password
     if section.password_file is not None:
@@ -24,11 +25,11 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
             password = Path(section.password_file).expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}") from None
-    for key in ("ca_file", "certificate_file", "key_file"):
-        path = getattr(section, key)
-        if path is not None and not Path(path).is_file():
-            raise ConfigError("no such file", place=f"broker.{key}: {path}")
     settings = MqttSettings(section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file)
-    # Wrong addresses show here, with the file, and not at the first connection.
+    # Wrong addresses and files show here, with the file, and not at the first connection.
     _ = settings.address
+    if section.certificate_file is None and section.key_file is not None:
+        raise ConfigError("a key without its certificate", place="broker.key_file", remedy="set broker.certificate_file")
+    if settings.tls:
+        client_context(section.ca_file, section.certificate_file, section.key_file)
     return settings

@@ -9,20 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from fedcore.errors import ModelError
 
-__all__ = ["Checkpoint", "TensorEntry", "from_float32", "hash_entry", "read_entry", "read_table", "to_float32", "write_safetensors"]
+__all__ = [
+    "Checkpoint",
+    "TensorEntry",
+    "feed_entry",
+    "from_float32",
+    "hash_entry",
+    "read_entry",
+    "read_table",
+    "to_float32",
+    "write_safetensors",
+]
 
-_MAX_HEADER_BYTES = 100 * 2**20
+# 16 MiB are 100,000 tensors in a file. A header's table takes about 20 times its size in memory.
+_MAX_HEADER_BYTES = 16 * 2**20
+_MAX_CONFIG_BYTES = 16 * 2**20
 # bfloat16 has no NumPy type: it is carried as its 16 bits.
 NUMPY_TYPES = {
     "F64": "<f8",
@@ -50,13 +64,17 @@ class TensorEntry:
     @property
     def size_bytes(self) -> int:
         """Bytes of the numbers."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+        # Python's integers: a product that wraps around would fit any file.
+        return math.prod(self.shape) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+
+
+Size = Annotated[int, Meta(ge=0, le=2**48)]
 
 
 class _FileTensor(msgspec.Struct):
     dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+    shape: Annotated[list[Size], Meta(max_length=32)]
+    data_offsets: tuple[Size, Size]
 
 
 class Checkpoint:
@@ -70,14 +88,8 @@ class Checkpoint:
         self.folder = folder
         if not folder.is_dir():
             raise ModelError("no such model folder", place=str(folder), remedy="set model.folder to a Hugging Face model folder")
-        config = folder / "config.json"
-        if not config.exists():
-            raise ModelError("the model folder has no config.json", place=str(folder), remedy="point at a Hugging Face model folder")
-        try:
-            self.config: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"not JSON: {error}", place=str(config)) from None
-        files = sorted(folder.glob("*.safetensors"))
+        self.config = _read_config(folder / "config.json")
+        files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
         if not files:
             pickled = sorted(p.name for p in folder.glob("*.bin"))
             why = f"only pickled weights ({pickled[0]}), which are never loaded" if pickled else "no weights"
@@ -99,6 +111,20 @@ class Checkpoint:
         return read_entry(entry, mapped=mapped)
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError("the model folder has no config.json", place=str(path.parent), remedy="point at a Hugging Face model folder")
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ModelError(f"more than {_MAX_CONFIG_BYTES} bytes", place=str(path))
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"not JSON: {error}", place=str(path)) from None
+    if not isinstance(config, dict):
+        raise ModelError("not a JSON object", place=str(path))
+    return config
+
+
 def read_entry(entry: TensorEntry, *, mapped: bool = False) -> NDArray[Any]:
     """A tensor's numbers as stored.
 
@@ -106,12 +132,18 @@ def read_entry(entry: TensorEntry, *, mapped: bool = False) -> NDArray[Any]:
         entry: Where it lies.
         mapped: Map the file read-only instead of reading it: an `np.memmap`, whose pages the kernel can drop. Numbers that do not lie
             at a multiple of their size are read all the same.
+
+    Raises:
+        ModelError: The file is shorter than when its table was read.
     """
     dtype = np.dtype(NUMPY_TYPES[entry.dtype])
     count = entry.size_bytes // dtype.itemsize
     if mapped and count and entry.offset % dtype.itemsize == 0:
         return np.memmap(entry.file, dtype, "r", entry.offset, entry.shape)
-    return np.fromfile(entry.file, dtype, count, offset=entry.offset).reshape(entry.shape)
+    numbers = np.fromfile(entry.file, dtype, count, offset=entry.offset)
+    if len(numbers) != count:
+        raise ModelError("the file is cut short", place=str(entry.file), remedy="copy it again")
+    return numbers.reshape(entry.shape)
 
 
 def hash_entry(entry: TensorEntry) -> str:
@@ -120,23 +152,33 @@ def hash_entry(entry: TensorEntry) -> str:
     Raises:
         ModelError: The file is cut short.
     """
-    digest, left = hashlib.sha256(), entry.size_bytes
+    digest = hashlib.sha256()
+    feed_entry(digest.update, entry)
+    return digest.hexdigest()
+
+
+def feed_entry(update: Callable[[bytes], None], entry: TensorEntry) -> None:
+    """Give a tensor's numbers as stored to a hash, piece by piece.
+
+    Raises:
+        ModelError: The file is cut short.
+    """
+    left = entry.size_bytes
     with entry.file.open("rb") as file:
         file.seek(entry.offset)
         while left:
             piece = file.read(min(left, 2**20))
             if not piece:
                 raise ModelError("the file is cut short", place=str(entry.file), remedy="copy it again")
-            digest.update(piece)
+            update(piece)
             left -= len(piece)
-    return digest.hexdigest()
 
 
 def read_table(file: Path) -> dict[str, TensorEntry]:
-    """Where each tensor of a file lies.
+    """Where each tensor of a file lies: inside the file, one after the other, as its shape and dtype say.
 
     Raises:
-        ModelError: Not a safetensors file, or cut short.
+        ModelError: Not a safetensors file, cut short, or with tensors that overlap.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -144,18 +186,21 @@ def read_table(file: Path) -> dict[str, TensorEntry]:
         if length > min(_MAX_HEADER_BYTES, size):
             raise ModelError("the file is cut short or not safetensors", place=str(file), remedy="copy it again")
         try:
-            table = json.loads(stream.read(length))
+            table = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
             table.pop("__metadata__", None)
-            rows = msgspec.convert(table, dict[str, _FileTensor])
-        except (ValueError, AttributeError, msgspec.ValidationError) as error:
+            rows = {name: msgspec.json.decode(raw, type=_FileTensor) for name, raw in table.items()}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"not a safetensors file: {error}", place=str(file)) from None
-    out = {}
-    for name, row in rows.items():
+    out, end = {}, 0
+    for name, row in sorted(rows.items(), key=lambda item: item[1].data_offsets):
         if row.dtype not in NUMPY_TYPES:
-            raise ModelError(f"dtype {row.dtype} is not supported", place=f"{file}: {name}")
+            raise ModelError(f"dtype {row.dtype[:32]} is not supported", place=f"{file}: {name[:256]}")
         entry = TensorEntry(file, 8 + length + row.data_offsets[0], row.dtype, tuple(row.shape))
         if row.data_offsets[1] - row.data_offsets[0] != entry.size_bytes or entry.offset + entry.size_bytes > size:
-            raise ModelError("the file is cut short", place=f"{file}: {name}", remedy="copy it again")
+            raise ModelError("the file is cut short", place=f"{file}: {name[:256]}", remedy="copy it again")
+        if row.data_offsets[0] < end:
+            raise ModelError("two tensors overlap", place=f"{file}: {name[:256]}", remedy="copy it again")
+        end = row.data_offsets[1]
         out[name] = entry
     return out
 

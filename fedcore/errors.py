@@ -10,11 +10,14 @@
     │   └── BrokerRefused
     ├── WireError                   6   bytes from elsewhere are not what they should be
     │   ├── MalformedMessage
+    │   ├── ForgedMessage
     │   └── UpdateRefused
     ├── ExactnessError              7   two replicas would differ: never train on
+    │   └── BaseDamaged
     ├── BudgetError                 8   the work does not fit into the memory budget
     ├── WorkerError                 9   the training process failed or was killed
-    └── RunError                    10  the run cannot go on (quorum, ledger, missing run)
+    ├── RunError                    10  the run cannot go on (quorum, ledger, missing run)
+    └── StorageError                11  there is no room on the disk
 
 Every error says what is wrong in one line, where (`place`) and what to do (`remedy`). The command line prints
 exactly that and ends with the class's exit code; a library never exits the process.
@@ -25,6 +28,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "BaseDamaged",
     "BrokerRefused",
     "BrokerUnreachable",
     "BudgetError",
@@ -32,14 +36,18 @@ __all__ = [
     "DataError",
     "ExactnessError",
     "FedkrsoError",
+    "ForgedMessage",
     "MalformedMessage",
     "ModelError",
     "RunError",
+    "StorageError",
     "TransportError",
     "UpdateRefused",
     "WireError",
     "WorkerError",
 ]
+
+_MOST_CHARACTERS = 2000
 
 
 class FedkrsoError(Exception):
@@ -64,10 +72,11 @@ class FedkrsoError(Exception):
         self.remedy = remedy
 
     def one_line(self) -> str:
-        """Place, message and remedy as one line for a person."""
+        """Place, message and remedy as one line for a person: foreign words in it neither steer a terminal nor go on for ever."""
         text = f"{self.place}: {self.message}" if self.place else self.message
         text = f"{text} ({self.remedy})" if self.remedy else text
-        return " ".join(text.split())
+        line = " ".join(text[: 2 * _MOST_CHARACTERS].split())
+        return "".join(c if c.isprintable() else "?" for c in line[:_MOST_CHARACTERS])
 
     def __str__(self) -> str:
         return self.one_line()
@@ -115,6 +124,10 @@ class MalformedMessage(WireError):
     """Not a message of this protocol, or one that breaks its limits."""
 
 
+class ForgedMessage(WireError):
+    """Not signed by whom it claims to be from, from someone who is not enrolled, or played again."""
+
+
 class UpdateRefused(WireError):
     """An update that must not enter the sum; `message` is the reason its sender is told."""
 
@@ -123,6 +136,10 @@ class ExactnessError(FedkrsoError):
     """Two replicas would differ. A node resynchronises, it never trains on."""
 
     exit_code = 7
+
+
+class BaseDamaged(ExactnessError):
+    """A folded base on this disk is not what was written there; it is made anew from the checkpoint and what was published."""
 
 
 class BudgetError(FedkrsoError):
@@ -141,3 +158,9 @@ class RunError(FedkrsoError):
     """The run cannot go on."""
 
     exit_code = 10
+
+
+class StorageError(FedkrsoError):
+    """There is no room on the disk. What was kept is still there."""
+
+    exit_code = 11

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedcore.accumulator import RowScaled
 from fedcore.projection import signs
 
-__all__ = ["fold_update", "folded", "projection_scale"]
+__all__ = ["fold_projection", "fold_rows", "fold_update", "folded", "projection_scale"]
 
 _BLOCK_ROWS = 512
 
@@ -26,6 +26,27 @@ _BLOCK_ROWS = 512
 def projection_scale(rank: int) -> Any:
     """1 / sqrt(r) as the float32 that both sides multiply by."""
     return np.float32(1.0 / math.sqrt(rank))
+
+
+def fold_projection(seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> NDArray[Any]:
+    """The signs of all seeds (K r, n), in the float type in which integer products with them are exact."""
+    projection = np.concatenate([signs(seed, layer, rank, columns) for seed in seeds])
+    return projection.astype(np.float32 if len(projection) * 2**15 < 2**24 else np.float64)
+
+
+def fold_rows(part: RowScaled, projection: NDArray[Any], rank: int, rows: slice) -> NDArray[np.float32]:
+    """Some rows of `fold_update`: they do not depend on each other.
+
+    Args:
+        part: The layer's published entry, int16 (m, K r).
+        projection: `fold_projection` of the layer.
+        rank: r.
+        rows: Which.
+    """
+    factor = part.scale()[rows] * projection_scale(rank)
+    out: NDArray[np.float32] = (part.q[rows].astype(projection.dtype) @ projection).astype(np.float32, copy=False)
+    out *= factor[:, None]
+    return out
 
 
 def fold_update(part: RowScaled, seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> NDArray[np.float32]:
@@ -38,14 +59,11 @@ def fold_update(part: RowScaled, seeds: tuple[int, ...], rank: int, layer: str, 
         layer: Canonical layer name.
         columns: n.
     """
-    projection = np.concatenate([signs(seed, layer, rank, columns) for seed in seeds])
-    exact = np.float32 if len(projection) * 2**15 < 2**24 else np.float64
+    projection = fold_projection(seeds, rank, layer, columns)
     out = np.empty((len(part.q), columns), np.float32)
-    factor = part.scale() * projection_scale(rank)
-    wide = projection.astype(exact)
     for start in range(0, len(out), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        np.multiply((part.q[rows].astype(exact) @ wide).astype(np.float32), factor[rows, None], out=out[rows])
+        out[rows] = fold_rows(part, projection, rank, rows)
     return out
 
 

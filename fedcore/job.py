@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-__all__ = ["BrokerSection", "DataSection", "TaskSection"]
+from fedcore.errors import ConfigError
+
+__all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
+
+PATH: Final = msgspec.Meta(extra={"path": True})
+PathText = Annotated[str, PATH]
+"""A path, which `load_config` makes absolute; a key that also takes names keeps those as they are."""
 
 
 class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -25,7 +31,7 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[data]`: where a node's (or the evaluation's) text is, and which columns count."""
 
-    source: str
+    source: PathText
     """A CSV, TSV or JSONL file, or `package.module:function`."""
     format: Literal["auto", "csv", "tsv", "jsonl"] = "auto"
     text: str = "text"
@@ -42,12 +48,37 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`[broker]`: where the MQTT broker is and who we are there."""
 
     url: str
-    """`mqtt://host:1883`, or `mqtts://host:8883` for TLS."""
+    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with `insecure`."""
+    insecure: bool = False
+    """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords too."""
     username: str | None = None
     password: str | None = None
-    password_file: str | None = None
+    password_file: PathText | None = None
     """File that holds the password alone; rather than `password`."""
-    ca_file: str | None = None
+    ca_file: PathText | None = None
     """Certificate authority that the broker's certificate must come from; the system's by default."""
-    certificate_file: str | None = None
-    key_file: str | None = None
+    certificate_file: PathText | None = None
+    key_file: PathText | None = None
+    """The client's own certificate and its key; with them there is no password."""
+
+    def __post_init__(self) -> None:
+        if self.url.lower().startswith("mqtt:") and not self.insecure:
+            raise ConfigError(
+                f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",
+                place="broker.insecure",
+                remedy="write mqtts://host:8883 (fedkrso provision makes the certificates), or allow it with insecure = true",
+            )
+
+
+class TrustSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[trust]`: Ed25519 keys that sign plans, outcomes and updates end to end, so that not even the broker has to be trusted.
+
+    `fedkrso provision` makes them. A coordinator names `signing_key` and `enrolled`, a node `signing_key` and `coordinator_key`.
+    """
+
+    signing_key: PathText | None = None
+    """File with our own secret key: 64 hex characters, readable by its owner only."""
+    enrolled: PathText | None = None
+    """JSON file with every enrolled node's public key, and the nodes that are revoked."""
+    coordinator_key: PathText | None = None
+    """The coordinator's public key: 64 hex characters, or a file with them."""

@@ -18,7 +18,7 @@ from fedcore.plan import Plan, Training
 from fedcore.schema import ModelSchema
 from fedcore.state import ExactState
 from fedcore.types import Bits, Order
-from fedcore.update import UpdateHeader
+from fedcore.update import CheckedUpdate, WeightedUpdate
 
 __all__ = ["MethodSettings", "ServerHalf"]
 
@@ -67,6 +67,10 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         for key in positive:
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"method.{key}")
+        # What a plan can say (fedcore.plan).
+        for key, most in (("rank", 4096), ("num_seeds", 1024), ("steps", 2**31 - 1), ("batch_size", 2**31 - 1), ("learning_rate", 1e6)):
+            if getattr(self, key) > most:
+                raise ConfigError(f"{key} is {getattr(self, key)}, more than {most:,}", place=f"method.{key}")
         if self.steps % self.interval_steps:
             raise ConfigError(
                 f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",
@@ -103,10 +107,10 @@ class ServerHalf(Protocol):
         """(m, c) of each entry of the state."""
         ...
 
-    def check(self, path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
+    def check(self, path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
         """Check a received update whole. MUST raise `UpdateRefused` on anything that may not enter the sum."""
         ...
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[tuple[Path, UpdateHeader]]) -> ExactState:
-        """The next state. MUST NOT depend on the order of the updates."""
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+        """The next state, by the weights and clips given. MUST NOT depend on the order of the updates."""
         ...

@@ -3,83 +3,136 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
+from fedcore.errors import MalformedMessage
 from fedcore.job import TaskSection
 from fedcore.schema import ModelSchema
 from fedcore.types import BaseKind, Bits, Order
+from fedcore.wire.fields import Checksum, ChunkBytes, Name, OptionalSha256, Positive, RoundNumber, Sha256, UnixSeconds
 from fedcore.wire.manifest import Manifest
 
-__all__ = ["OutcomeObject", "Plan", "Training", "objects_needed"]
+__all__ = ["ObjectKind", "OutcomeObject", "Plan", "Position", "Training", "cheapest_way", "objects_needed", "published_digest"]
+
+
+# A matrix of the state travels as one record of at most so many numbers (fedcore.records).
+_MAX_NUMBERS = 2**27
+Rank = Annotated[int, Meta(ge=1, le=4096)]
+Seed = Annotated[int, Meta(ge=0)]
+LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
     """The method's part of a plan: how a participant trains (design 2)."""
 
-    method: str
-    seeds: tuple[int, ...]
+    method: Name
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1024)]
     """The pool's K seeds."""
-    generation: int
+    generation: RoundNumber
     """How often finished subspaces were folded into the base."""
-    rank: int
-    min_rank: int
+    rank: Rank
+    min_rank: Rank
     """Smallest rank that a device with little memory may train instead (nested ranks)."""
     order: Order
-    intervals: int
+    intervals: Positive
     """Intervals in the round, T / J."""
-    interval_steps: int
+    interval_steps: Positive
     """Optimiser steps in an interval, J."""
-    batch_size: int
+    batch_size: Positive
     """Examples in an optimiser step; the micro-batch is the node's own choice."""
-    learning_rate: float
-    tensor_learning_rate: float
+    learning_rate: LearningRate
+    tensor_learning_rate: LearningRate
     """For tensors trained whole (the task head)."""
     bits: Bits
     share: Literal["examples", "uniform"]
-    run_seed: int
+    run_seed: Seed
+
+
+ObjectKind = Literal["whole", "difference", "snapshot"]
 
 
 class OutcomeObject(msgspec.Struct, frozen=True):
-    """A published state as a file: whole, or the difference to `base_version`."""
+    """A published file that takes a replica to a version.
 
-    version: int
-    generation: int
-    base_version: int | None
-    digest: str
-    """Model digest of a replica that holds this version (before any fold)."""
+    - `whole`: the learned state, in the subspaces of its generation.
+    - `difference`: the same, as the difference to `base_version`.
+    - `snapshot`: the base of its generation, folded as often as that says, with the state that the generation began with.
+    """
+
+    version: RoundNumber
+    generation: RoundNumber
+    base_version: RoundNumber | None
+    digest: Sha256
+    """Model digest of a replica that has taken this object (before any further fold)."""
     manifest: Manifest
+    snapshot: bool = False
+
+    @property
+    def kind(self) -> ObjectKind:
+        """Which of the three it is."""
+        if self.snapshot:
+            return "snapshot"
+        return "whole" if self.base_version is None else "difference"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """The present round, retained on the topic `plan`."""
 
-    round: int
+    round: RoundNumber
     phase: Literal["train", "finished"]
     """`finished`: nothing is trained any more; take the last outcome and report its digest."""
-    cohort: tuple[str, ...]
-    deadline_at: float
+    cohort: tuple[Name, ...]
+    deadline_at: UnixSeconds
     """Unix time in seconds after which updates are late."""
     task: TaskSection
     base_kind: BaseKind
-    base_digest: str
+    base_digest: OptionalSha256
     """Of the base at this plan's generation."""
     model_schema: ModelSchema
-    checksums: tuple[str, ...]
+    checksums: tuple[Checksum, ...]
     """Of the signs of all seeds, per layer."""
     training: Training
-    version: int
+    version: RoundNumber
     """The state that the round starts from."""
+    chunk_bytes: ChunkBytes
+    """Largest chunk that the coordinator found to pass the broker."""
     objects: tuple[OutcomeObject, ...]
     """Everything an absent node may need, oldest first; the present version is last."""
+    start_digest: OptionalSha256 = ""
+    """Model digest of a replica that stands where the round starts: folded, in the round's subspaces."""
+    checkpoint_digest: OptionalSha256 = ""
+    """Of the base at generation 0, which is the checkpoint; empty in a run that was begun before there was this field."""
+
+    @property
+    def key(self) -> str:
+        """Tells this plan from every other of its run: also from that of the same round when it opened before."""
+        return f"{self.round}-{self.phase}-{round(1000 * self.deadline_at)}"
+
+    def __post_init__(self) -> None:
+        # What no field can say alone. The label set is a list by now: a name would have nodes call a function that a plan names.
+        if isinstance(self.task.labels, str):
+            raise ValueError("a plan carries its labels, not a function's name")
+        if len(self.checksums) != len(self.model_schema.layers):
+            raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
+        columns = len(self.training.seeds) * self.training.rank
+        layers = (layer.rows * columns for layer in self.model_schema.layers)
+        if max((*layers, *(math.prod(tensor.shape) for tensor in self.model_schema.tensors)), default=0) > _MAX_NUMBERS:
+            # Where a plan is made, that is the job's fault; where it comes from elsewhere, the message's.
+            raise MalformedMessage(
+                f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers", remedy="lower method.num_seeds or method.rank"
+            )
+
+
+Position = tuple[int, int]
+"""Where a replica stands: version, and folds that its base has seen."""
 
 
 def objects_needed(plan: Plan, version: int, generation: int) -> tuple[OutcomeObject, ...] | None:
-    """What a node that holds a version must fetch, in the order it applies them.
-
-    A finished generation ends with a whole state that is folded; then the present version follows, as a difference where the
-    node holds what it differs from.
+    """What a node that holds a version must fetch, in the order it applies them: the way with the fewest bytes.
 
     Args:
         plan: The present plan.
@@ -89,20 +142,52 @@ def objects_needed(plan: Plan, version: int, generation: int) -> tuple[OutcomeOb
     Returns:
         The objects, oldest first, empty if the node is up to date; None if the plan does not lead there from what it holds.
     """
-    needed: list[OutcomeObject] = []
-    whole = {obj.version: obj for obj in plan.objects if obj.base_version is None}
-    last_of = {obj.generation: obj for obj in plan.objects if obj.base_version is None}
-    present = whole.get(plan.version)
-    for old in range(generation, plan.training.generation):
-        end = last_of.get(old)
-        if end is None:
-            return None
-        if end.version != version:
-            needed.append(end)
-        version = end.version
-    if version != plan.version:
-        if present is None:
-            return None
-        smaller = [o for o in plan.objects if o.version == plan.version and o.base_version == version and not needed]
-        needed.append(min([present, *smaller], key=lambda o: o.manifest.size_bytes))
-    return tuple(needed)
+    return cheapest_way(plan.objects, (plan.version, plan.training.generation), (version, generation))
+
+
+def cheapest_way(objects: tuple[OutcomeObject, ...], goal: Position, held: Position) -> tuple[OutcomeObject, ...] | None:
+    """The objects that lead from one position to another with the fewest bytes, then the fewest objects; None if none do.
+
+    - A whole state needs the base of its generation. The checkpoint is the base of generation 0, so a whole state of that one can be
+      taken from anywhere.
+    - A difference needs the very version before it.
+    - A snapshot needs nothing.
+    - Who holds the last version of a generation folds it by itself and stands at the next.
+    """
+    last: dict[int, int] = {}
+    for obj in objects:
+        if obj.kind == "snapshot":
+            last[obj.generation - 1] = obj.version
+        elif obj.kind == "whole" and obj.generation < goal[1]:
+            last[obj.generation] = max(obj.version, last.get(obj.generation, 0))
+
+    def folded(position: Position) -> Position:
+        version, generation = position
+        return (version, generation + 1) if generation < goal[1] and last.get(generation) == version else position
+
+    def leads_on(position: Position, obj: OutcomeObject) -> bool:
+        if obj.kind == "whole":
+            return obj.generation in (0, position[1])
+        return obj.kind == "snapshot" or position == (obj.base_version, obj.generation)
+
+    ways: dict[Position, tuple[int, int, tuple[OutcomeObject, ...]]] = {folded(held): (0, 0, ())}
+    # In order of versions one pass finds the ways, and the next that there are no cheaper ones.
+    better = True
+    while better:
+        better = False
+        for obj in sorted(objects, key=lambda o: (o.generation, o.version)):
+            cost, steps, way = min((way for at, way in ways.items() if leads_on(at, obj)), key=lambda w: w[:2], default=(0, 0, None))
+            if way is None:
+                continue
+            found = cost + obj.manifest.size_bytes, steps + 1, (*way, obj)
+            there = folded((obj.version, obj.generation))
+            if there not in ways or found[:2] < ways[there][:2]:
+                ways[there], better = found, True
+    return ways[folded(goal)][2] if folded(goal) in ways else None
+
+
+def published_digest(plan: Plan, version: int, generation: int) -> str | None:
+    """The model digest that a replica at a position must have; None where the plan does not say."""
+    if plan.start_digest and (version, generation) == (plan.version, plan.training.generation):
+        return plan.start_digest
+    return next((obj.digest for obj in plan.objects if (obj.version, obj.generation) == (version, generation)), None)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 __all__ = ["LayerSpec", "ModelSchema", "TensorSpec", "is_target"]
 
@@ -18,19 +20,23 @@ __all__ = ["LayerSpec", "ModelSchema", "TensorSpec", "is_target"]
 _TARGET = re.compile(r"^(?!.*(embed|relative_attention_bias)).*(\.\d+\..+|pooler\.dense)$")
 
 
+TensorName = Annotated[str, Meta(min_length=1, max_length=512)]
+Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
 class LayerSpec(msgspec.Struct, frozen=True):
     """A linear layer with weight W (rows out, columns in)."""
 
-    name: str
-    rows: int
-    columns: int
+    name: TensorName
+    rows: Side
+    columns: Side
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
     """A tensor trained whole. `in_checkpoint` is false for a new task head."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: TensorName
+    shape: Annotated[tuple[Side, ...], Meta(max_length=8)]
     in_checkpoint: bool
 
     @property
@@ -46,9 +52,9 @@ class ModelSchema(msgspec.Struct, frozen=True):
 
     layers: tuple[LayerSpec, ...]
     tensors: tuple[TensorSpec, ...]
-    architecture: str = ""
+    architecture: Annotated[str, Meta(max_length=128)] = ""
     """Class that `from_pretrained` uses for the exported model."""
-    export_prefix: str = ""
+    export_prefix: Annotated[str, Meta(max_length=128)] = ""
     """Put before the checkpoint's names on export, where the task model wraps the checkpoint's."""
 
 

@@ -14,15 +14,18 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from fedcore.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_exponents
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, read_header, read_records, write_records
 from fedcore.schema import ModelSchema
+from fedcore.wire.fields import RoundNumber
 
 __all__ = ["ExactState", "PublishedState", "model_digest", "state_shapes"]
 
@@ -30,6 +33,15 @@ OUTCOME_FORMAT = "fedkrso outcome 1"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
 _FINEST_EXPONENT = -28
 _LARGEST = 2**15 - 1
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What an outcome file says about itself."""
+
+    version: RoundNumber
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1, max_length=1024)]
+    rank: Annotated[int, Meta(ge=1, le=4096)]
+    base_version: RoundNumber | None
 
 
 def state_shapes(schema: ModelSchema, num_seeds: int, rank: int) -> dict[str, tuple[int, int]]:
@@ -116,18 +128,21 @@ class PublishedState:
         """
         header = read_header(path, OUTCOME_FORMAT)
         version, seeds, rank, base = _checked_header(header, path.name)
-        if base is not None and (previous is None or previous.version != base or previous.seeds != seeds):
+        if base is not None and (previous is None or (previous.version, previous.seeds, previous.rank) != (base, seeds, rank)):
             held = "none" if previous is None else previous.version
             raise ExactnessError(f"a difference to version {base}, this node holds {held}", place=path.name)
         entries: dict[str, RowScaled] = {}
-        for record in read_records(path):
+        for record in read_records(path, largest=max((m * c for m, c in shapes.values()), default=0)):
             if record.name in entries or record.part.q.shape != shapes.get(record.name):
                 raise MalformedMessage("an entry that the plan does not have", place=f"{path.name}: {record.name}")
             if record.difference != (base is not None):
                 raise MalformedMessage("whole and difference entries mixed", place=path.name)
             part = record.part
             if record.difference and previous is not None:
-                part = RowScaled(_coarser(previous.entries[record.name], part.exponent) + part.q, part.exponent)
+                held_part = previous.entries.get(record.name)
+                if held_part is None or held_part.q.shape != part.q.shape:
+                    raise MalformedMessage("a difference to an entry of another shape", place=f"{path.name}: {record.name}")
+                part = RowScaled(_coarser(held_part, part.exponent) + part.q, part.exponent)
             entries[record.name] = part
         if entries.keys() != shapes.keys():
             missing = sorted(shapes.keys() - entries.keys())
@@ -215,9 +230,9 @@ def _coarser(part: RowScaled, exponent: NDArray[np.int8]) -> NDArray[np.int16]:
     return _shift_half_even(part.q.astype(np.int64), bits).astype(np.int16)
 
 
-def _checked_header(header: dict[str, Any], place: str) -> tuple[int, tuple[int, ...], int, int | None]:
-    version, seeds, rank, base = (header.get(key) for key in ("version", "seeds", "rank", "base_version"))
-    whole = all(isinstance(x, int) for x in (version, rank)) and isinstance(seeds, list)
-    if not whole or not all(isinstance(seed, int) for seed in seeds or ()) or not (base is None or isinstance(base, int)):
-        raise MalformedMessage("an outcome's header has fields of the wrong type", place=place)
-    return version, tuple(seeds or ()), rank, base  # type: ignore[return-value]
+def _checked_header(raw: dict[str, Any], place: str) -> tuple[int, tuple[int, ...], int, int | None]:
+    try:
+        header = msgspec.convert(raw, _Header)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(f"an outcome's header: {error}", place=place) from None
+    return header.version, header.seeds, header.rank, header.base_version

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from fedcore.accumulator import MAX_EXAMPLES, RunningSum
+from fedcore.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_norm, within_bounds
 from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.plan import Plan
 from fedcore.records import Record, read_header, read_records, write_records
+from fedcore.wire.fields import Number, clean_text
 
-__all__ = ["UPDATE_FORMAT", "UpdateHeader", "add_update", "read_update_header", "write_update"]
+__all__ = ["UPDATE_FORMAT", "CheckedUpdate", "UpdateHeader", "WeightedUpdate", "add_update", "check_update", "write_update"]
 
 UPDATE_FORMAT = "fedkrso update 1"
 TENSOR_BITS: Final = 16
@@ -36,9 +40,9 @@ class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     subspaces: tuple[int, ...]
     """Indices of the seeds used, in the order of the accumulators' columns."""
-    loss: float
+    loss: Number
     """Mean training loss over the round."""
-    seconds: float
+    seconds: Annotated[float, Meta(ge=0, le=1e9)]
 
 
 def write_update(path: Path, header: UpdateHeader, records: Iterable[Record]) -> None:
@@ -46,26 +50,73 @@ def write_update(path: Path, header: UpdateHeader, records: Iterable[Record]) ->
     write_records(path, msgspec.to_builtins(header), records)
 
 
-def read_update_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
-    """An update's header, checked against the plan and its sender.
+@dataclass(frozen=True)
+class CheckedUpdate:
+    """An update that may enter the sum.
+
+    Attributes:
+        header: What it says about itself.
+        squared: Sum of squares of all its numbers, accumulators and whole tensors, in units of 2**-64; exact.
+    """
+
+    header: UpdateHeader
+    squared: int
+
+
+@dataclass(frozen=True)
+class WeightedUpdate:
+    """A checked update with its part in a round.
+
+    Attributes:
+        path: Its file.
+        header: What it says about itself.
+        weight: Its share in the round's mean, from 1 up; what it claims is in the header.
+        clip: Scales it down before it is added.
+    """
+
+    path: Path
+    header: UpdateHeader
+    weight: int
+    clip: Clip | None = None
+
+
+def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
+    """Check an update whole, header and every record, against the plan and its sender.
 
     Raises:
-        UpdateRefused: Not an update for this round, or with values outside the plan's bounds.
+        UpdateRefused: Not an update for this round, with values outside the plan's bounds or those of exact sums, or a record
+            is missing, foreign, repeated, damaged, or has another shape or precision than the plan says.
     """
+    header = _read_header(path, plan, run, node)
+    return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _checked_records(path, plan, header)))
+
+
+def add_update(update: WeightedUpdate, plan: Plan, total: RunningSum) -> None:
+    """Add an update to a round's exact sum, checking it once more as it is read.
+
+    Raises:
+        UpdateRefused: As `check_update`, or the weights exceed what exact sums allow. The sum is then of no more use.
+    """
+    total.add_examples(update.weight)
+    for record, columns in _checked_records(update.path, plan, update.header):
+        total.add(record.name, record.part, update.weight, columns, update.clip)
+
+
+def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
     try:
         header = msgspec.convert(read_header(path, UPDATE_FORMAT), UpdateHeader)
     except (MalformedMessage, msgspec.ValidationError) as error:
-        raise UpdateRefused(f"not an update: {error}", place=node) from None
+        raise UpdateRefused(f"not an update: {clean_text(str(error))}", place=node) from None
     training = plan.training
     expected = {"run": run, "round": plan.round, "node": node, "version": plan.version}
     for key, value in expected.items():
         if getattr(header, key) != value:
-            raise UpdateRefused(f"{key} is {getattr(header, key)!r} where the plan has {value!r}", place=node)
+            raise UpdateRefused(f"{key} is {reprlib.repr(getattr(header, key))} where the plan has {value!r}", place=node)
     if not training.min_rank <= header.rank <= training.rank:
         raise UpdateRefused(f"rank {header.rank} is outside {training.min_rank} to {training.rank}", place=node)
     used = header.subspaces
     if len(set(used)) != len(used) or not used or not all(0 <= k < len(training.seeds) for k in used):
-        raise UpdateRefused(f"subspaces {used} are not distinct indices of {len(training.seeds)} seeds", place=node)
+        raise UpdateRefused(f"subspaces {reprlib.repr(used)} are not distinct indices of {len(training.seeds)} seeds", place=node)
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(f"{header.examples} examples is outside 1 to {MAX_EXAMPLES}", place=node)
     return header
@@ -89,37 +140,26 @@ def _expected(plan: Plan, header: UpdateHeader) -> dict[str, _Expected]:
     return out | {s.name: _Expected(s.matrix, TENSOR_BITS, slice(None)) for s in plan.model_schema.tensors}
 
 
-def add_update(path: Path, plan: Plan, header: UpdateHeader, total: RunningSum | None) -> None:
-    """Check every record of an update and, with `total`, add it to the round's exact sum.
-
-    Call it without a sum first (when the update arrives) and with one when the round closes: nothing of a bad update ever
-    reaches the sum.
-
-    Raises:
-        UpdateRefused: A record is missing, foreign, repeated, or has another shape or precision than the plan says.
-    """
-    expected: dict[str, Any] = dict(_expected(plan, header))
-    share = header.examples if plan.training.share == "examples" else 1
-    if total is not None:
-        total.add_examples(share)
+def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[tuple[Record, NDArray[np.intp] | slice]]:
+    """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was missing."""
+    expected = _expected(plan, header)
+    # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is unpacked.
+    largest = max((math.prod(want.shape) for want in expected.values()), default=1)
     try:
-        for record in read_records(path):
+        for record in read_records(path, largest=largest):
             want = expected.pop(record.name, None)
             if want is None:
-                raise UpdateRefused("a tensor that the plan does not have, or twice", place=f"{header.node}: {record.name}")
+                raise UpdateRefused("a tensor that the plan does not have, or twice", place=f"{header.node}: {clean_text(record.name)}")
+            place = f"{header.node}: {record.name}"
             if record.part.q.shape != want.shape or record.bits != want.bits or record.difference:
                 found = "x".join(map(str, record.part.q.shape))
                 wanted = "x".join(map(str, want.shape))
-                raise UpdateRefused(
-                    f"{found} with {record.bits} bits where the plan has {wanted} with {want.bits}",
-                    place=f"{header.node}: {record.name}",
-                )
-            # 2**7 is the largest value that exact sums allow (fedcore.accumulator).
-            if (np.abs(record.part.values()) > 2**7).any():
-                raise UpdateRefused("a value beyond 128", place=f"{header.node}: {record.name}")
-            if total is not None:
-                total.add(record.name, record.part, share, want.columns)
+                kind = " as a difference" if record.difference else ""
+                raise UpdateRefused(f"{found} with {record.bits} bits{kind} where the plan has {wanted} with {want.bits}", place=place)
+            if not within_bounds(record.part):
+                raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
+            yield record, want.columns
     except MalformedMessage as error:
-        raise UpdateRefused(str(error), place=header.node) from None
+        raise UpdateRefused(clean_text(str(error)), place=header.node) from None
     if expected:
         raise UpdateRefused(f"{len(expected)} tensors are missing, first {min(expected)}", place=header.node)

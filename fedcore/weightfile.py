@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.checkpoint import read_entry, read_table, write_safetensors
+from fedcore.checkpoint import feed_entry, read_entry, read_table, write_safetensors
 from fedcore.errors import ModelError
 from fedcore.schema import LayerSpec
 
@@ -27,6 +28,13 @@ LayerWeight = tuple[NDArray[Any], NDArray[np.float32] | None]
 """int8 (m, n) with scale float32 (m,), or float numbers as stored (bfloat16 as uint16) with None."""
 
 _WEIGHTS, _ABOUT = "weights.safetensors", "weights.json"
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What lies beside the weights."""
+
+    stamp: str
+    hashes: dict[str, str]
 
 
 def hash_numbers(parts: LayerWeight) -> str:
@@ -54,13 +62,16 @@ class WeightFile:
         self._table = read_table(path)
 
     @classmethod
-    def open(cls, folder: Path, stamp: str) -> WeightFile | None:
-        """The folder's file, or None if there is none with this stamp."""
+    def open(cls, folder: Path, stamp: str, layers: Sequence[LayerSpec] = ()) -> WeightFile | None:
+        """The folder's file, or None if there is none with this stamp that has all `layers`."""
         try:
-            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-            return cls(folder / _WEIGHTS, about["hashes"]) if about["stamp"] == stamp else None
-        except (OSError, ValueError, KeyError, TypeError, ModelError):
+            about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=_About)
+            if about.stamp != stamp:
+                return None
+            found = cls(folder / _WEIGHTS, about.hashes)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, ModelError):
             return None
+        return found if all(found._holds(layer) for layer in layers) else None
 
     @classmethod
     def make(
@@ -95,6 +106,23 @@ class WeightFile:
                 os.fsync(file.fileno())
             part.replace(folder / name)
         return cls(folder / _WEIGHTS, found)
+
+    def is_whole(self, layer: LayerSpec) -> bool:
+        """Whether a layer's numbers are those that were written; reads them piece by piece."""
+        digest = hashlib.sha256()
+        for part in ("weight", "scale"):
+            feed_entry(digest.update, self._table[f"{layer.name}.{part}"])
+        return digest.hexdigest() == self.hashes.get(f"{layer.name}.weight")
+
+    def _holds(self, layer: LayerSpec) -> bool:
+        weight, scale = (self._table.get(f"{layer.name}.{part}") for part in ("weight", "scale"))
+        return (
+            weight is not None
+            and scale is not None
+            and (weight.dtype, weight.shape) == ("I8", (layer.rows, layer.columns))
+            and (scale.dtype, scale.shape) == ("F32", (layer.rows,))
+            and f"{layer.name}.weight" in self.hashes
+        )
 
     def weight(self, layer: LayerSpec, *, mapped: bool) -> LayerWeight:
         """A layer's int8 (m, n), in memory or mapped, and its scales (m,)."""

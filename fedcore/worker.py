@@ -22,7 +22,7 @@ import msgspec
 from fedcore.errors import WorkerError
 from fedcore.job import DataSection, TaskSection
 from fedcore.memoryplan import Footprint, MemoryPlan
-from fedcore.plan import Plan
+from fedcore.plan import ObjectKind, Plan
 from fedcore.processes import die_with_parent
 from fedcore.schema import ModelSchema
 
@@ -93,12 +93,12 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
-    """Take a published state (a fetched outcome file), and fold first where generations say so."""
+    """Take a published object (a fetched file), and fold first where generations say so."""
 
     path: str
     version: int
     generation: int
-    difference: bool
+    kind: ObjectKind
     digest: str
 
 
@@ -215,6 +215,9 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | Failed
+# As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
+for _kind in (Command, Event):
+    msgspec.msgpack.Decoder(_kind)
 
 
 class WorkerDied(msgspec.Struct, frozen=True):

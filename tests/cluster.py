@@ -28,12 +28,10 @@ class Cluster:
     ) -> None:
         users = ["coordinator", *(f"home-{i}" for i in range(HOMES))]
         self.folder = folder
-        self.broker = LocalBroker(folder / "broker", users, kind=kind)  # type: ignore[arg-type]
+        self.broker = LocalBroker(folder / "broker", users, kind=kind, tls=True, run="t")  # type: ignore[arg-type]
         self.log = (folder / "log").open("w+b")
         self.processes: list[subprocess.Popen[bytes]] = []
-        for user, word in self.broker.passwords.items():
-            (folder / user).write_text(word)
-        text = job_text("t", self.broker.url, folder / "coordinator", rounds=rounds, homes=HOMES, seed=3, base=base, method=method)
+        text = job_text("t", self.broker.sections("coordinator"), rounds=rounds, homes=HOMES, seed=3, base=base, method=method)
         text = text.replace("interval_steps = 15", f"interval_steps = {steps // 3}")
         text = text.replace("\nsteps = 60", f"\nsteps = {steps}").replace(f"quorum = {HOMES}", f"quorum = {quorum}")
         (folder / "job.toml").write_text(text.replace(f"homes = {HOMES} }}", f"homes = {HOMES}, examples = 60 }}"))
@@ -51,7 +49,7 @@ class Cluster:
     def home(self, index: int, prepare: Callable[[], None] | None = None, **changes: str) -> subprocess.Popen[bytes]:
         """Start a home; `changes` are other values of its node file's top-level keys."""
         path, own = self.folder / f"home-{index}.toml", self.folder / f"node-{index}"
-        text = node_text("t", self.broker.url, self.folder / f"home-{index}", own, index=index, homes=HOMES, seed=3, threads=1)
+        text = node_text("t", self.broker.sections(f"home-{index}"), own, index=index, homes=HOMES, seed=3, threads=1)
         text = text.replace("seed = 3 }", "seed = 3, examples = 40 }")
         for key, value in changes.items():
             old = next((line for line in text.splitlines() if line.startswith(f"{key} = ")), None)
@@ -121,3 +119,10 @@ def wait_for(cluster: Cluster, text: str, seconds: float = 120) -> None:
     while text not in cluster.output():
         assert time.monotonic() < deadline, cluster.output()[-3000:]
         time.sleep(0.05)
+
+
+def appears(path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.002)

@@ -21,6 +21,7 @@ kind = "text-classification"
 labels = ["a", "b"]
 [broker]
 url = "{url}"
+insecure = true
 username = "fedkrso"
 password = "wrong"
 """
@@ -34,6 +35,7 @@ folder = "{folder}"
 source = "{data}"
 [broker]
 url = "mqtt://127.0.0.1:9"
+insecure = true
 """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,12 @@ def test_exported_names_exist_and_are_sorted(path: Path) -> None:
     exported = getattr(module, "__all__", [])
     assert all(hasattr(module, entry) for entry in exported)
     assert sorted(exported, key=lambda entry: (not entry.isupper(), not entry[0].isupper(), entry)) == list(exported)
+
+
+def test_every_test_that_the_security_table_names_is_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    names = set(re.findall(r"::(test_\w+)", text))
+    assert len(names) > 20
+    assert {name for name in names if f"def {name}(" not in sources} == set()
+    assert all((ROOT / path).is_file() for path in re.findall(r"tests/[\w/]+\.py", text))

@@ -139,6 +139,6 @@ class Planning:
         assert self._footprint is not None
         try:
             key, found = msgspec.json.decode(self._file.read_bytes(), type=tuple[str, Calibration])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return found if key == self._footprint.key else None

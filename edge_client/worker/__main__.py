@@ -32,6 +32,7 @@ from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import encode
 from edge_client.worker.trainer import Trainer, apply, is_out_of_memory
 from fedcore.checkpoint import Checkpoint
+from fedcore.durable import is_full
 from fedcore.errors import FedkrsoError, ModelError, WorkerError
 from fedcore.job import TaskSection
 from fedcore.worker import (
@@ -82,8 +83,8 @@ class Worker:
                 return self._sketch(command)
             case Configure():
                 return self._configure(command)
-            case Adopt(path, version, generation, difference, digest):
-                self._held.adopt(Path(path), generation, difference=difference, digest=digest)
+            case Adopt(path, version, generation, kind, digest):
+                self._held.adopt(Path(path), generation, kind, digest)
                 return Adopted(version, generation, digest)
             case Train():
                 return self._train(command)
@@ -119,6 +120,7 @@ class Worker:
             pool=len(training.seeds),
             rank=training.rank,
             intervals=training.intervals,
+            batch_size=training.batch_size,
             longest=longest,
             min_length=plan.task.min_length,
         )
@@ -211,6 +213,10 @@ def main(commands: BinaryIO, events: BinaryIO) -> None:
             event = worker.answer(command)
         except FedkrsoError as error:
             event = Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            event = Failed("StorageError", f"the disk is full: {error.strerror}", error.filename or "folder", "free space there", 11)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

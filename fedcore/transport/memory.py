@@ -124,8 +124,9 @@ class MemoryTransport:
         self._broker.route(message)
         return True
 
-    def subscribe(self, topic_filter: str) -> None:
-        """See `Transport`."""
+    def subscribe(self, topic_filter: str, *, again: bool = True) -> None:
+        """See `Transport`; this broker keeps no sessions, so retained messages always come again."""
+        del again
         self._filters[topic_filter] = None
         if self._linked:
             self._deliver_retained(topic_filter)

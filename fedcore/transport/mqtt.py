@@ -21,9 +21,11 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Sink
+from fedcore.transport.tls import client_context, tls_refusal, told_by_peer
 
 __all__ = ["MqttSettings", "MqttTransport"]
 
@@ -71,13 +73,13 @@ class MqttSettings:
         except ValueError:
             port = -1
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1:
-            raise ConfigError(f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtt://host:1883")
+            raise ConfigError(f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtts://host:8883")
         return parts.hostname, port or (8883 if self.tls else 1883)
 
     @property
     def tls(self) -> bool:
         """Whether the link is encrypted."""
-        return self.url.startswith("mqtts:")
+        return urlsplit(self.url).scheme == "mqtts"
 
 
 class MqttTransport:
@@ -92,16 +94,19 @@ class MqttTransport:
         self._settings = settings
         self._jitter = jitter
         self._host, self._port = settings.address
-        self._filters: dict[str, None] = {}
+        self._filters: dict[str, bool] = {}
         self._lock = threading.Lock()
         self._under_way = 0
         self._linked = threading.Event()
         self._stopping = threading.Event()
         self._failure: TransportError | None = None
+        self._explained = False
+        self._lost_for: str | None = None
         self._closed = threading.Event()
         self._limits = Limits(None, "")
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._at_once = False
+        self._spoken = False
         self._client: paho.Client | None = None
         self._sink: Sink = lambda event: None
         self._will: Message | None = None
@@ -141,11 +146,11 @@ class MqttTransport:
         info = client.publish(message.topic, message.payload, qos=1, retain=message.retain)
         return info.rc == paho.MQTT_ERR_SUCCESS
 
-    def subscribe(self, topic_filter: str) -> None:
-        """See `Transport`."""
-        self._filters[topic_filter] = None
+    def subscribe(self, topic_filter: str, *, again: bool = True) -> None:
+        """See `Transport`; `again` needs version 5."""
+        self._filters[topic_filter] = again
         if self._client is not None and self._linked.is_set():
-            self._client.subscribe(topic_filter, qos=1)
+            self._subscribe(self._client, topic_filter)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """See `Transport`."""
@@ -182,16 +187,16 @@ class MqttTransport:
         """Connect, serve, and after a loss connect again with a growing, jittered pause."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
-            self._client = client = self._new_client()
             self._under_way = 0
-            connected = False
+            connected = self._explained = False
             self._closed.clear()
             try:
+                self._client = client = self._new_client()
                 client.connect(self._host, self._port, keepalive=_KEEPALIVE_SECONDS, **self._connect_options())
                 # paho's own loop thread, because only then does publish leave the writing to it.
                 client.loop_start()
                 five = self._protocol == MQTTProtocolVersion.MQTTv5
-                if five and not self._wait_for_answer(_ANSWER_SECONDS) and not self._stopping.is_set():
+                if five and not self._spoken and not self._wait_for_answer(_ANSWER_SECONDS) and not self._stopping.is_set():
                     # Brokers that only know 3.1.1 (amqtt) may wait for ever inside a version 5 CONNECT.
                     self._other_version()
                 else:
@@ -199,14 +204,23 @@ class MqttTransport:
                 client.loop_stop()
                 connected = self._linked.is_set()
             except ssl.SSLError as error:
-                self._fail(BrokerRefused(f"TLS: {error.reason or error}", place=self._place, remedy="check broker.ca_file"))
+                self._fail(tls_refusal(error, self._place, self._host))
+            except ConfigError as error:
+                # A file that is being renewed, or is gone: the next attempt reads it again.
+                self._fail(BrokerRefused(error.message, place=error.place, remedy=error.remedy))
             except OSError as error:
-                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy="is the broker running there?"))
+                reset = self._settings.tls and isinstance(error, ConnectionResetError)
+                remedy = "is the broker running there, and is this its port for TLS?" if reset else "is the broker running there?"
+                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy=remedy))
             else:
                 self._no_answer(connected)
             if self._linked.is_set():
                 self._linked.clear()
                 self._sink(Disconnected("the connection was lost"))
+            elif self._lost_for is not None and self._failure is not None and self._failure.one_line() != self._lost_for:
+                # Why it does not come back: revoked meanwhile, another certificate there. Once for each reason.
+                self._lost_for = self._failure.one_line()
+                self._sink(Disconnected(self._lost_for))
             pause = _FIRST_PAUSE_SECONDS if connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
             at_once, self._at_once = self._at_once, False
             self._stopping.wait(0.0 if at_once else pause * self._jitter.uniform(0.5, 1.0))
@@ -225,7 +239,7 @@ class MqttTransport:
         if settings.username is not None:
             client.username_pw_set(settings.username, settings.password)
         if settings.tls:
-            client.tls_set(settings.ca_file, settings.certificate_file, settings.key_file)
+            client.tls_set_context(client_context(settings.ca_file, settings.certificate_file, settings.key_file))
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
         client.max_inflight_messages_set(_MOST_UNDER_WAY)
@@ -233,6 +247,7 @@ class MqttTransport:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
+        client.on_socket_close = self._on_socket_close
         return client
 
     def _connect_options(self) -> dict[str, Any]:
@@ -257,10 +272,21 @@ class MqttTransport:
         largest = getattr(properties, "MaximumPacketSize", None)
         self._limits = Limits(largest, "MQTT 5" if self._protocol == MQTTProtocolVersion.MQTTv5 else "MQTT 3.1.1")
         for topic_filter in list(self._filters):
-            client.subscribe(topic_filter, qos=1)
-        self._failure = None
+            self._subscribe(client, topic_filter)
+        self._failure, self._lost_for = None, ""
+        # A broker that has answered once is not asked for its version again: a slow link must not cost the limits that version 5 tells.
+        self._spoken = True
         self._linked.set()
         self._sink(Connected(self._limits))
+
+    def _subscribe(self, client: paho.Client, topic_filter: str) -> None:
+        if self._protocol != MQTTProtocolVersion.MQTTv5:
+            client.subscribe(topic_filter, qos=1)
+            return
+        handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        if not self._filters.get(topic_filter, True):
+            handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
+        client.subscribe(topic_filter, options=SubscribeOptions(qos=1, retainHandling=handling))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
@@ -278,14 +304,25 @@ class MqttTransport:
         if client is self._client:
             self._closed.set()
 
+    def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
+        del client, userdata
+        error = told_by_peer(sock)
+        if error is not None and not self._stopping.is_set():
+            self._fail(tls_refusal(error, self._place, self._host))
+
     def _no_answer(self, connected: bool) -> None:
         """The link closed. Brokers without MQTT 5 close it at once, unasked: try 3.1.1 next."""
-        if connected or self._at_once or self._failure is not None or self._stopping.is_set():
+        if connected or self._at_once or self._explained or self._stopping.is_set():
             return
-        if self._protocol == MQTTProtocolVersion.MQTTv5:
+        if self._protocol == MQTTProtocolVersion.MQTTv5 and not self._spoken:
             self._other_version()
         else:
-            self._fail(BrokerUnreachable("the broker closed the connection", place=self._place, remedy="see the broker's log"))
+            if not self._spoken:
+                # Perhaps nobody was there behind a relay: the next attempt begins with version 5 again.
+                self._protocol = MQTTProtocolVersion.MQTTv5
+            doubt = "it may not take our certificate" if self._settings.tls else "if it wants TLS, write mqtts:// in broker.url"
+            remedy = f"see the broker's log; {doubt}"
+            self._fail(BrokerUnreachable("the broker closed the connection", place=self._place, remedy=remedy))
 
     def _other_version(self) -> None:
         self._protocol = MQTTProtocolVersion.MQTTv311
@@ -298,4 +335,4 @@ class MqttTransport:
         return self._linked.is_set() or self._closed.is_set()
 
     def _fail(self, error: TransportError) -> None:
-        self._failure = error
+        self._failure, self._explained = error, True

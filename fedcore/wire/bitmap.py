@@ -20,14 +20,13 @@ class Bitmap:
     def __init__(self, size: int, data: bytes = b"") -> None:
         self.size = size
         self._bits = bytearray(-(-size // 8))
-        # Foreign bytes may be too long or set padding bits: only real chunks count.
-        for index in range(min(size, 8 * len(data))):
-            if data[index // 8] >> (index % 8) & 1:
-                self._bits[index // 8] |= 1 << (index % 8)
-        self._count = sum(byte.bit_count() for byte in self._bits)
+        self._count = 0
+        # Bits are only ever added: below this byte every chunk is there.
+        self._full_bytes = 0
+        self.update(data)
 
     def __contains__(self, index: int) -> bool:
-        return bool(self._bits[index // 8] >> (index % 8) & 1)
+        return 0 <= index < self.size and bool(self._bits[index // 8] >> (index % 8) & 1)
 
     def __len__(self) -> int:
         return self._count
@@ -43,9 +42,11 @@ class Bitmap:
     def update(self, data: bytes) -> bool:
         """Add all chunks of another bitmap's bytes; whether any was new."""
         before = self._count
-        for index in range(min(self.size, 8 * len(data))):
-            if data[index // 8] >> (index % 8) & 1:
-                self.add(index)
+        # Foreign bytes may be too long or set padding bits: only real chunks count.
+        foreign = int.from_bytes(data[: len(self._bits)], "little") & ((1 << self.size) - 1)
+        bits = int.from_bytes(self._bits, "little") | foreign
+        self._bits[:] = bits.to_bytes(len(self._bits), "little")
+        self._count = bits.bit_count()
         return self._count > before
 
     @property
@@ -55,7 +56,9 @@ class Bitmap:
 
     def missing(self) -> Iterator[int]:
         """Chunks that are not there, ascending."""
-        return (index for index in range(self.size) if index not in self)
+        while self._full_bytes < len(self._bits) and self._bits[self._full_bytes] == 0xFF:
+            self._full_bytes += 1
+        return (index for index in range(8 * self._full_bytes, self.size) if index not in self)
 
     def tobytes(self) -> bytes:
         """For the wire or the disk."""

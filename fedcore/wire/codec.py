@@ -1,35 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages to bytes and back: msgpack with limits between bytes and objects, msgspec between objects and typed messages.
+"""Messages to bytes and back: a signature, then msgpack with limits between bytes and objects, msgspec between objects and typed messages.
 
 Whatever arrives, `decode` gives an envelope or raises `MalformedMessage`, and allocates no more than the bytes it was given.
 """
 
 from __future__ import annotations
 
+import reprlib
 from typing import Final
 
 import msgpack
 import msgspec
 
 from fedcore.errors import MalformedMessage
+from fedcore.identity import SIGNATURE_BYTES, PublicKey, SigningKey
+from fedcore.wire.fields import clean_text
 from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
+from fedcore.wire.unpacking import unpack
 
 __all__ = ["MAX_MESSAGE_BYTES", "decode", "encode"]
 
-MAX_MESSAGE_BYTES: Final = 4 * 2**20
+MAX_MESSAGE_BYTES: Final = 1_250_000
+# msgspec looks into a type when it is first used, and crashes the process if two threads do that at once: look now, in the importing one.
+msgspec.msgpack.Decoder(Envelope)
+_UNSIGNED: Final = bytes(SIGNATURE_BYTES)
 
 
-def encode(envelope: Envelope) -> bytes:
-    """An envelope as msgpack."""
+def encode(envelope: Envelope, key: SigningKey | None = None) -> bytes:
+    """An envelope as msgpack, after the sender's signature over it (zeros without a key)."""
     packed = msgpack.packb(msgspec.to_builtins(envelope, builtin_types=(bytes,)))
     assert isinstance(packed, bytes)
-    return packed
+    return (key.sign(packed) if key is not None else _UNSIGNED) + packed
 
 
-def decode(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
-    """Bytes as an envelope.
+def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
+    """Bytes as an envelope; nothing is unpacked before the signature is right.
+
+    Args:
+        payload: What arrived.
+        sender: Whose signature it must have; None in a run without keys.
+        max_bytes: Longer ones are refused.
 
     Raises:
+        ForgedMessage: Not signed by `sender`.
         MalformedMessage: Too large, not msgpack, not a message, or of another protocol version.
 
     Example:
@@ -38,17 +51,17 @@ def decode(payload: bytes, *, max_bytes: int = MAX_MESSAGE_BYTES) -> Envelope:
         >>> decode(encode(envelope)) == envelope
         True
     """
-    if len(payload) > max_bytes:
-        raise MalformedMessage(f"{len(payload)} bytes where {max_bytes} are allowed")
-    try:
-        raw = msgpack.unpackb(payload, raw=False, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise MalformedMessage(f"not msgpack: {error}") from None
+    if not SIGNATURE_BYTES < len(payload) <= max_bytes:
+        raise MalformedMessage(f"{len(payload)} bytes where {SIGNATURE_BYTES + 1} to {max_bytes} are allowed")
+    packed = memoryview(payload)[SIGNATURE_BYTES:]
+    if sender is not None:
+        sender.check(payload[:SIGNATURE_BYTES], packed)
+    raw = unpack(packed)
     if isinstance(raw, dict) and raw.get("version") != PROTOCOL_VERSION:
         raise MalformedMessage(
-            f"protocol version {raw.get('version')!r}, this program speaks {PROTOCOL_VERSION}", remedy="update the older side"
+            f"protocol version {reprlib.repr(raw.get('version'))}, this program speaks {PROTOCOL_VERSION}", remedy="update the older side"
         )
     try:
         return msgspec.convert(raw, Envelope, builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
-        raise MalformedMessage(f"not a message: {error}") from None
+        raise MalformedMessage(f"not a message: {clean_text(str(error))}") from None

@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 import zlib
 from pathlib import Path
 
 import msgspec
 
+from fedcore.durable import flush_folder
 from fedcore.wire.bitmap import Bitmap
+from fedcore.wire.fields import MAX_CHUNKS, HaveBits
 from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Chunk
 
-__all__ = ["PartialFile", "flush_folder", "manifest_of", "read_chunk"]
+__all__ = ["PartialFile", "manifest_of", "read_chunk"]
 
 _READ_BYTES = 262_144
+_MOST_UNSAVED, _LONGEST_UNSAVED_SECONDS = 64, 2.0
+# A bitmap of the most chunks there may be, and the manifest.
+_MAX_HAVE_BYTES = MAX_CHUNKS // 8 + 4096
 
 
 def manifest_of(path: Path, chunk_bytes: int) -> Manifest:
@@ -30,15 +37,6 @@ def read_chunk(path: Path, transfer: str, index: int, chunk_bytes: int) -> Chunk
         file.seek(index * chunk_bytes)
         data = file.read(chunk_bytes)
     return Chunk(transfer, index, zlib.crc32(data), data)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class PartialFile:
@@ -56,7 +54,7 @@ class PartialFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.bitmap = Bitmap(manifest.chunks, self._stored_bitmap())
         self._file = self._part.open("r+b" if self._part.exists() else "w+b")
-        self._unsaved = 0
+        self._unsaved, self._saved_at = 0, time.monotonic()
 
     def write(self, index: int, data: bytes) -> None:
         """Store a chunk at its place."""
@@ -64,7 +62,8 @@ class PartialFile:
         self._file.write(data)
         self.bitmap.add(index)
         self._unsaved += 1
-        if self._unsaved >= 64:
+        # By number on a fast link, by time on a slow one, where a few chunks are minutes of work.
+        if self._unsaved >= _MOST_UNSAVED or time.monotonic() - self._saved_at >= _LONGEST_UNSAVED_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -74,7 +73,7 @@ class PartialFile:
         beside = self._have.with_name(self._have.name + ".new")
         beside.write_bytes(msgspec.msgpack.encode((self.manifest, self.bitmap.tobytes())))
         beside.replace(self._have)
-        self._unsaved = 0
+        self._unsaved, self._saved_at = 0, time.monotonic()
 
     def finish(self) -> bool:
         """Check the SHA-256; if right, flush and rename to `path`. If wrong, start over from nothing."""
@@ -97,10 +96,17 @@ class PartialFile:
             self.save()
             self._file.close()
 
+    def abandon(self) -> None:
+        """Stop without another write (the disk may be full); what was flushed before stays."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
     def _stored_bitmap(self) -> bytes:
         try:
-            manifest, have = msgspec.msgpack.decode(self._have.read_bytes(), type=tuple[Manifest, bytes])
-        except (FileNotFoundError, msgspec.DecodeError):
+            with self._have.open("rb") as file:
+                stored = file.read(_MAX_HAVE_BYTES)
+            manifest, have = msgspec.msgpack.decode(stored, type=tuple[Manifest, HaveBits])
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             manifest, have = None, b""
         if manifest == self.manifest and self._part.exists():
             return have

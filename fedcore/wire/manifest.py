@@ -5,16 +5,26 @@ from __future__ import annotations
 
 import msgspec
 
+from fedcore.wire.fields import MAX_CHUNKS, ChunkBytes, FileName, ObjectBytes, Sha256
+
 __all__ = ["Manifest"]
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """An object's name, size and SHA-256 (hex), and the size of the chunks it travels in."""
+    """An object's name, size and SHA-256 (hex), and the size of the chunks it travels in.
 
-    name: str
-    size_bytes: int
-    sha256: str
-    chunk_bytes: int
+    Raises:
+        ValueError: More chunks than a bitmap has bits for (a MalformedMessage where it came from the wire).
+    """
+
+    name: FileName
+    size_bytes: ObjectBytes
+    sha256: Sha256
+    chunk_bytes: ChunkBytes
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes < 1 or self.chunks > MAX_CHUNKS:
+            raise ValueError(f"{self.size_bytes} bytes in chunks of {self.chunk_bytes} are more than {MAX_CHUNKS} chunks")
 
     @property
     def chunks(self) -> int:

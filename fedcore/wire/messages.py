@@ -3,10 +3,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
+from fedcore.wire.fields import (
+    Addressee,
+    Bytes,
+    ChunkData,
+    ChunkIndex,
+    Count,
+    Crc32,
+    HaveBits,
+    Name,
+    Number,
+    RoundNumber,
+    Sha256,
+    TransferId,
+    UnixSeconds,
+    Window,
+    clean_texts,
+)
 from fedcore.wire.manifest import Manifest
 
 __all__ = [
@@ -32,58 +51,64 @@ PROTOCOL_VERSION = 1
 class Offer(msgspec.Struct, frozen=True, tag="offer"):
     """A node has an object for the coordinator."""
 
-    transfer: str
+    transfer: TransferId
     manifest: Manifest
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
     """Send it: at most `window` chunks unacknowledged; `have` is the bitmap of chunks already here, least significant bit first."""
 
-    transfer: str
-    window: int
-    have: bytes
+    transfer: TransferId
+    window: Window
+    have: HaveBits
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
     """One piece of an object, addressed by number, so that any order and any repetition will do."""
 
-    transfer: str
-    index: int
-    crc32: int
-    data: bytes
+    transfer: TransferId
+    index: ChunkIndex
+    crc32: Crc32
+    data: ChunkData
 
 
 class Ack(msgspec.Struct, frozen=True, tag="ack"):
     """These chunks are here (bitmap): the receiver's word, not the broker's."""
 
-    transfer: str
-    have: bytes
+    transfer: TransferId
+    have: HaveBits
 
 
 class Commit(msgspec.Struct, frozen=True, tag="commit"):
     """The object is verified, on disk and in the ledger; the sender may forget it."""
 
-    transfer: str
+    transfer: TransferId
 
 
 class Refuse(msgspec.Struct, frozen=True, tag="refuse"):
     """The object is not wanted, and why."""
 
-    transfer: str
+    transfer: TransferId
     reason: str
+
+    def __post_init__(self) -> None:
+        clean_texts(self, "reason")
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing"):
     """A node asks for chunks of a published object (named by its SHA-256) again."""
 
-    sha256: str
-    indices: tuple[int, ...]
+    sha256: Sha256
+    indices: Annotated[tuple[ChunkIndex, ...], msgspec.Meta(max_length=1024)]
 
 
 class Declined(msgspec.Struct, frozen=True, tag="declined"):
     """A participant will not send an update this round, and why."""
 
     reason: str
+
+    def __post_init__(self) -> None:
+        clean_texts(self, "reason")
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
@@ -93,37 +118,51 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     state: str = ""
     """What it is doing: idle, loading, fetching, training, sending, finished."""
     device: str = ""
-    version: int = -1
+    version: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1
     """Held state version; -1 before the model is loaded."""
-    generation: int = 0
+    generation: RoundNumber = 0
     digest: str = ""
-    budget_bytes: int = 0
+    budget_bytes: Bytes = 0
     enclosure: str = ""
     """What holds the worker to the budget: a memory cgroup, an rlimit, or none."""
     reason: str = ""
+    security: str = ""
+    """How this node's link and messages are protected; an insecure one says so every time."""
+
+    def __post_init__(self) -> None:
+        clean_texts(self, "state", "device", "digest", "enclosure", "reason", "security")
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     """A node's numbers while it works; lost ones do not matter."""
 
     state: str
-    step: int
-    steps: int
-    loss: float | None
-    agent_rss_bytes: int
-    agent_peak_rss_bytes: int
-    worker_bytes: int | None
-    peak_bytes: int
+    step: Count
+    steps: Count
+    loss: Number | None
+    agent_rss_bytes: Bytes
+    agent_peak_rss_bytes: Bytes
+    worker_bytes: Bytes | None
+    peak_bytes: Bytes
     """Highest agent plus worker memory so far."""
-    budget_bytes: int
-    available_bytes: int | None = None
+    budget_bytes: Bytes
+    available_bytes: Bytes | None = None
     """Memory that the device still has; None where it does not tell."""
-    pressure_percent: float | None = None
+    pressure_percent: Number | None = None
     """Share of the last ten seconds in which some task waited for memory."""
     parts: Parts | None = None
     """Where the worker's memory goes, as planned."""
-    uplink_bytes: int
-    downlink_bytes: int
+    uplink_bytes: Bytes
+    downlink_bytes: Bytes
+    version: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1
+    generation: RoundNumber = 0
+    digest: str = ""
+    """As in the status, which may be lost on its way."""
+    plan: str = ""
+    """Key of the plan that the node has heard; empty for none."""
+
+    def __post_init__(self) -> None:
+        clean_texts(self, "state", "digest", "plan")
 
 
 Body = Plan | Offer | Grant | Chunk | Ack | Commit | Refuse | Missing | Declined | Status | Telemetry
@@ -132,15 +171,17 @@ Body = Plan | Offer | Grant | Chunk | Ack | Commit | Refuse | Missing | Declined
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """What every message carries, so that no feature of MQTT 5 is needed for correctness."""
 
-    run: str
-    round: int
-    node: str
+    run: Name
+    round: RoundNumber
+    node: Addressee
     """Sender or addressee; empty where the coordinator speaks to all."""
     body: Body
     version: int = PROTOCOL_VERSION
-    expires_at: float | None = None
+    sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Rises with every message of a sender (`fedcore.wire.post`): an old plan or status played again is noticed."""
+    expires_at: UnixSeconds | None = None
     """Unix seconds after which the message means nothing any more."""
-    correlation: str = ""
+    correlation: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class Topics(msgspec.Struct, frozen=True):
@@ -157,6 +198,11 @@ class Topics(msgspec.Struct, frozen=True):
     def plan(self) -> str:
         """The present round, retained."""
         return f"{self.prefix}/plan"
+
+    @property
+    def probe(self) -> str:
+        """The coordinator's own, to find out how large a message may be."""
+        return f"{self.prefix}/probe"
 
     def outcome(self, name: str, index: int | str) -> str:
         """A chunk of a published object, retained; `+` for all."""
@@ -176,5 +222,6 @@ class Topics(msgspec.Struct, frozen=True):
 
     def node_of(self, topic: str) -> str | None:
         """The node in a node's topic, or None."""
-        parts = topic.removeprefix(f"{self.prefix}/").split("/")
-        return parts[1] if len(parts) >= 3 and parts[0] == "node" else None
+        head, separator, rest = topic.partition(f"{self.prefix}/node/")
+        node, slash, _ = rest.partition("/")
+        return node if separator and not head and slash and node else None

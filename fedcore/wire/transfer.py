@@ -6,13 +6,14 @@ says what it has. Everything is idempotent by (transfer, index): lost, repeated 
 
     Sender:    offer ──> grant ──> chunks, at most a window unacknowledged <──> acks ──> commit
     Receiver:  offer ──> grant, store chunks, ack ──> verify (fsync, SHA-256, ledger) ──> commit
-    Gather:    broadcast chunks in any order; what stays away is asked for again, a window at a time
+    Gather:    broadcast chunks in any order; what stays away is asked for again, one chunk first, then up to a window at a time
 """
 
 from __future__ import annotations
 
 import random
 import zlib
+from collections import deque
 from dataclasses import dataclass
 
 from fedcore.wire.bitmap import Bitmap
@@ -76,23 +77,29 @@ def chunk_is_whole(chunk: Chunk, manifest: Manifest) -> bool:
 
 
 class _Timer:
-    """Due after a pause that doubles without progress and starts over with it."""
+    """Due after a pause that doubles without progress, and with it is twice what the last step took: slow links are slow, not broken."""
 
     def __init__(self, pause_seconds: float) -> None:
         self._shortest = pause_seconds
+        self._longest = max(pause_seconds, _LONGEST_RESEND_SECONDS)
         self._pause = pause_seconds
+        self._progress_at = 0.0
         self.due_at = float("-inf")
 
-    def start(self, now: float) -> None:
-        self.due_at = now + self._pause
+    def restart(self, now: float) -> None:
+        self._wait(self._shortest, now)
+        self._progress_at = now
 
     def progress(self, now: float) -> None:
-        self._pause = self._shortest
-        self.start(now)
+        self._wait(2 * (now - self._progress_at), now)
+        self._progress_at = now
 
     def back_off(self, now: float) -> None:
-        self._pause = min(2 * self._pause, max(self._shortest, _LONGEST_RESEND_SECONDS))
-        self.start(now)
+        self._wait(2 * self._pause, now)
+
+    def _wait(self, pause: float, now: float) -> None:
+        self._pause = min(max(pause, self._shortest), self._longest)
+        self.due_at = now + self._pause
 
 
 class Sender:
@@ -103,6 +110,7 @@ class Sender:
         self.manifest = manifest
         self._acked = Bitmap(manifest.chunks)
         self._in_flight: dict[int, None] = {}
+        self._doubtful: set[int] = set()
         self._window = 0
         self._timer = _Timer(resend_seconds)
         self.finished = False
@@ -127,28 +135,32 @@ class Sender:
                 # A grant is the receiver's truth: after its restart it may have less than it once acknowledged.
                 self._window = max(1, window)
                 self._acked = Bitmap(self.manifest.chunks, have)
-                self._in_flight.clear()
-                self._timer.progress(now)
+                # Links keep order: what was sent before the offer that this answers is there or lost, later chunks are on their way.
+                for index in self._doubtful:
+                    self._in_flight.pop(index, None)
+                self._doubtful.clear()
+                # A window that shrank leaves the last ones for later.
+                self._in_flight = dict.fromkeys(list(self._in_flight)[: self._window])
+                self._timer.restart(now)
             case Ack(_, have):
                 if self._acked.update(have):
                     self._timer.progress(now)
         return self._fill()
 
     def tick(self, now: float) -> list[Action]:
-        """Send again what got no answer."""
+        """Offer again when there is no answer: the grant tells what is missing. Chunks sent again on suspicion would fill a slow link."""
         if self.finished or now < self._timer.due_at:
             return []
         self._timer.back_off(now)
-        if not self._window or self._acked.full:
-            return [Send(Offer(self.transfer, self.manifest))]
-        # The receiver may have forgotten the transfer: the offer brings a grant, the chunks go out again meanwhile.
-        again: list[Action] = [SendChunk(index) for index in self._in_flight]
-        return [Send(Offer(self.transfer, self.manifest)), *again, *self._fill()]
+        if not self._doubtful:
+            self._doubtful = set(self._in_flight)
+        return [Send(Offer(self.transfer, self.manifest))]
 
     def link_lost(self) -> None:
         """The connection was cut: offer again at the next tick."""
         self._window = 0
         self._in_flight.clear()
+        self._doubtful.clear()
         self._timer.due_at = float("-inf")
 
     def _fill(self) -> list[Action]:
@@ -228,7 +240,7 @@ class Gather:
         now: When it starts.
         jitter: Spreads the requests of many nodes over time.
         patience_seconds: How long without progress before asking.
-        window: Chunks asked for at a time.
+        window: Most chunks asked for at a time.
     """
 
     def __init__(
@@ -245,8 +257,9 @@ class Gather:
         self.bitmap = Bitmap(manifest.chunks, have)
         self._window = window
         self._timer = _Timer(patience_seconds * jitter.uniform(1.0, 2.0))
-        self._timer.start(now)
+        self._timer.restart(now)
         self._asked: set[int] = set()
+        self._asking = 1
         self._repairing = False
         self._verifying = False
         self.finished = False
@@ -258,6 +271,9 @@ class Gather:
         if not self.bitmap.add(chunk.index):
             return []
         self._timer.progress(now)
+        if chunk.index not in self._asked:
+            # The broadcast goes on: wait for it.
+            self._repairing = False
         self._asked.discard(chunk.index)
         out: list[Action] = [Store(chunk.index, chunk.data)]
         if self.bitmap.full:
@@ -265,6 +281,7 @@ class Gather:
             return [*out, Verify()]
         if self._asked or not self._repairing:
             return out
+        self._asking = min(2 * self._asking, self._window)
         return [*out, *self._ask()]
 
     def tick(self, now: float) -> list[Action]:
@@ -277,7 +294,7 @@ class Gather:
         if now < self._timer.due_at:
             return []
         self._timer.back_off(now)
-        self._repairing = True
+        self._repairing, self._asking = True, 1
         return self._ask()
 
     def verified(self, whole: bool) -> list[Action]:
@@ -290,6 +307,7 @@ class Gather:
         return self._ask()
 
     def _ask(self) -> list[Action]:
-        indices = tuple(index for index, _ in zip(self.bitmap.missing(), range(self._window), strict=False))
+        # From the end: the broadcast begins at the start, and what it is about to bring needs no repair.
+        indices = tuple(deque(self.bitmap.missing(), maxlen=self._asking))
         self._asked = set(indices)
         return [Send(Missing(self.manifest.sha256, indices))]

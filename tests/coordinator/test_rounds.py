@@ -12,6 +12,7 @@ from coordinator.cohort import choose_cohort
 from coordinator.job import RoundSection
 from coordinator.ledger import RoundRow, SqliteLedger, UpdateRow
 from coordinator.rounds import (
+    Arriving,
     CloseRound,
     Declined,
     DigestReported,
@@ -21,6 +22,7 @@ from coordinator.rounds import (
     NodeOffline,
     NodeOnline,
     OpenRound,
+    Revoked,
     RoundMachine,
     RoundPublished,
     Tick,
@@ -151,3 +153,49 @@ def test_who_says_goodbye_is_not_waited_for_and_who_is_lost_is() -> None:
     assert feed(m, UpdateAccepted("a", 1), NodeOffline("b")) == []
     assert feed(m, NodeOnline("b"), NodeOffline("b", left=True)) == [CloseRound(1, ("a",))]
     assert feed(m, RoundPublished(1), DigestReported("a", 1, "x")) == [FinishRun(), EndRun()]
+
+
+def test_deadline_comes_from_the_slowest_invited_node_once_all_were_timed() -> None:
+    m = machine(rounds=9, deadline_seconds=3600, deadline_slack=10, least_deadline_seconds=60)
+    assert feed(m, NodeOnline("a"), NodeOnline("b"), now=1000) == [OpenRound(1, ("a", "b"), 4600.0)]
+    feed(m, UpdateAccepted("a", 1), now=1003)
+    feed(m, UpdateAccepted("b", 1), now=1020)
+    assert feed(m, RoundPublished(1), now=1021) == [OpenRound(2, ("a", "b"), 1221.0)]
+    feed(m, UpdateAccepted("a", 2), UpdateAccepted("b", 2), now=1023)
+    assert feed(m, RoundPublished(2), now=1024) == [OpenRound(3, ("a", "b"), 1084.0)]
+    feed(m, NodeOnline("c"), UpdateAccepted("a", 3), UpdateAccepted("b", 3), now=1025)
+    # Nobody knows yet how fast c is.
+    assert feed(m, RoundPublished(3), now=1026) == [OpenRound(4, ("a", "b", "c"), 4626.0)]
+
+
+def test_more_are_invited_and_the_first_ones_close_the_round() -> None:
+    m = machine(cohort=2, over_selection=0.5, min_nodes=3)
+    (opened,) = feed(m, *map(NodeOnline, "abcd"))
+    assert isinstance(opened, OpenRound) and len(opened.cohort) == 3
+    first, second, third = opened.cohort
+    assert feed(m, UpdateAccepted(third, 1)) == []
+    assert feed(m, UpdateAccepted(first, 1)) == [CloseRound(1, tuple(sorted((first, third))))]
+    assert feed(m, UpdateAccepted(second, 1)) == []
+
+
+def test_an_update_on_its_way_keeps_the_round_open_while_it_makes_progress() -> None:
+    m = machine(quorum=1)
+    feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1))
+    feed(m, Arriving("b", 1), now=95)
+    assert feed(m, Tick(), now=101) == []
+    feed(m, Arriving("b", 1), now=110)
+    assert feed(m, Tick(), now=120) == []
+    assert feed(m, Tick(), now=126) == [CloseRound(1, ("a",))]
+    # No progress is made for ever: twice the time is the end.
+    slow = machine(quorum=1)
+    feed(slow, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1))
+    feed(slow, Arriving("b", 1), now=199)
+    assert feed(slow, Tick(), now=200) == [CloseRound(1, ("a",))]
+
+
+def test_what_a_revoked_node_sent_in_the_open_round_is_left_out() -> None:
+    m = machine(quorum=1)
+    feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("b", 1))
+    assert feed(m, Revoked("b")) == []
+    assert feed(m, UpdateAccepted("a", 1)) == [CloseRound(1, ("a",))]
+    assert [a.cohort for a in feed(m, RoundPublished(1)) if isinstance(a, OpenRound)] == [("a",)]

@@ -6,12 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from plans import make_plan
 
 import edge_client.session as s
 from edge_client.outbox import Outbox
-from fedcore.job import TaskSection
-from fedcore.plan import OutcomeObject, Plan, Training, objects_needed
-from fedcore.schema import ModelSchema
+from fedcore.plan import OutcomeObject, Plan
 from fedcore.wire.manifest import Manifest
 
 
@@ -20,14 +19,7 @@ def obj(version: int, base: int | None = None, generation: int = 0, size: int = 
 
 
 def plan(t: int, objects: tuple[OutcomeObject, ...] = (), *, cohort: tuple[str, ...] = ("n",), generation: int = 0) -> Plan:
-    training = Training(
-        method="fedkrso", seeds=(1,), generation=generation, rank=4, min_rank=4, order="cycle", intervals=1, interval_steps=1,
-        batch_size=1, learning_rate=1.0, tensor_learning_rate=1.0, bits=8, share="examples", run_seed=0,
-    )  # fmt: skip
-    return Plan(
-        round=t, phase="train", cohort=cohort, deadline_at=0, task=TaskSection(kind="causal-lm"), base_kind="int8", base_digest="",
-        model_schema=ModelSchema((), ()), checksums=(), training=training, version=t - 1, objects=objects,
-    )  # fmt: skip
+    return make_plan(t, objects=objects, cohort=cohort, generation=generation)
 
 
 def feed(session: s.Session, *events: s.Event) -> list[s.Action]:
@@ -66,14 +58,15 @@ def test_restart_with_an_update_on_disk_sends_it_without_training_again() -> Non
     assert feed(session, s.PlanArrived(plan(3))) == [s.SendUpdate(3)]
     done = s.Session("n", sent_round=3)
     third = plan(3, (obj(2),))
-    assert feed(done, s.PlanArrived(third), s.WorkerReady(2, 0, "d")) == [s.Configure(third)]
+    assert feed(done, s.PlanArrived(third), s.WorkerReady(2, 0, "d2")) == [s.Configure(third)]
 
 
 def test_newer_plan_overtakes_training() -> None:
     session, second = s.Session("n"), plan(2, (obj(1),))
     feed(session, s.PlanArrived(plan(1)), s.WorkerReady(0, 0, "d"))
     assert feed(session, s.PlanArrived(second)) == []
-    assert feed(session, s.UpdateReady(1)) == [s.Fetch(obj(1))]
+    late = s.Decline(1, "late: the round was over before the update was ready")
+    assert feed(session, s.UpdateReady(1)) == [late, s.Fetch(obj(1))]
 
 
 def test_a_worker_that_dies_while_it_loads_is_started_again() -> None:
@@ -110,15 +103,35 @@ def test_finished_plan_ends_with_the_last_version() -> None:
     assert session.state == "finished"
 
 
-def test_objects_needed_after_folds_and_absence() -> None:
-    ends = (obj(2, generation=0), obj(4, generation=1))
-    present = (obj(5, 4, generation=2, size=5), obj(5, generation=2))
-    now = plan(6, (*ends, *present), generation=2)
-    assert objects_needed(now, 0, 0) == (*ends, present[1])
-    assert objects_needed(now, 2, 0) == (ends[1], present[1])
-    assert objects_needed(now, 4, 2) == (present[0],)
-    assert objects_needed(now, 5, 2) == ()
-    assert objects_needed(plan(6, present, generation=2), 1, 0) is None
+def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() -> None:
+    session = s.Session("n")
+    difference, whole = obj(2, 1, size=10), obj(2)
+    third = plan(3, (difference, whole))
+    # It says version 2, but what it holds is not the run's version 2.
+    assert feed(session, s.PlanArrived(third), s.WorkerReady(2, 0, "torn"))[1:] == [s.Fetch(whole)]
+    assert "resynchronising" in session.reason
+    feed(session, s.Fetched(whole.manifest.sha256))
+    assert feed(session, s.Adopted(2, 0, "d2")) == [s.TrainRound(third)]
+    assert session.reason == ""
+
+
+def test_full_disk_declines_keeps_the_worker_and_goes_on_when_there_is_room() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    assert feed(session, s.StorageFull("the disk is full")) == [s.Decline(1, "the disk is full")]
+    assert session.state == "full" and session.worker_ready
+    second = plan(2, (obj(1),))
+    assert feed(session, s.PlanArrived(second)) == [s.Decline(2, "the disk is full")]
+    assert feed(session, s.StorageFree()) == [s.Fetch(obj(1))]
+    assert feed(session, s.StorageFull("the disk is full")) == [s.Decline(2, "the disk is full")]
+    assert feed(session, s.Fetched(obj(1).manifest.sha256)) == []
+    assert feed(session, s.StorageFree()) == [s.Fetch(obj(1))]
+
+
+def test_full_disk_while_an_update_waits_sends_it_when_there_is_room() -> None:
+    session = s.Session("n", update_round=3)
+    feed(session, s.PlanArrived(plan(3)), s.StorageFull("the disk is full"))
+    assert feed(session, s.StorageFree()) == [s.SendUpdate(3)]
 
 
 def test_outbox_remembers_across_restarts(tmp_path: Path) -> None:

@@ -11,12 +11,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, check, needs_mosquitto, run, wait_for
+from cluster import Cluster, appears, check, needs_mosquitto, run, wait_for
 
 from edge_client.memory.cgroups import memory_cgroup
 
@@ -35,13 +34,6 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     yield make
     for cluster in made:
         cluster.close()
-
-
-def appears(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not appear"
-        time.sleep(0.002)
 
 
 @pytest.mark.slow

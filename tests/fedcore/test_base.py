@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from fedcore.accumulator import RunningSum, quantise_rows
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
-from fedcore.errors import ModelError
+from fedcore.errors import BaseDamaged, ModelError
 from fedcore.quantise import INT8_MAX, quantise_weight
 from fedcore.schema import LayerSpec, ModelSchema
 from fedcore.state import ExactState, PublishedState, state_shapes
@@ -141,16 +141,82 @@ def test_one_who_never_stores_is_not_misled_by_the_folder(make_model: Callable[[
     assert plain.generation == 0 and plain.digest() == base_of(folder, tmp_path / "none").digest()
 
 
-def test_a_changed_master_copy_is_noticed(make_model: Callable[[str], Path], tmp_path: Path) -> None:
+def damage(path: Path, *, cut: bool = False) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data[:-3] if cut else data)
+
+
+def test_a_damaged_weight_file_is_made_anew(make_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = make_model("BF16")
+    right = base_of(folder, tmp_path / "none").digest()
+    for cut in (False, True):
+        base_of(folder, tmp_path / "own").store()
+        weights = tmp_path / "own" / "0" / "weights.safetensors"
+        whole = weights.read_bytes()
+        damage(weights, cut=cut)
+        base = base_of(folder, tmp_path / "own")
+        base.store()
+        assert base.digest() == right and weights.read_bytes() == whole
+        assert np.array_equal(base.layer(LAYERS[0])[0], base_of(folder, tmp_path / "none").layer(LAYERS[0])[0])
+
+
+def test_a_master_copy_cut_short_is_not_taken_for_a_generation(make_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = make_model("BF16")
+    base_of(folder, tmp_path / "own").fold(some_state(), 1)
+    damage(tmp_path / "own" / "1" / "1.bin", cut=True)
+    base = base_of(folder, tmp_path / "own")
+    assert base.generation == 0 and base.digest() == base_of(folder, tmp_path / "none").digest()
+    base.fold(some_state(), 1)
+    expected = base_of(folder, tmp_path / "none")
+    expected.fold(some_state(), 1)
+    assert base.digest() == expected.digest()
+
+
+def test_a_master_copy_with_a_wrong_bit_is_never_used(make_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = make_model("BF16")
     base = base_of(folder, tmp_path / "own")
     base.fold(some_state(), 1)
     base.store()
-    notes = tmp_path / "own" / "1" / "weights.json"
-    stamp = json.loads(notes.read_text())["stamp"]
-    (tmp_path / "own" / "1" / "0.bin").touch()
-    base_of(folder, tmp_path / "own").store()
-    assert json.loads(notes.read_text())["stamp"] != stamp
+    damage(tmp_path / "own" / "1" / "0.bin")
+    base = base_of(folder, tmp_path / "own")
+    base.store()
+    before = base.digest()
+    with pytest.raises(BaseDamaged, match="damaged"):
+        base.fold(some_state(), 2)
+    # Weights made before the damage are right, and nothing of generation 2 is there.
+    assert base.generation == 1 and base.digest() == before and sorted(p.name for p in (tmp_path / "own").iterdir()) == ["1"]
+    (tmp_path / "own" / "1" / "weights.json").unlink()
+    with pytest.raises(BaseDamaged):
+        base_of(folder, tmp_path / "own").store()
+    base.reset()
+    base.store()
+    assert base.generation == 0 and base.digest() == base_of(folder, tmp_path / "none").digest()
+
+
+def test_a_fold_is_on_the_disk_before_it_is_there(
+    make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def fsync(handle: int) -> None:
+        flushed.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), tmp_path))
+
+    renamed: list[int] = []
+    replace = Path.replace
+
+    def rename(self: Path, target: Path) -> Path:
+        if target.name == "1":
+            renamed.append(len(flushed))
+        return replace(self, target)
+
+    base = base_of(make_model("BF16"), tmp_path / "own")
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    base.fold(some_state(), 1)
+    before = flushed[: renamed[0]]
+    assert {*(f"own/1.part/{index}.bin" for index in range(len(LAYERS))), "own/1.part/masters.json.new", "own/1.part"} <= set(before)
+    assert flushed[renamed[0] :] == ["own"]
 
 
 def test_bfloat16_is_widened_exactly_at_any_shape() -> None:

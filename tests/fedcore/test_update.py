@@ -6,20 +6,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgpack
 import msgspec
 import numpy as np
 import pytest
 
-from fedcore.accumulator import RowScaled, quantise_rows
+from fedcore.accumulator import Clip, RowScaled, quantise_rows
 from fedcore.errors import ConfigError, UpdateRefused
 from fedcore.job import TaskSection
 from fedcore.method import MethodSettings
 from fedcore.methods import server_half
 from fedcore.plan import Plan
 from fedcore.projection import signs_checksum
-from fedcore.records import Record
+from fedcore.records import Record, pack_record
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
-from fedcore.update import UpdateHeader, write_update
+from fedcore.update import UPDATE_FORMAT, CheckedUpdate, UpdateHeader, WeightedUpdate, write_update
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
 HALF = server_half(MethodSettings(rank=4, min_rank=2, num_seeds=3, steps=20), SCHEMA)
@@ -32,7 +33,7 @@ def make_plan() -> Plan:
     checksums = tuple(signs_checksum(training.seeds, s.name, 4, s.columns) for s in SCHEMA.layers)
     return Plan(
         round=1, phase="train", cohort=("a", "b"), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
-        model_schema=SCHEMA, checksums=checksums, training=training, version=0, objects=(),
+        model_schema=SCHEMA, checksums=checksums, training=training, version=0, chunk_bytes=65_536, objects=(),
     )  # fmt: skip
 
 
@@ -49,15 +50,22 @@ def records(width: int = 8, bits: int = 8, seed: int = 0, rows: int = 5) -> list
     ]
 
 
-def check(tmp_path: Path, header: UpdateHeader, content: Iterable[Record]) -> UpdateHeader:
+def part_of_l(number: int, exponent: int) -> Record:
+    return Record("l", RowScaled(np.full((5, 8), number, np.int16), np.full(5, exponent, np.int8)), 8)
+
+
+def check(tmp_path: Path, header: UpdateHeader, content: Iterable[Record]) -> CheckedUpdate:
     write_update(tmp_path / "u", header, content)
     return HALF.check(tmp_path / "u", make_plan(), "r", "a")
 
 
-def test_a_right_update_and_one_of_smaller_rank_are_taken(tmp_path: Path) -> None:
-    assert check(tmp_path, HEADER, records()) == HEADER
+def test_a_right_update_and_one_of_smaller_rank_are_taken_with_their_norm(tmp_path: Path) -> None:
     small = msgspec.structs.replace(HEADER, rank=2)
-    assert check(tmp_path, small, records(width=4)) == small
+    for header, content in ((HEADER, records()), (small, records(width=4))):
+        update = check(tmp_path, header, content)
+        assert update.header == header
+        # Squares of 16-bit integers by powers of two: exact in float64 too.
+        assert update.squared == sum(float((r.part.values().astype(np.float64) ** 2).sum()) for r in content) * 2**64
 
 
 @pytest.mark.parametrize(
@@ -73,11 +81,22 @@ def test_a_right_update_and_one_of_smaller_rank_are_taken(tmp_path: Path) -> Non
         ({"subspaces": ()}, "not distinct"),
         ({"examples": 0}, "0 examples is outside"),
         ({"examples": 2**40}, "is outside 1 to"),
+        ({"examples": -3}, "-3 examples is outside"),
+        ({"loss": float("nan")}, "loss"),
+        ({"loss": float("-inf")}, "loss"),
+        ({"loss": 1e300}, "loss"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"seconds": float("inf")}, "seconds"),
+        ({"rank": 1}, "rank 1 is outside 2 to 4"),
+        ({"run": "x" * 1_500}, "run is 'xxx"),
+        ({"run": "x" * 100_000}, "not an update"),
+        ({"subspaces": tuple(range(900))}, "are not distinct indices of 3 seeds"),
     ],
 )
-def test_wrong_headers_are_refused_by_name(tmp_path: Path, change: dict, match: str) -> None:
-    with pytest.raises(UpdateRefused, match=match):
+def test_wrong_headers_are_refused_by_name_in_a_short_line(tmp_path: Path, change: dict, match: str) -> None:
+    with pytest.raises(UpdateRefused, match=match) as refused:
         check(tmp_path, msgspec.structs.replace(HEADER, **change), records())
+    assert refused.value.place == "a" and len(refused.value.one_line()) < 300
 
 
 @pytest.mark.parametrize(
@@ -89,18 +108,43 @@ def test_wrong_headers_are_refused_by_name(tmp_path: Path, change: dict, match: 
         (records()[:2], "1 tensors are missing, first head.bias"),
         ([*records(), *records()[:1]], "a: l: a tensor that the plan does not have, or twice"),
         ([Record("x", records()[0].part, 8)], "a: x: a tensor that the plan does not have"),
-        ([Record("l", RowScaled(np.full((5, 8), 100, np.int16), np.full(5, 10, np.int8)), 8)], "a value beyond 128"),
+        ([part_of_l(100, 10)], "a: l: a value beyond 128"),
+        ([part_of_l(100, 1)], "a: l: a value beyond 128"),
+        ([part_of_l(1, 8)], "a: l: a value beyond 128"),
+        ([part_of_l(0, 8)], "a: l: a value beyond 128, or a scale beyond"),
+        ([part_of_l(0, 127)], "a: l: an exponent is outside"),
+        ([part_of_l(1, -33)], "exponent"),
+        ([Record("l", part_of_l(1, 0).part, 8, difference=True)], "a: l: 5x8 with 8 bits as a difference"),
+        ([Record("\x1b[2J" + "n" * 100_000, part_of_l(1, 0).part, 8)], "a: "),
     ],
 )
-def test_wrong_tensors_are_refused_by_name(tmp_path: Path, content: list[Record], match: str) -> None:
-    with pytest.raises(UpdateRefused, match=match):
+def test_wrong_tensors_are_refused_by_name_in_a_short_line(tmp_path: Path, content: list[Record], match: str) -> None:
+    with pytest.raises(UpdateRefused, match=match) as refused:
         check(tmp_path, HEADER, content)
+    assert refused.value.one_line().isprintable() and len(refused.value.one_line()) < 1200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bits": 8.0}, {"bits": "8"}, {"rows": 5.0}, {"rows": True}, {"columns": -8}, {"columns": 2**62}, {"name": 3}, {"name": b"l"},
+        {"coding": "other"}, {"coding": ["raw"]}, {"exponent": b""}, {"exponent": None}, {"data": b"x"}, {"data": {"a": 1}},
+        {"difference": 1}, {"difference": None}, {"rows": 2**27, "columns": 1}, {"end": 0},
+    ],
+)  # fmt: skip
+def test_a_record_with_fields_of_other_types_is_refused(tmp_path: Path, change: dict) -> None:
+    header = {**msgspec.to_builtins(HEADER), "format": UPDATE_FORMAT}
+    items = [header, {**pack_record(records()[0]), **change}, *map(pack_record, records()[1:]), {"end": 3}]
+    (tmp_path / "u").write_bytes(b"".join(map(msgpack.packb, items)))
+    with pytest.raises(UpdateRefused):
+        HALF.check(tmp_path / "u", make_plan(), "r", "a")
 
 
 def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> None:
     write_update(tmp_path / "u", HEADER, records())
     raw = (tmp_path / "u").read_bytes()
-    for bad in (b"", b"garbage", raw[:-3], raw + b"\x80", b"\x81" * 1000):
+    cuts = [raw[:length] for length in range(0, len(raw), 7)]
+    for bad in (b"", b"garbage", raw[:-1], raw[:-3], raw + b"\x80", b"\x81" * 1000, *cuts):
         (tmp_path / "u").write_bytes(bad)
         with pytest.raises(UpdateRefused):
             HALF.check(tmp_path / "u", make_plan(), "r", "a")
@@ -112,11 +156,21 @@ def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> No
         header = msgspec.structs.replace(HEADER, node=node, examples=examples)
         content = records(seed=seed)
         write_update(tmp_path / node, header, content)
-        updates.append((tmp_path / node, header))
+        updates.append(WeightedUpdate(tmp_path / node, header, examples))
         expected[:, [0, 1, 2, 3, 8, 9, 10, 11]] += examples / 10 * content[0].part.values()
     one, two = HALF.aggregate(state, plan, updates).publish(), HALF.aggregate(state, plan, updates[::-1]).publish()
     assert one.digest() == two.digest() and one.version == 1
     assert np.allclose(one.entries["l"].values(), expected, atol=1e-6)
+
+
+def test_a_weight_and_a_clip_count_instead_of_what_is_claimed(tmp_path: Path) -> None:
+    plan, state, clip = make_plan(), HALF.start(5), Clip(40_000, 17)
+    for node, seed in (("a", 1), ("b", 2)):
+        write_update(tmp_path / node, msgspec.structs.replace(HEADER, node=node, examples=1000), records(seed=seed))
+    updates = [WeightedUpdate(tmp_path / "a", HEADER, 1, clip), WeightedUpdate(tmp_path / "b", HEADER, 3)]
+    found = HALF.aggregate(state, plan, updates).sums["head.bias"] / 2**32
+    a, b = (records(seed=seed)[2].part.values().astype(np.float64) for seed in (1, 2))
+    assert np.allclose(found, (a * clip.factor + 3 * b) / 4, atol=2**-31, rtol=0)
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:

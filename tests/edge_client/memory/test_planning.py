@@ -20,7 +20,7 @@ from fedcore.schema import ModelSchema
 from fedcore.worker import Measured
 
 MB = 1_000_000
-NODE = Node(node="n", run="r", model_folder="m", data=DataSection(source="x"), broker=BrokerSection(url="mqtt://h"), allocator="tuned")
+NODE = Node(node="n", run="r", model_folder="m", data=DataSection(source="x"), broker=BrokerSection(url="mqtts://h"), allocator="tuned")
 PLENTY = Limit("the budget", 5000 * MB)
 
 
@@ -46,7 +46,7 @@ def plan(number: int) -> Plan:
     )  # fmt: skip
     return Plan(
         round=number, phase="train", cohort=("n",), deadline_at=time.time(), task=TaskSection(kind="causal-lm"), base_kind="int8",
-        base_digest="", model_schema=ModelSchema((), ()), checksums=(), training=training, version=0, objects=(),
+        base_digest="", model_schema=ModelSchema((), ()), checksums=(), training=training, version=0, chunk_bytes=65_536, objects=(),
     )  # fmt: skip
 
 

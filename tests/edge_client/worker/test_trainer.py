@@ -194,6 +194,26 @@ def test_memory_that_is_short_on_the_lowest_rung_is_said(folder: Path, tmp_path:
         node.update(WHOLE, MemoryPlan(micro_batch_size=1))
 
 
+def test_an_interval_whose_end_a_disk_has_lost_is_trained_again(folder: Path, tmp_path: Path) -> None:
+    plan = plan_of(folder)
+    undisturbed = Node(folder, tmp_path / "a", plan).update()
+    stopped = Node(folder, tmp_path / "b", plan)
+    stopped.trainer._report = lambda done, *rest: None if done < 5 else sys.exit()
+    with pytest.raises(SystemExit):
+        stopped.update()
+    path = tmp_path / "b" / "intervals" / "1.safetensors"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        # The length is right, and zeros are where the last tensors were.
+        file.truncate(size // 2)
+        file.truncate(size)
+    again = Node(folder, tmp_path / "b", plan)
+    done: list[int] = []
+    again.trainer._report = lambda step, *rest: done.append(step)
+    assert same(undisturbed, again.update())
+    assert done == [3, 4, 5, 6, 7, 8], "one interval is whole"
+
+
 def test_ranks_may_differ_between_intervals_of_a_round(folder: Path, tmp_path: Path) -> None:
     plan = plan_of(folder)
     header, trained = Node(folder, tmp_path / "a", plan).trainer.train(plan, (MemoryPlan(micro_batch_size=4, rank=2),), tmp_path / "u.bin")

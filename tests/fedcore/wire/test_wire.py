@@ -54,7 +54,7 @@ def test_mutated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> N
 def test_other_protocol_versions_and_large_messages_are_named() -> None:
     with pytest.raises(MalformedMessage, match="protocol version 2, this program speaks 1"):
         decode(encode(Envelope(run="r", round=1, node="n", body=Commit("t"), version=2)))
-    with pytest.raises(MalformedMessage, match="bytes where 10 are allowed"):
+    with pytest.raises(MalformedMessage, match="11 bytes where 65 to 10 are allowed"):
         decode(b"x" * 11, max_bytes=10)
 
 
@@ -86,11 +86,23 @@ def test_sender_resends_without_progress_and_resumes_from_a_grant() -> None:
     sender.tick(0.0)
     sender.handle(Grant("t", 2, b"\x00"), 0.0)
     assert sender.tick(0.5) == []
-    assert sender.tick(1.1) == [Send(Offer("t", MANIFEST)), SendChunk(0), SendChunk(1)]
+    assert sender.tick(1.1) == [Send(Offer("t", MANIFEST))]
     # The pause doubles without progress.
     assert sender.tick(2.5) == []
-    assert sender.handle(Grant("t", 2, b"\x03"), 2.6) == [SendChunk(2)]
+    assert sender.handle(Grant("t", 2, b"\x01"), 2.6) == [SendChunk(1), SendChunk(2)]
     assert sender.handle(Refuse("t", "late"), 2.7) == [Refused("late")]
+
+
+def test_sender_sends_nothing_twice_on_a_link_slower_than_its_pause() -> None:
+    sender = Sender("t", MANIFEST, resend_seconds=1.0)
+    sender.tick(0.0)
+    assert sender.handle(Grant("t", 2, b"\x00"), 0.0) == [SendChunk(0), SendChunk(1)]
+    assert sender.tick(1.5) == [Send(Offer("t", MANIFEST))]
+    # The first chunk took 2 seconds; its acknowledgement lets the third go out, behind the offer.
+    assert sender.handle(Ack("t", b"\x01"), 2.0) == [SendChunk(2)]
+    assert sender.tick(5.5) == []
+    # The grant answers for the second, which is lost, and not for the third, which is on its way.
+    assert sender.handle(Grant("t", 2, b"\x01"), 5.6) == [SendChunk(1)]
 
 
 def test_receiver_stores_acknowledges_verifies_and_commits_again() -> None:
@@ -119,10 +131,22 @@ def test_gather_takes_any_order_and_asks_for_the_rest() -> None:
 
     assert gather.handle(piece(2), 0.1) == [Store(2, b"zz")]
     assert gather.tick(0.2) == []
-    assert gather.tick(5.0) == [Send(Missing(MANIFEST.sha256, (0, 1)))]
-    assert gather.handle(piece(1), 5.1) == [Store(1, b"efgh")]
+    assert gather.tick(5.0) == [Send(Missing(MANIFEST.sha256, (1,)))]
+    assert gather.handle(piece(1), 5.1) == [Store(1, b"efgh"), Send(Missing(MANIFEST.sha256, (0,)))]
     assert gather.handle(piece(0), 5.2) == [Store(0, b"abcd"), Verify()]
     assert gather.verified(whole=True) == [Done()]
+
+
+def test_gather_waits_for_a_broadcast_that_is_slow() -> None:
+    manifest = Manifest("o", 40, "ab" * 32, 4)
+    gather = Gather(manifest, b"", 0.0, random.Random(0), patience_seconds=1.0)
+    asked = []
+    for index in range(10):
+        for moment in range(30):
+            # Three seconds a chunk, on a link where repairs would come behind the broadcast.
+            asked += gather.tick(3.0 * index + 0.1 * moment)
+        gather.handle(Chunk(manifest.sha256, index, zlib.crc32(b"slow"), b"slow"), 3.0 * (index + 1))
+    assert asked == [Send(Missing(manifest.sha256, (9,)))] and gather.bitmap.full
 
 
 def test_partial_file_resumes_and_discards_what_is_not_its_own(tmp_path: Path) -> None:

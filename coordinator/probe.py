@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large a chunk may be: found out by sending one to oneself, because brokers do not tell.
+
+mosquitto's `message_size_limit`, for one, is announced nowhere: a larger message is acknowledged and dropped (MQTT 3.1.1), or costs the
+connection (MQTT 5). Only what comes back has passed.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import Any
+
+from fedcore.errors import TransportError
+from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
+
+__all__ = ["usable_chunk_bytes"]
+
+# Room for signature and envelope around a chunk, and as much again for the packet's own head.
+_ENVELOPE_BYTES = 1024
+_LEAST_BYTES = 1024
+_ECHO_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
+_CUTS = 3
+
+
+def usable_chunk_bytes(transport: Transport, events: queue.Queue[Any], topic: str, limits: Limits, wanted: int, nonce: bytes) -> int:
+    """The largest of `wanted`, `wanted` / 2, ... whose message comes back from the broker.
+
+    Args:
+        transport: Started and connected; its sink is `events`.
+        events: Other events found there stay there, in order.
+        topic: One that only we write and read.
+        limits: What the broker told.
+        wanted: Chunk size in bytes to begin with.
+        nonce: Tells our probes from those of an earlier start.
+
+    Raises:
+        TransportError: Not even small messages come back: no right to write or read the topic.
+    """
+    if limits.max_packet_bytes is not None:
+        wanted = min(wanted, limits.max_packet_bytes - 2 * _ENVELOPE_BYTES)
+    others: list[Any] = []
+    size = wanted
+    transport.subscribe(topic)
+    try:
+        while size >= _LEAST_BYTES:
+            probe = nonce + bytes(size + _ENVELOPE_BYTES - len(nonce))
+            if _comes_back(transport, events, Message(topic, probe), others):
+                return size
+            size //= 2
+    finally:
+        transport.unsubscribe(topic)
+        for event in others:
+            events.put(event)
+    raise TransportError(
+        f"messages on {topic} do not come back", remedy="allow the coordinator to write and read its run's topics at the broker"
+    )
+
+
+def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any]) -> bool:
+    now = time.monotonic()
+    deadline, again_at, cuts = now + _ECHO_SECONDS, now, 0
+    sent = False
+    while (now := time.monotonic()) < deadline:
+        # One message may be lost, and one link: neither says anything about sizes.
+        if now >= again_at and transport.publish(probe):
+            sent, again_at = True, now + _AGAIN_SECONDS
+        try:
+            event = events.get(timeout=0.05)
+        except queue.Empty:
+            continue
+        match event:
+            case Received(topic, payload, _) if topic == probe.topic:
+                if payload == probe.payload:
+                    return True
+            case Disconnected():
+                others.append(event)
+                cuts += sent
+                sent, deadline = False, float("inf")
+            case Connected():
+                others.append(event)
+                if cuts == _CUTS:
+                    # Refused together with the link, again and again.
+                    return False
+                deadline, again_at = time.monotonic() + _ECHO_SECONDS, 0.0
+            case _:
+                others.append(event)
+    return False

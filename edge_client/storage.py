@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Room on the disk for what a node keeps: a round's update, its finished intervals, one fetched object.
+
+A disk that is full is a state, not a crash: the node keeps what it has, declines work with the numbers, and goes on when there is room.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fedcore.errors import StorageError
+from fedcore.plan import Plan
+
+__all__ = ["Storage", "round_bytes"]
+
+# Names, shapes and checksums around a record's or a tensor's numbers.
+_RECORD_BYTES = 512
+
+
+def round_bytes(plan: Plan) -> int:
+    """The most that a round leaves on this node's disk: the update, and an accumulator and the whole tensors for each interval."""
+    training, schema = plan.training, plan.model_schema
+    rows = sum(layer.rows for layer in schema.layers)
+    whole = sum(rows * columns for rows, columns in (tensor.matrix for tensor in schema.tensors))
+    overhead = _RECORD_BYTES * (len(schema.layers) + len(schema.tensors))
+    update = len(training.seeds) * training.rank * rows * training.bits // 8 + rows + 2 * whole + overhead
+    # float32 factors; tensors trained whole with Adam's two moments.
+    interval = 4 * training.rank * rows + 12 * whole + 3 * overhead
+    return update + training.intervals * interval
+
+
+class Storage:
+    """What a node may take of its disk.
+
+    Args:
+        folder: The node's folder.
+        limit_bytes: For updates, intervals and fetched objects together.
+        reserve_bytes: What stays free on the disk whatever happens.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int, reserve_bytes: int) -> None:
+        self._folder, self._limit_bytes, self._reserve_bytes = folder, limit_bytes, reserve_bytes
+
+    def require(self, need_bytes: int, what: str) -> None:
+        """Return if there is room.
+
+        Raises:
+            StorageError: There is not; the message has the numbers.
+        """
+        if need_bytes > self._limit_bytes:
+            raise StorageError(
+                f"{what} needs {need_bytes / 1e6:,.0f} MB of disk, more than the limit of {self._limit_bytes / 1e6:,.0f} MB",
+                place=str(self._folder),
+                remedy="raise disk_limit",
+            )
+        free = shutil.disk_usage(self._folder).free
+        if free - need_bytes < self._reserve_bytes:
+            raise StorageError(
+                f"the disk is full: {what} needs {need_bytes / 1e6:,.0f} MB beside a reserve of {self._reserve_bytes / 1e6:,.0f} MB, "
+                f"and {free / 1e6:,.0f} MB are free",
+                place=str(self._folder),
+                remedy="free space there",
+            )

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small slice of `python -m benchmarks.fleet`: real coordinator, real agents without workers, real chunked transfers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster import needs_mosquitto
+
+from benchmarks.fleet import node_names, prepared
+from coordinator.broker import LocalBroker
+
+
+def test_twelve_nodes_over_tls_each_update_counts_exactly_once(tmp_path: Path) -> None:
+    needs_mosquitto()
+    users = ("coordinator", *node_names(12))
+    with (
+        LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
+        prepared(12, 2, tmp_path, broker) as fleet,
+    ):
+        row = fleet.run(60.0)
+    # The digest comes from the seeds alone: it is right only if every update was counted, and none of them twice.
+    assert row["exactly_once"] and row["updates_committed"] == 24
+    assert row["nodes_with_the_digest"] == 12
+    assert row["update_mb"] > 0.8 and row["up_mb"] > 24 * 0.8
+    assert not row["events"] and not row["trouble"]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What real brokers do to messages, each as a fact shown on mosquitto, and that our transfers live with it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import needs_mosquitto
+from ends import CHUNK_BYTES, TOPICS, V3, V5, Plain, Side, a_file, download, upload
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from benchmarks.fleet import prepared
+from benchmarks.mosquitto import Mosquitto
+from coordinator.ledger import SqliteLedger
+from coordinator.probe import usable_chunk_bytes
+from fedcore.transport.base import Limits, Received
+from fedcore.wire.codec import decode
+from fedcore.wire.files import manifest_of, read_chunk
+from fedcore.wire.messages import Topics
+
+STARVED = ("max_inflight_messages 1", "max_queued_messages 3")
+# Our own clients allow the broker 32 messages under way, so with the queue above 35 chunks at once are too many: eight nodes send 64.
+MANY_NODES, MANY_CHUNKS = 8, 80
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    needs_mosquitto()
+    brokers: list[Mosquitto] = []
+
+    def make(*lines: str) -> Mosquitto:
+        brokers.append(Mosquitto(tmp_path / f"broker-{len(brokers)}", *lines))
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.stop()
+
+
+def test_an_acknowledgement_is_no_delivery_receipt_and_transfers_end_whole_all_the_same(
+    start: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    broker = start(*STARVED)
+    busy, publisher = Plain(broker, "busy"), Plain(broker, "publisher")
+    busy.subscribe("t")
+    busy.idle.clear()
+    for number in range(100):
+        publisher.client.publish("t", str(number), qos=1)
+    assert publisher.rest().count(("acknowledged", True)) == 100
+    busy.idle.set()
+    received = [what for what in busy.rest() if what[0] == "received"]
+    assert 1 <= len(received) <= 10, "the broker has acknowledged one hundred"
+    busy.close()
+    publisher.close()
+
+    coordinator = Side(broker, "coordinator", TOPICS.up("+", "#"), seconds_a_message=0.02)
+    names = [f"n{index}" for index in range(MANY_NODES)]
+    nodes = [Side(broker, name, TOPICS.down(name, "#"), seconds_a_message=0.005) for name in names]
+    try:
+        update = a_file(tmp_path / "update", 10)
+        given = upload(nodes, coordinator, update, tmp_path / "in")
+        assert given > 10 * MANY_NODES, "nothing was lost: this queue is not starved"
+        outcome = a_file(tmp_path / "outcome", MANY_CHUNKS)
+        for index in range(MANY_CHUNKS):
+            chunk = read_chunk(outcome, manifest_of(outcome, CHUNK_BYTES).sha256, index, CHUNK_BYTES)
+            while not coordinator.send(TOPICS.outcome("o", index), chunk, retain=True):
+                time.sleep(0.01)
+        assert download(nodes[0], coordinator, outcome, tmp_path / "outcome.in") > 0, "nothing was lost: this queue is not starved"
+    finally:
+        for side in (coordinator, *nodes):
+            side.transport.stop()
+
+
+@pytest.mark.parametrize("protocol", [V3, V5], ids=["3.1.1", "5"])
+def test_a_full_queue_of_an_absent_subscriber_drops_what_was_acknowledged(
+    start: Callable[..., Mosquitto], protocol: MQTTProtocolVersion
+) -> None:
+    broker = start("max_queued_messages 5")
+    absent = Plain(broker, "absent", protocol)
+    absent.subscribe("t")
+    absent.close()
+    publisher = Plain(broker, "publisher", protocol)
+    for number in range(30):
+        publisher.client.publish("t", str(number), qos=1)
+    assert publisher.rest().count(("acknowledged", True)) == 30
+    back = Plain(broker, "absent", protocol)
+    received = [what[1] for what in back.rest() if what[0] == "received"]
+    assert received == [str(number).encode() for number in range(5)], "the oldest are kept, the rest is gone"
+    back.close()
+    publisher.close()
+
+
+def test_a_transfer_to_an_absent_coordinator_ends_whole_when_it_is_back(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    broker = start("max_queued_messages 5")
+    node = Side(broker, "n", TOPICS.down("n", "#"))
+    first = Side(broker, "coordinator", TOPICS.up("+", "#"))
+    first.transport.abandon()
+    update = a_file(tmp_path / "update", 20)
+    for index in range(20):
+        # What a node had under way when the coordinator's machine lost its power: acknowledged, and most of it dropped.
+        node.send(TOPICS.up("n", "chunk"), read_chunk(update, "1-t", index, CHUNK_BYTES))
+    again = Side(broker, "coordinator", TOPICS.up("+", "#"))
+    try:
+        upload([node], again, update, tmp_path / "in")
+    finally:
+        node.transport.stop()
+        again.transport.stop()
+
+
+def one_too_large(broker: Mosquitto, size_bytes: int, protocol: MQTTProtocolVersion) -> tuple[list[tuple[Any, ...]], int]:
+    """What the publisher of a message sees, and how many arrive."""
+    subscriber, publisher = Plain(broker, "subscriber", protocol), Plain(broker, "publisher", protocol)
+    subscriber.subscribe("t")
+    connected = [publisher.next()]
+    publisher.client.publish("t", bytes(size_bytes), qos=1)
+    seen = connected + publisher.rest()
+    arrived = [what for what in subscriber.rest() if what[0] == "received"]
+    subscriber.close()
+    publisher.close()
+    return seen, len(arrived)
+
+
+@pytest.mark.parametrize("limit", [131_072, 2_000_000])
+def test_message_size_limit_is_told_nowhere_and_drops_with_a_good_acknowledgement_or_costs_the_link(
+    start: Callable[..., Mosquitto], limit: int
+) -> None:
+    broker = start(f"message_size_limit {limit}")
+    assert one_too_large(broker, limit, V5) == ([("connected", None), ("acknowledged", True)], 1)
+    assert one_too_large(broker, limit + 1, V3) == ([("connected", None), ("acknowledged", True)], 0)
+    # mosquitto's reason (0x95) is none that an acknowledgement may have: paho takes the packet for malformed and closes.
+    assert one_too_large(broker, limit + 1, V5) == ([("connected", None), ("disconnected", "Protocol error")], 0)
+
+
+@pytest.mark.parametrize("limit", [131_072, 2_000_000])
+def test_max_packet_size_is_told_by_version_5_alone_and_costs_the_link(start: Callable[..., Mosquitto], limit: int) -> None:
+    broker = start(f"max_packet_size {limit}")
+    assert one_too_large(broker, limit - 64, V5) == ([("connected", limit), ("acknowledged", True)], 1)
+    assert one_too_large(broker, limit, V3) == ([("connected", None), ("disconnected", "Unspecified error")], 0)
+    assert one_too_large(broker, limit, V5) == ([("connected", limit), ("disconnected", "Packet too large")], 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "largest"),
+    [
+        ("message_size_limit 131072", 131_072),
+        ("message_size_limit 2000000", 262_144),
+        ("max_packet_size 131072", 131_072),
+        ("max_packet_size 2000000", 262_144),
+    ],
+)
+def test_the_coordinator_finds_a_chunk_size_that_passes(start: Callable[..., Mosquitto], line: str, largest: int) -> None:
+    side = Side(start(line), "coordinator")
+    try:
+        limits: Limits = side.transport.wait_connected(10)
+        found = usable_chunk_bytes(side.transport, side.events, TOPICS.probe, limits, 262_144, b"nonce")
+    finally:
+        side.transport.stop()
+    assert largest // 2 <= found <= largest
+
+
+def test_a_run_through_a_silent_limit_of_128_kib(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    with prepared(3, 2, tmp_path, start("message_size_limit 131072")) as fleet:
+        row = fleet.run(60.0)
+    assert row["chunk_bytes"] < 131_072
+    assert row["exactly_once"] and row["nodes_with_the_digest"] == 3
+
+
+def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    broker = start()
+    topics = Topics("fleet")
+    outcome: dict[str, Any] = {}
+    with prepared(4, 2, tmp_path, broker, train_seconds=2.5) as fleet:
+        thread = threading.Thread(target=lambda: outcome.update(fleet.run(90.0)))
+        thread.start()
+        try:
+            wait_for_round(tmp_path, 2)
+            broker.kill()
+            broker.start()
+            retained = retained_within(broker, 2.0, topics.plan, topics.status("+"), topics.outcome("+", "+"))
+        finally:
+            thread.join()
+    plan = decode(retained.pop(topics.plan)).body
+    assert plan.round == 2 and plan.phase == "train"
+    statuses = {topic for topic in retained if topic.endswith("/status")}
+    assert statuses == {topics.status(f"node-{index:03}") for index in range(4)}
+    chunks = {topic for topic in retained if "/outcome/" in topic}
+    assert len(chunks) == plan.objects[-1].manifest.chunks, "the present version is there for who comes now"
+    assert outcome["exactly_once"] and outcome["nodes_with_the_digest"] == 4
+
+
+def wait_for_round(folder: Path, server_round: int, seconds: float = 60.0) -> None:
+    """Until the round is open and its nodes are at work."""
+    log, deadline = folder / "events.log", time.monotonic() + seconds
+    while not log.exists() or f'{{"event": "open", "values": [{server_round}, ' not in log.read_text():
+        assert time.monotonic() < deadline, f"round {server_round} did not open"
+        time.sleep(0.05)
+    time.sleep(0.5)
+    ledger = SqliteLedger(folder / "fleet" / "ledger.sqlite")
+    assert ledger.updates(server_round) == []
+    ledger.close()
+
+
+def retained_within(broker: Mosquitto, seconds: float, *filters: str) -> dict[str, bytes]:
+    """What a client that comes `seconds` from now finds retained."""
+    time.sleep(seconds)
+    side = Side(broker, "late", *filters)
+    found: dict[str, bytes] = {}
+    try:
+        while True:
+            event = side.events.get(timeout=0.5)
+            if isinstance(event, Received) and event.retained:
+                found[event.topic] = event.payload
+    except queue.Empty:
+        return found
+    finally:
+        side.transport.stop()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny real runs that are disturbed: each ends with the undisturbed digest, every update counted once. `make chaos` runs 200 of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+from cluster import needs_mosquitto
+from killer import Killer, Strike, disturbance, run_disturbed
+from nursery import Nursery
+from proxy import Faults, Script
+from tiny import Recipe, Tiny, Workshop, run_name, undisturbed
+
+from benchmarks.disturbed import series, table
+
+# Folds, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
+SLICE = (72, 43)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    needs_mosquitto()
+    folder = tmp_path_factory.mktemp("workshop")
+    nursery = Nursery(folder / "nursery")
+    yield Workshop(folder / "shared", nursery)
+    nursery.stop()
+
+
+def test_a_seed_decides_what_is_done() -> None:
+    marks = [0.0, 1.0, 3.0, 3.5, 4.0, 4.5]
+    first = disturbance(7, marks)
+    assert disturbance(7, marks) == first != disturbance(8, marks)
+    assert 2 <= len(first.strikes) <= 5
+    assert all(0 <= strike.after_seconds <= marks[strike.mark + 1] - marks[strike.mark] for strike in first.strikes)
+
+
+@pytest.mark.parametrize("seed", SLICE)
+def test_a_disturbed_run_ends_with_the_undisturbed_digest(seed: int, workshop: Workshop, tmp_path: Path) -> None:
+    done = run_disturbed(seed, tmp_path, workshop)
+    assert sum(done[key] for key in done if key.startswith("kill")) >= 1, done
+
+
+def test_lost_statuses_plans_and_commits_are_made_good(workshop: Workshop, tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "run", Recipe()
+    digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)
+    lost = Script(up=Faults(drop=1.0, topics=("/status",)), down=Faults(drop=1.0, topics=(f"{run_name(folder)}/plan", "/down/commit")))
+    tiny, killer = _disturb(folder, workshop, recipe, lost)
+    assert tiny.proxy.counts["drop"] >= 10 and killer.counts == {}
+    assert tiny.check(digest)
+    assert "refused" not in tiny.output(), "a commit that was lost is repeated, also when the round has closed since"
+
+
+def test_a_coordinator_killed_at_the_end_still_hears_everybody_s_last_word(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = Recipe(schedule="fresh")
+    digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)
+    strikes = [Strike(recipe.rounds + 1, 0.0, "coordinator", 0, 0.0, damage=False)]
+    tiny, killer = _disturb(tmp_path / "run", workshop, recipe, Script(), strikes)
+    assert killer.counts == {"kill coordinator": 1}
+    assert tiny.check(digest)
+    assert {node["digest"] for node in tiny.found()["nodes"].values()} == {digest} and len(tiny.found()["nodes"]) == recipe.homes
+
+
+def _disturb(folder: Path, workshop: Workshop, recipe: Recipe, script: Script, strikes: list[Strike] | None = None) -> tuple[Tiny, Killer]:
+    tiny = Tiny(folder, workshop, recipe, script)
+    killer = Killer(tiny, strikes or [], Random(0))
+    try:
+        tiny.finish(killer.watch, 120.0)
+    finally:
+        tiny.close()
+    return tiny, killer
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(4 * 3600)
+def test_two_hundred_disturbed_runs(tmp_path: Path) -> None:
+    needs_mosquitto()
+    rows = series(range(200), tmp_path, tmp_path / "rows.jsonl", at_once=2)
+    print(table(rows))
+    assert not [row for row in rows if "error" in row], json.dumps([row for row in rows if "error" in row], indent=1)

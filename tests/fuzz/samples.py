@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Valid messages and files of every kind: what mutations begin with."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from coordinator.files import save_state
+from fedcore.accumulator import RowScaled, quantise_rows
+from fedcore.base import Base
+from fedcore.checkpoint import Checkpoint, write_safetensors
+from fedcore.job import TaskSection
+from fedcore.memoryplan import Parts
+from fedcore.method import MethodSettings
+from fedcore.methods import server_half
+from fedcore.plan import OutcomeObject, Plan
+from fedcore.projection import signs_checksum
+from fedcore.records import Record, write_records
+from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
+from fedcore.snapshot import write_snapshot
+from fedcore.state import PublishedState, state_shapes
+from fedcore.update import UpdateHeader, write_update
+from fedcore.wire.codec import encode
+from fedcore.wire.manifest import Manifest
+from fedcore.wire.messages import (
+    Ack,
+    Body,
+    Chunk,
+    Commit,
+    Declined,
+    Envelope,
+    Grant,
+    Missing,
+    Offer,
+    Refuse,
+    Status,
+    Telemetry,
+)
+
+__all__ = ["MANIFEST", "PLAN", "SCHEMA", "SHAPES", "held_state", "make_samples", "model_folder"]
+
+SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
+_HALF = server_half(MethodSettings(rank=4, min_rank=2, num_seeds=3, steps=20), SCHEMA)
+_TRAINING = _HALF.training(_HALF.start(5), 1, 5)
+SHAPES = state_shapes(SCHEMA, len(_TRAINING.seeds), 4)
+SHA = "ab" * 32
+MANIFEST = Manifest("1-whole.bin", 5000, SHA, 1024)
+PLAN = Plan(
+    round=1,
+    phase="train",
+    cohort=("a", "b"),
+    deadline_at=1.8e9,
+    task=TaskSection(kind="text-classification", labels=("no", "yes")),
+    base_kind="int8",
+    base_digest=SHA,
+    model_schema=SCHEMA,
+    checksums=tuple(signs_checksum(_TRAINING.seeds, s.name, 4, s.columns) for s in SCHEMA.layers),
+    training=_TRAINING,
+    version=0,
+    chunk_bytes=262_144,
+    objects=(OutcomeObject(1, 0, None, SHA, MANIFEST), OutcomeObject(1, 0, 0, SHA, MANIFEST)),
+)
+_BODIES: tuple[Body, ...] = (
+    PLAN,
+    Offer("1-abcd", MANIFEST),
+    Grant("1-abcd", 8, b"\x05"),
+    Chunk("1-abcd", 2, zlib.crc32(b"data"), b"data"),
+    Ack("1-abcd", b"\x07"),
+    Commit("1-abcd"),
+    Refuse("1-abcd", "late: the round is over"),
+    Missing(SHA, (0, 3)),
+    Declined("no room"),
+    Status(online=True, state="training", device="Jetson Orin Nano", version=3, digest=SHA, budget_bytes=2**31),
+    Telemetry(
+        state="training",
+        step=3,
+        steps=40,
+        loss=0.7,
+        agent_rss_bytes=2**25,
+        agent_peak_rss_bytes=2**25,
+        worker_bytes=2**30,
+        peak_bytes=2**30,
+        budget_bytes=2**31,
+        parts=Parts(weights_bytes=5),
+        uplink_bytes=7,
+        downlink_bytes=8,
+    ),
+)
+_JOB = """
+run = "reviews"
+seed = 3
+[model]
+folder = "models/m"
+base = "int8"
+[task]
+kind = "text-classification"
+labels = ["negative", "positive"]
+[method]
+rank = 8
+learning_rate = 1e-3
+[round]
+rounds = 6
+quorum = 3
+deadline_seconds = 3600
+[evaluation]
+source = "dev.tsv"
+[broker]
+url = "mqtts://broker:8883"
+"""
+_NODE = """
+node = "kitchen"
+run = "reviews"
+model_folder = "models/m"
+memory_budget = "2.5 GiB"
+[data]
+source = "mine.csv"
+arguments = { rows = [1, 2], at = 2026-01-02T03:04:05Z }
+[broker]
+url = "mqtts://broker:8883"
+[trust]
+signing_key = "k"
+"""
+
+
+def _records(seed: int, bits: int = 8) -> list[Record]:
+    generator = np.random.default_rng(seed)
+
+    def made(shape: tuple[int, int], precision: int) -> RowScaled:
+        return quantise_rows((generator.normal(size=shape) * 0.01).astype(np.float32), precision)  # type: ignore[arg-type]
+
+    # Zeros compress, noise does not: both codings.
+    return [
+        Record("l", made((5, 8), bits), bits),  # type: ignore[arg-type]
+        Record("k", RowScaled(np.zeros((3, 8), np.int16), np.zeros(3, np.int8)), bits),  # type: ignore[arg-type]
+        Record("head.bias", made((1, 3), 16), 16),
+    ]
+
+
+def held_state(version: int = 0) -> PublishedState:
+    """A state of the sample plan."""
+    generator = np.random.default_rng(version)
+    entries = {
+        name: RowScaled(generator.integers(-300, 300, shape).astype(np.int16), np.full(shape[0], -20 + version, np.int8))
+        for name, shape in SHAPES.items()
+    }
+    return PublishedState(version, _TRAINING.seeds, 4, entries)
+
+
+def _tensors(path: Path) -> None:
+    arrays = {
+        "a.weight": np.arange(12, dtype=np.int8).reshape(3, 4),
+        "a.scale": np.ones(3, np.float32),
+        "empty": np.zeros((0, 4), np.float32),
+        "one": np.float32(1).reshape(()),
+    }
+    kinds = {"int8": "I8", "float32": "F32"}
+    write_safetensors(path, [(n, kinds[str(a.dtype)], a.shape) for n, a in arrays.items()], lambda name: arrays[name])
+
+
+def model_folder(folder: Path) -> Path:
+    """A checkpoint of the sample schema."""
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = np.random.default_rng(3)
+        arrays = {f"{s.name}.weight": generator.normal(size=(s.rows, s.columns)).astype(np.float32) for s in SCHEMA.layers}
+        write_safetensors(folder / "model.safetensors", [(n, "F32", a.shape) for n, a in arrays.items()], lambda name: arrays[name])
+        (folder / "config.json").write_text("{}")
+    return folder
+
+
+def _snapshot(folder: Path, file: Path) -> None:
+    base = Base(Checkpoint(model_folder(folder / "model")), SCHEMA, "int8", folder / "scratch")
+    base.fold(held_state(1), 1)
+    write_snapshot(file, base, held_state(1).refreshed(SCHEMA, _TRAINING.seeds))
+
+
+def make_samples() -> dict[str, list[bytes]]:
+    """Valid inputs by target."""
+    header = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "f"
+
+        def written(write: object) -> bytes:
+            write()  # type: ignore[operator]
+            return file.read_bytes()
+
+        files = {
+            "update": [
+                written(lambda: write_update(file, header, _records(0))),
+                written(lambda: write_update(file, msgspec.structs.replace(header, subspaces=(2, 0)), _records(1))),
+            ],
+            "outcome": [
+                written(lambda: held_state(1).write(file)),
+                written(lambda: held_state(1).write(file, previous=held_state(0))),
+            ],
+            "records": [written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits))) for bits in (4, 8, 16)],
+            "safetensors": [written(lambda: _tensors(file))],
+            "state": [written(lambda: save_state(file, _HALF.start(5)))],
+            "snapshot": [written(lambda: _snapshot(Path(folder), file))],
+        }
+    messages = [encode(Envelope(run="r", round=1, node="a", body=body, sequence=i, expires_at=1.8e9)) for i, body in enumerate(_BODIES)]
+    return files | {
+        "message": messages,
+        "have": [msgspec.msgpack.encode((MANIFEST, b"\x0b")), msgspec.msgpack.encode((MANIFEST, b"\xff" * 9))],
+        "config": [json.dumps({"architectures": ["BertModel"], "hidden_size": 8, "nested": {"a": [1, 2.5, None]}}).encode()],
+        "weights": [json.dumps({"stamp": "s", "hashes": {"a.weight": SHA}}).encode()],
+        "enrolled": [json.dumps({"coordinator": SHA, "nodes": {"a": SHA}, "revoked": ["b"]}).encode()],
+        "job": [_JOB.encode()],
+        "node": [_NODE.encode()],
+        "calibration": [msgspec.json.encode(("key", {"slack_bytes": 1000, "share": 0.1}))],
+    }

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State machines under any sequence of events, sensible or not: they never raise, and what they promise holds after each event."""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from typing import Any
+
+import msgspec
+import pytest
+from fuzz.samples import PLAN
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import coordinator.rounds as r
+import edge_client.session as s
+from coordinator.job import RoundSection
+from fedcore.plan import OutcomeObject, Plan
+from fedcore.wire.bitmap import Bitmap
+from fedcore.wire.manifest import Manifest
+from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
+from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
+
+# No shrinking: it takes minutes, and a machine tells its own story.
+quick = settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+DATA = random.Random(7).randbytes(5000)
+SHA = "cd" * 32
+MANIFEST = Manifest("o", len(DATA), SHA, 1024)
+OTHER = Manifest("o", 3, SHA, 1024)
+CHUNKS = MANIFEST.chunks
+
+transfers = st.sampled_from(["t", "u", SHA])
+bitmaps = st.binary(max_size=3) | st.just(b"\xff" * 100)
+indices = st.integers(0, CHUNKS) | st.just(2**20 - 1)
+
+
+def real_chunk(index: int, transfer: str = "t") -> Chunk:
+    data = DATA[index * 1024 : (index + 1) * 1024]
+    return Chunk(transfer, index, zlib.crc32(data), data)
+
+
+def chunks(transfer: str) -> st.SearchStrategy[Chunk]:
+    foreign = st.builds(Chunk, transfers, indices, st.integers(0, 2**32 - 1), st.binary(max_size=20) | st.just(DATA[:1024]))
+    return st.builds(real_chunk, st.integers(0, CHUNKS - 1), st.just(transfer)) | foreign
+
+
+downs = st.one_of(
+    st.builds(Grant, transfers, st.integers(1, 1024), bitmaps),
+    st.builds(Ack, transfers, bitmaps),
+    st.builds(Commit, st.just("u")),
+    st.builds(Refuse, st.just("u"), st.text(max_size=5)),
+    st.sampled_from(["tick", "lost"]),
+)
+
+
+@quick
+@given(
+    events=st.lists(downs, min_size=10, max_size=60),
+    end=st.sampled_from([Commit("t"), Refuse("t", "late"), None]),
+    seed=st.integers(0, 2**16),
+)
+def test_sender_keeps_to_its_window_and_its_object(events: list[Any], end: Any, seed: int) -> None:
+    chance, sender, now, window = random.Random(seed), Sender("t", MANIFEST), 0.0, 0
+    if end is not None:
+        events.insert(chance.randint(0, len(events)), end)
+    over = False
+    for event in events:
+        now += chance.choice((0.0, 0.1, 3.0, 100.0))
+        if event == "lost":
+            sender.link_lost()
+            continue
+        if isinstance(event, Grant) and event.transfer == "t" and not sender.finished:
+            window = event.window
+        actions = sender.tick(now) if event == "tick" else sender.handle(event, now)
+        assert not (over and actions)
+        for action in actions:
+            match action:
+                case Send(message):
+                    assert message == Offer("t", MANIFEST)
+                case SendChunk(index):
+                    assert 0 <= index < CHUNKS
+                case Done() | Refused():
+                    assert event == end
+                    over = True
+                case _:
+                    raise AssertionError(action)
+        assert sender.unacknowledged <= min(window, CHUNKS)
+
+
+@quick
+@given(
+    events=st.lists(st.builds(Offer, transfers, st.sampled_from([MANIFEST, OTHER])) | chunks("t"), max_size=60),
+    have=bitmaps,
+    seed=st.integers(0, 99),
+)
+def test_receiver_stores_only_whole_chunks_and_each_once(events: list[Any], have: bytes, seed: int) -> None:
+    chance, receiver, committed = random.Random(seed), Receiver("t", MANIFEST, have), False
+    stored = set(range(CHUNKS)) - set(Bitmap(CHUNKS, have).missing())
+    for event in events:
+        actions = receiver.handle(event, 0.0)
+        while actions:
+            action = actions.pop(0)
+            match action:
+                case Store(index, data):
+                    assert data == DATA[index * 1024 : (index + 1) * 1024] and index not in stored
+                    stored.add(index)
+                case Verify():
+                    assert stored == set(range(CHUNKS)) and not committed
+                    whole = chance.random() < 0.5
+                    stored = stored if whole else set()
+                    committed = committed or whole
+                    actions += receiver.verified(whole)
+                case Send(Grant(transfer, window, bits)):
+                    assert (transfer, window) == ("t", 8) and Bitmap(CHUNKS, bits).tobytes() == bits and not committed
+                case Send(Ack(transfer, bits)):
+                    assert transfer == "t" and set(range(CHUNKS)) - set(Bitmap(CHUNKS, bits).missing()) == stored
+                case Send(Commit(transfer)):
+                    assert transfer == "t" and committed
+                case _:
+                    raise AssertionError(action)
+
+
+@quick
+@given(events=st.lists(chunks(SHA) | st.just("tick"), min_size=20, max_size=60), have=bitmaps, seed=st.integers(0, 99))
+def test_gather_asks_for_a_window_and_takes_only_its_own(events: list[Any], have: bytes, seed: int) -> None:
+    chance, now = random.Random(seed), 0.0
+    gather, done = Gather(MANIFEST, have, now, chance, window=3), False
+    stored = set(range(CHUNKS)) - set(Bitmap(CHUNKS, have).missing())
+    for event in events:
+        now += chance.choice((0.0, 0.5, 10.0))
+        actions = gather.tick(now) if event == "tick" else gather.handle(event, now)
+        assert not (done and actions)
+        while actions:
+            match actions.pop(0):
+                case Store(index, data):
+                    assert event.transfer == SHA and data == DATA[index * 1024 : (index + 1) * 1024] and index not in stored
+                    stored.add(index)
+                case Verify():
+                    assert stored == set(range(CHUNKS))
+                    whole = chance.random() < 0.5
+                    stored = stored if whole else set()
+                    actions += gather.verified(whole)
+                case Send(Missing(sha256, wanted)):
+                    assert sha256 == SHA and 0 < len(wanted) <= 3 and not set(wanted) & stored and set(wanted) < set(range(CHUNKS))
+                case Done():
+                    done = True
+                case action:
+                    raise AssertionError(action)
+
+
+def test_a_transfer_of_the_most_chunks_takes_no_time_for_each_message() -> None:
+    manifest = Manifest("o", 2**20 * 1024, SHA, 1024)
+    sender, receiver = Sender("t", manifest), Receiver("t", manifest)
+    sender.handle(Grant("t", 1024, b""), 0.0)
+    data = bytes(1024)
+    began = time.perf_counter()
+    for index in range(200):
+        for action in receiver.handle(Chunk("t", index, zlib.crc32(data), data), 0.0):
+            if isinstance(action, Send):
+                assert len(sender.handle(action.message, 0.0)) == 1  # type: ignore[arg-type]
+    assert time.perf_counter() - began < 2.0
+
+
+# The client
+
+rounds = st.integers(0, 4)
+shas = st.sampled_from(["1" * 64, "2" * 64, "3" * 64])
+manifests = st.builds(Manifest, st.just("o"), st.integers(0, 9), shas, st.just(4))
+objects = st.builds(OutcomeObject, rounds, st.integers(0, 2), st.none() | rounds, shas, manifests, st.booleans())
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    version, generation = draw(rounds), draw(st.integers(0, 2))
+    training = msgspec.structs.replace(PLAN.training, generation=generation)
+    present = OutcomeObject(version, generation, None, draw(shas), draw(manifests))
+    return msgspec.structs.replace(
+        PLAN,
+        round=draw(rounds),
+        version=version,
+        phase=draw(st.sampled_from(["train", "train", "finished"])),
+        cohort=draw(st.sampled_from([("a", "b"), ("b",), ()])),
+        objects=(present, *draw(st.lists(objects, max_size=3))) if draw(st.booleans()) else tuple(draw(st.lists(objects, max_size=4))),
+        training=training,
+    )
+
+
+held = (st.integers(-1, 4), st.integers(0, 2), shas | st.just(""))
+session_events = st.one_of(
+    st.builds(s.PlanArrived, plans()),
+    st.builds(s.WorkerReady, *held),
+    st.builds(s.Fetched, shas),
+    st.builds(s.Adopted, *held),
+    st.builds(s.UpdateReady, rounds),
+    st.builds(s.UpdateGone, rounds, st.sampled_from(["", "late"])),
+    st.builds(s.WorkerFailed, st.just("killed"), st.booleans()),
+    *([st.builds(s.StorageFull, st.just("no room")), st.builds(s.StorageFree)] if hasattr(s, "StorageFull") else []),
+)
+
+
+mostly_answers = st.integers(0, 9).flatmap(lambda choice: session_events if choice < 3 else st.just("answer"))
+
+
+def next_plan(session: s.Session) -> Plan:
+    """A sensible plan: the next round, from the version that the last one led to."""
+    number = session.plan.round + 1 if session.plan is not None else 1
+    sha = f"{number % 10}" * 64
+    objects = (OutcomeObject(number - 1, 0, None, sha, Manifest("o", 9, sha, 4)),) if number > 1 else ()
+    training = msgspec.structs.replace(PLAN.training, generation=0)
+    return msgspec.structs.replace(PLAN, round=number, version=number - 1, objects=objects, training=training)
+
+
+def answer(asked: s.Action | None, session: s.Session) -> s.Event:
+    """What comes next when all goes well: without it, senseless events never get far."""
+    if session.state == "full":
+        return s.StorageFree()
+    match asked:
+        case s.Configure(_):
+            return s.WorkerReady(max(0, session.version), 0, session.digest)
+        case s.Fetch(obj):
+            return s.Fetched(obj.manifest.sha256)
+        case s.AdoptObject(obj):
+            return s.Adopted(obj.version, obj.generation, obj.digest)
+        case s.TrainRound(plan):
+            return s.UpdateReady(plan.round)
+        case s.SendUpdate(server_round):
+            return s.UpdateGone(server_round)
+        case _:
+            return s.PlanArrived(next_plan(session))
+
+
+@quick
+@given(events=st.lists(mostly_answers, min_size=20, max_size=60), sent=rounds, waiting=rounds)
+def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: int, waiting: int) -> None:
+    session, asked = s.Session("a", sent_round=sent, update_round=waiting), None
+    for event in events:
+        before = session.sent_round
+        actions = session.handle(answer(asked, session) if event == "answer" else event)
+        asked = next((a for a in actions if not isinstance(a, s.TellStatus | s.Decline)), None if event == "answer" else asked)
+        session.check()
+        assert session.sent_round >= before
+        assert len([a for a in actions if not isinstance(a, s.TellStatus | s.Decline)]) <= 1
+        for action in actions:
+            if isinstance(action, s.SendUpdate):
+                assert action.round == session.update_round > session.sent_round
+            if isinstance(action, s.TrainRound):
+                assert session.worker_ready and session.plan == action.plan and "a" in action.plan.cohort
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_a_worker_that_fails_while_an_object_is_fetched_does_not_leave_the_node_waiting_for_ever(died: bool) -> None:
+    whole = OutcomeObject(1, 0, None, "1" * 64, Manifest("o", 9, "2" * 64, 4))
+    plan = msgspec.structs.replace(PLAN, round=2, version=1, objects=(whole,))
+    session = s.Session("a")
+    for event in (s.PlanArrived(plan), s.WorkerReady(0, 0, "")):
+        session.handle(event)
+    assert session.state == "fetching"
+    actions = session.handle(s.WorkerFailed("killed", died))
+    session.check()
+    if died:
+        assert s.Configure(plan) in actions
+        assert s.Fetch(whole) in session.handle(s.WorkerReady(0, 0, ""))
+    assert s.AdoptObject(whole) in session.handle(s.Fetched("2" * 64))
+
+
+# The coordinator
+
+nodes = st.sampled_from(["a", "b", "c"])
+round_events = st.one_of(
+    st.builds(r.NodeOnline, nodes),
+    st.builds(r.NodeOffline, nodes, st.booleans()),
+    st.builds(r.Declined, nodes, rounds),
+    st.builds(r.UpdateAccepted, nodes, rounds),
+    st.builds(r.RoundPublished, rounds),
+    st.builds(r.DigestReported, nodes, rounds, shas),
+    st.builds(r.Tick),
+    *([st.builds(r.Revoked, nodes)] if hasattr(r, "Revoked") else []),
+    *([st.builds(r.Arriving, nodes, rounds)] if hasattr(r, "Arriving") else []),
+    st.just("publish"),
+)
+
+
+@quick
+@given(
+    events=st.lists(st.tuples(round_events, st.sampled_from([0.0, 1.0, 50.0, 500.0])), min_size=20, max_size=60),
+    quorum=st.integers(1, 3),
+    cohort=st.integers(0, 3),
+    resumed=st.booleans(),
+)
+def test_round_machine_keeps_its_invariants_whatever_happens(events: list[Any], quorum: int, cohort: int, resumed: bool) -> None:
+    settings = RoundSection(rounds=3, quorum=quorum, min_nodes=3, cohort=cohort and max(cohort, quorum), deadline_seconds=100)
+    machine, now = r.RoundMachine(settings, 7), 1000.0
+    if resumed:
+        machine.resume_open(("a", "b", "c"), {"a"}, 1050.0)
+    published = machine.published
+    for event, later in events:
+        now += later
+        closing = machine.round if machine.phase == "closing" else None
+        for action in machine.handle(r.RoundPublished(machine.round) if event == "publish" else event, now):
+            if isinstance(action, r.CloseRound):
+                assert len(action.participants) >= quorum and set(action.participants) <= set(machine.cohort)
+            if isinstance(action, r.OpenRound):
+                assert action.cohort and action.deadline_at > now
+        machine.check()
+        assert machine.published in (published, closing)
+        published = machine.published
