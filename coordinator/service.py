@@ -11,7 +11,6 @@ import queue
 import secrets
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -19,38 +18,30 @@ from coordinator.archive import Archive, listed
 from coordinator.evaluator import Evaluator, raise_failure
 from coordinator.eventlog import EventLog
 from coordinator.files import RunFolder, load_state, save_state
-from coordinator.inbox import Inbox
 from coordinator.ledger import Ledger, RoundRow, UpdateRow
-from coordinator.policy import Shares, clip_for, round_shares
+from coordinator.policy import Shares, round_shares
 from coordinator.prepare import Prepared
 from coordinator.probe import usable_chunk_bytes
 from coordinator.publisher import Publisher, key_of
-from coordinator.reminders import Reminders
+from coordinator.reception import Reception
 from coordinator.rounds import (
     Action,
     Arriving,
     CloseRound,
-    DigestReported,
     EndRun,
     Event,
     FinishRun,
-    NodeOffline,
-    NodeOnline,
     OpenRound,
-    Revoked,
     RoundMachine,
     RoundPublished,
     Tick,
-    UpdateAccepted,
 )
-from coordinator.rounds import Declined as NodeDeclined
 from coordinator.senders import Senders
-from coordinator.view import NodeView, RunView
-from fedcore.accumulator import norm_of
+from coordinator.view import RunView
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.durable import is_full
-from fedcore.errors import BaseDamaged, StorageError, UpdateRefused, WireError, WorkerError
+from fedcore.errors import BaseDamaged, StorageError, WorkerError
 from fedcore.identity import SigningKey, security
 from fedcore.methods import server_half
 from fedcore.plan import OutcomeObject, Plan, Training
@@ -59,7 +50,7 @@ from fedcore.state import PublishedState, model_digest
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.update import WeightedUpdate
 from fedcore.wire.files import manifest_of
-from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
+from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
 from fedcore.worker import Adopted, Described, Evaluated, Failed, Progress, Ready, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
@@ -69,7 +60,6 @@ __all__ = ["Coordinator"]
 _TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
-_UPDATE_SLACK_BYTES = 1_000_000
 
 
 class Coordinator:
@@ -128,20 +118,30 @@ class Coordinator:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
             self._state = self._half.open(self._state, self._plan.training)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
-        self._inbox = Inbox(self._accept, lambda node, body: self._publisher.reply(node, self._machine.round, body))
         self._evaluator: Evaluator | None = None
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clock()
-        self._uplink = 0
         self._ended = False
-        self._heard: list[UpdateAccepted | NodeDeclined] = []
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
-        self._reminders = Reminders()
-        self._last_word: dict[str, int] = {}
+        self._reception = Reception(
+            job.run,
+            job.safety,
+            folder,
+            ledger,
+            self._half,
+            self._machine,
+            self._objects,
+            senders,
+            self._publisher,
+            self.view,
+            self._note,
+            clock,
+        )
+        self._reception.plan = self._plan
 
     def run(self) -> RunView:
         """Serve until the run has ended; the final view.
@@ -188,7 +188,7 @@ class Coordinator:
             return
         match event:
             case Received(topic, payload, _):
-                self._received(topic, payload)
+                self._feed(*self._reception.received(topic, payload))
             case Connected():
                 # A broker without persistence has forgotten what was retained.
                 if self._machine.published and self._objects:
@@ -214,162 +214,17 @@ class Coordinator:
 
     def _tick(self) -> None:
         self._ticked_at = time.monotonic()
-        for node in self._senders.refresh():
-            self._note("revoked", node, "its messages count no more")
-            self._feed(Revoked(node))
-        if self._queue.empty():
-            self._inbox.spare(self._clock())
-        for node in self._inbox.waiting:
-            # It waits for us, not we for it.
-            self._machine.handle(Arriving(node, self._machine.round), self._clock())
-        self._feed(Tick())
-
-    # From the wire
-
-    def _received(self, topic: str, payload: bytes) -> None:
-        node = self._topics.node_of(topic)
-        if node is None or not payload:
-            return
-        try:
-            envelope = self._senders.open(node, payload)
-        except WireError as error:
-            self._note("refused", node, error.one_line())
-            return
-        match envelope.body:
-            case Status():
-                self._status(node, envelope.body)
-                if envelope.body.state != "lost":
-                    self._last_word[node] = max(envelope.sequence, self._last_word.get(node, 0))
-            case Telemetry():
-                self._telemetry(node, envelope.body)
-                self._repair(node, envelope.body, envelope.sequence)
-            case Offer():
-                self._uplink += len(payload)
-                self._offered(node, envelope.body)
-            case Chunk():
-                self._uplink += len(payload)
-                self._inbox.chunk(node, envelope.body, self._clock())
-                self._machine.handle(Arriving(node, envelope.round), self._clock())
-            case Missing(sha256, indices):
-                if not self._publisher.repair(node, sha256, indices, self._objects):
-                    self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
-            case Declined(reason):
-                self._note("declined", node, reason)
-                self._node(node).reason = reason
-                self._feed(NodeDeclined(node, envelope.round))
-        while self._heard:
-            self._feed(self._heard.pop(0))
-
-    def _status(self, node: str, status: Status) -> None:
-        seen = self._node(node)
-        seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
-        seen.enclosure, seen.security = status.enclosure or seen.enclosure, status.security or seen.security
-        if status.online:
-            seen.budget_bytes = status.budget_bytes
-            self._feed(NodeOnline(node))
-        if status.state != "lost":
-            # A node that leaves says once more what it holds.
-            seen.version, seen.digest = status.version, status.digest
-            self._check_digest(node, status)
-        if not status.online:
-            self._feed(NodeOffline(node, left=status.state != "lost"))
-
-    def _check_digest(self, node: str, status: Status) -> None:
-        seen = self._node(node)
-        expected = self._objects.get((status.version, "whole"))
-        # A replica that has folded since says so by its generation, and has another digest.
-        if status.version > 0 and expected is not None and expected.generation == status.generation:
-            if status.digest == expected.digest:
-                seen.trouble = ""
-                self._feed(DigestReported(node, status.version, status.digest))
-            elif status.digest:
-                seen.trouble = f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
-                self._note("digest", node, seen.trouble)
-
-    def _telemetry(self, node: str, numbers: Telemetry) -> None:
-        seen = self._node(node)
-        seen.state, seen.step, seen.steps, seen.loss = numbers.state, numbers.step, numbers.steps, numbers.loss
-        seen.worker_bytes, seen.budget_bytes = numbers.worker_bytes, numbers.budget_bytes
-        seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
-        seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
-        seen.parts = numbers.parts or seen.parts
-        self._observer(self.view)
-
-    def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
-        """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our plan."""
-        seen, newest = self._node(node), sequence > self._last_word.get(node, 0)
-        if newest and (not seen.online or (seen.version, seen.digest) != (numbers.version, numbers.digest)):
-            status = Status(
-                online=True,
-                state=numbers.state,
-                device=seen.device,
-                version=numbers.version,
-                generation=numbers.generation,
-                digest=numbers.digest,
-                budget_bytes=numbers.budget_bytes,
-                reason=seen.reason,
-            )
-            self._status(node, status)
-        self._last_word[node] = max(sequence, self._last_word.get(node, 0))
-        if self._plan is not None and self._reminders.due(node, numbers.plan, self._plan.key, self._clock()):
-            self._publisher.remind(node, self._plan)
-
-    def _offered(self, node: str, offer: Offer) -> None:
-        plan = self._plan
-        reason = ""
-        # Of the round that the transfer is of: the commit of a round that has closed since may have been lost.
-        number = offer.transfer.partition("-")[0]
-        offered_round = int(number) if number.isdecimal() and len(number) < 10 else 0
-        committed = self._ledger.update(offered_round, node)
-        if committed is not None and committed.transfer == offer.transfer:
-            self._publisher.reply(node, self._machine.round, Commit(offer.transfer))
-            # Committed before this round opened again, perhaps, with this node in the new cohort.
-            self._heard.append(UpdateAccepted(node, committed.header.round))
-            return
-        if plan is None or offered_round != plan.round or self._machine.phase != "open":
-            reason = "late: the round is over"
-        elif node not in plan.cohort:
-            reason = "not invited to this round"
-        elif committed is not None:
-            reason = "this node's update for the round is already here"
-        elif offer.manifest.size_bytes > self._largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
-            reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
-        if reason:
-            self._note("refused", node, reason)
-            self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
-            return
-        assert plan is not None
-        self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clock())
-
-    def _accept(self, node: str, offer: Offer, path: Path) -> str:
-        plan = self._plan
-        assert plan is not None
-        try:
-            if node not in plan.cohort:
-                # The round opened again without it while its update was on its way.
-                raise UpdateRefused("not invited to this round any more", place=node)
-            update = self._half.check(path, plan, self._job.run, node)
-            clip = clip_for(update, self._job.safety)
-        except UpdateRefused as error:
-            self._note("refused", node, error.one_line())
-            # The node will not offer another one for this round: do not wait for it.
-            self._heard.append(NodeDeclined(node, plan.round))
-            return error.one_line()
-        norm = norm_of(update.squared)
-        file = str(path.relative_to(self._folder.root))
-        self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
-        if clip is not None:
-            bound = self._job.safety.norm_bound
-            self._note("clipped", node, f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}")
-        # Told to the round machine after the commit is out: it may close the round and with it this transfer.
-        self._heard.append(UpdateAccepted(node, plan.round))
-        return ""
+        self._feed(*self._reception.idle(quiet=self._queue.empty()), Tick())
 
     # What the round machine says
 
-    def _feed(self, event: Event) -> None:
-        for action in self._machine.handle(event, self._clock()):
-            self._do(action)
+    def _feed(self, *events: Event) -> None:
+        for event in events:
+            for action in self._machine.handle(event, self._clock()):
+                self._do(action)
+        if events and all(isinstance(event, Arriving) for event in events):
+            # A chunk changes nothing that is shown.
+            return
         self.view.phase, self.view.round = self._machine.phase, self._machine.round
         self.view.cohort, self.view.accepted = self._machine.cohort, tuple(sorted(self._machine.accepted))
         self._observer(self.view)
@@ -381,22 +236,25 @@ class Coordinator:
             case CloseRound(server_round, participants):
                 self._close(server_round, participants)
             case FinishRun():
-                self._plan = msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished")
-                self._publisher.plan(self._plan)
+                self._announce(msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished"))
             case EndRun():
                 self._ended = True
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
-        self._opened_at, self._uplink, self._publisher.sent_bytes = self._clock(), 0, 0
+        self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
         training = self._half.training(self._state, server_round, self._job.seed)
         if training.generation != self._base.generation:
             self._fold(training.generation)
         self._archive.add_snapshot(self._base, self._start_state(training), self._chunk_bytes)
         self._state = self._half.open(self._state, training)
-        self._plan = self._plan_of(server_round, cohort, deadline_at)
-        self._ledger.put_plan(self._plan)
-        self._publisher.plan(self._plan)
-        self._archive.tidy(self._plan, self._evaluator.reading if self._evaluator is not None else ())
+        plan = self._plan_of(server_round, cohort, deadline_at)
+        self._ledger.put_plan(plan)
+        self._announce(plan)
+        self._archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
+
+    def _announce(self, plan: Plan) -> None:
+        self._plan = self._reception.plan = plan
+        self._publisher.plan(plan)
 
     def _fold(self, generation: int) -> None:
         try:
@@ -450,7 +308,7 @@ class Coordinator:
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
         assert plan is not None
-        self._inbox.clear()
+        self._reception.round_over()
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
         shares = round_shares({row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety)
         weighted = [WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip) for row in updates]
@@ -488,7 +346,7 @@ class Coordinator:
         return RoundRow(
             server_round,
             tuple(headers),
-            self._uplink,
+            self._reception.uplink_bytes,
             self._publisher.sent_bytes,
             self._clock() - self._opened_at,
             sum(header.loss for header in headers.values()) / len(headers),
@@ -507,15 +365,8 @@ class Coordinator:
         self.view.rows = self._ledger.rounds()
         self._observer(self.view)
 
-    def _largest_update(self, plan: Plan) -> int:
-        numbers = sum(rows * columns for rows, columns in self._half.shapes(plan.training).values())
-        return 2 * numbers + _UPDATE_SLACK_BYTES
-
     def _listeners(self) -> int:
         return sum(node.online for node in self.view.nodes.values())
-
-    def _node(self, node: str) -> NodeView:
-        return self.view.nodes.setdefault(node, NodeView(node))
 
     def _note(self, kind: str, node: str, text: str) -> None:
         line = self._log.note(self._clock(), kind, node, text)
