@@ -18,8 +18,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.voice_intents.demo $(DEMO)
 
+# Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger.
+JOBS ?= 2
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 # Faults that take minutes, or that need root: a leaking worker, a neighbour that takes the device's memory.
 chaos: $(VENV)/installed

@@ -97,7 +97,7 @@ class Supervisor:
             self._planning.forget()
             # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
             self._enclosure = enclose(
-                max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}", threads=self._threads
+                max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}", threads=self._threads
             )
             self._worker = WorkerProcess(
                 self._sink,

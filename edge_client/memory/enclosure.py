@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from edge_client.memory.cgroups import MemoryCgroup, memory_cgroup, number
 from edge_client.memory.limits import droppable_bytes
 from fedcore.processes import die_with_parent
@@ -72,7 +74,7 @@ def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | 
 
     Args:
         limit_bytes: For the worker.
-        name: Of a cgroup; one that a dead agent left under this name is taken over.
+        name: Of a cgroup; ends with this process' id, so that no two agents share one. Empty ones of agents that are gone are removed.
         root: Of the file system.
         threads: That the worker will train with; all of the device's by default. Only an rlimit needs to know.
 
@@ -88,8 +90,19 @@ def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | 
         for place in (operator.attrgetter("folder"), _emptied, _beside)[: 1 if kind is V1 else 3]:
             # Not ours to make: the next place.
             with contextlib.suppress(OSError):
-                return kind(place(group) / name, limit_bytes)
+                folder = place(group)
+                _sweep(folder)
+                return kind(folder / name, limit_bytes)
     return Rlimit(limit_bytes, threads) if sys.platform == "linux" else Unenclosed(limit_bytes)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what agents left that were killed outright: the kernel lets go of a group only when it is empty."""
+    for left in folder.glob("fedkrso-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):
+                left.rmdir()
 
 
 class _Cgroup:

@@ -70,6 +70,20 @@ def test_what_a_dead_agent_s_worker_was_killed_for_is_not_counted_again(cgroup: 
     again.close()
 
 
+def test_groups_of_agents_that_were_killed_are_swept_and_those_of_living_ones_are_not(cgroup: Enclosure) -> None:
+    assert isinstance(cgroup, V1 | V2)
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as gone:
+        gone.wait()
+    left, living = (cgroup.folder.parent / f"fedkrso-left-{pid}" for pid in (gone.pid, os.getppid()))
+    left.mkdir()
+    living.mkdir()
+    try:
+        enclose(150 * MIB, f"fedkrso-other-{os.getpid()}").close()
+        assert not left.exists() and living.exists()
+    finally:
+        living.rmdir()
+
+
 def test_a_closed_group_is_gone(cgroup: Enclosure) -> None:
     assert isinstance(cgroup, V1 | V2) and cgroup.folder.is_dir()
     assert run(cgroup, GREEDY, 1).returncode == 0
