@@ -25,7 +25,7 @@ test: $(VENV)/installed
 
 # Faults that take minutes, or that need root: a leaking worker, a neighbour that takes the device's memory.
 chaos: $(VENV)/installed
-	$(BIN)/python -m pytest -m chaos tests/faults
+	$(BIN)/python -m pytest -m chaos tests
 
 # Coverage-guided fuzzing of every decoder, FUZZ_SECONDS each (atheris: Linux on x86_64, Python 3.11 and 3.12); what breaks a promise is kept in build/fuzz.
 FUZZ_SECONDS ?= 300

@@ -14,7 +14,7 @@ from fedcore.errors import WorkerError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_rows_of_a_small_model() -> None:
     measured = list(rows(("fedkrso", "lora"), ("tuned",), steps=1, threads=1, layers=1))
     assert [(row["method"], row["checkpointing"]) for row in measured] == [
