@@ -19,8 +19,8 @@ from fedcore.worker import Measured
 
 __all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "halvings", "ladder", "plans", "predict", "smaller"]
 
-# A pass recomputes the forward pass: one third more products. Gates are one of about seven and a half in it.
-_CHECKPOINTING_TIME, _GATES_TIME = 4 / 3, 1.13
+# Checkpointing computes the forward pass again: one third more products. Gates alone took 5 to 7 % more time (docs/benchmarks.md).
+_CHECKPOINTING_TIME, _GATES_TIME = 4 / 3, 1.06
 # Every pass dequantises all weights, forward and backward: as much time as this many tokens take.
 _PASS_TOKENS = 16
 _BLOCK_ROWS = (256, 64)
