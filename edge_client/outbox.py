@@ -28,7 +28,7 @@ class Outbox:
         for path in self._waiting():
             if self._is_torn(path):
                 path.unlink()
-                path.with_suffix(".sha256").unlink()
+                path.with_suffix(".sha256").unlink(missing_ok=True)
 
     def path(self, server_round: int) -> Path:
         """Where the worker writes a round's update (beside and renamed: it is there whole or not at all)."""
@@ -65,6 +65,6 @@ class Outbox:
         return [path for path in self._folder.glob("*.bin") if path.stem.isdecimal()]
 
     def _is_torn(self, path: Path) -> bool:
-        # Without a seal: killed just before it was written, after the update itself was flushed.
+        # Without a seal: killed between the update and its seal. Whether it is whole cannot be told; trained again, it is the same.
         seal = path.with_suffix(".sha256")
-        return seal.exists() and seal.read_bytes() != manifest_of(path, _ANY_CHUNK_BYTES).sha256.encode("ascii")
+        return not seal.exists() or seal.read_bytes() != manifest_of(path, _ANY_CHUNK_BYTES).sha256.encode("ascii")

@@ -21,6 +21,7 @@ from coordinator.inbox import Inbox
 from fedcore.transport.base import Message, Received
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.codec import decode, encode
+from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Chunk, Envelope, Offer, Topics
 
 SIZE = 200_000_000
@@ -48,6 +49,7 @@ def test_200_mb_pass_through_an_agent_of_40_mb(broker: LocalBroker, tmp_path: Pa
     with (outbox / "1.bin").open("wb") as file:
         for index in range(SIZE // len(block)):
             file.write(index.to_bytes(4, "little") + block[4:])
+    (outbox / "1.sha256").write_text(manifest_of(outbox / "1.bin", 65_536).sha256)
     # Unsigned, because what stands in for the coordinator signs nothing; encrypted, because that costs the agent memory.
     connection, _, _ = broker.sections("n").partition("[trust]")
     (tmp_path / "model").mkdir()

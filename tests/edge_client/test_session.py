@@ -137,6 +137,7 @@ def test_full_disk_while_an_update_waits_sends_it_when_there_is_room() -> None:
 def test_outbox_remembers_across_restarts(tmp_path: Path) -> None:
     box = Outbox(tmp_path)
     box.path(3).write_bytes(b"u")
+    box.seal(3)
     assert (Outbox(tmp_path).waiting_round, Outbox(tmp_path).sent_round) == (3, 0)
     Outbox(tmp_path).sent(3)
     assert (Outbox(tmp_path).waiting_round, Outbox(tmp_path).sent_round) == (0, 3)

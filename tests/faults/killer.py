@@ -7,6 +7,7 @@ half a second after the disturbed run's own round 2 has opened. So every phase i
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter
@@ -161,7 +162,9 @@ class Killer:
                 if not workers:
                     return
                 for worker in workers:
-                    worker.kill()
+                    # It may have ended by itself just now.
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        worker.kill()
             case "broker":
                 tiny.broker.kill()
                 time.sleep(strike.pause_seconds)

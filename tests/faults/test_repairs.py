@@ -53,13 +53,15 @@ def test_an_older_plan_that_comes_late_is_refused_without_keys_too(tmp_path: Pat
         mail.open("plan", old)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "zeros at the end"])
+@pytest.mark.parametrize("damage", ["cut short", "zeros at the end", "no seal yet"])
 def test_a_torn_update_in_the_outbox_is_trained_again_and_not_offered(tmp_path: Path, damage: str) -> None:
     outbox = Outbox(tmp_path)
     path = outbox.path(3)
     path.write_bytes(random.Random(0).randbytes(10_000))
     outbox.seal(3)
     assert Outbox(tmp_path).waiting_round == 3
+    if damage == "no seal yet":
+        path.with_suffix(".sha256").unlink()
     with path.open("r+b") as file:
         file.truncate(9_000)
         if damage == "zeros at the end":
