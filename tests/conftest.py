@@ -12,6 +12,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Needs atheris, which only `make fuzz` installs.
+collect_ignore = ["fuzz/run_atheris.py"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
