@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from coordinator.broker import find_mosquitto
+from coordinator.broker import find_mosquitto, free_port
 from fedcore.processes import die_with_parent
 
 __all__ = ["Mosquitto"]
@@ -27,9 +27,7 @@ class Mosquitto:
 
     def __init__(self, folder: Path, *lines: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+        self._port = free_port()
         self.log = folder / "mosquitto.log"
         self._config = folder / "mosquitto.conf"
         # As root mosquitto would become the user `mosquitto`, who may not read this folder.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import queue
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +14,9 @@ from typing import Any
 import pytest
 from cluster import needs_mosquitto
 
-from coordinator.broker import find_mosquitto, free_port
+from benchmarks.mosquitto import Mosquitto
 from coordinator.probe import usable_chunk_bytes
 from fedcore.errors import TransportError
-from fedcore.processes import die_with_parent
 from fedcore.transport.base import Limits, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
@@ -28,20 +26,15 @@ TOPIC = "fedkrso/1/r/probe"
 
 @contextmanager
 def mosquitto(folder: Path, *lines: str) -> Iterator[MqttTransport]:
-    """A connected client of a mosquitto with these lines in its configuration; its events are in `client.events`."""
+    """A client, not yet started, of a mosquitto with these lines in its configuration."""
     needs_mosquitto()
-    port = free_port()
-    config = folder / "mosquitto.conf"
-    config.write_text("\n".join((f"listener {port} 127.0.0.1", "allow_anonymous true", "user root", *lines)) + "\n")
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([str(find_mosquitto()), "-c", str(config)], stdout=log, stderr=log, preexec_fn=die_with_parent)
-    client = MqttTransport(MqttSettings(f"mqtt://127.0.0.1:{port}", "coordinator"), random.Random(0))
+    broker = Mosquitto(folder, *lines)
+    client = MqttTransport(MqttSettings(broker.url, "coordinator"), random.Random(0))
     try:
         yield client
     finally:
         client.stop()
-        process.terminate()
-        process.wait()
+        broker.stop()
 
 
 @pytest.mark.parametrize(
