@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from coordinator.job import Job
+from coordinator.view import RunView
 from fedcore.errors import ConfigError, RunError
 
 __all__ = ["bench_aggregate", "broker_run", "coordinator_export", "coordinator_resume", "coordinator_run"]
@@ -166,7 +167,13 @@ def _serve(job: Job, root: Path, *, as_json: bool) -> None:
     key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
     senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
     with Progress(as_json=as_json) as progress:
-        view = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=progress.show).run()
+        observers = [progress.show]
+
+        def observe(view: RunView) -> None:
+            for show in observers:
+                show(view)
+
+        view = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=observe).run()
     summary = summary_of(view, ledger.counts("refused"))
     ledger.close()
     write_summary(files.summary, summary)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from coordinator.ledger import Ledger
+from coordinator.view import EventView
 
 __all__ = ["EventLog"]
 
@@ -28,8 +29,8 @@ class EventLog:
         self._ledger = ledger
         self._told: OrderedDict[tuple[str, str, str], tuple[float, int]] = OrderedDict()
 
-    def note(self, now: float, kind: str, node: str, text: str) -> str | None:
-        """Keep an event; the line for a person, or None while it only repeats."""
+    def note(self, now: float, kind: str, node: str, server_round: int, text: str) -> EventView | None:
+        """Keep an event; what to show of it, or None while it only repeats."""
         key = (kind, node, text)
         at, again = self._told.pop(key, (float("-inf"), 0))
         if now - at < _QUIET_SECONDS:
@@ -40,4 +41,4 @@ class EventLog:
             self._told.popitem(last=False)
         text = f"{text} ({again} times more since)" if again else text
         self._ledger.note(now, kind, node, text)
-        return f"{kind} {node}: {text}".replace(" :", ":")
+        return EventView(now, kind, node, server_round, text)

@@ -100,7 +100,7 @@ class Progress:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
             megabytes = f"{row.uplink_bytes / 1e6:.1f} MB up, {row.downlink_bytes / 1e6:.1f} MB down"
             lines.append(Text(f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"))
-        lines += [Text(event, style="dim") for event in view.events[-3:]]
+        lines += [Text(event.line(), style="dim") for event in view.events[-3:]]
         return Group(*lines)
 
     def _facts(self, view: RunView) -> list[tuple[object, ...]]:
@@ -114,7 +114,7 @@ class Progress:
             for r in view.rows
             if r.accuracy is not None or view.phase != "closing"
         ]
-        return facts + [("event", event) for event in view.events]
+        return facts + [("event", event.line()) for event in view.events]
 
     def _tell(self, fact: tuple[object, ...]) -> None:
         if self._as_json:

@@ -109,6 +109,8 @@ class Reception:
         except WireError as error:
             self._note("refused", node, error.one_line())
             return
+        if node in self._view.nodes:
+            self._view.nodes[node].last_seen_at = self._clock()
         match envelope.body:
             case Status():
                 self._status(node, envelope.body)
@@ -136,6 +138,7 @@ class Reception:
         seen = self._node(node)
         seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
         seen.enclosure, seen.security = status.enclosure or seen.enclosure, status.security or seen.security
+        seen.software, seen.route = status.software or seen.software, status.route or seen.route
         if status.online:
             seen.budget_bytes = status.budget_bytes
             self._events.append(NodeOnline(node))
@@ -161,7 +164,10 @@ class Reception:
     def _telemetry(self, node: str, numbers: Telemetry) -> None:
         seen = self._node(node)
         seen.state, seen.step, seen.steps, seen.loss = numbers.state, numbers.step, numbers.steps, numbers.loss
-        seen.worker_bytes, seen.budget_bytes = numbers.worker_bytes, numbers.budget_bytes
+        seen.agent_rss_bytes, seen.worker_bytes, seen.budget_bytes = numbers.agent_rss_bytes, numbers.worker_bytes, numbers.budget_bytes
+        seen.worker_anonymous_bytes, seen.accelerator_bytes = numbers.worker_anonymous_bytes, numbers.accelerator_bytes
+        seen.available_bytes, seen.readings = numbers.available_bytes, numbers.readings
+        seen.uplink_bytes, seen.downlink_bytes = numbers.uplink_bytes, numbers.downlink_bytes
         seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
         seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
         seen.parts = numbers.parts or seen.parts

@@ -242,6 +242,7 @@ class Coordinator:
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
         self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
+        self.view.round_opened_at, self.view.deadline_at = self._opened_at, deadline_at
         training = self._half.training(self._state, server_round, self._job.seed)
         if training.generation != self._base.generation:
             self._fold(training.generation)
@@ -369,7 +370,7 @@ class Coordinator:
         return sum(node.online for node in self.view.nodes.values())
 
     def _note(self, kind: str, node: str, text: str) -> None:
-        line = self._log.note(self._clock(), kind, node, text)
-        if line is not None:
-            self.view.events = [*self.view.events[-49:], line]
+        event = self._log.note(self._clock(), kind, node, self._machine.round, text)
+        if event is not None:
+            self.view.events = [*self.view.events[-49:], event]
             self._observer(self.view)

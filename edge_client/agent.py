@@ -53,6 +53,7 @@ class Agent:
         coordinator: Whose signature plans and outcomes must have; None in a run without keys.
         say: Gets one line for each thing that happens, for a person.
         supervise: Makes what starts and watches the worker; a simulation of many nodes has one without a worker.
+        heartbeat: Called at every turn of the loop, with what the node is doing: for a watchdog.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Agent:
         coordinator: PublicKey | None = None,
         say: Callable[[str], None] = lambda line: None,
         supervise: Supervise = Supervisor,
+        heartbeat: Callable[[str], None] = lambda state: None,
     ) -> None:
-        self._node = node
+        self._node, self._heartbeat = node, heartbeat
         self._transport, self._jitter, self._say = transport, jitter, say
         self._folder = Path(node.folder)
         self._mail = Mail(node, self._folder, transport, key, coordinator)
@@ -135,6 +137,7 @@ class Agent:
         else:
             self._stored(lambda: self._take(event))
         now = time.monotonic()
+        self._heartbeat(self.session.state)
         if self._new_budget is not None:
             budget, self._new_budget = self._new_budget, None
             self._say(f"memory budget is now {budget / 2**20:,.0f} MiB")

@@ -9,6 +9,7 @@ import msgspec
 
 from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
+from fedcore.readings import Readings
 from fedcore.wire.fields import (
     Addressee,
     Bytes,
@@ -116,7 +117,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
 
     online: bool
     state: str = ""
-    """What it is doing: idle, loading, fetching, training, sending, finished."""
+    """What it is doing (`edge_client.session.State`)."""
     device: str = ""
     version: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1
     """Held state version; -1 before the model is loaded."""
@@ -128,9 +129,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     reason: str = ""
     security: str = ""
     """How this node's link and messages are protected; an insecure one says so every time."""
+    software: str = ""
+    """Version of fedkrso on the node."""
+    route: str = ""
+    """How the node computes: `float32 on cpu`."""
 
     def __post_init__(self) -> None:
-        clean_texts(self, "state", "device", "digest", "enclosure", "reason", "security")
+        clean_texts(self, "state", "device", "digest", "enclosure", "reason", "security", "software", "route")
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
@@ -143,6 +148,10 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     agent_rss_bytes: Bytes
     agent_peak_rss_bytes: Bytes
     worker_bytes: Bytes | None
+    worker_anonymous_bytes: Bytes | None = None
+    """Of the worker's memory, what only swap could take back; the rest is pages of files."""
+    accelerator_bytes: Bytes | None = None
+    """What the worker holds of an accelerator's own memory."""
     peak_bytes: Bytes
     """Highest agent plus worker memory so far."""
     budget_bytes: Bytes
@@ -152,6 +161,8 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     """Share of the last ten seconds in which some task waited for memory."""
     parts: Parts | None = None
     """Where the worker's memory goes, as planned."""
+    readings: Readings | None = None
+    """The device's sensors."""
     uplink_bytes: Bytes
     downlink_bytes: Bytes
     version: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1

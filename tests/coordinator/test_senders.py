@@ -99,7 +99,7 @@ def test_starts_rise_also_where_the_clock_does_not(last: int, now: float, expect
 def test_a_flood_of_one_event_is_a_line_a_minute(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l.sqlite")
     log = EventLog(ledger)
-    told = [log.note(at / 10, "refused", "a", "forged") for at in range(1000)]
-    assert [line for line in told if line] == ["refused a: forged", "refused a: forged (599 times more since)"]
-    assert log.note(0.0, "refused", "b", "forged") and len(ledger.events()) == 3
+    told = [log.note(at / 10, "refused", "a", 1, "forged") for at in range(1000)]
+    assert [event.line() for event in told if event] == ["refused a: forged", "refused a: forged (599 times more since)"]
+    assert log.note(0.0, "refused", "b", 1, "forged") and len(ledger.events()) == 3
     ledger.close()
