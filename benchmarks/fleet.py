@@ -64,7 +64,7 @@ num_seeds = 5
 [round]
 rounds = {rounds}
 min_nodes = {nodes}
-quorum = {nodes}
+quorum = {quorum}
 deadline_seconds = 900
 chunk_bytes = {chunk_bytes}
 {broker}"""
@@ -119,16 +119,28 @@ class Fleet:
         disks: For the nodes' own folders.
         broker: Running, with a user `coordinator` and those of `node_names`.
         train_seconds: How long "training" takes.
+        flags: For the coordinator's command line.
+        quorum: Updates that make a round; all by default.
+        nodes_nice: How much the nodes yield the processor to coordinator and broker.
     """
 
-    def __init__(self, nodes: int, rounds: int, folder: Path, disks: Path, broker: Broker, *, train_seconds: float = 0.0) -> None:
-        self.nodes, self.rounds, self.folder = nodes, rounds, folder
-        self._disks, self._broker, self._train_seconds = disks, broker, train_seconds
+    def __init__(
+        self, nodes: int, rounds: int, folder: Path, disks: Path, broker: Broker, *, train_seconds: float = 0.0,
+        flags: tuple[str, ...] = (), quorum: int | None = None, nodes_nice: int = 0,
+    ) -> None:  # fmt: skip
+        self.nodes, self.rounds, self.folder, self.flags = nodes, rounds, folder, flags
+        self._disks, self._broker, self._train_seconds, self._nodes_nice = disks, broker, train_seconds, nodes_nice
         self.schema = schema_of(Checkpoint(resolve_model_folder(_MODEL, place="model")), len(_LABELS))
         task = TaskSection(kind="text-classification", labels=_LABELS)
         (folder / "schema.json").write_bytes(msgspec.json.encode(Described(self.schema, task)))
         values = {"seed": _SEED, "model": _MODEL, "schema": folder / "schema.json", "labels": list(_LABELS), "rounds": rounds}
-        text = _JOB.format(**values, nodes=nodes, chunk_bytes=_CHUNK_BYTES, broker=broker.sections("coordinator"))
+        text = _JOB.format(
+            **values,
+            nodes=nodes,
+            quorum=nodes if quorum is None else quorum,
+            chunk_bytes=_CHUNK_BYTES,
+            broker=broker.sections("coordinator"),
+        )
         (folder / "job.toml").write_text(text)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._opened_at: list[float] = []
@@ -169,12 +181,15 @@ class Fleet:
             self._listener.join()
 
     def _job(self) -> tuple[str, ...]:
-        return "coordinator", "run", str(self.folder / "job.toml"), "--runs", str(self.folder), "--json"
+        return "coordinator", "run", str(self.folder / "job.toml"), "--runs", str(self.folder), "--json", *self.flags
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{name}.log").open("wb")
         output = subprocess.PIPE if name == "coordinator" else log
-        process = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=log, cwd=_ROOT)
+        command = [sys.executable, *arguments]
+        if name != "coordinator" and self._nodes_nice:
+            command = ["nice", "-n", str(self._nodes_nice), *command]
+        process = subprocess.Popen(command, stdout=output, stderr=log, cwd=_ROOT)
         log.close()
         self._processes.append(process)
         if process.stdout is not None:
@@ -185,7 +200,7 @@ class Fleet:
     def _listen(self, lines: Any, path: Path) -> None:
         with lines, path.open("wb", buffering=0) as log:
             for line in lines:
-                if line.startswith(b'{"event": "open"'):
+                if b'"event": "round_opened"' in line:
                     self._opened_at.append(time.monotonic())
                 log.write(line)
 
@@ -280,11 +295,11 @@ def node_names(nodes: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def prepared(nodes: int, rounds: int, folder: Path, broker: Broker, *, train_seconds: float = 0.0) -> Iterator[Fleet]:
+def prepared(nodes: int, rounds: int, folder: Path, broker: Broker, **options: Any) -> Iterator[Fleet]:
     """A fleet that is ready to run, in an empty folder; nothing of it runs on afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_RAM_DISK if _RAM_DISK.is_dir() else folder) as disks:
-        fleet = Fleet(nodes, rounds, folder, Path(disks), broker, train_seconds=train_seconds)
+        fleet = Fleet(nodes, rounds, folder, Path(disks), broker, **options)
         try:
             yield fleet
         finally:

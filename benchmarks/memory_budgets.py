@@ -60,6 +60,7 @@ model_folder = "{model}"
 memory_budget = "{budget}"
 folder = "{folder}"
 threads = 1
+compute_dtype = "float32"
 [data]
 source = "{data}"
 [broker]

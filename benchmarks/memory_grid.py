@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predicted against measured peak memory over a grid of models, batches, lengths, checkpointing and ranks.
 
-    python -m benchmarks.memory_grid [--models minilm,llama-50m] [--out grid.jsonl]
+    python -m benchmarks.memory_grid [--models minilm,llama-50m] [--dtype bfloat16] [--out grid.jsonl]
 
 Each row is a process of its own that does what a worker does. Prediction: `config.json` and the process' own runtime, before a weight is
 loaded. Measurement: the kernel's high-water mark of the resident size while training. Rows that are in `--out` already are kept.
@@ -34,7 +34,7 @@ GRID = {
 }
 
 
-def rows(names: list[str], folder: Path, known: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+def rows(names: list[str], folder: Path, dtype: str, known: set[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Measure every combination that is not known yet."""
     for name in names:
         found = model(name, folder)
@@ -46,7 +46,7 @@ def rows(names: list[str], folder: Path, known: set[tuple[Any, ...]]) -> Iterato
         for batch, length in shapes:
             for rank in ranks:
                 for checkpointing in (False, True):
-                    if (name, batch, length, rank, checkpointing) in known:
+                    if (name, batch, length, rank, checkpointing, dtype) in known:
                         continue
                     request = Request(
                         model_folder=str(path),
@@ -54,6 +54,7 @@ def rows(names: list[str], folder: Path, known: set[tuple[Any, ...]]) -> Iterato
                         batch_size=batch,
                         length=length,
                         rank=rank,
+                        compute_dtype=dtype,
                         memory=MemoryPlan(micro_batch_size=batch, checkpointing=checkpointing),
                     )
                     got = measured(request, folder / f"{name}-replica")
@@ -63,6 +64,7 @@ def rows(names: list[str], folder: Path, known: set[tuple[Any, ...]]) -> Iterato
                         "length": length,
                         "rank": rank,
                         "checkpointing": checkpointing,
+                        "dtype": dtype,
                         "predicted_mb": round(got.sketched.total_bytes / 1e6, 1),
                         "calibrated_mb": round(got.predicted.total_bytes / 1e6, 1),
                         "measured_mb": round(got.peak_bytes / 1e6, 1),
@@ -76,14 +78,15 @@ def main() -> None:
     """Run the grid, a line of JSON a row, and sum up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(GRID))
+    parser.add_argument("--dtype", default="float32", help="of the products")
     parser.add_argument("--out", type=Path, default=Path("memory-grid.jsonl"))
     parser.add_argument("--folder", type=Path, help="for random models; a temporary one by default")
     options = parser.parse_args()
     options.out.touch()
     before = [json.loads(line) for line in options.out.read_text().splitlines()]
-    known = {(r["model"], r["batch"], r["length"], r["rank"], r["checkpointing"]) for r in before}
+    known = {(r["model"], r["batch"], r["length"], r["rank"], r["checkpointing"], r.get("dtype", "float32")) for r in before}
     with tempfile.TemporaryDirectory() as temporary, options.out.open("a") as out:
-        for row in rows(options.models.split(","), options.folder or Path(temporary), known):
+        for row in rows(options.models.split(","), options.folder or Path(temporary), options.dtype, known):
             before.append(row)
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()

@@ -25,7 +25,7 @@ from random import Random
 from types import TracebackType
 from typing import Literal
 
-from coordinator.brokerfiles import COORDINATOR
+from coordinator.brokerfiles import COORDINATOR, loopback_configuration
 from coordinator.provision import Yard, provision
 from fedcore.errors import BrokerUnreachable, TransportError
 from fedcore.identity import Enrolment
@@ -227,22 +227,11 @@ class LocalBroker:
         passwords = self.folder / "passwords"
         passwords.write_text("".join(f"{user}:{_mosquitto_hash(word)}\n" for user, word in self.passwords.items()))
         passwords.chmod(0o600)
-        lines = [
-            f"listener {self.port} 127.0.0.1",
-            "allow_anonymous false",
-            f"password_file {passwords}",
-            "max_inflight_messages 64",
-            "max_queued_messages 4000",
-            f"persistence {'true' if self._persistence else 'false'}",
-        ]
-        if self._persistence:
-            lines += [f"persistence_location {self.folder}/", "autosave_interval 1", "autosave_on_changes true"]
-        if self._max_packet_bytes is not None:
-            lines.append(f"max_packet_size {self._max_packet_bytes}")
-        if os.geteuid() == 0:
-            # As root mosquitto would become the user `mosquitto`, who may not read this private folder.
-            lines.append("user root")
-        return "\n".join(lines) + "\n"
+        # As root mosquitto would become the user `mosquitto`, who may not read this private folder.
+        user = "root" if os.geteuid() == 0 else ""
+        return loopback_configuration(
+            str(self.folder), self.port, persistence=self._persistence, user=user, max_packet_bytes=self._max_packet_bytes
+        )
 
     def _amqtt_command(self) -> list[str]:
         users = self.folder / "users.json"

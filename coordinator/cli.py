@@ -3,31 +3,94 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
 import secrets
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
+from coordinator.dashboard.address import DEFAULT_ADDRESS, address_of
 from coordinator.job import Job
 from coordinator.view import RunView
 from fedcore.errors import ConfigError, RunError
+from fedcore.logs import LOG_FORMATS, LogFormat
+
+if TYPE_CHECKING:
+    from coordinator.dashboard.server import Dashboard
+    from coordinator.progress import Progress
 
 __all__ = ["bench_aggregate", "broker_run", "coordinator_export", "coordinator_resume", "coordinator_run"]
 
 _RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the summary last.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="As --log-format json, and the summary as the last line.")
+_LOG = click.option("--log-format", "form", type=click.Choice(LOG_FORMATS), help="One line an event; by default a live page on a terminal.")
 
 
-@click.command()
+def _address(text: str | None) -> str | None:
+    """Looked at while the line is read: `--dashboard JOB.toml` would miss its job otherwise."""
+    if text is not None:
+        address_of(text)
+    return text
+
+
+_ADDRESS = click.option(
+    "--dashboard",
+    "address",
+    is_flag=False,
+    flag_value=DEFAULT_ADDRESS,
+    metavar="[HOST:PORT]",
+    callback=lambda context, parameter, text: _address(text),
+    help=f"Show the run in a browser, by default at {DEFAULT_ADDRESS}; port 0: a free one.",
+)
+_TOKENS = click.option(
+    "--dashboard-token-file",
+    "tokens",
+    type=click.Path(path_type=Path),
+    help="Whoever knows a token of this file may pause, end rounds and exclude nodes.",
+)
+_NAMES = click.option(
+    "--dashboard-name", "names", multiple=True, help="A host name that a reverse proxy gives the dashboard; repeat for more."
+)
+
+
+def _dashboard_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    return _ADDRESS(_TOKENS(_NAMES(command)))
+
+
+def _dashboard(address: str | None, tokens: Path | None, names: tuple[str, ...]) -> contextlib.AbstractContextManager[Dashboard | None]:
+    """The dashboard that the flags ask for, with its address taken."""
+    if address is None:
+        if tokens or names:
+            raise ConfigError("a dashboard's flags without --dashboard", remedy="add --dashboard")
+        return contextlib.nullcontext()
+    from coordinator.dashboard.server import Dashboard
+
+    return Dashboard(address, token_file=tokens, names=names)
+
+
+@click.command(epilog="\b\nExamples:\n  fedkrso coordinator run job.toml --dashboard\n  fedkrso coordinator run job.toml --log-format json")
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
 @click.option("--check", is_flag=True, help="Check the file and leave.")
 @_RUNS
 @_JSON
-def coordinator_run(job_file: Path, check: bool, runs: Path, as_json: bool) -> None:
+@_LOG
+@_dashboard_flags
+def coordinator_run(
+    job_file: Path,
+    check: bool,
+    runs: Path,
+    as_json: bool,
+    form: LogFormat | None,
+    address: str | None,
+    tokens: Path | None,
+    names: tuple[str, ...],
+) -> None:
     """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
     from fedcore.brokerconfig import mqtt_settings
     from fedcore.config import load_config
@@ -46,23 +109,30 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, as_json: bool) -> N
             place=str(root),
             remedy=f"fedkrso coordinator resume {job.run} --runs {runs}, or another name",
         )
-    root.mkdir(parents=True, exist_ok=True)
-    # Beside and renamed: a job that was cut short could not be resumed.
-    keep = root / "job.json.new"
-    keep.touch(mode=0o600)
-    keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
-    keep.replace(root / "job.json")
-    _serve(job, root, as_json=as_json)
+    with _dashboard(address, tokens, names) as dashboard:
+        root.mkdir(parents=True, exist_ok=True)
+        # Beside and renamed: a job that was cut short could not be resumed.
+        keep = root / "job.json.new"
+        keep.touch(mode=0o600)
+        keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
+        keep.replace(root / "job.json")
+        _serve(job, root, _progress(job.run, form, as_json=as_json), dashboard)
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  fedkrso coordinator resume voice --runs runs")
 @click.argument("run")
 @_RUNS
 @_JSON
-def coordinator_resume(run: str, runs: Path, as_json: bool) -> None:
+@_LOG
+@_dashboard_flags
+def coordinator_resume(
+    run: str, runs: Path, as_json: bool, form: LogFormat | None, address: str | None, tokens: Path | None, names: tuple[str, ...]
+) -> None:
     """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
     root = runs / run
-    _serve(_stored_job(root), root, as_json=as_json)
+    job = _stored_job(root)
+    with _dashboard(address, tokens, names) as dashboard:
+        _serve(job, root, _progress(job.run, form, as_json=as_json), dashboard)
 
 
 @click.command()
@@ -143,43 +213,56 @@ def _stored_job(root: Path) -> Job:
         raise ConfigError(str(error), place=str(root / "job.json")) from None
 
 
-def _serve(job: Job, root: Path, *, as_json: bool) -> None:
+def _progress(run: str, form: LogFormat | None, *, as_json: bool) -> Progress:
+    from coordinator.progress import Progress
+
+    return Progress(run, form, as_json=as_json)
+
+
+def _serve(job: Job, root: Path, progress: Progress, dashboard: Dashboard | None) -> None:
     from coordinator.files import RunFolder
     from coordinator.ledger import SqliteLedger
     from coordinator.prepare import prepare
-    from coordinator.progress import Progress
     from coordinator.senders import Senders
     from coordinator.service import Coordinator
     from coordinator.summary import summary_of, write_report, write_summary
+    from coordinator.viewfile import ViewFile, running_coordinator
     from fedcore.brokerconfig import mqtt_settings
     from fedcore.identity import load_signing_key
     from fedcore.modelfolder import resolve_model_folder
     from fedcore.transport.mqtt import MqttTransport
 
     files = RunFolder(root)
+    other = running_coordinator(files.view)
+    if other is not None:
+        raise RunError(f"its coordinator runs already, as process {other}", place=str(root), remedy="stop that one first")
     ledger = SqliteLedger(files.ledger)
-    model_folder = resolve_model_folder(job.model.folder, place="model.folder")
-    prepared = prepare(job, model_folder, files, ledger)
-    # Spreads reconnects; decides nothing in the model.
-    jitter = random.Random(secrets.randbits(64))  # noqa: S311
-    transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
-    trust = job.trust
-    key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
-    senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
-    with Progress(as_json=as_json) as progress:
-        observers = [progress.show]
+    if ledger.fact("started_at", float) is None:
+        ledger.put_fact("started_at", time.time())
+    first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
+    with ViewFile(files.view, first) as picture, progress:
+        model_folder = resolve_model_folder(job.model.folder, place="model.folder")
+        prepared = prepare(job, model_folder, files, ledger)
+        # Spreads reconnects; decides nothing in the model.
+        jitter = random.Random(secrets.randbits(64))  # noqa: S311
+        transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+        trust = job.trust
+        key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
+        senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
+        observers = [progress.show, picture.show]
 
         def observe(view: RunView) -> None:
             for show in observers:
                 show(view)
 
-        view = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=observe).run()
+        coordinator = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=observe)
+        if dashboard is not None:
+            observers.append(dashboard.observe)
+            dashboard.start(coordinator.view, coordinator.command, files.ledger)
+            click.echo(dashboard.about, err=True)
+        view = coordinator.run()
     summary = summary_of(view, ledger.counts("refused"))
     ledger.close()
     write_summary(files.summary, summary)
     write_report(files.report, summary)
-    if as_json:
-        click.echo(json.dumps(summary))
-    else:
-        progress.summary(summary)
-        click.echo(f"summary: {files.summary}{os.linesep}report:  {files.report}")
+    progress.ended(summary, files)

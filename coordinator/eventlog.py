@@ -27,11 +27,11 @@ class EventLog:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._told: OrderedDict[tuple[str, str, str], tuple[float, int]] = OrderedDict()
+        self._told: OrderedDict[tuple[str, str, int, str], tuple[float, int]] = OrderedDict()
 
     def note(self, now: float, kind: str, node: str, server_round: int, text: str) -> EventView | None:
         """Keep an event; what to show of it, or None while it only repeats."""
-        key = (kind, node, text)
+        key = (kind, node, server_round, text)
         at, again = self._told.pop(key, (float("-inf"), 0))
         if now - at < _QUIET_SECONDS:
             self._told[key] = at, again + 1
@@ -40,5 +40,5 @@ class EventLog:
         if len(self._told) > _MOST_REMEMBERED:
             self._told.popitem(last=False)
         text = f"{text} ({again} times more since)" if again else text
-        self._ledger.note(now, kind, node, text)
+        self._ledger.note(now, kind, node, text, server_round)
         return EventView(now, kind, node, server_round, text)

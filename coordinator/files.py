@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def view(self) -> Path:
+        """What the coordinator is doing, for whoever looks from another process."""
+        return self.root / "view.json"
+
+    @property
     def report(self) -> Path:
         """What the run came to, for people."""
         return self.root / "report.html"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from fedcore.errors import RunError, StorageError
 from fedcore.plan import ObjectKind, OutcomeObject, Plan
 from fedcore.update import UpdateHeader
 
-__all__ = ["Ledger", "RoundRow", "SqliteLedger", "UpdateRow"]
+__all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "read_events"]
 
 T = TypeVar("T")
 # As numbers in the column `whole`.
@@ -34,8 +34,11 @@ CREATE TABLE IF NOT EXISTS updates (
 CREATE TABLE IF NOT EXISTS outcomes (version INTEGER NOT NULL, whole INTEGER NOT NULL, object BLOB NOT NULL,
     PRIMARY KEY (version, whole));
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, row BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
+    round INTEGER NOT NULL DEFAULT 0);
 """
+# To a ledger from before events had a round.
+_ADD_EVENT_ROUND = "ALTER TABLE events ADD COLUMN round INTEGER NOT NULL DEFAULT 0"
 
 
 class UpdateRow(msgspec.Struct, frozen=True):
@@ -69,6 +72,21 @@ class RoundRow(msgspec.Struct, frozen=True):
     """The factor, for participants whose update was scaled down."""
     capped: dict[str, tuple[int, int]] = {}
     """Examples claimed and weight given, for participants whose claim did not count in full."""
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """A line of the event log."""
+
+    number: int
+    """Rises from line to line, also over a resume."""
+    at: float
+    """Unix seconds."""
+    kind: str
+    node: str
+    """Empty where it is about no node."""
+    round: int
+    """0 where it is not known."""
+    text: str
 
 
 class Ledger(Protocol):
@@ -126,8 +144,12 @@ class Ledger(Protocol):
         """Rows of published rounds."""
         ...
 
-    def note(self, at: float, kind: str, node: str, text: str) -> None:
+    def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
         """Add to the event log."""
+        ...
+
+    def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
+        """Keep what an operator's command changed, and its line in the event log, both or neither."""
         ...
 
     def events(self) -> list[tuple[float, str, str, str]]:
@@ -149,6 +171,8 @@ class SqliteLedger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+            if "round" not in {row[1] for row in self._db.execute("PRAGMA table_info(events)")}:
+                self._db.execute(_ADD_EVENT_ROUND)
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
 
@@ -246,9 +270,16 @@ class SqliteLedger:
         rows = self._execute("SELECT row FROM rounds ORDER BY round")
         return [msgspec.msgpack.decode(row[0], type=RoundRow) for row in rows]
 
-    def note(self, at: float, kind: str, node: str, text: str) -> None:
+    def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
         """See `Ledger`."""
-        self._execute("INSERT INTO events VALUES (?, ?, ?, ?)", (at, kind, node, text))
+        self._execute("INSERT INTO events (at, kind, node, text, round) VALUES (?, ?, ?, ?, ?)", (at, kind, node, text, server_round))
+
+    def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
+        """See `Ledger`."""
+        with self._together():
+            for name, value in facts.items():
+                self.put_fact(name, value)
+            self.note(at, "command", node, text, server_round)
 
     def events(self) -> list[tuple[float, str, str, str]]:
         """See `Ledger`."""
@@ -257,3 +288,25 @@ class SqliteLedger:
     def counts(self, kind: str) -> dict[str, int]:
         """See `Ledger`."""
         return dict(self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,)))
+
+
+def read_events(path: Path, after: int, most: int) -> list[EventRow]:
+    """Lines of a ledger's event log, oldest first, beside a coordinator that goes on writing it.
+
+    Args:
+        path: The ledger's file.
+        after: Number of a line; what came later is wanted. 0: the newest lines.
+        most: How many at most.
+
+    Raises:
+        RunError: There is no ledger, or it cannot be read.
+    """
+    order = "number" if after else "number DESC"
+    statement = f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
+    try:
+        # Opened for this alone: a connection serves one thread, and one that stays open keeps the log from being tidied.
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
+            rows = [EventRow(*row) for row in db.execute(statement, (after, most))]
+    except sqlite3.Error as error:
+        raise RunError(f"the ledger cannot be read: {error}", place=str(path)) from None
+    return sorted(rows, key=lambda row: row.number)

@@ -1,40 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in the terminal: a live table where there is a terminal, a line per round and event where there is none."""
+"""A run in its own terminal: a live table where there is a terminal, a line an event where there is none."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.view import NodeView, RunView
+from coordinator.files import RunFolder
+from coordinator.ledger import RoundRow
+from coordinator.terminal import bar, make_console
+from coordinator.view import EventView, NodeView, RunView
+from fedcore.errors import FedkrsoError
+from fedcore.logs import Level, Line, LogFormat, LogWriter
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Story"]
 
 _BAR = 16
+_MOST_NAMES = 12
+# Somebody may have to do something; all else is only told.
+_WARNINGS = {"refused", "declined", "link", "digest", "disk", "clipped", "capped", "revoked"}
+
+
+class Story:
+    """What is new in a view since the view before, as lines of the log.
+
+    Example:
+        >>> story = Story()
+        >>> [line.event for line in story.lines(RunView("t", "fedkrso", 6, security="encrypted", nodes={"a": NodeView("a", online=True)}))]
+        ['security', 'node_online']
+        >>> story.lines(RunView("t", "fedkrso", 6, security="encrypted", nodes={"a": NodeView("a", online=True)}))
+        []
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[object, ...] = ()
+        self._security = ""
+        self._online: dict[str, bool] = {}
+        self._opened: tuple[object, ...] = ()
+        self._accepted: dict[int, set[str]] = {}
+        self._rows: dict[int, RoundRow] = {}
+        self._last_event: EventView | None = None
+        self._paused = False
+
+    def lines(self, view: RunView) -> list[Line]:
+        """Take a view; what is new in it, in order."""
+        # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about them.
+        online = [node.online for node in view.nodes.values()]
+        states = view.phase, view.round, view.round_opened_at, view.paused, view.security
+        seen = (*states, view.cohort, view.accepted, view.rows, view.events, online)
+        if seen == self._seen:
+            return []
+        self._seen = seen
+        return [*self._state(view), *self._nodes(view), *self._published(view), *self._round(view), *self._events(view)]
+
+    def _state(self, view: RunView) -> list[Line]:
+        lines = []
+        if view.security != self._security:
+            self._security = view.security
+            level: Level = "warning" if "INSECURE" in view.security else "info"
+            lines.append(Line(view.security, event="security", level=level))
+        if view.paused != self._paused:
+            self._paused = view.paused
+            words = "paused: no further round opens" if view.paused else "resumed: rounds open again"
+            lines.append(Line(words, event="paused" if view.paused else "resumed", round=view.round))
+        return lines
+
+    def _nodes(self, view: RunView) -> list[Line]:
+        lines = []
+        for node in view.nodes.values():
+            if self._online.get(node.node) != node.online:
+                self._online[node.node] = node.online
+                state = "online" if node.online else "offline"
+                lines.append(Line(f"node {node.node} is {state}", event=f"node_{state}", round=view.round, node=node.node))
+        return lines
+
+    def _published(self, view: RunView) -> list[Line]:
+        lines: list[Line] = []
+        for row in view.rows:
+            if self._rows.get(row.round) == row or (row.accuracy is None and view.phase == "closing"):
+                continue
+            if row.round in self._accepted:
+                # The update that closes a round is in no view of the open round.
+                lines += self._updates(row.round, row.participants)
+            self._rows[row.round] = row
+            measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
+            megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
+            lines.append(
+                Line(
+                    f"round {row.round}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.1f} s",
+                    event="round_published" if row.accuracy is None else "round_evaluated",
+                    round=row.round,
+                    accuracy=row.accuracy,
+                    loss=row.loss,
+                    train_loss=row.train_loss,
+                    updates=len(row.participants),
+                    uplink_bytes=row.uplink_bytes,
+                    downlink_bytes=row.downlink_bytes,
+                    seconds=round(row.seconds, 3),
+                )
+            )
+        return lines
+
+    def _round(self, view: RunView) -> list[Line]:
+        lines = []
+        # A round that opens again, with the same nodes perhaps, has another opening.
+        opened = view.round, view.cohort, view.round_opened_at
+        if view.phase == "open" and opened != self._opened:
+            self._opened = opened
+            self._accepted = {number: nodes for number, nodes in self._accepted.items() if number == view.round}
+            words = f"round {view.round} is open for {_names(view.cohort)}"
+            seconds = None if view.deadline_at is None or view.round_opened_at is None else view.deadline_at - view.round_opened_at
+            lines.append(Line(words, event="round_opened", round=view.round, invited=len(view.cohort), deadline_seconds=seconds))
+        return lines + self._updates(view.round, view.accepted)
+
+    def _updates(self, server_round: int, nodes: tuple[str, ...]) -> list[Line]:
+        told, lines = self._accepted.setdefault(server_round, set()), []
+        for node in nodes:
+            if node not in told:
+                told.add(node)
+                words = f"round {server_round}: update of {node}"
+                lines.append(Line(words, event="update_accepted", round=server_round, node=node, accepted=len(told)))
+        return lines
+
+    def _events(self, view: RunView) -> list[Line]:
+        new = view.events
+        for place in range(len(new) - 1, -1, -1):
+            if new[place] is self._last_event or new[place] == self._last_event:
+                new = new[place + 1 :]
+                break
+        if new:
+            self._last_event = new[-1]
+        return [self._event(event) for event in new]
+
+    @staticmethod
+    def _event(event: EventView) -> Line:
+        level: Level = "warning" if event.kind in _WARNINGS else "info"
+        return Line(event.line(), event=event.kind, level=level, round=event.round, node=event.node, at=event.at)
 
 
 class Progress:
-    """Shows a run's view as it changes; use it as a context manager.
+    """Shows a run's view as it changes, and what it came to; use it as a context manager.
 
     Args:
-        as_json: One JSON object a line instead.
-        console: Where to write.
+        run: The run's name.
+        form: Of the log; None for a live page where there is a terminal, and text where there is none.
+        as_json: The log in JSON, and the summary as its last line.
     """
 
-    def __init__(self, *, as_json: bool, console: Console | None = None) -> None:
-        self._as_json = as_json
-        self._console = console or Console()
-        self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal and not as_json else None
-        self._told: set[tuple[object, ...]] = set()
+    def __init__(self, run: str, form: LogFormat | None, *, as_json: bool) -> None:
+        self._console, self._story, self._as_json = make_console(), Story(), as_json
+        self._form: LogFormat | None = "json" if as_json else form
+        if self._form is None and not self._console.is_terminal:
+            self._form = "text"
+        self._log = None if self._form is None else LogWriter(sys.stdout, self._form, run=run)
+        self._live = Live(console=self._console, refresh_per_second=4) if self._log is None else None
         self._drawn_at = 0.0
-        self._seen: tuple[object, ...] = ()
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -44,26 +173,34 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+        if self._log is not None and self._form == "json" and isinstance(error, FedkrsoError):
+            # Whoever collects the standard output alone learns the end too.
+            self._log.say(Line(error.one_line(), event="failed", level="error", exit_code=error.exit_code))
 
     def show(self, view: RunView) -> None:
         """The view changed."""
-        if self._live is not None:
-            if time.monotonic() - self._drawn_at > 0.2:
-                self._drawn_at = time.monotonic()
-                self._live.update(self._page(view))
-            return
-        # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about them.
-        seen = (view.phase, view.round, view.accepted, view.rows, view.events, [node.online for node in view.nodes.values()])
-        if seen == self._seen:
-            return
-        self._seen = seen
-        for fact in self._facts(view):
-            if fact not in self._told:
-                self._told.add(fact)
-                self._tell(fact)
+        if self._log is not None:
+            for line in self._story.lines(view):
+                self._log.say(line)
+        elif self._live is not None and time.monotonic() - self._drawn_at > 0.2:
+            self._drawn_at = time.monotonic()
+            self._live.update(self._page(view))
 
-    def summary(self, summary: dict[str, Any]) -> None:
-        """The end of a run, for a person."""
+    def ended(self, summary: dict[str, Any], files: RunFolder) -> None:
+        """The run has ended; `coordinator.summary.summary_of` says with what."""
+        if self._log is None or self._form == "text":
+            self._table(summary)
+            self._console.print(f"summary: {files.summary}{os.linesep}report:  {files.report}", soft_wrap=True)
+            return
+        final, rounds = summary["final"], summary["rounds"]
+        sent = {key: sum(row[key] for row in rounds) for key in ("uplink_bytes", "downlink_bytes")}
+        words = f"finished after {len(rounds)} rounds; summary: {files.summary}; report: {files.report}"
+        numbers = {"accuracy": final["accuracy"], "digest": final["digest"], "rounds": len(rounds), "nodes": len(summary["nodes"])}
+        self._log.say(Line(words, event="run_finished", round=len(rounds), **numbers, **sent))
+        if self._as_json:
+            self._console.file.write(json.dumps(summary) + "\n")
+
+    def _table(self, summary: dict[str, Any]) -> None:
         table = Table(title=f"run {summary['run']}", title_justify="left")
         for column in ("round", "nodes", "accuracy", "loss", "up MB", "down MB", "seconds"):
             table.add_column(column, justify="right")
@@ -94,7 +231,7 @@ class Progress:
         for column in ("node", "state", "step", "loss", "memory against budget", "version"):
             nodes.add_column(column)
         for node in sorted(view.nodes.values(), key=lambda n: n.node):
-            nodes.add_row(*_node_cells(node))
+            nodes.add_row(*_node_cells(node, ascii_only=self._console.options.ascii_only))
         lines.append(nodes)
         for row in view.rows[-6:]:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
@@ -103,47 +240,16 @@ class Progress:
         lines += [Text(event.line(), style="dim") for event in view.events[-3:]]
         return Group(*lines)
 
-    def _facts(self, view: RunView) -> list[tuple[object, ...]]:
-        facts: list[tuple[object, ...]] = [("security", view.security)]
-        facts += [("node", n.node, "online" if n.online else "offline") for n in view.nodes.values()]
-        if view.phase == "open":
-            facts.append(("open", view.round, ", ".join(view.cohort)))
-        facts += [("update", view.round, node) for node in view.accepted]
-        facts += [
-            ("round", r.round, r.accuracy, r.train_loss, r.uplink_bytes, r.downlink_bytes, r.seconds)
-            for r in view.rows
-            if r.accuracy is not None or view.phase != "closing"
-        ]
-        return facts + [("event", event.line()) for event in view.events]
 
-    def _tell(self, fact: tuple[object, ...]) -> None:
-        if self._as_json:
-            self._console.print(json.dumps({"event": fact[0], "values": fact[1:]}), soft_wrap=True, highlight=False, markup=False)
-            return
-        match fact:
-            case ("security", how):
-                text = f"{how}"
-            case ("node", node, state):
-                text = f"node {node} is {state}"
-            case ("open", server_round, cohort):
-                text = f"round {server_round} is open for {cohort}"
-            case ("update", server_round, node):
-                text = f"round {server_round}: update of {node}"
-            case ("round", server_round, accuracy, loss, up, down, seconds):
-                measured = "evaluating" if accuracy is None else f"accuracy {accuracy:.3f}"
-                text = (
-                    f"round {server_round}: {measured}, train loss {loss:.3f}, "
-                    f"{float(up) / 1e6:.2f} MB up, {float(down) / 1e6:.2f} MB down, {seconds:.1f} s"  # type: ignore[arg-type]
-                )
-            case _:
-                text = str(fact[-1])
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+def _names(names: tuple[str, ...]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
-def _node_cells(node: NodeView) -> tuple[str, ...]:
-    used = (node.worker_bytes or 0) / node.budget_bytes if node.budget_bytes else 0.0
-    filled = min(_BAR, round(_BAR * used))
-    memory = f"{'█' * filled}{'░' * (_BAR - filled)} {(node.worker_bytes or 0) / 2**20:.0f}/{node.budget_bytes / 2**20:.0f} MiB"
+def _node_cells(node: NodeView, *, ascii_only: bool) -> tuple[str, ...]:
+    used = node.agent_rss_bytes + (node.worker_bytes or 0)
+    share = used / node.budget_bytes if node.budget_bytes else 0.0
+    memory = f"{bar(share, _BAR, ascii_only=ascii_only)} {used / 2**20:.0f}/{node.budget_bytes / 2**20:.0f} MiB"
     state = node.trouble or node.state if node.online else f"offline ({node.state})"
     loss = "" if node.loss is None else f"{node.loss:.3f}"
     return node.node, state, f"{node.step}/{node.steps}" if node.steps else "", loss, memory, str(max(node.version, 0))

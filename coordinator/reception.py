@@ -71,6 +71,7 @@ class Reception:
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
         self._reminders = Reminders()
         self._last_word: dict[str, int] = {}
+        self._declined: dict[str, tuple[int, str]] = {}
         self._events: list[Event] = []
         self.plan: Plan | None = None
         """The present plan."""
@@ -130,7 +131,10 @@ class Reception:
                 if not self._publisher.repair(node, sha256, indices, self._objects):
                     self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
             case Declined(reason):
-                self._note("declined", node, reason)
+                if self._declined.get(node) != (envelope.round, reason):
+                    # A node that rests says so each time that it is asked; once a round is enough to know.
+                    self._note("declined", node, reason)
+                self._declined[node] = envelope.round, reason
                 self._node(node).reason = reason
                 self._events.append(NodeDeclined(node, envelope.round))
 

@@ -6,6 +6,9 @@
 
 A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making progress.
 
+An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the same round again,
+and an excluded node is neither invited nor waited for.
+
 Every event is kept in `story`, which an illegal transition shows.
 """
 
@@ -17,20 +20,51 @@ from typing import Literal
 
 from coordinator.cohort import choose_cohort
 from coordinator.job import RoundSection
+from coordinator.round_events import (
+    Action,
+    Answer,
+    Arriving,
+    CloseRound,
+    Command,
+    Declined,
+    DigestReported,
+    EndRound,
+    EndRun,
+    Event,
+    Exclude,
+    FinishRun,
+    NodeOffline,
+    NodeOnline,
+    OpenRound,
+    Pause,
+    Readmit,
+    Resume,
+    Revoked,
+    RoundPublished,
+    Tick,
+    UpdateAccepted,
+)
 from fedcore.errors import RunError
 
 __all__ = [
     "Action",
+    "Answer",
     "Arriving",
     "CloseRound",
+    "Command",
     "Declined",
     "DigestReported",
+    "EndRound",
     "EndRun",
     "Event",
+    "Exclude",
     "FinishRun",
     "NodeOffline",
     "NodeOnline",
     "OpenRound",
+    "Pause",
+    "Readmit",
+    "Resume",
     "Revoked",
     "RoundMachine",
     "RoundPublished",
@@ -55,107 +89,6 @@ TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class NodeOnline:
-    """A node said that it is there."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class NodeOffline:
-    """A node left, or its last will says so."""
-
-    node: str
-    left: bool = False
-    """It said so itself, and will not be waited for; otherwise its connection was lost, and it may come back."""
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """A node's key counts no more: what it sent in the open round is left out."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Declined:
-    """A participant will not send an update this round."""
-
-    node: str
-    round: int
-
-
-@dataclass(frozen=True)
-class UpdateAccepted:
-    """A participant's update is checked, on disk and in the ledger."""
-
-    node: str
-    round: int
-
-
-@dataclass(frozen=True)
-class Arriving:
-    """A participant's update made progress."""
-
-    node: str
-    round: int
-
-
-@dataclass(frozen=True)
-class RoundPublished:
-    """The round's outcome is out."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class DigestReported:
-    """A node holds a version, with this model digest."""
-
-    node: str
-    version: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = NodeOnline | NodeOffline | Revoked | Declined | Arriving | UpdateAccepted | RoundPublished | DigestReported | Tick
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    """Announce a round to a cohort."""
-
-    round: int
-    cohort: tuple[str, ...]
-    deadline_at: float
-
-
-@dataclass(frozen=True)
-class CloseRound:
-    """Aggregate these participants' updates and publish."""
-
-    round: int
-    participants: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FinishRun:
-    """Announce that nothing is trained any more; nodes take the last outcome and report."""
-
-
-@dataclass(frozen=True)
-class EndRun:
-    """Write the summary and stop."""
-
-
-Action = OpenRound | CloseRound | FinishRun | EndRun
-
-
 @dataclass
 class RoundMachine:
     """The coordinator's life.
@@ -165,6 +98,7 @@ class RoundMachine:
         cohort_seed: For drawing cohorts.
         published: The last round whose outcome is out (0 at the start; more when a run is resumed).
         seen: Nodes that took part before (a resumed run waits for their last word too).
+        paused: As an earlier life of the run left it; and so `excluded`.
     """
 
     settings: RoundSection
@@ -183,6 +117,8 @@ class RoundMachine:
     """When each participant's update last made progress."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
+    paused: bool = False
+    excluded: set[str] = field(default_factory=set)
     story: deque[tuple[float, Event]] = field(default_factory=lambda: deque(maxlen=200))
 
     @property
@@ -232,6 +168,8 @@ class RoundMachine:
                 self.reported[node] = (version, digest)
             case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
                 return self._published(now)
+            case Pause() | Resume() | EndRound() | Exclude() | Readmit():
+                return self._obey(event, now)
         return self._advance(now)
 
     def check(self) -> None:
@@ -241,6 +179,11 @@ class RoundMachine:
         assert 0 <= self.published <= self.settings.rounds, self.story
         assert not self.accepted & self.declined, self.story
 
+    @property
+    def _able(self) -> set[str]:
+        """Who may be invited."""
+        return self.online - self.excluded
+
     def _concerns(self, node: str, server_round: int) -> bool:
         return self.phase == "open" and server_round == self.round and node in self.cohort
 
@@ -249,22 +192,21 @@ class RoundMachine:
             case "waiting":
                 if self.published >= self.settings.rounds:
                     return self._finish(now)
-                if len(self.online) >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
+                if len(self._able) >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
                     return self._open(now)
             case "open":
-                waiting_for = set(self.cohort) - self.accepted - self.declined
+                waiting_for = set(self.cohort) - self.accepted - self.declined - self.excluded
                 enough = len(self.accepted) >= self.settings.quorum
                 late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
                 first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
                 if enough and (late or first_ones or not waiting_for):
-                    self._go("closing")
-                    return [CloseRound(self.round, tuple(sorted(self.accepted)))]
-                others = self.online - self.declined - set(self.cohort)
+                    return self._close()
+                others = self._able - self.declined - set(self.cohort)
                 if late or (not waiting_for and others):
-                    return self._open(now)
+                    return self._open(now, late=late)
             case "finishing":
                 final = {node for node, (version, _) in self.reported.items() if version == self.published}
-                if self.seen <= final or now >= self.deadline_at:
+                if self.seen - self.excluded <= final or now >= self.deadline_at:
                     self._go("finished")
                     return [EndRun()]
         return []
@@ -283,27 +225,42 @@ class RoundMachine:
         slowest = max((self.took[node] for node in self.cohort), default=0.0)
         return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
 
-    def _open(self, now: float) -> list[Action]:
+    def _open(self, now: float, *, late: bool = False) -> list[Action]:
+        if self.paused:
+            return []
         # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes that
-        # declined are asked again only when there are too few others.
+        # declined are asked again only when there are too few others, and are waited for only once the deadline has passed:
+        # all that there are may be resting, and would decline at once, again and again.
         kept = self.accepted if self.phase == "open" else set()
-        willing = self.online - self.declined if self.phase == "open" else self.online
+        willing = self._able - self.declined if self.phase == "open" else self._able
+        chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
-            willing, self.declined = self.online, set()
-        chosen = choose_cohort(willing - kept, self.settings.invited, self.cohort_seed, self.round)
-        cohort = tuple(sorted(kept | set(chosen))) or self.cohort
+            room = self.settings.invited and self.settings.invited - len(chosen)
+            chosen |= self._drawn(self._able - willing - kept, room)
+            declined = set() if late else self.declined
+        cohort = tuple(sorted(kept | chosen)) or tuple(node for node in self.cohort if node not in self.excluded)
+        if not cohort:
+            # Everybody is excluded: the round opens again when somebody else is there.
+            return []
         self._go("open")
-        self.cohort, self.accepted = cohort, set(kept)
+        self.cohort, self.accepted, self.declined = cohort, set(kept), declined
         self.opened_at, self.arriving = now, {}
         self.deadline_at = now + self._deadline_seconds()
         return [OpenRound(self.round, self.cohort, self.deadline_at)]
+
+    def _drawn(self, nodes: set[str], size: int) -> set[str]:
+        return set(choose_cohort(nodes, size, self.cohort_seed, self.round))
+
+    def _close(self) -> list[Action]:
+        self._go("closing")
+        return [CloseRound(self.round, tuple(sorted(self.accepted)))]
 
     def _published(self, now: float) -> list[Action]:
         self.published += 1
         self.accepted, self.declined = set(), set()
         if self.published >= self.settings.rounds:
             return self._finish(now)
-        if len(self.online) < self.settings.quorum:
+        if self.paused or len(self._able) < self.settings.quorum:
             self._go("waiting")
             self.cohort = ()
             return []
@@ -314,6 +271,46 @@ class RoundMachine:
         self.cohort = ()
         self.deadline_at = now + self.settings.finish_seconds
         return [FinishRun(), *self._advance(now)]
+
+    def _obey(self, command: Command, now: float) -> list[Action]:
+        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit):
+            return [Answer(False, "the run is finishing: no further round opens")]
+        match command:
+            case Pause():
+                text = "already paused" if self.paused else f"paused: {self._after_this()}"
+                self.paused = True
+            case Resume():
+                text = "resumed: rounds open again" if self.paused else "not paused"
+                self.paused = False
+            case EndRound():
+                if self.phase != "open":
+                    return [Answer(False, "no round is open")]
+                counted = f"round {self.round} has {len(self.accepted)} of {len(self.cohort)} updates"
+                if len(self.accepted) < self.settings.quorum:
+                    return [Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
+                return [Answer(True, f"ended: {counted}"), *self._close()]
+            case Exclude(node):
+                text = f"{node} is already excluded" if node in self.excluded else f"{node} is excluded: {self._without(node)}"
+                self.excluded.add(node)
+            case Readmit(node):
+                text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
+                self.excluded.discard(node)
+        return [Answer(True, text), *self._advance(now)]
+
+    def _after_this(self) -> str:
+        if self.phase == "waiting":
+            return f"round {self.round} does not open"
+        return f"round {self.round} goes on to its end, and no other opens"
+
+    def _without(self, node: str) -> str:
+        if self.phase != "open" or node not in self.cohort:
+            text = "it is not invited to further rounds"
+        elif node in self.accepted:
+            text = f"its update of round {self.round} counts, and it is not invited to further rounds"
+        else:
+            text = f"round {self.round} does not wait for it, and it is not invited to further rounds"
+        left = len(self._able - {node})
+        return text if left >= self.settings.quorum else f"{text}; {left} nodes are left, and the quorum is {self.settings.quorum}"
 
     def _go(self, phase: Phase) -> None:
         if (self.phase, phase) not in TRANSITIONS:

@@ -11,10 +11,12 @@ import queue
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import msgspec
 
 from coordinator.archive import Archive, listed
+from coordinator.control import Answer, Asked, Command, Control, refuse_all
 from coordinator.evaluator import Evaluator, raise_failure
 from coordinator.eventlog import EventLog
 from coordinator.files import RunFolder, load_state, save_state
@@ -37,7 +39,7 @@ from coordinator.rounds import (
     Tick,
 )
 from coordinator.senders import Senders
-from coordinator.view import RunView
+from coordinator.view import EventView, RunView
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.durable import is_full
@@ -117,7 +119,7 @@ class Coordinator:
         if self._plan is not None:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
             self._state = self._half.open(self._state, self._plan.training)
-        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
+        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._evaluator: Evaluator | None = None
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
@@ -127,6 +129,7 @@ class Coordinator:
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
+        self._control = Control(ledger, self._machine, self.view, clock, do=self._do, show=self._show, tell=self._told)
         self._reception = Reception(
             job.run,
             job.safety,
@@ -178,7 +181,19 @@ class Coordinator:
             if self._evaluator is not None:
                 self._evaluator.stop()
             self._transport.stop()
+            refuse_all(self._queue)
         return self.view
+
+    def command(self, command: Command, by: str) -> Future[Answer]:
+        """Ask the loop to obey an operator, from any thread; the answer comes when the command is done and in the ledger.
+
+        Args:
+            command: What is to be done.
+            by: Who says so, for the event log.
+        """
+        asked = Asked(command, by)
+        self._queue.put(asked)
+        return asked.answer
 
     def _turn(self) -> None:
         try:
@@ -208,6 +223,8 @@ class Coordinator:
                 self._evaluator.ready(event)
             case Ready() | Adopted() | Progress() | Trained() | Described():
                 pass
+            case Asked():
+                self._control.obey(event)
         # However much is coming in, deadlines are looked at.
         if self._queue.empty() or time.monotonic() - self._ticked_at > _TICK_SECONDS:
             self._tick()
@@ -225,9 +242,14 @@ class Coordinator:
         if events and all(isinstance(event, Arriving) for event in events):
             # A chunk changes nothing that is shown.
             return
-        self.view.phase, self.view.round = self._machine.phase, self._machine.round
-        self.view.cohort, self.view.accepted = self._machine.cohort, tuple(sorted(self._machine.accepted))
-        self._observer(self.view)
+        self._show()
+
+    def _show(self) -> None:
+        view, machine = self.view, self._machine
+        view.phase, view.round = machine.phase, machine.round
+        view.cohort, view.accepted = machine.cohort, tuple(sorted(machine.accepted))
+        view.paused, view.excluded = machine.paused, tuple(sorted(machine.excluded))
+        self._observer(view)
 
     def _do(self, action: Action) -> None:
         match action:
@@ -239,6 +261,9 @@ class Coordinator:
                 self._announce(msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished"))
             case EndRun():
                 self._ended = True
+            case Answer():
+                # Of a command, told by whoever handles it.
+                pass
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
         self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
@@ -309,6 +334,8 @@ class Coordinator:
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
         assert plan is not None
+        # A large sum takes seconds: whoever looks sees why nothing else changes.
+        self._show()
         self._reception.round_over()
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
         shares = round_shares({row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety)
@@ -370,7 +397,11 @@ class Coordinator:
         return sum(node.online for node in self.view.nodes.values())
 
     def _note(self, kind: str, node: str, text: str) -> None:
+        self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
         event = self._log.note(self._clock(), kind, node, self._machine.round, text)
         if event is not None:
-            self.view.events = [*self.view.events[-49:], event]
-            self._observer(self.view)
+            self._told(event)
+
+    def _told(self, event: EventView) -> None:
+        self.view.events = [*self.view.events[-49:], event]
+        self._observer(self.view)

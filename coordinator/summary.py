@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from coordinator.plots import COLOURS, figure, svg
 from coordinator.view import RunView
 from fedcore.memoryplan import PART_NAMES
 
@@ -22,7 +22,6 @@ __all__ = ["summary_of", "write_report", "write_summary"]
 _PART_COLOURS = (
     "#5c6b78", "#123f63", "#1b6ca8", "#6ba6d3", "#7d4f9e", "#b79bd0", "#d1495b", "#e9a23b", "#f0c987", "#c9d2d9",
 )  # fmt: skip
-_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d")
 
 
 def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
@@ -88,25 +87,6 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _svg(figure: Any, title: str, alt: str) -> dict[str, str]:
-    buffer = io.StringIO()
-    # No date, so that equal runs give equal pages.
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return {"title": title, "alt": alt, "svg": text[text.index("<svg") :]}
-
-
 def _measured(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in summary["rounds"] if row["accuracy"] is not None]
 
@@ -115,18 +95,18 @@ def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
     rows = _measured(summary)
     if not rows:
         return None
-    figure, axes = _figure()
-    axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=_COLOURS[0])
+    drawing, axes = figure()
+    axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=COLOURS[0])
     axes.set(xlabel="round", ylabel="held-out accuracy", ylim=(0, 1.02), xticks=[r["round"] for r in rows])
-    return _svg(figure, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.")
+    return svg(drawing, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.")
 
 
 def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
     rows = _measured(summary)
     if not rows:
         return None
-    figure, axes = _figure()
-    for key, label, colour in (("uplink_bytes", "up", _COLOURS[0]), ("downlink_bytes", "down", _COLOURS[1])):
+    drawing, axes = figure()
+    for key, label, colour in (("uplink_bytes", "up", COLOURS[0]), ("downlink_bytes", "down", COLOURS[1])):
         sent, xs = 0.0, []
         for row in summary["rounds"]:
             sent += row[key] / 1e6
@@ -135,32 +115,32 @@ def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
         axes.plot(xs, [r["accuracy"] for r in rows], "o-", color=colour, label=f"{label}, all nodes")
     axes.set(xlabel="megabytes sent so far", ylabel="held-out accuracy", ylim=(0, 1.02))
     axes.legend(frameon=False, loc="lower right")
-    return _svg(figure, "Accuracy by megabyte sent", "Held-out accuracy against the megabytes that crossed the wire.")
+    return svg(drawing, "Accuracy by megabyte sent", "Held-out accuracy against the megabytes that crossed the wire.")
 
 
 def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
     nodes = {name: node for name, node in summary["nodes"].items() if node["peak_bytes"]}
     if not nodes:
         return None
-    figure, axes = _figure()
+    drawing, axes = figure()
     names = list(nodes)
     places = range(len(names))
     budgets = [nodes[n]["budget_bytes"] / 1e6 for n in names]
     axes.barh(places, budgets, color="#e8eef3", edgecolor="#9fb3c2", label="budget")
-    axes.barh(places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=_COLOURS[2], label="peak, agent and worker")
+    axes.barh(places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=COLOURS[2], label="peak, agent and worker")
     axes.set_yticks(places, names)
     axes.set(xlabel="megabytes")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    figure.legend(frameon=False, loc="outside upper right", ncols=2)
-    return _svg(figure, "Memory by node against its budget", "Peak memory of each node beside its budget.")
+    drawing.legend(frameon=False, loc="outside upper right", ncols=2)
+    return svg(drawing, "Memory by node against its budget", "Peak memory of each node beside its budget.")
 
 
 def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
     nodes = {name: node for name, node in summary["nodes"].items() if node["parts"]}
     if not nodes:
         return None
-    figure, axes = _figure()
+    drawing, axes = figure()
     places, left = range(len(nodes)), [0.0] * len(nodes)
     for (part, label), colour in zip(PART_NAMES.items(), _PART_COLOURS, strict=True):
         sizes = [node["parts"][part] / 1e6 for node in nodes.values()]
@@ -171,5 +151,5 @@ def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
     axes.set(xlabel="megabytes at the worker's peak, as planned")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
-    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
-    return _svg(figure, "Where a worker's memory goes", "The planned peak of each node's worker by component.")
+    drawing.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
+    return svg(drawing, "Where a worker's memory goes", "The planned peak of each node's worker by component.")

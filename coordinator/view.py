@@ -102,6 +102,8 @@ class RunView:
     digest: str = ""
     rows: list[RoundRow] = field(default_factory=list)
     nodes: dict[str, NodeView] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many events of each kind there were since this coordinator started; the log tells repeated ones once."""
     events: list[EventView] = field(default_factory=list)
     """The last ones, oldest first; the ledger has all."""
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices: what a machine is. A fact that cannot be read is None, never a guess."""
+"""Devices: what a machine is and what its sensors say. A fact that cannot be read is None, never a guess."""

@@ -7,12 +7,29 @@ files. A file that is missing, truncated or nonsense gives None for what it woul
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from devices.programs import RunProgram, run_nothing
 from fedcore.readings import Readings
 
-__all__ = ["Accelerator", "Device", "Facts"]
+__all__ = ["Accelerator", "Device", "Facts", "Host"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where a device is looked for, and with what."""
+
+    root: Path = Path("/")
+    run: RunProgram = run_nothing
+    tegrastats: tuple[str, ...] = ()
+    """The command of `tegrastats`, empty where there is none."""
+    clock: Callable[[], float] = time.monotonic
+    machine: str | None = None
+    """`aarch64`, `x86_64`, where the files do not tell."""
 
 
 @dataclass(frozen=True)
@@ -57,4 +74,8 @@ class Device(Protocol):
 
     def read(self) -> Readings:
         """All sensors now; cheap enough to be called every second, and never raises."""
+        ...
+
+    def close(self) -> None:
+        """End what was started to read it (a program); it can be read no more."""
         ...

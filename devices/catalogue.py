@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices by name, for planning on another machine: what memory the system sees, which is less than what the box says.
 
-Megabytes as `tegrastats` prints them (MiB) on real boards where a figure is known; for the others the nominal size less the share that
-the firmware keeps on their sisters (7 %).
+MiB as real boards print them where a figure is known (the lowest, where releases differ: JetPack 5 leaves a Xavier NX 900 MiB less than
+JetPack 4); for the others the nominal size less the share that the firmware keeps on most of their sisters (7 %).
 """
 
 from __future__ import annotations
@@ -45,7 +45,16 @@ DEVICES = {
         Device("jetson-agx-orin-64gb", 62817 * _MIB, True),
         Device("jetson-thor-64gb", 61000 * _MIB, False),
         Device("jetson-thor-128gb", 125772 * _MIB, True),
-        Device("raspberry-pi-5-8gb", 8060 * _MIB, False),
+        Device("jetson-xavier-nx-8gb", 6851 * _MIB, True),
+        Device("jetson-xavier-nx-16gb", 15240 * _MIB, False),
+        Device("jetson-agx-xavier-16gb", 15692 * _MIB, True),
+        Device("jetson-agx-xavier-32gb", 30470 * _MIB, False),
+        Device("jetson-agx-xavier-64gb", 60950 * _MIB, False),
+        Device("raspberry-pi-4-4gb", 3662 * _MIB, True),
+        Device("raspberry-pi-4-8gb", 7620 * _MIB, False),
+        Device("raspberry-pi-5-4gb", 3810 * _MIB, False),
+        Device("raspberry-pi-5-8gb", 8062 * _MIB, True),
+        Device("raspberry-pi-5-16gb", 15240 * _MIB, False),
         Device("laptop-8gb", 7700 * _MIB, False),
         Device("laptop-16gb", 15700 * _MIB, False),
     )

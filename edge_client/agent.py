@@ -10,24 +10,40 @@ import queue
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import edge_client.session as s
-from devices.identity import device_name
+from devices.base import Device
+from devices.detection import detect
 from edge_client.courier import Courier
 from edge_client.mail import Mail
-from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
 from edge_client.node import Node
 from edge_client.outbox import Outbox
+from edge_client.policy import Conditions, PolicySection, Watch
+from edge_client.report import status, telemetry
+from edge_client.sensing import Sensing
 from edge_client.storage import Storage, round_bytes
 from edge_client.supervisor import Supervisor
+from edge_client.training_packages import import_failure
 from fedcore.config import parse_size
 from fedcore.durable import is_full
-from fedcore.errors import BaseDamaged, BudgetError, DataError, ExactnessError, FedkrsoError, ModelError, StorageError, WireError
+from fedcore.errors import (
+    BaseDamaged,
+    BudgetError,
+    ConfigError,
+    DataError,
+    ExactnessError,
+    FedkrsoError,
+    ModelError,
+    StorageError,
+    WireError,
+)
 from fedcore.identity import PublicKey, SigningKey
+from fedcore.logs import Line
 from fedcore.plan import OutcomeObject, Plan
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
-from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status, Telemetry
+from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
 from fedcore.worker import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Sketched, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
 
@@ -37,7 +53,9 @@ Supervise = Callable[[Node, Path, int, Callable[[WorkerEvent | WorkerDied], None
 _TICK_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
 _STORAGE_SECONDS = 5.0
-_FATAL = {kind.__name__ for kind in (DataError, ModelError)}
+# A sensor that hangs does not keep a node from saying that it rests because of it.
+_FIRST_READING_SECONDS = 5.0
+_FATAL = {kind.__name__ for kind in (ConfigError, DataError, ModelError)}
 
 
 class Agent:
@@ -54,6 +72,8 @@ class Agent:
         say: Gets one line for each thing that happens, for a person.
         supervise: Makes what starts and watches the worker; a simulation of many nodes has one without a worker.
         heartbeat: Called at every turn of the loop, with what the node is doing: for a watchdog.
+        device: The machine's facts and sensors; this one's by default.
+        local_time: What the hours of `[policy]` are of.
     """
 
     def __init__(
@@ -69,6 +89,8 @@ class Agent:
         say: Callable[[str], None] = lambda line: None,
         supervise: Supervise = Supervisor,
         heartbeat: Callable[[str], None] = lambda state: None,
+        device: Device | None = None,
+        local_time: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
         self._node, self._heartbeat = node, heartbeat
         self._transport, self._jitter, self._say = transport, jitter, say
@@ -84,7 +106,11 @@ class Agent:
         self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._mail, jitter, self._fetched, self._gone)
         self._supervisor = supervise(node, model_folder, budget_bytes, self._queue.put, say)
         self._new_budget: int | None = None
-        self._device = device_name()
+        device = device or detect()
+        self._name, self._local_time = device.facts.name, local_time
+        self._sensing = Sensing(device, lambda: self._watch.policy.idle_only)
+        self._watch = Watch(node.policy)
+        self._new_policy: PolicySection | None = None
         self._sample_at = self._storage_at = 0.0
         self._fatal: FedkrsoError | None = None
         self._stopping = False
@@ -98,6 +124,10 @@ class Agent:
         """Another memory budget, from the next turn of the loop on (safe to call from a signal handler)."""
         self._new_budget = budget_bytes
 
+    def set_policy(self, policy: PolicySection) -> None:
+        """Another policy, from the next turn of the loop on (safe to call from a signal handler)."""
+        self._new_policy = policy
+
     def run(self, *, leave_when_finished: bool = True) -> None:
         """Serve until stopped, or until the run is finished and its end is reported.
 
@@ -105,9 +135,14 @@ class Agent:
             FedkrsoError: The node's own data, model or budget is wrong: nothing that waiting would mend.
         """
         self._mail.subscribe()
+        self._sensing.start()
         self._transport.start(self._queue.put, self._mail.will())
         try:
             self._transport.wait_connected(20.0)
+            if self._watch.policy.asks:
+                # Before a plan is looked at: a node that must not work does not begin to.
+                self._sensing.wait(_FIRST_READING_SECONDS)
+                self._stored(self._obey_policy)
             while not self._stopping and self._fatal is None:
                 self._turn()
                 if leave_when_finished and self._left_long_enough():
@@ -118,6 +153,7 @@ class Agent:
             self._mail.tell(Status(online=False, state=state, version=version, generation=generation, digest=digest))
             self._transport.stop()
             self._supervisor.end()
+            self._sensing.stop()
         if self._fatal is not None:
             raise self._fatal
 
@@ -140,15 +176,22 @@ class Agent:
         self._heartbeat(self.session.state)
         if self._new_budget is not None:
             budget, self._new_budget = self._new_budget, None
-            self._say(f"memory budget is now {budget / 2**20:,.0f} MiB")
+            self._say(Line(f"memory budget is now {budget / 2**20:,.0f} MiB", event="budget", budget_bytes=budget))
             self._supervisor.lower_budget(budget)
-            self._mail.tell(self._status())
+            self._tell()
         self._stored(lambda: self._courier.tick(now))
-        if self.session.state == "full" and now >= self._storage_at:
+        if "storage" in self.session.rests and now >= self._storage_at:
             self._storage_at = now + _STORAGE_SECONDS
-            self._look_for_room()
+            self._stored(self._look_for_room)
+        if self._new_policy is not None:
+            policy, self._new_policy = self._new_policy, None
+            if policy != self._watch.policy:
+                self._say(Line("the policy is another one now", event="policy"))
+                self._watch = Watch(policy, working="policy" not in self.session.rests)
+                self._stored(self._obey_policy)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
+            self._stored(self._obey_policy)
             self._sample()
 
     def _take(self, event: TransportEvent | WorkerEvent | WorkerDied) -> None:
@@ -156,25 +199,26 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(f"connected ({limits.protocol}; {self._mail.security})")
-                self._mail.tell(self._status())
+                self._say(Line(f"connected ({limits.protocol}; {self._mail.security})", event="connected"))
+                self._tell()
                 self._courier.link_came(limits)
             case Disconnected(reason):
-                self._say(f"disconnected: {reason}")
-            case Sketched():
+                self._say(Line(f"disconnected: {reason}", event="disconnected", level="warning"))
+            case Sketched() if self._supervisor.running:
                 self._guarded(lambda: self._supervisor.sketched(event))
             case Ready(version=version, generation=generation, digest=digest, examples=examples):
                 self._supervisor.ready(event)
-                self._say(f"model loaded, {examples} examples, version {version}")
+                self._say(Line(f"model loaded, {examples} examples, version {version}", event="loaded", examples=examples, version=version))
                 self._feed(s.WorkerReady(version, generation, digest))
             case Adopted(version, generation, digest):
-                self._say(f"version {version} {digest[:12]}")
+                self._say(Line(f"version {version} {digest[:12]}", event="adopted", version=version, digest=digest))
                 self._feed(s.Adopted(version, generation, digest))
             case Progress():
                 self._supervisor.progressed(event, time.monotonic())
             case Trained(server_round, _, examples, loss, seconds, restored):
                 before = f", {restored} intervals from before" if restored else ""
-                self._say(f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}")
+                words = f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}"
+                self._say(Line(words, event="trained", round=server_round, examples=examples, seconds=round(seconds, 3), loss=loss))
                 if not self._node.keep_worker:
                     self._end_worker()
                 self._outbox.seal(server_round)
@@ -183,7 +227,7 @@ class Agent:
                 self._failed(event)
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
                 self._worker_died(event)
-            case Evaluated() | Described() | WorkerDied():
+            case Evaluated() | Described() | Sketched() | WorkerDied():
                 pass
 
     # From the wire
@@ -194,11 +238,11 @@ class Agent:
         try:
             body = self._mail.open(topic, payload)
         except WireError as error:
-            self._say(f"refused a message on {topic}: {error.one_line()}")
+            self._say(Line(f"refused a message on {topic}: {error.one_line()}", event="message_refused", level="warning"))
             return
         match body:
             case Plan() if topic in (self._mail.topics.plan, self._mail.topics.down(self._node.node, "plan")):
-                self._say(f"plan of round {body.round} ({body.phase})")
+                self._say(Line(f"plan of round {body.round} ({body.phase})", event="plan", round=body.round))
                 self._feed(s.PlanArrived(body))
             case Grant() | Ack() | Commit() | Refuse() | Chunk():
                 self._courier.handle(body, time.monotonic())
@@ -224,10 +268,13 @@ class Agent:
                 assert self.session.plan is not None
                 self._courier.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
             case s.Decline(server_round, reason):
-                self._say(f"declined round {server_round}: {reason}")
+                self._say(Line(f"declined round {server_round}: {reason}", event="declined", level="warning", round=server_round))
                 self._mail.up("declined", Declined(reason), server_round)
+            case s.LetGo():
+                self._courier.pause()
+                self._supervisor.release()
             case s.TellStatus():
-                self._mail.tell(self._status())
+                self._tell()
 
     def _fetch(self, obj: OutcomeObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
@@ -238,15 +285,28 @@ class Agent:
         self._courier.forget_before(plan.round)
         self._supervisor.train(plan, self._outbox.path(plan.round))
 
+    def _obey_policy(self) -> None:
+        """Rest while the owner's policy objects to work, and go on when it does no more."""
+        sensed = self._sensing.latest()
+        reason = self._watch.take(Conditions(self._local_time(), sensed.readings, sensed.others_percent), time.monotonic())
+        resting = self.session.rests.get("policy")
+        if reason is not None and reason != resting:
+            self._say(Line(f"resting: {reason}", event="resting"))
+            self._feed(s.MustRest("policy", reason))
+        # Only when all that the worker of before had said is taken: it must not be mistaken for the next one's words.
+        elif reason is None and resting is not None and self._queue.empty():
+            self._say(Line("working again: the policy has nothing against it any more", event="working"))
+            self._feed(s.MayWork("policy"))
+
     def _look_for_room(self) -> None:
         """Go on as soon as what was declined would fit."""
-        assert self.session.plan is not None
+        plan = self.session.plan
         try:
-            self._storage.require(round_bytes(self.session.plan), "a round")
+            self._storage.require(0 if plan is None else round_bytes(plan), "a round")
         except StorageError:
             return
-        self._say("there is room on the disk again")
-        self._feed(s.StorageFree())
+        self._say(Line("there is room on the disk again", event="disk_free"))
+        self._feed(s.MayWork("storage"))
 
     def _stored(self, act: Callable[[], None]) -> None:
         """Do something that writes; a full disk is a state of the session. What was written before stays."""
@@ -259,8 +319,8 @@ class Agent:
             self._storage_full(StorageError(f"the disk is full: {error.strerror}", place=str(self._folder), remedy="free space there"))
 
     def _storage_full(self, error: StorageError) -> None:
-        self._say(error.one_line())
-        self._feed(s.StorageFull(error.one_line()))
+        self._say(Line(error.one_line(), event="disk_full", level="warning"))
+        self._feed(s.MustRest("storage", error.one_line()))
 
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do something for the session; what does not fit the budget or the disk fails like a command of the worker."""
@@ -270,23 +330,32 @@ class Agent:
             self._queue.put(Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code))
 
     def _failed(self, event: Failed) -> None:
-        self._say(f"{event.place}: {event.message}" if event.place else event.message)
+        self._say(Line(f"{event.place}: {event.message}" if event.place else event.message, event="worker_failed", level="warning"))
         if event.error == StorageError.__name__:
-            self._feed(s.StorageFull(f"{event.message} ({event.remedy})"))
+            self._feed(s.MustRest("storage", f"{event.message} ({event.remedy})"))
             return
         loading = self.session.state == "loading"
         if event.error in _FATAL or (loading and event.error in (ExactnessError.__name__, BudgetError.__name__)):
-            self._mail.up("declined", Declined(event.message), self.session.plan.round if self.session.plan else 0)
-            self._fatal = FedkrsoError(event.message, place=event.place, remedy=event.remedy)
-            self._fatal.exit_code = event.exit_code  # type: ignore[misc]
+            error = FedkrsoError(event.message, place=event.place, remedy=event.remedy)
+            error.exit_code = event.exit_code  # type: ignore[misc]
+            self._give_up(error)
             return
         not_equal = event.error in (ExactnessError.__name__, BaseDamaged.__name__)
         self._feed(s.WorkerFailed(event.message, died=False, not_equal=not_equal))
 
+    def _give_up(self, error: FedkrsoError) -> None:
+        """End this node, for a reason that waiting would not mend; the coordinator hears it too."""
+        self._mail.up("declined", Declined(error.message), self.session.plan.round if self.session.plan else 0)
+        self._fatal = error
+
     def _worker_died(self, event: WorkerDied) -> None:
         why = self._supervisor.died(event)
+        cannot_train = import_failure(event.tail) if event.returncode > 0 else None
+        if cannot_train is not None:
+            self._give_up(cannot_train)
+            return
         last = f": {event.tail.splitlines()[-1]}" if event.tail and event.returncode > 0 else ""
-        self._say(f"{why}{last}")
+        self._say(Line(f"{why}{last}", event="worker_died", level="warning"))
         if self.session.worker_ready or self.session.state == "loading":
             self._feed(s.WorkerFailed(why, died=True))
 
@@ -299,47 +368,19 @@ class Agent:
 
     def _gone(self, server_round: int, refused: str) -> None:
         self._outbox.sent(server_round)
-        self._say(f"update of round {server_round} {'refused: ' + refused if refused else 'committed'}")
+        what = f"update of round {server_round}"
+        if refused:
+            self._say(Line(f"{what} refused: {refused}", event="refused", level="warning", round=server_round))
+        else:
+            self._say(Line(f"{what} committed", event="committed", round=server_round))
         self._feed(s.UpdateGone(server_round, refused))
 
     # To the wire
 
-    def _status(self) -> Status:
-        session = self.session
-        return Status(
-            online=True,
-            state=session.state,
-            device=self._device,
-            version=session.version,
-            generation=session.generation,
-            digest=session.digest,
-            budget_bytes=self._supervisor.monitor.budget_bytes,
-            enclosure=self._supervisor.enclosure,
-            reason=session.reason,
-            security=self._mail.security,
-        )
+    def _tell(self) -> None:
+        self._mail.tell(status(self.session, self._supervisor, self._name, self._mail.security))
 
     def _sample(self) -> None:
-        supervisor = self._supervisor
-        reading, progress = supervisor.sample(time.monotonic()), supervisor.progress
-        numbers = Telemetry(
-            state=self.session.state,
-            step=progress.step,
-            steps=progress.steps,
-            loss=progress.loss if progress.step else None,
-            agent_rss_bytes=own_rss_bytes(),
-            agent_peak_rss_bytes=own_peak_rss_bytes() or own_rss_bytes(),
-            worker_bytes=reading.worker_bytes,
-            peak_bytes=supervisor.peak_bytes,
-            budget_bytes=supervisor.monitor.budget_bytes,
-            available_bytes=reading.device_available_bytes,
-            pressure_percent=reading.pressure_percent,
-            parts=supervisor.parts,
-            version=self.session.version,
-            generation=self.session.generation,
-            digest=self.session.digest,
-            plan=self.session.plan.key if self.session.plan is not None else "",
-            uplink_bytes=self._mail.uplink_bytes,
-            downlink_bytes=self._mail.downlink_bytes,
-        )
+        reading = self._supervisor.sample(time.monotonic())
+        numbers = telemetry(self.session, self._supervisor, reading, self._sensing.latest().readings, self._mail)
         self._mail.up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)

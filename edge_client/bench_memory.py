@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from edge_client.memory.allocator import ALLOCATORS
+from edge_client.training_packages import require_training_packages
 from fedcore.errors import WorkerError
 
 __all__ = ["METHODS", "Row", "main", "rows", "spawn"]
@@ -61,6 +62,7 @@ def rows(
     Raises:
         WorkerError: A measuring process failed.
     """
+    require_training_packages()
     for allocator in allocators:
         for checkpointing in (False, True):
             for method in methods:

@@ -33,6 +33,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 2
     base_kind: BaseKind = "int8"
     threads: int = 1
+    compute_dtype: str = "float32"
     trained_tensors: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ import re
 
 import msgspec
 
+from edge_client.policy import PolicySection
 from fedcore.errors import ConfigError
 from fedcore.job import BrokerSection, DataSection, PathText, TrustSection
 
@@ -44,9 +45,13 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     allocator: str = "auto"
     """`tuned` gives freed memory back at once; `default` is faster and larger; `auto`: the default one where the budget has room for it."""
     torch_device: str = "cpu"
-    """Where to train: `cpu`, `cuda`."""
+    """Where to train: `cpu`, `cuda`, or `auto`: where it measures faster. The memory planner knows the processor only."""
+    compute_dtype: str = "auto"
+    """Of the large products: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it measures faster in both directions."""
     keep_worker: bool = True
     """Keep the worker warm between rounds."""
+    policy: PolicySection = PolicySection()
+    """When it may work."""
 
     def __post_init__(self) -> None:
         for key in ("node", "run"):
@@ -56,3 +61,7 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 )
         if self.allocator not in ("auto", "tuned", "default"):
             raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="auto, tuned or default")
+        if self.torch_device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"no device {self.torch_device!r}", place="torch_device", remedy="auto, cpu or cuda")
+        if self.compute_dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ConfigError(f"no dtype {self.compute_dtype!r}", place="compute_dtype", remedy="auto, float32, bfloat16 or float16")

@@ -83,7 +83,9 @@ def profile(
 
     schema = describe(Outline(folder, section), section)
     shape = {"batch_size": batch, "longest": length}
-    own = footprint(folder, schema, section, "int8", pool=pool, rank=rank, intervals=pool, min_length=min_length, **shape)
+    own = footprint(
+        folder, schema, section, "int8", pool=pool, rank=rank, intervals=pool, min_length=min_length, compute_dtype="float32", **shape
+    )
     runtime = own.runtime_bytes
     lora = lora_footprint(folder, schema, section, rank=rank, runtime_bytes=runtime, **shape)
     full = full_footprint(folder, section, runtime_bytes=runtime, **shape)

@@ -3,9 +3,10 @@
 
     idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
-    any ──no room on the disk──> full ──room again──> what is due
+    any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
 
-An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused.
+An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A node that rests
+says so and declines; if the round is still open when it goes on, it takes part after all, from its last finished interval.
 """
 
 from __future__ import annotations
@@ -14,22 +15,46 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edge_client.session_events import (
+    Action,
+    Adopted,
+    AdoptObject,
+    Cause,
+    Configure,
+    Decline,
+    Event,
+    Fetch,
+    Fetched,
+    LetGo,
+    MayWork,
+    MustRest,
+    PlanArrived,
+    SendUpdate,
+    TellStatus,
+    TrainRound,
+    UpdateGone,
+    UpdateReady,
+    WorkerFailed,
+    WorkerReady,
+)
 from fedcore.plan import OutcomeObject, Plan, objects_needed, published_digest
 
 __all__ = [
     "Action",
     "AdoptObject",
     "Adopted",
+    "Cause",
     "Configure",
     "Decline",
     "Event",
     "Fetch",
     "Fetched",
+    "LetGo",
+    "MayWork",
+    "MustRest",
     "PlanArrived",
     "SendUpdate",
     "Session",
-    "StorageFree",
-    "StorageFull",
     "TellStatus",
     "TrainRound",
     "UpdateGone",
@@ -38,130 +63,7 @@ __all__ = [
     "WorkerReady",
 ]
 
-State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "full", "finished"]
-
-
-@dataclass(frozen=True)
-class PlanArrived:
-    """The coordinator announced a plan."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class WorkerReady:
-    """The worker holds a replica."""
-
-    version: int
-    generation: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """An object is whole and on disk."""
-
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """The worker's replica moved to a version."""
-
-    version: int
-    generation: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class UpdateReady:
-    """The worker wrote the round's update."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class UpdateGone:
-    """The update was committed or refused."""
-
-    round: int
-    refused: str = ""
-
-
-@dataclass(frozen=True)
-class WorkerFailed:
-    """A command failed or the worker died. `not_equal`: the replica was not the run's; it dropped what was wrong and loads again."""
-
-    reason: str
-    died: bool
-    not_equal: bool = False
-
-
-@dataclass(frozen=True)
-class StorageFull:
-    """There is no room on the disk for what is due."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class StorageFree:
-    """There is room again."""
-
-
-Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed | StorageFull | StorageFree
-
-
-@dataclass(frozen=True)
-class Configure:
-    """Start a worker if there is none, and load model and data."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Get a published object."""
-
-    obj: OutcomeObject
-
-
-@dataclass(frozen=True)
-class AdoptObject:
-    """Have the worker take a fetched object."""
-
-    obj: OutcomeObject
-
-
-@dataclass(frozen=True)
-class TrainRound:
-    """Have the worker train a round."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class SendUpdate:
-    """Offer the round's update until it is committed or refused."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Decline:
-    """Tell the coordinator that no update will come."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class TellStatus:
-    """Publish the node's status."""
-
-
-Action = Configure | Fetch | AdoptObject | TrainRound | SendUpdate | Decline | TellStatus
-
+State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
 # A worker that dies this often in one round has a reason that another start will not mend.
 _TRIES_PER_ROUND = 5
 
@@ -188,6 +90,8 @@ class Session:
     reason: str = ""
     wanted: OutcomeObject | None = None
     tries: int = 0
+    rests: dict[Cause, str] = field(default_factory=dict)
+    """Why it must rest, by cause."""
     story: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
 
     def handle(self, event: Event) -> list[Action]:
@@ -201,16 +105,23 @@ class Session:
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
-        assert self.state in ("idle", "full", "finished") or self.plan is not None, self.story
+        assert self.state in ("idle", "resting", "finished") or self.plan is not None, self.story
         assert self.state not in ("adopting", "training") or self.worker_ready, self.story
         assert self.state != "fetching" or self.wanted is not None, self.story
         assert self.state != "sending" or self.update_round > self.sent_round, self.story
+        assert self.rests or self.state != "resting", self.story
+        quiet = ("resting", "finished") if "storage" in self.rests else ("resting", "finished", "sending")
+        assert not self.rests or self.state in quiet, self.story
+        assert "policy" not in self.rests or not self.worker_ready, self.story
 
     def _handle(self, event: Event) -> list[Action]:
         match event:
             case PlanArrived(plan):
                 return self._plan_arrived(plan)
             case WorkerReady(version, generation, digest):
+                if "policy" in self.rests:
+                    # From a worker that has been let go since.
+                    return []
                 self.worker_ready = True
                 self.version, self.generation, self.digest = version, generation, digest
                 return self._next() if self.state == "loading" else []
@@ -221,46 +132,82 @@ class Session:
                 return []
             case Adopted(version, generation, digest):
                 self.version, self.generation, self.digest = version, generation, digest
-                self.wanted, self.reason = None, ""
+                self.wanted = None
+                self.reason = self._why_resting()
                 # Also while fetching: an object that was being taken when the disk filled up changes what is still needed.
                 return self._next() if self.state in ("adopting", "fetching") else []
             case UpdateReady(server_round):
-                if self.plan is None or self.plan.round != server_round or self.state != "training":
+                if self.plan is None or self.plan.round != server_round or self.state not in ("training", "resting"):
                     late = Decline(server_round, "late: the round was over before the update was ready")
                     return [late, *self._next()] if self.state == "training" else []
                 self.update_round = server_round
                 return self._next()
             case UpdateGone(server_round, refused):
                 self.sent_round = max(self.sent_round, server_round)
-                self.reason = refused
+                self.reason = self._why_resting() or refused
                 return self._next() if self.state == "sending" else []
             case WorkerFailed(reason, died, not_equal):
                 return self._failed(reason, died=died, not_equal=not_equal)
-            case StorageFull(reason):
-                self.wanted = None
-                declined = self._decline(reason)
-                self.state = "full"
-                return declined
-            case StorageFree():
-                if self.state != "full":
-                    return []
-                self.state, self.reason, self.tries = "idle", "", 0
-                return self._next()
+            case MustRest(cause, reason):
+                self.rests[cause] = reason
+                return self._stop_work(cause)
+            case MayWork(cause):
+                return self._may_work(cause)
 
     def _plan_arrived(self, plan: Plan) -> list[Action]:
         old, self.plan = self.plan, plan
         if old is None or old.round != plan.round:
             self.tries = 0
-        if self.state == "full":
-            return self._refuse_while_full()
         busy = self.state in ("loading", "adopting", "training")
         # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
         return [] if busy else self._next()
 
-    def _refuse_while_full(self) -> list[Action]:
-        declined = self._decline(self.reason)
-        self.state = "full"
-        return declined
+    # Resting
+
+    def _stop_work(self, cause: Cause) -> list[Action]:
+        actions: list[Action] = []
+        if self.state == "training":
+            # An owner who wants the device, or a full disk, is no failure of this round.
+            self.tries -= 1
+        if cause == "policy":
+            # The device is the owner's: no model stays in its memory.
+            actions, self.worker_ready = [LetGo()], False
+        if self.state == "finished" or (self.state == "sending" and cause == "policy"):
+            self.reason = self._why_resting()
+            return actions
+        return actions + self._rest()
+
+    def _may_work(self, cause: Cause) -> list[Action]:
+        if self.rests.pop(cause, None) is None:
+            return []
+        self.reason = self._why_resting()
+        if self.state != "resting":
+            return []
+        if not self.rests:
+            self.state = "idle"
+        return self._next() if not self.rests else self._send_waiting()
+
+    def _rest(self) -> list[Action]:
+        """Nothing is worked on; who is invited hears why."""
+        self.wanted, self.reason = None, self._why_resting()
+        if self.state == "finished" and self.plan is not None and self.plan.phase == "finished":
+            return []
+        self.state = "resting"
+        return [Decline(self.plan.round, self.reason)] if self.plan is not None and self._invited(self.plan) else []
+
+    def _why_resting(self) -> str:
+        return "; ".join(self.rests.values())
+
+    def _invited(self, plan: Plan) -> bool:
+        return plan.phase == "train" and self.node in plan.cohort and self.sent_round < plan.round
+
+    def _send_waiting(self) -> list[Action]:
+        """Offer the present round's update, if it lies on the disk and nobody offers it yet."""
+        plan = self.plan
+        if plan is None or not self._invited(plan) or self.update_round != plan.round or "storage" in self.rests or self.state == "sending":
+            return []
+        self.state = "sending"
+        return [SendUpdate(plan.round)]
 
     def _held(self, plan: Plan) -> int:
         """The version this replica can go on from: nothing learned, if it is not the model that the run published.
@@ -278,11 +225,11 @@ class Session:
         plan = self.plan
         if plan is None:
             return []
-        invited = plan.phase == "train" and self.node in plan.cohort and self.sent_round < plan.round
-        if invited and self.update_round == plan.round:
-            already = self.state == "sending"
-            self.state = "sending"
-            return [] if already else [SendUpdate(plan.round)]
+        sent = self._send_waiting()
+        if sent or (self.state == "sending" and self._invited(plan) and self.update_round == plan.round):
+            return sent
+        if self.rests:
+            return self._rest()
         if not self.worker_ready:
             self.state = "loading"
             return [Configure(plan)]
@@ -292,7 +239,7 @@ class Session:
         if needed:
             self.state, self.wanted = "fetching", needed[0]
             return [Fetch(needed[0])]
-        if invited and self.tries < _TRIES_PER_ROUND:
+        if self._invited(plan) and self.tries < _TRIES_PER_ROUND:
             self.state = "training"
             self.tries += 1
             return [TrainRound(plan)]
@@ -300,6 +247,9 @@ class Session:
         return []
 
     def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
+        if self.rests:
+            self.worker_ready = self.worker_ready and not died
+            return []
         self.reason = reason
         was = self.state
         if was == "fetching" and not died:

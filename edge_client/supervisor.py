@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from edge_client.memory.enclosure import Enclosure, enclose
 from edge_client.memory.limits import Limit, kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planning import Planning
-from edge_client.memory.probes import Sampler, own_rss_bytes, pressure, process_bytes
+from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
+from edge_client.route import cache_folder
+from fedcore.logs import Line
 from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
 from fedcore.worker import (
@@ -28,10 +31,12 @@ from fedcore.worker import (
     Event,
     Progress,
     Ready,
+    Route,
     Sketch,
     Sketched,
     StepDown,
     Train,
+    Trained,
     WorkerDied,
     WorkerProcess,
 )
@@ -78,6 +83,16 @@ class Supervisor:
         self._plan: Plan | None = None
         self._planning = Planning(node, self._folder / "replica")
         self._worker_peak = 0
+        self.worker_memory: ProcessMemory | None = None
+        """What the worker used at the last sample; None while there is none."""
+        self.accelerator_bytes: int | None = None
+        """What the worker said last that it holds of an accelerator's memory; None on a processor."""
+        self.route = ""
+        """How the worker computes: `float32 on cpu`; empty until that is known."""
+        # Found by the first worker; those that follow it compute alike.
+        self._route = Route(node.torch_device, node.compute_dtype)
+        self._hears = _Hearing(sink)
+        self._leaving: threading.Thread | None = None
 
     # What the worker is told
 
@@ -94,13 +109,16 @@ class Supervisor:
         """Start a worker if there is none; it finds out what training would need before it loads anything."""
         self._plan = plan
         if self._worker is None:
+            # Two at a time would not fit the budget.
+            self._wait_for_leaving()
             self._planning.forget()
+            self._hears = _Hearing(self._sink)
             # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
             self._enclosure = enclose(
                 max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}", threads=self._threads
             )
             self._worker = WorkerProcess(
-                self._sink,
+                self._hears,
                 self._folder / "worker.log",
                 environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
                 prepare=self._enclosure.prepare,
@@ -114,6 +132,9 @@ class Supervisor:
                 data=self._node.data,
                 folder=str(self._folder / "replica"),
                 threads=self._threads,
+                torch_device=self._route.torch_device,
+                compute_dtype=self._route.compute_dtype,
+                route_folder=str(cache_folder(os.environ) or self._folder),
             )
         )
 
@@ -125,6 +146,9 @@ class Supervisor:
             WorkerError: Something would, but the device has too little memory left now.
         """
         assert self._worker is not None and self._plan is not None and self._enclosure is not None
+        if not self.route:
+            self._say(f"computes in {event.route.words}" + (f" ({event.route.reason})" if event.route.reason else ""))
+        self._route, self.route = event.route, event.route.words
         memory, unmeasured = self._planning.load(event.footprint, self._plan, self._worker_room(), self._now())
         self._enclosure.set_limit(self._worker_room())
         self._worker.send(
@@ -136,7 +160,8 @@ class Supervisor:
                 data=self._node.data,
                 folder=str(self._folder / "replica"),
                 threads=self._threads,
-                torch_device=self._node.torch_device,
+                torch_device=self._route.torch_device,
+                compute_dtype=self._route.compute_dtype,
                 memory=memory,
                 calibrate=unmeasured,
             )
@@ -145,6 +170,7 @@ class Supervisor:
     def ready(self, event: Ready) -> None:
         """The model is loaded and two tiny steps are measured."""
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
+        self.accelerator_bytes = event.accelerator_bytes
         self._planning.measured(event.measured)
 
     def adopt(self, command: Adopt) -> None:
@@ -161,7 +187,9 @@ class Supervisor:
         assert self._worker is not None
         self.progress = Progress(0, 0, 0.0)
         rungs = self._planning.begin(plan, self._now())
-        self._say(f"round {plan.round}: {self._planning.words(0)}; {rungs[0].parts.total_bytes / 1e6:,.0f} MB foreseen")
+        foreseen = rungs[0].parts.total_bytes
+        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
+        self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
         self._worker.send(Train(plan, str(path), rungs))
 
     def lower_budget(self, budget_bytes: int) -> None:
@@ -182,13 +210,34 @@ class Supervisor:
         if worker is not None:
             worker.stop()
         self._close_enclosure()
+        self._wait_for_leaving()
+
+    def release(self) -> None:
+        """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no more."""
+        worker, enclosure = self._worker, self._enclosure
+        self._worker, self._enclosure = None, None
+        if worker is None:
+            return
+        self._hears.past = True
+
+        def leave() -> None:
+            worker.stop()
+            if enclosure is not None:
+                enclosure.close()
+
+        self._wait_for_leaving()
+        self._leaving = threading.Thread(target=leave, name="worker-leaving", daemon=True)
+        self._leaving.start()
 
     # What is known about it
 
     def died(self, event: WorkerDied) -> str:
         """Take note of the worker's end; returns why it ended, in words."""
         by_memory = self._killed_for_memory(event)
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            # It has ended: only our end of its pipes is left.
+            worker.stop()
         self._close_enclosure()
         why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
         if not by_memory:
@@ -200,8 +249,8 @@ class Supervisor:
         """A step is done."""
         if event.rung > self.progress.rung and event.rung < len(self._planning.ladder):
             self.monitor.stepped_down(at_seconds)
-            self._say(f"stepped down: {self._planning.words(event.rung)}")
-        self.progress = event
+            self._say(Line(f"stepped down: {self._planning.words(event.rung)}", event="stepped_down", level="warning"))
+        self.progress, self.accelerator_bytes = event, event.accelerator_bytes
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
 
     def sample(self, at_seconds: float) -> Reading:
@@ -209,6 +258,8 @@ class Supervisor:
         worker = self._worker
         now, left, limits = pressure(), room(), kernel_limits()
         used = self._sampler.sample() if worker is not None and self._sampler is not None else None
+        self.worker_memory = used
+        self.accelerator_bytes = self.accelerator_bytes if worker is not None else None
         reading = Reading(
             at_seconds=at_seconds,
             agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
@@ -264,10 +315,10 @@ class Supervisor:
     def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
         rung = self.progress.rung + 1
         if advice is Advice.STEP_DOWN and rung < len(self._planning.ladder):
-            self._say(f"memory: {self.monitor.reason}; stepping down")
+            self._say(Line(f"memory: {self.monitor.reason}; stepping down", event="memory", level="warning"))
             worker.send(StepDown(rung))
         elif self.monitor.last is not None and self.monitor.last.used_bytes > self.monitor.budget_bytes:
-            self._say(f"memory: {self.monitor.reason}; ending the worker")
+            self._say(Line(f"memory: {self.monitor.reason}; ending the worker", event="memory", level="warning"))
             worker.kill()
 
     def _follow_budget(self) -> None:
@@ -298,7 +349,23 @@ class Supervisor:
     def _last_reading(self) -> str:
         return self.monitor.last.described() if self.monitor.last is not None else "no reading"
 
+    def _wait_for_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            leaving.join()
+
     def _close_enclosure(self) -> None:
         enclosure, self._enclosure = self._enclosure, None
         if enclosure is not None:
             enclosure.close()
+
+
+class _Hearing:
+    """What one worker says, on its way to the agent. Once the worker is let go, only an update that it finished all the same counts."""
+
+    def __init__(self, sink: Callable[[Event | WorkerDied], None]) -> None:
+        self._sink, self.past = sink, False
+
+    def __call__(self, event: Event | WorkerDied) -> None:
+        if not self.past or isinstance(event, Trained | WorkerDied):
+            self._sink(event)

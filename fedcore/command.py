@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Sequence
+from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
 
 import click
 
-from fedcore.errors import FedkrsoError
+from fedcore.errors import ConfigError, FedkrsoError
+from fedcore.logs import journal_prefix
 
 __all__ = ["ENTRY_POINTS", "command", "main"]
 
 ENTRY_POINTS = "fedkrso.commands"
 _EPILOG = """\b
 Exit codes:
-  0 done            5 the broker cannot be used      9 the training process failed
-  2 wrong file      6 malformed message or update   10 the run cannot go on
-  3 wrong data      7 replicas would differ        130 interrupted
+  0 done            5 the broker cannot be used                 10 the run cannot go on
+  2 wrong file      6 malformed message or update               11 no room on the disk
+  3 wrong data      7 replicas would differ                    130 interrupted
   4 wrong model     8 does not fit the memory budget
+                    9 cannot train, or the training failed
 """
 
 
@@ -37,8 +43,8 @@ class _Group(click.Group):
         if name in self._points:
             try:
                 loaded = self._points[name].load()
-            except ImportError as error:
-                raise click.ClickException(f"this needs a package that is not installed: {error}") from None
+            except ModuleNotFoundError as error:
+                return _refusing(cmd_name, _not_installed(error, self._points[name]))
             assert isinstance(loaded, click.Command)
             return loaded
         if any(other.startswith(f"{name} ") for other in self._points):
@@ -52,6 +58,7 @@ _GROUPS = {
     "client": "The edge client: one node of a run.",
     "coordinator": "The coordinator: run, resume, export.",
     "model": "Look at a model before a run.",
+    "runs": "Runs on this machine: list, show, export, compare.",
 }
 
 
@@ -61,12 +68,54 @@ def command() -> click.Command:
     return _Group("", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices.")
 
 
+def _distribution(error: ModuleNotFoundError) -> str:
+    """Whose module is missing."""
+    package = (error.name or "").partition(".")[0]
+    return "fedkrso" if package in ("coordinator", "devices", "edge_client", "examples", "fedcore") else package
+
+
+def _not_installed(error: ModuleNotFoundError, point: EntryPoint | None) -> ConfigError:
+    """A refusal that names the extra in which the missing package is; the command's own side first, where both have it."""
+    package = _distribution(error)
+    if package in ("", "fedkrso"):
+        # Our own are always there; one that is not is a fault to be seen.
+        raise error
+    extras = [
+        found.group(1)
+        for requirement in metadata.requires("fedkrso") or ()
+        if re.split(r"[^\w.-]", requirement)[0].lower().replace("-", "_") == package.lower()
+        and (found := re.search(r"extra == ['\"](\w+)['\"]", requirement)) is not None
+    ]
+    own = "coordinator" if point is not None and point.value.startswith("coordinator.") else "train"
+    extra = next(iter(sorted(extras, key=lambda name: name != own)), "")
+    wanted = f"'fedkrso[{extra}]'" if extra else package
+    return ConfigError(f"this command needs {package}, which is not installed", remedy=f"pip install {wanted}")
+
+
+def _refusing(name: str, error: ConfigError) -> click.Command:
+    """Stands for a command whose packages are not installed, so that the others can be listed."""
+
+    def refuse() -> None:
+        raise error
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, callback=refuse, short_help=f"Needs more: {error.remedy}", add_help_option=False, context_settings=anything)
+
+
+def _run(words: Sequence[str]) -> object:
+    try:
+        return command().main(list(words), standalone_mode=False)
+    except ModuleNotFoundError as error:
+        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        raise _not_installed(error, points.get(" ".join(words[:2])) or points.get("".join(words[:1]))) from None
+
+
 def main() -> None:
     """Entry point of the program `fedkrso`."""
     try:
-        code = command().main(standalone_mode=False)
+        code = _run(sys.argv[1:])
     except FedkrsoError as error:
-        click.echo(f"error: {error.one_line()}", err=True)
+        click.echo(f"{journal_prefix(sys.stderr, os.environ)('error')}error: {error.one_line()}", err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.show()

@@ -40,6 +40,7 @@ __all__ = [
     "Measured",
     "Progress",
     "Ready",
+    "Route",
     "Sketch",
     "Sketched",
     "StepDown",
@@ -52,6 +53,25 @@ __all__ = [
 ]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+class Route(msgspec.Struct, frozen=True):
+    """How a worker computes.
+
+    Example:
+        >>> Route("cpu", "bfloat16").words
+        'bfloat16 on cpu'
+    """
+
+    torch_device: str = "cpu"
+    compute_dtype: str = "float32"
+    reason: str = ""
+    """Why, for a person."""
+
+    @property
+    def words(self) -> str:
+        """For status and log."""
+        return f"{self.compute_dtype} on {self.torch_device}"
 
 
 class Describe(msgspec.Struct, frozen=True, tag="describe"):
@@ -72,6 +92,12 @@ class Sketch(msgspec.Struct, frozen=True, kw_only=True, tag="sketch"):
     folder: str
     """The worker's own folder; traces are kept there for the next start."""
     threads: int = 1
+    torch_device: str = "cpu"
+    """`auto`: whichever is faster here. A worker whose first command leaves this open measures before it loads its libraries."""
+    compute_dtype: str = "float32"
+    """`auto`: bfloat16 where it is faster in both directions."""
+    route_folder: str = ""
+    """Where measurements of this machine are kept; empty: nowhere."""
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
@@ -86,6 +112,7 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """The worker's own folder: states, master copies, finished intervals."""
     threads: int
     torch_device: str = "cpu"
+    compute_dtype: str = "float32"
     memory: MemoryPlan = MemoryPlan(micro_batch_size=1)
     """Of this, what loading needs to know: length, mapped weights, allocator."""
     calibrate: bool = False
@@ -139,6 +166,8 @@ class Sketched(msgspec.Struct, frozen=True, tag="sketched"):
 
     footprint: Footprint
     examples: int
+    route: Route = Route()
+    """How it will compute."""
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +190,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     measured: tuple[Measured, ...] = ()
     peak_bytes: int | None = None
     """Highest resident size of the worker until now."""
+    accelerator_bytes: int | None = None
+    """What the worker holds of an accelerator's memory; None on a processor."""
 
 
 class Adopted(msgspec.Struct, frozen=True, tag="adopted"):
@@ -181,6 +212,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """Of the round's ladder of memory plans."""
     peak_bytes: int | None = None
     """Highest resident size of the worker during the step."""
+    accelerator_bytes: int | None = None
+    """What the worker holds of an accelerator's memory; None on a processor."""
 
 
 class Trained(msgspec.Struct, frozen=True, tag="trained"):

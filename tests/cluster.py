@@ -24,11 +24,20 @@ class Cluster:
     """A run of two homes, small enough for a test."""
 
     def __init__(
-        self, folder: Path, kind: str, *, base: str = "int8", method: str = "", rounds: int = 2, steps: int = 6, quorum: int = HOMES
+        self,
+        folder: Path,
+        kind: str,
+        *,
+        base: str = "int8",
+        method: str = "",
+        rounds: int = 2,
+        steps: int = 6,
+        quorum: int = HOMES,
+        broker: Any = None,
     ) -> None:
         users = ["coordinator", *(f"home-{i}" for i in range(HOMES))]
         self.folder = folder
-        self.broker = LocalBroker(folder / "broker", users, kind=kind, tls=True, run="t")  # type: ignore[arg-type]
+        self.broker = broker or LocalBroker(folder / "broker", users, kind=kind, tls=True, run="t")  # type: ignore[arg-type]
         self.log = (folder / "log").open("w+b")
         self.processes: list[subprocess.Popen[bytes]] = []
         text = job_text("t", self.broker.sections("coordinator"), rounds=rounds, homes=HOMES, seed=3, base=base, method=method)

@@ -59,7 +59,7 @@ class Leader:
         size: float = 0.01,
     ) -> None:  # fmt: skip
         self.files, self.model, self.schema, self.size = RunFolder(root), model, schema, size
-        self.files.root.mkdir(parents=True)
+        self.files.root.mkdir(parents=True, exist_ok=True)
         method = MethodSettings(rank=4, num_seeds=2, steps=20, bits=16, schedule="fresh" if every else "pool", refresh_every=every or 1)
         self.job = Job(
             run="t", model=ModelSection(folder=str(model), base=base), task=task, broker=BrokerSection(url="mqtts://x"), method=method,
@@ -71,7 +71,7 @@ class Leader:
         self._stop = False
         self._lives = 0
 
-    def start(self) -> Plan:
+    def start(self, wait_seconds: float = _WAIT_SECONDS) -> Plan:
         """Begin the run, or go on with it after `kill`; the plan of the round that is open."""
         self._lives, self._stop, self._broker = self._lives + 1, False, MemoryBroker()
         self._plans, self._ended = queue.Queue(), queue.Queue()
@@ -83,9 +83,9 @@ class Leader:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self._tell()
-        return self._next_plan()
+        return self.next_plan(wait_seconds)
 
-    def advance(self, plan: Plan) -> Plan:
+    def advance(self, plan: Plan, wait_seconds: float = _WAIT_SECONDS) -> Plan:
         """Send the round's update; the plan of the next round."""
         path = self.files.root / "sent.bin"
         header = UpdateHeader(
@@ -103,7 +103,7 @@ class Leader:
                 case Refuse(_, reason):
                     raise AssertionError(reason)
                 case Commit():
-                    return self._next_plan()
+                    return self.next_plan(wait_seconds)
 
     def until(self, server_round: int, plan: Plan) -> Plan:
         """Go on to a round."""
@@ -144,8 +144,9 @@ class Leader:
         try:
             prepared = Prepared(self.job, self.schema, self.model)
             senders = Senders("t", None)
-            self._ended.put(Coordinator(prepared, self.files, ledger, self._broker.connect(), senders=senders, observer=observe).run())
-        except BaseException as error:  # noqa: BLE001 (looked at by `died` and `_next_plan`)
+            self.coordinator = Coordinator(prepared, self.files, ledger, self._broker.connect(), senders=senders, observer=observe)
+            self._ended.put(self.coordinator.run())
+        except BaseException as error:  # noqa: BLE001 (looked at by `died` and `next_plan`)
             self._ended.put(error)
         finally:
             ledger.close()
@@ -156,8 +157,9 @@ class Leader:
         else:
             self._answers.put(body)
 
-    def _next_plan(self) -> Plan:
-        deadline = _WAIT_SECONDS
+    def next_plan(self, wait_seconds: float = _WAIT_SECONDS) -> Plan:
+        """Wait for a plan that is not taken yet."""
+        deadline = wait_seconds
         while deadline > 0:
             try:
                 return self._plans.get(timeout=0.1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +40,9 @@ insecure = true
 """
 
 
-def fedkrso(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def fedkrso(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment})
 
 
 def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> None:
@@ -121,6 +122,9 @@ def test_unknown_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
 
 def test_doctor_checks_a_real_broker_and_a_real_gradient(tmp_path: Path) -> None:
     with LocalBroker(tmp_path / "broker") as broker:
-        done = fedkrso("doctor", "--json", "--broker", broker.url, "--username", "fedkrso", "--password", broker.passwords["fedkrso"])
+        login = ("--username", "fedkrso", "--password", broker.passwords["fedkrso"])
+        done = fedkrso("doctor", "--json", "--again", "--broker", broker.url, *login, XDG_CACHE_HOME=str(tmp_path))
     found = {check["check"]: check for check in json.loads(done.stdout)}
-    assert found["int8 forward and backward"]["ok"] and found["broker"]["ok"] and "MQTT" in found["broker"]["found"]
+    assert done.returncode == 0 and set(found["route"]) == {"group", "check", "state", "found", "remedy"}
+    assert found["float32 on cpu"]["state"] == "ok" and "ms" in found["float32 on cpu"]["found"] and " on cpu: " in found["route"]["found"]
+    assert found["broker"]["state"] == "warning" and "MQTT" in found["broker"]["found"] and "INSECURE" in found["broker"]["found"]

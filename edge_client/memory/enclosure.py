@@ -70,7 +70,9 @@ def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | 
     """The best enclosure that this process may make: a memory cgroup, an rlimit, or none where the system has neither.
 
     A worker never leaves a limit that its agent is under. With version 2 its group is made inside the agent's own, and the agent, if it is
-    alone there, moves to a leaf `agent`, since processes and controllers do not mix in one group; else beside it, if it has no limit.
+    alone there with its children, moves to a leaf `agent`, since processes and controllers do not mix in one group; else beside it, if it
+    has no limit. In a systemd unit with `Delegate=memory` that is the unit's own group; where systemd (254) starts the agent in the leaf
+    (`DelegateSubgroup=agent`), the worker's group is beside the leaf and inside the unit's all the same.
 
     Args:
         limit_bytes: For the worker.
@@ -279,19 +281,35 @@ class Rlimit(_Uncounted):
 
 def _emptied(group: MemoryCgroup) -> Path:
     """Our own group, with us in a leaf of it; everything as before where that is refused. From the leaf, the place is beside it."""
-    folder, leaf, own = group.folder, group.folder / _LEAF, str(os.getpid())
-    if folder.name == _LEAF or (folder / "cgroup.procs").read_text(encoding="ascii").split() != [own]:
+    folder, leaf = group.folder, group.folder / _LEAF
+    # A program that reads a sensor is our child, and comes along. What else is there is a session's, and stays where it is.
+    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    there = _processes(folder)
+    if folder.name == _LEAF or os.getpid() not in there or not there <= ours:
         raise PermissionError("our group is not ours alone")
     leaf.mkdir(exist_ok=True)
     try:
-        (leaf / "cgroup.procs").write_text(own, encoding="ascii")
+        # We go first: what we start from then on begins in the leaf.
+        for pid in sorted(there, key=lambda pid: pid != os.getpid()):
+            _move(pid, leaf)
         (folder / "cgroup.subtree_control").write_text("+memory", encoding="ascii")
     except OSError:
         with contextlib.suppress(OSError):
-            (folder / "cgroup.procs").write_text(own, encoding="ascii")
+            for pid in there:
+                _move(pid, folder)
             leaf.rmdir()
         raise
     return folder
+
+
+def _processes(folder: Path) -> set[int]:
+    return {int(pid) for pid in (folder / "cgroup.procs").read_text(encoding="ascii").split()}
+
+
+def _move(pid: int, folder: Path) -> None:
+    # A child may have ended meanwhile.
+    with contextlib.suppress(ProcessLookupError):
+        (folder / "cgroup.procs").write_text(str(pid), encoding="ascii")
 
 
 def _beside(group: MemoryCgroup) -> Path:

@@ -1,228 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker: `python -m edge_client.worker COMMANDS_FD EVENTS_FD`. Started by an agent or a coordinator, never by hand.
 
-Commands come one at a time and each gets one answer (training also gives progress). A command that fails answers `Failed` with the
-error's own words; the worker lives on. The end of the command stream ends the worker.
+The compute route is measured before torch is loaded here: its processes are then alone with the memory that the worker may have.
 """
 
 from __future__ import annotations
 
 import os
-import queue
-import resource
 import sys
-import threading
 import traceback
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import msgspec
-import torch
-from transformers import AutoTokenizer
+from edge_client.route_probe import chosen_route
+from fedcore.errors import FedkrsoError
+from fedcore.worker import Command, Route, Sketch, read_message
 
-from edge_client.worker.calibrate import calibrate
-from edge_client.worker.data import call_by_name, load_examples
-from edge_client.worker.evaluate import evaluate
-from edge_client.worker.footprint import TINY_LENGTH, cached_footprint
-from edge_client.worker.fused import fuse
-from edge_client.worker.highwater import begin_peak, peak_bytes
-from edge_client.worker.lean import hide_optional_packages
-from edge_client.worker.model import describe
-from edge_client.worker.replica import Replica
-from edge_client.worker.tasks import encode
-from edge_client.worker.trainer import Trainer, apply, is_out_of_memory
-from fedcore.checkpoint import Checkpoint
-from fedcore.durable import is_full
-from fedcore.errors import FedkrsoError, ModelError, WorkerError
-from fedcore.job import TaskSection
-from fedcore.worker import (
-    Adopt,
-    Adopted,
-    Command,
-    Configure,
-    Describe,
-    Described,
-    Evaluate,
-    Evaluated,
-    Event,
-    Failed,
-    Measured,
-    Progress,
-    Ready,
-    Sketch,
-    Sketched,
-    StepDown,
-    Train,
-    Trained,
-    read_message,
-    write_message,
-)
-
-__all__ = ["Worker", "main"]
-
-
-class Worker:
-    """What a worker holds between commands: a replica and the node's data."""
-
-    def __init__(self, events: BinaryIO) -> None:
-        self._events = events
-        self._replica: Replica | None = None
-        self._wanted_rung = 0
-
-    def answer(self, command: Command) -> Event | None:
-        """Do what a command says.
-
-        Raises:
-            FedkrsoError: It cannot be done; the reason is for the person.
-        """
-        match command:
-            case Describe(model_folder, task, trained_tensors):
-                task = resolved_task(task)
-                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
-            case Sketch():
-                return self._sketch(command)
-            case Configure():
-                return self._configure(command)
-            case Adopt(path, version, generation, kind, digest):
-                self._held.adopt(Path(path), generation, kind, digest)
-                return Adopted(version, generation, digest)
-            case Train():
-                return self._train(command)
-            case StepDown():
-                return None
-            case Evaluate(version):
-                task = self._configured.plan.task
-                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
-                return Evaluated(version, *found)
-
-    def step_down(self, rung: int) -> None:
-        """From the thread that reads commands: the next micro-batch takes this rung."""
-        self._wanted_rung = max(self._wanted_rung, rung)
-
-    @property
-    def _held(self) -> Replica:
-        if self._replica is None:
-            raise WorkerError("no model is loaded yet")
-        return self._replica
-
-    def _sketch(self, command: Sketch) -> Sketched:
-        torch.set_num_threads(command.threads)
-        plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
-        longest = max(len(e.ids) for e in encoded)
-        training = plan.training
-        found = cached_footprint(
-            Path(command.folder),
-            folder,
-            plan.model_schema,
-            plan.task,
-            plan.base_kind,
-            pool=len(training.seeds),
-            rank=training.rank,
-            intervals=training.intervals,
-            batch_size=training.batch_size,
-            longest=longest,
-            min_length=plan.task.min_length,
-        )
-        return Sketched(found, len(encoded))
-
-    def _configure(self, command: Configure) -> Ready:
-        torch.set_num_threads(command.threads)
-        self._configured = command
-        self._torch_device = torch.device(command.torch_device)
-        folder, task = Path(command.model_folder), command.plan.task
-        if command.memory.length:
-            task = msgspec.structs.replace(task, max_length=command.memory.length)
-        dtype = torch.bfloat16 if self._torch_device.type == "cuda" else torch.float32
-        # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
-        own = Path(command.folder)
-        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped)
-        model: Any = self._replica.model
-        # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
-        self._pad_id = model.config.pad_token_id or 0
-        fuse(model)
-        apply(model, command.memory)
-        self._trainer = Trainer(
-            self._replica,
-            self._encoded,
-            own / "intervals",
-            command.run,
-            command.node,
-            self._pad_id,
-            self._torch_device,
-            self._report,
-            lambda: self._wanted_rung,
-        )
-        highest = peak_bytes()
-        measured: tuple[Measured, ...] = ()
-        if command.calibrate:
-            tiny = min(TINY_LENGTH, max(len(e.ids) for e in self._encoded))
-            measured = calibrate(self._replica, command.plan, tiny, self._pad_id, self._torch_device)
-        state, base = self._replica.state, self._replica.base
-        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest)
-
-    def _report(self, done: int, steps: int, loss: float, rung: int) -> None:
-        write_message(self._events, Progress(done, steps, loss, rung, peak_bytes()))
-        begin_peak()
-
-    def _train(self, command: Train) -> Trained:
-        self._wanted_rung = 0
-        begin_peak()
-        header, trained = self._trainer.train(command.plan, command.ladder, Path(command.path))
-        return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder") from None
-
-
-def resolved_task(task: TaskSection) -> TaskSection:
-    """A task whose labels are a tuple, also where the job names a function that gives them."""
-    if not isinstance(task.labels, str):
-        return task
-    labels = tuple(map(str, call_by_name(task.labels, {}, "task.labels")))
-    return msgspec.structs.replace(task, labels=labels)
+__all__ = ["main"]
 
 
 def main(commands: BinaryIO, events: BinaryIO) -> None:
     """Serve commands until their stream ends."""
-    hide_optional_packages()
-    # Each mapped layer holds a file descriptor.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
-    worker = Worker(events)
-    waiting: queue.Queue[Command | None] = queue.Queue()
+    first: Command | None = read_message(commands, Command)
+    if first is None:
+        return
+    route = _route(first) if isinstance(first, Sketch) and "auto" in (first.torch_device, first.compute_dtype) else None
+    from edge_client.worker import serve
 
-    def read() -> None:
-        # A thread, so that a step down reaches a worker that trains.
-        while (command := read_message(commands, Command)) is not None:
-            if isinstance(command, StepDown):
-                worker.step_down(command.rung)
-            else:
-                waiting.put(command)
-        waiting.put(None)
+    serve.main(commands, events, first, route)
 
-    threading.Thread(target=read, name="commands", daemon=True).start()
-    while (command := waiting.get()) is not None:
-        try:
-            event = worker.answer(command)
-        except FedkrsoError as error:
-            event = Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            event = Failed("StorageError", f"the disk is full: {error.strerror}", error.filename or "folder", "free space there", 11)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            event = Failed("MemoryError", f"out of memory: {error}", "memory_budget", "raise it", 8)
-        if event is not None:
-            write_message(events, event)
+
+def _route(sketch: Sketch) -> Route | FedkrsoError:
+    """What the first command leaves open, or why it cannot be found: `serve` answers with it."""
+    folder = Path(sketch.route_folder) if sketch.route_folder else None
+    try:
+        return chosen_route(sketch.torch_device, sketch.compute_dtype, sketch.plan.base_kind, sketch.threads, folder, os.environ)
+    except FedkrsoError as error:
+        return error
 
 
 if __name__ == "__main__":

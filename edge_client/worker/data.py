@@ -20,7 +20,7 @@ from typing import Any
 from fedcore.errors import DataError
 from fedcore.job import DataSection, TaskSection
 
-__all__ = ["Example", "call_by_name", "load_examples"]
+__all__ = ["Example", "call_by_name", "check_row", "load_examples", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
     Raises:
         DataError: The place is `file:line` (or the function and row), the remedy what to change.
     """
-    examples = [_example(row, place, section, task) for place, row in _rows(section)]
+    examples = [_example(row, place, section, task) for place, row in rows_of(section)]
     if not examples:
         raise DataError("there are no rows", place=section.source, remedy="training needs at least one example")
     return examples
@@ -70,7 +70,25 @@ def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:
         raise DataError(f"{name} failed: {error}", place=key, remedy="check the arguments") from None
 
 
-def _rows(section: DataSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def check_row(row: Mapping[str, Any], place: str, section: DataSection) -> None:
+    """Whether a row has the section's columns, whatever the task wants of its label.
+
+    Raises:
+        DataError: A column is not there, or its text is not text.
+    """
+    _text(row, section.text, "data.text", place)
+    if section.text_pair is not None:
+        _text(row, section.text_pair, "data.text_pair", place)
+    if section.label is not None:
+        _column(row, section.label, "data.label", place)
+
+
+def rows_of(section: DataSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each row with its place, as it is read.
+
+    Raises:
+        DataError: The source cannot be read, or a row is not one.
+    """
     source = section.source
     if ":" in source and not Path(source).exists() and "/" not in source:
         for number, row in enumerate(call_by_name(source, section.arguments, "data.source"), 1):

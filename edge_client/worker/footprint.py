@@ -35,6 +35,8 @@ __all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprin
 # What calibration measures.
 TINY_LENGTH = 32
 TINY_BATCHES = (1, 2)
+# What oneDNN writes and keeps for the 16-bit products of one layer shape (`half`); 13 to 26 MB were measured for three.
+_KERNELS_BYTES = 5_000_000
 
 
 class Shape:
@@ -56,9 +58,18 @@ class Shape:
         return untouched((layer.rows, layer.columns), "<f4" if self.kind == "float32" else "<u2"), None
 
 
-def shape_model(outline: Outline, schema: ModelSchema, task: TaskSection, kind: BaseKind, *, pool: int, rank: int) -> Any:
+def shape_model(
+    outline: Outline,
+    schema: ModelSchema,
+    task: TaskSection,
+    kind: BaseKind,
+    *,
+    pool: int,
+    rank: int,
+    compute_dtype: torch.dtype = torch.float32,
+) -> Any:
     """The model as it trains in the middle of a run, one subspace selected, with shapes only (zeros that take no memory)."""
-    model = build(Shape(outline, schema, kind), task, 0, torch.device("cpu"), torch.float32)
+    model = build(Shape(outline, schema, kind), task, 0, torch.device("cpu"), compute_dtype)
     fuse(model)
     for layer in _subspace_layers(model):
         m, n = layer.out_features, layer.in_features
@@ -84,6 +95,7 @@ def footprint(
     batch_size: int,
     longest: int,
     min_length: int = 0,
+    compute_dtype: str = "float32",
 ) -> Footprint:
     """Trace a model's training step on shapes.
 
@@ -98,14 +110,17 @@ def footprint(
         batch_size: Examples in an optimiser step: the largest micro-batch.
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
+        compute_dtype: Of the products.
     """
     outline = Outline(folder, task)
-    model = shape_model(outline, schema, task, kind, pool=pool, rank=rank)
+    dtype: torch.dtype = getattr(torch, compute_dtype)
+    model = shape_model(outline, schema, task, kind, pool=pool, rank=rank, compute_dtype=dtype)
     layers = list(_subspace_layers(model))
     mappable = _mappable(model)
     others = _bytes([p for p in _tensors(model) if not _belongs_to(layers, p)])
     rows, columns = sum(layer.out_features for layer in layers), sum(layer.in_features for layer in layers)
     widest = max(layer.in_features for layer in layers)
+    kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [_bytes(list(layer.base.buffers())) for layer in layers]
     mode = fake_model(model)
@@ -116,7 +131,7 @@ def footprint(
     return Footprint(
         longest=longest,
         # Now, when everything that training imports is imported.
-        runtime_bytes=status_bytes("VmRSS") or 0,
+        runtime_bytes=(status_bytes("VmRSS") or 0) + kernels,
         weights_bytes=sum(weights),
         largest_layer_bytes=max(weights),
         embeddings_bytes=others,
@@ -125,13 +140,15 @@ def footprint(
         subspaces_bytes=pool * rank * (columns + 2 * 2 * rows) + min(pool, intervals) * rank * rows * 4,
         rank_bytes=4 * 4 * rows,
         tensors_bytes=4 * 4 * trained,
-        row_bytes=4 * widest,
-        signs_bytes=4 * pool * rank * widest,
+        row_bytes=dtype.itemsize * widest,
+        signs_bytes=dtype.itemsize * pool * rank * widest,
         points=points,
     )
 
 
-def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskSection, kind: BaseKind, **shape: int) -> Footprint:
+def cached_footprint(
+    cache: Path, folder: Path, schema: ModelSchema, task: TaskSection, kind: BaseKind, *, compute_dtype: str, **shape: int
+) -> Footprint:
     """`footprint`, remembered in the folder `cache` by model, round's shape and library versions."""
     import transformers
 
@@ -144,6 +161,7 @@ def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskS
         task.labels,
         kind,
         sorted(shape.items()),
+        compute_dtype,
         str(torch.__version__),
         transformers.__version__,
     )
@@ -153,7 +171,7 @@ def cached_footprint(cache: Path, folder: Path, schema: ModelSchema, task: TaskS
         known = msgspec.json.decode(path.read_bytes(), type=Footprint)
         return msgspec.structs.replace(known, runtime_bytes=max(known.runtime_bytes, status_bytes("VmRSS") or 0))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        found = msgspec.structs.replace(footprint(folder, schema, task, kind, **shape), key=key)
+        found = msgspec.structs.replace(footprint(folder, schema, task, kind, compute_dtype=compute_dtype, **shape), key=key)
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("footprint-*.json"):
         old.unlink()

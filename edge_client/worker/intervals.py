@@ -40,10 +40,10 @@ class Progressed(msgspec.Struct, frozen=True, kw_only=True):
     """Over all else in the file, so that one which a disk has damaged is not gone on from."""
 
 
-def round_key(plan: Plan, run: str, node: str, examples: int, length: int) -> str:
+def round_key(plan: Plan, run: str, node: str, examples: int, length: int, computes: str) -> str:
     """What finished intervals belong to: anything that would make their continuation another round changes it."""
-    parts = msgspec.msgpack.encode((run, node, plan.round, plan.version, plan.base_digest, plan.training, plan.task, examples, length))
-    return hashlib.sha256(parts).hexdigest()
+    of_plan = (plan.round, plan.version, plan.base_digest, plan.training, plan.task)
+    return hashlib.sha256(msgspec.msgpack.encode((run, node, *of_plan, examples, length, computes))).hexdigest()
 
 
 class FinishedIntervals:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from edge_client.worker import half
 from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch, Weight, row_blocks
 from fedcore.errors import ExactnessError, ModelError
 
@@ -41,7 +42,7 @@ class SubspaceLinear(nn.Module):
         name: The layer's canonical name; errors carry it.
         base: The frozen W (m, n).
         bias: (m,), or None. A parameter is kept as it is, so that it can be trained or frozen.
-        compute_dtype: dtype of the products; inputs are cast to it and outputs back to the input's dtype.
+        compute_dtype: dtype of the large products; what goes in and comes out is float32, cast back to the input's dtype.
         block_rows: Rows of W that are dequantised at a time; each takes n floats. No faster beyond 256.
         scratch: Buffer for the blocks, shared by the layers of a model. None: from the allocator on each call.
 
@@ -182,20 +183,22 @@ class SubspaceLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m), differentiable in x, the factor and the bias."""
-        flat = x.reshape(-1, self.in_features).to(self.compute_dtype)  # (t, n)
+        flat = x.reshape(-1, self.in_features).to(torch.float32)  # (t, n)
         y: Tensor = _FrozenProduct.apply(flat, self._start(flat), self)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def _start(self, x: Tensor) -> Tensor | None:
-        """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it."""
-        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
+        """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it.
+
+        In float32 whatever the compute dtype: it costs little, and its gradient is what is learned.
+        """
+        bias = None if self.bias is None else self.bias.to(torch.float32)
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         first = self.active * self.rank
-        signs = self.projection[first : first + self.factor.shape[1]].to(self.compute_dtype)  # (r', n)
+        signs = self.projection[first : first + self.factor.shape[1]].to(torch.float32)  # (r', n)
         z = (x.detach() @ signs.T).mul_(self.scale)  # (t, r')
-        factor = self.factor.to(self.compute_dtype)
-        return z @ factor.T if bias is None else torch.addmm(bias, z, factor.T)
+        return z @ self.factor.T if bias is None else torch.addmm(bias, z, self.factor.T)
 
     def _side(self, rows: slice, *, with_factor: bool) -> Tensor:
         """F (rows, K r) float32; without the factor's part in the forward pass, where `_start` has it."""
@@ -211,8 +214,8 @@ class SubspaceLinear(nn.Module):
             side[:, first : first + self.factor.shape[1]] += self.factor.detach()[rows]
         return side
 
-    def _signs(self, *, with_factor: bool) -> Tensor | None:
-        """All signs of P (K r, n) in the compute dtype, or None where the side factor is zero."""
+    def signs(self, *, with_factor: bool) -> Tensor | None:
+        """All signs of P (K r, n) in the compute dtype, or None where the side factor is zero; valid until the next call."""
         learned = self.state is not None or bool(self._accumulators)
         if self.projection is None or not (learned or (with_factor and self.factor is not None)):
             return None
@@ -222,12 +225,12 @@ class SubspaceLinear(nn.Module):
     def _merges(self, tokens: int) -> bool:
         """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r.
 
-        Never merged in 16-bit types: there a small update would be rounded away.
+        Never merged in 16-bit types (`half`): there a small update would be rounded away.
         """
         m, n = self.out_features, self.in_features
-        return self.compute_dtype == torch.float32 and tokens * (m + n) > m * n
+        return tokens * (m + n) > m * n
 
-    def _blocks(self, signs: Tensor | None, *, merge: bool, with_factor: bool) -> Iterator[_Block]:
+    def blocks(self, signs: Tensor | None, *, merge: bool, with_factor: bool) -> Iterator[_Block]:
         """W in blocks of rows, each valid until the next."""
         scratch = self.scratch or Scratch()
         for rows in row_blocks(self.out_features, self.block_rows):
@@ -244,10 +247,12 @@ class SubspaceLinear(nn.Module):
 
     def product(self, x: Tensor, out: Tensor, beta: int) -> Tensor:
         """out (t, m) becomes beta out + x W'^T, where W' = W + F P less the active factor; x is (t, n)."""
-        signs = self._signs(with_factor=False)
+        if self.compute_dtype != torch.float32:
+            return half.product(self, x, out if beta else out.zero_())
+        signs = self.signs(with_factor=False)
         merge = self._merges(x.shape[0])
         z = None if signs is None or merge else (x @ signs.T).mul_(self.scale)  # (t, K r)
-        for rows, block, side in self._blocks(signs, merge=merge, with_factor=False):
+        for rows, block, side in self.blocks(signs, merge=merge, with_factor=False):
             out[:, rows].addmm_(x, block.T, beta=beta)
             if z is not None and side is not None:
                 out[:, rows].addmm_(z, side.T)
@@ -256,11 +261,13 @@ class SubspaceLinear(nn.Module):
 
     def transposed_product(self, gy: Tensor) -> Tensor:
         """gy (W + F P), the gradient of x (t, n), with gy (t, m) and all of F."""
-        signs = self._signs(with_factor=True)
+        if self.compute_dtype != torch.float32:
+            return half.transposed_product(self, gy)
+        signs = self.signs(with_factor=True)
         merge = self._merges(gy.shape[0])
         gx = gy.new_empty(gy.shape[0], self.in_features)
         gz = None if signs is None or merge else gy.new_zeros(gy.shape[0], signs.shape[0])  # (t, K r)
-        for rows, block, side in self._blocks(signs, merge=merge, with_factor=True):
+        for rows, block, side in self.blocks(signs, merge=merge, with_factor=True):
             gx.addmm_(gy[:, rows], block, beta=int(rows.start > 0))
             if gz is not None and side is not None:
                 gz.addmm_(gy[:, rows], side)

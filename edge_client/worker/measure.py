@@ -91,12 +91,13 @@ def measure(request: Request, scratch: Path) -> Measurement:
     folder, memory = Path(request.model_folder), request.memory
     plan = _kept_plan(folder, request, scratch)
     training = plan.training
+    dtype: torch.dtype = getattr(torch, request.compute_dtype)
     shape: dict[str, Any] = {"pool": request.pool, "rank": request.rank, "intervals": 1, "longest": request.length}
-    shape["batch_size"] = memory.micro_batch_size
+    shape |= {"batch_size": memory.micro_batch_size, "compute_dtype": request.compute_dtype}
     sketch = footprint(folder, plan.model_schema, plan.task, request.base_kind, **shape)
     before = predict(sketch, memory, Calibration(), rank=training.rank)
     begin_peak()
-    replica = Replica(plan, folder, scratch, torch.device("cpu"), torch.float32, mapped=memory.mapped)
+    replica = Replica(plan, folder, scratch, torch.device("cpu"), dtype, mapped=memory.mapped)
     loading = peak_bytes() or 0
     _learn(replica)
     fuse(replica.model)

@@ -49,7 +49,7 @@ class Replica:
     def __init__(
         self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
     ) -> None:
-        self._schema = plan.model_schema
+        self._schema, self.compute_dtype = plan.model_schema, compute_dtype
         self._run_seed, self._rank, self._num_seeds = plan.training.run_seed, plan.training.rank, len(plan.training.seeds)
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)

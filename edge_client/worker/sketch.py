@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from edge_client.worker.half import PER_TOKEN
 from edge_client.worker.layer import Scratch, SubspaceLinear
 from edge_client.worker.tasks import Encoded, summed_loss
 from fedcore.job import TaskSection
@@ -85,6 +86,9 @@ class _UncountedScratch(Scratch):
         self._counter = counter
 
     def take(self, use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if use in PER_TOKEN:
+            # As large as the micro-batch: part of what a pass keeps.
+            return super().take(use, shape, dtype, device)
         phase, self._counter.phase = self._counter.phase, ""
         buffer = super().take(use, shape, dtype, device)
         self._counter.phase = phase

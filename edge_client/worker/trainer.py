@@ -90,7 +90,8 @@ class Trainer:
         self._replica.open(plan)
         self._descend(0)
         stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
-        key = round_key(plan, self._run, self._node, len(self._encoded), ladder[0].length)
+        computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
+        key = round_key(plan, self._run, self._node, len(self._encoded), ladder[0].length, computes)
         finished = FinishedIntervals(self._folder, key)
         trained = train_round(
             self._replica,

@@ -73,6 +73,8 @@ model_folder = "{_MODEL}"
 memory_budget = "640 MiB"
 folder = "{folder}"
 threads = {threads}
+# Not "auto": the digest of this run must not depend on what a machine measured.
+compute_dtype = "float32"
 
 [data]
 source = "examples.voice_intents.data:home"

@@ -76,6 +76,36 @@ def test_decliners_do_not_hold_a_round_up_and_others_are_asked() -> None:
     assert feed(m, UpdateAccepted("b", 1)) == [CloseRound(1, ("b",))]
 
 
+def test_a_decliner_that_changes_its_mind_is_taken_while_the_round_is_open_and_invites_it() -> None:
+    m = machine(quorum=2, min_nodes=2)
+    feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1))
+    assert feed(m, Declined("b", 1), now=3) == [] and m.phase == "open"
+    assert feed(m, UpdateAccepted("b", 1), now=9) == [CloseRound(1, ("a", "b"))]
+    # It came after somebody else was invited in its place: not its round any more.
+    other = machine(quorum=1, min_nodes=1, cohort=1)
+    feed(other, NodeOnline("a"), NodeOnline("b"), Declined("a", 1))
+    assert feed(other, UpdateAccepted("a", 1)) == [] and other.cohort == ("b",)
+
+
+def test_a_fleet_that_rests_is_asked_again_at_the_deadline_and_not_before() -> None:
+    m = machine(quorum=2, min_nodes=3, cohort=2)
+    (opened,) = feed(m, *map(NodeOnline, "abc"))
+    assert isinstance(opened, OpenRound)
+    first, second = opened.cohort
+    (third,) = set("abc") - {first, second}
+    assert feed(m, Declined(first, 1), now=1) == []
+    # One is left. It is invited at once, with one of the others, in case that one changes its mind.
+    (again,) = feed(m, Declined(second, 1), now=2)
+    assert isinstance(again, OpenRound) and third in again.cohort and len(again.cohort) == 2
+    assert feed(m, Declined(third, 1), now=3) == []
+    for now in range(4, 102):
+        assert feed(m, Tick(), *(Declined(node, 1) for node in again.cohort), NodeOnline("a"), now=now) == []
+    (late,) = feed(m, Tick(), now=102)
+    assert isinstance(late, OpenRound) and late.deadline_at == 202
+    # All may now take part, also who declined before.
+    assert feed(m, *(UpdateAccepted(node, 1) for node in late.cohort), now=150) == [CloseRound(1, late.cohort)]
+
+
 def test_updates_of_an_open_round_survive_its_reopening() -> None:
     m = machine(min_nodes=2, quorum=2)
     feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1), NodeOffline("b"), NodeOnline("c"))

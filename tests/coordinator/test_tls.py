@@ -341,14 +341,14 @@ def test_amqtt_serves_tls_with_passwords(tmp_path: Path) -> None:
         assert "not trusted" in refusal(replace(broker.settings("a", "a"), ca_file=None))
 
 
-def test_doctor_takes_certificates(shared: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_client.doctor._int8", lambda: "not asked here")
+def test_doctor_takes_certificates(shared: LocalBroker) -> None:
     files = shared.settings("a", "a")
     assert files.ca_file and files.certificate_file and files.key_file
-    arguments = ["--json", "--broker", shared.url, "--ca-file", files.ca_file]
+    arguments = ["--json", "--quick", "--broker", shared.url, "--ca-file", files.ca_file]
     right = CliRunner().invoke(doctor, [*arguments, "--certificate-file", files.certificate_file, "--key-file", files.key_file])
     found = {check["check"]: check for check in json.loads(right.stdout)}["broker"]
-    assert found["ok"] and found["found"].startswith("MQTT 5, packets up to 2000000 bytes") and found["found"].endswith("TLS")
+    assert found["state"] == "ok" and found["found"].startswith("MQTT 5, packets up to 2000000 bytes") and found["found"].endswith("TLS")
     wrong = CliRunner().invoke(doctor, arguments)
-    found = {check["check"]: check for check in json.loads(wrong.stdout)}["broker"]
-    assert not found["ok"] and "wants a certificate" in found["found"] and "certificate_file" in found["remedy"]
+    found = {check["check"]: check for check in json.loads(wrong.stdout)}["network"]
+    assert wrong.exit_code == 1 and found["state"] == "error"
+    assert "wants a certificate" in found["found"] and "certificate_file" in found["remedy"]

@@ -118,20 +118,98 @@ def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() 
 def test_full_disk_declines_keeps_the_worker_and_goes_on_when_there_is_room() -> None:
     session, first = s.Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
-    assert feed(session, s.StorageFull("the disk is full")) == [s.Decline(1, "the disk is full")]
-    assert session.state == "full" and session.worker_ready
+    assert feed(session, s.MustRest("storage", "the disk is full")) == [s.Decline(1, "the disk is full")]
+    assert session.state == "resting" and session.worker_ready
     second = plan(2, (obj(1),))
     assert feed(session, s.PlanArrived(second)) == [s.Decline(2, "the disk is full")]
-    assert feed(session, s.StorageFree()) == [s.Fetch(obj(1))]
-    assert feed(session, s.StorageFull("the disk is full")) == [s.Decline(2, "the disk is full")]
+    assert feed(session, s.MayWork("storage")) == [s.Fetch(obj(1))]
+    assert feed(session, s.MustRest("storage", "the disk is full")) == [s.Decline(2, "the disk is full")]
     assert feed(session, s.Fetched(obj(1).manifest.sha256)) == []
-    assert feed(session, s.StorageFree()) == [s.Fetch(obj(1))]
+    assert feed(session, s.MayWork("storage")) == [s.Fetch(obj(1))]
 
 
 def test_full_disk_while_an_update_waits_sends_it_when_there_is_room() -> None:
     session = s.Session("n", update_round=3)
-    feed(session, s.PlanArrived(plan(3)), s.StorageFull("the disk is full"))
-    assert feed(session, s.StorageFree()) == [s.SendUpdate(3)]
+    feed(session, s.PlanArrived(plan(3)), s.MustRest("storage", "the disk is full"))
+    assert feed(session, s.MayWork("storage")) == [s.SendUpdate(3)]
+
+
+HOT = s.MustRest("policy", "hot")
+
+
+def test_a_policy_ends_training_in_peace_and_the_round_goes_on_when_it_may() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    assert session.state == "training"
+    assert feed(session, HOT) == [s.LetGo(), s.Decline(1, "hot")]
+    assert (session.state, session.reason, session.worker_ready) == ("resting", "hot", False)
+    # What the worker had said before it was let go, and its end, change nothing.
+    assert feed(session, s.WorkerReady(0, 0, "d"), s.WorkerFailed("the worker ended (exit code 0)", died=True)) == []
+    assert session.state == "resting" and session.reason == "hot"
+    assert feed(session, s.MayWork("policy")) == [s.Configure(first)] and session.reason == ""
+    assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
+
+
+def test_a_node_that_rests_loads_nothing_and_declines_each_plan_that_invites_it() -> None:
+    session, first = s.Session("n"), plan(1)
+    assert feed(session, HOT) == [s.LetGo()] and session.state == "resting"
+    assert feed(session, s.PlanArrived(first)) == [s.Decline(1, "hot")]
+    # Heard again after a reconnect: the coordinator may have missed it.
+    assert feed(session, s.PlanArrived(first)) == [s.Decline(1, "hot")]
+    assert feed(session, s.PlanArrived(plan(2, (obj(1),), cohort=("other",)))) == []
+    third = plan(3, (obj(2),))
+    assert feed(session, s.PlanArrived(third)) == [s.Decline(3, "hot")]
+    assert feed(session, s.MayWork("policy")) == [s.Configure(third)]
+
+
+def test_a_finished_update_is_sent_while_the_node_rests() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"), s.UpdateReady(1))
+    assert feed(session, HOT) == [s.LetGo()] and session.state == "sending" and session.reason == "hot"
+    assert feed(session, s.UpdateGone(1)) == [] and session.state == "resting" and session.reason == "hot"
+    # The worker was let go as it finished: declined and sent all the same.
+    late = s.Session("n")
+    feed(late, s.PlanArrived(first), s.WorkerReady(0, 0, "d"), HOT)
+    assert feed(late, s.UpdateReady(1)) == [s.SendUpdate(1)]
+    assert s.Session("n", update_round=1).handle(HOT)[0] == s.LetGo()
+    restarted = s.Session("n", update_round=1)
+    assert feed(restarted, HOT, s.PlanArrived(first)) == [s.LetGo(), s.SendUpdate(1)]
+
+
+def test_two_causes_to_rest_are_both_told_and_both_have_to_go() -> None:
+    session, first = s.Session("n", update_round=1), plan(1)
+    feed(session, s.PlanArrived(first))
+    assert feed(session, s.MustRest("storage", "no room")) == [s.Decline(1, "no room")]
+    assert feed(session, HOT) == [s.LetGo(), s.Decline(1, "no room; hot")]
+    # An update may be sent while the policy objects, but not from a disk that takes no note of its commit.
+    assert feed(session, s.MayWork("storage")) == [s.SendUpdate(1)] and session.reason == "hot"
+    assert feed(session, s.MayWork("policy")) == [] and session.state == "sending"
+    assert feed(session, s.MayWork("policy"), s.MayWork("storage")) == []
+
+
+def test_rests_are_no_tries() -> None:
+    session, first = s.Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    for _ in range(20):
+        feed(session, HOT)
+        assert feed(session, s.MayWork("policy"), s.WorkerReady(0, 0, "d")) == [s.Configure(first), s.TrainRound(first)]
+    # A round that was given up for another reason stays given up.
+    for _ in range(5):
+        given_up = feed(session, s.WorkerFailed("killed", died=True), s.WorkerReady(0, 0, "d"))
+    assert given_up == [s.Decline(1, "killed")]
+    feed(session, HOT)
+    assert feed(session, s.MayWork("policy"), s.WorkerReady(0, 0, "d")) == [s.Configure(first)] and session.state == "idle"
+
+
+def test_a_finished_node_leaves_whatever_its_policy_says() -> None:
+    session = s.Session("n")
+    last = msgspec.structs.replace(plan(1, (obj(1),)), phase="finished", version=1)
+    feed(session, s.PlanArrived(last), s.WorkerReady(1, 0, "d1"))
+    assert feed(session, HOT, s.PlanArrived(last)) == [s.LetGo()] and session.state == "finished"
+    # But one that has not taken the last version waits for its hour.
+    waiting = s.Session("n")
+    assert feed(waiting, HOT, s.PlanArrived(last)) == [s.LetGo()] and waiting.state == "resting"
+    assert feed(waiting, s.MayWork("policy")) == [s.Configure(last)]
 
 
 def test_outbox_remembers_across_restarts(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _serve(path: str) -> None:
     # Everything a worker needs, also what it would load on its first model.
     import transformers.models.bert.modeling_bert
 
-    import edge_client.worker.__main__ as worker
+    from edge_client.worker import serve as worker
     from edge_client.worker.lean import hide_optional_packages
 
     hide_optional_packages()

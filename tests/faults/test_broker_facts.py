@@ -200,7 +200,8 @@ def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(s
 def wait_for_round(folder: Path, server_round: int, seconds: float = 60.0) -> None:
     """Until the round is open and its nodes are at work."""
     log, deadline = folder / "events.log", time.monotonic() + seconds
-    while not log.exists() or f'{{"event": "open", "values": [{server_round}, ' not in log.read_text():
+    opened = f'"round": {server_round}, "node": null, "event": "round_opened"'
+    while not log.exists() or opened not in log.read_text():
         assert time.monotonic() < deadline, f"round {server_round} did not open"
         time.sleep(0.05)
     time.sleep(0.5)

@@ -324,6 +324,7 @@ model_folder = "{self.workshop.model}"
 memory_budget = "1 GiB"
 folder = "{self.node_folder(index)}"
 threads = 1
+compute_dtype = "float32"
 micro_batch_size = 4
 checkpointing = false
 mapped_weights = false

@@ -187,6 +187,7 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
+causes = st.sampled_from(["storage", "policy"])
 held = (st.integers(-1, 4), st.integers(0, 2), shas | st.just(""))
 session_events = st.one_of(
     st.builds(s.PlanArrived, plans()),
@@ -196,7 +197,8 @@ session_events = st.one_of(
     st.builds(s.UpdateReady, rounds),
     st.builds(s.UpdateGone, rounds, st.sampled_from(["", "late"])),
     st.builds(s.WorkerFailed, st.just("killed"), st.booleans()),
-    *([st.builds(s.StorageFull, st.just("no room")), st.builds(s.StorageFree)] if hasattr(s, "StorageFull") else []),
+    st.builds(s.MustRest, causes, st.sampled_from(["no room", "on battery"])),
+    st.builds(s.MayWork, causes),
 )
 
 
@@ -214,8 +216,8 @@ def next_plan(session: s.Session) -> Plan:
 
 def answer(asked: s.Action | None, session: s.Session) -> s.Event:
     """What comes next when all goes well: without it, senseless events never get far."""
-    if session.state == "full":
-        return s.StorageFree()
+    if session.state == "resting":
+        return s.MayWork(next(iter(session.rests)))
     match asked:
         case s.Configure(_):
             return s.WorkerReady(max(0, session.version), 0, session.digest)
@@ -239,6 +241,8 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
         before = session.sent_round
         actions = session.handle(answer(asked, session) if event == "answer" else event)
         asked = next((a for a in actions if not isinstance(a, s.TellStatus | s.Decline)), None if event == "answer" else asked)
+        if isinstance(asked, s.LetGo):
+            asked = None
         session.check()
         assert session.sent_round >= before
         assert len([a for a in actions if not isinstance(a, s.TellStatus | s.Decline)]) <= 1
@@ -278,6 +282,9 @@ round_events = st.one_of(
     st.builds(r.Tick),
     *([st.builds(r.Revoked, nodes)] if hasattr(r, "Revoked") else []),
     *([st.builds(r.Arriving, nodes, rounds)] if hasattr(r, "Arriving") else []),
+    st.sampled_from([r.Pause(), r.Resume(), r.Resume(), r.EndRound()]),
+    st.builds(r.Exclude, nodes),
+    st.builds(r.Readmit, nodes),
     st.just("publish"),
 )
 
@@ -294,15 +301,27 @@ def test_round_machine_keeps_its_invariants_whatever_happens(events: list[Any], 
     machine, now = r.RoundMachine(settings, 7), 1000.0
     if resumed:
         machine.resume_open(("a", "b", "c"), {"a"}, 1050.0)
+        machine.paused, machine.excluded = quorum == 1, {"c"} if quorum == 2 else set()
     published = machine.published
     for event, later in events:
         now += later
         closing = machine.round if machine.phase == "closing" else None
-        for action in machine.handle(r.RoundPublished(machine.round) if event == "publish" else event, now):
+        before = machine.phase, machine.paused, set(machine.excluded), set(machine.accepted)
+        actions = machine.handle(r.RoundPublished(machine.round) if event == "publish" else event, now)
+        commanded = isinstance(event, r.Pause | r.Resume | r.EndRound | r.Exclude | r.Readmit)
+        assert [isinstance(action, r.Answer) for action in actions] == [commanded and index == 0 for index in range(len(actions))]
+        if commanded:
+            answer = actions[0]
+            assert isinstance(answer, r.Answer) and answer.text
+            # Refused: nothing follows and nothing is another.
+            assert answer.done or (len(actions) == 1 and before[:3] == (machine.phase, machine.paused, machine.excluded))
+        for action in actions:
             if isinstance(action, r.CloseRound):
                 assert len(action.participants) >= quorum and set(action.participants) <= set(machine.cohort)
             if isinstance(action, r.OpenRound):
-                assert action.cohort and action.deadline_at > now
+                assert action.cohort and action.deadline_at > now and not machine.paused
+                # An excluded node is in a round only with an update that was in before.
+                assert not set(action.cohort) & machine.excluded - before[3]
         machine.check()
         assert machine.published in (published, closing)
         published = machine.published

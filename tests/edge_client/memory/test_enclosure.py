@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -207,6 +208,64 @@ def test_an_agent_with_company_stays_where_it_is(own: MemoryCgroup) -> None:
     with pytest.raises(PermissionError):
         enclosures._emptied(own)
     assert not (own.folder / "agent/cgroup.procs").exists()
+
+
+def test_a_sensor_s_program_comes_along(own: MemoryCgroup) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as child:
+        (own.folder / "cgroup.procs").write_text(f"{child.pid}\n{os.getpid()}\n")
+        assert enclosures._emptied(own) == own.folder
+        # A made-up file holds what was written last, the kernel's holds both.
+        assert (own.folder / "agent/cgroup.procs").read_text() == str(child.pid)
+        child.communicate(b"\n")
+
+
+def kernel(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a made-up tree behave: a process is in one group, and one with processes gives its children no controllers."""
+    write = Path.write_text
+
+    def written(path: Path, text: str, *arguments: object, **options: object) -> int:
+        if path.is_relative_to(tree):
+            if path.name == "cgroup.subtree_control" and (path.parent / "cgroup.procs").read_text().split():
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            if path.name == "cgroup.procs":
+                for other in tree.rglob("cgroup.procs"):
+                    write(other, "".join(f"{pid}\n" for pid in other.read_text().split() if pid != text))
+                text = (path.read_text() if path.exists() else "") + f"{text}\n"
+        return write(path, text, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_text", written)
+
+
+@pytest.mark.parametrize("group", ["", "/agent"], ids=["systemd 249: in the unit's group", "systemd 254: in its leaf"])
+def test_a_delegated_unit_has_agent_and_worker_side_by_side_under_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    tree = tmp_path / "sys/fs/cgroup"
+    unit = tree / "system.slice/fedkrso-client.service"
+    (unit / "worker").mkdir(parents=True)
+    (unit / "agent").mkdir()
+    (tmp_path / "proc/self").mkdir(parents=True)
+    where = tmp_path / "proc/self/cgroup"
+    where.write_text(f"0::/system.slice/fedkrso-client.service{group}\n")
+    (tmp_path / "proc/self/mountinfo").write_text("35 24 0:30 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n")
+    for place in (unit, unit / "agent", unit / "worker"):
+        (place / "cgroup.controllers").write_text("memory\n")
+        (place / "cgroup.procs").write_text("")
+    (unit / "memory.max").write_text(str(900 * MIB))
+    kernel(tree, monkeypatch)
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as sensor:
+        for pid in (sensor.pid, os.getpid()):
+            (unit / group.lstrip("/") / "cgroup.procs").write_text(str(pid))
+        # The second worker is started from wherever the first one brought us.
+        for _ in range(2):
+            made = enclose(300 * MIB, "worker", root=tmp_path)
+            assert isinstance(made, V2) and made.folder == unit / "worker"
+            assert (unit / "worker/memory.max").read_text() == str(300 * MIB) and (unit / "cgroup.subtree_control").read_text() == "+memory"
+            assert (unit / "cgroup.procs").read_text() == ""
+            assert sorted((unit / "agent/cgroup.procs").read_text().split()) == sorted([str(sensor.pid), str(os.getpid())])
+            where.write_text("0::/system.slice/fedkrso-client.service/agent\n")
+            made.close()
+        sensor.communicate(b"\n")
 
 
 def test_an_agent_moves_back_when_the_controller_is_refused(own: MemoryCgroup) -> None:

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// The coordinator's HTTP interface: requests with one-line errors, and the stream of views that connects again by itself.
+
+const TIMEOUT_MS = 10_000;
+// The coordinator itself gives up on a command after 30 s, and says so.
+const COMMAND_TIMEOUT_MS = 35_000;
+const SILENCE_MS = 30_000;
+const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
+
+/** A request that the coordinator refused or that did not reach it; `message` is one line for a person. */
+export class RequestError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** JSON of a path; `token` is sent as a bearer, `body` as JSON by POST. */
+export async function request(path, { token = "", body = null } = {}) {
+  const headers = { Accept: "application/json" };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  if (body) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, {
+      method: body ? "POST" : "GET",
+      headers,
+      body: body ? JSON.stringify(body) : undefined,
+      cache: "no-store",
+      credentials: "omit",
+      signal: AbortSignal.timeout(body ? COMMAND_TIMEOUT_MS : TIMEOUT_MS),
+    });
+  } catch (error) {
+    throw new RequestError(error.name === "TimeoutError" ? "the coordinator does not answer" : "the coordinator cannot be reached", 0);
+  }
+  const data = await response.json().catch(() => null);
+  if (!response.ok) throw new RequestError(data?.error ?? `the coordinator answers ${response.status}`, response.status);
+  return data;
+}
+
+/**
+ * The stream of views. `onRun(view)` gets each; `onConnection({live, since})` hears when the connection comes and goes.
+ * EventSource connects again after a network error, but not after an error status (a proxy's 502), and does not notice
+ * a peer that is silently gone: both are done here.
+ */
+export class Stream {
+  constructor(path, { onRun, onConnection }) {
+    this.path = path;
+    this.onRun = onRun;
+    this.onConnection = onConnection;
+    this.failures = 0;
+    this.heardAt = performance.now();
+    this.live = false;
+    this.open();
+    setInterval(() => this.check(), SILENCE_MS / 3);
+    addEventListener("online", () => this.again(0));
+    addEventListener("offline", () => this.lost());
+    document.addEventListener("visibilitychange", () => document.hidden || this.check());
+  }
+
+  open() {
+    clearTimeout(this.timer);
+    this.source?.close();
+    this.source = new EventSource(this.path);
+    this.source.addEventListener("open", () => this.heard());
+    this.source.addEventListener("run", (event) => {
+      this.heard();
+      this.onRun(JSON.parse(event.data));
+    });
+    this.source.addEventListener("error", () => {
+      this.lost();
+      if (this.source.readyState === EventSource.CLOSED) this.again(RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)]);
+    });
+  }
+
+  again(delay) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.open(), delay);
+  }
+
+  heard() {
+    this.failures = 0;
+    this.heardAt = performance.now();
+    if (!this.live) this.onConnection({ live: true, since: Date.now() / 1000 });
+    this.live = true;
+  }
+
+  lost() {
+    if (this.live) this.onConnection({ live: false, since: Date.now() / 1000 });
+    this.live = false;
+  }
+
+  /** After a silence, ask: nothing may have changed, or nobody may be there. */
+  async check() {
+    if (performance.now() - this.heardAt < SILENCE_MS || this.source.readyState !== EventSource.OPEN) return;
+    try {
+      this.onRun(await request("/api/run"));
+      this.heardAt = performance.now();
+    } catch {
+      this.lost();
+      this.again(0);
+    }
+  }
+}

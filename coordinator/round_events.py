@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the round machine takes and gives: events in, an operator's commands among them, and actions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "Action",
+    "Answer",
+    "Arriving",
+    "CloseRound",
+    "Command",
+    "Declined",
+    "DigestReported",
+    "EndRound",
+    "EndRun",
+    "Event",
+    "Exclude",
+    "FinishRun",
+    "NodeOffline",
+    "NodeOnline",
+    "OpenRound",
+    "Pause",
+    "Readmit",
+    "Resume",
+    "Revoked",
+    "RoundPublished",
+    "Tick",
+    "UpdateAccepted",
+]
+
+
+@dataclass(frozen=True)
+class NodeOnline:
+    """A node said that it is there."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class NodeOffline:
+    """A node left, or its last will says so."""
+
+    node: str
+    left: bool = False
+    """It said so itself, and will not be waited for; otherwise its connection was lost, and it may come back."""
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A node's key counts no more: what it sent in the open round is left out."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A participant will not send an update this round."""
+
+    node: str
+    round: int
+
+
+@dataclass(frozen=True)
+class UpdateAccepted:
+    """A participant's update is checked, on disk and in the ledger."""
+
+    node: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """A participant's update made progress."""
+
+    node: str
+    round: int
+
+
+@dataclass(frozen=True)
+class RoundPublished:
+    """The round's outcome is out."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class DigestReported:
+    """A node holds a version, with this model digest."""
+
+    node: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """An operator: no further round opens until `Resume`. The one that is open goes on to its end."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """An operator: rounds open again."""
+
+
+@dataclass(frozen=True)
+class EndRound:
+    """An operator: the open round closes now, with the updates that are in, if they are its quorum."""
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """An operator: a node is invited no more, and not waited for; what it sent in the open round counts."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Readmit:
+    """An operator: an excluded node is invited again."""
+
+    node: str
+
+
+Command = Pause | Resume | EndRound | Exclude | Readmit
+Event = NodeOnline | NodeOffline | Revoked | Declined | Arriving | UpdateAccepted | RoundPublished | DigestReported | Tick | Command
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Announce a round to a cohort."""
+
+    round: int
+    cohort: tuple[str, ...]
+    deadline_at: float
+
+
+@dataclass(frozen=True)
+class CloseRound:
+    """Aggregate these participants' updates and publish."""
+
+    round: int
+    participants: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FinishRun:
+    """Announce that nothing is trained any more; nodes take the last outcome and report."""
+
+
+@dataclass(frozen=True)
+class EndRun:
+    """Write the summary and stop."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command came to: the first action that follows it, and the only one if it is refused."""
+
+    done: bool
+    """False: refused, and nothing changed."""
+    text: str
+    """For the operator, one line."""
+
+
+Action = OpenRound | CloseRound | FinishRun | EndRun | Answer
