@@ -169,7 +169,13 @@ def on_one_broker(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
+def test_a_run_over_two_bridged_brokers_survives_a_cut_between_them(tmp_path: Path) -> None:
+    needs_mosquitto()
+    bridged_run(tmp_path / "run", cut=True)
+
+
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("cut", [pytest.param(False, id="steady", marks=pytest.mark.chaos), pytest.param(True, id="cut")])
+@pytest.mark.parametrize("cut", [False, True], ids=["steady", "cut"])
 def test_a_run_over_two_bridged_brokers_ends_with_the_digest_of_one(tmp_path: Path, on_one_broker: str, cut: bool) -> None:
     assert bridged_run(tmp_path / "run", cut=cut) == on_one_broker
