@@ -64,7 +64,7 @@ arguments = {{ seed = {seed}, homes = {homes} }}
 {connection}"""
 
 
-def node_text(run: str, connection: str, folder: Path, *, index: int, homes: int, seed: int, threads: int) -> str:
+def node_text(run: str, connection: str, folder: Path, *, index: int, homes: int, seed: int, threads: int, dtype: str = "float32") -> str:
     """A home's node file; `connection` is its `[broker]` and `[trust]` sections."""
     return f"""\
 node = "home-{index}"
@@ -73,8 +73,8 @@ model_folder = "{_MODEL}"
 memory_budget = "640 MiB"
 folder = "{folder}"
 threads = {threads}
-# Not "auto": the digest of this run must not depend on what a machine measured.
-compute_dtype = "float32"
+# Named, not "auto": the digest of this run must not depend on what a machine measured.
+compute_dtype = "{dtype}"
 
 [data]
 source = "examples.voice_intents.data:home"
@@ -91,8 +91,9 @@ arguments = {{ index = {index}, homes = {homes}, seed = {seed} }}
 @click.option("--seed", default=0, show_default=True)
 @click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16"]))
 @click.option("--schedule", default="pool", show_default=True, type=click.Choice(["pool", "fresh"]))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "auto"]), help="Of the products.")
 @click.option("--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")
-def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, schedule: str, kind: str | None) -> None:
+def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, schedule: str, dtype: str, kind: str | None) -> None:
     """Four homes fine-tune one model on what they say to their voice assistant; no utterance leaves its home's process."""
     run = run or time.strftime("voice-%Y%m%d-%H%M%S")
     folder = (runs / f"{run}-nodes").resolve()
@@ -114,7 +115,7 @@ def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, sc
             for index in range(homes):
                 node, connection = folder / f"home-{index}.toml", broker.sections(f"home-{index}")
                 own = folder / f"home-{index}"
-                node.write_text(node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads))
+                node.write_text(node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads, dtype=dtype))
                 children.append(_start(["client", "run", str(node)], folder / f"home-{index}.log"))
             code = _wait(coordinator, children[1:], folder)
         finally:
