@@ -18,10 +18,10 @@ from edge_client.worker.intervals import FinishedIntervals, Progressed
 from edge_client.worker.replica import Replica
 from fedcore.accumulator import quantise_rows
 from fedcore.errors import WorkerError
-from fedcore.plan import Plan, Training
+from fedcore.plan import Plan
 from fedcore.records import Record
 from fedcore.schedule import interval_order
-from fedcore.update import TENSOR_BITS
+from fedcore.training import TENSOR_BITS, SubspaceTraining, Training
 
 __all__ = ["Round", "StepFunction", "learning_rate_factor", "train_round", "update_records"]
 
@@ -81,6 +81,7 @@ def train_round(
         WorkerError: The loss is not finite.
     """
     training = plan.training
+    assert isinstance(training, SubspaceTraining)
     order = interval_order(training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node)
     steps = training.intervals * training.interval_steps
     tensors = list(replica.tensors.values())
