@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.methods import client_half
 from edge_client.worker.model import build, install_weight, start_value
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import BaseDamaged, ExactnessError, WireError
 from fedcore.plan import ObjectKind, Plan, published_digest
-from fedcore.projection import checksums, signs
+from fedcore.projection import checksums
 from fedcore.snapshot import take_snapshot
 from fedcore.state import PublishedState, model_digest
 
@@ -59,6 +60,7 @@ class Replica:
         self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
+        self.half = client_half(self.model, plan.training)
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
         self._install()
 
@@ -206,16 +208,7 @@ class Replica:
             install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
 
     def _install(self) -> None:
-        for spec in self._schema.layers:
-            layer, part = self.layers[spec.name], self.state.entries[spec.name]
-            projection = np.concatenate([signs(s, spec.name, self.state.rank, spec.columns) for s in self.state.seeds])
-            learned = bool(part.q.any())
-            layer.install(
-                torch.from_numpy(projection),
-                self.state.rank,
-                state=torch.from_numpy(np.array(part.q)) if learned else None,
-                state_scale=torch.from_numpy(part.scale()) if learned else None,
-            )
+        self.half.install(self.state)
         with torch.no_grad():
             for name, value in self.start_values().items():
                 self.tensors[name].copy_(torch.from_numpy(value))
