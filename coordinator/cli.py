@@ -164,7 +164,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
         raise RunError("the folded base is damaged", place=str(files.base), remedy=f"fedkrso coordinator resume {run} makes it anew")
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
-        state = state.refreshed(prepared.schema, state.seeds)
+        state = state.refreshed(plan.training, prepared.schema)
     export_model(base, state, prepared.schema, prepared.job.task, job.seed, folder)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 

@@ -11,7 +11,8 @@ import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.job import BrokerSection, DataSection, PathText, TaskSection, TrustSection
-from fedcore.method import MethodSettings
+from fedcore.methods import AnySettings
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.types import BaseKind
 
 __all__ = ["Job", "ModelSection", "RoundSection", "SafetySection"]
@@ -106,7 +107,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Everything random in the run derives from it."""
     model: ModelSection
     task: TaskSection
-    method: MethodSettings = MethodSettings()
+    method: AnySettings = FedKRSOSettings()
     round: RoundSection = RoundSection()
     safety: SafetySection = SafetySection()
     broker: BrokerSection

@@ -28,6 +28,7 @@ from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, pack_record, read_header, read_records, write_records
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
+from fedcore.training import Training
 
 __all__ = ["SNAPSHOT_FORMAT", "snapshot_bytes", "take_snapshot", "write_snapshot"]
 
@@ -73,15 +74,13 @@ def snapshot_bytes(base: Base) -> int:
     return total
 
 
-def take_snapshot(path: Path, base: Base, generation: int, seeds: tuple[int, ...], rank: int) -> PublishedState:
+def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
     """Make a base the one of a snapshot.
 
     Args:
         path: What `write_snapshot` wrote.
         base: Any generation of the same checkpoint; as before if anything is wrong with the file.
-        generation: What the snapshot is promised to be.
-        seeds: Of that generation.
-        rank: Of the run.
+        training: Of the generation that the snapshot is promised to be of.
 
     Returns:
         The state that the generation begins with.
@@ -93,9 +92,9 @@ def take_snapshot(path: Path, base: Base, generation: int, seeds: tuple[int, ...
         header = msgspec.convert(read_header(path, SNAPSHOT_FORMAT), _Header)
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"not a snapshot: {error}", place=path.name) from None
-    if (header.generation, header.seeds, header.rank) != (generation, seeds, rank):
-        raise MalformedMessage(f"a snapshot of generation {header.generation} where the plan has {generation}", place=path.name)
-    zero = PublishedState.zero(base.schema, seeds, rank)
+    if (header.generation, header.seeds, header.rank) != (training.generation, training.seeds, training.rank):
+        raise MalformedMessage(f"a snapshot of generation {header.generation} where the plan has {training.generation}", place=path.name)
+    zero = PublishedState.zero(training, base.schema)
     records = read_records(path, largest=_largest(base))
     tensors: dict[str, RowScaled] = {}
     for spec in sorted(base.schema.tensors, key=lambda spec: spec.name):
@@ -103,8 +102,8 @@ def take_snapshot(path: Path, base: Base, generation: int, seeds: tuple[int, ...
         if record is None or record.name != spec.name or record.part.q.shape != spec.matrix or record.difference:
             raise MalformedMessage("a snapshot without a tensor that is trained whole", place=f"{path.name}: {spec.name}")
         tensors[spec.name] = record.part
-    base.replace(generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
-    return PublishedState(header.version, seeds, rank, {**zero.entries, **tensors})
+    base.replace(training.generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
+    return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **tensors})
 
 
 def _records(base: Base, state: PublishedState) -> Iterator[Record]:

@@ -25,9 +25,10 @@ from fedcore.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_expone
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, read_header, read_records, write_records
 from fedcore.schema import ModelSchema
+from fedcore.training import Training
 from fedcore.wire.fields import RoundNumber
 
-__all__ = ["ExactState", "PublishedState", "model_digest", "state_shapes"]
+__all__ = ["ExactState", "PublishedState", "model_digest"]
 
 OUTCOME_FORMAT = "fedkrso outcome 1"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
@@ -39,15 +40,9 @@ class _Header(msgspec.Struct, frozen=True):
     """What an outcome file says about itself."""
 
     version: RoundNumber
-    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1, max_length=1024)]
-    rank: Annotated[int, Meta(ge=1, le=4096)]
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=1024)]
+    rank: Annotated[int, Meta(ge=0, le=4096)]
     base_version: RoundNumber | None
-
-
-def state_shapes(schema: ModelSchema, num_seeds: int, rank: int) -> dict[str, tuple[int, int]]:
-    """(m, c) of each entry of the state: K r columns for a layer, a tensor's own columns for a tensor."""
-    shapes = {layer.name: (layer.rows, num_seeds * rank) for layer in schema.layers}
-    return shapes | {tensor.name: tensor.matrix for tensor in schema.tensors}
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,8 @@ class PublishedState:
 
     Attributes:
         version: The round whose outcome it is; 0 before the first.
-        seeds: The pool that the layers' columns belong to.
-        rank: Columns per seed.
+        seeds: The pool that the layers' columns belong to; none in methods without subspaces.
+        rank: Columns per seed, or of the factors.
         entries: By name, int16 (m, c) and int8 exponents (m,).
     """
 
@@ -67,10 +62,10 @@ class PublishedState:
     entries: Mapping[str, RowScaled]
 
     @classmethod
-    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> PublishedState:
+    def zero(cls, training: Training, schema: ModelSchema) -> PublishedState:
         """The state before the first round."""
-        entries = {name: _zero_rows(shape) for name, shape in state_shapes(schema, len(seeds), rank).items()}
-        return cls(0, seeds, rank, entries)
+        entries = {name: _zero_rows(shape) for name, shape in training.shapes(schema).items()}
+        return cls(0, training.seeds, training.rank, entries)
 
     def digest(self) -> str:
         """SHA-256 over seeds, rank and every entry in name order; independent of how the state travelled."""
@@ -82,13 +77,10 @@ class PublishedState:
             digest.update(part.q.astype("<i2").tobytes())
         return digest.hexdigest()
 
-    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> PublishedState:
+    def refreshed(self, training: Training, schema: ModelSchema) -> PublishedState:
         """The state after its layers were folded into the base: layers zero under new seeds, tensors kept."""
-        layers = {layer.name for layer in schema.layers}
-        entries = {
-            name: _zero_rows((len(part.q), len(seeds) * self.rank)) if name in layers else part for name, part in self.entries.items()
-        }
-        return PublishedState(self.version, seeds, self.rank, entries)
+        zero = {name: _zero_rows(shape) for name, shape in training.layer_shapes(schema).items()}
+        return PublishedState(self.version, training.seeds, training.rank, {**self.entries, **zero})
 
     def write(self, path: Path, *, previous: PublishedState | None = None) -> None:
         """Write the whole state, or its difference to `previous` (same seeds), as a record file."""
@@ -167,23 +159,21 @@ class ExactState:
     exponents: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @classmethod
-    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> ExactState:
+    def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
         """Nothing learned yet."""
-        shapes = state_shapes(schema, len(seeds), rank)
-        return cls(0, seeds, rank, {name: np.zeros(shape, np.int64) for name, shape in shapes.items()})
+        sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
+        return cls(0, training.seeds, training.rank, sums)
 
     def after(self, total: RunningSum) -> ExactState:
         """The next version: this one plus the round's mean. A new object, so that a failed round leaves nothing behind."""
         sums = {name: self.sums[name] + mean for name, mean in total.means()}
         return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents))
 
-    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> ExactState:
+    def refreshed(self, training: Training, schema: ModelSchema) -> ExactState:
         """After a fold: layers zero under new seeds, tensors kept."""
-        sums, exponents = dict(self.sums), dict(self.exponents)
-        for layer in schema.layers:
-            sums[layer.name] = np.zeros((layer.rows, len(seeds) * self.rank), np.int64)
-            exponents.pop(layer.name, None)
-        return ExactState(self.version, seeds, self.rank, sums, exponents)
+        zero = {name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items()}
+        exponents = {name: exponent for name, exponent in self.exponents.items() if name not in zero}
+        return ExactState(self.version, training.seeds, training.rank, {**self.sums, **zero}, exponents)
 
     def publish(self) -> PublishedState:
         """Round S once, half to even, to 16 bits a number; raises the row scales where S outgrew them."""

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.methods import client_half
 from edge_client.worker.model import build, install_weight, start_value
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import BaseDamaged, ExactnessError, WireError
 from fedcore.plan import ObjectKind, Plan, published_digest
-from fedcore.projection import signs, signs_checksum
-from fedcore.schedule import pool_seeds
+from fedcore.projection import checksums
 from fedcore.snapshot import take_snapshot
-from fedcore.state import PublishedState, model_digest, state_shapes
+from fedcore.state import PublishedState, model_digest
 
 __all__ = ["Replica"]
 
@@ -50,7 +50,7 @@ class Replica:
         self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
     ) -> None:
         self._schema, self.compute_dtype = plan.model_schema, compute_dtype
-        self._run_seed, self._rank, self._num_seeds = plan.training.run_seed, plan.training.rank, len(plan.training.seeds)
+        self._run_seed, self._training = plan.training.run_seed, plan.training
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
         self._check_projections(plan)
@@ -60,6 +60,7 @@ class Replica:
         self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
+        self.half = client_half(self.model, plan.training)
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
         self._install()
 
@@ -109,7 +110,7 @@ class Replica:
 
     def _taken(self, path: Path, generation: int, kind: ObjectKind) -> PublishedState:
         if kind == "snapshot":
-            state = take_snapshot(path, self.base, generation, self._seeds(generation), self._rank)
+            state = take_snapshot(path, self.base, self._training.at(generation))
             self._install_base()
             return state
         if kind == "whole" and generation == 0 and self.base.generation > 0:
@@ -199,7 +200,7 @@ class Replica:
             raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
         self.base.fold(self.state, generation)
         self._install_base()
-        self.state = self.state.refreshed(self._schema, self._seeds(generation))
+        self.state = self.state.refreshed(self._training.at(generation), self._schema)
 
     def _install_base(self) -> None:
         self.base.store()
@@ -207,16 +208,7 @@ class Replica:
             install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
 
     def _install(self) -> None:
-        for spec in self._schema.layers:
-            layer, part = self.layers[spec.name], self.state.entries[spec.name]
-            projection = np.concatenate([signs(s, spec.name, self.state.rank, spec.columns) for s in self.state.seeds])
-            learned = bool(part.q.any())
-            layer.install(
-                torch.from_numpy(projection),
-                self.state.rank,
-                state=torch.from_numpy(np.array(part.q)) if learned else None,
-                state_scale=torch.from_numpy(part.scale()) if learned else None,
-            )
+        self.half.install(self.state)
         with torch.no_grad():
             for name, value in self.start_values().items():
                 self.tensors[name].copy_(torch.from_numpy(value))
@@ -224,14 +216,14 @@ class Replica:
     def _stored_state(self, plan: Plan) -> PublishedState:
         """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing learned."""
         generation = self.base.generation
-        seeds = self._seeds(generation)
+        training = self._training.at(generation)
         try:
             state = PublishedState.read(self._state_path, self._shapes)
-            if generation and state.seeds == self._seeds(generation - 1):
+            if generation and state.seeds == self._training.at(generation - 1).seeds:
                 # Killed between the fold and what was to come after it.
-                state = state.refreshed(self._schema, seeds)
+                state = state.refreshed(training, self._schema)
             right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
-            if right and (state.seeds, state.rank) == (seeds, self._rank):
+            if right and (state.seeds, state.rank) == (training.seeds, training.rank):
                 return state
         except FileNotFoundError:
             pass
@@ -239,17 +231,13 @@ class Replica:
             # Torn, or another run's: fetched again, like on a fresh node.
             pass
         self._state_path.unlink(missing_ok=True)
-        return PublishedState.zero(self._schema, seeds, self._rank)
-
-    def _seeds(self, generation: int) -> tuple[int, ...]:
-        return pool_seeds(self._run_seed, generation, self._num_seeds)
+        return PublishedState.zero(training, self._schema)
 
     @property
     def _shapes(self) -> dict[str, tuple[int, int]]:
-        return state_shapes(self._schema, self._num_seeds, self._rank)
+        return self._training.shapes(self._schema)
 
     def _check_projections(self, plan: Plan) -> None:
-        training = plan.training
-        for spec, checksum in zip(plan.model_schema.layers, plan.checksums, strict=True):
-            if signs_checksum(training.seeds, spec.name, training.rank, spec.columns) != checksum:
+        for spec, ours, checksum in zip(self._schema.layers, checksums(plan.training, self._schema), plan.checksums, strict=False):
+            if ours != checksum:
                 raise ExactnessError("this machine's projection differs from the coordinator's", place=spec.name)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from edge_client.worker.fedkrso import Round, train_round, update_records
 from edge_client.worker.fused import FusedGatedMLP
 from edge_client.worker.highwater import give_back_freed_memory
 from edge_client.worker.intervals import FinishedIntervals, round_key
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.replica import Replica
+from edge_client.worker.round import Round, train_round, update_records
 from edge_client.worker.tasks import Encoded, batches, summed_loss
 from fedcore.errors import BudgetError
 from fedcore.memoryplan import Allocator, MemoryPlan
@@ -101,7 +101,6 @@ class Trainer:
             lambda number: self._whole_batch(stream.batch(number), plan),
             lambda done, steps, loss: self._report(done, steps, loss, self.rung),
             finished,
-            key,
         )
         header = UpdateHeader(
             run=self._run,
@@ -109,12 +108,12 @@ class Trainer:
             node=self._node,
             version=plan.version,
             examples=len(self._encoded),
-            rank=trained.rank,
-            subspaces=trained.used,
+            rank=self._replica.half.rank,
+            subspaces=self._replica.half.subspaces,
             loss=trained.loss,
             seconds=time.monotonic() - started,
         )
-        write_update(path, header, update_records(self._replica, plan, trained.rank, trained.used))
+        write_update(path, header, update_records(self._replica, plan))
         finished.clear()
         # Back to the published state: what this node alone learned is in its update.
         self._replica.restore()
