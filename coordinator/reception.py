@@ -245,7 +245,7 @@ class Reception:
         return ""
 
     def _largest_update(self, plan: Plan) -> int:
-        numbers = sum(rows * columns for rows, columns in plan.training.shapes(plan.model_schema).values())
+        numbers = sum(rows * columns for rows, columns in plan.training.update_shapes(plan.model_schema).values())
         return 2 * numbers + _UPDATE_SLACK_BYTES
 
     def _node(self, node: str) -> NodeView:

@@ -349,7 +349,7 @@ class Coordinator:
         digest = model_digest(self._base.digest(), self._published)
         objects = []
         for whole in (True, False):
-            if not whole and (previous.seeds != self._published.seeds or previous.version == 0):
+            if not whole and (previous.version == 0 or not self._published.follows(previous)):
                 continue
             path = self._folder.outcome(server_round, "whole" if whole else "difference")
             path.parent.mkdir(parents=True, exist_ok=True)

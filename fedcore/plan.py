@@ -88,7 +88,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
             raise ValueError("a plan carries its labels, not a function's name")
         if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
             raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
-        if max(map(math.prod, self.training.shapes(self.model_schema).values()), default=0) > _MAX_NUMBERS:
+        shapes = [*self.training.shapes(self.model_schema).values(), *self.training.update_shapes(self.model_schema).values()]
+        if max(map(math.prod, shapes), default=0) > _MAX_NUMBERS:
             # Where a plan is made, that is the job's fault; where it comes from elsewhere, the message's.
             raise MalformedMessage(
                 f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers", remedy="lower method.num_seeds or method.rank"

@@ -16,9 +16,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcore.directions import checksum
 from fedcore.errors import ConfigError
 from fedcore.schema import ModelSchema
-from fedcore.training import Training
+from fedcore.training import DirectionTraining, Training
 
 __all__ = ["MAX_SEED", "checksums", "sign_bytes", "signs", "signs_checksum"]
 
@@ -72,7 +73,9 @@ def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
 
 
 def checksums(training: Training, schema: ModelSchema) -> tuple[str, ...]:
-    """Of the signs of a plan's seeds, by layer; none in methods without subspaces."""
+    """Of the signs of a plan's seeds, by layer; none in methods without seeds."""
     if not training.seeds:
         return ()
+    if isinstance(training, DirectionTraining):
+        return tuple(checksum(training.seeds[0], layer) for layer in schema.layers)
     return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)

@@ -10,12 +10,20 @@ and which of them one participant's update must have.
 | `SubspaceTraining` | FedKRSO | a layer's accumulators (m, K r) |
 | `DenseTraining` | federated averaging | a layer's change (m, n) |
 | `FactorTraining` | the LoRA family | `<layer>/A` (r, n) and `<layer>/B` (m, r) |
+| `StackedTraining` | FLoRA | `<layer>/up` (m, c) and `<layer>/down` (c, n) |
+| `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
+| `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
+| `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
 
-Every method has one entry more for each tensor that is trained whole.
+Every method has one entry more for each tensor that is trained whole and shared.
+
+Some entries are folded into the base before the next generation begins, and are zero then: a layer's accumulators (`<layer>`), and the two
+factors of a product, which have as many columns or rows as an outcome brings (0 in `shapes`; a generation begins with none).
 """
 
 from __future__ import annotations
 
+import math
 import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -25,20 +33,56 @@ from msgspec import Meta
 
 from fedcore.errors import UpdateRefused
 from fedcore.schedule import pool_seeds
-from fedcore.schema import ModelSchema
+from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.types import Bits, Order
 from fedcore.wire.fields import Positive, RoundNumber
 
 if TYPE_CHECKING:
     from fedcore.update import UpdateHeader
 
-__all__ = ["TENSOR_BITS", "AnyTraining", "DenseTraining", "Expected", "FactorTraining", "SubspaceTraining", "Training"]
+__all__ = [
+    "AMPLITUDES",
+    "COEFFICIENTS",
+    "DOWN",
+    "MAX_DIRECTIONS",
+    "TENSOR_BITS",
+    "UP",
+    "USES",
+    "AnyTraining",
+    "DenseTraining",
+    "DirectionTraining",
+    "Expected",
+    "FactorTraining",
+    "ResidualTraining",
+    "ScalarTraining",
+    "SketchTraining",
+    "StackedTraining",
+    "SubspaceTraining",
+    "Training",
+    "folded_entries",
+]
 
 TENSOR_BITS: Final = 16
+UP: Final = "/up"
+"""Ends the name of a left factor that is folded: `up @ down` is added to the layer's weight."""
+DOWN: Final = "/down"
+"""Ends the name of its right factor."""
+COEFFICIENTS: Final = "/coefficients"
+"""Ends the name of what a layer learned along seeded directions; alone it is the name of one table for all layers."""
+AMPLITUDES: Final = "/amplitudes"
+"""Sums of the absolute slopes that were found along directions."""
+USES: Final = "/uses"
+"""How often directions were used, in units of 2**-8 so that a round's sums stay within bounds."""
+MAX_DIRECTIONS: Final = 2**16
 Rank = Annotated[int, Meta(ge=1, le=4096)]
 Seed = Annotated[int, Meta(ge=0)]
 LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
 Shapes = dict[str, tuple[int, int]]
+
+
+def folded_entries(schema: ModelSchema) -> frozenset[str]:
+    """Names of the entries that a fold takes out of a state, where a method has them; the others stay as they are."""
+    return frozenset(layer.name + ending for layer in schema.layers for ending in ("", UP, DOWN, COEFFICIENTS))
 
 
 @dataclass(frozen=True)
@@ -77,7 +121,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The pool, for methods with subspaces."""
+        """What the entries that are folded belong to, new in each generation: the pool, or one number. None in methods that never fold."""
         return ()
 
     @property
@@ -100,8 +144,25 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return msgspec.structs.replace(self, generation=generation)
 
     def shapes(self, schema: ModelSchema) -> Shapes:
-        """(rows, columns) of every entry of the state."""
-        return self.layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in schema.tensors}
+        """(rows, columns) of every entry of the state; 0 where each outcome has a number of its own."""
+        return self.layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether all nodes have the same model; otherwise a part of it stays with each."""
+        return True
+
+    def shared_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
+        """The tensors trained whole that all nodes share; the others stay with each node."""
+        return schema.tensors
+
+    def update_shapes(self, schema: ModelSchema) -> Shapes:
+        """(rows, columns) of what an update may say at most, of layers and of tensors."""
+        return self.update_layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
+
+    def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """The same, of layers alone."""
+        return self.layer_shapes(schema)
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """Of the entries that belong to target layers."""
@@ -114,12 +175,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
             UpdateRefused: The header does not say what the plan asks for.
         """
         self.check_header(header)
-        tensors = {tensor.name: Expected(tensor.matrix, TENSOR_BITS) for tensor in schema.tensors}
+        tensors = {tensor.name: Expected(tensor.matrix, TENSOR_BITS) for tensor in self.shared_tensors(schema)}
         return self.expected_layers(schema, header) | tensors
 
     def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
         """Of the entries that belong to target layers."""
-        return {name: Expected(shape, self.bits) for name, shape in self.layer_shapes(schema).items()}
+        return {name: Expected(shape, self.bits) for name, shape in self.update_layer_shapes(schema).items()}
 
     def check_header(self, header: UpdateHeader) -> None:
         """Check what a header says of the method.
@@ -133,7 +194,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     def interval_numbers(self, schema: ModelSchema) -> int:
         """Numbers that a node keeps on disk for an interval: values, and two moments of each."""
-        return 3 * sum(rows * columns for rows, columns in self.shapes(schema).values())
+        return 3 * sum(rows * columns for rows, columns in self.update_shapes(schema).values())
+
+    def local_numbers(self, schema: ModelSchema) -> int:
+        """Numbers that a node keeps for itself between rounds."""
+        return 0
 
 
 class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedkrso"):
@@ -196,21 +261,158 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """The shared factors."""
-        return {
-            f"{layer.name}/{factor}": self._shape(factor, layer.rows, layer.columns) for layer in schema.layers for factor in self.shared
-        }
+        return self._factors(schema, self.shared)
 
-    def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
+    def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
         """The shared factors that train."""
-        return {
-            f"{layer.name}/{factor}": Expected(self._shape(factor, layer.rows, layer.columns), self.bits)
-            for layer in schema.layers
-            for factor in self.shared
-            if factor in self.trained
-        }
+        return self._factors(schema, tuple(factor for factor in self.shared if factor in self.trained))
 
-    def _shape(self, factor: Factor, rows: int, columns: int) -> tuple[int, int]:
-        return (self.rank, columns) if factor == "A" else (rows, self.rank)
+    @property
+    def local(self) -> tuple[Factor, ...]:
+        """The factors that stay on their node."""
+        return tuple(factor for factor in self.trained if factor not in self.shared)
+
+    @property
+    def shares_model(self) -> bool:
+        """Not where a factor stays on its node."""
+        return not self.local
+
+    def first_seed(self, seeds: tuple[int, ...]) -> int:
+        """What the first values of A are drawn from, in a state of these seeds."""
+        return self.run_seed
+
+    def shared_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
+        """None where a factor stays on its node: its head goes with it."""
+        return schema.tensors if self.shares_model else ()
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """The factors that train and the whole tensors, with two moments of each."""
+        return 3 * (_numbers(self._factors(schema, self.trained)) + _numbers({tensor.name: tensor.matrix for tensor in schema.tensors}))
+
+    def local_numbers(self, schema: ModelSchema) -> int:
+        """The factors that stay, and the head with them."""
+        tensors = {} if self.shares_model else {tensor.name: tensor.matrix for tensor in schema.tensors}
+        return _numbers(self._factors(schema, self.local) | tensors)
+
+    def _factors(self, schema: ModelSchema, factors: tuple[Factor, ...]) -> Shapes:
+        return {f"{layer.name}/{factor}": self._shape(factor, layer) for layer in schema.layers for factor in factors}
+
+    def _shape(self, factor: Factor, layer: LayerSpec) -> tuple[int, int]:
+        return (self.rank, layer.columns) if factor == "A" else (layer.rows, self.rank)
 
 
-AnyTraining = SubspaceTraining | DenseTraining | FactorTraining
+class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="flora"):
+    """FLoRA: what all participants learned is folded after each round, and factors begin again."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each generation: A is drawn from it."""
+        return pool_seeds(self.run_seed, self.generation, 1)
+
+    def first_seed(self, seeds: tuple[int, ...]) -> int:
+        """New in each generation, so that the sum of all generations' products is not of rank r."""
+        return seeds[0]
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """The participants' factors, side by side."""
+        return _stacked(schema)
+
+    def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """One participant's factors."""
+        return self._factors(schema, self.trained)
+
+
+class ResidualTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="fedex-lora"):
+    """FedEx-LoRA: factors are averaged, and what the product of the means lacks to the mean of the products is folded after each round."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each generation: the residual belongs to it."""
+        return pool_seeds(self.run_seed, self.generation, 1)
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """The shared factors, and the residual's."""
+        return self._factors(schema, self.shared) | _stacked(schema)
+
+
+class DirectionTraining(Training, frozen=True, kw_only=True, tag_field="method"):
+    """Methods whose state is coefficients of seeded full-rank directions (`fedcore.directions`)."""
+
+    num_directions: Annotated[int, Meta(ge=1, le=MAX_DIRECTIONS)]
+    """K."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each generation, which names its directions."""
+        return pool_seeds(self.run_seed, self.generation, 1)
+
+    @property
+    def unit_exponent(self) -> int:
+        """Coefficients are in units of two to this power."""
+        return 0
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """The entry with a layer's coefficients."""
+        raise NotImplementedError
+
+
+class ScalarTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="method", tag="fedkseed"):
+    """FedKSeed: one coefficient of a direction through all layers, found with forward passes alone."""
+
+    perturbation: Annotated[float, Meta(gt=0, le=1)]
+    """How far every weight is moved either way to measure a slope, epsilon."""
+    biased: bool
+    """Whether directions are drawn by the slopes that were found along them (FedKSeed-Pro)."""
+
+    @property
+    def unit_exponent(self) -> int:
+        """Such that a step is 2**-14 to 2**-13 times its slope: slopes of 2**-15 count, and thousands of steps fit."""
+        return math.frexp(self.learning_rate)[1] + 13
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """The same for all."""
+        return COEFFICIENTS
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """One row for all layers, and what drawing goes by."""
+        names = (COEFFICIENTS, AMPLITUDES, USES) if self.biased else (COEFFICIENTS,)
+        return dict.fromkeys(names, (1, self.num_directions))
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """The round's steps and slopes, and the whole tensors with their moments."""
+        return 2 * self.steps + 3 * sum(rows * columns for rows, columns in (tensor.matrix for tensor in schema.tensors))
+
+
+class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="method", tag="ferret"):
+    """Ferret: whole changes are trained, and sent as coefficients of each layer."""
+
+    allocation: Literal["norm", "equal"]
+    """Whether a layer that changed less gets fewer of the directions."""
+    server_learning_rate: LearningRate
+    """Factor on what is rebuilt."""
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """Its own."""
+        return layer.name + COEFFICIENTS
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """A row for each layer."""
+        return {self.coefficients(layer): (1, self.num_directions) for layer in schema.layers}
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """All weights and whole tensors, with two moments of each."""
+        whole = _numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
+        return 3 * (sum(layer.rows * layer.columns for layer in schema.layers) + whole)
+
+
+def _stacked(schema: ModelSchema) -> Shapes:
+    return {f"{layer.name}{UP}": (layer.rows, 0) for layer in schema.layers} | {
+        f"{layer.name}{DOWN}": (0, layer.columns) for layer in schema.layers
+    }
+
+
+def _numbers(shapes: Shapes) -> int:
+    return sum(rows * columns for rows, columns in shapes.values())
+
+
+AnyTraining = SubspaceTraining | DenseTraining | FactorTraining | StackedTraining | ResidualTraining | ScalarTraining | SketchTraining

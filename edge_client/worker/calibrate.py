@@ -30,7 +30,10 @@ def calibrate(replica: Replica, plan: Plan, length: int, pad_id: int, torch_devi
     for size in (1, 1, 2):
         static = status_bytes("VmRSS")
         begin_peak()
-        summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device).backward()  # type: ignore[no-untyped-call]
+        loss = summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        del loss
         peak = peak_bytes()
         replica.model.zero_grad(set_to_none=True)
         if static is not None and peak is not None:

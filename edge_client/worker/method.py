@@ -7,13 +7,13 @@ changed. Everything else (batches, the learning rate's course, tensors trained w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
@@ -22,7 +22,10 @@ __all__ = ["ClientHalf", "adam_state", "restore_adam"]
 
 
 class ClientHalf(Protocol):
-    """A method on one model. A round is `open`, then for each interval `begin`, steps of its optimiser and `finish`, then `changes`."""
+    """A method on one model.
+
+    A round is `open`, then for each interval `begin`, for each step `measure` and the optimiser, and `finish`, then `changes`.
+    """
 
     supersedes: ClassVar[bool]
     """Whether what a finished interval keeps makes what earlier ones kept unnecessary."""
@@ -35,6 +38,12 @@ class ClientHalf(Protocol):
     @property
     def subspaces(self) -> tuple[int, ...]:
         """Indices of the seeds that the round uses, ascending; none in methods without."""
+        ...
+
+    @property
+    def local(self) -> Mapping[str, nn.Parameter]:
+        """What the method trains and leaves on this node, by name; none in most methods. `install` sets first values, and who keeps them
+        the later ones."""
         ...
 
     def install(self, state: PublishedState) -> None:
@@ -53,6 +62,18 @@ class ClientHalf(Protocol):
 
     def begin(self, interval: int) -> torch.optim.Optimizer:
         """Begin an interval; the optimiser of what it trains."""
+        ...
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """Leave gradients of a step's batch in what trains, and give its mean loss.
+
+        Most methods call `run` once, which goes forward and backward. One without a backward pass of its own may change the model and call
+        it several times; then the tensors trained whole need one gradient from all of them.
+
+        Args:
+            step: Of the round, from 0.
+            run: Runs the batch, adds to the gradients of what requires one, and gives the mean loss.
+        """
         ...
 
     def finish(self, interval: int) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.local import LocalTensors
 from edge_client.worker.methods import client_half
 from edge_client.worker.model import build, install_weight, start_value
 from fedcore.base import Base
@@ -61,6 +63,8 @@ class Replica:
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
         self.half = client_half(self.model, plan.training)
+        self._folder = folder
+        self._local = self._local_of("", "")
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
         self._install()
 
@@ -119,6 +123,18 @@ class Replica:
         self._fold_until(generation)
         return PublishedState.read(path, self._shapes, previous=self.state if kind == "difference" else None)
 
+    def become(self, run: str, node: str) -> None:
+        """Hold what this node keeps for itself in this run, in methods where a part of the model stays local."""
+        self._local = self._local_of(run, node)
+        if self._local_parameters():
+            self._install()
+
+    def keep_local(self, server_round: int) -> None:
+        """Write down what a trained round leaves on this node; nothing in methods where all is shared."""
+        values = {name: parameter.detach().float().cpu().numpy() for name, parameter in self._local_parameters().items()}
+        if values:
+            self._local.save(server_round, values)
+
     def open(self, plan: Plan) -> None:
         """Stand where the plan's round starts: fold and take the new seeds if they changed.
 
@@ -141,16 +157,16 @@ class Replica:
         if plan.start_digest not in ("", self.digest()):
             self._drop(base=False)
             raise ExactnessError(f"this replica's version {plan.version} is not the published one")
-        self._install()
+        self._install(before=plan.round)
 
     def restore(self) -> None:
-        """Drop the round's accumulators and trained values: back to the published state."""
+        """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for itself."""
         self._install()
 
     def start_values(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        """Each whole tensor's value at the held version: initial plus published, one float32 addition."""
+        """Each whole tensor's value at the held version: initial plus published, one float32 addition; of shared ones only."""
         out = {}
-        for spec in self._schema.tensors:
+        for spec in self._training.shared_tensors(self._schema):
             learned = self.state.entries[spec.name].values().reshape(spec.shape)
             out[spec.name] = np.add(self._start[spec.name], learned, dtype=np.float32)
         return out
@@ -207,11 +223,25 @@ class Replica:
         for spec in self._schema.layers:
             install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
 
-    def _install(self) -> None:
+    def _install(self, before: int | None = None) -> None:
+        """Compute with the held state, and with what this node kept of rounds before a given one."""
         self.half.install(self.state)
+        parameters, local = self._local_parameters(), self._local.load(before)
         with torch.no_grad():
-            for name, value in self.start_values().items():
+            for name, value in {**self._start, **self.start_values()}.items():
                 self.tensors[name].copy_(torch.from_numpy(value))
+            for name in parameters.keys() & local.keys():
+                parameters[name].copy_(torch.from_numpy(local[name]))
+
+    def _local_parameters(self) -> dict[str, nn.Parameter]:
+        """What stays on this node: of the method, and the tensors trained whole that are not shared."""
+        shared = {spec.name for spec in self._training.shared_tensors(self._schema)}
+        return {**self.half.local, **{name: tensor for name, tensor in self.tensors.items() if name not in shared}}
+
+    def _local_of(self, run: str, node: str) -> LocalTensors:
+        training = self._training
+        key = msgspec.msgpack.encode((run, node, training.method, training.rank, training.run_seed, self._schema))
+        return LocalTensors(self._folder / "local", key)
 
     def _stored_state(self, plan: Plan) -> PublishedState:
         """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing learned."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from edge_client.worker.intervals import FinishedIntervals
+from edge_client.worker.method import ClientHalf
 from edge_client.worker.replica import Replica
 from fedcore.accumulator import quantise_rows
 from fedcore.errors import WorkerError
@@ -31,7 +32,7 @@ class Round:
 
 
 StepFunction = Callable[[int], float]
-"""Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss."""
+"""Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss. May be called again."""
 
 _WARM_UP = 0.05
 
@@ -83,7 +84,7 @@ def train_round(
     for interval in range(first, training.intervals):
         optimiser = half.begin(interval)
         for step in range(interval * training.interval_steps, (interval + 1) * training.interval_steps):
-            loss = _one_step(training, optimiser, whole, step, run_step)
+            loss = _one_step(training, half, optimiser, whole, step, run_step)
             total += loss
             progress(step + 1, training.steps, loss)
         half.finish(interval)
@@ -93,14 +94,19 @@ def train_round(
 
 
 def _one_step(
-    training: Training, optimiser: torch.optim.Optimizer, whole: torch.optim.Adam | None, step: int, run_step: StepFunction
+    training: Training,
+    half: ClientHalf,
+    optimiser: torch.optim.Optimizer,
+    whole: torch.optim.Adam | None,
+    step: int,
+    run_step: StepFunction,
 ) -> float:
     factor = learning_rate_factor(step, training.steps)
     optimisers = [(optimiser, training.learning_rate)] + ([(whole, training.tensor_learning_rate)] if whole else [])
     for one, learning_rate in optimisers:
         one.param_groups[0]["lr"] = learning_rate * factor
         one.zero_grad(set_to_none=True)
-    loss = run_step(step)
+    loss = half.measure(step, lambda: run_step(step))
     if not math.isfinite(loss):
         raise WorkerError(f"the loss is {loss} at step {step + 1}", remedy="lower method.learning_rate")
     for one, _ in optimisers:
@@ -118,7 +124,6 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
     for name, change in replica.half.changes():
         yield Record(name, quantise_rows(change, bits, place=name), bits)
     start = replica.start_values()
-    specs = {spec.name: spec for spec in plan.model_schema.tensors}
-    for name, parameter in replica.tensors.items():
-        change = (parameter.detach().cpu().numpy() - start[name]).astype(np.float32).reshape(specs[name].matrix)
-        yield Record(name, quantise_rows(change, TENSOR_BITS, place=name), TENSOR_BITS)
+    for spec in plan.training.shared_tensors(plan.model_schema):
+        change = (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name]).astype(np.float32).reshape(spec.matrix)
+        yield Record(spec.name, quantise_rows(change, TENSOR_BITS, place=spec.name), TENSOR_BITS)

@@ -87,6 +87,7 @@ class Trainer:
         """
         started = time.monotonic()
         self._ladder, self.rung = ladder, -1
+        self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
         stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
@@ -114,6 +115,7 @@ class Trainer:
             seconds=time.monotonic() - started,
         )
         write_update(path, header, update_records(self._replica, plan))
+        self._replica.keep_local(plan.round)
         finished.clear()
         # Back to the published state: what this node alone learned is in its update.
         self._replica.restore()
@@ -141,7 +143,9 @@ class Trainer:
                 self._descend(min(self._wanted(), len(self._ladder) - 1))
             size = self._ladder[self.rung].micro_batch_size
             part = summed_loss(self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
-            (part / weight).backward()  # type: ignore[no-untyped-call]
+            if part.requires_grad:
+                # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
+                (part / weight).backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             start += size
         return loss / weight
@@ -160,17 +164,17 @@ class Trainer:
 
 
 class _Numbered:
-    """Batches by their number, as finished intervals and repeated steps ask for them; numbers only grow."""
+    """Batches by their number, as finished intervals and repeated steps ask for them; numbers never fall."""
 
     def __init__(self, stream: Iterator[list[Encoded]]) -> None:
-        self._stream, self._next = stream, 0
+        self._stream, self._number = stream, -1
+        self._batch: list[Encoded] = []
 
     def batch(self, number: int) -> list[Encoded]:
-        while self._next < number:
-            next(self._stream)
-            self._next += 1
-        self._next += 1
-        return next(self._stream)
+        while self._number < number:
+            self._batch = next(self._stream)
+            self._number += 1
+        return self._batch
 
 
 def apply(model: Any, memory: MemoryPlan) -> None:

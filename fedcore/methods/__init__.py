@@ -8,12 +8,28 @@ from typing import Any
 
 from fedcore.method import MethodSettings, ServerHalf
 from fedcore.methods.fedavg import FedAvg, FedAvgSettings
+from fedcore.methods.fedex import FedExLoRA, FedExLoRASettings
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
+from fedcore.methods.fedkseed import FedKSeed, FedKSeedProSettings, FedKSeedSettings
+from fedcore.methods.ferret import Ferret, FerretSettings
+from fedcore.methods.flora import FLoRA, FLoRASettings
 from fedcore.methods.lora import FedITSettings, FedSALoRASettings, FFALoRASettings, LoRA, RoLoRASettings
 
 __all__ = ["SERVER_HALVES", "AnySettings", "server_half"]
 
-AnySettings = FedKRSOSettings | FedAvgSettings | FedITSettings | FFALoRASettings | RoLoRASettings | FedSALoRASettings
+AnySettings = (
+    FedKRSOSettings
+    | FedAvgSettings
+    | FedITSettings
+    | FFALoRASettings
+    | RoLoRASettings
+    | FedSALoRASettings
+    | FLoRASettings
+    | FedExLoRASettings
+    | FedKSeedSettings
+    | FedKSeedProSettings
+    | FerretSettings
+)
 """`[method]` of a job: its `name` says which."""
 
 SERVER_HALVES: dict[type[MethodSettings], Callable[[Any], ServerHalf]] = {
@@ -23,6 +39,11 @@ SERVER_HALVES: dict[type[MethodSettings], Callable[[Any], ServerHalf]] = {
     FFALoRASettings: LoRA,
     RoLoRASettings: LoRA,
     FedSALoRASettings: LoRA,
+    FLoRASettings: FLoRA,
+    FedExLoRASettings: FedExLoRA,
+    FedKSeedSettings: FedKSeed,
+    FedKSeedProSettings: FedKSeed,
+    FerretSettings: Ferret,
 }
 
 

@@ -6,11 +6,14 @@
 - FFA-LoRA (arXiv 2403.12313): A stays as it was drawn, B trains: exact.
 - RoLoRA (arXiv 2502.01755): one factor trains in odd rounds, the other in even ones, the same for everybody: exact.
 - FedSA-LoRA (arXiv 2410.01463): both train, only A is shared; B and the task head stay on their node.
+
+Those that repair FedIT by stacking factors are files of their own: `flora`, `fedex`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from fedcore.method import MethodSettings, exact_mean, require_within
 from fedcore.plan import Plan
@@ -45,6 +48,10 @@ class LoRASettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_o
     def trained(self, server_round: int) -> tuple[Factor, ...]:
         """The factors that train in a round."""
         return ("A", "B")
+
+    def factors(self, server_round: int) -> dict[str, Any]:
+        """What a round's plan says of the factors, as `fedcore.training.FactorTraining` has it."""
+        return {"rank": self.rank, "alpha": self.alpha, "trained": self.trained(server_round), "shared": self.shared}
 
 
 class FedITSettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedit"):
@@ -90,13 +97,7 @@ class LoRA:
     def training(self, server_round: int, run_seed: int) -> FactorTraining:
         """Which factors train, and the round's bounds."""
         settings = self._settings
-        return FactorTraining(
-            rank=settings.rank,
-            alpha=settings.alpha,
-            trained=settings.trained(server_round),
-            shared=settings.shared,
-            **settings.common(0, run_seed),
-        )
+        return FactorTraining(**settings.factors(server_round), **settings.common(0, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """The state plus the weighted mean of the factors' changes."""

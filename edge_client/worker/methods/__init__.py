@@ -9,7 +9,19 @@ from typing import Any
 from edge_client.worker.method import ClientHalf
 from edge_client.worker.methods.fedavg import FedAvg
 from edge_client.worker.methods.fedkrso import FedKRSO
-from fedcore.training import AnyTraining, DenseTraining, FactorTraining, SubspaceTraining, Training
+from edge_client.worker.methods.fedkseed import FedKSeed
+from edge_client.worker.methods.ferret import Ferret
+from fedcore.training import (
+    AnyTraining,
+    DenseTraining,
+    FactorTraining,
+    ResidualTraining,
+    ScalarTraining,
+    SketchTraining,
+    StackedTraining,
+    SubspaceTraining,
+    Training,
+)
 
 __all__ = ["CLIENT_HALVES", "client_half"]
 
@@ -25,6 +37,10 @@ CLIENT_HALVES: dict[type[Training], Callable[[Any, Any], ClientHalf]] = {
     SubspaceTraining: lambda model, training: FedKRSO(model),
     DenseTraining: lambda model, training: FedAvg(model),
     FactorTraining: _lora,
+    StackedTraining: _lora,
+    ResidualTraining: _lora,
+    ScalarTraining: FedKSeed,
+    SketchTraining: Ferret,
 }
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ class FedAvg:
     supersedes: ClassVar[bool] = True
     rank: int = 0
     subspaces: tuple[int, ...] = ()
+    local: Mapping[str, nn.Parameter] = {}
 
     def __init__(self, model: Any) -> None:
         self._bases: dict[str, SubspaceLinear] = model.subspace_layers
@@ -49,7 +50,7 @@ class FedAvg:
         self._state, self._adam = state, None
         for name, weight in self._weights.items():
             _copy_base(self._bases[name], weight)
-            weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
+            self._add_learned(state, name, weight)
             weight.grad = None
 
     def open(self, plan: Plan, node: str, rank: int) -> None:
@@ -60,6 +61,10 @@ class FedAvg:
         """The same Adam goes on."""
         assert self._adam is not None
         return self._adam
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass."""
+        return run()
 
     def finish(self, interval: int) -> None:
         """Nothing to do."""
@@ -83,8 +88,12 @@ class FedAvg:
         for name, weight in self._weights.items():
             start = torch.empty_like(weight)
             _copy_base(self._bases[name], start)
-            start += torch.from_numpy(self._state.entries[name].values()).to(weight.device)
+            self._add_learned(self._state, name, start)
             yield name, (weight - start).cpu().numpy()
+
+    def _add_learned(self, state: PublishedState, name: str, weight: Tensor) -> None:
+        """Add what a state has learned of a layer."""
+        weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
 
 
 def _copy_base(layer: SubspaceLinear, weight: Tensor) -> None:

@@ -7,13 +7,13 @@ again). Weight decay is zero: decay of W cannot be expressed in accumulators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
 from fedcore.plan import Plan
@@ -29,6 +29,7 @@ class FedKRSO:
     """The target layers as they are built; one factor of each trains at a time."""
 
     supersedes: ClassVar[bool] = False
+    local: Mapping[str, nn.Parameter] = {}
 
     def __init__(self, model: Any) -> None:
         self._layers: dict[str, SubspaceLinear] = model.subspace_layers
@@ -73,6 +74,10 @@ class FedKRSO:
             layer.select(self._order[interval], self._rank)
         factors = [layer.factor for layer in self._layers.values() if layer.factor is not None]
         return torch.optim.Adam(factors, lr=self._learning_rate)
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass."""
+        return run()
 
     def finish(self, interval: int) -> None:
         """Factors into accumulators; they and their moments go before the next ones come."""

@@ -72,7 +72,7 @@ def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path
     schema = describe(Checkpoint(minilm_folder), THREE)
     base = Base(Checkpoint(minilm_folder), schema, kind, tmp_path / "base")  # type: ignore[arg-type]
     state = some_state(schema, base)
-    export_model(base, state, schema, THREE, 0, tmp_path / "out")
+    export_model(base, state, schema, THREE, subspaces((5, 6), 4), tmp_path / "out")
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert exported.config.id2label == {0: "a", 1: "b", 2: "c"}
     # A base that folded the same state computes the same function.
