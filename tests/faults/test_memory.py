@@ -36,7 +36,7 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
         cluster.close()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_workers_killed_in_every_phase_leave_no_trace(make_cluster: Callable[..., Cluster], tmp_path: Path) -> None:
     cluster = make_cluster()
     (tmp_path / "undisturbed").mkdir()
@@ -78,7 +78,7 @@ def test_a_budget_that_cannot_hold_the_model_is_refused_at_the_offer_with_the_nu
     assert re.search(r"declined.*training needs \d+ MB|training needs \d+ MB.*declined", cluster.output()), cluster.output()[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_budget_lowered_in_mid_run_is_kept(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(steps=30)
     coordinator = cluster.coordinator()
