@@ -146,13 +146,15 @@ def test_tegrastats_is_followed_started_again_and_ended(tmp_path: Path, monkeypa
     assert (tmp_path / "arguments").read_text() == "--interval 2000\n"
     times[0] = 11.0
     assert stats.latest() is None  # a line is not for ever
+    # The shell becomes the sleeper a moment after its line.
+    wait(lambda: len(sleepers()) == 1)
     (child,) = sleepers()
     child.kill()
     wait(lambda: stats.latest() is None and not sleepers())
     times[0] = 50.0
     assert stats.latest() is None
     times[0] = 61.0
-    wait(lambda: stats.latest() is not None)
+    wait(lambda: stats.latest() is not None and len(sleepers()) == 1)
     (child,) = sleepers()
     stats.close()
     assert not child.is_running()
