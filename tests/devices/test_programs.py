@@ -187,7 +187,7 @@ def test_a_jetson_asks_tegrastats_only_for_what_its_files_do_not_tell(
         wait(lambda: device.read().power_watts is not None and device.read().accelerator_percent is not None)
         found = device.read()
         assert (found.power_watts, found.accelerator_percent) == (pytest.approx(watts, abs=0.02), load)
-        assert bool(sleepers()) == runs_on
+        wait(lambda: bool(sleepers()) == runs_on)
     finally:
         device.close()
     assert not sleepers()
