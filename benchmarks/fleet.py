@@ -34,7 +34,7 @@ from coordinator.broker import LocalBroker
 from coordinator.ledger import SqliteLedger
 from fedcore.checkpoint import Checkpoint
 from fedcore.job import TaskSection
-from fedcore.method import MethodSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.modelfolder import resolve_model_folder
 from fedcore.worker import Described
 
@@ -59,6 +59,7 @@ schema_file = "{schema}"
 kind = "text-classification"
 labels = {labels}
 [method]
+name = "fedkrso"
 rank = 8
 num_seeds = 5
 [round]
@@ -227,7 +228,7 @@ class Fleet:
         events = Counter(kind for _, kind, _, _ in ledger.events())
         ledger.close()
         digest = expected_digest(
-            MethodSettings(rank=8, num_seeds=5), self.schema, plan.base_digest, _SEED, nodes=self.nodes, rounds=self.rounds
+            FedKRSOSettings(rank=8, num_seeds=5), self.schema, plan.base_digest, _SEED, nodes=self.nodes, rounds=self.rounds
         )
         total = _sum(counts)
         update_chunks = sum(-(-size // plan.chunk_bytes) for size in sizes) * self.rounds

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from fedcore.accumulator import RowScaled, RunningSum
 from fedcore.checkpoint import Checkpoint
-from fedcore.method import MethodSettings
 from fedcore.methods import server_half
-from fedcore.plan import Plan, Training
+from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.plan import Plan
 from fedcore.records import Record
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec, is_target
-from fedcore.state import model_digest
+from fedcore.state import ExactState, model_digest
+from fedcore.training import TENSOR_BITS, Training
 from fedcore.types import Bits
-from fedcore.update import TENSOR_BITS, UpdateHeader, write_update
+from fedcore.update import UpdateHeader, write_update
 
 __all__ = ["CONTENTS", "Bodies", "examples_of", "expected_digest", "make_records", "schema_of"]
 
@@ -100,14 +101,14 @@ def _packed(header: UpdateHeader) -> bytes:
     return packed
 
 
-def expected_digest(settings: MethodSettings, schema: ModelSchema, base_digest: str, run_seed: int, *, nodes: int, rounds: int) -> str:
+def expected_digest(settings: FedKRSOSettings, schema: ModelSchema, base_digest: str, run_seed: int, *, nodes: int, rounds: int) -> str:
     """The model digest of a run in which every node's update was counted exactly once in every round."""
-    half = server_half(settings, schema)
-    state = half.start(run_seed)
+    half = server_half(settings)
+    state = ExactState.zero(half.training(1, run_seed), schema)
     published = state.publish()
     for server_round in range(1, rounds + 1):
-        training = half.training(state, server_round, run_seed)
-        total = RunningSum(half.shapes(training))
+        training = half.training(server_round, run_seed)
+        total = RunningSum(training.shapes(schema))
         for content in range(min(CONTENTS, nodes)):
             share = sum(examples_of(index) for index in range(content, nodes, CONTENTS))
             total.add_examples(share)

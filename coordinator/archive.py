@@ -19,9 +19,8 @@ from coordinator.publisher import Key, Objects, key_of
 from fedcore.base import Base
 from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
 from fedcore.plan import OutcomeObject, Plan
-from fedcore.schedule import pool_seeds
 from fedcore.snapshot import snapshot_bytes, take_snapshot, write_snapshot
-from fedcore.state import PublishedState, model_digest, state_shapes
+from fedcore.state import PublishedState, model_digest
 from fedcore.wire.files import manifest_of
 
 __all__ = ["Archive", "listed", "snapshot_is_due"]
@@ -84,12 +83,11 @@ class Archive:
     Args:
         folder: The run's.
         ledger: The run's.
-        run_seed: From which the seeds of each generation come.
         keep_outcomes: Versions that stay whatever happens.
     """
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, run_seed: int, keep_outcomes: int) -> None:
-        self._folder, self._ledger, self._run_seed, self._keep_outcomes = folder, ledger, run_seed, keep_outcomes
+    def __init__(self, folder: RunFolder, ledger: Ledger, keep_outcomes: int) -> None:
+        self._folder, self._ledger, self._keep_outcomes = folder, ledger, keep_outcomes
         self.objects: dict[Key, OutcomeObject] = {key_of(obj): obj for obj in ledger.outcomes()}
         self._weight = 0
 
@@ -179,9 +177,8 @@ class Archive:
         base.reset()
         try:
             if snapshot is not None:
-                seeds = pool_seeds(self._run_seed, snapshot.generation, len(training.seeds))
-                take_snapshot(self.path(snapshot), base, snapshot.generation, seeds, training.rank)
-            shapes = state_shapes(schema, len(training.seeds), training.rank)
+                take_snapshot(self.path(snapshot), base, training.at(snapshot.generation))
+            shapes = training.shapes(schema)
             for generation in range(base.generation, training.generation):
                 base.fold(PublishedState.read(self.path(ends[generation]), shapes), generation + 1)
         except (KeyError, OSError, WireError) as error:

@@ -147,6 +147,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     from coordinator.prepare import prepare
     from fedcore.base import Base
     from fedcore.checkpoint import Checkpoint
+    from fedcore.methods import server_half
     from fedcore.modelfolder import resolve_model_folder
 
     root = runs / run
@@ -164,8 +165,9 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
         raise RunError("the folded base is damaged", place=str(files.base), remedy=f"fedkrso coordinator resume {run} makes it anew")
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
-        state = state.refreshed(prepared.schema, state.seeds)
-    export_model(base, state, prepared.schema, prepared.job.task, job.seed, folder)
+        state = state.refreshed(plan.training, prepared.schema)
+    training = server_half(job.method).training(rows[-1].round, job.seed)
+    export_model(base, state, prepared.schema, prepared.job.task, training, folder)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 
 

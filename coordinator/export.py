@@ -13,20 +13,26 @@ from numpy.typing import NDArray
 
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
-from fedcore.fold import fold_update, folded
+from fedcore.fold import folded
 from fedcore.initial import initial_tensor
 from fedcore.job import TaskSection
+from fedcore.learned import layer_update, require_shared_model
 from fedcore.schema import ModelSchema
 from fedcore.state import PublishedState
+from fedcore.training import Training
 
 __all__ = ["export_model"]
 
 
-def export_model(base: Base, state: PublishedState, schema: ModelSchema, task: TaskSection, run_seed: int, folder: Path) -> None:
+def export_model(base: Base, state: PublishedState, schema: ModelSchema, task: TaskSection, training: Training, folder: Path) -> None:
     """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become float32).
 
     The learned part is added to the checkpoint's own weights, not to rounded ones, and rounded once.
+
+    Raises:
+        ConfigError: The method has no model that all nodes share.
     """
+    require_shared_model(training)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = base.checkpoint
     for file in checkpoint.folder.iterdir():
@@ -51,15 +57,14 @@ def export_model(base: Base, state: PublishedState, schema: ModelSchema, task: T
         name = sources[target]
         if name in layers:
             layer = layers[name]
-            update = fold_update(state.entries[layer.name], state.seeds, state.rank, layer.name, layer.columns)
-            return from_float32(folded(base.master(layer), update), types[target])
+            return from_float32(folded(base.master(layer), layer_update(training, state, layer)), types[target])
         if name not in tensors:
             return checkpoint.read(name)
         spec = tensors[name]
         start = (
             to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)
             if spec.in_checkpoint
-            else initial_tensor(name, spec.shape, run_seed)
+            else initial_tensor(name, spec.shape, training.run_seed)
         )
         learned = state.entries[name].values().reshape(spec.shape)
         return from_float32(np.add(start, learned, dtype=np.float32), types[target])

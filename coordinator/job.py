@@ -11,7 +11,8 @@ import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.job import BrokerSection, DataSection, PathText, TaskSection, TrustSection
-from fedcore.method import MethodSettings
+from fedcore.methods import AnySettings, server_half
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.types import BaseKind
 
 __all__ = ["Job", "ModelSection", "RoundSection", "SafetySection"]
@@ -106,7 +107,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Everything random in the run derives from it."""
     model: ModelSection
     task: TaskSection
-    method: MethodSettings = MethodSettings()
+    method: AnySettings = FedKRSOSettings()
     round: RoundSection = RoundSection()
     safety: SafetySection = SafetySection()
     broker: BrokerSection
@@ -119,3 +120,6 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             raise ConfigError(f"{self.run!r} cannot be a run's name", place="run", remedy="letters, digits, '.', '_' and '-', at most 64")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
+        if self.evaluation is not None and not server_half(self.method).training(1, self.seed).shares_model:
+            remedy = "leave it out: nodes have models of their own"
+            raise ConfigError(f"{self.method.name} has no model to evaluate here", place="evaluation", remedy=remedy)

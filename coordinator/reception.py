@@ -22,8 +22,8 @@ from coordinator.senders import Senders
 from coordinator.view import NodeView, RunView
 from fedcore.accumulator import norm_of
 from fedcore.errors import UpdateRefused, WireError
-from fedcore.method import ServerHalf
 from fedcore.plan import Plan
+from fedcore.update import check_update
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
 __all__ = ["Reception"]
@@ -39,7 +39,6 @@ class Reception:
         safety: What one update may do to a round.
         folder: Where updates lie.
         ledger: Where they are noted.
-        half: Checks them.
         machine: The round machine, to read; events for it are returned.
         objects: What is published; kept up to date by its owner.
         senders: Whose messages count.
@@ -55,7 +54,6 @@ class Reception:
         safety: SafetySection,
         folder: RunFolder,
         ledger: Ledger,
-        half: ServerHalf,
         machine: RoundMachine,
         objects: Objects,
         senders: Senders,
@@ -64,7 +62,7 @@ class Reception:
         note: Callable[[str, str, str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._run, self._safety, self._folder, self._ledger, self._half = run, safety, folder, ledger, half
+        self._run, self._safety, self._folder, self._ledger = run, safety, folder, ledger
         self._machine, self._objects, self._senders, self._publisher = machine, objects, senders, publisher
         self._view, self._note, self._clock = view, note, clock
         self._topics = Topics(run)
@@ -229,7 +227,7 @@ class Reception:
             if node not in plan.cohort:
                 # The round opened again without it while its update was on its way.
                 raise UpdateRefused("not invited to this round any more", place=node)
-            update = self._half.check(path, plan, self._run, node)
+            update = check_update(path, plan, self._run, node)
             clip = clip_for(update, self._safety)
         except UpdateRefused as error:
             self._note("refused", node, error.one_line())
@@ -247,7 +245,7 @@ class Reception:
         return ""
 
     def _largest_update(self, plan: Plan) -> int:
-        numbers = sum(rows * columns for rows, columns in self._half.shapes(plan.training).values())
+        numbers = sum(rows * columns for rows, columns in plan.training.update_shapes(plan.model_schema).values())
         return 2 * numbers + _UPDATE_SLACK_BYTES
 
     def _node(self, node: str) -> NodeView:

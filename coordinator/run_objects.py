@@ -44,12 +44,11 @@ def job_words(record: RunRecord) -> dict[str, str]:
     """What the job says, in short."""
     job, limits = record.job, record.job.safety
     labels = f", {len(job.task.labels)} labels" if isinstance(job.task.labels, tuple) and job.task.labels else ""
-    method, seeds = job.method, f"{job.method.num_seeds} seeds ({job.method.schedule})"
     bound = f"norm bound {limits.norm_bound:g} ({limits.norm_policy})" if limits.norm_bound else "no norm bound"
     return {
         "model": f"{job.model.folder}, {job.model.base}",
         "task": f"{job.task.kind}{labels}, {job.task.max_length} tokens",
-        "method": f"{method.name}, rank {method.rank}, {seeds}, {method.steps} steps, {method.bits} bits",
+        "method": job.method.described(),
         "rounds": f"{job.round.rounds}, cohort {job.round.cohort or 'all'}, quorum {job.round.quorum}, seed {job.seed}",
         "safety": f"{bound}, weight at most {limits.max_share_ratio:g} times the median" if limits.max_share_ratio else bound,
     }

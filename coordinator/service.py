@@ -46,9 +46,10 @@ from fedcore.durable import is_full
 from fedcore.errors import BaseDamaged, StorageError, WorkerError
 from fedcore.identity import SigningKey, security
 from fedcore.methods import server_half
-from fedcore.plan import OutcomeObject, Plan, Training
-from fedcore.projection import signs_checksum
-from fedcore.state import PublishedState, model_digest
+from fedcore.plan import OutcomeObject, Plan
+from fedcore.projection import checksums
+from fedcore.state import ExactState, PublishedState, model_digest
+from fedcore.training import Training
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.update import WeightedUpdate
 from fedcore.wire.files import manifest_of
@@ -103,14 +104,15 @@ class Coordinator:
         ledger.put_fact("start", start)
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_outcomes, self._listeners)
-        self._half = server_half(job.method, prepared.schema)
+        self._half = server_half(job.method)
         self._base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, folder.base)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.seed, job.round.keep_outcomes)
+        self._archive = Archive(folder, ledger, job.round.keep_outcomes)
         self._objects = self._archive.objects
         self._archive.sound(self._base, ledger.plan(len(rows) + 1) or ledger.plan(len(rows)), len(rows))
         self._checkpoint_digest = self._known_checkpoint()
-        self._state = load_state(folder.state(rows[-1].round)) if rows else self._half.start(job.seed)
+        first = self._half.training(1, job.seed)
+        self._state = load_state(folder.state(rows[-1].round)) if rows else ExactState.zero(first, prepared.schema)
         self._published = self._state.publish()
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last word.
         part = {node for row in rows for node in row.participants}
@@ -118,7 +120,7 @@ class Coordinator:
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         if self._plan is not None:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
-            self._state = self._half.open(self._state, self._plan.training)
+            self._state = self._opened(self._plan.training)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._evaluator: Evaluator | None = None
         self._ticked_at = 0.0
@@ -135,7 +137,6 @@ class Coordinator:
             job.safety,
             folder,
             ledger,
-            self._half,
             self._machine,
             self._objects,
             senders,
@@ -268,11 +269,11 @@ class Coordinator:
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
         self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
         self.view.round_opened_at, self.view.deadline_at = self._opened_at, deadline_at
-        training = self._half.training(self._state, server_round, self._job.seed)
+        training = self._half.training(server_round, self._job.seed)
         if training.generation != self._base.generation:
             self._fold(training.generation)
         self._archive.add_snapshot(self._base, self._start_state(training), self._chunk_bytes)
-        self._state = self._half.open(self._state, training)
+        self._state = self._opened(training)
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
         self._announce(plan)
@@ -292,11 +293,15 @@ class Coordinator:
             self._archive.rebuild(self._base, plan)
             self._base.fold(self._published, generation)
 
+    def _opened(self, training: Training) -> ExactState:
+        """The exact state that a round starts from: the same, or zero layers under new seeds."""
+        return self._state if self._state.seeds == training.seeds else self._state.refreshed(training, self._schema)
+
     def _start_state(self, training: Training) -> PublishedState:
         """The published state in a round's subspaces."""
         if self._published.seeds == training.seeds:
             return self._published
-        return self._published.refreshed(self._schema, training.seeds)
+        return self._published.refreshed(training, self._schema)
 
     def _start_digest(self, training: Training) -> str:
         """The model digest that a round starts from; empty before its fold."""
@@ -311,8 +316,7 @@ class Coordinator:
         return self._ledger.fact("checkpoint_digest", str) or ""
 
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
-        training = self._half.training(self._state, server_round, self._job.seed)
-        checksums = tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in self._schema.layers)
+        training = self._half.training(server_round, self._job.seed)
         return Plan(
             round=server_round,
             phase="train",
@@ -322,7 +326,7 @@ class Coordinator:
             base_kind=self._job.model.base,
             base_digest=self._base.digest(),
             model_schema=self._schema,
-            checksums=checksums,
+            checksums=checksums(training, self._schema),
             training=training,
             version=self._machine.published,
             chunk_bytes=self._chunk_bytes,
@@ -345,7 +349,7 @@ class Coordinator:
         digest = model_digest(self._base.digest(), self._published)
         objects = []
         for whole in (True, False):
-            if not whole and (previous.seeds != self._published.seeds or previous.version == 0):
+            if not whole and (previous.version == 0 or not self._published.follows(previous)):
                 continue
             path = self._folder.outcome(server_round, "whole" if whole else "difference")
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ A disk that is full is a state, not a crash: the node keeps what it has, decline
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -19,15 +20,14 @@ _RECORD_BYTES = 512
 
 
 def round_bytes(plan: Plan) -> int:
-    """The most that a round leaves on this node's disk: the update, and an accumulator and the whole tensors for each interval."""
+    """The most that a round leaves on this node's disk: the update, what each finished interval learned, and what stays here, twice."""
     training, schema = plan.training, plan.model_schema
-    rows = sum(layer.rows for layer in schema.layers)
-    whole = sum(rows * columns for rows, columns in (tensor.matrix for tensor in schema.tensors))
-    overhead = _RECORD_BYTES * (len(schema.layers) + len(schema.tensors))
-    update = len(training.seeds) * training.rank * rows * training.bits // 8 + rows + 2 * whole + overhead
-    # float32 factors; tensors trained whole with Adam's two moments.
-    interval = 4 * training.rank * rows + 12 * whole + 3 * overhead
-    return update + training.intervals * interval
+    layers = training.update_layer_shapes(schema).values()
+    tensors = [tensor.matrix for tensor in training.shared_tensors(schema)]
+    overhead = _RECORD_BYTES * (len(layers) + len(tensors))
+    update = sum(rows * columns * training.bits // 8 + rows for rows, columns in layers) + sum(2 * math.prod(shape) for shape in tensors)
+    local = 2 * 4 * training.local_numbers(schema)
+    return update + local + overhead + training.intervals * (4 * training.interval_numbers(schema) + 3 * overhead)
 
 
 class Storage:

@@ -2,7 +2,7 @@
 """The base W0: what every replica starts from, and its digest.
 
 The base is a pure function of the checkpoint and its kind. `int8` rounds each target layer by `fedcore.quantise` (or takes a
-bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. With refreshed seeds the finished subspaces are folded
+bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. What a generation learned (`fedcore.fold`) is folded
 into a master copy on disk (`fedcore.masters`), some rows at a time, and the weights are made anew from it: generation g has seen g folds.
 
 What is damaged on disk is never used. Weights in a file are made anew; a generation whose master copies are damaged is dropped, and
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedcore.checkpoint import Checkpoint, TensorEntry, from_float32, hash_entry, read_entry, to_float32
 from fedcore.errors import ExactnessError, ModelError
-from fedcore.fold import fold_projection, fold_rows, folded
+from fedcore.fold import folded, layer_change
 from fedcore.masters import MasterCopies
 from fedcore.quantise import INT8_MAX, quantise_weight
 from fedcore.schema import LayerSpec, ModelSchema
@@ -44,7 +44,7 @@ class Base:
         checkpoint: The model folder's tensors.
         schema: Which layers are targets.
         kind: How target layers are held.
-        scratch: Folder for master copies of later generations; needed only when seeds are refreshed.
+        scratch: Folder for master copies of later generations; needed only by methods that fold.
     """
 
     def __init__(self, checkpoint: Checkpoint, schema: ModelSchema, kind: BaseKind, scratch: Path) -> None:
@@ -195,7 +195,7 @@ class Base:
 
         Raises:
             BaseDamaged: The master copy is damaged; this base is as it was.
-            ExactnessError: The generation is not the next one.
+            ExactnessError: The generation is not the next one, or the state cannot be folded exactly.
         """
         if generation == self.generation:
             return
@@ -204,11 +204,9 @@ class Base:
 
         def rows_after(layer: LayerSpec) -> Iterator[NDArray[Any]]:
             self.check_master(layer)
-            part, dtype = state.entries[layer.name], self.master_dtype(layer)
-            projection = fold_projection(state.seeds, state.rank, layer.name, layer.columns)
+            change, dtype = layer_change(state, layer), self.master_dtype(layer)
             for rows in _blocks(layer):
-                update = fold_rows(part, projection, state.rank, rows)
-                yield from_float32(folded(self.master_rows(layer, rows), update), dtype)
+                yield from_float32(folded(self.master_rows(layer, rows), change(rows)), dtype)
 
         self.replace(generation, rows_after)
 

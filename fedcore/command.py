@@ -53,7 +53,7 @@ class _Group(click.Group):
 
 
 _GROUPS = {
-    "bench": "Measure this machine: memory and time of training, speed of aggregation.",
+    "bench": "Measure this machine (memory and time of training, speed of aggregation), and compare methods.",
     "broker": "A broker of one's own, for a first run.",
     "client": "The edge client: one node of a run.",
     "coordinator": "The coordinator: run, resume, export.",

@@ -59,7 +59,7 @@ def load_config(path: Path, kind: type[S]) -> S:
         if isinstance(error.__cause__, ConfigError):
             cause = error.__cause__
             raise ConfigError(cause.message, place=f"{path}: {cause.place}", remedy=cause.remedy) from None
-        raise _explained(str(error), path, kind) from None
+        raise _explained(str(error), path, kind, raw) from None
     except ConfigError as error:
         raise ConfigError(error.message, place=f"{path}: {error.place}", remedy=error.remedy) from None
 
@@ -126,28 +126,48 @@ def _check_values(value: Any, path: Path, key: str) -> None:
         raise ConfigError("a number of more than 64 bits", place=f"{path}: {key}")
 
 
-def _explained(text: str, path: Path, kind: type[msgspec.Struct]) -> ConfigError:
+def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str, Any]) -> ConfigError:
     # A key can be as long as the file, and these expressions look back.
     text = text[:_MAX_ERROR]
     if found := _UNKNOWN.search(text):
         key, section = found.group(1), found.group(2) or ""
-        known = _keys(kind, section)
+        known = _keys(kind, section, raw)
         near = difflib.get_close_matches(key, known, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return ConfigError(f"unknown key {key!r}", place=f"{path}: {section or 'top level'}", remedy=remedy)
     found = _OTHER.match(text)
     message, section = (found.group(1), found.group(2) or "top level") if found else (text, "")
-    return ConfigError(message[:1].lower() + message[1:], place=f"{path}: {section}")
+    choices = _choices(kind, section)
+    remedy = f"one of {', '.join(choices)}" if choices else ""
+    return ConfigError(message[:1].lower() + message[1:], place=f"{path}: {section}", remedy=remedy)
 
 
-def _keys(kind: Any, section: str) -> list[str]:
+def _structs(kind: Any, key: str) -> list[Any]:
+    """The structs that a key may hold; several where a key inside says which."""
+    hint = get_type_hints(kind).get(key)
+    return [t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, msgspec.Struct)]
+
+
+def _keys(kind: Any, section: str, raw: Any) -> list[str]:
     for part in filter(None, section.split(".")):
-        hint = get_type_hints(kind).get(part)
-        structs = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, msgspec.Struct)]
-        if not structs:
+        structs = _structs(kind, part)
+        raw = raw.get(part, {})
+        chosen = [t for t in structs if t.__struct_config__.tag in (None, raw.get(t.__struct_config__.tag_field))]
+        if not chosen:
             return []
-        kind = structs[0]
+        kind = chosen[0]
     return list(kind.__struct_fields__)
+
+
+def _choices(kind: Any, section: str) -> list[str]:
+    """The names that a key may have which chooses between structs; none for other keys."""
+    above, _, key = section.rpartition(".")
+    for holder, name in ((above, key), (section, "")):
+        structs = _structs(kind, holder) if holder and "." not in holder else []
+        tagged = [str(t.__struct_config__.tag) for t in structs if t.__struct_config__.tag is not None]
+        if tagged and (not name or structs[0].__struct_config__.tag_field == name):
+            return tagged
+    return []
 
 
 def parse_size(text: str, *, place: str = "") -> int:

@@ -1,26 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folding finished subspaces into the base, exactly (only with refreshed seeds).
+"""Folding what was learned into the base, exactly: finished subspaces, or products of stacked factors.
 
 Z = sum over k of q_k S_k, with integers q and signs S in {+1, -1}, is an integer matrix product. While every partial sum
 stays below 2**24, float32 matrix multiplication is exact on any device, in any summation order; beyond that bound float64 is, to
 2**53. Then W += Z * c_row / sqrt(r) in two separate float32 elementwise operations (no fused multiply-add), which IEEE 754 fixes
 to the last bit. Both sides run this one NumPy implementation.
+
+A product up @ down of published factors (m, s) and (s, n) has integers of at most 15 bits on both sides. A row of `up` has one power of
+two for all its terms; the rows of `down`, over which the terms are summed, have one each, so they are brought to the smallest by shifts.
+With 15 + 15 + spread of those exponents + log2(s) <= 53 bits every partial sum is an integer that float64 holds, in any order, with
+or without fused operations (`require_exact`; `finest_exponents` says how fine `down` may be published). Then one rounding to float32,
+and one addition.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.accumulator import RowScaled
+from fedcore.accumulator import FRACTION_BITS, RowScaled, row_exponents
+from fedcore.directions import change_of
+from fedcore.errors import ExactnessError
 from fedcore.projection import signs
+from fedcore.schema import LayerSpec
+from fedcore.state import PublishedState
+from fedcore.training import COEFFICIENTS, DOWN, UP
 
-__all__ = ["fold_projection", "fold_rows", "fold_update", "folded", "projection_scale"]
+__all__ = ["finest_exponents", "fold_projection", "fold_rows", "fold_update", "folded", "layer_change", "projection_scale", "require_exact"]
 
 _BLOCK_ROWS = 512
+_NUMBER_BITS = 15
+_FLOAT64_BITS = 53
+
+RowsOf = Callable[[slice], NDArray[np.float32]]
+
+
+def layer_change(state: PublishedState, layer: LayerSpec) -> RowsOf:
+    """What a fold of a state adds to a layer's weight, float32: a function that gives some rows of it, which do not depend on others.
+
+    Raises:
+        ExactnessError: The state has factors whose product would depend on the machine, or nothing that can be folded.
+    """
+    up, down = state.entries.get(layer.name + UP), state.entries.get(layer.name + DOWN)
+    if up is not None and down is not None:
+        return _product(up, down, layer.name)
+    if (coefficients := state.entries.get(layer.name + COEFFICIENTS)) is not None:
+        return change_of(coefficients, state.seeds[0], layer, 0)
+    if layer.name not in state.entries or not state.seeds:
+        raise ExactnessError("this state has nothing to fold", place=layer.name)
+    part, projection = state.entries[layer.name], fold_projection(state.seeds, state.rank, layer.name, layer.columns)
+    return lambda rows: fold_rows(part, projection, state.rank, rows)
+
+
+def _product(up: RowScaled, down: RowScaled, place: str) -> RowsOf:
+    require_exact(down, place)
+    lowest = down.exponent.min(initial=127).astype(np.int32)
+    right = np.ldexp(down.q.astype(np.float64), down.exponent.astype(np.int32)[:, None] - lowest)
+
+    def some(rows: slice) -> NDArray[np.float32]:
+        exponent = up.exponent[rows].astype(np.int32)[:, None] + lowest
+        return np.asarray(np.ldexp(up.q[rows].astype(np.float64) @ right, exponent), np.float32)
+
+    return some
+
+
+def _spread_allowed(terms: int) -> int:
+    return _FLOAT64_BITS - 2 * _NUMBER_BITS - max(0, terms - 1).bit_length()
+
+
+def require_exact(down: RowScaled, place: str) -> None:
+    """Check that sums over the rows of a right factor are exact.
+
+    Raises:
+        ExactnessError: Its scales are too far apart for their number.
+    """
+    if len(down.q) and int(down.exponent.max()) - int(down.exponent.min()) > _spread_allowed(len(down.q)):
+        raise ExactnessError(f"the scales of {len(down.q)} rows are too far apart for an exact product", place=place)
+
+
+def finest_exponents(units: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The finest scales (s,) with which a right factor (s, n) in units of 2**-32 may be published.
+
+    A row that is that much smaller than the largest is rounded more coarsely than 16 bits; its part of the product is smaller by as much.
+    """
+    absmax = np.abs(units).max(axis=1, initial=0).astype(np.float64) * 2.0**-FRACTION_BITS
+    # One step of room: rounding may need the next scale.
+    floor = row_exponents(absmax, 2**_NUMBER_BITS - 1).max(initial=-FRACTION_BITS) - (_spread_allowed(len(units)) - 1)
+    return np.full(len(units), floor, np.int64)
 
 
 def projection_scale(rank: int) -> Any:

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["initial_tensor"]
+__all__ = ["initial_factor", "initial_tensor"]
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
@@ -23,3 +23,15 @@ def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.f
     shake = hashlib.shake_128(b"fedkrso head 1" + seed.to_bytes(8, "little") + name.encode())
     integers = np.frombuffer(shake.digest(count), np.int8).astype(np.float32)
     return np.asarray(integers * np.float32(2**-12)).reshape(shape)
+
+
+def initial_factor(name: str, rows: int, columns: int, seed: int) -> NDArray[np.float32]:
+    """LoRA's first A (r, n): uniform within 1 / sqrt(n), the scale that PEFT draws; integers of SHAKE-128 times one float32.
+
+    Example:
+        >>> bool(abs(initial_factor("l/A", 4, 100, 0)).max() <= 0.1)
+        True
+    """
+    shake = hashlib.shake_128(b"fedkrso factor 1" + seed.to_bytes(8, "little") + name.encode())
+    integers = np.frombuffer(shake.digest(2 * rows * columns), "<i2").astype(np.float32)
+    return np.asarray(integers * np.float32(1 / (32768 * math.sqrt(columns)))).reshape(rows, columns)

@@ -2,45 +2,32 @@
 """What a federated method is, seen from the coordinator: settings, and a server half of pure functions over explicit state.
 
 A method has two halves. The server half (here and in `fedcore.methods`) decides what a round's plan says and how updates become
-the next state; the client half (`edge_client.worker`) trains and writes an update. Between them lie only files and the plan.
+the next state; the client half (`edge_client.worker.methods`) trains and writes an update. Between them lie only files and the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Literal, Protocol
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from fedcore.accumulator import RunningSum
 from fedcore.errors import ConfigError
-from fedcore.plan import Plan, Training
-from fedcore.schema import ModelSchema
+from fedcore.plan import Plan
 from fedcore.state import ExactState
-from fedcore.types import Bits, Order
-from fedcore.update import CheckedUpdate, WeightedUpdate
+from fedcore.training import AnyTraining
+from fedcore.types import Bits
+from fedcore.update import WeightedUpdate, add_update
 
-__all__ = ["MethodSettings", "ServerHalf"]
+__all__ = ["MethodSettings", "ServerHalf", "exact_mean", "require_within"]
 
 
-class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[method]`: the federated method and its numbers."""
+class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
+    """`[method]`: what all methods have. The key `name` chooses the method, and with it the other keys there are."""
 
-    name: str = "fedkrso"
-    rank: int = 8
-    """Rows of each projection, r."""
-    min_rank: int | None = None
-    """Smallest rank that a device may train instead; by default the full rank."""
-    num_seeds: int = 5
-    """Subspaces in the pool, K."""
-    schedule: Literal["pool", "fresh"] = "pool"
-    """`pool` keeps the seeds; `fresh` draws new ones every `refresh_every` rounds and folds the old into the base."""
-    refresh_every: int = 1
-    """Rounds that seeds last with `fresh`."""
-    order: Order = "cycle"
-    """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
     interval_steps: int = 10
-    """Optimiser steps in one subspace, J."""
+    """Optimiser steps in an interval, J. A worker that is killed goes on from the last finished one."""
     steps: int = 40
     """Optimiser steps in a round, T: a multiple of `interval_steps`."""
     batch_size: int = 16
@@ -49,68 +36,77 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     tensor_learning_rate: float = 2e-3
     """For tensors trained whole, such as the task head."""
     bits: Bits = 8
-    """Bits of an accumulator's numbers on the wire: 4, 8 or 16."""
+    """Bits of an update's numbers on the wire: 4, 8 or 16."""
     share: Literal["examples", "uniform"] = "examples"
     """A participant's part in the average."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "rank",
-            "num_seeds",
-            "refresh_every",
-            "interval_steps",
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "tensor_learning_rate",
-        )
-        for key in positive:
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"method.{key}")
-        # What a plan can say (fedcore.plan).
-        for key, most in (("rank", 4096), ("num_seeds", 1024), ("steps", 2**31 - 1), ("batch_size", 2**31 - 1), ("learning_rate", 1e6)):
-            if getattr(self, key) > most:
-                raise ConfigError(f"{key} is {getattr(self, key)}, more than {most:,}", place=f"method.{key}")
+        require_within(self, interval_steps=2**31 - 1, steps=2**31 - 1, batch_size=2**31 - 1, learning_rate=1e6, tensor_learning_rate=1e6)
         if self.steps % self.interval_steps:
             raise ConfigError(
                 f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",
                 place="method.steps",
                 remedy=f"use {self.steps // self.interval_steps * self.interval_steps or self.interval_steps}",
             )
-        if self.min_rank is not None and not 1 <= self.min_rank <= self.rank:
-            raise ConfigError(f"min_rank {self.min_rank} is outside 1 to rank {self.rank}", place="method.min_rank")
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return str(self.__struct_config__.tag)
 
     @property
     def folds_every(self) -> int:
-        """Rounds between folds; 0 for never."""
-        return self.refresh_every if self.schedule == "fresh" else 0
+        """Rounds between folds of what was learned into the base; 0 for never."""
+        return 0
+
+    def described(self) -> str:
+        """For a person, in short."""
+        return f"{self.name}, {self.steps} steps, {self.bits} bits"
+
+    def common(self, generation: int, run_seed: int) -> dict[str, Any]:
+        """What every plan says of them, as `fedcore.training.Training` has it."""
+        return {
+            "generation": generation,
+            "intervals": self.steps // self.interval_steps,
+            "interval_steps": self.interval_steps,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "tensor_learning_rate": self.tensor_learning_rate,
+            "bits": self.bits,
+            "share": self.share,
+            "run_seed": run_seed,
+        }
+
+
+def require_within(settings: MethodSettings, **most: float) -> None:
+    """Check that numbers of the settings are positive and no more than a plan can say.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for key, limit in most.items():
+        value = getattr(settings, key)
+        if value <= 0:
+            raise ConfigError(f"{key} is {value}, it must be positive", place=f"method.{key}")
+        if value > limit:
+            raise ConfigError(f"{key} is {value}, more than {limit:,}", place=f"method.{key}")
 
 
 class ServerHalf(Protocol):
     """A method at the coordinator. Pure: state goes in, state comes out; files are read, never kept open."""
 
-    def __init__(self, settings: MethodSettings, schema: ModelSchema) -> None: ...
-
-    def start(self, run_seed: int) -> ExactState:
-        """The state before round 1."""
-        ...
-
-    def training(self, state: ExactState, server_round: int, run_seed: int) -> Training:
-        """What the plan of a round says; its seeds MUST depend on nothing but the arguments."""
-        ...
-
-    def open(self, state: ExactState, training: Training) -> ExactState:
-        """The state the round starts from: the same, or refreshed after a fold."""
-        ...
-
-    def shapes(self, training: Training) -> Mapping[str, tuple[int, int]]:
-        """(m, c) of each entry of the state."""
-        ...
-
-    def check(self, path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
-        """Check a received update whole. MUST raise `UpdateRefused` on anything that may not enter the sum."""
+    def training(self, server_round: int, run_seed: int) -> AnyTraining:
+        """What the plan of a round says; MUST depend on nothing but the settings and the arguments."""
         ...
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """The next state, by the weights and clips given. MUST NOT depend on the order of the updates."""
         ...
+
+
+def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero."""
+    total = RunningSum(plan.training.shapes(plan.model_schema))
+    for update in updates:
+        add_update(update, plan, total)
+    return state.after(total)

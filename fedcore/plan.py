@@ -4,53 +4,23 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta
 
 from fedcore.errors import MalformedMessage
 from fedcore.job import TaskSection
 from fedcore.schema import ModelSchema
-from fedcore.types import BaseKind, Bits, Order
-from fedcore.wire.fields import Checksum, ChunkBytes, Name, OptionalSha256, Positive, RoundNumber, Sha256, UnixSeconds
+from fedcore.training import AnyTraining
+from fedcore.types import BaseKind
+from fedcore.wire.fields import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, Sha256, UnixSeconds
 from fedcore.wire.manifest import Manifest
 
-__all__ = ["ObjectKind", "OutcomeObject", "Plan", "Position", "Training", "cheapest_way", "objects_needed", "published_digest"]
+__all__ = ["ObjectKind", "OutcomeObject", "Plan", "Position", "cheapest_way", "objects_needed", "published_digest"]
 
 
 # A matrix of the state travels as one record of at most so many numbers (fedcore.records).
 _MAX_NUMBERS = 2**27
-Rank = Annotated[int, Meta(ge=1, le=4096)]
-Seed = Annotated[int, Meta(ge=0)]
-LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
-
-
-class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """The method's part of a plan: how a participant trains (design 2)."""
-
-    method: Name
-    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1024)]
-    """The pool's K seeds."""
-    generation: RoundNumber
-    """How often finished subspaces were folded into the base."""
-    rank: Rank
-    min_rank: Rank
-    """Smallest rank that a device with little memory may train instead (nested ranks)."""
-    order: Order
-    intervals: Positive
-    """Intervals in the round, T / J."""
-    interval_steps: Positive
-    """Optimiser steps in an interval, J."""
-    batch_size: Positive
-    """Examples in an optimiser step; the micro-batch is the node's own choice."""
-    learning_rate: LearningRate
-    tensor_learning_rate: LearningRate
-    """For tensors trained whole (the task head)."""
-    bits: Bits
-    share: Literal["examples", "uniform"]
-    run_seed: Seed
-
 
 ObjectKind = Literal["whole", "difference", "snapshot"]
 
@@ -95,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     model_schema: ModelSchema
     checksums: tuple[Checksum, ...]
     """Of the signs of all seeds, per layer."""
-    training: Training
+    training: AnyTraining
     version: RoundNumber
     """The state that the round starts from."""
     chunk_bytes: ChunkBytes
@@ -116,11 +86,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
         # What no field can say alone. The label set is a list by now: a name would have nodes call a function that a plan names.
         if isinstance(self.task.labels, str):
             raise ValueError("a plan carries its labels, not a function's name")
-        if len(self.checksums) != len(self.model_schema.layers):
+        if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
             raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
-        columns = len(self.training.seeds) * self.training.rank
-        layers = (layer.rows * columns for layer in self.model_schema.layers)
-        if max((*layers, *(math.prod(tensor.shape) for tensor in self.model_schema.tensors)), default=0) > _MAX_NUMBERS:
+        shapes = [*self.training.shapes(self.model_schema).values(), *self.training.update_shapes(self.model_schema).values()]
+        if max(map(math.prod, shapes), default=0) > _MAX_NUMBERS:
             # Where a plan is made, that is the job's fault; where it comes from elsewhere, the message's.
             raise MalformedMessage(
                 f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers", remedy="lower method.num_seeds or method.rank"

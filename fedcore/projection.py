@@ -16,9 +16,12 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcore.directions import checksum
 from fedcore.errors import ConfigError
+from fedcore.schema import ModelSchema
+from fedcore.training import DirectionTraining, Training
 
-__all__ = ["MAX_SEED", "sign_bytes", "signs", "signs_checksum"]
+__all__ = ["MAX_SEED", "checksums", "sign_bytes", "signs", "signs_checksum"]
 
 _DOMAIN = b"fedkrso projection 1"
 MAX_SEED = 2**64 - 1
@@ -67,3 +70,12 @@ def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
     for seed in seeds:
         digest.update(sign_bytes(seed, layer, r, n))
     return digest.hexdigest()[:16]
+
+
+def checksums(training: Training, schema: ModelSchema) -> tuple[str, ...]:
+    """Of the signs of a plan's seeds, by layer; none in methods without seeds."""
+    if not training.seeds:
+        return ()
+    if isinstance(training, DirectionTraining):
+        return tuple(checksum(training.seeds[0], layer) for layer in schema.layers)
+    return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)

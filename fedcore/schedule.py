@@ -10,12 +10,15 @@ Where seeds change, the finished subspaces are folded into the base first (`fedc
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
+from collections.abc import Sequence
 
 from fedcore.errors import ConfigError
 from fedcore.types import Order
 
-__all__ = ["generation_of", "interval_order", "pool_seeds"]
+__all__ = ["generation_of", "interval_order", "pool_seeds", "step_directions", "subset"]
 
 
 def _words(domain: str, *numbers: int | str, count: int) -> list[int]:
@@ -72,3 +75,28 @@ def interval_order(order: Order, run_seed: int, server_round: int, num_seeds: in
         words = _words("cycle", run_seed, lap, count=num_seeds)
         out.append(sorted(range(num_seeds), key=lambda k: (words[k], k))[step])
     return tuple(out)
+
+
+def step_directions(run_seed: int, server_round: int, node: str, steps: int, probabilities: Sequence[float]) -> tuple[int, ...]:
+    """The direction that each of a participant's steps takes, drawn with replacement.
+
+    Args:
+        run_seed: The job's seed.
+        server_round: From 1.
+        node: The participant's id.
+        steps: Steps in the round.
+        probabilities: Of the directions; they need not add up to one.
+
+    Example:
+        >>> step_directions(0, 1, "a", 3, [0.0, 1.0, 0.0])
+        (1, 1, 1)
+    """
+    upto = list(itertools.accumulate(probabilities))
+    words = _words("directions", run_seed, server_round, node, count=steps)
+    return tuple(bisect.bisect(upto, word / 2**64 * upto[-1], hi=len(upto) - 1) for word in words)
+
+
+def subset(run_seed: int, server_round: int, node: str, what: str, size: int, count: int) -> tuple[int, ...]:
+    """`size` of the numbers below `count`, ascending, drawn without replacement for a participant and `what`."""
+    words = _words("subset", run_seed, server_round, node, what, count=count)
+    return tuple(sorted(sorted(range(count), key=lambda k: (words[k], k))[:size]))

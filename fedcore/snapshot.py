@@ -7,12 +7,13 @@ the checkpoint, and training moves weights little. As whole numbers, with small 
 equal weight together, a bfloat16 model after a change of 1 % takes 0.36 of its size and a float32 one 0.68; compressed as they are,
 0.72 and 0.86.
 
-The file is a record file (`fedcore.records`): tensors trained whole first, then layers in the schema's order, in blocks of rows. A writer
-and a reader hold one block.
+The file is a record file (`fedcore.records`): first what a fold leaves in the state (tensors trained whole), then layers in the schema's
+order, in blocks of rows. A writer and a reader hold one block.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, pack_record, read_header, read_records, write_records
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
+from fedcore.training import Training, folded_entries
 
 __all__ = ["SNAPSHOT_FORMAT", "snapshot_bytes", "take_snapshot", "write_snapshot"]
 
@@ -51,13 +53,13 @@ def write_snapshot(path: Path, base: Base, state: PublishedState) -> None:
     Args:
         path: The file.
         base: Of generation 1 or later.
-        state: Refreshed: its layers are zero, in the subspaces of the base's generation.
+        state: Refreshed: what was folded is zero in it, in the subspaces of the base's generation.
 
     Raises:
         BaseDamaged: The master copies are damaged.
-        ExactnessError: The state has learned something in its layers.
+        ExactnessError: The state has learned something that is not folded.
     """
-    if any(state.entries[layer.name].q.any() for layer in base.schema.layers):
+    if any(state.entries[name].q.any() for name in folded_entries(base.schema) & state.entries.keys()):
         raise ExactnessError("a snapshot is of a state that was folded", place=path.name)
     header = _Header(version=state.version, generation=base.generation, seeds=state.seeds, rank=state.rank)
     write_records(path, msgspec.to_builtins(header), _records(base, state), level=_LEVEL)
@@ -73,15 +75,13 @@ def snapshot_bytes(base: Base) -> int:
     return total
 
 
-def take_snapshot(path: Path, base: Base, generation: int, seeds: tuple[int, ...], rank: int) -> PublishedState:
+def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
     """Make a base the one of a snapshot.
 
     Args:
         path: What `write_snapshot` wrote.
         base: Any generation of the same checkpoint; as before if anything is wrong with the file.
-        generation: What the snapshot is promised to be.
-        seeds: Of that generation.
-        rank: Of the run.
+        training: Of the generation that the snapshot is promised to be of.
 
     Returns:
         The state that the generation begins with.
@@ -93,23 +93,24 @@ def take_snapshot(path: Path, base: Base, generation: int, seeds: tuple[int, ...
         header = msgspec.convert(read_header(path, SNAPSHOT_FORMAT), _Header)
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"not a snapshot: {error}", place=path.name) from None
-    if (header.generation, header.seeds, header.rank) != (generation, seeds, rank):
-        raise MalformedMessage(f"a snapshot of generation {header.generation} where the plan has {generation}", place=path.name)
-    zero = PublishedState.zero(base.schema, seeds, rank)
-    records = read_records(path, largest=_largest(base))
-    tensors: dict[str, RowScaled] = {}
-    for spec in sorted(base.schema.tensors, key=lambda spec: spec.name):
+    if (header.generation, header.seeds, header.rank) != (training.generation, training.seeds, training.rank):
+        raise MalformedMessage(f"a snapshot of generation {header.generation} where the plan has {training.generation}", place=path.name)
+    zero = PublishedState.zero(training, base.schema)
+    kept = {name: part.q.shape for name, part in zero.entries.items() if name not in folded_entries(base.schema)}
+    records = read_records(path, largest=max(_largest(base), *map(math.prod, kept.values()), 0))
+    entries: dict[str, RowScaled] = {}
+    for name in sorted(kept):
         record = next(records, None)
-        if record is None or record.name != spec.name or record.part.q.shape != spec.matrix or record.difference:
-            raise MalformedMessage("a snapshot without a tensor that is trained whole", place=f"{path.name}: {spec.name}")
-        tensors[spec.name] = record.part
-    base.replace(generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
-    return PublishedState(header.version, seeds, rank, {**zero.entries, **tensors})
+        if record is None or record.name != name or record.part.q.shape != kept[name] or record.difference:
+            raise MalformedMessage("a snapshot without a part of the state", place=f"{path.name}: {name}")
+        entries[name] = record.part
+    base.replace(training.generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
+    return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **entries})
 
 
 def _records(base: Base, state: PublishedState) -> Iterator[Record]:
-    for spec in sorted(base.schema.tensors, key=lambda spec: spec.name):
-        yield Record(spec.name, state.entries[spec.name], 16)
+    for name in sorted(state.entries.keys() - folded_entries(base.schema)):
+        yield Record(name, state.entries[name], 16)
     for layer in base.schema.layers:
         base.check_master(layer)
         for rows in _blocks(base, layer):
@@ -128,9 +129,8 @@ def _words(base: Base, layer: LayerSpec) -> int:
 
 
 def _largest(base: Base) -> int:
-    """Numbers in the largest record that a snapshot of this model can have."""
-    blocks = (layer.columns * _words(base, layer) for layer in base.schema.layers)
-    return max(_BLOCK_BYTES, *blocks, *(rows * columns for rows, columns in (spec.matrix for spec in base.schema.tensors)), 0)
+    """Numbers in the largest block of a layer."""
+    return max((_BLOCK_BYTES, *(layer.columns * _words(base, layer) for layer in base.schema.layers)))
 
 
 def _bits(base: Base, layer: LayerSpec, rows: slice, *, of_checkpoint: bool) -> NDArray[Any]:

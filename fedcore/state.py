@@ -6,11 +6,15 @@ mean to it. What it publishes is 16-bit integers with one power-of-two scale per
 accumulate, and because scales only ever double, the difference between two published versions is exact and small.
 Tensors trained whole (a task head) are the same thing with one subspace, the identity: their published part is what training
 added to the initial value.
+
+An outcome may bring factors of a product that is folded before the next round (`fedcore.training.UP`): matrices with as many columns
+or rows as that round's participants need, and none in the state that a generation begins with. An empty matrix has no record.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,29 +29,27 @@ from fedcore.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_expone
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, read_header, read_records, write_records
 from fedcore.schema import ModelSchema
+from fedcore.training import UP, Training, folded_entries
 from fedcore.wire.fields import RoundNumber
 
-__all__ = ["ExactState", "PublishedState", "model_digest", "state_shapes"]
+__all__ = ["MAX_STACKED", "ExactState", "PublishedState", "model_digest"]
 
 OUTCOME_FORMAT = "fedkrso outcome 1"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
 _FINEST_EXPONENT = -28
 _LARGEST = 2**15 - 1
+MAX_STACKED = 2**16
 
 
 class _Header(msgspec.Struct, frozen=True):
     """What an outcome file says about itself."""
 
     version: RoundNumber
-    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1, max_length=1024)]
-    rank: Annotated[int, Meta(ge=1, le=4096)]
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=1024)]
+    rank: Annotated[int, Meta(ge=0, le=4096)]
     base_version: RoundNumber | None
-
-
-def state_shapes(schema: ModelSchema, num_seeds: int, rank: int) -> dict[str, tuple[int, int]]:
-    """(m, c) of each entry of the state: K r columns for a layer, a tensor's own columns for a tensor."""
-    shapes = {layer.name: (layer.rows, num_seeds * rank) for layer in schema.layers}
-    return shapes | {tensor.name: tensor.matrix for tensor in schema.tensors}
+    stacked: Annotated[int, Meta(ge=0, le=MAX_STACKED)] = 0
+    """Columns of each product's left factor, rows of its right one."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class PublishedState:
 
     Attributes:
         version: The round whose outcome it is; 0 before the first.
-        seeds: The pool that the layers' columns belong to.
-        rank: Columns per seed.
+        seeds: The pool that the layers' columns belong to; none in methods without subspaces.
+        rank: Columns per seed, or of the factors.
         entries: By name, int16 (m, c) and int8 exponents (m,).
     """
 
@@ -67,10 +69,15 @@ class PublishedState:
     entries: Mapping[str, RowScaled]
 
     @classmethod
-    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> PublishedState:
+    def zero(cls, training: Training, schema: ModelSchema) -> PublishedState:
         """The state before the first round."""
-        entries = {name: _zero_rows(shape) for name, shape in state_shapes(schema, len(seeds), rank).items()}
-        return cls(0, seeds, rank, entries)
+        entries = {name: _zero_rows(shape) for name, shape in training.shapes(schema).items()}
+        return cls(0, training.seeds, training.rank, entries)
+
+    @property
+    def stacked(self) -> int:
+        """Columns of the left factors of the products that the next fold takes; 0 for none."""
+        return next((part.q.shape[1] for name, part in self.entries.items() if name.endswith(UP)), 0)
 
     def digest(self) -> str:
         """SHA-256 over seeds, rank and every entry in name order; independent of how the state travelled."""
@@ -82,18 +89,21 @@ class PublishedState:
             digest.update(part.q.astype("<i2").tobytes())
         return digest.hexdigest()
 
-    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> PublishedState:
-        """The state after its layers were folded into the base: layers zero under new seeds, tensors kept."""
-        layers = {layer.name for layer in schema.layers}
-        entries = {
-            name: _zero_rows((len(part.q), len(seeds) * self.rank)) if name in layers else part for name, part in self.entries.items()
-        }
-        return PublishedState(self.version, seeds, self.rank, entries)
+    def refreshed(self, training: Training, schema: ModelSchema) -> PublishedState:
+        """The state after a fold: what was folded is zero under new seeds, the rest kept."""
+        folded = folded_entries(schema)
+        zero = {name: _zero_rows(shape) for name, shape in training.layer_shapes(schema).items() if name in folded}
+        return PublishedState(self.version, training.seeds, training.rank, {**self.entries, **zero})
+
+    def follows(self, previous: PublishedState) -> bool:
+        """Whether there is a difference to an earlier state: same seeds and shapes."""
+        shapes = [{name: part.q.shape for name, part in state.entries.items()} for state in (self, previous)]
+        return self.seeds == previous.seeds and shapes[0] == shapes[1]
 
     def write(self, path: Path, *, previous: PublishedState | None = None) -> None:
-        """Write the whole state, or its difference to `previous` (same seeds), as a record file."""
-        if previous is not None and previous.seeds != self.seeds:
-            raise ExactnessError("a difference needs the same seeds on both sides", place=path.name)
+        """Write the whole state, or its difference to `previous` (which it `follows`), as a record file."""
+        if previous is not None and not self.follows(previous):
+            raise ExactnessError("a difference needs the same seeds and shapes on both sides", place=path.name)
         header = {
             "format": OUTCOME_FORMAT,
             "version": self.version,
@@ -101,11 +111,15 @@ class PublishedState:
             "rank": self.rank,
             "base_version": None if previous is None else previous.version,
         }
+        if self.stacked:
+            header["stacked"] = self.stacked
         write_records(path, header, self._records(previous))
 
     def _records(self, previous: PublishedState | None) -> Iterator[Record]:
         for name in sorted(self.entries):
             part = self.entries[name]
+            if not part.q.size:
+                continue
             if previous is None:
                 yield Record(name, part, 16)
             else:
@@ -119,15 +133,16 @@ class PublishedState:
 
         Args:
             path: A file with the whole state or a difference.
-            shapes: (m, c) by name.
+            shapes: (m, c) by name; where one is 0 the file says how many.
             previous: The state this node holds; needed when the file is a difference.
 
         Raises:
             MalformedMessage: Damaged, or other entries than the plan's.
             ExactnessError: A difference to a version that this node does not hold.
         """
-        header = read_header(path, OUTCOME_FORMAT)
-        version, seeds, rank, base = _checked_header(header, path.name)
+        header = _checked_header(read_header(path, OUTCOME_FORMAT), path.name)
+        version, seeds, rank, base = header.version, header.seeds, header.rank, header.base_version
+        shapes = {name: (m or header.stacked, c or header.stacked) for name, (m, c) in shapes.items()}
         if base is not None and (previous is None or (previous.version, previous.seeds, previous.rank) != (base, seeds, rank)):
             held = "none" if previous is None else previous.version
             raise ExactnessError(f"a difference to version {base}, this node holds {held}", place=path.name)
@@ -144,6 +159,7 @@ class PublishedState:
                     raise MalformedMessage("a difference to an entry of another shape", place=f"{path.name}: {record.name}")
                 part = RowScaled(_coarser(held_part, part.exponent) + part.q, part.exponent)
             entries[record.name] = part
+        entries |= {name: _zero_rows(shape) for name, shape in shapes.items() if not math.prod(shape)}
         if entries.keys() != shapes.keys():
             missing = sorted(shapes.keys() - entries.keys())
             raise MalformedMessage(f"{len(missing)} entries are missing, first {missing[0]}", place=path.name)
@@ -167,23 +183,22 @@ class ExactState:
     exponents: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @classmethod
-    def zero(cls, schema: ModelSchema, seeds: tuple[int, ...], rank: int) -> ExactState:
+    def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
         """Nothing learned yet."""
-        shapes = state_shapes(schema, len(seeds), rank)
-        return cls(0, seeds, rank, {name: np.zeros(shape, np.int64) for name, shape in shapes.items()})
+        sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
+        return cls(0, training.seeds, training.rank, sums)
 
     def after(self, total: RunningSum) -> ExactState:
         """The next version: this one plus the round's mean. A new object, so that a failed round leaves nothing behind."""
         sums = {name: self.sums[name] + mean for name, mean in total.means()}
         return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents))
 
-    def refreshed(self, schema: ModelSchema, seeds: tuple[int, ...]) -> ExactState:
-        """After a fold: layers zero under new seeds, tensors kept."""
-        sums, exponents = dict(self.sums), dict(self.exponents)
-        for layer in schema.layers:
-            sums[layer.name] = np.zeros((layer.rows, len(seeds) * self.rank), np.int64)
-            exponents.pop(layer.name, None)
-        return ExactState(self.version, seeds, self.rank, sums, exponents)
+    def refreshed(self, training: Training, schema: ModelSchema) -> ExactState:
+        """After a fold: what was folded is zero under new seeds, the rest kept."""
+        folded = folded_entries(schema)
+        zero = {name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items() if name in folded}
+        exponents = {name: exponent for name, exponent in self.exponents.items() if name not in zero}
+        return ExactState(self.version, training.seeds, training.rank, {**self.sums, **zero}, exponents)
 
     def publish(self) -> PublishedState:
         """Round S once, half to even, to 16 bits a number; raises the row scales where S outgrew them."""
@@ -230,9 +245,8 @@ def _coarser(part: RowScaled, exponent: NDArray[np.int8]) -> NDArray[np.int16]:
     return _shift_half_even(part.q.astype(np.int64), bits).astype(np.int16)
 
 
-def _checked_header(raw: dict[str, Any], place: str) -> tuple[int, tuple[int, ...], int, int | None]:
+def _checked_header(raw: dict[str, Any], place: str) -> _Header:
     try:
-        header = msgspec.convert(raw, _Header)
+        return msgspec.convert(raw, _Header)
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"an outcome's header: {error}", place=place) from None
-    return header.version, header.seeds, header.rank, header.base_version

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -19,12 +19,12 @@ from fedcore.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_norm, wi
 from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.plan import Plan
 from fedcore.records import Record, read_header, read_records, write_records
+from fedcore.training import Expected
 from fedcore.wire.fields import Number, clean_text
 
 __all__ = ["UPDATE_FORMAT", "CheckedUpdate", "UpdateHeader", "WeightedUpdate", "add_update", "check_update", "write_update"]
 
 UPDATE_FORMAT = "fedkrso update 1"
-TENSOR_BITS: Final = 16
 
 
 class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,8 +37,9 @@ class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     """The state it was trained from."""
     examples: int
-    rank: int
-    subspaces: tuple[int, ...]
+    rank: int = 0
+    """What was trained of the plan's rank, for methods that have one."""
+    subspaces: tuple[int, ...] = ()
     """Indices of the seeds used, in the order of the accumulators' columns."""
     loss: Number
     """Mean training loss over the round."""
@@ -107,42 +108,27 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
         header = msgspec.convert(read_header(path, UPDATE_FORMAT), UpdateHeader)
     except (MalformedMessage, msgspec.ValidationError) as error:
         raise UpdateRefused(f"not an update: {clean_text(str(error))}", place=node) from None
-    training = plan.training
     expected = {"run": run, "round": plan.round, "node": node, "version": plan.version}
     for key, value in expected.items():
         if getattr(header, key) != value:
             raise UpdateRefused(f"{key} is {reprlib.repr(getattr(header, key))} where the plan has {value!r}", place=node)
-    if not training.min_rank <= header.rank <= training.rank:
-        raise UpdateRefused(f"rank {header.rank} is outside {training.min_rank} to {training.rank}", place=node)
-    used = header.subspaces
-    if len(set(used)) != len(used) or not used or not all(0 <= k < len(training.seeds) for k in used):
-        raise UpdateRefused(f"subspaces {reprlib.repr(used)} are not distinct indices of {len(training.seeds)} seeds", place=node)
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(f"{header.examples} examples is outside 1 to {MAX_EXAMPLES}", place=node)
     return header
 
 
-@dataclass(frozen=True)
-class _Expected:
-    shape: tuple[int, int]
-    bits: int
-    columns: NDArray[np.intp] | slice
-
-
-def _expected(plan: Plan, header: UpdateHeader) -> dict[str, _Expected]:
-    rank = plan.training.rank
-    columns = np.concatenate([k * rank + np.arange(header.rank) for k in header.subspaces])
-    width = len(columns)
-    # A slice adds several times faster than a list of columns; neighbours in order are the usual case.
+def _columns(want: Expected) -> NDArray[np.intp] | slice:
+    """A slice adds several times faster than a list of columns; neighbours in order are the usual case."""
+    if want.columns is None:
+        return slice(None)
+    columns = np.asarray(want.columns, np.intp)
     contiguous = bool((np.diff(columns) == 1).all())
-    where: NDArray[np.intp] | slice = slice(int(columns[0]), int(columns[0]) + width) if contiguous else columns
-    out = {s.name: _Expected((s.rows, width), plan.training.bits, where) for s in plan.model_schema.layers}
-    return out | {s.name: _Expected(s.matrix, TENSOR_BITS, slice(None)) for s in plan.model_schema.tensors}
+    return slice(int(columns[0]), int(columns[0]) + len(columns)) if contiguous else columns
 
 
 def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[tuple[Record, NDArray[np.intp] | slice]]:
     """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was missing."""
-    expected = _expected(plan, header)
+    expected = plan.training.expected(plan.model_schema, header)
     # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is unpacked.
     largest = max((math.prod(want.shape) for want in expected.values()), default=1)
     try:
@@ -158,7 +144,7 @@ def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[t
                 raise UpdateRefused(f"{found} with {record.bits} bits{kind} where the plan has {wanted} with {want.bits}", place=place)
             if not within_bounds(record.part):
                 raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
-            yield record, want.columns
+            yield record, _columns(want)
     except MalformedMessage as error:
         raise UpdateRefused(clean_text(str(error)), place=header.node) from None
     if expected:

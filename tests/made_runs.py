@@ -22,7 +22,7 @@ from coordinator.view import EventView, NodeView, RunView
 from coordinator.viewfile import ViewFile
 from fedcore.command import main
 from fedcore.job import BrokerSection, TaskSection
-from fedcore.method import MethodSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.readings import Readings
 
 __all__ = ["STARTED_AT", "finished_run", "fedkrso", "killed_run", "make_run", "node", "running_run"]
@@ -79,7 +79,7 @@ def make_run(
     *,
     rounds: int = 6,
     nodes: Sequence[str] = ("home-0", "home-1"),
-    method: MethodSettings | None = None,
+    method: FedKRSOSettings | None = None,
     started_at: float = STARTED_AT,
     up: int = 1_500_000,
 ) -> RunView:
@@ -88,7 +88,7 @@ def make_run(
     root.mkdir(parents=True)
     job = Job(
         run=name, model=ModelSection(folder="models/small"), task=TaskSection(kind="text-classification", labels=("a", "b")),
-        method=method or MethodSettings(), round=RoundSection(rounds=rounds, min_nodes=2, quorum=2),
+        method=method or FedKRSOSettings(), round=RoundSection(rounds=rounds, min_nodes=2, quorum=2),
         broker=BrokerSection(url="mqtts://broker:8883", username="u", password="very secret"),
     )  # fmt: skip
     (root / "job.json").write_bytes(msgspec.json.encode(job))

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from fedcore.job import TaskSection
-from fedcore.plan import Plan, Training
+from fedcore.plan import Plan
 from fedcore.schema import ModelSchema
+from fedcore.training import SubspaceTraining
 
-TRAINING = Training(
-    method="fedkrso",
+TRAINING = SubspaceTraining(
     seeds=(1,),
     generation=0,
     rank=4,
@@ -27,6 +27,11 @@ TRAINING = Training(
     share="examples",
     run_seed=0,
 )
+
+
+def subspaces(seeds: tuple[int, ...], rank: int, generation: int = 0) -> SubspaceTraining:
+    """FedKRSO's part of a plan with these subspaces."""
+    return msgspec.structs.replace(TRAINING, seeds=seeds, rank=rank, min_rank=rank, generation=generation)
 
 
 def make_plan(server_round: int = 1, *, generation: int = 0, **changes: Any) -> Plan:

@@ -67,9 +67,9 @@ def test_help_teaches_and_lists_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("extra", "match"),
     [
-        ("[method]\nrnak = 4\n", "method: unknown key 'rnak' (did you mean 'rank'?)"),
-        ("[method]\nrank = 'four'\n", "method.rank"),
-        ("[method]\nsteps = 45\n", "method.steps: 45 steps are not a whole number of intervals of 10 (use 40)"),
+        ("[method]\nname = 'fedkrso'\nrnak = 4\n", "method: unknown key 'rnak' (did you mean 'rank'?)"),
+        ("[method]\nname = 'fedkrso'\nrank = 'four'\n", "method.rank"),
+        ("[method]\nname = 'fedkrso'\nsteps = 45\n", "method.steps: 45 steps are not a whole number of intervals of 10 (use 40)"),
         ("[round]\nquorum = 3\ncohort = 2\n", "a quorum of 3 cannot come from 2 nodes"),
         ("[methd]\n", "unknown key 'methd' (did you mean 'method'?)"),
         ("= 3\n", "not TOML"),

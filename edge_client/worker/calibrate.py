@@ -24,17 +24,19 @@ def calibrate(replica: Replica, plan: Plan, length: int, pad_id: int, torch_devi
     types = (0,) * length if getattr(replica.model.config, "type_vocab_size", 0) else None
     example = Encoded((1,) * length, types, target)
     found = []
-    for layer in replica.layers.values():
-        layer.select(0)
+    replica.half.open(plan, "", plan.training.rank)
+    replica.half.begin(0)
     # The first pass also warms up what libraries allocate once.
     for size in (1, 1, 2):
         static = status_bytes("VmRSS")
         begin_peak()
-        summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device).backward()  # type: ignore[no-untyped-call]
+        loss = summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        del loss
         peak = peak_bytes()
         replica.model.zero_grad(set_to_none=True)
         if static is not None and peak is not None:
             found.append(Measured(micro_batch_size=size, length=length, static_bytes=static, peak_bytes=peak))
-    for layer in replica.layers.values():
-        layer.select(None)
+    replica.restore()
     return tuple(found[1:])

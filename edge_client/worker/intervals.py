@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished intervals on disk, so that a worker that is killed in the middle of a round trains none of them again.
 
-One file an interval: the accumulator of its subspace as it stands afterwards, the tensors trained whole with their Adam, and the loss so
-far. Numbers are float32 as they are in memory: a round that was interrupted ends with the same update, bit for bit.
+One file an interval: what the method keeps of it, the tensors trained whole with their Adam, and the loss so far. Numbers are float32 as
+they are in memory: a round that was interrupted ends with the same update, bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_client.worker.method import adam_state, restore_adam
 from edge_client.worker.replica import Replica
 from fedcore.checkpoint import TensorEntry, read_entry, read_table, write_safetensors
 from fedcore.errors import ModelError
@@ -32,7 +33,6 @@ class Progressed(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     interval: int
-    subspace: int
     rank: int
     loss: float
     """Sum of the losses of all steps so far."""
@@ -58,11 +58,19 @@ class FinishedIntervals:
         self._folder, self._key = folder, key
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, progressed: Progressed, replica: Replica, whole: torch.optim.Adam | None) -> None:
-        """Write an interval; it is on disk when this returns."""
-        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in _interval_tensors(progressed, replica, whole)}
+    def save(self, interval: int, loss: float, replica: Replica, whole: torch.optim.Adam | None) -> None:
+        """Write an interval that is finished; it is on disk when this returns.
+
+        Args:
+            interval: From 0.
+            loss: Sum of the losses of all steps so far.
+            replica: As it is now.
+            whole: Adam of the tensors trained whole.
+        """
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in _interval_tensors(interval, replica, whole)}
+        progressed = Progressed(key=self._key, interval=interval, rank=replica.half.rank, loss=loss)
         progressed = msgspec.structs.replace(progressed, sha256=_sha256(progressed, tensors, tensors.__getitem__))
-        path = self._folder / f"{progressed.interval}.safetensors"
+        path = self._folder / f"{interval}.safetensors"
         part = path.with_suffix(".part")
         header = np.frombuffer(msgspec.msgpack.encode(progressed), np.uint8)
         entries = [("progress", "U8", header.shape), *((name, "F32", tensor.shape) for name, tensor in tensors.items())]
@@ -70,6 +78,8 @@ class FinishedIntervals:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
+        if replica.half.supersedes:
+            (self._folder / f"{interval - 1}.safetensors").unlink(missing_ok=True)
 
     def restore(self, replica: Replica, whole: torch.optim.Adam | None) -> list[Progressed]:
         """Put back what finished intervals left, in order; the first gap or foreign file ends it.
@@ -78,16 +88,18 @@ class FinishedIntervals:
             What was put back, the oldest first.
         """
         found: list[Progressed] = []
-        while (loaded := self._load(len(found), set(_names(replica, whole)))) is not None:
+        for interval in self._there(supersedes=replica.half.supersedes):
+            loaded = self._load(interval)
+            if loaded is None:
+                break
             progressed, table = loaded
-            for layer in replica.layers.values():
-                layer.restore_accumulator(progressed.subspace, torch.from_numpy(read_entry(table[f"{layer.name}.accumulator"])))
+            replica.half.restore(interval, progressed.rank, lambda name, table=table: torch.from_numpy(read_entry(table[name])))  # type: ignore[misc]
             found.append(progressed)
         for path in self._folder.iterdir():
             if path.name not in {f"{p.interval}.safetensors" for p in found}:
                 path.unlink()
         if found:
-            self._restore_tensors(len(found) - 1, replica, whole)
+            self._restore_tensors(found[-1].interval, replica, whole)
         return found
 
     def clear(self) -> None:
@@ -95,7 +107,14 @@ class FinishedIntervals:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def _load(self, interval: int, names: set[str]) -> tuple[Progressed, dict[str, TensorEntry]] | None:
+    def _there(self, *, supersedes: bool) -> list[int]:
+        """The intervals to look at, in order: all from the first on, or only the last."""
+        numbers = sorted(int(path.stem) for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
+        if supersedes:
+            return numbers[-1:]
+        return [number for place, number in enumerate(numbers) if number == place]
+
+    def _load(self, interval: int) -> tuple[Progressed, dict[str, TensorEntry]] | None:
         path = self._folder / f"{interval}.safetensors"
         if not path.exists():
             return None
@@ -105,21 +124,15 @@ class FinishedIntervals:
         except (ModelError, msgspec.DecodeError, UnicodeDecodeError, KeyError):
             # Torn by a power cut: that interval is trained again.
             return None
-        ours = progressed.key == self._key and progressed.interval == interval and names <= table.keys()
+        ours = progressed.key == self._key and progressed.interval == interval
         whole = ours and progressed.sha256 == _sha256(progressed, table.keys() - {"progress"}, lambda name: read_entry(table[name]))
         return (progressed, table) if whole else None
 
     def _restore_tensors(self, interval: int, replica: Replica, whole: torch.optim.Adam | None) -> None:
         table = read_table(self._folder / f"{interval}.safetensors")
-        with torch.no_grad():
+        if whole is not None:
             for name, parameter in replica.tensors.items():
-                parameter.copy_(torch.from_numpy(read_entry(table[f"{name}.value"])))
-                if whole is not None:
-                    whole.state[parameter] = {
-                        "step": torch.from_numpy(read_entry(table[f"{name}.step"])),
-                        "exp_avg": torch.from_numpy(read_entry(table[f"{name}.exp_avg"])).to(parameter.device),
-                        "exp_avg_sq": torch.from_numpy(read_entry(table[f"{name}.exp_avg_sq"])).to(parameter.device),
-                    }
+                restore_adam(name, parameter, whole, lambda name: torch.from_numpy(read_entry(table[name])))
 
 
 def _sha256(progressed: Progressed, names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> str:
@@ -130,18 +143,8 @@ def _sha256(progressed: Progressed, names: Iterable[str], read: Callable[[str], 
     return digest.hexdigest()
 
 
-def _names(replica: Replica, whole: torch.optim.Adam | None) -> Iterable[str]:
-    """What an interval's file must have."""
-    parts = ("value",) if whole is None else ("value", "step", "exp_avg", "exp_avg_sq")
-    yield from (f"{layer.name}.accumulator" for layer in replica.layers.values())
-    yield from (f"{name}.{part}" for name in replica.tensors for part in parts)
-
-
-def _interval_tensors(progressed: Progressed, replica: Replica, whole: torch.optim.Adam | None) -> Iterable[tuple[str, Tensor]]:
-    for layer in replica.layers.values():
-        yield f"{layer.name}.accumulator", layer.accumulators()[progressed.subspace]
-    for name, parameter in replica.tensors.items():
-        yield f"{name}.value", parameter
-        if whole is not None:
-            for part, value in whole.state[parameter].items():
-                yield f"{name}.{part}", value
+def _interval_tensors(interval: int, replica: Replica, whole: torch.optim.Adam | None) -> Iterator[tuple[str, Tensor]]:
+    yield from replica.half.kept(interval)
+    if whole is not None:
+        for name, parameter in replica.tensors.items():
+            yield from adam_state(name, parameter, whole)

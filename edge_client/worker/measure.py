@@ -34,9 +34,10 @@ from fedcore.accumulator import RowScaled
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.job import TaskSection
-from fedcore.plan import Plan, Training
-from fedcore.projection import signs_checksum
+from fedcore.plan import Plan
+from fedcore.projection import checksums
 from fedcore.schedule import pool_seeds
+from fedcore.training import SubspaceTraining
 
 __all__ = ["local_plan", "main", "measure"]
 
@@ -45,8 +46,7 @@ def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
     """A round as a coordinator would announce it for this folder."""
     schema = describe(Checkpoint(folder), task, request.trained_tensors)
     seeds = pool_seeds(0, 0, request.pool)
-    training = Training(
-        method="fedkrso",
+    training = SubspaceTraining(
         seeds=seeds,
         generation=0,
         rank=request.rank,
@@ -72,7 +72,7 @@ def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
         base_kind=request.base_kind,
         base_digest=digest,
         model_schema=schema,
-        checksums=tuple(signs_checksum(seeds, layer.name, request.rank, layer.columns) for layer in schema.layers),
+        checksums=checksums(training, schema),
         training=training,
         chunk_bytes=262_144,
         version=0,

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.local import LocalTensors
+from edge_client.worker.methods import client_half
 from edge_client.worker.model import build, install_weight, start_value
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import BaseDamaged, ExactnessError, WireError
 from fedcore.plan import ObjectKind, Plan, published_digest
-from fedcore.projection import signs, signs_checksum
-from fedcore.schedule import pool_seeds
+from fedcore.projection import checksums
 from fedcore.snapshot import take_snapshot
-from fedcore.state import PublishedState, model_digest, state_shapes
+from fedcore.state import PublishedState, model_digest
 
 __all__ = ["Replica"]
 
@@ -50,7 +52,7 @@ class Replica:
         self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
     ) -> None:
         self._schema, self.compute_dtype = plan.model_schema, compute_dtype
-        self._run_seed, self._rank, self._num_seeds = plan.training.run_seed, plan.training.rank, len(plan.training.seeds)
+        self._run_seed, self._training = plan.training.run_seed, plan.training
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
         self._check_projections(plan)
@@ -60,6 +62,9 @@ class Replica:
         self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
+        self.half = client_half(self.model, plan.training)
+        self._folder = folder
+        self._local = self._local_of("", "")
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
         self._install()
 
@@ -109,7 +114,7 @@ class Replica:
 
     def _taken(self, path: Path, generation: int, kind: ObjectKind) -> PublishedState:
         if kind == "snapshot":
-            state = take_snapshot(path, self.base, generation, self._seeds(generation), self._rank)
+            state = take_snapshot(path, self.base, self._training.at(generation))
             self._install_base()
             return state
         if kind == "whole" and generation == 0 and self.base.generation > 0:
@@ -117,6 +122,18 @@ class Replica:
             self._install_base()
         self._fold_until(generation)
         return PublishedState.read(path, self._shapes, previous=self.state if kind == "difference" else None)
+
+    def become(self, run: str, node: str) -> None:
+        """Hold what this node keeps for itself in this run, in methods where a part of the model stays local."""
+        self._local = self._local_of(run, node)
+        if self._local_parameters():
+            self._install()
+
+    def keep_local(self, server_round: int) -> None:
+        """Write down what a trained round leaves on this node; nothing in methods where all is shared."""
+        values = {name: parameter.detach().float().cpu().numpy() for name, parameter in self._local_parameters().items()}
+        if values:
+            self._local.save(server_round, values)
 
     def open(self, plan: Plan) -> None:
         """Stand where the plan's round starts: fold and take the new seeds if they changed.
@@ -140,16 +157,16 @@ class Replica:
         if plan.start_digest not in ("", self.digest()):
             self._drop(base=False)
             raise ExactnessError(f"this replica's version {plan.version} is not the published one")
-        self._install()
+        self._install(before=plan.round)
 
     def restore(self) -> None:
-        """Drop the round's accumulators and trained values: back to the published state."""
+        """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for itself."""
         self._install()
 
     def start_values(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        """Each whole tensor's value at the held version: initial plus published, one float32 addition."""
+        """Each whole tensor's value at the held version: initial plus published, one float32 addition; of shared ones only."""
         out = {}
-        for spec in self._schema.tensors:
+        for spec in self._training.shared_tensors(self._schema):
             learned = self.state.entries[spec.name].values().reshape(spec.shape)
             out[spec.name] = np.add(self._start[spec.name], learned, dtype=np.float32)
         return out
@@ -199,39 +216,44 @@ class Replica:
             raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
         self.base.fold(self.state, generation)
         self._install_base()
-        self.state = self.state.refreshed(self._schema, self._seeds(generation))
+        self.state = self.state.refreshed(self._training.at(generation), self._schema)
 
     def _install_base(self) -> None:
         self.base.store()
         for spec in self._schema.layers:
             install_weight(self.layers[spec.name], self.base.layer(spec, mapped=self._mapped))
 
-    def _install(self) -> None:
-        for spec in self._schema.layers:
-            layer, part = self.layers[spec.name], self.state.entries[spec.name]
-            projection = np.concatenate([signs(s, spec.name, self.state.rank, spec.columns) for s in self.state.seeds])
-            learned = bool(part.q.any())
-            layer.install(
-                torch.from_numpy(projection),
-                self.state.rank,
-                state=torch.from_numpy(np.array(part.q)) if learned else None,
-                state_scale=torch.from_numpy(part.scale()) if learned else None,
-            )
+    def _install(self, before: int | None = None) -> None:
+        """Compute with the held state, and with what this node kept of rounds before a given one."""
+        self.half.install(self.state)
+        parameters, local = self._local_parameters(), self._local.load(before)
         with torch.no_grad():
-            for name, value in self.start_values().items():
+            for name, value in {**self._start, **self.start_values()}.items():
                 self.tensors[name].copy_(torch.from_numpy(value))
+            for name in parameters.keys() & local.keys():
+                parameters[name].copy_(torch.from_numpy(local[name]))
+
+    def _local_parameters(self) -> dict[str, nn.Parameter]:
+        """What stays on this node: of the method, and the tensors trained whole that are not shared."""
+        shared = {spec.name for spec in self._training.shared_tensors(self._schema)}
+        return {**self.half.local, **{name: tensor for name, tensor in self.tensors.items() if name not in shared}}
+
+    def _local_of(self, run: str, node: str) -> LocalTensors:
+        training = self._training
+        key = msgspec.msgpack.encode((run, node, training.method, training.rank, training.run_seed, self._schema))
+        return LocalTensors(self._folder / "local", key)
 
     def _stored_state(self, plan: Plan) -> PublishedState:
         """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing learned."""
         generation = self.base.generation
-        seeds = self._seeds(generation)
+        training = self._training.at(generation)
         try:
             state = PublishedState.read(self._state_path, self._shapes)
-            if generation and state.seeds == self._seeds(generation - 1):
+            if generation and state.seeds == self._training.at(generation - 1).seeds:
                 # Killed between the fold and what was to come after it.
-                state = state.refreshed(self._schema, seeds)
+                state = state.refreshed(training, self._schema)
             right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
-            if right and (state.seeds, state.rank) == (seeds, self._rank):
+            if right and (state.seeds, state.rank) == (training.seeds, training.rank):
                 return state
         except FileNotFoundError:
             pass
@@ -239,17 +261,13 @@ class Replica:
             # Torn, or another run's: fetched again, like on a fresh node.
             pass
         self._state_path.unlink(missing_ok=True)
-        return PublishedState.zero(self._schema, seeds, self._rank)
-
-    def _seeds(self, generation: int) -> tuple[int, ...]:
-        return pool_seeds(self._run_seed, generation, self._num_seeds)
+        return PublishedState.zero(training, self._schema)
 
     @property
     def _shapes(self) -> dict[str, tuple[int, int]]:
-        return state_shapes(self._schema, self._num_seeds, self._rank)
+        return self._training.shapes(self._schema)
 
     def _check_projections(self, plan: Plan) -> None:
-        training = plan.training
-        for spec, checksum in zip(plan.model_schema.layers, plan.checksums, strict=True):
-            if signs_checksum(training.seeds, spec.name, training.rank, spec.columns) != checksum:
+        for spec, ours, checksum in zip(self._schema.layers, checksums(plan.training, self._schema), plan.checksums, strict=False):
+            if ours != checksum:
                 raise ExactnessError("this machine's projection differs from the coordinator's", place=spec.name)

@@ -126,8 +126,9 @@ class Worker:
             plan.model_schema,
             plan.task,
             plan.base_kind,
-            pool=len(training.seeds),
-            rank=training.rank,
+            # Methods without subspaces are traced as if they had one; what they take beyond that, calibration measures.
+            pool=len(training.seeds) or 1,
+            rank=training.rank or 1,
             intervals=training.intervals,
             batch_size=training.batch_size,
             longest=longest,

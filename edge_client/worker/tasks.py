@@ -21,7 +21,7 @@ from edge_client.worker.loss import IGNORE_INDEX, chunked_cross_entropy
 from fedcore.errors import DataError
 from fedcore.job import TaskSection
 
-__all__ = ["Encoded", "batches", "encode", "outputs", "pad", "summed_loss"]
+__all__ = ["Encoded", "batches", "encode", "outputs", "pad", "states_and_labels", "summed_loss"]
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,15 @@ def summed_loss(model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id:
     return nn.functional.cross_entropy(logits, torch.tensor(targets, device=torch_device), reduction="sum")
 
 
-def _summed_token_loss(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+def states_and_labels(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1) that follows it."""
     inputs = pad(batch, pad_id, torch_device)
     hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-    # Token i predicts token i + 1; logits never exist whole.
-    flat = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    return chunked_cross_entropy(flat, model.output_weight, labels[:, 1:].reshape(-1), count=1)
+    return hidden[:, :-1], labels[:, 1:]
+
+
+def _summed_token_loss(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
+    # Logits never exist whole.
+    return chunked_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), model.output_weight, labels.reshape(-1), count=1)

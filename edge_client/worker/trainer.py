@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from edge_client.worker.fedkrso import Round, train_round, update_records
 from edge_client.worker.fused import FusedGatedMLP
 from edge_client.worker.highwater import give_back_freed_memory
 from edge_client.worker.intervals import FinishedIntervals, round_key
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.replica import Replica
+from edge_client.worker.round import Round, train_round, update_records
 from edge_client.worker.tasks import Encoded, batches, summed_loss
 from fedcore.errors import BudgetError
 from fedcore.memoryplan import Allocator, MemoryPlan
@@ -87,6 +87,7 @@ class Trainer:
         """
         started = time.monotonic()
         self._ladder, self.rung = ladder, -1
+        self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
         stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
@@ -101,7 +102,6 @@ class Trainer:
             lambda number: self._whole_batch(stream.batch(number), plan),
             lambda done, steps, loss: self._report(done, steps, loss, self.rung),
             finished,
-            key,
         )
         header = UpdateHeader(
             run=self._run,
@@ -109,12 +109,13 @@ class Trainer:
             node=self._node,
             version=plan.version,
             examples=len(self._encoded),
-            rank=trained.rank,
-            subspaces=trained.used,
+            rank=self._replica.half.rank,
+            subspaces=self._replica.half.subspaces,
             loss=trained.loss,
             seconds=time.monotonic() - started,
         )
-        write_update(path, header, update_records(self._replica, plan, trained.rank, trained.used))
+        write_update(path, header, update_records(self._replica, plan))
+        self._replica.keep_local(plan.round)
         finished.clear()
         # Back to the published state: what this node alone learned is in its update.
         self._replica.restore()
@@ -142,7 +143,9 @@ class Trainer:
                 self._descend(min(self._wanted(), len(self._ladder) - 1))
             size = self._ladder[self.rung].micro_batch_size
             part = summed_loss(self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
-            (part / weight).backward()  # type: ignore[no-untyped-call]
+            if part.requires_grad:
+                # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
+                (part / weight).backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             start += size
         return loss / weight
@@ -161,17 +164,17 @@ class Trainer:
 
 
 class _Numbered:
-    """Batches by their number, as finished intervals and repeated steps ask for them; numbers only grow."""
+    """Batches by their number, as finished intervals and repeated steps ask for them; numbers never fall."""
 
     def __init__(self, stream: Iterator[list[Encoded]]) -> None:
-        self._stream, self._next = stream, 0
+        self._stream, self._number = stream, -1
+        self._batch: list[Encoded] = []
 
     def batch(self, number: int) -> list[Encoded]:
-        while self._next < number:
-            next(self._stream)
-            self._next += 1
-        self._next += 1
-        return next(self._stream)
+        while self._number < number:
+            self._batch = next(self._stream)
+            self._number += 1
+        return self._batch
 
 
 def apply(model: Any, memory: MemoryPlan) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fedcore.errors import ModelError
 
-__all__ = ["FloatWeight", "Int8Weight", "Scratch", "Weight", "release", "row_blocks", "tensor_of"]
+__all__ = ["FloatWeight", "Int8Weight", "Scratch", "ShiftedWeight", "Weight", "release", "row_blocks", "tensor_of"]
 
 
 def release(mapping: mmap.mmap | None) -> None:
@@ -162,4 +162,72 @@ class FloatWeight(nn.Module):
         release(self._mapping)
 
 
-Weight = Int8Weight | FloatWeight
+class ShiftedWeight(nn.Module):
+    """A frozen W plus a change in whole units, and for a while plus a step along a direction.
+
+    Blocks are made as they are asked for: neither the sum nor the direction exists whole. The change does, 4 bytes a weight, from the
+    start, so that calibration sees it before anything is learned.
+
+    Args:
+        base: W (m, n).
+        unit: A power of two.
+        scratch: Buffers for blocks, shared by the layers of a model.
+    """
+
+    change: Tensor
+
+    def __init__(self, base: Int8Weight | FloatWeight, unit: float, scratch: Scratch | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.unit = unit
+        self.step: tuple[float, Callable[[slice, NDArray[np.int8]], object]] | None = None
+        """Length, and what writes some rows of the direction into an array."""
+        self._scratch = scratch or Scratch()
+        # Written, so that its pages are there.
+        self.register_buffer("change", torch.empty(base.shape, dtype=torch.int32, device=base.device).zero_())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.base.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return self.base.device
+
+    @property
+    def mapped(self) -> bool:
+        """Whether its pages come from disk and go again; the change stays in memory."""
+        return self.base.mapped
+
+    def add(self, rows: slice, adds: Callable[[NDArray[np.int32]], None]) -> None:
+        """Have a function add to the change of some rows, int32 (rows, n), modulo 2**32."""
+        if self.device.type == "cpu":
+            adds(self.change[rows].numpy())
+        else:
+            more = np.zeros((rows.stop - rows.start, self.shape[1]), np.int32)
+            adds(more)
+            self.change[rows] += torch.from_numpy(more).to(self.device)
+
+    def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """The sum's `rows` into `out` (rows, n) of any floating dtype; added in float32, where a small step is not rounded away."""
+        take = self._scratch.take
+        total = out if out.dtype == torch.float32 else take("total", out.shape, torch.float32, out.device)
+        self.base.copy_rows(rows, total)
+        # The product is exact, a power of two: one rounding whether or not a processor fuses the two.
+        total.add_(take("float", out.shape, torch.float32, out.device).copy_(self.change[rows]), alpha=self.unit)
+        if self.step is not None:
+            length, write = self.step
+            direction = take("direction", out.shape, torch.int8, torch.device("cpu"))
+            write(rows, direction.numpy())
+            # As floats by ourselves: an addition of two types would take a new buffer for them each time.
+            total.add_(take("float", out.shape, torch.float32, out.device).copy_(direction), alpha=length)
+        return out if total is out else out.copy_(total)
+
+    def release(self) -> None:
+        """Let the kernel have the pages of a mapped weight until the next use."""
+        self.base.release()
+
+
+Weight = Int8Weight | FloatWeight | ShiftedWeight

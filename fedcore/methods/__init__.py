@@ -1,25 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server halves of the federated methods: one file each, found through one table."""
+"""Server halves of the federated methods: found by their settings through one table. A new method is a file, a line in each of the two."""
 
 from __future__ import annotations
 
-from fedcore.errors import ConfigError
+from collections.abc import Callable
+from typing import Any
+
 from fedcore.method import MethodSettings, ServerHalf
-from fedcore.methods.fedkrso import FedKRSO
-from fedcore.schema import ModelSchema
+from fedcore.methods.fedavg import FedAvg, FedAvgSettings
+from fedcore.methods.fedex import FedExLoRA, FedExLoRASettings
+from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
+from fedcore.methods.fedkseed import FedKSeed, FedKSeedProSettings, FedKSeedSettings
+from fedcore.methods.ferret import Ferret, FerretSettings
+from fedcore.methods.flora import FLoRA, FLoRASettings
+from fedcore.methods.lora import FedITSettings, FedSALoRASettings, FFALoRASettings, LoRA, RoLoRASettings
 
-__all__ = ["SERVER_HALVES", "server_half"]
+__all__ = ["SERVER_HALVES", "AnySettings", "server_half"]
 
-SERVER_HALVES: dict[str, type[ServerHalf]] = {"fedkrso": FedKRSO}
+AnySettings = (
+    FedKRSOSettings
+    | FedAvgSettings
+    | FedITSettings
+    | FFALoRASettings
+    | RoLoRASettings
+    | FedSALoRASettings
+    | FLoRASettings
+    | FedExLoRASettings
+    | FedKSeedSettings
+    | FedKSeedProSettings
+    | FerretSettings
+)
+"""`[method]` of a job: its `name` says which."""
+
+SERVER_HALVES: dict[type[MethodSettings], Callable[[Any], ServerHalf]] = {
+    FedKRSOSettings: FedKRSO,
+    FedAvgSettings: FedAvg,
+    FedITSettings: LoRA,
+    FFALoRASettings: LoRA,
+    RoLoRASettings: LoRA,
+    FedSALoRASettings: LoRA,
+    FLoRASettings: FLoRA,
+    FedExLoRASettings: FedExLoRA,
+    FedKSeedSettings: FedKSeed,
+    FedKSeedProSettings: FedKSeed,
+    FerretSettings: Ferret,
+}
 
 
-def server_half(settings: MethodSettings, schema: ModelSchema) -> ServerHalf:
-    """The server half that a job names.
-
-    Raises:
-        ConfigError: No such method; names those there are.
-    """
-    half = SERVER_HALVES.get(settings.name)
-    if half is None:
-        raise ConfigError(f"no method {settings.name!r}", place="method.name", remedy=f"one of {', '.join(SERVER_HALVES)}")
-    return half(settings, schema)
+def server_half(settings: MethodSettings) -> ServerHalf:
+    """The server half that a job names."""
+    return SERVER_HALVES[type(settings)](settings)

@@ -3,67 +3,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Literal
 
-from fedcore.accumulator import RunningSum
-from fedcore.method import MethodSettings
-from fedcore.plan import Plan, Training
+from fedcore.errors import ConfigError
+from fedcore.method import MethodSettings, exact_mean, require_within
+from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
-from fedcore.schema import ModelSchema
-from fedcore.state import ExactState, state_shapes
-from fedcore.update import CheckedUpdate, WeightedUpdate, add_update, check_update
+from fedcore.state import ExactState
+from fedcore.training import SubspaceTraining
+from fedcore.types import Order
+from fedcore.update import WeightedUpdate
 
-__all__ = ["FedKRSO"]
+__all__ = ["FedKRSO", "FedKRSOSettings"]
+
+
+class FedKRSOSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"):
+    """`name = "fedkrso"`."""
+
+    rank: int = 8
+    """Rows of each projection, r."""
+    min_rank: int | None = None
+    """Smallest rank that a device may train instead; by default the full rank."""
+    num_seeds: int = 5
+    """Subspaces in the pool, K."""
+    schedule: Literal["pool", "fresh"] = "pool"
+    """`pool` keeps the seeds; `fresh` draws new ones every `refresh_every` rounds and folds the old into the base."""
+    refresh_every: int = 1
+    """Rounds that seeds last with `fresh`."""
+    order: Order = "cycle"
+    """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
+
+    def __post_init__(self) -> None:
+        MethodSettings.__post_init__(self)
+        require_within(self, rank=4096, num_seeds=1024, refresh_every=2**31 - 1)
+        if self.min_rank is not None and not 1 <= self.min_rank <= self.rank:
+            raise ConfigError(f"min_rank {self.min_rank} is outside 1 to rank {self.rank}", place="method.min_rank")
+
+    @property
+    def folds_every(self) -> int:
+        """Rounds between folds; 0 for never."""
+        return self.refresh_every if self.schedule == "fresh" else 0
+
+    def described(self) -> str:
+        """For a person, in short."""
+        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}), {self.steps} steps, {self.bits} bits"
 
 
 class FedKRSO:
     """Seeds down, accumulators up, their exact mean into the cumulative state."""
 
-    def __init__(self, settings: MethodSettings, schema: ModelSchema) -> None:
+    def __init__(self, settings: FedKRSOSettings) -> None:
         self._settings = settings
-        self._schema = schema
 
-    def start(self, run_seed: int) -> ExactState:
-        """Zero, in the first generation's subspaces."""
-        return ExactState.zero(self._schema, pool_seeds(run_seed, 0, self._settings.num_seeds), self._settings.rank)
-
-    def training(self, state: ExactState, server_round: int, run_seed: int) -> Training:
+    def training(self, server_round: int, run_seed: int) -> SubspaceTraining:
         """The round's seeds and bounds."""
         settings = self._settings
         generation = generation_of(server_round, settings.folds_every)
-        return Training(
-            method=settings.name,
+        return SubspaceTraining(
             seeds=pool_seeds(run_seed, generation, settings.num_seeds),
-            generation=generation,
             rank=settings.rank,
             min_rank=settings.min_rank or settings.rank,
             order=settings.order,
-            intervals=settings.steps // settings.interval_steps,
-            interval_steps=settings.interval_steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            tensor_learning_rate=settings.tensor_learning_rate,
-            bits=settings.bits,
-            share=settings.share,
-            run_seed=run_seed,
+            **settings.common(generation, run_seed),
         )
-
-    def open(self, state: ExactState, training: Training) -> ExactState:
-        """The same state, or zero layers under new seeds when the generation changed."""
-        return state if state.seeds == training.seeds else state.refreshed(self._schema, training.seeds)
-
-    def shapes(self, training: Training) -> Mapping[str, tuple[int, int]]:
-        """K r columns for a layer, its own for a tensor trained whole."""
-        return state_shapes(self._schema, len(training.seeds), training.rank)
-
-    def check(self, path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
-        """Header and every record against the plan."""
-        return check_update(path, plan, run, node)
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """S plus the weighted mean of the accumulators; a seed that a participant did not use counts as zero."""
-        total = RunningSum(self.shapes(plan.training))
-        for update in updates:
-            add_update(update, plan, total)
-        return state.after(total)
+        return exact_mean(state, plan, updates)

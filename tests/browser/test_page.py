@@ -56,7 +56,7 @@ def test_rows_change_in_place_and_rounds_are_announced(open_page: Opener) -> Non
     view.phase = "finished"
     server.show()
     tab.until("document.getElementById('announcer').textContent.startsWith('The run is finished')")
-    assert tab.page.locator(".pill").inner_text() == "8/12 · finished"
+    tab.until("document.querySelector('.pill').innerText === '8/12 · finished'")
 
 
 def test_rows_are_sorted_filtered_and_remembered_in_the_address(open_page: Opener) -> None:

@@ -25,7 +25,7 @@ from coordinator.view import RunView
 from fedcore.accumulator import RowScaled, quantise_rows
 from fedcore.checkpoint import write_safetensors
 from fedcore.job import BrokerSection, TaskSection
-from fedcore.method import MethodSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
 from fedcore.records import Record, pack_record
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
@@ -175,7 +175,7 @@ class Run:
         names = [*sends, *idle]
         job = Job(
             run="t", model=ModelSection(folder=str(self.model)), task=TaskSection(kind="regression"), broker=BrokerSection(url="mqtts://x"),
-            method=MethodSettings(rank=4, num_seeds=2, steps=20), safety=safety,
+            method=FedKRSOSettings(rank=4, num_seeds=2, steps=20), safety=safety,
             round=RoundSection(rounds=1, min_nodes=len(names), quorum=2, chunk_bytes=4096),
         )  # fmt: skip
 

@@ -18,17 +18,17 @@ from fedcore.accumulator import MAX_EXAMPLES, RowScaled, quantise_rows
 from fedcore.config import load_config
 from fedcore.errors import ConfigError, UpdateRefused
 from fedcore.job import TaskSection
-from fedcore.method import MethodSettings
 from fedcore.methods import server_half
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
-from fedcore.projection import signs_checksum
+from fedcore.projection import checksums as checksums_of
 from fedcore.records import Record
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.state import ExactState
-from fedcore.update import CheckedUpdate, UpdateHeader, WeightedUpdate, write_update
+from fedcore.update import CheckedUpdate, UpdateHeader, WeightedUpdate, check_update, write_update
 
 SCHEMA = ModelSchema((LayerSpec("l", 30, 40),), (TensorSpec("head", (3, 20), False),))
-HALF = server_half(MethodSettings(rank=4, num_seeds=2, steps=20), SCHEMA)
+HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20))
 HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0)
 NO_LIMITS = SafetySection(max_share_ratio=0.0)
 
@@ -118,8 +118,8 @@ def test_wrong_limits_are_refused_with_the_key(tmp_path: Path, line: str, messag
 
 
 def make_plan() -> Plan:
-    training = HALF.training(HALF.start(5), 1, 5)
-    checksums = tuple(signs_checksum(training.seeds, s.name, 4, s.columns) for s in SCHEMA.layers)
+    training = HALF.training(1, 5)
+    checksums = checksums_of(training, SCHEMA)
     return Plan(
         round=1, phase="train", cohort=(), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
         model_schema=SCHEMA, checksums=checksums, training=training, version=0, chunk_bytes=65_536, objects=(),
@@ -136,12 +136,12 @@ def outcome(folder: Path, sent: dict[str, tuple[int, float]], safety: SafetySect
         layer, head = ((array * size).astype(np.float32) for array in arrays)
         header = msgspec.structs.replace(HEADER, node=node, examples=examples)
         write_update(folder / node, header, [Record("l", quantise_rows(layer, 8), 8), Record("head", quantise_rows(head, 16), 16)])
-        checked = HALF.check(folder / node, make_plan(), "r", node)
+        checked = check_update(folder / node, make_plan(), "r", node)
         updates[node], clips[node] = checked.header, clip_for(checked, safety)
     shares = round_shares({node: header.examples for node, header in updates.items()}, "examples", safety)
     weighted = [WeightedUpdate(folder / node, header, shares.weights[node], clips[node]) for node, header in updates.items()]
-    one = HALF.aggregate(HALF.start(5), make_plan(), weighted)
-    other = HALF.aggregate(HALF.start(5), make_plan(), reversed(weighted))
+    one = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted)
+    other = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), reversed(weighted))
     assert one.publish().digest() == other.publish().digest()
     return one, dict(shares.weights)
 
@@ -161,12 +161,12 @@ def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_t
         layer = RowScaled(numbers((30, 8), 127, 37 + place), np.full(30, -12, np.int8))
         head = RowScaled(numbers((3, 20), 32767, 5001 + place), np.full(3, -20, np.int8))
         write_update(tmp_path / header.node, header, [Record("l", layer, 8), Record("head", head, 16)])
-        updates.append(HALF.check(tmp_path / header.node, make_plan(), "r", header.node))
+        updates.append(check_update(tmp_path / header.node, make_plan(), "r", header.node))
     shares = round_shares({u.header.node: u.header.examples for u in updates}, "examples", SafetySection())
     weighted = [
         WeightedUpdate(tmp_path / u.header.node, u.header, shares.weights[u.header.node], clip_for(u, SafetySection())) for u in updates
     ]
-    digest = HALF.aggregate(HALF.start(5), make_plan(), weighted).publish().digest()
+    digest = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted).publish().digest()
     assert digest == "7e9fee02f0fa83ac05f35071f198e853b6aa7b61b511b8c069c9a2ce8df7310b"
 
 

@@ -19,7 +19,7 @@ from coordinator.broker import LocalBroker
 from coordinator.compare import compare
 from coordinator.run_objects import ROUND_COLUMNS, round_objects
 from coordinator.runs import read_run, scan
-from fedcore.method import MethodSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def runs(tmp_path: Path) -> Path:
     folder.mkdir()
     finished_run(folder, "pool", [0.4, None, 0.8, 0.75], started_at=1_800_000_000.0)
     finished_run(
-        folder, "fresh", [0.5, 0.6, 0.7], started_at=1_800_000_500.0, up=3_000_000, method=MethodSettings(schedule="fresh", rank=4)
+        folder, "fresh", [0.5, 0.6, 0.7], started_at=1_800_000_500.0, up=3_000_000, method=FedKRSOSettings(schedule="fresh", rank=4)
     )
     (folder / "pool-nodes").mkdir()
     return folder

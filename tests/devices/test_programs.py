@@ -146,13 +146,15 @@ def test_tegrastats_is_followed_started_again_and_ended(tmp_path: Path, monkeypa
     assert (tmp_path / "arguments").read_text() == "--interval 2000\n"
     times[0] = 11.0
     assert stats.latest() is None  # a line is not for ever
+    # The shell becomes the sleeper a moment after its line.
+    wait(lambda: len(sleepers()) == 1)
     (child,) = sleepers()
     child.kill()
     wait(lambda: stats.latest() is None and not sleepers())
     times[0] = 50.0
     assert stats.latest() is None
     times[0] = 61.0
-    wait(lambda: stats.latest() is not None)
+    wait(lambda: stats.latest() is not None and len(sleepers()) == 1)
     (child,) = sleepers()
     stats.close()
     assert not child.is_running()
@@ -185,7 +187,7 @@ def test_a_jetson_asks_tegrastats_only_for_what_its_files_do_not_tell(
         wait(lambda: device.read().power_watts is not None and device.read().accelerator_percent is not None)
         found = device.read()
         assert (found.power_watts, found.accelerator_percent) == (pytest.approx(watts, abs=0.02), load)
-        assert bool(sleepers()) == runs_on
+        wait(lambda: bool(sleepers()) == runs_on)
     finally:
         device.close()
     assert not sleepers()

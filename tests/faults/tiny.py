@@ -299,6 +299,7 @@ labels = {list(_LABELS)}
 max_length = 16
 
 [method]
+name = "fedkrso"
 rank = 8
 num_seeds = 4
 schedule = "{recipe.schedule}"

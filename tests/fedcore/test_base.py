@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plans import subspaces
 
 from fedcore.accumulator import RunningSum, quantise_rows
 from fedcore.base import Base
@@ -17,7 +18,7 @@ from fedcore.checkpoint import Checkpoint, from_float32, to_float32, write_safet
 from fedcore.errors import BaseDamaged, ModelError
 from fedcore.quantise import INT8_MAX, quantise_weight
 from fedcore.schema import LayerSpec, ModelSchema
-from fedcore.state import ExactState, PublishedState, state_shapes
+from fedcore.state import ExactState, PublishedState
 
 # More rows than a block, and not a multiple of it.
 LAYERS = (LayerSpec("a.dense", 700, 24), LayerSpec("b.dense", 3, 40), LayerSpec("c.dense", 256, 8))
@@ -59,12 +60,12 @@ def base_of(folder: Path, scratch: Path) -> Base:
 
 
 def some_state() -> PublishedState:
-    shapes, generator = state_shapes(SCHEMA, 2, 4), np.random.default_rng(0)
+    shapes, generator = subspaces((5, 6), 4).shapes(SCHEMA), np.random.default_rng(0)
     total = RunningSum(shapes)
     total.add_examples(1)
     for name, shape in shapes.items():
         total.add(name, quantise_rows((generator.normal(size=shape) * 0.01).astype(np.float32), 8), 1)
-    return ExactState.zero(SCHEMA, (5, 6), 4).after(total).publish()
+    return ExactState.zero(subspaces((5, 6), 4), SCHEMA).after(total).publish()
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import subspaces
 
 from fedcore.accumulator import MAX_EXAMPLES, RowScaled, RunningSum, mean_fixed, quantise_rows
 from fedcore.errors import ExactnessError, MalformedMessage, UpdateRefused
@@ -19,7 +20,7 @@ from fedcore.quantise import dequantise_weight, quantise_weight
 from fedcore.records import Record, pack_record, read_records, unpack_record, write_records
 from fedcore.schedule import interval_order, pool_seeds
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
-from fedcore.state import ExactState, PublishedState, model_digest, state_shapes
+from fedcore.state import ExactState, PublishedState, model_digest
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12),), (TensorSpec("head.bias", (3,), False), TensorSpec("head.weight", (3, 4), False)))
 
@@ -82,13 +83,13 @@ def test_columns_of_unused_seeds_count_as_zero() -> None:
 
 
 def rounds(count: int, size: float = 0.01) -> list[ExactState]:
-    state = ExactState.zero(SCHEMA, (11, 22), 4)
+    state = ExactState.zero(subspaces((11, 22), 4), SCHEMA)
     out = [state]
     for t in range(count):
-        total = RunningSum(state_shapes(SCHEMA, 2, 4))
+        total = RunningSum(subspaces((5, 6), 4).shapes(SCHEMA))
         for node in range(3):
             total.add_examples(node + 1)
-            for name, shape in state_shapes(SCHEMA, 2, 4).items():
+            for name, shape in subspaces((5, 6), 4).shapes(SCHEMA).items():
                 total.add(name, quantise_rows(normal(shape, 100 * t + node, size * 4**t), 8), node + 1)
         state = state.after(total)
         out.append(state)
@@ -96,7 +97,7 @@ def rounds(count: int, size: float = 0.01) -> list[ExactState]:
 
 
 def test_differences_and_whole_states_lead_to_the_same_digest(tmp_path: Path) -> None:
-    shapes = state_shapes(SCHEMA, 2, 4)
+    shapes = subspaces((5, 6), 4).shapes(SCHEMA)
     held = None
     # Rows grow fourfold a round, so that their scales double between versions.
     for state in rounds(5):
@@ -133,7 +134,7 @@ def test_digest_sees_every_number_and_the_version() -> None:
 
 
 def test_digest_of_a_known_state_never_changes() -> None:
-    state = PublishedState.zero(SCHEMA, (1, 2), 4)
+    state = PublishedState.zero(subspaces((1, 2), 4), SCHEMA)
     assert state.digest() == "0d7f3a4e729e71eb7d6328407b3d4dcb5cba244433067b520e84e34924c3543d"
 
 

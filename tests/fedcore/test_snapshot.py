@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plans import subspaces
 
 from fedcore.accumulator import RunningSum, quantise_rows
 from fedcore.base import Base
@@ -22,7 +23,7 @@ from fedcore.records import Record, pack_record, read_records
 from fedcore.schedule import pool_seeds
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.snapshot import snapshot_bytes, take_snapshot, write_snapshot
-from fedcore.state import ExactState, PublishedState, model_digest, state_shapes
+from fedcore.state import ExactState, PublishedState, model_digest
 from fedcore.types import BaseKind
 
 LAYERS = (LayerSpec("a.dense", 700, 24), LayerSpec("b.dense", 3, 40), LayerSpec("c.dense", 300, 8))
@@ -53,7 +54,7 @@ def base_of(folder: Path, scratch: Path, kind: BaseKind = "int8", schema: ModelS
 
 
 def learned(state: ExactState, round_seed: int, scale: float = 0.01, schema: ModelSchema = SCHEMA) -> ExactState:
-    shapes, generator = state_shapes(schema, len(state.seeds), RANK), np.random.default_rng(round_seed)
+    shapes, generator = subspaces(state.seeds, RANK).shapes(schema), np.random.default_rng(round_seed)
     total = RunningSum(shapes)
     total.add_examples(1)
     for name, shape in shapes.items():
@@ -63,12 +64,12 @@ def learned(state: ExactState, round_seed: int, scale: float = 0.01, schema: Mod
 
 def folded_times(base: Base, times: int, scale: float = 0.01, schema: ModelSchema = SCHEMA) -> PublishedState:
     """A replica that took part in every round of `times` generations; the state that the next one begins with."""
-    state = ExactState.zero(schema, pool_seeds(7, 0, SEEDS), RANK)
+    state = ExactState.zero(subspaces(pool_seeds(7, 0, SEEDS), RANK), schema)
     for generation in range(1, times + 1):
         state = learned(state, generation, scale, schema)
         base.fold(state.publish(), generation)
-        state = state.refreshed(schema, pool_seeds(7, generation, SEEDS))
-    return state.publish().refreshed(schema, pool_seeds(7, times, SEEDS))
+        state = state.refreshed(subspaces(pool_seeds(7, generation, SEEDS), RANK), schema)
+    return state.publish().refreshed(subspaces(pool_seeds(7, times, SEEDS), RANK), schema)
 
 
 @pytest.mark.parametrize("kind", ["int8", "bfloat16", "float32"])
@@ -78,11 +79,11 @@ def test_a_snapshot_is_as_good_as_every_fold(tmp_path: Path, dtype: str, kind: B
     always, joined = base_of(folder, tmp_path / "always", kind), base_of(folder, tmp_path / "joined", kind)
     state = folded_times(always, 5)
     write_snapshot(tmp_path / "s", always, state)
-    taken = take_snapshot(tmp_path / "s", joined, 5, state.seeds, RANK)
+    taken = take_snapshot(tmp_path / "s", joined, subspaces(state.seeds, RANK, 5))
     assert joined.generation == 5 and joined.digest() == always.digest() and taken.digest() == state.digest()
     assert model_digest(joined.digest(), taken) == model_digest(always.digest(), state)
     # From there on the two stay equal, and so does one that is started again.
-    after = learned(ExactState.zero(SCHEMA, state.seeds, RANK), 9).publish()
+    after = learned(ExactState.zero(subspaces(state.seeds, RANK), SCHEMA), 9).publish()
     for base in (always, joined):
         base.fold(after, 6)
         base.store()
@@ -95,7 +96,7 @@ def test_a_snapshot_is_taken_from_any_generation(tmp_path: Path) -> None:
     state = folded_times(always, 4)
     folded_times(behind, 2)
     write_snapshot(tmp_path / "s", always, state)
-    take_snapshot(tmp_path / "s", behind, 4, state.seeds, RANK)
+    take_snapshot(tmp_path / "s", behind, subspaces(state.seeds, RANK, 4))
     assert behind.digest() == always.digest() and sorted(p.name for p in (tmp_path / "behind").iterdir()) == ["4"]
 
 
@@ -128,17 +129,17 @@ def test_what_is_wrong_with_a_file_changes_nothing(tmp_path: Path) -> None:
     for data in damaged:
         (tmp_path / "bad").write_bytes(data)
         with pytest.raises(MalformedMessage):
-            take_snapshot(tmp_path / "bad", other, 2, state.seeds, RANK)
+            take_snapshot(tmp_path / "bad", other, subspaces(state.seeds, RANK, 2))
         assert other.generation == 1 and other.digest() == before
         assert sorted(p.name for p in (tmp_path / "other").iterdir()) == ["1"]
     for generation, seeds, rank in ((3, state.seeds, RANK), (2, (1, 2), RANK), (2, state.seeds, 8)):
         with pytest.raises(MalformedMessage, match="generation"):
-            take_snapshot(tmp_path / "s", other, generation, seeds, rank)
+            take_snapshot(tmp_path / "s", other, subspaces(seeds, rank, generation))
     foreign = ModelSchema((*LAYERS[:2], LayerSpec("d.dense", 300, 8)), SCHEMA.tensors)
     (tmp_path / "foreign").mkdir()
     elsewhere = base_of(write_model(tmp_path / "foreign" / "model", "BF16", foreign), tmp_path / "foreign" / "own", schema=foreign)
     with pytest.raises(MalformedMessage, match=r"d\.dense"):
-        take_snapshot(tmp_path / "s", elsewhere, 2, state.seeds, RANK)
+        take_snapshot(tmp_path / "s", elsewhere, subspaces(state.seeds, RANK, 2))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -152,11 +153,11 @@ def test_any_flipped_byte_is_refused_or_shows_in_the_digest(tmp_path: Path, data
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     (tmp_path / "bad").write_bytes(whole)
     seeds = pool_seeds(7, 1, SEEDS)
-    right = model_digest(base.digest(), take_snapshot(tmp_path / "s", base_of(folder, tmp_path / "right"), 1, seeds, RANK))
+    right = model_digest(base.digest(), take_snapshot(tmp_path / "s", base_of(folder, tmp_path / "right"), subspaces(seeds, RANK, 1)))
     other = base_of(folder, tmp_path / "other")
     other.reset()
     try:
-        state = take_snapshot(tmp_path / "bad", other, 1, seeds, RANK)
+        state = take_snapshot(tmp_path / "bad", other, subspaces(seeds, RANK, 1))
     except MalformedMessage:
         assert other.generation == 0
     else:
@@ -176,7 +177,7 @@ def test_only_a_sound_and_folded_base_is_written(tmp_path: Path) -> None:
     base = base_of(folder, tmp_path / "own")
     state = folded_times(base, 1)
     with pytest.raises(ExactnessError, match="folded"):
-        write_snapshot(tmp_path / "s", base, learned(ExactState.zero(SCHEMA, state.seeds, RANK), 3).publish())
+        write_snapshot(tmp_path / "s", base, learned(ExactState.zero(subspaces(state.seeds, RANK), SCHEMA), 3).publish())
     master = tmp_path / "own" / "1" / "2.bin"
     data = bytearray(master.read_bytes())
     data[5] ^= 4
@@ -201,9 +202,9 @@ def test_every_bit_pattern_comes_back(tmp_path: Path) -> None:
     write_safetensors(folder / "model.safetensors", [("a.weight", "BF16", origin.shape)], lambda name: origin)
     one, two = base_of(folder, tmp_path / "1", "bfloat16", schema), base_of(folder, tmp_path / "2", "bfloat16", schema)
     one.replace(1, lambda layer: iter([target]))
-    zero = PublishedState.zero(schema, (1, 2), RANK)
+    zero = PublishedState.zero(subspaces((1, 2), RANK), schema)
     write_snapshot(tmp_path / "s", one, zero)
-    take_snapshot(tmp_path / "s", two, 1, (1, 2), RANK)
+    take_snapshot(tmp_path / "s", two, subspaces((1, 2), RANK, 1))
     assert np.array_equal(two.layer(schema.layers[0])[0], target)
 
 
@@ -222,10 +223,10 @@ def peaks(root: Path, layers: int) -> tuple[int, int, int]:
     folder = write_model(root / "model", "F32", schema)
     base, other = base_of(folder, root / "own", schema=schema), base_of(folder, root / "other", schema=schema)
     state = folded_times(base, 1, schema=schema)
-    finished = learned(ExactState.zero(schema, state.seeds, RANK), 1, schema=schema).publish()
+    finished = learned(ExactState.zero(subspaces(state.seeds, RANK), schema), 1, schema=schema).publish()
     return (
         peak(lambda: write_snapshot(root / "s", base, state)),
-        peak(lambda: take_snapshot(root / "s", other, 1, state.seeds, RANK)),
+        peak(lambda: take_snapshot(root / "s", other, subspaces(state.seeds, RANK, 1))),
         peak(lambda: base.fold(finished, 2)),
     )
 

@@ -12,25 +12,26 @@ import numpy as np
 import pytest
 
 from fedcore.accumulator import Clip, RowScaled, quantise_rows
+from fedcore.config import load_config
 from fedcore.errors import ConfigError, UpdateRefused
 from fedcore.job import TaskSection
-from fedcore.method import MethodSettings
-from fedcore.methods import server_half
+from fedcore.methods import AnySettings, server_half
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
-from fedcore.projection import signs_checksum
+from fedcore.projection import checksums as checksums_of
 from fedcore.records import Record, pack_record
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
-from fedcore.update import UPDATE_FORMAT, CheckedUpdate, UpdateHeader, WeightedUpdate, write_update
+from fedcore.state import ExactState
+from fedcore.update import UPDATE_FORMAT, CheckedUpdate, UpdateHeader, WeightedUpdate, check_update, write_update
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
-HALF = server_half(MethodSettings(rank=4, min_rank=2, num_seeds=3, steps=20), SCHEMA)
+HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20))
 HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
 
 
 def make_plan() -> Plan:
-    state = HALF.start(5)
-    training = HALF.training(state, 1, 5)
-    checksums = tuple(signs_checksum(training.seeds, s.name, 4, s.columns) for s in SCHEMA.layers)
+    training = HALF.training(1, 5)
+    checksums = checksums_of(training, SCHEMA)
     return Plan(
         round=1, phase="train", cohort=("a", "b"), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
         model_schema=SCHEMA, checksums=checksums, training=training, version=0, chunk_bytes=65_536, objects=(),
@@ -56,7 +57,7 @@ def part_of_l(number: int, exponent: int) -> Record:
 
 def check(tmp_path: Path, header: UpdateHeader, content: Iterable[Record]) -> CheckedUpdate:
     write_update(tmp_path / "u", header, content)
-    return HALF.check(tmp_path / "u", make_plan(), "r", "a")
+    return check_update(tmp_path / "u", make_plan(), "r", "a")
 
 
 def test_a_right_update_and_one_of_smaller_rank_are_taken_with_their_norm(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_record_with_fields_of_other_types_is_refused(tmp_path: Path, change: 
     items = [header, {**pack_record(records()[0]), **change}, *map(pack_record, records()[1:]), {"end": 3}]
     (tmp_path / "u").write_bytes(b"".join(map(msgpack.packb, items)))
     with pytest.raises(UpdateRefused):
-        HALF.check(tmp_path / "u", make_plan(), "r", "a")
+        check_update(tmp_path / "u", make_plan(), "r", "a")
 
 
 def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> None:
@@ -147,11 +148,11 @@ def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> 
     for bad in (b"", b"garbage", raw[:-1], raw[:-3], raw + b"\x80", b"\x81" * 1000, *cuts):
         (tmp_path / "u").write_bytes(bad)
         with pytest.raises(UpdateRefused):
-            HALF.check(tmp_path / "u", make_plan(), "r", "a")
+            check_update(tmp_path / "u", make_plan(), "r", "a")
 
 
 def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> None:
-    plan, state, updates, expected = make_plan(), HALF.start(5), [], np.zeros((5, 12))
+    plan, state, updates, expected = make_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), [], np.zeros((5, 12))
     for node, examples, seed in (("a", 7, 1), ("b", 3, 2)):
         header = msgspec.structs.replace(HEADER, node=node, examples=examples)
         content = records(seed=seed)
@@ -164,7 +165,7 @@ def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> No
 
 
 def test_a_weight_and_a_clip_count_instead_of_what_is_claimed(tmp_path: Path) -> None:
-    plan, state, clip = make_plan(), HALF.start(5), Clip(40_000, 17)
+    plan, state, clip = make_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), Clip(40_000, 17)
     for node, seed in (("a", 1), ("b", 2)):
         write_update(tmp_path / node, msgspec.structs.replace(HEADER, node=node, examples=1000), records(seed=seed))
     updates = [WeightedUpdate(tmp_path / "a", HEADER, 1, clip), WeightedUpdate(tmp_path / "b", HEADER, 3)]
@@ -173,6 +174,21 @@ def test_a_weight_and_a_clip_count_instead_of_what_is_claimed(tmp_path: Path) ->
     assert np.allclose(found, (a * clip.factor + 3 * b) / 4, atol=2**-31, rtol=0)
 
 
-def test_an_unknown_method_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no method 'fedprox' \\(one of fedkrso\\)"):
-        server_half(MethodSettings(name="fedprox"), SCHEMA)
+class OnlyMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    method: AnySettings
+
+
+@pytest.mark.parametrize(
+    ("lines", "refusal"),
+    [
+        ('name = "fedprox"', r"method.name: invalid value 'fedprox' \(one of fedkrso, fedavg, "),
+        ("rank = 4", r"method: object missing required field `name` \(one of fedkrso, "),
+        ('name = "ffa-lora"\nalhpa = 8.0', r"method: unknown key 'alhpa' \(did you mean 'alpha'"),
+        ('name = "fedavg"\nrank = 4', r"method: unknown key 'rank' \(known keys: interval_steps, "),
+        ('name = "fedit"\nrank = 0', "method.rank: rank is 0, it must be positive"),
+    ],
+)
+def test_a_wrong_method_section_is_refused_with_what_there_is(tmp_path: Path, lines: str, refusal: str) -> None:
+    (tmp_path / "job.toml").write_text(f"[method]\n{lines}\n")
+    with pytest.raises(ConfigError, match=refusal):
+        load_config(tmp_path / "job.toml", OnlyMethod)

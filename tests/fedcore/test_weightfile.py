@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import subspaces
 
 from edge_client.worker.model import describe
 from fedcore.base import Base
@@ -75,7 +76,7 @@ def test_what_does_not_fit_is_made_anew(folder: Path, tmp_path: Path, damage: st
 def test_a_fold_makes_the_next_generation_s_file(folder: Path, tmp_path: Path) -> None:
     plain, stored = base_of(folder, tmp_path / "a"), base_of(folder, tmp_path / "b")
     stored.store()
-    state = PublishedState.zero(plain.schema, pool_seeds(0, 0, 2), 4)
+    state = PublishedState.zero(subspaces(pool_seeds(0, 0, 2), 4), plain.schema)
     for base in (plain, stored):
         base.fold(state, 1)
     stored.store()

@@ -17,14 +17,14 @@ from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint, write_safetensors
 from fedcore.job import TaskSection
 from fedcore.memoryplan import Parts
-from fedcore.method import MethodSettings
 from fedcore.methods import server_half
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import OutcomeObject, Plan
-from fedcore.projection import signs_checksum
+from fedcore.projection import checksums
 from fedcore.records import Record, write_records
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.snapshot import write_snapshot
-from fedcore.state import PublishedState, state_shapes
+from fedcore.state import ExactState, PublishedState
 from fedcore.update import UpdateHeader, write_update
 from fedcore.wire.codec import encode
 from fedcore.wire.manifest import Manifest
@@ -46,9 +46,9 @@ from fedcore.wire.messages import (
 __all__ = ["MANIFEST", "PLAN", "SCHEMA", "SHAPES", "held_state", "make_samples", "model_folder"]
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
-_HALF = server_half(MethodSettings(rank=4, min_rank=2, num_seeds=3, steps=20), SCHEMA)
-_TRAINING = _HALF.training(_HALF.start(5), 1, 5)
-SHAPES = state_shapes(SCHEMA, len(_TRAINING.seeds), 4)
+_HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20))
+_TRAINING = _HALF.training(1, 5)
+SHAPES = _TRAINING.shapes(SCHEMA)
 SHA = "ab" * 32
 MANIFEST = Manifest("1-whole.bin", 5000, SHA, 1024)
 PLAN = Plan(
@@ -60,7 +60,7 @@ PLAN = Plan(
     base_kind="int8",
     base_digest=SHA,
     model_schema=SCHEMA,
-    checksums=tuple(signs_checksum(_TRAINING.seeds, s.name, 4, s.columns) for s in SCHEMA.layers),
+    checksums=checksums(_TRAINING, SCHEMA),
     training=_TRAINING,
     version=0,
     chunk_bytes=262_144,
@@ -102,6 +102,7 @@ base = "int8"
 kind = "text-classification"
 labels = ["negative", "positive"]
 [method]
+name = "fedkrso"
 rank = 8
 learning_rate = 1e-3
 [round]
@@ -177,7 +178,7 @@ def model_folder(folder: Path) -> Path:
 def _snapshot(folder: Path, file: Path) -> None:
     base = Base(Checkpoint(model_folder(folder / "model")), SCHEMA, "int8", folder / "scratch")
     base.fold(held_state(1), 1)
-    write_snapshot(file, base, held_state(1).refreshed(SCHEMA, _TRAINING.seeds))
+    write_snapshot(file, base, held_state(1).refreshed(_TRAINING.at(1), SCHEMA))
 
 
 def make_samples() -> dict[str, list[bytes]]:
@@ -201,7 +202,7 @@ def make_samples() -> dict[str, list[bytes]]:
             ],
             "records": [written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits))) for bits in (4, 8, 16)],
             "safetensors": [written(lambda: _tensors(file))],
-            "state": [written(lambda: save_state(file, _HALF.start(5)))],
+            "state": [written(lambda: save_state(file, ExactState.zero(_TRAINING, SCHEMA)))],
             "snapshot": [written(lambda: _snapshot(Path(folder), file))],
         }
     messages = [encode(Envelope(run="r", round=1, node="a", body=body, sequence=i, expires_at=1.8e9)) for i, body in enumerate(_BODIES)]

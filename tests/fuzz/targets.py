@@ -166,7 +166,7 @@ def _enrolled(data: bytes) -> None:
 
 def _snapshot(data: bytes) -> None:
     base = Base(Checkpoint(model_folder(_SCRATCH / "base")), SCHEMA, "int8", _SCRATCH / "base" / "scratch")
-    take_snapshot(_file(data), base, 1, PLAN.training.seeds, PLAN.training.rank)
+    take_snapshot(_file(data), base, PLAN.training.at(1))
     assert base.generation == 1 and base.digest()
     base.reset()
 

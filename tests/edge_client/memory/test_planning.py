@@ -15,8 +15,9 @@ from edge_client.node import Node
 from fedcore.errors import BudgetError, WorkerError
 from fedcore.job import BrokerSection, DataSection, TaskSection
 from fedcore.memoryplan import Footprint, Point
-from fedcore.plan import Plan, Training
+from fedcore.plan import Plan
 from fedcore.schema import ModelSchema
+from fedcore.training import SubspaceTraining
 from fedcore.worker import Measured
 
 MB = 1_000_000
@@ -40,8 +41,8 @@ def footprint(key: str = "k") -> Footprint:
 
 
 def plan(number: int) -> Plan:
-    training = Training(
-        method="fedkrso", seeds=(1,), generation=0, rank=4, min_rank=4, order="cycle", intervals=1, interval_steps=1,
+    training = SubspaceTraining(
+        seeds=(1,), generation=0, rank=4, min_rank=4, order="cycle", intervals=1, interval_steps=1,
         batch_size=8, learning_rate=1.0, tensor_learning_rate=1.0, bits=8, share="examples", run_seed=0,
     )  # fmt: skip
     return Plan(

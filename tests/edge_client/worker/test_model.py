@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plans import subspaces
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -22,7 +23,7 @@ from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import ExactnessError, ModelError
 from fedcore.job import TaskSection
-from fedcore.state import ExactState, PublishedState, state_shapes
+from fedcore.state import ExactState, PublishedState
 
 CPU = torch.device("cpu")
 THREE = TaskSection(kind="text-classification", labels=("a", "b", "c"), max_length=32)
@@ -35,10 +36,10 @@ def stories(shared_folder: Path) -> Path:
 
 
 def some_state(schema: object, base: Base) -> PublishedState:
-    state = ExactState.zero(base.schema, (5, 6), 4)
-    total, generator = RunningSum(state_shapes(base.schema, 2, 4)), np.random.default_rng(0)
+    state = ExactState.zero(subspaces((5, 6), 4), base.schema)
+    total, generator = RunningSum(subspaces((5, 6), 4).shapes(base.schema)), np.random.default_rng(0)
     total.add_examples(1)
-    for name, shape in state_shapes(base.schema, 2, 4).items():
+    for name, shape in subspaces((5, 6), 4).shapes(base.schema).items():
         total.add(name, quantise_rows((generator.normal(size=shape) * 0.01).astype(np.float32), 8), 1)
     return state.after(total).publish()
 
@@ -71,7 +72,7 @@ def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path
     schema = describe(Checkpoint(minilm_folder), THREE)
     base = Base(Checkpoint(minilm_folder), schema, kind, tmp_path / "base")  # type: ignore[arg-type]
     state = some_state(schema, base)
-    export_model(base, state, schema, THREE, 0, tmp_path / "out")
+    export_model(base, state, schema, THREE, subspaces((5, 6), 4), tmp_path / "out")
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert exported.config.id2label == {0: "a", 1: "b", 2: "c"}
     # A base that folded the same state computes the same function.

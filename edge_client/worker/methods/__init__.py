@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client halves of the federated methods: one file each, found by a plan's training through one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edge_client.worker.method import ClientHalf
+from edge_client.worker.methods.fedavg import FedAvg
+from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkseed import FedKSeed
+from edge_client.worker.methods.ferret import Ferret
+from fedcore.training import (
+    AnyTraining,
+    DenseTraining,
+    FactorTraining,
+    ResidualTraining,
+    ScalarTraining,
+    SketchTraining,
+    StackedTraining,
+    SubspaceTraining,
+    Training,
+)
+
+__all__ = ["CLIENT_HALVES", "client_half"]
+
+
+def _lora(model: Any, training: FactorTraining) -> ClientHalf:
+    # Only who runs one of these methods needs PEFT.
+    from edge_client.worker.methods.lora import LoRA
+
+    return LoRA(model, training)
+
+
+CLIENT_HALVES: dict[type[Training], Callable[[Any, Any], ClientHalf]] = {
+    SubspaceTraining: lambda model, training: FedKRSO(model),
+    DenseTraining: lambda model, training: FedAvg(model),
+    FactorTraining: _lora,
+    StackedTraining: _lora,
+    ResidualTraining: _lora,
+    ScalarTraining: FedKSeed,
+    SketchTraining: Ferret,
+}
+
+
+def client_half(model: Any, training: AnyTraining) -> ClientHalf:
+    """The half that trains a model as a plan says; it changes the model's target layers."""
+    return CLIENT_HALVES[type(training)](model, training)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated averaging's client half: every weight of the target layers trains, in float32, with one Adam for the round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.method import adam_state, restore_adam
+from edge_client.worker.weights import row_blocks
+from fedcore.plan import Plan
+from fedcore.state import PublishedState
+
+__all__ = ["FedAvg"]
+
+_BLOCK_ROWS = 256
+
+
+class FedAvg:
+    """The target layers as ordinary linear layers, from the values of the base."""
+
+    supersedes: ClassVar[bool] = True
+    rank: int = 0
+    subspaces: tuple[int, ...] = ()
+    local: Mapping[str, nn.Parameter] = {}
+
+    def __init__(self, model: Any) -> None:
+        self._bases: dict[str, SubspaceLinear] = model.subspace_layers
+        self._weights: dict[str, nn.Parameter] = {}
+        self._state: PublishedState | None = None
+        self._adam: torch.optim.Adam | None = None
+        places = {id(module): name for name, module in model.named_modules()}
+        for name, layer in self._bases.items():
+            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features, device=layer.base.device))
+            dense.bias = layer.bias
+            parent, _, last = places[id(layer)].rpartition(".")
+            setattr(model.get_submodule(parent), last, dense)
+            self._weights[name] = dense.weight
+
+    @torch.no_grad()
+    def install(self, state: PublishedState) -> None:
+        """Base plus published change, one float32 addition a number."""
+        self._state, self._adam = state, None
+        for name, weight in self._weights.items():
+            _copy_base(self._bases[name], weight)
+            self._add_learned(state, name, weight)
+            weight.grad = None
+
+    def open(self, plan: Plan, node: str, rank: int) -> None:
+        """One Adam for the round."""
+        self._adam = torch.optim.Adam(self._weights.values(), lr=plan.training.learning_rate)
+
+    def begin(self, interval: int) -> torch.optim.Adam:
+        """The same Adam goes on."""
+        assert self._adam is not None
+        return self._adam
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass."""
+        return run()
+
+    def finish(self, interval: int) -> None:
+        """Nothing to do."""
+
+    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
+        """Weights and moments."""
+        assert self._adam is not None
+        for name, weight in self._weights.items():
+            yield from adam_state(name, weight, self._adam)
+
+    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
+        """Weights and moments."""
+        assert self._adam is not None
+        for name, weight in self._weights.items():
+            restore_adam(name, weight, self._adam, read)
+
+    @torch.no_grad()
+    def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Weights less what the round began with."""
+        assert self._state is not None
+        for name, weight in self._weights.items():
+            start = torch.empty_like(weight)
+            _copy_base(self._bases[name], start)
+            self._add_learned(self._state, name, start)
+            yield name, (weight - start).cpu().numpy()
+
+    def _add_learned(self, state: PublishedState, name: str, weight: Tensor) -> None:
+        """Add what a state has learned of a layer."""
+        weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
+
+
+def _copy_base(layer: SubspaceLinear, weight: Tensor) -> None:
+    """The base's values, dequantised in blocks of rows."""
+    for rows in row_blocks(layer.out_features, _BLOCK_ROWS):
+        layer.base.copy_rows(rows, weight.data[rows])
+    layer.base.release()

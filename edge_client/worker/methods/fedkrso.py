@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedKRSO's client half (arXiv 2602.03019, algorithm 2): local training in the round's subspaces, interval by interval.
+
+Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own (moments and step counter both start
+again). Weight decay is zero: decay of W cannot be expressed in accumulators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_client.worker.layer import SubspaceLinear
+from fedcore.plan import Plan
+from fedcore.projection import signs
+from fedcore.schedule import interval_order
+from fedcore.state import PublishedState
+from fedcore.training import SubspaceTraining
+
+__all__ = ["FedKRSO"]
+
+
+class FedKRSO:
+    """The target layers as they are built; one factor of each trains at a time."""
+
+    supersedes: ClassVar[bool] = False
+    local: Mapping[str, nn.Parameter] = {}
+
+    def __init__(self, model: Any) -> None:
+        self._layers: dict[str, SubspaceLinear] = model.subspace_layers
+        self._order: tuple[int, ...] = ()
+        self._rank = self._largest = 0
+        self._learning_rate = 0.0
+
+    @property
+    def rank(self) -> int:
+        """The largest that an interval of this round had."""
+        return self._largest
+
+    @property
+    def subspaces(self) -> tuple[int, ...]:
+        """Those of the round's intervals."""
+        return tuple(sorted(set(self._order)))
+
+    def install(self, state: PublishedState) -> None:
+        """P of every seed, and the state's side factor."""
+        for name, layer in self._layers.items():
+            part = state.entries[name]
+            projection = np.concatenate([signs(s, name, state.rank, layer.in_features) for s in state.seeds])
+            learned = bool(part.q.any())
+            layer.install(
+                torch.from_numpy(projection),
+                state.rank,
+                state=torch.from_numpy(np.array(part.q)) if learned else None,
+                state_scale=torch.from_numpy(part.scale()) if learned else None,
+            )
+
+    def open(self, plan: Plan, node: str, rank: int) -> None:
+        """Which subspace each interval trains."""
+        training = plan.training
+        assert isinstance(training, SubspaceTraining)
+        self._order = interval_order(training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node)
+        self._rank = self._largest = rank
+        self._learning_rate = training.learning_rate
+
+    def begin(self, interval: int) -> torch.optim.Adam:
+        """Zero factors in the interval's subspace."""
+        for layer in self._layers.values():
+            layer.select(self._order[interval], self._rank)
+        factors = [layer.factor for layer in self._layers.values() if layer.factor is not None]
+        return torch.optim.Adam(factors, lr=self._learning_rate)
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass."""
+        return run()
+
+    def finish(self, interval: int) -> None:
+        """Factors into accumulators; they and their moments go before the next ones come."""
+        for layer in self._layers.values():
+            layer.absorb()
+            layer.select(None)
+
+    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
+        """The accumulator of its subspace as it stands afterwards."""
+        for name, layer in self._layers.items():
+            yield f"{name}.accumulator", layer.accumulators()[self._order[interval]]
+
+    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
+        """The accumulator of an interval's subspace."""
+        self._largest = max(self._largest, rank)
+        for name, layer in self._layers.items():
+            layer.restore_accumulator(self._order[interval], read(f"{name}.accumulator"))
+
+    def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The accumulators of the seeds used, side by side, in the columns of the largest rank."""
+        for name, layer in self._layers.items():
+            parts = layer.accumulators()
+            yield name, torch.cat([parts[k][:, : self._largest] for k in self.subspaces], dim=1).cpu().numpy()

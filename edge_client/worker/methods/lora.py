@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LoRA family's client half: PEFT's layer on the frozen base, W + alpha / r B A, with A from the run's seed and B from zero.
+
+The base under PEFT's layer is our own frozen product, so that all methods compute with the same 8-bit weights. Where an outcome brings
+factors that the next round folds into the base, they are a second adapter until then.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.method import adam_state, restore_adam
+from fedcore.accumulator import RowScaled
+from fedcore.initial import initial_factor
+from fedcore.plan import Plan
+from fedcore.state import PublishedState
+from fedcore.training import DOWN, UP, Factor, FactorTraining
+
+__all__ = ["LoRA"]
+
+_ADAPTER = "default"
+_STACK = "stack"
+
+
+class LoRA:
+    """PEFT's LoRA around each target layer; what a round does not train has no gradient."""
+
+    supersedes: ClassVar[bool] = True
+    subspaces: tuple[int, ...] = ()
+
+    def __init__(self, model: Any, training: FactorTraining) -> None:
+        self._training = training
+        self.rank = training.rank
+        self._wrapped: dict[str, LoraLinear] = {}
+        layers: dict[str, SubspaceLinear] = model.subspace_layers
+        names = {id(module): name for name, module in model.named_modules()}
+        config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none")
+        self._factors: dict[str, nn.Parameter] = {}
+        self._start: dict[str, Tensor] = {}
+        self._seed = training.first_seed(training.seeds)
+        for name, own in layers.items():
+            wrapped = _around(own, config)
+            parent, _, last = names[id(own)].rpartition(".")
+            setattr(model.get_submodule(parent), last, wrapped)
+            self._wrapped[name] = wrapped
+            self._factors[f"{name}/A"] = wrapped.lora_A[_ADAPTER].weight
+            self._factors[f"{name}/B"] = wrapped.lora_B[_ADAPTER].weight
+        self._adam: torch.optim.Adam | None = None
+
+    @property
+    def local(self) -> Mapping[str, nn.Parameter]:
+        """The factors that train and are not shared."""
+        return {name: parameter for name, parameter in self._factors.items() if _factor_of(name) in self._training.local}
+
+    @torch.no_grad()
+    def install(self, state: PublishedState) -> None:
+        """First values plus published changes; beside them what the next fold takes, if there is anything."""
+        self._adam, self._seed = None, self._training.first_seed(state.seeds)
+        for name, wrapped in self._wrapped.items():
+            _stack(wrapped, state.entries.get(name + UP), state.entries.get(name + DOWN))
+        for name, parameter in self._factors.items():
+            start = self._first(name)
+            if name in state.entries:
+                start += torch.from_numpy(state.entries[name].values())
+            parameter.copy_(start.to(parameter.device))
+            parameter.grad = None
+            self._start[name] = start
+
+    def open(self, plan: Plan, node: str, rank: int) -> None:
+        """One Adam for the factors that train."""
+        training = plan.training
+        assert isinstance(training, FactorTraining)
+        self._training = training
+        for name, parameter in self._factors.items():
+            parameter.requires_grad_(_factor_of(name) in training.trained)
+        self._adam = torch.optim.Adam([parameter for _, parameter in self._trained()], lr=training.learning_rate)
+
+    def begin(self, interval: int) -> torch.optim.Adam:
+        """The same Adam goes on."""
+        assert self._adam is not None
+        return self._adam
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass."""
+        return run()
+
+    def finish(self, interval: int) -> None:
+        """Nothing to do."""
+
+    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
+        """The factors that train, and their moments."""
+        assert self._adam is not None
+        for name, parameter in self._trained():
+            yield from adam_state(name, parameter, self._adam)
+
+    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
+        """The factors that train, and their moments."""
+        assert self._adam is not None
+        for name, parameter in self._trained():
+            restore_adam(name, parameter, self._adam, read)
+
+    @torch.no_grad()
+    def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The shared factors that trained, less what the round began with."""
+        for name, parameter in self._trained():
+            if _factor_of(name) in self._training.shared:
+                yield name, (parameter.cpu() - self._start[name]).numpy()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self._factors.items() if _factor_of(name) in self._training.trained)
+
+    def _first(self, name: str) -> Tensor:
+        parameter = self._factors[name]
+        if _factor_of(name) == "B":
+            return torch.zeros(parameter.shape)
+        return torch.from_numpy(initial_factor(name, parameter.shape[0], parameter.shape[1], self._seed))
+
+
+def _stack(wrapped: LoraLinear, up: RowScaled | None, down: RowScaled | None) -> None:
+    """Have a layer compute with a product of published factors too, or with none."""
+    if _STACK in wrapped.lora_A:
+        wrapped.set_adapter(_ADAPTER)
+        wrapped.delete_adapter(_STACK)
+    if up is None or down is None or not up.q.size:
+        return
+    rank = len(down.q)
+    wrapped.update_layer(_STACK, rank, rank, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, init_lora_weights=False))
+    wrapped.lora_A[_STACK].weight.copy_(torch.from_numpy(down.values()))
+    wrapped.lora_B[_STACK].weight.copy_(torch.from_numpy(up.values()))
+    wrapped.set_adapter([_ADAPTER, _STACK])
+    wrapped.set_requires_grad(_STACK, requires_grad=False)
+
+
+def _around(own: SubspaceLinear, config: LoraConfig) -> LoraLinear:
+    with warnings.catch_warnings():
+        # PEFT warns of any base that it does not know by name; it needs no more of one than its sizes and its product.
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        wrapped = LoraLinear(own, _ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
+    return wrapped.to(own.base.device)
+
+
+def _factor_of(name: str) -> Factor:
+    return "A" if name.endswith("/A") else "B"

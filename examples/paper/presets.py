@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large the experiment is: the paper's own size, and one for two processor cores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["PRESETS", "Preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run; brackets on the command line and flags override them.
+
+    Attributes:
+        clients: How many; all take part in each round.
+        rounds: Of a run.
+        tune_rounds: Of a run that tries a learning rate.
+        max_length: Tokens of an example.
+        most_train: Rows that clients share at most; 0 for all.
+        most_held: Rows held out at most.
+        micro_batch_size: Examples at a time through the model; decides nothing but memory.
+        common: Settings of every method that has them.
+        own: Settings of one method.
+    """
+
+    clients: int
+    rounds: int
+    tune_rounds: int
+    max_length: int
+    most_train: int
+    most_held: int
+    micro_batch_size: int
+    common: Mapping[str, Any]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def settings(self, method: str) -> dict[str, Any]:
+        """Values by field for a method."""
+        return {**self.common, **self.own.get(method, {})}
+
+
+PRESETS = {
+    # Two cores: a run of SST-2 with all-MiniLM-L6-v2 is 2,000 steps of 16 short sentences and 29,000 sentences to measure.
+    "small": Preset(
+        clients=10,
+        rounds=10,
+        tune_rounds=5,
+        max_length=64,
+        most_train=4000,
+        most_held=2000,
+        micro_batch_size=16,
+        common={"steps": 20, "interval_steps": 10, "batch_size": 16},
+    ),
+    # arXiv 2602.03019; LoRA's alpha as in the authors' code.
+    "paper": Preset(
+        clients=10,
+        rounds=30,
+        tune_rounds=10,
+        max_length=128,
+        most_train=0,
+        most_held=2000,
+        micro_batch_size=32,
+        common={"steps": 100, "interval_steps": 10, "batch_size": 32, "rank": 4, "alpha": 8.0},
+        own={"fedkrso": {"num_seeds": 10}},
+    ),
+}

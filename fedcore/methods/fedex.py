@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedEx-LoRA's server half (arXiv 2410.09432): factors are averaged as in FedIT, and what that loses is folded into the base.
+
+The loss is mean(B_k A_k) - mean(B) mean(A) = sum over k of p_k dB_k (dA_k - mean(dA)), where d is what a participant changed: all began
+with the same factors, and what is the same for all cancels. So the residual is a product of the updates' own numbers, stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fedcore.methods.lora import LoRASettings
+from fedcore.plan import Plan
+from fedcore.schedule import generation_of
+from fedcore.stacking import after_stacking
+from fedcore.state import ExactState
+from fedcore.training import ResidualTraining
+from fedcore.update import WeightedUpdate
+
+__all__ = ["FedExLoRA", "FedExLoRASettings"]
+
+
+class FedExLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedex-lora"):
+    """`name = "fedex-lora"`."""
+
+    @property
+    def folds_every(self) -> int:
+        """Each round's residual is folded."""
+        return 1
+
+
+class FedExLoRA:
+    """The exact mean of factors, and the residual of their product."""
+
+    def __init__(self, settings: FedExLoRASettings) -> None:
+        self._settings = settings
+
+    def training(self, server_round: int, run_seed: int) -> ResidualTraining:
+        """A generation for each round; A and B go on through all of them."""
+        settings = self._settings
+        generation = generation_of(server_round, settings.folds_every)
+        return ResidualTraining(**settings.factors(server_round), **settings.common(generation, run_seed))
+
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+        """Factors plus the weighted means of their changes, and the residual as stacked factors."""
+        return after_stacking(state, plan, updates, lambda name, mean: -mean)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FLoRA's server half (arXiv 2409.05976): participants' factors are stacked instead of averaged, and their product goes into the base.
+
+sum over k of p_k B_k A_k is one product of stacked factors, so the round is exact, where the product of averaged factors is not. Every
+replica folds it before the next round, in which A is drawn anew and B is zero: the learned part is not bound to rank r over rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.accumulator import FRACTION_BITS
+from fedcore.initial import initial_factor
+from fedcore.methods.lora import LoRASettings
+from fedcore.plan import Plan
+from fedcore.schedule import generation_of
+from fedcore.stacking import after_stacking
+from fedcore.state import ExactState
+from fedcore.training import StackedTraining
+from fedcore.update import WeightedUpdate
+
+__all__ = ["FLoRA", "FLoRASettings"]
+
+
+class FLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="flora"):
+    """`name = "flora"`."""
+
+    @property
+    def folds_every(self) -> int:
+        """Each round's product is folded."""
+        return 1
+
+
+class FLoRA:
+    """The exact mean of the participants' products, as stacked factors."""
+
+    def __init__(self, settings: FLoRASettings) -> None:
+        self._settings = settings
+
+    def training(self, server_round: int, run_seed: int) -> StackedTraining:
+        """A generation for each round."""
+        settings = self._settings
+        generation = generation_of(server_round, settings.folds_every)
+        return StackedTraining(**settings.factors(server_round), **settings.common(generation, run_seed))
+
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+        """Whole factors side by side: what an update says of A is its change, so the first values are added to it."""
+        training = plan.training
+        assert isinstance(training, StackedTraining)
+
+        seed = training.first_seed(state.seeds)
+
+        def first(name: str, mean: NDArray[np.int64]) -> NDArray[np.int64]:
+            rows, columns = mean.shape
+            values = initial_factor(name, rows, columns, seed)
+            return np.rint(np.ldexp(values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
+
+        return after_stacking(state, plan, updates, first)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that fold each round, keep a part on their node or send scalars, on real parts: a run with kills ends as one without."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import needs_mosquitto
+from nursery import Nursery
+from tiny import Recipe, Tiny, Workshop
+
+ROUNDS = 3
+LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret")
+
+
+class Stacked(Tiny):
+    """A run with another method."""
+
+    method = "flora"
+
+    def _job_text(self) -> str:
+        rank = "" if self.method in ("fedkseed", "fedkseed-pro", "ferret") else "rank = 4\n"
+        method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
+        return re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    needs_mosquitto()
+    folder = tmp_path_factory.mktemp("workshop")
+    nursery = Nursery(folder / "nursery")
+    yield Workshop(folder, nursery)
+    nursery.stop()
+
+
+def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[str, dict[str, bytes]]:
+    """The digest that everybody ends with, and what stays on each node."""
+    kind = type("Run", (Stacked,), {"method": method})
+    tiny = kind(folder, workshop, Recipe(rounds=ROUNDS))
+    killed: set[str] = set()
+
+    def watch() -> None:
+        if not kills:
+            return
+        if tiny.mark() == 2 and "worker" not in killed and (found := tiny.workers(1)):
+            killed.add("worker")
+            found[0].kill()
+        if tiny.mark() == 3 and "leader" not in killed:
+            killed.add("leader")
+            assert tiny.leader is not None
+            tiny.leader.send_signal(signal.SIGKILL)
+            tiny.leader.wait(10)
+            tiny.lead()
+
+    try:
+        tiny.finish(watch, 120)
+        digest = tiny.check()
+        assert kills == (killed == {"worker", "leader"}), killed
+        workshop.keep_traces(tiny.node_folder(0))
+        local = {name: (tiny.node_folder(index) / "replica" / "local").glob("*/*.local") for index, name in enumerate(tiny.names)}
+        # Without the hash, which the run's name is in.
+        kept = {f"{name}/{path.name}": path.read_bytes()[32:] for name, paths in local.items() for path in paths}
+        assert all(tiny.found()["nodes"][name]["agent_peak_rss_bytes"] <= 40_000_000 for name in tiny.names)
+    finally:
+        tiny.close()
+    return digest, kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["flora", *(pytest.param(name, marks=pytest.mark.chaos) for name in LONG)])
+def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop, method: str) -> None:
+    quiet, killed = (run(tmp_path / name, workshop, method, kills=name == "killed") for name in ("quiet", "killed"))
+    assert quiet == killed
+    wanted = [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)] if method == "fedsa-lora" else []
+    assert sorted(quiet[1]) == wanted
