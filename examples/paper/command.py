@@ -48,6 +48,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 @click.option("--grid", default="", help="Factors on a method's default learning rate that --tune tries, with commas.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of each.")
+@click.option("--allocator", default="tuned", show_default=True, type=click.Choice(["tuned", "default"]), help="default: faster, larger.")
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--train-rows", "most_train", type=click.IntRange(0), help="Rows that clients share, 0 for all; instead of the preset's.")
@@ -69,6 +70,7 @@ def paper(
     grid: str,
     jobs: int,
     threads: int,
+    allocator: str,
     out: Path,
     trained_tensors: tuple[str, ...],
     **sizes: int | None,
@@ -96,7 +98,7 @@ def paper(
         preset=PRESETS[preset],
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
-        changes={"model": text, "trained_tensors": trained_tensors, **changes},
+        changes={"model": text, "trained_tensors": trained_tensors, "allocator": allocator, **changes},
     )
     if not data.is_dir():
         raise ConfigError("no such folder", place=f"--data {data}", remedy="it holds one folder for each task: SST-2/train.tsv, ...")

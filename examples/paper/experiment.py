@@ -194,7 +194,8 @@ class Experiment:
 
         intervals = self._files.scratch / "intervals"
         trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device, report, lambda: 0)
-        trainer.train(plan, (MemoryPlan(micro_batch_size=self._setup.micro_batch_size),), path)
+        memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=self._setup.allocator)
+        trainer.train(plan, (memory,), path)
         header = check_update(path, plan, _RUN, client.name).header
         self._uplink_bytes += path.stat().st_size
         return WeightedUpdate(path, header, header.examples if plan.training.share == "examples" else 1)

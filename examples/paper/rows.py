@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from fedcore.memoryplan import Allocator
 from fedcore.methods import AnySettings
 from fedcore.types import BaseKind
 
@@ -39,6 +40,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     trained_tensors: tuple[str, ...] = ()
     """Patterns of checkpoint tensors that are trained whole beside a new head."""
     micro_batch_size: Count = 32
+    allocator: Allocator = "tuned"
+    """`default` is faster by a fifth, and its peaks say less of the method."""
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Probability that a client misses a round."""
     model: str = ""

@@ -160,7 +160,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int, threads: int, watcher: Watcher)
 def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
-        **ALLOCATORS["tuned"],
+        **ALLOCATORS[job.setup.allocator],
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
