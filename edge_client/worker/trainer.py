@@ -8,7 +8,6 @@ one rung lower. Gradients are sums over micro-batches, so the batch stays what t
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from edge_client.memory.allocator import set_thresholds
 from edge_client.worker.fused import FusedGatedMLP
 from edge_client.worker.highwater import give_back_freed_memory
 from edge_client.worker.intervals import FinishedIntervals, round_key
@@ -32,12 +32,6 @@ from fedcore.plan import Plan
 from fedcore.update import UpdateHeader, write_update
 
 __all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
-
-# glibc's mallopt numbers.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# From which size on memory comes from the system by itself, and how much free memory at the heap's end is kept; default: where glibc's own
-# adaptation ends.
-_THRESHOLDS: dict[Allocator, tuple[int, int]] = {"tuned": (65_536, 65_536), "default": (32 * 2**20, 64 * 2**20)}
 
 
 class Trainer:
@@ -219,10 +213,6 @@ def _set_allocator(allocator: Allocator) -> None:
     A process is started with the thresholds of `tuned`. Going back to them later helps less: what lies free inside the heap by then is used
     again before the system is asked.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        mmap_bytes, trim_bytes = _THRESHOLDS[allocator]
-        libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
-        libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
+    set_thresholds(allocator)
     if allocator == "tuned":
         give_back_freed_memory()
