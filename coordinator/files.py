@@ -87,6 +87,7 @@ def save_state(path: Path, state: ExactState) -> None:
     part = path.with_name(path.name + ".part")
     arrays = {f"sum/{name}": array for name, array in state.sums.items()}
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
+    arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     head = np.array([state.version, state.rank], np.uint64)
     with part.open("wb") as file:
         np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), **arrays)  # type: ignore[arg-type]
@@ -106,8 +107,10 @@ def load_state(path: Path) -> ExactState:
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             version, rank = (int(x) for x in stored["head"])
-            sums = {key[4:]: stored[key] for key in stored.files if key.startswith("sum/")}
-            exponents = {key[9:]: stored[key] for key in stored.files if key.startswith("exponent/")}
-            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents)
+            sums, exponents, velocity = (
+                {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
+                for kind in ("sum/", "exponent/", "velocity/")
+            )
+            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity)
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

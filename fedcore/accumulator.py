@@ -38,6 +38,7 @@ __all__ = [
     "norm_of",
     "quantise_rows",
     "row_exponents",
+    "scaled_fixed",
     "squared_norm",
     "within_bounds",
 ]
@@ -254,3 +255,21 @@ def mean_fixed(total: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
     twice = 2 * remainder
     up = (twice > divisor) | ((twice == divisor) & (quotient & 1 == 1))
     return np.asarray(quotient + up, np.int64)
+
+
+SCALE_BITS = 16
+"""A factor on fixed-point numbers is a multiple of 2**-16."""
+
+
+def scaled_fixed(values: NDArray[np.int64], factor: float) -> NDArray[np.int64]:
+    """Integers times a factor that is rounded to a multiple of 2**-16, the product half to even.
+
+    Args:
+        values: At most 2**(62 - 16) / max(1, factor) each.
+        factor: Not negative.
+
+    Example:
+        >>> scaled_fixed(np.array([10, 11]), 0.5).tolist()
+        [5, 6]
+    """
+    return mean_fixed(values * np.int64(round(factor * 2**SCALE_BITS)), 2**SCALE_BITS)

@@ -20,7 +20,7 @@ from fedcore.training import AnyTraining
 from fedcore.types import Bits
 from fedcore.update import WeightedUpdate, add_update
 
-__all__ = ["MethodSettings", "ServerHalf", "exact_mean", "require_within"]
+__all__ = ["MethodSettings", "ServerHalf", "SteppedSettings", "exact_mean", "require_within"]
 
 
 class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
@@ -35,6 +35,8 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     learning_rate: float = 1e-3
     tensor_learning_rate: float = 2e-3
     """For tensors trained whole, such as the task head."""
+    learning_rate_decay: float = 1.0
+    """Factor on both learning rates from each round to the next."""
     bits: Bits = 8
     """Bits of an update's numbers on the wire: 4, 8 or 16."""
     share: Literal["examples", "uniform"] = "examples"
@@ -42,6 +44,7 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         require_within(self, interval_steps=2**31 - 1, steps=2**31 - 1, batch_size=2**31 - 1, learning_rate=1e6, tensor_learning_rate=1e6)
+        require_within(self, learning_rate_decay=1)
         if self.steps % self.interval_steps:
             raise ConfigError(
                 f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",
@@ -63,19 +66,35 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """For a person, in short."""
         return f"{self.name}, {self.steps} steps, {self.bits} bits"
 
-    def common(self, generation: int, run_seed: int) -> dict[str, Any]:
+    def common(self, server_round: int, generation: int, run_seed: int) -> dict[str, Any]:
         """What every plan says of them, as `fedcore.training.Training` has it."""
+        decayed = self.learning_rate_decay ** (server_round - 1)
         return {
             "generation": generation,
             "intervals": self.steps // self.interval_steps,
             "interval_steps": self.interval_steps,
             "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "tensor_learning_rate": self.tensor_learning_rate,
+            "learning_rate": self.learning_rate * decayed,
+            "tensor_learning_rate": self.tensor_learning_rate * decayed,
             "bits": self.bits,
             "share": self.share,
             "run_seed": run_seed,
         }
+
+
+class SteppedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
+    """Of methods whose server may take more or less than the mean (Reddi et al., arXiv 2003.00295, with SGD and momentum)."""
+
+    server_step: float = 1.0
+    """Factor on what the coordinator adds to the state, up to 4."""
+    server_momentum: float = 0.0
+    """Part of what it added last that it adds again, up to 0.95."""
+
+    def __post_init__(self) -> None:
+        MethodSettings.__post_init__(self)
+        require_within(self, server_step=4)
+        if not 0 <= self.server_momentum <= 0.95:
+            raise ConfigError(f"server_momentum is {self.server_momentum}, outside 0 to 0.95", place="method.server_momentum")
 
 
 def require_within(settings: MethodSettings, **most: float) -> None:
@@ -104,9 +123,17 @@ class ServerHalf(Protocol):
         ...
 
 
-def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero."""
+def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], *, step: float = 1.0, momentum: float = 0.0) -> ExactState:
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero.
+
+    Args:
+        state: Before the round.
+        plan: The round's.
+        updates: In any order.
+        step: Factor on what is added.
+        momentum: Part of what was added last that is added again.
+    """
     total = RunningSum(plan.training.shapes(plan.model_schema))
     for update in updates:
         add_update(update, plan, total)
-    return state.after(total)
+    return state.after(total, step=step, momentum=momentum)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker import half
+from edge_client.worker.padding import Padding
 from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch, Weight, row_blocks
 from fedcore.errors import ExactnessError, ModelError
 
@@ -45,6 +46,7 @@ class SubspaceLinear(nn.Module):
         compute_dtype: dtype of the large products; what goes in and comes out is float32, cast back to the input's dtype.
         block_rows: Rows of W that are dequantised at a time; each takes n floats. No faster beyond 256.
         scratch: Buffer for the blocks, shared by the layers of a model. None: from the allocator on each call.
+        padding: Says which tokens are real, shared by the layers of a model. None: all.
 
     Raises:
         ModelError: The bias does not fit the base.
@@ -64,6 +66,7 @@ class SubspaceLinear(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
         block_rows: int = 256,
         scratch: Scratch | None = None,
+        padding: Padding | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -77,6 +80,7 @@ class SubspaceLinear(nn.Module):
         self.compute_dtype = compute_dtype
         self.block_rows = block_rows
         self.scratch = scratch
+        self.padding = padding
         self.rank = 0
         self.scale = 1.0
         self.active: int | None = None
@@ -183,8 +187,13 @@ class SubspaceLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m), differentiable in x, the factor and the bias."""
-        flat = x.reshape(-1, self.in_features).to(torch.float32)  # (t, n)
+        flat = x.reshape(-1, self.in_features)  # (t, n)
+        tokens = flat.shape[0]
+        real = None if self.padding is None else self.padding.real(flat)
+        flat = (flat if real is None else flat[real]).to(torch.float32)
         y: Tensor = _FrozenProduct.apply(flat, self._start(flat), self)  # type: ignore[no-untyped-call]
+        if real is not None:
+            y = Padding.spread(y, real, tokens)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def _start(self, x: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from edge_client.worker.embedding import FrozenEmbedding
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.padding import Padding
 from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch, tensor_of
 from fedcore.base import LayerWeight
 from fedcore.checkpoint import TensorEntry, to_float32
@@ -105,7 +106,8 @@ def build(
 
     Returns:
         The model in training mode, without dropout; `model.subspace_layers` maps canonical names to layers and
-        `model.trained_tensors` canonical names to parameters; for causal-lm `model.output_weight` is the output embedding.
+        `model.trained_tensors` canonical names to parameters, `model.padding` is what layers share about a micro-batch; for
+        causal-lm `model.output_weight` is the output embedding.
     """
     checkpoint, schema = base.checkpoint, base.schema
     # Another device gets copies: there is nothing to be mapped.
@@ -114,7 +116,7 @@ def build(
     names = _checkpoint_names(model, checkpoint)
     layers = {layer.name: layer for layer in schema.layers}
     tensors = {tensor.name: tensor for tensor in schema.tensors}
-    scratch = Scratch()
+    scratch, padding = Scratch(), Padding()
     subspace_layers: dict[str, SubspaceLinear] = {}
     trained: dict[str, nn.Parameter] = {}
     for name, module in list(model.named_modules()):
@@ -123,7 +125,7 @@ def build(
         if layer is not None and isinstance(module, nn.Linear):
             weight = float_weight(base.layer(layer, mapped=mapped), torch_device)
             bias = None if module.bias is None else _numbers(checkpoint, names[f"{name}.bias"], torch_device)
-            own = SubspaceLinear(layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch)
+            own = SubspaceLinear(layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch, padding=padding)
             _replace(model, name, own)
             subspace_layers[layer.name] = own
     for name, parameter in list(model.named_parameters()):
@@ -148,6 +150,7 @@ def build(
         head = model.get_output_embeddings().weight
         model.output_weight = FloatWeight(head, _mapping_of(model, head))
     model.subspace_layers = subspace_layers
+    model.padding = padding
     model.trained_tensors = trained
     model.train()
     return model

@@ -19,6 +19,7 @@ from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.local import LocalTensors
 from edge_client.worker.methods import client_half
 from edge_client.worker.model import build, install_weight, start_value
+from edge_client.worker.padding import Padding
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import BaseDamaged, ExactnessError, WireError
@@ -77,6 +78,11 @@ class Replica:
     def tensors(self) -> dict[str, nn.Parameter]:
         """Tensors trained whole by canonical name."""
         return self.model.trained_tensors  # type: ignore[return-value]
+
+    @property
+    def padding(self) -> Padding:
+        """What the model's layers share about a micro-batch."""
+        return self.model.padding  # type: ignore[return-value]
 
     def digest(self) -> str:
         """The model digest of what is held now."""

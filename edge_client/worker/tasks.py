@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.data import Example
 from edge_client.worker.loss import IGNORE_INDEX, chunked_cross_entropy
+from edge_client.worker.padding import Padding
 from fedcore.errors import DataError
 from fedcore.job import TaskSection
 
@@ -91,8 +92,17 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
 
 def outputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
     """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model(**pad(batch, pad_id, torch_device)).logits
+    logits: Tensor = model(**_inputs(model, batch, pad_id, torch_device)).logits
     return logits
+
+
+def _inputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
+    """Of a micro-batch; a model that can leave padding out is told where it is."""
+    inputs = pad(batch, pad_id, torch_device)
+    padding = getattr(model, "padding", None)
+    if isinstance(padding, Padding):
+        padding.see(inputs["attention_mask"])
+    return inputs
 
 
 def summed_loss(model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
@@ -109,7 +119,7 @@ def summed_loss(model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id:
 
 def states_and_labels(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> tuple[Tensor, Tensor]:
     """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1) that follows it."""
-    inputs = pad(batch, pad_id, torch_device)
+    inputs = _inputs(model, batch, pad_id, torch_device)
     hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
     return hidden[:, :-1], labels[:, 1:]

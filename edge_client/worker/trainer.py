@@ -65,6 +65,7 @@ class Trainer:
         self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
         self._report, self._wanted = report, wanted
         self._ladder: Sequence[MemoryPlan] = ()
+        self._length = 0
         self.rung = 0
 
     def train(self, plan: Plan, ladder: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
@@ -80,7 +81,7 @@ class Trainer:
             WorkerError: The loss is not finite.
         """
         started = time.monotonic()
-        self._ladder, self.rung = ladder, -1
+        self._ladder, self.rung, self._length = ladder, -1, plan.task.max_length
         self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
@@ -146,8 +147,9 @@ class Trainer:
 
     def _descend(self, rung: int) -> None:
         if rung != self.rung:
-            self.rung = rung
-            apply(self._replica.model, self._ladder[rung])
+            self.rung, memory = rung, self._ladder[rung]
+            apply(self._replica.model, memory)
+            self._replica.padding.room_tokens = memory.micro_batch_size * (memory.length or self._length)
 
     def _drop_gradients(self) -> None:
         for parameter in self._replica.model.parameters():

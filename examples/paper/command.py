@@ -45,10 +45,14 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 @click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16", "float16"]))
 @click.option("--dropout", default="0", show_default=True, help="Probability that a client misses a round; more with commas.")
 @click.option("--tune", is_flag=True, help="Choose each method's learning rate on the tuning rows, and leave: later runs in --out use it.")
+@click.option("--rates-of", help="A tuned task whose learning rates the tasks take that were not tuned.")
 @click.option("--grid", default="", help="Factors on a method's default learning rate that --tune tries, with commas.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of each.")
 @click.option("--allocator", default="tuned", show_default=True, type=click.Choice(["tuned", "default"]), help="default: faster, larger.")
+@click.option(
+    "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Products on a processor."
+)
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--train-rows", "most_train", type=click.IntRange(0), help="Rows that clients share, 0 for all; instead of the preset's.")
@@ -71,6 +75,8 @@ def paper(
     jobs: int,
     threads: int,
     allocator: str,
+    compute: str,
+    rates_of: str | None,
     out: Path,
     trained_tensors: tuple[str, ...],
     **sizes: int | None,
@@ -98,7 +104,8 @@ def paper(
         preset=PRESETS[preset],
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
-        changes={"model": text, "trained_tensors": trained_tensors, "allocator": allocator, **changes},
+        rates_of=task_by_name(rates_of).name if rates_of else None,
+        changes={"model": text, "trained_tensors": trained_tensors, "allocator": allocator, "compute": compute, **changes},
     )
     if not data.is_dir():
         raise ConfigError("no such folder", place=f"--data {data}", remedy="it holds one folder for each task: SST-2/train.tsv, ...")

@@ -194,7 +194,10 @@ class Experiment:
 
         intervals = self._files.scratch / "intervals"
         trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device, report, lambda: 0)
-        memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=self._setup.allocator)
+        allocator = self._setup.allocator
+        # Whole layers at a time where memory is not what is looked at.
+        block_rows = 4096 if allocator == "default" else 256
+        memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=allocator, block_rows=block_rows)
         trainer.train(plan, (memory,), path)
         header = check_update(path, plan, _RUN, client.name).header
         self._uplink_bytes += path.stat().st_size

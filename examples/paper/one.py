@@ -36,7 +36,7 @@ def run(folder: Path, data: Path, model: Path) -> None:
         task = task_by_name(setup.task)
         parts = read_parts(task, data, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
         on_gpu = torch.cuda.is_available()
-        torch_device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
+        torch_device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), getattr(torch, setup.compute))
         for row in Experiment(setup, task, parts, parse_split(setup.split), model, files, torch_device, dtype).rows():
             files.add(row)
     files.finish()

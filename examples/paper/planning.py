@@ -31,6 +31,7 @@ class Request:
     """What the command line asks for.
 
     Attributes:
+        rates_of: The task whose learning rates those tasks take that were not tuned.
         changes: Fields of `Setup` that differ from the preset's.
     """
 
@@ -41,6 +42,7 @@ class Request:
     preset: Preset
     base: BaseKind = "int8"
     dropouts: Sequence[float] = (0.0,)
+    rates_of: str | None = None
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +53,7 @@ def planned(request: Request, rates: Rates) -> list[Setup]:
         ConfigError: A method cannot have what the preset or its brackets say, or a task cannot be split so.
     """
     return [
-        _setup(request, named, task, seed, dropout, rates.of(task.name, str(request.split), named))
+        _setup(request, named, task, seed, dropout, _rate(request, rates, task, named))
         for seed in request.seeds
         for task in request.tasks
         for dropout in request.dropouts
@@ -90,6 +92,11 @@ def check_data(setups: Sequence[Setup], folder: Path) -> None:
             parts = read_parts(task_by_name(setup.task), folder, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
             groups[key] = [row.group for row in parts.train]
         deal(groups[key], setup.clients, parse_split(setup.split), setup.seed, least=LEAST_EXAMPLES)
+
+
+def _rate(request: Request, rates: Rates, task: Task, named: Named) -> float | None:
+    found = rates.of(task.name, str(request.split), named)
+    return rates.of(request.rates_of, str(request.split), named) if found is None and request.rates_of else found
 
 
 def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float, learning_rate: float | None) -> Setup:

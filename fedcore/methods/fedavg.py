@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedcore.method import MethodSettings, exact_mean
+from fedcore.method import SteppedSettings, exact_mean
 from fedcore.plan import Plan
 from fedcore.state import ExactState
 from fedcore.training import DenseTraining
@@ -17,7 +17,7 @@ from fedcore.update import WeightedUpdate
 __all__ = ["FedAvg", "FedAvgSettings"]
 
 
-class FedAvgSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedavg"):
+class FedAvgSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedavg"):
     """`name = "fedavg"`."""
 
 
@@ -29,8 +29,9 @@ class FedAvg:
 
     def training(self, server_round: int, run_seed: int) -> DenseTraining:
         """The round's bounds."""
-        return DenseTraining(**self._settings.common(0, run_seed))
+        return DenseTraining(**self._settings.common(server_round, 0, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """The state plus the weighted mean of the changes."""
-        return exact_mean(state, plan, updates)
+        settings = self._settings
+        return exact_mean(state, plan, updates, step=settings.server_step, momentum=settings.server_momentum)

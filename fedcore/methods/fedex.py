@@ -39,7 +39,7 @@ class FedExLoRA:
         """A generation for each round; A and B go on through all of them."""
         settings = self._settings
         generation = generation_of(server_round, settings.folds_every)
-        return ResidualTraining(**settings.factors(server_round), **settings.common(generation, run_seed))
+        return ResidualTraining(**settings.factors(server_round), **settings.common(server_round, generation, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """Factors plus the weighted means of their changes, and the residual as stacked factors."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from fedcore.errors import ConfigError
-from fedcore.method import MethodSettings, exact_mean, require_within
+from fedcore.method import SteppedSettings, exact_mean, require_within
 from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.state import ExactState
@@ -18,7 +18,7 @@ from fedcore.update import WeightedUpdate
 __all__ = ["FedKRSO", "FedKRSOSettings"]
 
 
-class FedKRSOSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"):
+class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"):
     """`name = "fedkrso"`."""
 
     rank: int = 8
@@ -35,7 +35,7 @@ class FedKRSOSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, k
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
 
     def __post_init__(self) -> None:
-        MethodSettings.__post_init__(self)
+        SteppedSettings.__post_init__(self)
         require_within(self, rank=4096, num_seeds=1024, refresh_every=2**31 - 1)
         if self.min_rank is not None and not 1 <= self.min_rank <= self.rank:
             raise ConfigError(f"min_rank {self.min_rank} is outside 1 to rank {self.rank}", place="method.min_rank")
@@ -65,9 +65,10 @@ class FedKRSO:
             rank=settings.rank,
             min_rank=settings.min_rank or settings.rank,
             order=settings.order,
-            **settings.common(generation, run_seed),
+            **settings.common(server_round, generation, run_seed),
         )
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """S plus the weighted mean of the accumulators; a seed that a participant did not use counts as zero."""
-        return exact_mean(state, plan, updates)
+        settings = self._settings
+        return exact_mean(state, plan, updates, step=settings.server_step, momentum=settings.server_momentum)

@@ -71,7 +71,7 @@ class FedKSeed:
             num_directions=settings.num_seeds,
             perturbation=settings.perturbation,
             biased=settings.biased,
-            **settings.common(0, run_seed),
+            **settings.common(server_round, 0, run_seed),
         )
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:

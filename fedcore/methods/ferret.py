@@ -63,7 +63,7 @@ class Ferret:
             num_directions=settings.num_directions,
             allocation=settings.allocation,
             server_learning_rate=settings.server_learning_rate,
-            **settings.common(generation, run_seed),
+            **settings.common(server_round, generation, run_seed),
         )
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:

@@ -44,7 +44,7 @@ class FLoRA:
         """A generation for each round."""
         settings = self._settings
         generation = generation_of(server_round, settings.folds_every)
-        return StackedTraining(**settings.factors(server_round), **settings.common(generation, run_seed))
+        return StackedTraining(**settings.factors(server_round), **settings.common(server_round, generation, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """Whole factors side by side: what an update says of A is its change, so the first values are added to it."""

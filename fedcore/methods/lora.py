@@ -97,7 +97,7 @@ class LoRA:
     def training(self, server_round: int, run_seed: int) -> FactorTraining:
         """Which factors train, and the round's bounds."""
         settings = self._settings
-        return FactorTraining(**settings.factors(server_round), **settings.common(0, run_seed))
+        return FactorTraining(**settings.factors(server_round), **settings.common(server_round, 0, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """The state plus the weighted mean of the factors' changes."""

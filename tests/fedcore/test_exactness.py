@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import subspaces
 
-from fedcore.accumulator import MAX_EXAMPLES, RowScaled, RunningSum, mean_fixed, quantise_rows
+from coordinator.files import load_state, save_state
+from fedcore.accumulator import MAX_EXAMPLES, RowScaled, RunningSum, mean_fixed, quantise_rows, scaled_fixed
 from fedcore.errors import ExactnessError, MalformedMessage, UpdateRefused
 from fedcore.fold import fold_update, folded, projection_scale
 from fedcore.projection import signs
@@ -208,3 +209,31 @@ def test_cycle_uses_every_seed_once_a_lap_and_is_the_same_for_all() -> None:
 def test_pools_are_distinct_between_generations() -> None:
     seeds = [seed for generation in range(20) for seed in pool_seeds(1, generation, 8)]
     assert len(set(seeds)) == 160 and max(seeds) > 2**60
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-(2**43), 2**43), st.floats(0, 4))
+def test_a_scaled_number_is_the_rounded_product(value: int, factor: float) -> None:
+    expected = round(Fraction(value) * round(factor * 2**16) / 2**16)
+    assert int(scaled_fixed(np.array([value]), factor)[0]) == expected
+
+
+def test_server_step_and_momentum_are_those_of_a_ball_that_rolls(tmp_path: Path) -> None:
+    """V = mean + momentum V, S = S + step V; written down in between, as by a coordinator that is killed."""
+    state = ExactState.zero(subspaces((5, 6), 4), SCHEMA)
+    name = next(iter(state.sums))
+    velocity, sums = np.zeros(state.sums[name].shape), np.zeros(state.sums[name].shape)
+    for t in range(4):
+        total = RunningSum(subspaces((5, 6), 4).shapes(SCHEMA))
+        total.add_examples(1)
+        part = quantise_rows(normal(state.sums[name].shape, t, 0.01), 8)
+        total.add(name, part, 1)
+        velocity = part.values() + 0.75 * velocity
+        sums = sums + 0.5 * velocity
+        state = state.after(total, step=0.5, momentum=0.75)
+        save_state(tmp_path / "state.npz", state)
+        state = load_state(tmp_path / "state.npz")
+    assert np.abs(state.sums[name] / 2**32 - sums).max() < 4 / 2**32
+    refreshed = state.refreshed(subspaces((7, 8), 4), SCHEMA)
+    assert name in state.velocity and name not in refreshed.velocity
+    assert refreshed.velocity.keys() == {tensor.name for tensor in SCHEMA.tensors}

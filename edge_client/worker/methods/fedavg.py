@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.method import adam_state, restore_adam
+from edge_client.worker.padding import Padding
 from edge_client.worker.weights import row_blocks
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
@@ -37,9 +39,8 @@ class FedAvg:
         self._adam: torch.optim.Adam | None = None
         places = {id(module): name for name, module in model.named_modules()}
         for name, layer in self._bases.items():
-            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            dense = _Dense(layer, model.padding)
             dense.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features, device=layer.base.device))
-            dense.bias = layer.bias
             parent, _, last = places[id(layer)].rpartition(".")
             setattr(model.get_submodule(parent), last, dense)
             self._weights[name] = dense.weight
@@ -94,6 +95,27 @@ class FedAvg:
     def _add_learned(self, state: PublishedState, name: str, weight: Tensor) -> None:
         """Add what a state has learned of a layer."""
         weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
+
+
+class _Dense(nn.Linear):
+    """A target layer as an ordinary one: float32 weights, products in the compute dtype, and of real tokens alone."""
+
+    def __init__(self, layer: SubspaceLinear, padding: Padding) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.register_parameter("bias", layer.bias)
+        self._padding, self._compute_dtype = padding, layer.compute_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) to (..., m)."""
+        flat = x.reshape(-1, self.in_features)
+        real = self._padding.real(flat)
+        part = (flat if real is None else flat[real]).to(self._compute_dtype)
+        y = F.linear(part, self.weight.to(self._compute_dtype)).to(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias
+        if real is not None:
+            y = Padding.spread(y, real, flat.shape[0])
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 def _copy_base(layer: SubspaceLinear, weight: Tensor) -> None:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens that only fill up a micro-batch, left out of the large products.
+
+Texts of a micro-batch are padded to the longest: of SST-2, with 16 sentences at a time, 6 tokens of 10 are padding. Nothing that a
+model says of a real token depends on them, so a target layer computes the real ones alone and says zero for the rest.
+
+A layer then holds the real tokens' rows beside all rows for a moment. A memory plan foresees as many tokens as its micro-batch has at full
+length; where rows of both kinds are no more than that, the plan's peak holds, and only there is padding left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Padding"]
+
+
+class Padding:
+    """What a model's layers share about the micro-batch that goes through them.
+
+    Attributes:
+        room_tokens: Rows that there is memory for; 0 to compute padding like the rest.
+    """
+
+    def __init__(self) -> None:
+        self.room_tokens = 0
+        self._tokens = 0
+        self._real: Tensor | None = None
+
+    def see(self, mask: Tensor) -> None:
+        """Take note of a micro-batch.
+
+        Args:
+            mask: (b, t), 1 for a real token.
+        """
+        self._tokens, self._real = mask.numel(), None
+        if self.room_tokens <= self._tokens:
+            # No need to look, which would wait for an accelerator.
+            return
+        real = mask.reshape(-1).nonzero().squeeze(1)
+        if real.numel() < self._tokens and real.numel() + self._tokens <= self.room_tokens:
+            self._real = real
+
+    def real(self, x: Tensor) -> Tensor | None:
+        """Which rows of a layer's input (rows, n) are real tokens; None for all, and where rows are not the micro-batch's tokens."""
+        return self._real if x.shape[0] == self._tokens else None
+
+    @staticmethod
+    def spread(y: Tensor, real: Tensor, tokens: int) -> Tensor:
+        """Rows of the real tokens among rows of zeros, (tokens, m)."""
+        return torch.zeros(tokens, y.shape[1], dtype=y.dtype, device=y.device).index_copy_(0, real, y)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all methods' settings say: learning rates that fall, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedcore.errors import ConfigError
+from fedcore.methods import SERVER_HALVES, server_half
+from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
+
+
+@pytest.mark.parametrize("kind", SERVER_HALVES, ids=[str(kind.__struct_config__.tag) for kind in SERVER_HALVES])
+def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
+    half = server_half(kind(learning_rate=0.5, tensor_learning_rate=0.25, learning_rate_decay=0.5))
+    rates = [(half.training(t, 7).learning_rate, half.training(t, 7).tensor_learning_rate) for t in (1, 2, 4)]
+    assert rates == [(0.5, 0.25), (0.25, 0.125), (0.0625, 0.03125)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate_decay": 1.5}, "learning_rate_decay is 1.5, more than 1"),
+        ({"learning_rate_decay": 0.0}, "learning_rate_decay is 0.0, it must be positive"),
+        ({"server_step": 5.0}, "server_step is 5.0, more than 4"),
+        ({"server_momentum": 0.99}, "server_momentum is 0.99, outside 0 to 0.95"),
+        ({"server_momentum": -0.1}, "server_momentum is -0.1, outside 0 to 0.95"),
+    ],
+)
+@pytest.mark.parametrize("kind", [FedKRSOSettings, FedAvgSettings])
+def test_factors_outside_their_range_are_refused(kind: type, changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**changes)
