@@ -105,8 +105,9 @@ class ServerHalf(Protocol):
 
 
 def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero."""
-    total = RunningSum(plan.training.shapes(plan.model_schema))
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero, or not at all."""
+    training, schema = plan.training, plan.model_schema
+    total = RunningSum(training.shapes(schema), training.averaged_by_column(schema))
     for update in updates:
         add_update(update, plan, total)
     return state.after(total)
