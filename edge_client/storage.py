@@ -22,10 +22,11 @@ _RECORD_BYTES = 512
 def round_bytes(plan: Plan) -> int:
     """The most that a round leaves on this node's disk: the update, what each finished interval learned, and what stays here, twice."""
     training, schema = plan.training, plan.model_schema
-    layers = training.update_layer_shapes(schema).values()
+    layers = training.update_layer_shapes(schema)
     tensors = [tensor.matrix for tensor in training.shared_tensors(schema)]
     overhead = _RECORD_BYTES * (len(layers) + len(tensors))
-    update = sum(rows * columns * training.bits // 8 + rows for rows, columns in layers) + sum(2 * math.prod(shape) for shape in tensors)
+    update = sum(rows * columns * training.bits_of(name) // 8 + rows for name, (rows, columns) in layers.items())
+    update += sum(2 * math.prod(shape) for shape in tensors)
     local = 2 * 4 * training.local_numbers(schema)
     return update + local + overhead + training.intervals * (4 * training.interval_numbers(schema) + 3 * overhead)
 

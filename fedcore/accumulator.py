@@ -196,11 +196,13 @@ class RunningSum:
 
     Args:
         shapes: (m, c) of each entry by name.
+        by_column: Entries whose mean is, column by column, over those who have the column.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], by_column: frozenset[str] = frozenset()) -> None:
         self.examples = 0
         self._sums = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+        self._having = {name: np.zeros(shapes[name][1], np.int64) for name in by_column}
 
     def add_examples(self, examples: int) -> None:
         """Count a participant's examples (its weight) into the divisor of the mean.
@@ -233,6 +235,8 @@ class RunningSum:
             clip: Scales the part down first.
         """
         total = self._sums[name]
+        if name in self._having:
+            self._having[name][columns] += examples
         shift = part.exponent.astype(np.int64) + FRACTION_BITS
         factor = np.int64(examples) << shift
         block_rows = max(1, _BLOCK_ELEMENTS // max(1, part.q.shape[1]))
@@ -244,14 +248,16 @@ class RunningSum:
                 total[rows, columns] += clip.of(part.q[rows].astype(np.int64) << shift[rows, None]) * np.int64(examples)
 
     def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Each entry's weighted mean in units of 2**-32."""
+        """Each entry's weighted mean in units of 2**-32; zero where nobody has a column."""
         for name, total in self._sums.items():
-            yield name, mean_fixed(total, max(1, self.examples))
+            having = self._having.get(name)
+            yield name, mean_fixed(total, max(1, self.examples) if having is None else np.maximum(having, 1))
 
 
-def mean_fixed(total: NDArray[np.int64], divisor: int) -> NDArray[np.int64]:
+def mean_fixed(total: NDArray[np.int64], divisor: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """total / divisor as integers, half to even: the same on every machine because nothing is a float."""
-    quotient, remainder = np.divmod(total, np.int64(divisor))
+    divisor = np.asarray(divisor, np.int64)
+    quotient, remainder = np.divmod(total, divisor)
     twice = 2 * remainder
     up = (twice > divisor) | ((twice == divisor) & (quotient & 1 == 1))
     return np.asarray(quotient + up, np.int64)

@@ -124,16 +124,18 @@ class ServerHalf(Protocol):
 
 
 def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], *, step: float = 1.0, momentum: float = 0.0) -> ExactState:
-    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero.
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero, or not at all.
 
     Args:
         state: Before the round.
         plan: The round's.
         updates: In any order.
-        step: Factor on what is added.
+        step: Factor on what is added to what is learned; what is known about it (`averaged_by_column`) is not stretched.
         momentum: Part of what was added last that is added again.
     """
-    total = RunningSum(plan.training.shapes(plan.model_schema))
+    training, schema = plan.training, plan.model_schema
+    known = training.averaged_by_column(schema)
+    total = RunningSum(training.shapes(schema), known)
     for update in updates:
         add_update(update, plan, total)
-    return state.after(total, step=step, momentum=momentum)
+    return state.after(total, step=step, momentum=momentum, plain=known)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,15 +190,18 @@ class ExactState:
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
         return cls(0, training.seeds, training.rank, sums)
 
-    def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0) -> ExactState:
+    def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()) -> ExactState:
         """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
 
         Without momentum and at a step of one that is S plus the mean. A new object, so that a failed round leaves nothing behind. All
         numbers stay integers: a mean is at most 2**39, so V is below 2**44 with momentum up to 0.95, and its product with a step up
-        to 4 below 2**62.
+        to 4 below 2**62. Entries in `plain` take the mean as it is.
         """
         sums, velocity = {}, {}
         for name, mean in total.means():
+            if name in plain:
+                sums[name] = self.sums[name] + mean
+                continue
             if momentum:
                 if name in self.velocity:
                     mean = mean + scaled_fixed(self.velocity[name], momentum)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["BaseKind", "Bits", "Order"]
+__all__ = ["BaseKind", "Bits", "Moments", "Order"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
@@ -15,3 +15,6 @@ Bits = Literal[4, 8, 16]
 
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""
+
+Moments = Literal["reset", "carried", "averaged"]
+"""What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes and rounds."""

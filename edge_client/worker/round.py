@@ -120,8 +120,8 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
     Raises:
         UpdateRefused: Training diverged: a value is not finite or too large.
     """
-    bits = plan.training.bits
     for name, change in replica.half.changes():
+        bits = plan.training.bits_of(name)
         yield Record(name, quantise_rows(change, bits, place=name), bits)
     start = replica.start_values()
     for spec in plan.training.shared_tensors(plan.model_schema):

@@ -12,7 +12,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.state import ExactState
 from fedcore.training import SubspaceTraining
-from fedcore.types import Order
+from fedcore.types import Moments, Order
 from fedcore.update import WeightedUpdate
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
@@ -33,6 +33,8 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     """Rounds that seeds last with `fresh`."""
     order: Order = "cycle"
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
+    moments: Moments = "reset"
+    """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over nodes, seed by seed."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)
@@ -65,6 +67,7 @@ class FedKRSO:
             rank=settings.rank,
             min_rank=settings.min_rank or settings.rank,
             order=settings.order,
+            moments=settings.moments,
             **settings.common(server_round, generation, run_seed),
         )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -34,11 +35,12 @@ from fedcore.learned import layer_update
 from fedcore.memoryplan import MemoryPlan
 from fedcore.method import MethodSettings
 from fedcore.methods import SERVER_HALVES, AnySettings, server_half
+from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
-from fedcore.projection import checksums
+from fedcore.projection import checksums, signs
 from fedcore.quantise import dequantise_weight, quantise_weight
 from fedcore.records import read_records
-from fedcore.schedule import step_directions
+from fedcore.schedule import interval_order, step_directions
 from fedcore.schema import LayerSpec
 from fedcore.snapshot import write_snapshot
 from fedcore.state import ExactState, PublishedState, model_digest
@@ -50,6 +52,11 @@ CPU = torch.device("cpu")
 TASK = TaskSection(kind="causal-lm", max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(SERVER_HALVES)
+MOMENTS = ("reset", "carried", "averaged")
+# Each method, and choices of one that change what travels or what an interval keeps.
+CASES = [pytest.param(kind, id=kind.__struct_config__.tag) for kind in METHODS]
+CASES += [pytest.param(functools.partial(FedKRSOSettings, num_seeds=3, moments=name), id=f"fedkrso-{name}") for name in MOMENTS[1:]]
+CASES += [pytest.param(functools.partial(FedKRSOSettings, moments="averaged", schedule="fresh"), id="fedkrso-averaged-fresh")]
 # FedIT averages each factor by itself; FedSA-LoRA has no model that all share.
 NOT_EXACT = ("fedit", "fedsa-lora")
 
@@ -133,7 +140,7 @@ class Run:
         replica.adopt(path, plan.training.generation, "snapshot", model_digest(self.base.digest(), state))
 
 
-@pytest.fixture(params=METHODS, ids=lambda kind: kind.__struct_config__.tag)
+@pytest.fixture(params=CASES)
 def run(request: pytest.FixtureRequest, make_llama: Callable[..., Path], tmp_path: Path) -> Run:
     return Run(request.param(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16), make_llama(), tmp_path)
 
@@ -206,8 +213,10 @@ def test_an_update_says_what_the_plan_asks_for_and_nothing_else(run: Run) -> Non
     plan = run.plan(1)
     expected = plan.training.expected(run.schema, update.header)
     assert {name: value.shape for name, value in values_of(update.path).items()} == {name: want.shape for name, want in expected.items()}
-    numbers = sum(rows * columns for rows, columns in (want.shape for want in expected.values()))
-    assert update.path.stat().st_size < 2 * numbers + 200 * len(expected) + 1000, "two bytes a number at 16 bits"
+    size_bytes = sum(want.shape[0] * want.shape[1] * want.bits // 8 for want in expected.values())
+    assert size_bytes / 2 < update.path.stat().st_size < size_bytes + 200 * len(expected) + 1000, (
+        "a number takes its bits, less what compresses"
+    )
     other = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, bits=8))
     with pytest.raises(UpdateRefused):
         check_update(update.path, other, "r", "a")
@@ -423,6 +432,111 @@ def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[.
         run.close(1, [update])
         run.published[1].write(run.own / "outcome.bin")
         assert max(update.path.stat().st_size, (run.own / "outcome.bin").stat().st_size) < 4096 + 2 * k
+
+
+def _adam(value: Tensor, gradient: Tensor, step: int, state: dict[str, Any], prior: float = 0.0) -> None:
+    """Adam as its paper has it; `prior` gradients with a mean square of state["s"] ** 2 came before."""
+    state["t"] = state.get("t", 0) + 1
+    first = state["m"] = 0.9 * state.get("m", torch.zeros_like(value)) + 0.1 * gradient
+    before = (1 - 0.999**prior) * state["s"] ** 2 if prior else torch.zeros_like(value)
+    second = state["v"] = 0.999 * state.get("v", before) + 0.001 * gradient**2
+    corrected = second / (1 - 0.999 ** (prior + state["t"]))
+    value.data -= 1e-2 * learning_rate_factor(step, 8) * first / (1 - 0.9 ** state["t"]) / (corrected.sqrt() + 1e-8)
+    state["root"] = corrected.sqrt()
+
+
+def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A round of FedKRSO on an ordinary model: accumulators (m, K r) and roots of second moments; `known` are the roots of all before."""
+    plan, replica = run.plan(1), run.replica("reference")
+    reference, training = Reference(run, replica), plan.training
+    seeds, rank, stream = training.seeds, training.rank, batches(examples(0), 4, 5, 1, "a")
+    sums = {layer.name: torch.zeros(layer.rows, 3 * rank) for layer in run.schema.layers}
+    roots = {name: known.get(name, torch.zeros(1)).clone().expand(value.shape).clone() for name, value in sums.items()}
+    states: dict[tuple[str, int], dict[str, Any]] = {}
+    before: int | None = None
+    for interval, k in enumerate(interval_order("cycle", 5, 1, 3, 4, "a")):
+        projections, factors, mine = {}, {}, slice(k * rank, (k + 1) * rank)
+        for layer in run.schema.layers:
+            all_of_them = [torch.from_numpy(signs(seed, layer.name, rank, layer.columns)).float() / rank**0.5 for seed in seeds]
+            projections[layer.name], factor = all_of_them[k], torch.zeros(layer.rows, rank, requires_grad=True)
+            factors[layer.name], linear = factor, reference.model.get_submodule(layer.name)
+            linear.forward = lambda x, w=linear.weight, b=factor, p=all_of_them[k]: nn.functional.linear(x, w + b @ p)
+            if moments != "carried" or before is None:
+                states[layer.name, k] = {"s": roots[layer.name][:, mine].clone()}
+            elif (layer.name, k) not in states:
+                old = states[layer.name, before]
+                moved = old["m"] @ all_of_them[before] @ all_of_them[k].T * (rank / layer.columns)
+                states[layer.name, k] = {"t": old["t"], "m": moved, "v": old["v"]}
+        for step in (2 * interval, 2 * interval + 1):
+            batch = next(stream)
+            (summed_loss(reference.model, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
+            for name, factor in factors.items():
+                state = states[name, k]
+                _adam(factor, factor.grad, step, state, 2.0 if moments == "averaged" else 0.0)
+                factor.grad = None
+        for name, factor in factors.items():
+            sums[name][:, mine] += factor.detach()
+            roots[name][:, mine] = states[name, k]["root"]
+            reference.weights[name].data += (factor @ projections[name]).detach()
+        before = k
+    return sums, roots
+
+
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_fedkrso_equals_its_reference_for_each_choice_of_moments(moments: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    # Four intervals in three subspaces: one comes back.
+    settings = FedKRSOSettings(rank=4, num_seeds=3, steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, moments=moments)
+    run = Run(settings, make_llama(), tmp_path)
+    known: dict[str, Tensor] = {}
+    if moments == "averaged":
+        # As some round before left them: each row's in its own order of magnitude, and one column that nobody has trained.
+        for layer in run.schema.layers:
+            chance = torch.Generator().manual_seed(len(known))
+            root = torch.rand(layer.rows, 12, generator=chance) * torch.rand(layer.rows, 1, generator=chance) * 1e-2 + 2.0**-20
+            root[:, 5] = 0
+            run.state.sums[f"{layer.name}/second"] = np.rint(np.ldexp(root.numpy().astype(np.float64), 32)).astype(np.int64)
+            known[layer.name] = root
+        run.published[0] = run.state.publish()
+        known = {layer.name: torch.from_numpy(run.published[0].entries[f"{layer.name}/second"].values()) for layer in run.schema.layers}
+    replica = run.replica("a")
+    replica.state = run.published[0]
+    replica.state.write(run.own / "a" / "state.bin")
+    replica.restore()
+    found = values_of(run.train("a", replica, 0).path)
+    begun = {name: root.clone() for name, root in known.items()}
+    for root in begun.values():
+        root[:, 5] = root[:, 4:8].sum(dim=1) / 3
+    sums, roots = _subspaces(run, moments, begun)
+    for layer in run.schema.layers:
+        assert _near(found.pop(layer.name), sums[layer.name].numpy())
+        if moments == "averaged":
+            change = roots[layer.name] - known[layer.name]
+            assert _near(found.pop(f"{layer.name}/second"), change.numpy())
+    assert not found
+
+
+def test_a_mean_of_second_moments_is_over_those_who_know(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    # Two of three subspaces a round, each node's own draw; one node trains half of the rank.
+    settings = FedKRSOSettings(
+        rank=4, min_rank=2, num_seeds=3, order="uniform", steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, moments="averaged"
+    )
+    run = Run(settings, make_llama(), tmp_path)
+    updates, weights, totals = [], np.zeros(12), np.zeros((run.schema.layers[0].rows, 12))
+    for number, name in enumerate("abcd"):
+        plan, path, rank = run.plan(1), run.own / f"{name}.bin", 2 if name == "b" else 4
+        memory = MemoryPlan(micro_batch_size=4, rank=rank)
+        run.trainer(name, run.replica(name), examples(number))[0].train(plan, (memory,), path)
+        header = check_update(path, plan, "r", name).header
+        updates.append(WeightedUpdate(path, header, header.examples))
+        columns = [4 * k + row for k in header.subspaces for row in range(rank)]
+        weights[columns] += header.examples
+        totals[:, columns] += header.examples * values_of(path)[f"{run.schema.layers[0].name}/second"].astype(np.float64)
+    assert len({update.header.subspaces for update in updates}) > 1 and (weights > 0).all() and len(set(weights)) > 2
+    run.close(1, updates)
+    found = run.published[1].entries[f"{run.schema.layers[0].name}/second"].values()
+    assert np.allclose(found, totals / weights, rtol=0, atol=found.max() * 2.0**-14) and (found.max(axis=0) > 0).all()
+    other = run.half.aggregate(ExactState.zero(run.plan(1).training, run.schema), run.plan(1), updates[::-1])
+    assert other.publish().digest() == run.published[1].digest(), "the order in which they came changes nothing"
 
 
 def _near(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FedKRSO's client half (arXiv 2602.03019, algorithm 2): local training in the round's subspaces, interval by interval.
 
-Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own (moments and step counter both start
-again). Weight decay is zero: decay of W cannot be expressed in accumulators.
+Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own; what of Adam goes on to the next
+interval is in `edge_client.worker.moments`. Weight decay is zero: decay of W cannot be expressed in accumulators.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.moments import Moments, moments_of
 from fedcore.plan import Plan
 from fedcore.projection import signs
 from fedcore.schedule import interval_order
@@ -36,6 +37,9 @@ class FedKRSO:
         self._order: tuple[int, ...] = ()
         self._rank = self._largest = 0
         self._learning_rate = 0.0
+        self._state: PublishedState | None = None
+        self._moments: Moments | None = None
+        self._adam: torch.optim.Adam | None = None
 
     @property
     def rank(self) -> int:
@@ -49,6 +53,7 @@ class FedKRSO:
 
     def install(self, state: PublishedState) -> None:
         """P of every seed, and the state's side factor."""
+        self._state, self._moments, self._adam = state, None, None
         for name, layer in self._layers.items():
             part = state.entries[name]
             projection = np.concatenate([signs(s, name, state.rank, layer.in_features) for s in state.seeds])
@@ -67,37 +72,50 @@ class FedKRSO:
         self._order = interval_order(training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node)
         self._rank = self._largest = rank
         self._learning_rate = training.learning_rate
+        assert self._state is not None
+        self._moments = moments_of(training, self._layers, self._state)
 
     def begin(self, interval: int) -> torch.optim.Adam:
         """Zero factors in the interval's subspace."""
         for layer in self._layers.values():
             layer.select(self._order[interval], self._rank)
-        factors = [layer.factor for layer in self._layers.values() if layer.factor is not None]
-        return torch.optim.Adam(factors, lr=self._learning_rate)
+        self._adam = self._goes_on.begin(self._order[interval], self._learning_rate)
+        return self._adam
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
         """One pass."""
         return run()
 
     def finish(self, interval: int) -> None:
-        """Factors into accumulators; they and their moments go before the next ones come."""
+        """Factors into accumulators; they, and of their moments what does not go on, go before the next ones come."""
+        assert self._adam is not None
+        self._goes_on.finish(self._order[interval], self._adam)
+        self._adam = None
         for layer in self._layers.values():
             layer.absorb()
             layer.select(None)
 
     def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """The accumulator of its subspace as it stands afterwards."""
+        """The accumulator of its subspace as it stands afterwards, and what of Adam goes on."""
         for name, layer in self._layers.items():
             yield f"{name}.accumulator", layer.accumulators()[self._order[interval]]
+        yield from self._goes_on.kept(self._order[interval])
 
     def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """The accumulator of an interval's subspace."""
+        """The accumulator of an interval's subspace, and what of Adam goes on."""
         self._largest = max(self._largest, rank)
         for name, layer in self._layers.items():
             layer.restore_accumulator(self._order[interval], read(f"{name}.accumulator"))
+        self._goes_on.restore(self._order[interval], read)
 
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """The accumulators of the seeds used, side by side, in the columns of the largest rank."""
         for name, layer in self._layers.items():
             parts = layer.accumulators()
             yield name, torch.cat([parts[k][:, : self._largest] for k in self.subspaces], dim=1).cpu().numpy()
+        yield from self._goes_on.changes(self.subspaces, self._largest)
+
+    @property
+    def _goes_on(self) -> Moments:
+        assert self._moments is not None, "open comes first"
+        return self._moments
