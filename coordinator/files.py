@@ -89,7 +89,7 @@ def save_state(path: Path, state: ExactState) -> None:
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     head = np.array([state.version, state.rank], np.uint64)
     with part.open("wb") as file:
-        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), **arrays)  # type: ignore[arg-type]
+        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), rows_from=np.array(state.rows_from), **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -108,6 +108,8 @@ def load_state(path: Path) -> ExactState:
             version, rank = (int(x) for x in stored["head"])
             sums = {key[4:]: stored[key] for key in stored.files if key.startswith("sum/")}
             exponents = {key[9:]: stored[key] for key in stored.files if key.startswith("exponent/")}
-            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents)
+            # States of before there were other rows than signs do not say it.
+            rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
+            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, rows_from)
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

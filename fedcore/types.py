@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["BaseKind", "Bits", "Order"]
+__all__ = ["BaseKind", "Bits", "Order", "ProjectionName"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
@@ -15,3 +15,6 @@ Bits = Literal[4, 8, 16]
 
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""
+
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal"]
+"""What rows of subspaces are made of (`fedcore.projections`)."""

@@ -12,7 +12,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.state import ExactState
 from fedcore.training import SubspaceTraining
-from fedcore.types import Order
+from fedcore.types import Order, ProjectionName
 from fedcore.update import WeightedUpdate
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
@@ -33,6 +33,8 @@ class FedKRSOSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, k
     """Rounds that seeds last with `fresh`."""
     order: Order = "cycle"
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
+    projection: ProjectionName = "signs"
+    """What rows of subspaces are made of: docs/methods.md."""
 
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
@@ -47,7 +49,8 @@ class FedKRSOSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, k
 
     def described(self) -> str:
         """For a person, in short."""
-        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}), {self.steps} steps, {self.bits} bits"
+        rows = "" if self.projection == "signs" else f", {self.projection}"
+        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}{rows}), {self.steps} steps, {self.bits} bits"
 
 
 class FedKRSO:
@@ -65,6 +68,7 @@ class FedKRSO:
             rank=settings.rank,
             min_rank=settings.min_rank or settings.rank,
             order=settings.order,
+            projection=settings.projection,
             **settings.common(generation, run_seed),
         )
 
