@@ -90,7 +90,7 @@ def save_state(path: Path, state: ExactState) -> None:
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     head = np.array([state.version, state.rank], np.uint64)
     with part.open("wb") as file:
-        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), **arrays)  # type: ignore[arg-type]
+        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), rows_from=np.array(state.rows_from), **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -111,6 +111,8 @@ def load_state(path: Path) -> ExactState:
                 {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
                 for kind in ("sum/", "exponent/", "velocity/")
             )
-            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity)
+            # States of before there were other rows than signs do not say it.
+            rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
+            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from)
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folding what was learned into the base, exactly: finished subspaces, or products of stacked factors.
 
-Z = sum over k of q_k S_k, with integers q and signs S in {+1, -1}, is an integer matrix product. While every partial sum
-stays below 2**24, float32 matrix multiplication is exact on any device, in any summation order; beyond that bound float64 is, to
-2**53. Then W += Z * c_row / sqrt(r) in two separate float32 elementwise operations (no fused multiply-add), which IEEE 754 fixes
-to the last bit. Both sides run this one NumPy implementation.
+Z = sum over k of q_k R_k, with integers q of 15 bits and a sign and rows R of small integers (signs, or up to 127), is an integer matrix
+product. While every partial sum stays below 2**24, float32 matrix multiplication is exact on any device, in any summation order; beyond
+that bound float64 is, to 2**53 (`exact_rows` sees to it). Then W += Z * c_row * scale of P (for signs 1 / sqrt(r)) in two separate float32
+elementwise operations (no fused multiply-add), which IEEE 754 fixes to the last bit. Both sides run this one NumPy implementation.
 
 A product up @ down of published factors (m, s) and (s, n) has integers of at most 15 bits on both sides. A row of `up` has one power of
 two for all its terms; the rows of `down`, over which the terms are summed, have one each, so they are brought to the smallest by shifts.
@@ -15,7 +15,6 @@ and one addition.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,15 +24,16 @@ from numpy.typing import NDArray
 from fedcore.accumulator import FRACTION_BITS, RowScaled, row_exponents
 from fedcore.directions import change_of
 from fedcore.errors import ExactnessError
-from fedcore.projection import signs
+from fedcore.projection import Projection, projection_of
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
 from fedcore.training import COEFFICIENTS, DOWN, UP
 
-__all__ = ["finest_exponents", "fold_projection", "fold_rows", "fold_update", "folded", "layer_change", "projection_scale", "require_exact"]
+__all__ = ["exact_rows", "finest_exponents", "fold_update", "folded", "layer_change", "require_exact"]
 
 _BLOCK_ROWS = 512
 _NUMBER_BITS = 15
+_FLOAT32_BITS = 24
 _FLOAT64_BITS = 53
 
 RowsOf = Callable[[slice], NDArray[np.float32]]
@@ -52,8 +52,7 @@ def layer_change(state: PublishedState, layer: LayerSpec) -> RowsOf:
         return change_of(coefficients, state.seeds[0], layer, 0)
     if layer.name not in state.entries or not state.seeds:
         raise ExactnessError("this state has nothing to fold", place=layer.name)
-    part, projection = state.entries[layer.name], fold_projection(state.seeds, state.rank, layer.name, layer.columns)
-    return lambda rows: fold_rows(part, projection, state.rank, rows)
+    return _folds(state.entries[layer.name], projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns), layer.name)
 
 
 def _product(up: RowScaled, down: RowScaled, place: str) -> RowsOf:
@@ -93,47 +92,41 @@ def finest_exponents(units: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.full(len(units), floor, np.int64)
 
 
-def projection_scale(rank: int) -> Any:
-    """1 / sqrt(r) as the float32 that both sides multiply by."""
-    return np.float32(1.0 / math.sqrt(rank))
+def exact_rows(projection: Projection, place: str) -> NDArray[Any]:
+    """P's integers (K r, n) in the float type in which products of 16-bit integers with them are exact.
 
-
-def fold_projection(seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> NDArray[Any]:
-    """The signs of all seeds (K r, n), in the float type in which integer products with them are exact."""
-    projection = np.concatenate([signs(seed, layer, rank, columns) for seed in seeds])
-    return projection.astype(np.float32 if len(projection) * 2**15 < 2**24 else np.float64)
-
-
-def fold_rows(part: RowScaled, projection: NDArray[Any], rank: int, rows: slice) -> NDArray[np.float32]:
-    """Some rows of `fold_update`: they do not depend on each other.
-
-    Args:
-        part: The layer's published entry, int16 (m, K r).
-        projection: `fold_projection` of the layer.
-        rank: r.
-        rows: Which.
+    Raises:
+        ExactnessError: A sum over them would be beyond what float64 holds exactly.
     """
-    factor = part.scale()[rows] * projection_scale(rank)
-    out: NDArray[np.float32] = (part.q[rows].astype(projection.dtype) @ projection).astype(np.float32, copy=False)
-    out *= factor[:, None]
-    return out
+    largest_sum = len(projection.rows) * projection.largest << _NUMBER_BITS
+    if largest_sum > 2**_FLOAT64_BITS:
+        raise ExactnessError(f"{len(projection.rows)} rows are too many for exact sums", place=place)
+    return projection.rows.astype(np.float32 if largest_sum < 2**_FLOAT32_BITS else np.float64)
 
 
-def fold_update(part: RowScaled, seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> NDArray[np.float32]:
+def _folds(part: RowScaled, projection: Projection, place: str) -> RowsOf:
+    integers, scale = exact_rows(projection, place), np.float32(projection.scale)
+
+    def some(rows: slice) -> NDArray[np.float32]:
+        out: NDArray[np.float32] = (part.q[rows].astype(integers.dtype) @ integers).astype(np.float32, copy=False)
+        out *= (part.scale()[rows] * scale)[:, None]
+        return out
+
+    return some
+
+
+def fold_update(part: RowScaled, projection: Projection, place: str = "") -> NDArray[np.float32]:
     """The matrix sum over k of S_k P_k (m, n) of one layer, bit for bit the same everywhere.
 
     Args:
         part: The layer's published entry, int16 (m, K r).
-        seeds: The pool.
-        rank: r.
-        layer: Canonical layer name.
-        columns: n.
+        projection: Of the layer.
+        place: Named in the error.
     """
-    projection = fold_projection(seeds, rank, layer, columns)
-    out = np.empty((len(part.q), columns), np.float32)
+    some, out = _folds(part, projection, place), np.empty((len(part.q), projection.rows.shape[1]), np.float32)
     for start in range(0, len(out), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        out[rows] = fold_rows(part, projection, rank, rows)
+        out[rows] = some(rows)
     return out
 
 

@@ -10,6 +10,7 @@ from fedcore.directions import change_of
 from fedcore.errors import ConfigError
 from fedcore.fold import fold_update, layer_change
 from fedcore.initial import initial_factor
+from fedcore.projection import projection_of
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
 from fedcore.training import DenseTraining, DirectionTraining, FactorTraining, ResidualTraining, StackedTraining, SubspaceTraining, Training
@@ -35,7 +36,8 @@ def layer_update(training: Training, state: PublishedState, layer: LayerSpec) ->
     """
     match training:
         case SubspaceTraining():
-            return fold_update(state.entries[layer.name], state.seeds, state.rank, layer.name, layer.columns)
+            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns)
+            return fold_update(state.entries[layer.name], projection, layer.name)
         case DenseTraining():
             return state.entries[layer.name].values()
         case DirectionTraining():

@@ -1,63 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections: the random subspaces that every machine regenerates from a seed.
+"""Projections: the subspaces that every machine regenerates from seeds (FedKRSO, arXiv 2602.03019, section 3).
 
-P (r, n) has entries +1 and -1, used as P / sqrt(r) so that E[P^T P] = I (FedKRSO, arXiv 2602.03019, section 3, with
-Rademacher instead of Gaussian entries: the same expectation and variance to within (n - 1) / (n + 1)). The signs are bits of
-SHAKE-128 (FIPS 202), so they are the same in every language, library version and device: no float transform, no
-generator state, no dependence on the order of layers. Row j does not depend on r, so that a device with less memory can
-train the first rows of the same subspace.
+P is a scale times small integers, so that E[P^T P] = I. By default these are signs: Rademacher instead of Gaussian entries, with the same
+expectation and the same variance to within (n - 1) / (n + 1). How each kind is made says `fedcore.projections`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.directions import checksum
-from fedcore.errors import ConfigError
+from fedcore.projections import KINDS
+from fedcore.projections.signs import sign_bytes, signs
+from fedcore.projections.stream import MAX_SEED
 from fedcore.schema import ModelSchema
 from fedcore.training import DirectionTraining, Training
 
-__all__ = ["MAX_SEED", "checksums", "sign_bytes", "signs", "signs_checksum"]
-
-_DOMAIN = b"fedkrso projection 1"
-MAX_SEED = 2**64 - 1
+__all__ = ["MAX_SEED", "Projection", "checksums", "projection_of", "sign_bytes", "signs", "signs_checksum"]
 
 
-def sign_bytes(seed: int, layer: str, r: int, n: int) -> bytes:
-    """The r x ceil(n / 8) bytes that hold the signs, least significant bit first, bit 1 for -1.
+@dataclass(frozen=True)
+class Projection:
+    """P of a pool, one subspace below the other: scale times the rows.
+
+    Attributes:
+        rows: int8 (K r, n).
+        scale: The factor.
+        largest: No entry is beyond.
+    """
+
+    rows: NDArray[np.int8]
+    scale: float
+    largest: int
+
+    def checksum(self) -> str:
+        """16 hex digits over all numbers."""
+        return hashlib.sha256(self.rows.tobytes()).hexdigest()[:16]
+
+
+def projection_of(rows_from: str, seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> Projection:
+    """The projection of a pool in one layer.
 
     Args:
-        seed: Names the subspace, 0 to 2**64 - 1.
-        layer: The layer's canonical name; each layer has signs of its own.
-        r: Rank, rows of P.
-        n: Input features, columns of P; the padding bits of each row's last byte are unused.
+        rows_from: What rows come from (`fedcore.training.Training.rows_from`).
+        seeds: The pool.
+        rank: r.
+        layer: Canonical layer name.
+        columns: n.
 
     Raises:
-        ConfigError: A seed, rank or width outside its range.
+        ConfigError: There is none of this rank and width.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ConfigError(f"seed {seed} is not an unsigned 64-bit integer", place=layer)
-    if r < 1 or not 1 <= n < 2**32:
-        raise ConfigError(f"a projection of {r} x {n} does not exist", place=layer)
-    shake = hashlib.shake_128(_DOMAIN + seed.to_bytes(8, "little") + n.to_bytes(4, "little") + layer.encode())
-    return shake.digest(r * -(-n // 8))
-
-
-def signs(seed: int, layer: str, r: int, n: int) -> NDArray[np.int8]:
-    """P's signs as int8 (r, n), entries +1 and -1.
-
-    Example:
-        >>> signs(7, "encoder.layer.0.output.dense", 2, 5).shape
-        (2, 5)
-    """
-    packed = np.frombuffer(sign_bytes(seed, layer, r, n), dtype=np.uint8).reshape(r, -1)
-    bits = np.unpackbits(packed, axis=1, count=n, bitorder="little")
-    bits *= 2
-    return np.asarray(1 - bits.view(np.int8), np.int8)
+    kind = KINDS[rows_from]
+    rows = np.concatenate([kind.rows(seed, layer, rank, columns) for seed in seeds])
+    return Projection(rows, kind.scale(rank, columns), kind.largest)
 
 
 def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
@@ -73,9 +74,13 @@ def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
 
 
 def checksums(training: Training, schema: ModelSchema) -> tuple[str, ...]:
-    """Of the signs of a plan's seeds, by layer; none in methods without seeds."""
+    """Of the projections of a plan's seeds, by layer; none in methods without seeds."""
     if not training.seeds:
         return ()
     if isinstance(training, DirectionTraining):
         return tuple(checksum(training.seeds[0], layer) for layer in schema.layers)
-    return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)
+    if training.rows_from == "signs":
+        # As packed bits: so were the first plans checked.
+        return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)
+    made = (projection_of(training.rows_from, training.seeds, training.rank, layer.name, layer.columns) for layer in schema.layers)
+    return tuple(projection.checksum() for projection in made)

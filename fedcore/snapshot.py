@@ -105,7 +105,7 @@ def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
             raise MalformedMessage("a snapshot without a part of the state", place=f"{path.name}: {name}")
         entries[name] = record.part
     base.replace(training.generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
-    return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **entries})
+    return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **entries}, training.rows_from)
 
 
 def _records(base: Base, state: PublishedState) -> Iterator[Record]:

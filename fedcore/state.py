@@ -50,6 +50,7 @@ class _Header(msgspec.Struct, frozen=True):
     base_version: RoundNumber | None
     stacked: Annotated[int, Meta(ge=0, le=MAX_STACKED)] = 0
     """Columns of each product's left factor, rows of its right one."""
+    rows_from: Annotated[str, Meta(max_length=128)] = "signs"
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,25 @@ class PublishedState:
         seeds: The pool that the layers' columns belong to; none in methods without subspaces.
         rank: Columns per seed, or of the factors.
         entries: By name, int16 (m, c) and int8 exponents (m,).
+        rows_from: What rows of P come from (`fedcore.training.Training.rows_from`).
     """
 
     version: int
     seeds: tuple[int, ...]
     rank: int
     entries: Mapping[str, RowScaled]
+    rows_from: str = "signs"
 
     @classmethod
     def zero(cls, training: Training, schema: ModelSchema) -> PublishedState:
         """The state before the first round."""
         entries = {name: _zero_rows(shape) for name, shape in training.shapes(schema).items()}
-        return cls(0, training.seeds, training.rank, entries)
+        return cls(0, training.seeds, training.rank, entries, training.rows_from)
+
+    @property
+    def subspaces(self) -> tuple[tuple[int, ...], int, str]:
+        """What layers' columns are coefficients of: seeds, rank, and what rows come from."""
+        return self.seeds, self.rank, self.rows_from
 
     @property
     def stacked(self) -> int:
@@ -80,8 +88,10 @@ class PublishedState:
         return next((part.q.shape[1] for name, part in self.entries.items() if name.endswith(UP)), 0)
 
     def digest(self) -> str:
-        """SHA-256 over seeds, rank and every entry in name order; independent of how the state travelled."""
+        """SHA-256 over seeds, rank, what rows come from, and every entry in name order; independent of how the state travelled."""
         digest = hashlib.sha256(f"fedkrso state 1/{self.version}/{self.rank}/{self.seeds}".encode())
+        if self.rows_from != "signs":
+            digest.update(f"/{self.rows_from}".encode())
         for name in sorted(self.entries):
             part = self.entries[name]
             digest.update(f"/{name}/{part.q.shape}/".encode())
@@ -93,17 +103,17 @@ class PublishedState:
         """The state after a fold: what was folded is zero under new seeds, the rest kept."""
         folded = folded_entries(schema)
         zero = {name: _zero_rows(shape) for name, shape in training.layer_shapes(schema).items() if name in folded}
-        return PublishedState(self.version, training.seeds, training.rank, {**self.entries, **zero})
+        return PublishedState(self.version, training.seeds, training.rank, {**self.entries, **zero}, training.rows_from)
 
     def follows(self, previous: PublishedState) -> bool:
-        """Whether there is a difference to an earlier state: same seeds and shapes."""
+        """Whether there is a difference to an earlier state: same subspaces and shapes."""
         shapes = [{name: part.q.shape for name, part in state.entries.items()} for state in (self, previous)]
-        return self.seeds == previous.seeds and shapes[0] == shapes[1]
+        return (self.seeds, self.rows_from) == (previous.seeds, previous.rows_from) and shapes[0] == shapes[1]
 
     def write(self, path: Path, *, previous: PublishedState | None = None) -> None:
         """Write the whole state, or its difference to `previous` (which it `follows`), as a record file."""
         if previous is not None and not self.follows(previous):
-            raise ExactnessError("a difference needs the same seeds and shapes on both sides", place=path.name)
+            raise ExactnessError("a difference needs the same subspaces and shapes on both sides", place=path.name)
         header = {
             "format": OUTCOME_FORMAT,
             "version": self.version,
@@ -113,6 +123,8 @@ class PublishedState:
         }
         if self.stacked:
             header["stacked"] = self.stacked
+        if self.rows_from != "signs":
+            header["rows_from"] = self.rows_from
         write_records(path, header, self._records(previous))
 
     def _records(self, previous: PublishedState | None) -> Iterator[Record]:
@@ -141,9 +153,9 @@ class PublishedState:
             ExactnessError: A difference to a version that this node does not hold.
         """
         header = _checked_header(read_header(path, OUTCOME_FORMAT), path.name)
-        version, seeds, rank, base = header.version, header.seeds, header.rank, header.base_version
+        version, base, subspaces = header.version, header.base_version, (header.seeds, header.rank, header.rows_from)
         shapes = {name: (m or header.stacked, c or header.stacked) for name, (m, c) in shapes.items()}
-        if base is not None and (previous is None or (previous.version, previous.seeds, previous.rank) != (base, seeds, rank)):
+        if base is not None and (previous is None or (previous.version, *previous.subspaces) != (base, *subspaces)):
             held = "none" if previous is None else previous.version
             raise ExactnessError(f"a difference to version {base}, this node holds {held}", place=path.name)
         entries: dict[str, RowScaled] = {}
@@ -163,7 +175,7 @@ class PublishedState:
         if entries.keys() != shapes.keys():
             missing = sorted(shapes.keys() - entries.keys())
             raise MalformedMessage(f"{len(missing)} entries are missing, first {missing[0]}", place=path.name)
-        return cls(version, seeds, rank, entries)
+        return cls(version, header.seeds, header.rank, entries, header.rows_from)
 
 
 @dataclass
@@ -175,6 +187,7 @@ class ExactState:
         sums: By name int64 (m, c).
         exponents: By name int64 (m,).
         velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never published.
+        rows_from: What rows of P come from.
     """
 
     version: int
@@ -183,12 +196,13 @@ class ExactState:
     sums: dict[str, NDArray[np.int64]]
     exponents: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     velocity: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    rows_from: str = "signs"
 
     @classmethod
     def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
         """Nothing learned yet."""
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
-        return cls(0, training.seeds, training.rank, sums)
+        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from)
 
     def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()) -> ExactState:
         """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
@@ -207,14 +221,14 @@ class ExactState:
                     mean = mean + scaled_fixed(self.velocity[name], momentum)
                 velocity[name] = mean
             sums[name] = self.sums[name] + (mean if step == 1.0 else scaled_fixed(mean, step))
-        return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents), velocity)
+        return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents), velocity, self.rows_from)
 
     def refreshed(self, training: Training, schema: ModelSchema) -> ExactState:
         """After a fold: what was folded is zero under new seeds, the rest kept."""
         folded = folded_entries(schema)
         zero = {name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items() if name in folded}
         exponents, velocity = ({n: v for n, v in table.items() if n not in zero} for table in (self.exponents, self.velocity))
-        return ExactState(self.version, training.seeds, training.rank, {**self.sums, **zero}, exponents, velocity)
+        return ExactState(self.version, training.seeds, training.rank, {**self.sums, **zero}, exponents, velocity, training.rows_from)
 
     def publish(self) -> PublishedState:
         """Round S once, half to even, to 16 bits a number; raises the row scales where S outgrew them."""
@@ -231,7 +245,7 @@ class ExactState:
                 q = _shift_half_even(total, exponent + FRACTION_BITS)
             self.exponents[name] = exponent
             entries[name] = RowScaled(q.astype(np.int16), exponent.astype(np.int8))
-        return PublishedState(self.version, self.seeds, self.rank, entries)
+        return PublishedState(self.version, self.seeds, self.rank, entries, self.rows_from)
 
 
 def model_digest(base_digest: str, state: PublishedState) -> str:

@@ -34,7 +34,7 @@ from msgspec import Meta
 from fedcore.errors import UpdateRefused
 from fedcore.schedule import pool_seeds
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
-from fedcore.types import Bits, Moments, Order
+from fedcore.types import Bits, Moments, Order, ProjectionName
 from fedcore.wire.fields import Positive, RoundNumber
 
 if TYPE_CHECKING:
@@ -139,6 +139,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return 0
 
     @property
+    def rows_from(self) -> str:
+        """What rows of P come from, in methods with subspaces: a kind of `fedcore.projections`."""
+        return "signs"
+
+    @property
     def min_rank(self) -> int:
         """Smallest rank that a device with little memory may train instead."""
         return self.rank
@@ -227,6 +232,12 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     min_rank: Rank
     order: Order
     moments: Moments = "reset"
+    projection: ProjectionName = "signs"
+
+    @property
+    def rows_from(self) -> str:
+        """As the job says."""
+        return self.projection
 
     def at(self, generation: int) -> Training:
         """In another generation, with its seeds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["BaseKind", "Bits", "Moments", "Order"]
+__all__ = ["BaseKind", "Bits", "Moments", "Order", "ProjectionName"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
@@ -18,3 +18,6 @@ Order = Literal["cycle", "uniform"]
 
 Moments = Literal["reset", "carried", "averaged"]
 """What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes and rounds."""
+
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal"]
+"""What rows of subspaces are made of (`fedcore.projections`)."""

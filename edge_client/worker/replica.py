@@ -259,7 +259,7 @@ class Replica:
                 # Killed between the fold and what was to come after it.
                 state = state.refreshed(training, self._schema)
             right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
-            if right and (state.seeds, state.rank) == (training.seeds, training.rank):
+            if right and state.subspaces == (training.seeds, training.rank, training.rows_from):
                 return state
         except FileNotFoundError:
             pass

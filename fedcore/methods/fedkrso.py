@@ -12,7 +12,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.state import ExactState
 from fedcore.training import SubspaceTraining
-from fedcore.types import Moments, Order
+from fedcore.types import Moments, Order, ProjectionName
 from fedcore.update import WeightedUpdate
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
@@ -35,6 +35,8 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
     moments: Moments = "reset"
     """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over nodes, seed by seed."""
+    projection: ProjectionName = "signs"
+    """What rows of subspaces are made of: docs/methods.md."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)
@@ -49,7 +51,8 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
 
     def described(self) -> str:
         """For a person, in short."""
-        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}), {self.steps} steps, {self.bits} bits"
+        rows = "" if self.projection == "signs" else f", {self.projection}"
+        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}{rows}), {self.steps} steps, {self.bits} bits"
 
 
 class FedKRSO:
@@ -68,6 +71,7 @@ class FedKRSO:
             min_rank=settings.min_rank or settings.rank,
             order=settings.order,
             moments=settings.moments,
+            projection=settings.projection,
             **settings.common(server_round, generation, run_seed),
         )
 

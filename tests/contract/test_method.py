@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import sys
 from collections.abc import Callable
@@ -37,7 +36,8 @@ from fedcore.method import MethodSettings
 from fedcore.methods import SERVER_HALVES, AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
-from fedcore.projection import checksums, signs
+from fedcore.projection import checksums, projection_of, signs
+from fedcore.projections import KINDS
 from fedcore.quantise import dequantise_weight, quantise_weight
 from fedcore.records import read_records
 from fedcore.schedule import interval_order, step_directions
@@ -53,10 +53,16 @@ TASK = TaskSection(kind="causal-lm", max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(SERVER_HALVES)
 MOMENTS = ("reset", "carried", "averaged")
-# Each method, and choices of one that change what travels or what an interval keeps.
-CASES = [pytest.param(kind, id=kind.__struct_config__.tag) for kind in METHODS]
-CASES += [pytest.param(functools.partial(FedKRSOSettings, num_seeds=3, moments=name), id=f"fedkrso-{name}") for name in MOMENTS[1:]]
-CASES += [pytest.param(functools.partial(FedKRSOSettings, moments="averaged", schedule="fresh"), id="fedkrso-averaged-fresh")]
+# A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.
+Case = tuple[type[MethodSettings], dict[str, Any]]
+CASES: list[Case] = [
+    *((kind, {}) for kind in METHODS),
+    *((FedKRSOSettings, {"num_seeds": 3, "moments": name}) for name in MOMENTS[1:]),
+    (FedKRSOSettings, {"moments": "averaged", "schedule": "fresh"}),
+    (FedKRSOSettings, {"projection": "gaussian", "schedule": "fresh"}),
+    (FedKRSOSettings, {"projection": "coordinate", "schedule": "fresh"}),
+    (FedKRSOSettings, {"projection": "orthonormal"}),
+]
 # FedIT averages each factor by itself; FedSA-LoRA has no model that all share.
 NOT_EXACT = ("fedit", "fedsa-lora")
 
@@ -140,9 +146,17 @@ class Run:
         replica.adopt(path, plan.training.generation, "snapshot", model_digest(self.base.digest(), state))
 
 
-@pytest.fixture(params=CASES)
+def name_of(case: Case) -> str:
+    return "-".join([str(case[0].__struct_config__.tag), *map(str, case[1].values())])
+
+
+def settings_of(case: Case) -> MethodSettings:
+    return case[0](steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, **case[1])
+
+
+@pytest.fixture(params=CASES, ids=name_of)
 def run(request: pytest.FixtureRequest, make_llama: Callable[..., Path], tmp_path: Path) -> Run:
-    return Run(request.param(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16), make_llama(), tmp_path)
+    return Run(settings_of(request.param), make_llama(), tmp_path)
 
 
 def test_every_method_is_in_every_table() -> None:
@@ -260,9 +274,9 @@ def _target(replica: Replica, name: str) -> nn.Module:
     return replica.model.get_submodule(name)
 
 
-@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__struct_config__.tag)
-def test_an_export_computes_what_the_replica_computes(kind: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    settings = kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16)
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_an_export_computes_what_the_replica_computes(case: Case, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    settings = settings_of(case)
     run = Run(settings, make_llama(dtype="float32"), tmp_path, "float32")
     replica = run.replica("a")
     run.close(1, [run.train("a", replica, 0)])
@@ -353,6 +367,28 @@ def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], t
     assert found.keys() == {n for n in factors if n[-1] in training.trained and n[-1] in training.shared}
     for n, value in found.items():
         assert _near(value, (factors[n] - start[n]).detach().numpy())
+
+
+@pytest.mark.parametrize("projection", KINDS)
+def test_fedkrso_equals_its_reference(projection: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    """One subspace, one interval: a linear layer with B between P and the output."""
+    settings = FedKRSOSettings(
+        steps=8, interval_steps=8, batch_size=4, learning_rate=1e-2, bits=16, rank=4, num_seeds=1, projection=projection
+    )
+    run = Run(settings, make_llama(), tmp_path)
+    replica, seeds = run.replica("a"), run.plan(1).training.seeds
+    reference, factors = Reference(run, replica), {}
+    for layer in run.schema.layers:
+        made = projection_of(projection, seeds, 4, layer.name, layer.columns)
+        p, b = torch.from_numpy((made.rows * made.scale).astype(np.float32)), nn.Parameter(torch.zeros(layer.rows, 4))
+        linear = reference.model.get_submodule(layer.name)
+        linear.forward = lambda x, linear=linear, p=p, b=b: nn.functional.linear(x, linear.weight) + (x @ p.T) @ b.T
+        factors[layer.name] = b
+    reference.train(run, run.plan(1), list(factors.values()))
+    found = values_of(run.train("a", replica, 0).path)
+    assert found.keys() == factors.keys()
+    for name, value in found.items():
+        assert _near(value, factors[name].detach().numpy())
 
 
 def _signs(training: DirectionTraining, index: int, layer: LayerSpec) -> np.ndarray[Any, Any]:

@@ -15,8 +15,8 @@ from plans import subspaces
 from coordinator.files import load_state, save_state
 from fedcore.accumulator import MAX_EXAMPLES, RowScaled, RunningSum, mean_fixed, quantise_rows, scaled_fixed
 from fedcore.errors import ExactnessError, MalformedMessage, UpdateRefused
-from fedcore.fold import fold_update, folded, projection_scale
-from fedcore.projection import signs
+from fedcore.fold import fold_update, folded
+from fedcore.projection import projection_of, signs
 from fedcore.quantise import dequantise_weight, quantise_weight
 from fedcore.records import Record, pack_record, read_records, unpack_record, write_records
 from fedcore.schedule import interval_order, pool_seeds
@@ -142,10 +142,10 @@ def test_digest_of_a_known_state_never_changes() -> None:
 def test_fold_equals_integer_arithmetic_and_ignores_the_block_order() -> None:
     published = rounds(2, 0.05)[-1].publish()
     part = published.entries["l"]
-    update = fold_update(part, published.seeds, 4, "l", 12)
+    update = fold_update(part, projection_of("signs", published.seeds, 4, "l", 12))
     projection = np.concatenate([signs(seed, "l", 4, 12) for seed in published.seeds]).astype(np.int64)
     exact = part.q.astype(np.int64) @ projection
-    factor = part.scale() * projection_scale(4)
+    factor = part.scale() * np.float32(0.5)
     assert np.array_equal(update, exact.astype(np.float32) * factor[:, None])
     weight = normal((5, 12), 9, 1.0)
     assert folded(weight, update).dtype == np.float32
@@ -158,7 +158,8 @@ def test_fold_stays_exact_beyond_the_bound_of_float32() -> None:
     part = RowScaled(q, np.zeros(2, np.int8))
     projection = np.concatenate([signs(seed, "w", 4, 3) for seed in seeds]).astype(object)
     exact = q.astype(object) @ projection
-    assert np.array_equal(fold_update(part, seeds, 4, "w", 3), exact.astype(np.float64).astype(np.float32) * np.float32(0.5))
+    found = fold_update(part, projection_of("signs", seeds, 4, "w", 3))
+    assert np.array_equal(found, exact.astype(np.float64).astype(np.float32) * np.float32(0.5))
 
 
 @settings(max_examples=30, deadline=None)

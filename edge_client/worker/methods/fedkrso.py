@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.moments import Moments, moments_of
 from fedcore.plan import Plan
-from fedcore.projection import signs
+from fedcore.projection import projection_of
 from fedcore.schedule import interval_order
 from fedcore.state import PublishedState
 from fedcore.training import SubspaceTraining
@@ -56,13 +56,14 @@ class FedKRSO:
         self._state, self._moments, self._adam = state, None, None
         for name, layer in self._layers.items():
             part = state.entries[name]
-            projection = np.concatenate([signs(s, name, state.rank, layer.in_features) for s in state.seeds])
+            projection = projection_of(state.rows_from, state.seeds, state.rank, name, layer.in_features)
             learned = bool(part.q.any())
             layer.install(
-                torch.from_numpy(projection),
+                torch.from_numpy(projection.rows),
                 state.rank,
                 state=torch.from_numpy(np.array(part.q)) if learned else None,
                 state_scale=torch.from_numpy(part.scale()) if learned else None,
+                scale=projection.scale,
             )
 
     def open(self, plan: Plan, node: str, rank: int) -> None:
