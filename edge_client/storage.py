@@ -25,7 +25,7 @@ def round_bytes(plan: Plan) -> int:
     layers = training.update_layer_shapes(schema)
     tensors = [tensor.matrix for tensor in training.shared_tensors(schema)]
     overhead = _RECORD_BYTES * (len(layers) + len(tensors))
-    update = sum(rows * columns * training.bits_of(name) // 8 + rows for name, (rows, columns) in layers.items())
+    update = sum(training.coding(name).most_bytes(rows * columns) + rows for name, (rows, columns) in layers.items())
     update += sum(2 * math.prod(shape) for shape in tensors)
     local = 2 * 4 * training.local_numbers(schema)
     return update + local + overhead + training.intervals * (4 * training.interval_numbers(schema) + 3 * overhead)

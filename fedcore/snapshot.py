@@ -101,9 +101,9 @@ def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
     entries: dict[str, RowScaled] = {}
     for name in sorted(kept):
         record = next(records, None)
-        if record is None or record.name != name or record.part.q.shape != kept[name] or record.difference:
+        if record is None or record.name != name or record.integers.q.shape != kept[name] or record.difference:
             raise MalformedMessage("a snapshot without a part of the state", place=f"{path.name}: {name}")
-        entries[name] = record.part
+        entries[name] = record.integers
     base.replace(training.generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
     return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **entries}, training.rows_from)
 
@@ -151,7 +151,7 @@ def _block(base: Base, layer: LayerSpec, rows: slice) -> Record:
 
 def _numbers(base: Base, layer: LayerSpec, rows: slice, record: Record) -> NDArray[Any]:
     """What `_block` was made from, in the master copy's dtype."""
-    words = np.ascontiguousarray(record.part.q).view(np.uint16)
+    words = np.ascontiguousarray(record.integers.q).view(np.uint16)
     origin = _bits(base, layer, rows, of_checkpoint=True)
     half = len(words) // 2
     folded = words if origin.itemsize == 2 else words[:half] | (words[half:].astype(np.uint32) << np.uint32(16))
@@ -165,7 +165,7 @@ def _masters(base: Base, layer: LayerSpec, records: Iterator[Record], place: str
     for rows in _blocks(base, layer):
         record = next(records, None)
         shape = ((rows.stop - rows.start) * _words(base, layer), layer.columns)
-        if record is None or record.name != f"{layer.name}/{rows.start}" or record.part.q.shape != shape or not record.difference:
+        if record is None or record.name != f"{layer.name}/{rows.start}" or record.integers.q.shape != shape or not record.difference:
             raise MalformedMessage("a snapshot without a part of the model", place=f"{place}: {layer.name}")
         yield _numbers(base, layer, rows, record)
     if last and next(records, None) is not None:

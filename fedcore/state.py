@@ -160,11 +160,11 @@ class PublishedState:
             raise ExactnessError(f"a difference to version {base}, this node holds {held}", place=path.name)
         entries: dict[str, RowScaled] = {}
         for record in read_records(path, largest=max((m * c for m, c in shapes.values()), default=0)):
-            if record.name in entries or record.part.q.shape != shapes.get(record.name):
+            if record.name in entries or record.integers.q.shape != shapes.get(record.name):
                 raise MalformedMessage("an entry that the plan does not have", place=f"{path.name}: {record.name}")
             if record.difference != (base is not None):
                 raise MalformedMessage("whole and difference entries mixed", place=path.name)
-            part = record.part
+            part = record.integers
             if record.difference and previous is not None:
                 held_part = previous.entries.get(record.name)
                 if held_part is None or held_part.q.shape != part.q.shape:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fedcore.coding import Coding
 from fedcore.errors import UpdateRefused
 from fedcore.schedule import pool_seeds
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
@@ -64,7 +65,7 @@ __all__ = [
     "folded_entries",
 ]
 
-TENSOR_BITS: Final = 16
+TENSOR_BITS: Final[Bits] = 16
 UP: Final = "/up"
 """Ends the name of a left factor that is folded: `up @ down` is added to the layer's weight."""
 DOWN: Final = "/down"
@@ -77,7 +78,7 @@ USES: Final = "/uses"
 """How often directions were used, in units of 2**-8 so that a round's sums stay within bounds."""
 SECOND: Final = "/second"
 """Ends the name of the roots of second moments of a layer's factors, column by column those of its accumulators."""
-SECOND_BITS: Final = 8
+SECOND_BITS: Final[Bits] = 8
 """Of a root in an update. At 8 bits it is off by 1 % (median); at 4 by 19 %, and a quarter of them are rounded to zero."""
 MAX_DIRECTIONS: Final = 2**16
 Rank = Annotated[int, Meta(ge=1, le=4096)]
@@ -96,10 +97,10 @@ def folded_entries(schema: ModelSchema) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a record of an update must be: its shape, its bits a number, and the columns of the entry that it changes."""
+    """What a record of an update must be: its shape, how its numbers travel, and the columns of the entry that it changes."""
 
     shape: tuple[int, int]
-    bits: int
+    coding: Coding
     columns: tuple[int, ...] | None = None
     """None for all."""
 
@@ -189,16 +190,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
             UpdateRefused: The header does not say what the plan asks for.
         """
         self.check_header(header)
-        tensors = {tensor.name: Expected(tensor.matrix, TENSOR_BITS) for tensor in self.shared_tensors(schema)}
+        tensors = {tensor.name: Expected(tensor.matrix, Coding("integers", TENSOR_BITS)) for tensor in self.shared_tensors(schema)}
         return self.expected_layers(schema, header) | tensors
 
     def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
         """Of the entries that belong to target layers."""
-        return {name: Expected(shape, self.bits_of(name)) for name, shape in self.update_layer_shapes(schema).items()}
+        return {name: Expected(shape, self.coding(name)) for name, shape in self.update_layer_shapes(schema).items()}
 
-    def bits_of(self, name: str) -> Bits:
-        """Bits a number of an update's entry, of those that belong to target layers."""
-        return self.bits
+    def coding(self, name: str) -> Coding:
+        """How an update's entry travels, of those that belong to target layers."""
+        return Coding("integers", self.bits)
 
     def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
         """Entries whose mean is, column by column, over the participants that have the column; elsewhere who lacks it counts as zero."""
@@ -251,14 +252,12 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
         """The columns of the seeds used, and of the rank trained."""
         columns = tuple(k * self.rank + row for k in header.subspaces for row in range(header.rank))
         return {
-            name: Expected((layer.rows, len(columns)), self.bits_of(name), columns)
-            for layer in schema.layers
-            for name in self._names(layer)
+            name: Expected((layer.rows, len(columns)), self.coding(name), columns) for layer in schema.layers for name in self._names(layer)
         }
 
-    def bits_of(self, name: str) -> Bits:
-        """Second moments have their own."""
-        return SECOND_BITS if name.endswith(SECOND) else self.bits
+    def coding(self, name: str) -> Coding:
+        """Second moments have bits of their own."""
+        return Coding("integers", SECOND_BITS if name.endswith(SECOND) else self.bits)
 
     def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
         """Second moments: who did not use a subspace knows nothing of it, where an unused accumulator is known to be zero."""
@@ -282,8 +281,27 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
         return kept * self.rank * sum(layer.rows for layer in schema.layers) + 3 * whole
 
 
+DenseCodec = Literal["integers", "float32", "bfloat16", "top-k"]
+"""How whole changes travel: `top-k` are integers too, only the largest."""
+
+
 class DenseTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedavg"):
     """Federated averaging of full fine-tuning."""
+
+    codec: DenseCodec = "integers"
+    density: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Share of a layer's numbers that travel, for `top-k`."""
+
+    def coding(self, name: str) -> Coding:
+        """As the codec says; `bits` are of integers."""
+        match self.codec:
+            case "float32":
+                return Coding("floats", 32)
+            case "bfloat16":
+                return Coding("floats", 16)
+            case "top-k":
+                return Coding("sparse", self.bits, self.density)
+        return super().coding(name)
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """Every number of a layer."""

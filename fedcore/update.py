@@ -16,6 +16,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from fedcore.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_norm, within_bounds
+from fedcore.coding import Coding, Kind
 from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.plan import Plan
 from fedcore.records import Record, read_header, read_records, write_records
@@ -131,17 +132,22 @@ def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[t
     expected = plan.training.expected(plan.model_schema, header)
     # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is unpacked.
     largest = max((math.prod(want.shape) for want in expected.values()), default=1)
+    kinds: set[Kind] = {want.coding.kind for want in expected.values()} or {"integers"}
     try:
-        for record in read_records(path, largest=largest):
+        for record in read_records(path, largest=largest, kinds=kinds):
             want = expected.pop(record.name, None)
             if want is None:
                 raise UpdateRefused("a tensor that the plan does not have, or twice", place=f"{header.node}: {clean_text(record.name)}")
             place = f"{header.node}: {record.name}"
-            if record.part.q.shape != want.shape or record.bits != want.bits or record.difference:
-                found = "x".join(map(str, record.part.q.shape))
-                wanted = "x".join(map(str, want.shape))
+            if record.part.shape != want.shape or (record.kind, record.bits) != want.coding[:2] or record.difference:
+                found = f"{'x'.join(map(str, record.part.shape))} with {Coding(record.kind, record.bits)}"
+                wanted = f"{'x'.join(map(str, want.shape))} with {want.coding}"
                 kind = " as a difference" if record.difference else ""
-                raise UpdateRefused(f"{found} with {record.bits} bits{kind} where the plan has {wanted} with {want.bits}", place=place)
+                raise UpdateRefused(f"{found}{kind} where the plan has {wanted}", place=place)
+            if record.kind == "sparse" and (sent := np.count_nonzero(record.integers.q)) > (
+                most := want.coding.kept(math.prod(want.shape))
+            ):
+                raise UpdateRefused(f"{sent} numbers where the plan has at most {most}", place=place)
             if not within_bounds(record.part):
                 raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
             yield record, _columns(want)

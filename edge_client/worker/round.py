@@ -15,6 +15,7 @@ from edge_client.worker.intervals import FinishedIntervals
 from edge_client.worker.method import ClientHalf
 from edge_client.worker.replica import Replica
 from fedcore.accumulator import quantise_rows
+from fedcore.codecs import encoded
 from fedcore.errors import WorkerError
 from fedcore.plan import Plan
 from fedcore.records import Record
@@ -121,8 +122,8 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
         UpdateRefused: Training diverged: a value is not finite or too large.
     """
     for name, change in replica.half.changes():
-        bits = plan.training.bits_of(name)
-        yield Record(name, quantise_rows(change, bits, place=name), bits)
+        coding = plan.training.coding(name)
+        yield Record(name, encoded(change, coding, name), coding.bits, kind=coding.kind)
     start = replica.start_values()
     for spec in plan.training.shared_tensors(plan.model_schema):
         change = (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name]).astype(np.float32).reshape(spec.matrix)

@@ -34,6 +34,7 @@ from fedcore.learned import layer_update
 from fedcore.memoryplan import MemoryPlan
 from fedcore.method import MethodSettings
 from fedcore.methods import SERVER_HALVES, AnySettings, server_half
+from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.plan import Plan
 from fedcore.projection import checksums, projection_of, signs
@@ -53,6 +54,7 @@ TASK = TaskSection(kind="causal-lm", max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(SERVER_HALVES)
 MOMENTS = ("reset", "carried", "averaged")
+CODECS = ("float32", "bfloat16", "top-k")
 # A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.
 Case = tuple[type[MethodSettings], dict[str, Any]]
 CASES: list[Case] = [
@@ -62,6 +64,7 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"projection": "gaussian", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "coordinate", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "orthonormal"}),
+    *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
 ]
 # FedIT averages each factor by itself; FedSA-LoRA has no model that all share.
 NOT_EXACT = ("fedit", "fedsa-lora")
@@ -166,7 +169,7 @@ def test_every_method_is_in_every_table() -> None:
 
 
 def values_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    return {record.name: record.part.values() for record in read_records(path)}
+    return {record.name: record.part.values() for record in read_records(path, kinds=("integers", "floats", "sparse"))}
 
 
 def test_every_replica_is_the_same_also_one_that_was_absent(run: Run) -> None:
@@ -227,11 +230,14 @@ def test_an_update_says_what_the_plan_asks_for_and_nothing_else(run: Run) -> Non
     plan = run.plan(1)
     expected = plan.training.expected(run.schema, update.header)
     assert {name: value.shape for name, value in values_of(update.path).items()} == {name: want.shape for name, want in expected.items()}
-    size_bytes = sum(want.shape[0] * want.shape[1] * want.bits // 8 for want in expected.values())
+    size_bytes = sum(want.coding.most_bytes(want.shape[0] * want.shape[1]) for want in expected.values())
     assert size_bytes / 2 < update.path.stat().st_size < size_bytes + 200 * len(expected) + 1000, (
         "a number takes its bits, less what compresses"
     )
-    other = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, bits=8))
+    # In floats bits are the codec's own.
+    changed = {"codec": "integers"} if run.settings.described().endswith("float32") else {"bits": 8}
+    changed = {"codec": "float32"} if run.settings.described().endswith("bfloat16") else changed
+    other = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, **changed))
     with pytest.raises(UpdateRefused):
         check_update(update.path, other, "r", "a")
 
@@ -333,9 +339,10 @@ class Reference:
             adam.step()
 
 
-def test_full_fine_tuning_equals_its_reference(make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedavg")
-    run = Run(kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16), make_llama(), tmp_path)
+@pytest.mark.parametrize("codec", ["", *CODECS])
+def test_full_fine_tuning_equals_its_reference(codec: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    settings = FedAvgSettings(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, codec=codec, density=0.1)
+    run = Run(settings, make_llama(), tmp_path)
     replica = run.replica("a")
     reference = Reference(run, replica)
     start = {name: weight.clone() for name, weight in reference.weights.items()}
@@ -344,7 +351,14 @@ def test_full_fine_tuning_equals_its_reference(make_llama: Callable[..., Path], 
     reference.train(run, run.plan(1), list(reference.weights.values()))
     found = values_of(run.train("a", replica, 0).path)
     for name, weight in reference.weights.items():
-        assert _near(found[name], (weight - start[name]).detach().numpy())
+        change = (weight - start[name]).detach().numpy()
+        if codec == "top-k":
+            sent = found[name] != 0
+            assert sent.sum() == change.size // 10
+            # All that was sent is as large as all that was not, up to float rounding.
+            assert np.abs(change[sent]).min() > 0.99 * np.sort(np.abs(change), axis=None)[-(change.size // 10)]
+            change = np.where(sent, change, 0)
+        assert _near(found[name], change)
 
 
 @pytest.mark.parametrize("name", ["fedit", "ffa-lora", "rolora", "fedsa-lora", "flora", "fedex-lora"])

@@ -15,6 +15,8 @@ from coordinator.files import save_state
 from fedcore.accumulator import RowScaled, quantise_rows
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint, write_safetensors
+from fedcore.codecs import encoded
+from fedcore.coding import Coding
 from fedcore.job import TaskSection
 from fedcore.memoryplan import Parts
 from fedcore.methods import server_half
@@ -143,6 +145,12 @@ def _records(seed: int, bits: int = 8) -> list[Record]:
     ]
 
 
+def _records_of_other_kinds() -> list[Record]:
+    values = (np.random.default_rng(9).normal(size=(5, 8)) * 0.01).astype(np.float32)
+    codings = {"l": Coding("floats", 32), "k": Coding("floats", 16), "head.bias": Coding("sparse", 8, 0.2)}
+    return [Record(name, encoded(values, coding, name), coding.bits, kind=coding.kind) for name, coding in codings.items()]
+
+
 def held_state(version: int = 0) -> PublishedState:
     """A state of the sample plan."""
     generator = np.random.default_rng(version)
@@ -200,7 +208,10 @@ def make_samples() -> dict[str, list[bytes]]:
                 written(lambda: held_state(1).write(file)),
                 written(lambda: held_state(1).write(file, previous=held_state(0))),
             ],
-            "records": [written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits))) for bits in (4, 8, 16)],
+            "records": [
+                *(written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits))) for bits in (4, 8, 16)),
+                written(lambda: write_records(file, {"format": "x"}, _records_of_other_kinds())),
+            ],
             "safetensors": [written(lambda: _tensors(file))],
             "state": [written(lambda: save_state(file, ExactState.zero(_TRAINING, SCHEMA)))],
             "snapshot": [written(lambda: _snapshot(Path(folder), file))],
