@@ -16,5 +16,5 @@ Bits = Literal[4, 8, 16]
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""
 
-ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal"]
-"""What rows of subspaces are made of (`fedcore.projections`)."""
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
+"""What rows of subspaces are made of (`fedcore.projections`); or where they come from (`fedcore.informed`)."""
