@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
 from fedcore.fold import folded
+from fedcore.informed import InformedRows
 from fedcore.initial import initial_tensor
 from fedcore.job import TaskSection
 from fedcore.learned import layer_update, require_shared_model
@@ -24,7 +25,15 @@ from fedcore.training import Training
 __all__ = ["export_model"]
 
 
-def export_model(base: Base, state: PublishedState, schema: ModelSchema, task: TaskSection, training: Training, folder: Path) -> None:
+def export_model(
+    base: Base,
+    state: PublishedState,
+    schema: ModelSchema,
+    task: TaskSection,
+    training: Training,
+    folder: Path,
+    informed: InformedRows | None = None,
+) -> None:
     """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become float32).
 
     The learned part is added to the checkpoint's own weights, not to rounded ones, and rounded once.
@@ -57,7 +66,7 @@ def export_model(base: Base, state: PublishedState, schema: ModelSchema, task: T
         name = sources[target]
         if name in layers:
             layer = layers[name]
-            return from_float32(folded(base.master(layer), layer_update(training, state, layer)), types[target])
+            return from_float32(folded(base.master(layer), layer_update(training, state, layer, informed)), types[target])
         if name not in tensors:
             return checkpoint.read(name)
         spec = tensors[name]

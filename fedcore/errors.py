@@ -142,6 +142,10 @@ class BaseDamaged(ExactnessError):
     """A folded base on this disk is not what was written there; it is made anew from the checkpoint and what was published."""
 
 
+class InformedDamaged(ExactnessError):
+    """The informed rows on this disk are not those that the run trains in; they are fetched again."""
+
+
 class BudgetError(FedkrsoError):
     """The work does not fit into the memory budget; the message carries the numbers."""
 

@@ -3,7 +3,8 @@
 
 Z = sum over k of q_k R_k, with integers q of 15 bits and a sign and rows R of small integers (signs, or up to 127), is an integer matrix
 product. While every partial sum stays below 2**24, float32 matrix multiplication is exact on any device, in any summation order; beyond
-that bound float64 is, to 2**53 (`exact_rows` sees to it). Then W += Z * c_row * scale of P (for signs 1 / sqrt(r)) in two separate float32
+that bound float64 is, to 2**53 (`exact_rows` sees to it). Informed rows have a power of two each, and are brought to the smallest by shifts
+within the same bound. Then W += Z * c_row * scale of P (for signs 1 / sqrt(r)) in two separate float32
 elementwise operations (no fused multiply-add), which IEEE 754 fixes to the last bit. Both sides run this one NumPy implementation.
 
 A product up @ down of published factors (m, s) and (s, n) has integers of at most 15 bits on both sides. A row of `up` has one power of
@@ -92,23 +93,27 @@ def finest_exponents(units: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.full(len(units), floor, np.int64)
 
 
-def exact_rows(projection: Projection, place: str) -> NDArray[Any]:
-    """P's integers (K r, n) in the float type in which products of 16-bit integers with them are exact.
+def exact_rows(projection: Projection, place: str) -> tuple[NDArray[Any], int]:
+    """P's integers (K r, n) in the float type in which products of 16-bit integers with them are exact, and their power of two.
 
     Raises:
         ExactnessError: A sum over them would be beyond what float64 holds exactly.
     """
-    largest_sum = len(projection.rows) * projection.largest << _NUMBER_BITS
+    exponent = np.zeros(1, np.int32) if projection.exponent is None else projection.exponent.astype(np.int32)
+    lowest = int(exponent.min())
+    largest_sum = len(projection.rows) * projection.largest << (_NUMBER_BITS + int(exponent.max()) - lowest)
     if largest_sum > 2**_FLOAT64_BITS:
-        raise ExactnessError(f"{len(projection.rows)} rows are too many for exact sums", place=place)
-    return projection.rows.astype(np.float32 if largest_sum < 2**_FLOAT32_BITS else np.float64)
+        raise ExactnessError(f"{len(projection.rows)} rows are too many, or too far apart in size, for exact sums", place=place)
+    dtype = np.float32 if largest_sum < 2**_FLOAT32_BITS else np.float64
+    return np.ldexp(projection.rows.astype(dtype), (exponent - lowest)[:, None]), lowest
 
 
 def _folds(part: RowScaled, projection: Projection, place: str) -> RowsOf:
-    integers, scale = exact_rows(projection, place), np.float32(projection.scale)
+    (integers, lowest), scale = exact_rows(projection, place), np.float32(projection.scale)
 
     def some(rows: slice) -> NDArray[np.float32]:
-        out: NDArray[np.float32] = (part.q[rows].astype(integers.dtype) @ integers).astype(np.float32, copy=False)
+        sums = part.q[rows].astype(integers.dtype) @ integers
+        out: NDArray[np.float32] = np.ldexp(sums, lowest, out=sums).astype(np.float32, copy=False)
         out *= (part.scale()[rows] * scale)[:, None]
         return out
 

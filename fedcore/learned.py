@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedcore.directions import change_of
 from fedcore.errors import ConfigError
 from fedcore.fold import fold_update, layer_change
+from fedcore.informed import InformedRows
 from fedcore.initial import initial_factor
 from fedcore.projection import projection_of
 from fedcore.schema import LayerSpec
@@ -28,15 +29,21 @@ def require_shared_model(training: Training) -> None:
         raise ConfigError("every node has a model of its own", place="method.name", remedy="what is shared is in the outcomes")
 
 
-def layer_update(training: Training, state: PublishedState, layer: LayerSpec) -> NDArray[np.float32]:
+def layer_update(training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None) -> NDArray[np.float32]:
     """What was learned of a layer since the last fold, float32 (m, n): its weight is the base plus this.
+
+    Args:
+        training: Of the run.
+        state: A published one.
+        layer: Which.
+        informed: The run's informed rows, where it has some.
 
     Raises:
         ConfigError: The state does not have it: a part stays with each node.
     """
     match training:
         case SubspaceTraining():
-            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns)
+            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, informed)
             return fold_update(state.entries[layer.name], projection, layer.name)
         case DenseTraining():
             return state.entries[layer.name].values()

@@ -16,7 +16,17 @@ from fedcore.types import BaseKind
 from fedcore.wire.fields import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, Sha256, UnixSeconds
 from fedcore.wire.manifest import Manifest
 
-__all__ = ["ObjectKind", "OutcomeObject", "Plan", "Position", "cheapest_way", "objects_needed", "published_digest"]
+__all__ = [
+    "InformedObject",
+    "ObjectKind",
+    "OutcomeObject",
+    "Plan",
+    "Position",
+    "PublishedObject",
+    "cheapest_way",
+    "objects_needed",
+    "published_digest",
+]
 
 
 # A matrix of the state travels as one record of at most so many numbers (fedcore.records).
@@ -49,6 +59,20 @@ class OutcomeObject(msgspec.Struct, frozen=True):
         return "whole" if self.base_version is None else "difference"
 
 
+class InformedObject(msgspec.Struct, frozen=True):
+    """The published file of the run's informed rows (`fedcore.informed`): fetched once, before a model is loaded, and kept."""
+
+    manifest: Manifest
+
+    @property
+    def version(self) -> int:
+        """It was there before anything was learned."""
+        return 0
+
+
+PublishedObject = OutcomeObject | InformedObject
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """The present round, retained on the topic `plan`."""
 
@@ -76,6 +100,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """Model digest of a replica that stands where the round starts: folded, in the round's subspaces."""
     checkpoint_digest: OptionalSha256 = ""
     """Of the base at generation 0, which is the checkpoint; empty in a run that was begun before there was this field."""
+    informed: InformedObject | None = None
+    """What `training` says that rows come from, where they are informed."""
 
     @property
     def key(self) -> str:
@@ -88,6 +114,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
             raise ValueError("a plan carries its labels, not a function's name")
         if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
             raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
+        named = "" if self.informed is None else self.informed.manifest.sha256
+        if self.training.informed != named or (named != "") != (self.training.informed_subspaces > 0):
+            raise ValueError("a plan whose informed rows are not those of its training")
         shapes = [*self.training.shapes(self.model_schema).values(), *self.training.update_shapes(self.model_schema).values()]
         if max(map(math.prod, shapes), default=0) > _MAX_NUMBERS:
             # Where a plan is made, that is the job's fault; where it comes from elsewhere, the message's.

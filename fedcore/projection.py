@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.directions import checksum
+from fedcore.errors import ExactnessError
+from fedcore.informed import ROW_BITS, InformedRows
 from fedcore.projections import KINDS
 from fedcore.projections.signs import sign_bytes, signs
 from fedcore.projections.stream import MAX_SEED
@@ -26,24 +28,36 @@ __all__ = ["MAX_SEED", "Projection", "checksums", "projection_of", "sign_bytes",
 
 @dataclass(frozen=True)
 class Projection:
-    """P of a pool, one subspace below the other: scale times the rows.
+    """P of a pool, one subspace below the other: scale * 2**exponent[:, None] * rows.
 
     Attributes:
         rows: int8 (K r, n).
         scale: The factor.
         largest: No entry is beyond.
+        exponent: int8 (K r,), or None where all are 0.
     """
 
     rows: NDArray[np.int8]
     scale: float
     largest: int
+    exponent: NDArray[np.int8] | None = None
+
+    def values(self) -> NDArray[np.float64]:
+        """P (K r, n) itself."""
+        rows = self.rows.astype(np.float64)
+        return np.asarray((rows if self.exponent is None else np.ldexp(rows, self.exponent.astype(np.int32)[:, None])) * self.scale)
 
     def checksum(self) -> str:
         """16 hex digits over all numbers."""
-        return hashlib.sha256(self.rows.tobytes()).hexdigest()[:16]
+        digest = hashlib.sha256(self.rows.tobytes())
+        if self.exponent is not None:
+            digest.update(self.exponent.tobytes())
+        return digest.hexdigest()[:16]
 
 
-def projection_of(rows_from: str, seeds: tuple[int, ...], rank: int, layer: str, columns: int) -> Projection:
+def projection_of(
+    rows_from: str, seeds: tuple[int, ...], rank: int, layer: str, columns: int, informed: InformedRows | None = None
+) -> Projection:
     """The projection of a pool in one layer.
 
     Args:
@@ -52,13 +66,32 @@ def projection_of(rows_from: str, seeds: tuple[int, ...], rank: int, layer: str,
         rank: r.
         layer: Canonical layer name.
         columns: n.
+        informed: The run's informed rows, where it has some.
 
     Raises:
         ConfigError: There is none of this rank and width.
+        ExactnessError: No such rows, or informed ones that are not given.
     """
-    kind = KINDS[rows_from]
+    if rows_from.startswith("informed/"):
+        return _informed(seeds, rank, layer, columns, informed)
+    kind = KINDS.get(rows_from)
+    if kind is None:
+        raise ExactnessError(f"no rows are made from {rows_from!r}", place=layer)
     rows = np.concatenate([kind.rows(seed, layer, rank, columns) for seed in seeds])
     return Projection(rows, kind.scale(rank, columns), kind.largest)
+
+
+def _informed(seeds: tuple[int, ...], rank: int, layer: str, columns: int, informed: InformedRows | None) -> Projection:
+    """Informed rows, and signs for the rest of the pool."""
+    part = None if informed is None else informed.get(layer)
+    if part is None:
+        raise ExactnessError("its informed rows are not here", place=layer)
+    rows, exponent = part.rows, part.exponent
+    rest = seeds[len(rows) // rank :]
+    if rest:
+        rows = np.concatenate([rows, *(signs(seed, layer, rank, columns) for seed in rest)])
+        exponent = np.concatenate([exponent, np.zeros(len(rest) * rank, np.int8)])
+    return Projection(rows, KINDS["signs"].scale(rank, columns), 2**ROW_BITS - 1, exponent)
 
 
 def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
@@ -73,7 +106,7 @@ def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def checksums(training: Training, schema: ModelSchema) -> tuple[str, ...]:
+def checksums(training: Training, schema: ModelSchema, informed: InformedRows | None = None) -> tuple[str, ...]:
     """Of the projections of a plan's seeds, by layer; none in methods without seeds."""
     if not training.seeds:
         return ()
@@ -82,5 +115,6 @@ def checksums(training: Training, schema: ModelSchema) -> tuple[str, ...]:
     if training.rows_from == "signs":
         # As packed bits: so were the first plans checked.
         return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)
-    made = (projection_of(training.rows_from, training.seeds, training.rank, layer.name, layer.columns) for layer in schema.layers)
+    pool = training.rows_from, training.seeds, training.rank
+    made = (projection_of(*pool, layer.name, layer.columns, informed) for layer in schema.layers)
     return tuple(projection.checksum() for projection in made)

@@ -36,7 +36,7 @@ from fedcore.errors import UpdateRefused
 from fedcore.schedule import pool_seeds
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.types import Bits, Moments, Order, ProjectionName
-from fedcore.wire.fields import Positive, RoundNumber
+from fedcore.wire.fields import OptionalSha256, Positive, RoundNumber
 
 if TYPE_CHECKING:
     from fedcore.update import UpdateHeader
@@ -141,8 +141,18 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def rows_from(self) -> str:
-        """What rows of P come from, in methods with subspaces: a kind of `fedcore.projections`."""
+        """What rows of P come from, in methods with subspaces: a kind of `fedcore.projections`, or `informed/SUBSPACES/SHA256`."""
         return "signs"
+
+    @property
+    def informed(self) -> str:
+        """SHA-256 of the run's informed rows (`fedcore.informed`); empty where there are none."""
+        return ""
+
+    @property
+    def informed_subspaces(self) -> int:
+        """How many of the pool's subspaces have informed rows: the first ones."""
+        return 0
 
     @property
     def min_rank(self) -> int:
@@ -234,11 +244,13 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     order: Order
     moments: Moments = "reset"
     projection: ProjectionName = "signs"
+    informed: OptionalSha256 = ""
+    informed_subspaces: Annotated[int, Meta(ge=0, le=1024)] = 0
 
     @property
     def rows_from(self) -> str:
         """As the job says."""
-        return self.projection
+        return f"{self.projection}/{self.informed_subspaces}/{self.informed}" if self.projection == "informed" else self.projection
 
     def at(self, generation: int) -> Training:
         """In another generation, with its seeds."""

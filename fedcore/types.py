@@ -19,5 +19,5 @@ Order = Literal["cycle", "uniform"]
 Moments = Literal["reset", "carried", "averaged"]
 """What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes and rounds."""
 
-ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal"]
-"""What rows of subspaces are made of (`fedcore.projections`)."""
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
+"""What rows of subspaces are made of (`fedcore.projections`); or where they come from (`fedcore.informed`)."""

@@ -37,7 +37,13 @@ def test_imports_run_downwards(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     roots = {name.split(".")[0] for name in imported(path)}
     assert roots & MAY_IMPORT.keys() <= MAY_IMPORT[package]
-    if "worker" not in path.relative_to(ROOT).parts and path.name not in ("doctor.py", "bench_memory.py", "experiment.py", "one.py"):
+    if "worker" not in path.relative_to(ROOT).parts and path.name not in (
+        "doctor.py",
+        "bench_memory.py",
+        "experiment.py",
+        "informing.py",
+        "one.py",
+    ):
         assert not roots & {"torch", "transformers", "bitsandbytes"}
 
 

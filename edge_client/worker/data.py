@@ -20,7 +20,7 @@ from typing import Any
 from fedcore.errors import DataError
 from fedcore.job import DataSection, TaskSection
 
-__all__ = ["Example", "call_by_name", "check_row", "load_examples", "rows_of"]
+__all__ = ["Example", "call_by_name", "check_row", "load_examples", "load_texts", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,23 @@ def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
     if not examples:
         raise DataError("there are no rows", place=section.source, remedy="training needs at least one example")
     return examples
+
+
+def load_texts(section: DataSection, most: int) -> list[Example]:
+    """Texts of a data section, whatever their labels: `most` of them, evenly spread over the source.
+
+    Raises:
+        DataError: As of `load_examples`.
+    """
+    rows = list(rows_of(section))
+    if not rows:
+        raise DataError("there are no rows", place=section.source, remedy="calibration needs at least one text")
+    chosen = [rows[index * len(rows) // most] for index in range(most)] if most < len(rows) else rows
+    pair = section.text_pair
+    return [
+        Example(_text(row, section.text, "text", place), None if pair is None else _text(row, pair, "text_pair", place), None)
+        for place, row in chosen
+    ]
 
 
 def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear layer that is trained in random subspaces, and the frozen weights below it.
 
-    y = x W^T + bias + (x P^T) F^T        W (m, n) frozen, P (K r, n) signs / sqrt(r), F (m, K r) the side factor
+    y = x W^T + bias + (x P^T) F^T        W (m, n) frozen, P (K r, n) small integers times a scale, F (m, K r) the side factor
 
 F is the published state plus the round's accumulators plus, in the r columns of the subspace that trains, the factor B.
 Training memory is what decides whether a device can take part, so of a forward pass only z = x P_k^T (tokens, r) is kept:
@@ -54,6 +54,7 @@ class SubspaceLinear(nn.Module):
 
     factor: nn.Parameter | None
     projection: Tensor | None
+    row_scale: Tensor | None
     state: Tensor | None
     state_scale: Tensor | None
 
@@ -85,7 +86,7 @@ class SubspaceLinear(nn.Module):
         self.scale = 1.0
         self.active: int | None = None
         self.register_parameter("factor", None)
-        for buffer in ("projection", "state", "state_scale"):
+        for buffer in ("projection", "row_scale", "state", "state_scale"):
             self.register_buffer(buffer, None, persistent=False)
         self._accumulators: dict[int, Tensor] = {}
 
@@ -98,16 +99,18 @@ class SubspaceLinear(nn.Module):
         state_scale: Tensor | None = None,
         accumulators: Mapping[int, Tensor] | None = None,
         scale: float | None = None,
+        row_scale: Tensor | None = None,
     ) -> None:
         """Begin a round: the pool's subspaces and what has been learned in them. Nothing trains until `select`.
 
         Args:
-            projection: int8 (K r, n), entries +1 and -1; subspace k is rows k r to (k + 1) r.
+            projection: int8 (K r, n); subspace k is rows k r to (k + 1) r.
             rank: r, the plan's rank, also where this device trains fewer rows.
             state: int16 (m, K r) as published, or None where all is zero.
             state_scale: float32 (m,); the cumulative state is state * state_scale[:, None].
             accumulators: Accumulators of this round's finished intervals, where a restarted worker goes on.
-            scale: Factor on P; None means 1 / sqrt(r), so that E[P^T P] = I.
+            scale: Factor on P; None means 1 / sqrt(r), so that E[P^T P] = I with signs.
+            row_scale: float32 (K r,), a power of two for each row beside it, or None for ones.
 
         Raises:
             ExactnessError: A tensor does not have the shape or dtype the plan implies.
@@ -130,6 +133,7 @@ class SubspaceLinear(nn.Module):
         self.projection = projection.to(device)
         self.rank = rank
         self.scale = 1.0 / math.sqrt(rank) if scale is None else scale
+        self.row_scale = None if row_scale is None else row_scale.to(device, torch.float32)
         self.state = None if state is None else state.to(device)
         self.state_scale = None if state_scale is None else state_scale.to(device, torch.float32)
         self._accumulators = {k: a.to(device, torch.float32, copy=True) for k, a in restored.items()}
@@ -205,7 +209,10 @@ class SubspaceLinear(nn.Module):
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         first = self.active * self.rank
-        signs = self.projection[first : first + self.factor.shape[1]].to(torch.float32)  # (r', n)
+        own = slice(first, first + self.factor.shape[1])
+        signs = self.projection[own].to(torch.float32)  # (r', n)
+        if self.row_scale is not None:
+            signs *= self.row_scale[own, None]
         z = (x.detach() @ signs.T).mul_(self.scale)  # (t, r')
         return z @ self.factor.T if bias is None else torch.addmm(bias, z, self.factor.T)
 
@@ -224,12 +231,13 @@ class SubspaceLinear(nn.Module):
         return side
 
     def signs(self, *, with_factor: bool) -> Tensor | None:
-        """All signs of P (K r, n) in the compute dtype, or None where the side factor is zero; valid until the next call."""
+        """P / scale (K r, n), signs or not, in the compute dtype, or None where the side factor is zero; valid until the next call."""
         learned = self.state is not None or bool(self._accumulators)
         if self.projection is None or not (learned or (with_factor and self.factor is not None)):
             return None
         scratch = self.scratch or Scratch()
-        return scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device).copy_(self.projection)
+        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device).copy_(self.projection)
+        return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 
     def _merges(self, tokens: int) -> bool:
         """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r.

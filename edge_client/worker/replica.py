@@ -22,7 +22,8 @@ from edge_client.worker.model import build, install_weight, start_value
 from edge_client.worker.padding import Padding
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
-from fedcore.errors import BaseDamaged, ExactnessError, WireError
+from fedcore.errors import BaseDamaged, ExactnessError, InformedDamaged, WireError
+from fedcore.informed import InformedRows, read_informed
 from fedcore.plan import ObjectKind, Plan, published_digest
 from fedcore.projection import checksums
 from fedcore.snapshot import take_snapshot
@@ -41,21 +42,31 @@ class Replica:
         torch_device: Where to compute.
         compute_dtype: dtype of the products.
         mapped: Leave weights on disk and map them.
+        informed: File of the run's informed rows, where the plan has some.
 
     Raises:
         ModelError: The folder does not fit the plan.
         ExactnessError: This machine's projections or base differ from the plan's.
+        InformedDamaged: The informed rows are not here.
     """
 
     model: nn.Module
 
     def __init__(
-        self, plan: Plan, model_folder: Path, folder: Path, torch_device: torch.device, compute_dtype: torch.dtype, mapped: bool = False
+        self,
+        plan: Plan,
+        model_folder: Path,
+        folder: Path,
+        torch_device: torch.device,
+        compute_dtype: torch.dtype,
+        mapped: bool = False,
+        informed: Path | None = None,
     ) -> None:
         self._schema, self.compute_dtype = plan.model_schema, compute_dtype
         self._run_seed, self._training = plan.training.run_seed, plan.training
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
+        self._informed = _informed_rows(plan, informed)
         self._check_projections(plan)
         self.base = Base(Checkpoint(model_folder), plan.model_schema, plan.base_kind, folder / "base")
         self._mapped = mapped
@@ -63,7 +74,7 @@ class Replica:
         self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
-        self.half = client_half(self.model, plan.training)
+        self.half = client_half(self.model, plan.training, self._informed)
         self._folder = folder
         self._local = self._local_of("", "")
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
@@ -274,6 +285,19 @@ class Replica:
         return self._training.shapes(self._schema)
 
     def _check_projections(self, plan: Plan) -> None:
-        for spec, ours, checksum in zip(self._schema.layers, checksums(plan.training, self._schema), plan.checksums, strict=False):
-            if ours != checksum:
+        ours = checksums(plan.training, self._schema, self._informed)
+        for spec, own, checksum in zip(self._schema.layers, ours, plan.checksums, strict=False):
+            if own != checksum:
                 raise ExactnessError("this machine's projection differs from the coordinator's", place=spec.name)
+
+
+def _informed_rows(plan: Plan, path: Path | None) -> InformedRows | None:
+    training = plan.training
+    if not training.informed:
+        return None
+    if path is None:
+        raise InformedDamaged("the informed rows are not here")
+    try:
+        return read_informed(path, training.informed, plan.model_schema, training.informed_subspaces, training.rank)
+    except WireError as error:
+        raise ExactnessError(f"the informed rows cannot be read: {error}", place=path.name) from None

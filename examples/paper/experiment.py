@@ -26,6 +26,7 @@ from edge_client.worker.model import describe
 from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import Encoded, encode
 from edge_client.worker.trainer import Trainer
+from examples.paper.informing import informing
 from examples.paper.predictions import Part, Predictions, predictions_of, save_predictions
 from examples.paper.presence import Downlink, taking_part
 from examples.paper.rows import Row, RunFiles, Setup
@@ -90,6 +91,8 @@ class Experiment:
         self._encoded: dict[Part, list[Encoded]] = {"held": encode(parts.tune if setup.tune else parts.held, self._section, tokenizer)}
         if not setup.tune:
             self._encoded["dev"] = encode(parts.dev, self._section, tokenizer)
+        # What a coordinator would have as calibration text: tuning rows, whatever their labels.
+        self._calibration = encode(parts.tune[: setup.calibration_rows], self._section, tokenizer)
         self._half = server_half(setup.method)
         self._checkpoint = Checkpoint(model_folder)
         self._schema = describe(self._checkpoint, self._section, setup.trained_tensors)
@@ -112,7 +115,8 @@ class Experiment:
         self._files.keep(done)
         self.done = len(done)
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
-        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES)
+        informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
+        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
         for row in done:
             present = self._present(row.round)
             self._downlink.fetch(present)
@@ -125,12 +129,21 @@ class Experiment:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         self._base = Base(self._checkpoint, self._schema, setup.base, scratch / "base")
-        training = self._half.training(1, setup.seed)
+        informed = scratch / "informed.bin"
+        training = server_half(setup.method).training(1, setup.seed)
+        self._informing = informing(informed, training, self._base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES)
+        if self._informing is not None:
+            self._half = server_half(setup.method, self._informing.object.manifest.sha256)
+            training = self._half.training(1, setup.seed)
         self._state = load_state(_state_path(scratch, done[-1].round)) if done else ExactState.zero(training, self._schema)
+        if self._state.rows_from != training.rows_from:
+            raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         self._published = self._state.publish()
         coming = len(done) + 1
         self._fold(coming)
-        self._replica = Replica(self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype)
+        self._replica = Replica(
+            self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype, informed=informed
+        )
         model: Any = self._replica.model
         fuse(model)
         self._pad_id = int(model.config.pad_token_id or 0)
@@ -259,7 +272,7 @@ class Experiment:
         return taking_part(self._setup.clients, self._setup.dropout, self._setup.seed, server_round)
 
     def _plan(self, server_round: int) -> Plan:
-        training = self._half.training(server_round, self._setup.seed)
+        training, made = self._half.training(server_round, self._setup.seed), self._informing
         return Plan(
             round=server_round,
             phase="train",
@@ -269,11 +282,12 @@ class Experiment:
             base_kind=self._setup.base,
             base_digest=self._base.digest(),
             model_schema=self._schema,
-            checksums=checksums(training, self._schema),
+            checksums=checksums(training, self._schema, None if made is None else made.rows),
             training=training,
             version=server_round - 1,
             chunk_bytes=_CHUNK_BYTES,
             objects=(),
+            informed=None if made is None else made.object,
         )
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fedcore.method import MethodSettings, ServerHalf
 from fedcore.methods.fedavg import FedAvg, FedAvgSettings
@@ -32,7 +31,7 @@ AnySettings = (
 )
 """`[method]` of a job: its `name` says which."""
 
-SERVER_HALVES: dict[type[MethodSettings], Callable[[Any], ServerHalf]] = {
+SERVER_HALVES: dict[type[MethodSettings], Callable[..., ServerHalf]] = {
     FedKRSOSettings: FedKRSO,
     FedAvgSettings: FedAvg,
     FedITSettings: LoRA,
@@ -47,6 +46,12 @@ SERVER_HALVES: dict[type[MethodSettings], Callable[[Any], ServerHalf]] = {
 }
 
 
-def server_half(settings: MethodSettings) -> ServerHalf:
-    """The server half that a job names."""
-    return SERVER_HALVES[type(settings)](settings)
+def server_half(settings: MethodSettings, informed: str = "") -> ServerHalf:
+    """The server half that a job names.
+
+    Args:
+        settings: `[method]` of the job.
+        informed: SHA-256 of the run's informed rows, for a method whose plans say that it has some (`Training.informed_subspaces`).
+    """
+    half = SERVER_HALVES[type(settings)]
+    return half(settings, informed) if informed else half(settings)

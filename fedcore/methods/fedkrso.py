@@ -37,17 +37,30 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over nodes, seed by seed."""
     projection: ProjectionName = "signs"
     """What rows of subspaces are made of: docs/methods.md."""
+    informed_share: float = 1.0
+    """With `informed`: that part of the subspaces, one at least; the others have signs."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)
         require_within(self, rank=4096, num_seeds=1024, refresh_every=2**31 - 1)
         if self.min_rank is not None and not 1 <= self.min_rank <= self.rank:
             raise ConfigError(f"min_rank {self.min_rank} is outside 1 to rank {self.rank}", place="method.min_rank")
+        if self.projection == "informed" and self.schedule == "fresh":
+            remedy = 'use schedule = "pool", or another projection'
+            raise ConfigError("informed rows are there once, and fresh asks for new ones", place="method.schedule", remedy=remedy)
+        if not 0 < self.informed_share <= 1 or (self.informed_share < 1 and self.projection != "informed"):
+            remedy = 'from above 0 to 1, with projection = "informed"'
+            raise ConfigError(f"informed_share {self.informed_share:g} means nothing here", place="method.informed_share", remedy=remedy)
 
     @property
     def folds_every(self) -> int:
         """Rounds between folds; 0 for never."""
         return self.refresh_every if self.schedule == "fresh" else 0
+
+    @property
+    def informed_subspaces(self) -> int:
+        """How many of the pool's subspaces have informed rows."""
+        return max(1, round(self.informed_share * self.num_seeds)) if self.projection == "informed" else 0
 
     def described(self) -> str:
         """For a person, in short."""
@@ -56,10 +69,15 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
 
 
 class FedKRSO:
-    """Seeds down, accumulators up, their exact mean into the cumulative state."""
+    """Seeds down, accumulators up, their exact mean into the cumulative state.
 
-    def __init__(self, settings: FedKRSOSettings) -> None:
-        self._settings = settings
+    Args:
+        settings: Of the job.
+        informed: SHA-256 of the run's informed rows, once they are there.
+    """
+
+    def __init__(self, settings: FedKRSOSettings, informed: str = "") -> None:
+        self._settings, self._informed = settings, informed
 
     def training(self, server_round: int, run_seed: int) -> SubspaceTraining:
         """The round's seeds and bounds."""
@@ -72,6 +90,8 @@ class FedKRSO:
             order=settings.order,
             moments=settings.moments,
             projection=settings.projection,
+            informed=self._informed,
+            informed_subspaces=settings.informed_subspaces,
             **settings.common(server_round, generation, run_seed),
         )
 

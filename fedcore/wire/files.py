@@ -18,7 +18,7 @@ from fedcore.wire.fields import MAX_CHUNKS, HaveBits
 from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Chunk
 
-__all__ = ["PartialFile", "manifest_of", "read_chunk"]
+__all__ = ["PartialFile", "manifest_of", "read_chunk", "sha256_of"]
 
 _READ_BYTES = 262_144
 _MOST_UNSAVED, _LONGEST_UNSAVED_SECONDS = 64, 2.0
@@ -28,7 +28,7 @@ _MAX_HAVE_BYTES = MAX_CHUNKS // 8 + 4096
 
 def manifest_of(path: Path, chunk_bytes: int) -> Manifest:
     """A file's manifest; reads it once."""
-    return Manifest(path.name, path.stat().st_size, _sha256(path), chunk_bytes)
+    return Manifest(path.name, path.stat().st_size, sha256_of(path), chunk_bytes)
 
 
 def read_chunk(path: Path, transfer: str, index: int, chunk_bytes: int) -> Chunk:
@@ -78,7 +78,7 @@ class PartialFile:
     def finish(self) -> bool:
         """Check the SHA-256; if right, flush and rename to `path`. If wrong, start over from nothing."""
         self._file.flush()
-        if self._part.stat().st_size != self.manifest.size_bytes or _sha256(self._part) != self.manifest.sha256:
+        if self._part.stat().st_size != self.manifest.size_bytes or sha256_of(self._part) != self.manifest.sha256:
             self._file.truncate(0)
             self._have.unlink(missing_ok=True)
             self.bitmap = Bitmap(self.manifest.chunks)
@@ -115,7 +115,8 @@ class PartialFile:
         return b""
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, hex; reads it once, some of it at a time."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(_READ_BYTES):

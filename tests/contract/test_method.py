@@ -21,6 +21,8 @@ from coordinator.export import export_model
 from edge_client.measuring import Request
 from edge_client.worker.measure import local_plan
 from edge_client.worker.methods import CLIENT_HALVES
+from edge_client.worker.model import build
+from edge_client.worker.principal import make_informed
 from edge_client.worker.replica import Replica
 from edge_client.worker.round import learning_rate_factor
 from edge_client.worker.tasks import Encoded, batches, summed_loss
@@ -28,6 +30,7 @@ from edge_client.worker.trainer import Trainer
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import ConfigError, UpdateRefused
+from fedcore.informed import read_informed
 from fedcore.initial import initial_factor
 from fedcore.job import TaskSection
 from fedcore.learned import layer_update
@@ -36,7 +39,7 @@ from fedcore.method import MethodSettings
 from fedcore.methods import SERVER_HALVES, AnySettings, server_half
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.plan import Plan
+from fedcore.plan import InformedObject, Plan
 from fedcore.projection import checksums, projection_of, signs
 from fedcore.projections import KINDS
 from fedcore.quantise import dequantise_weight, quantise_weight
@@ -48,6 +51,7 @@ from fedcore.state import ExactState, PublishedState, model_digest
 from fedcore.training import AnyTraining, DirectionTraining, FactorTraining
 from fedcore.types import BaseKind
 from fedcore.update import WeightedUpdate, check_update
+from fedcore.wire.files import manifest_of
 
 CPU = torch.device("cpu")
 TASK = TaskSection(kind="causal-lm", max_length=24)
@@ -64,6 +68,8 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"projection": "gaussian", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "coordinate", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "orthonormal"}),
+    (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4}),
+    (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "informed_share": 0.5}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
 ]
 # FedIT averages each factor by itself; FedSA-LoRA has no model that all share.
@@ -85,15 +91,28 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        self.half = server_half(self.settings)
         plan = local_plan(self.folder, TASK, Request(model_folder="", task=TASK, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3))
         self.schema, self._plan = plan.model_schema, msgspec.structs.replace(plan, base_kind=self.kind)
         self.base = Base(Checkpoint(self.folder), self.schema, self.kind, self.own / "coordinator")
+        self.half = server_half(self.settings)
+        self.file, self.informed, self._object = self.own / "informed.bin", None, None
+        training = self.half.training(1, 5)
+        if training.informed_subspaces:
+            self._inform(training)
         self.base_digests = [self.base.digest()]
         self.state = ExactState.zero(self.half.training(1, 5), self.schema)
         self.published = [self.state.publish()]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
         self.updates: dict[str, Path] = {}
+
+    def _inform(self, training: AnyTraining) -> None:
+        model, count = build(self.base, TASK, 5, CPU, torch.float32), training.informed_subspaces
+        make_informed(
+            self.file, model, self.schema.layers, examples(7), TASK, CPU, subspaces=count, rank=training.rank, pool=len(training.seeds)
+        )
+        self._object = InformedObject(manifest_of(self.file, 1024))
+        self.half = server_half(self.settings, self._object.manifest.sha256)
+        self.informed = read_informed(self.file, self._object.manifest.sha256, self.schema, count, training.rank)
 
     def plan(self, server_round: int) -> Plan:
         training = self.half.training(server_round, 5)
@@ -106,13 +125,14 @@ class Run:
             round=server_round,
             version=server_round - 1,
             training=training,
-            checksums=checksums(training, self.schema),
+            checksums=checksums(training, self.schema, self.informed),
+            informed=self._object,
             base_digest=self.base_digests[training.generation],
             checkpoint_digest=self.base_digests[0],
         )
 
     def replica(self, name: str, server_round: int = 1) -> Replica:
-        return Replica(self.plan(server_round), self.folder, self.own / name, CPU, torch.float32)
+        return Replica(self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, informed=self.file)
 
     def trainer(self, name: str, replica: Replica, data: list[Encoded], stop: int = 0) -> tuple[Trainer, list[int]]:
         done: list[int] = []
@@ -253,8 +273,9 @@ def test_the_model_of_an_exact_method_is_the_mean_of_the_participants_models(run
         alone = run.half.aggregate(ExactState.zero(plan.training, run.schema), plan, [update])
         single.append(alone.publish())
     for layer in run.schema.layers:
-        mean = sum(u.weight / total * layer_update(plan.training, s, layer) for u, s in zip(updates, single, strict=True))
-        found = layer_update(plan.training, run.published[1], layer)
+        each = [layer_update(plan.training, state, layer, run.informed) for state in single]
+        mean = sum(update.weight / total * alone for update, alone in zip(updates, each, strict=True))
+        found = layer_update(plan.training, run.published[1], layer, run.informed)
         assert np.abs(found).max() > 1e-3
         assert np.allclose(found, mean, atol=2e-3 * np.abs(found).max(), rtol=0)
 
@@ -271,7 +292,7 @@ def test_the_learned_part_is_what_the_replica_computes_with(run: Run) -> None:
         before = replica.model.get_submodule(name)(x)
         run.adopt(replica, 1, whole=True)
         after = replica.model.get_submodule(name)(x)
-    learned = torch.from_numpy(layer_update(run.plan(1).training, run.published[1], layer))
+    learned = torch.from_numpy(layer_update(run.plan(1).training, run.published[1], layer, run.informed))
     assert torch.allclose(after - before, x @ learned.T, atol=1e-5)
 
 
@@ -295,7 +316,7 @@ def test_an_export_computes_what_the_replica_computes(case: Case, make_llama: Ca
         return
     token = torch.arange(3, 20)[None]
     before = AutoModelForCausalLM.from_pretrained(run.folder)
-    export_model(run.base, run.published[1], run.schema, TASK, training, out)
+    export_model(run.base, run.published[1], run.schema, TASK, training, out, run.informed)
     exported = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
         start, found, expected = (model.model(token).last_hidden_state for model in (before, exported, replica.model))
@@ -383,7 +404,7 @@ def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], t
         assert _near(value, (factors[n] - start[n]).detach().numpy())
 
 
-@pytest.mark.parametrize("projection", KINDS)
+@pytest.mark.parametrize("projection", [*KINDS, "informed"])
 def test_fedkrso_equals_its_reference(projection: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     """One subspace, one interval: a linear layer with B between P and the output."""
     settings = FedKRSOSettings(
@@ -393,8 +414,8 @@ def test_fedkrso_equals_its_reference(projection: Any, make_llama: Callable[...,
     replica, seeds = run.replica("a"), run.plan(1).training.seeds
     reference, factors = Reference(run, replica), {}
     for layer in run.schema.layers:
-        made = projection_of(projection, seeds, 4, layer.name, layer.columns)
-        p, b = torch.from_numpy((made.rows * made.scale).astype(np.float32)), nn.Parameter(torch.zeros(layer.rows, 4))
+        made = projection_of(run.published[0].rows_from, seeds, 4, layer.name, layer.columns, run.informed)
+        p, b = torch.from_numpy(made.values().astype(np.float32)), nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
         linear.forward = lambda x, linear=linear, p=p, b=b: nn.functional.linear(x, linear.weight) + (x @ p.T) @ b.T
         factors[layer.name] = b

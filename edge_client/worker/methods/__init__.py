@@ -11,6 +11,7 @@ from edge_client.worker.methods.fedavg import FedAvg
 from edge_client.worker.methods.fedkrso import FedKRSO
 from edge_client.worker.methods.fedkseed import FedKSeed
 from edge_client.worker.methods.ferret import Ferret
+from fedcore.informed import InformedRows
 from fedcore.training import (
     AnyTraining,
     DenseTraining,
@@ -33,8 +34,8 @@ def _lora(model: Any, training: FactorTraining) -> ClientHalf:
     return LoRA(model, training)
 
 
-CLIENT_HALVES: dict[type[Training], Callable[[Any, Any], ClientHalf]] = {
-    SubspaceTraining: lambda model, training: FedKRSO(model),
+CLIENT_HALVES: dict[type[Training], Callable[..., ClientHalf]] = {
+    SubspaceTraining: lambda model, training, informed=None: FedKRSO(model, informed),
     DenseTraining: lambda model, training: FedAvg(model),
     FactorTraining: _lora,
     StackedTraining: _lora,
@@ -44,6 +45,13 @@ CLIENT_HALVES: dict[type[Training], Callable[[Any, Any], ClientHalf]] = {
 }
 
 
-def client_half(model: Any, training: AnyTraining) -> ClientHalf:
-    """The half that trains a model as a plan says; it changes the model's target layers."""
-    return CLIENT_HALVES[type(training)](model, training)
+def client_half(model: Any, training: AnyTraining, informed: InformedRows | None = None) -> ClientHalf:
+    """The half that trains a model as a plan says; it changes the model's target layers.
+
+    Args:
+        model: Built.
+        training: Of the plan.
+        informed: The run's informed rows, where the plan has some.
+    """
+    half = CLIENT_HALVES[type(training)]
+    return half(model, training) if informed is None else half(model, training, informed)

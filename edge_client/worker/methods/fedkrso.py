@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.moments import Moments, moments_of
+from fedcore.informed import InformedRows
 from fedcore.plan import Plan
 from fedcore.projection import projection_of
 from fedcore.schedule import interval_order
@@ -27,12 +28,18 @@ __all__ = ["FedKRSO"]
 
 
 class FedKRSO:
-    """The target layers as they are built; one factor of each trains at a time."""
+    """The target layers as they are built; one factor of each trains at a time.
+
+    Args:
+        model: Built.
+        informed: The run's informed rows, where it has some.
+    """
 
     supersedes: ClassVar[bool] = False
     local: Mapping[str, nn.Parameter] = {}
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, informed: InformedRows | None = None) -> None:
+        self._informed = informed
         self._layers: dict[str, SubspaceLinear] = model.subspace_layers
         self._order: tuple[int, ...] = ()
         self._rank = self._largest = 0
@@ -56,7 +63,8 @@ class FedKRSO:
         self._state, self._moments, self._adam = state, None, None
         for name, layer in self._layers.items():
             part = state.entries[name]
-            projection = projection_of(state.rows_from, state.seeds, state.rank, name, layer.in_features)
+            projection = projection_of(state.rows_from, state.seeds, state.rank, name, layer.in_features, self._informed)
+            row_scale = None if projection.exponent is None else np.ldexp(np.float32(1), projection.exponent.astype(np.int32))
             learned = bool(part.q.any())
             layer.install(
                 torch.from_numpy(projection.rows),
@@ -64,6 +72,7 @@ class FedKRSO:
                 state=torch.from_numpy(np.array(part.q)) if learned else None,
                 state_scale=torch.from_numpy(part.scale()) if learned else None,
                 scale=projection.scale,
+                row_scale=None if row_scale is None else torch.from_numpy(row_scale),
             )
 
     def open(self, plan: Plan, node: str, rank: int) -> None:

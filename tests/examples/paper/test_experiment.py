@@ -16,7 +16,7 @@ import examples.paper.experiment as experiment
 from examples.paper.experiment import Experiment
 from examples.paper.methods import parse_methods, settings_of
 from examples.paper.predictions import load_predictions
-from examples.paper.presence import taking_part
+from examples.paper.presence import Downlink, taking_part
 from examples.paper.rows import Row, RunFiles, Setup
 from examples.paper.splits import parse_split
 from examples.paper.tasks import read_parts, task_by_name
@@ -93,6 +93,7 @@ LEFT = {
     "flora": ("scores_of",),
     "fedex-lora": ("scores_of again",),
     "ferret": ("check_update",),
+    "fedkrso[projection=informed,informed_share=0.7]": ("check_update", "scores_of again"),
 }
 
 
@@ -114,6 +115,18 @@ def test_a_run_that_was_left_anywhere_ends_the_same(label: str, begin: Begin, mo
         assert lasting(again) == lasting(rows)
         said, wanted = load_predictions(left.predictions), load_predictions(files.predictions)
         assert all(np.array_equal(said[part].said, wanted[part].said) for part in ("held", "dev"))
+
+
+def test_informed_rows_are_fetched_once_by_each_client(begin: Begin) -> None:
+    downlink = Downlink(3, 1024, informed_bytes=70)
+    assert downlink.fetch([0, 1]) == 140 and downlink.fetch([0, 1]) == 0
+    downlink.publish(1, 0, {"whole": 1000})
+    assert downlink.fetch([0, 2]) == 2 * 1000 + 70
+    made, files = begin("informed", label="fedkrso[projection=informed]", rounds=1)
+    size = (files.scratch / "informed.bin").stat().st_size
+    (row,), (plain,) = list(made.rows()), whole(begin, "plain", rounds=1)[0]
+    # Plans are somewhat longer; updates and outcomes of about one size, whatever the rows.
+    assert abs(row.downlink_bytes - plain.downlink_bytes - 3 * size) < size
 
 
 def test_a_row_that_was_cut_short_is_trained_again(begin: Begin) -> None:

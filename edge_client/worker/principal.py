@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Informed rows from text: the base model reads it once, and the second moment of what goes into each target layer is summed up.
+
+No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32 within a batch and
+float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are measured in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.tasks import Encoded, outputs, states_and_labels
+from fedcore.informed import LayerRows, principal_rows, rounded_rows, write_informed
+from fedcore.job import TaskSection
+from fedcore.schema import LayerSpec
+
+__all__ = ["informed_layers", "make_informed"]
+
+_BATCH = 16
+_MOMENT_BYTES = 2**30
+
+
+def make_informed(
+    path: Path,
+    model: Any,
+    layers: Sequence[LayerSpec],
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    torch_device: torch.device,
+    *,
+    subspaces: int,
+    rank: int,
+    pool: int,
+) -> None:
+    """Measure and write the informed rows of a run.
+
+    Args:
+        path: Of the file.
+        model: Built on the run's base; nothing learned.
+        layers: The target layers.
+        encoded: Texts; their targets do not matter.
+        task: What the model does.
+        torch_device: Where it is.
+        subspaces: How many of the pool's are informed.
+        rank: r.
+        pool: K.
+
+    Raises:
+        ModelError: A layer got no input.
+    """
+    write_informed(path, subspaces, rank, informed_layers(model, layers, encoded, task, torch_device, subspaces, rank, pool))
+
+
+def informed_layers(
+    model: Any,
+    layers: Sequence[LayerSpec],
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    torch_device: torch.device,
+    subspaces: int,
+    rank: int,
+    pool: int,
+) -> Iterator[tuple[str, LayerRows]]:
+    """The informed rows of each layer, in order; arguments as of `make_informed`."""
+    for group in _groups(layers):
+        for name, moment in _second_moments(model, group, encoded, task, torch_device).items():
+            yield name, rounded_rows(principal_rows(moment, subspaces, rank, name), pool * rank)
+
+
+def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
+    """Layers whose matrices fit into memory together."""
+    group: list[LayerSpec] = []
+    held = 0
+    for layer in layers:
+        size = 8 * layer.columns**2
+        if group and held + size > _MOMENT_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(layer)
+        held += size
+    if group:
+        yield group
+
+
+def _second_moments(
+    model: Any, layers: Sequence[LayerSpec], encoded: Sequence[Encoded], task: TaskSection, torch_device: torch.device
+) -> dict[str, NDArray[np.float64]]:
+    """Sum of x x^T over all tokens (n, n), by layer."""
+    sums = {layer.name: torch.zeros(layer.columns, layer.columns, dtype=torch.float64) for layer in layers}
+    with ExitStack() as stack, torch.inference_mode():
+        for name, total in sums.items():
+            stack.enter_context(_listening(model.subspace_layers[name], total))
+        model.eval()
+        for batch in _of_one_length(encoded):
+            # Nothing is padded, so any number will do.
+            if task.kind == "causal-lm":
+                states_and_labels(model, batch, 0, torch_device)
+            else:
+                outputs(model, batch, 0, torch_device)
+        model.train()
+    return {name: total.numpy() for name, total in sums.items()}
+
+
+@contextmanager
+def _listening(layer: SubspaceLinear, total: Tensor) -> Iterator[None]:
+    def add(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].reshape(-1, layer.in_features).float()
+        total.add_((flat.T @ flat).cpu())
+
+    handle = layer.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _of_one_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    ordered = sorted(encoded, key=lambda one: len(one.ids))
+    for _, some in groupby(ordered, key=lambda one: len(one.ids)):
+        same = list(some)
+        for start in range(0, len(same), _BATCH):
+            yield same[start : start + _BATCH]
