@@ -21,10 +21,11 @@ _FILE = "rates.json"
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """One learning rate of the grid, with the last round's metric on the tuning rows; None where the run failed."""
+    """One learning rate of the grid, with the last round's metric and loss on the tuning rows; None where the run failed."""
 
     learning_rate: float
     metric: float | None
+    loss: float | None = None
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,21 +85,21 @@ class Rates:
 
 
 def chosen(runs: Sequence[tuple[Setup, Sequence[Row]]]) -> list[Rate]:
-    """The best learning rate of each task and label by the last round's metric; the smaller of equal ones.
+    """The best learning rate of each task and label by the last round's metric; of equal ones that with the smaller loss, then the smaller.
 
     A label none of whose runs came to its end is left out.
     """
     groups: dict[tuple[str, str, str], list[Tried]] = {}
     for setup, rows in runs:
         whole = len(rows) == setup.rounds and math.isfinite(rows[-1].held)
-        tried = Tried(setup.method.learning_rate, rows[-1].held if whole else None)
+        tried = Tried(setup.method.learning_rate, rows[-1].held, rows[-1].loss) if whole else Tried(setup.method.learning_rate, None)
         groups.setdefault((setup.task, setup.split, setup.label), []).append(tried)
     found = []
     for (task, split, label), tried_ones in groups.items():
         sign = 1.0 if task_by_name(task).higher_is_better else -1.0
         order = sorted(tried_ones, key=lambda one: one.learning_rate)
-        done = [(sign * one.metric, -one.learning_rate) for one in order if one.metric is not None]
+        done = [(sign * one.metric, -(one.loss or 0.0), -one.learning_rate) for one in order if one.metric is not None]
         if done:
-            rate = -max(done)[1]
+            rate = -max(done)[-1]
             found.append(Rate(task=task, split=split, label=label, learning_rate=rate, tried=tuple(order)))
     return found

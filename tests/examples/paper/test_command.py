@@ -112,8 +112,8 @@ def test_a_tuned_rate_is_used_by_later_runs(
     given = arguments(tmp_path, f"fedit{OPTIONS}", rounds=1)
     call(paper, [*given, "--tune", "--grid", "0.001,10", "--jobs", "2"])
     (rate,) = json.loads((tmp_path / "rates.json").read_bytes())
-    tried = {one["learning_rate"]: one["metric"] for one in rate["tried"]}
-    assert set(tried) == {1e-6, 1e-2} and rate["learning_rate"] == min(tried, key=lambda one: (-tried[one], one))
+    tried = {one["learning_rate"]: (-one["metric"], one["loss"]) for one in rate["tried"]}
+    assert set(tried) == {1e-6, 1e-2} and rate["learning_rate"] == min(tried, key=lambda one: (*tried[one], one))
     assert "at the grid's edge" in capsys.readouterr().out and not (tmp_path / "table.csv").exists()
     call(paper, given)
     call(report, [str(tmp_path)])

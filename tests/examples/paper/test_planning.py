@@ -128,6 +128,10 @@ def test_the_best_rate_is_kept_and_used_also_by_the_methods_variants(tmp_path: P
     assert [one.metric for one in again.all[1].tried] == [0.6, None, 0.9]
     found = planned(request("fedkrso,fedkrso[rank=4],fedit,fedavg,fedit[learning_rate=5e-4]", seeds=(0,)), again)
     assert [one.method.learning_rate for one in found] == [1e-3, 1e-3, 3e-3, 1e-3, 5e-4]
+    # Another task was not tuned, and takes its rates from this one only if that is said.
+    for rates_of, expected in ((None, 1e-3), ("sst2", 3e-3)):
+        (other,) = planned(request("fedit", seeds=(0,), task="rte", rates_of=rates_of), again)
+        assert other.method.learning_rate == expected
     # Another split was not tuned, and what is there is not tuned again.
     (other,) = planned(request("fedit", seeds=(0,), split=parse_split("iid")), again)
     assert other.method.learning_rate == 1e-3
