@@ -25,7 +25,8 @@ M = 0 and with the published s as if that were J gradients, an interval's worth:
 
 whose weights add up to one: a mean of what all knew and of what this node sees, half and half at the interval's end. M has seen t
 gradients only, and is divided by 1 - beta1**t. Where s is zero though the row has others (a column that no node has trained yet), it is
-taken as their mean. Roots below Adam's epsilon (1e-8) are the finest that a state tells apart (2**-28), so nothing is lost by rounding.
+taken as their mean: of its own subspace, or, where that has not been used yet, of all that have (under random P they have the same
+expectation). Roots below Adam's epsilon (1e-8) are the finest that a state tells apart (2**-28), so nothing is lost by rounding.
 """
 
 from __future__ import annotations
@@ -224,8 +225,8 @@ class _Averaged(_Reset):
         self._own: dict[int, dict[str, Tensor]] = {}
 
     def begin(self, subspace: int, learning_rate: float) -> torch.optim.Adam:
-        """One that begins with the roots of this subspace, if anybody has used it."""
-        roots = {name: _known(self._root(subspace, name)) for name in self._layers}
+        """One that begins with the roots of this subspace, or of those that were used; with nothing in a generation's first interval."""
+        roots = {name: self._known(subspace, name) for name in self._layers}
         prior = self._interval_steps if any(bool(root.any()) for root in roots.values()) else 0
         adam = _PriorAdam([_factor(layer) for layer in self._layers.values()], learning_rate, prior)
         if prior:
@@ -266,6 +267,15 @@ class _Averaged(_Reset):
             parts = [(self._own[k][name] - self._published(k, name))[:, :rank] for k in subspaces]
             yield f"{name}{SECOND}", torch.cat(parts, dim=1).clamp_(-_LARGEST, _LARGEST).cpu().numpy()
 
+    def _known(self, subspace: int, name: str) -> Tensor:
+        """Roots to begin with: none below zero, and where there is none the mean of the row's others."""
+        root = self._root(subspace, name).clamp_(min=0.0)
+        root = torch.where(root > 0, root, _mean_of_positive(root))
+        if bool(root.any()):
+            return root
+        pool = range(len(self._state.seeds))
+        return _mean_of_positive(torch.cat([self._root(k, name) for k in pool], dim=1)).expand_as(root)
+
     def _root(self, subspace: int, name: str) -> Tensor:
         """The newest of a subspace that this node knows; its own to change."""
         own = self._own.get(subspace)
@@ -278,8 +288,6 @@ class _Averaged(_Reset):
         return torch.from_numpy(root).to(self._layers[name].base.device)
 
 
-def _known(root: Tensor) -> Tensor:
-    """Roots to begin with: none below zero, and where there is none the mean of the row's others."""
-    root = root.clamp(min=0.0)
-    count = (root > 0).sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(root > 0, root, root.sum(dim=1, keepdim=True) / count)
+def _mean_of_positive(root: Tensor) -> Tensor:
+    """By row (m, 1); zero where there is none."""
+    return root.clamp(min=0.0).sum(dim=1, keepdim=True) / (root > 0).sum(dim=1, keepdim=True).clamp(min=1)
