@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import adam_state, restore_adam
+from edge_client.worker.method import Kept, adam_state, restore_adam
 from edge_client.worker.weights import row_blocks
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
+from fedcore.training import Training
 
 __all__ = ["FedAvg"]
 
 _BLOCK_ROWS = 256
+_AFTER_BYTES = 18
 
 
 class FedAvg:
@@ -43,6 +45,21 @@ class FedAvg:
             parent, _, last = places[id(layer)].rpartition(".")
             setattr(model.get_submodule(parent), last, dense)
             self._weights[name] = dense.weight
+
+    def outline(self, training: Training) -> Kept:
+        """Weights, gradients and moments in float32, and the published change as it came."""
+        numbers = [layer.out_features * layer.in_features for layer in self._bases.values()]
+        return Kept(
+            state_bytes=2 * sum(rows * columns for rows, columns in self._state_shapes(training)),
+            trained_bytes=(4 + 4) * sum(numbers),
+            moments_bytes=(4 + 4) * sum(numbers),
+            # Of one layer: what the round began with, its change, and that while it is rounded.
+            after_bytes=_AFTER_BYTES * max(numbers),
+        )
+
+    def _state_shapes(self, training: Training) -> Iterator[tuple[int, int]]:
+        """Of the published entries."""
+        return ((layer.out_features, layer.in_features) for layer in self._bases.values())
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:
