@@ -15,9 +15,30 @@ from edge_client.memory.enclosure import Enclosure
 from fedcore.errors import WorkerError
 from fedcore.job import TaskSection
 from fedcore.memoryplan import MemoryPlan, Parts
+from fedcore.schedule import pool_seeds
+from fedcore.training import AnyTraining, SubspaceTraining
 from fedcore.types import BaseKind
 
-__all__ = ["Measurement", "Request", "measured"]
+__all__ = ["Measurement", "Request", "measured", "subspace_round"]
+
+
+def subspace_round(*, pool: int, rank: int, batch_size: int, steps: int, intervals: int = 1) -> SubspaceTraining:
+    """FedKRSO's training as a plan would have it, where there is no run."""
+    return SubspaceTraining(
+        seeds=pool_seeds(0, 0, pool),
+        generation=0,
+        rank=rank,
+        min_rank=1,
+        order="cycle",
+        intervals=intervals,
+        interval_steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-4,
+        tensor_learning_rate=1e-4,
+        bits=8,
+        share="examples",
+        run_seed=0,
+    )
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +56,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     compute_dtype: str = "float32"
     trained_tensors: tuple[str, ...] = ()
+    training: AnyTraining | None = None
+    """The method, where it is another: then it says batch and rank."""
+
+    def trains(self) -> AnyTraining:
+        """The round's training."""
+        if self.training is not None:
+            return self.training
+        return subspace_round(pool=self.pool, rank=self.rank, batch_size=self.batch_size, steps=self.steps)
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from edge_client.measuring import Measurement, Request, measured
+from edge_client.measuring import Measurement, Request, measured, subspace_round
 from edge_client.profile import Profile, as_html, as_text, column
 from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
 from fedcore.job import TaskSection
@@ -83,9 +83,8 @@ def profile(
 
     schema = describe(Outline(folder, section), section)
     shape = {"batch_size": batch, "longest": length}
-    own = footprint(
-        folder, schema, section, "int8", pool=pool, rank=rank, intervals=pool, min_length=min_length, compute_dtype="float32", **shape
-    )
+    training = subspace_round(pool=pool, rank=rank, batch_size=batch, steps=1, intervals=pool)
+    own = footprint(folder, schema, section, "int8", training, longest=length, min_length=min_length)
     runtime = own.runtime_bytes
     lora = lora_footprint(folder, schema, section, rank=rank, runtime_bytes=runtime, **shape)
     full = full_footprint(folder, section, runtime_bytes=runtime, **shape)

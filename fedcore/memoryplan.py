@@ -15,7 +15,7 @@ PART_NAMES = {
     "runtime_bytes": "runtime base",
     "weights_bytes": "layer weights",
     "embeddings_bytes": "embeddings and norms",
-    "subspaces_bytes": "projections and accumulators",
+    "subspaces_bytes": "learned state and projections",
     "optimiser_bytes": "optimiser",
     "buffer_bytes": "dequantisation buffer",
     "activations_bytes": "saved activations",
@@ -41,9 +41,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     embeddings_bytes: int = 0
     """Every other tensor of the model: embeddings, norms, biases, heads."""
     subspaces_bytes: int = 0
-    """Signs of the projections, the published state, the round's accumulators."""
+    """What was learned, and what goes with it: signs of projections, the round's accumulators, integers of directions."""
     optimiser_bytes: int = 0
-    """What trains now: factors and whole tensors, with gradients and Adam's moments."""
+    """What trains now: factors or weights, and whole tensors, with gradients and Adam's moments."""
     buffer_bytes: int = 0
     """The block of rows that is dequantised at a time, and the signs in floating point."""
     activations_bytes: int = 0
@@ -95,6 +95,10 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     subspaces_bytes: int
     rank_bytes: int
     """Factor, gradient and two moments, for one unit of rank."""
+    trained_bytes: int = 0
+    """Of what trains whatever the rank: values and gradients."""
+    moments_bytes: int = 0
+    """Its moments."""
     tensors_bytes: int
     """Tensors trained whole: gradient, two moments, start value (the values are among the embeddings)."""
     row_bytes: int

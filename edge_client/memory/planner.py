@@ -79,13 +79,18 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
         weights_bytes=weights,
         embeddings_bytes=embeddings,
         subspaces_bytes=footprint.subspaces_bytes,
-        optimiser_bytes=footprint.rank_bytes * (plan.rank or rank) + footprint.tensors_bytes,
+        optimiser_bytes=_trained(footprint, plan, rank) + footprint.trained_bytes,
         buffer_bytes=footprint.row_bytes * plan.block_rows + footprint.signs_bytes,
         activations_bytes=activations,
         logits_bytes=logits,
         working_bytes=working,
         slack_bytes=calibration.slack_bytes + int(share * (activations + logits + working)),
     )
+
+
+def _trained(footprint: Footprint, plan: MemoryPlan, rank: int) -> int:
+    """What tiny steps without an optimiser do not have of what trains."""
+    return footprint.rank_bytes * (plan.rank or rank) + footprint.tensors_bytes + footprint.moments_bytes
 
 
 def _live(footprint: Footprint, plan: MemoryPlan, length: int) -> tuple[int, int, int]:
@@ -193,7 +198,7 @@ def calibrated(footprint: Footprint, loaded: MemoryPlan, measured: Sequence[Meas
         tiny = msgspec.structs.replace(loaded, micro_batch_size=step.micro_batch_size, length=step.length, checkpointing=False)
         parts = predict(footprint, tiny, Calibration(0, before.share), rank=rank)
         # Tiny steps run without an optimiser and, in a first round, without accumulators.
-        slacks.append(step.peak_bytes - (parts.total_bytes - parts.optimiser_bytes))
+        slacks.append(step.peak_bytes - (parts.total_bytes - _trained(footprint, tiny, rank)))
     return Calibration(max(0, *slacks), before.share)
 
 

@@ -20,6 +20,7 @@ from edge_client.worker.embedding import FrozenEmbedding
 from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.methods import client_half
 from edge_client.worker.model import LARGE_ELEMENTS, build
 from edge_client.worker.outline import Outline, untouched
 from edge_client.worker.sketch import Step, fake_model, sketch_points
@@ -28,9 +29,10 @@ from fedcore.base import LayerWeight
 from fedcore.job import TaskSection
 from fedcore.memoryplan import Footprint
 from fedcore.schema import LayerSpec, ModelSchema
+from fedcore.training import AnyTraining, Training
 from fedcore.types import BaseKind
 
-__all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprint", "shape_model"]
+__all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprint"]
 
 # What calibration measures.
 TINY_LENGTH = 32
@@ -58,73 +60,47 @@ class Shape:
         return untouched((layer.rows, layer.columns), "<f4" if self.kind == "float32" else "<u2"), None
 
 
-def shape_model(
-    outline: Outline,
-    schema: ModelSchema,
-    task: TaskSection,
-    kind: BaseKind,
-    *,
-    pool: int,
-    rank: int,
-    compute_dtype: torch.dtype = torch.float32,
-) -> Any:
-    """The model as it trains in the middle of a run, one subspace selected, with shapes only (zeros that take no memory)."""
-    model = build(Shape(outline, schema, kind), task, 0, torch.device("cpu"), compute_dtype)
-    fuse(model)
-    for layer in _subspace_layers(model):
-        m, n = layer.out_features, layer.in_features
-        layer.install(
-            torch.from_numpy(untouched((pool * rank, n), "i1")),
-            rank,
-            state=torch.from_numpy(untouched((m, pool * rank), "<i2")),
-            state_scale=torch.zeros(m),
-        )
-        layer.select(0)
-    return model
-
-
 def footprint(
     folder: Path,
     schema: ModelSchema,
     task: TaskSection,
     kind: BaseKind,
+    training: AnyTraining,
     *,
-    pool: int,
-    rank: int,
-    intervals: int,
-    batch_size: int,
     longest: int,
     min_length: int = 0,
     compute_dtype: str = "float32",
 ) -> Footprint:
-    """Trace a model's training step on shapes.
+    """Trace a method's training step on shapes.
 
     Args:
         folder: Model folder; `config.json` is enough.
         schema: Target layers and whole tensors.
         task: Decides head and loss.
         kind: How target layers are held.
-        pool: Seeds of the pool, K.
-        rank: r.
-        intervals: Of a round; no more accumulators than these exist.
-        batch_size: Examples in an optimiser step: the largest micro-batch.
+        training: The method and the round's shape; the batch of a step is the largest micro-batch.
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
     """
-    outline = Outline(folder, task)
     dtype: torch.dtype = getattr(torch, compute_dtype)
-    model = shape_model(outline, schema, task, kind, pool=pool, rank=rank, compute_dtype=dtype)
-    layers = list(_subspace_layers(model))
+    model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
+    fuse(model)
+    layers = list(model.subspace_layers.values())
     mappable = _mappable(model)
     others = _bytes([p for p in _tensors(model) if not _belongs_to(layers, p)])
-    rows, columns = sum(layer.out_features for layer in layers), sum(layer.in_features for layer in layers)
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [_bytes(list(layer.base.buffers())) for layer in layers]
     mode = fake_model(model)
-    points = sketch_points(model, mode, Step(task), _shapes(batch_size, longest, min_length), _recompute)
+    with mode:
+        kept = client_half(model, training).outline(training)
+    lengths = _lengths(longest, min_length)
+    shapes = _shapes(training.batch_size, lengths)
+    tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
+    step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
+    points = sketch_points(model, mode, step, shapes, _recompute)
     del model, layers, mode
     gc.collect()
     give_back_freed_memory()
@@ -136,18 +112,28 @@ def footprint(
         largest_layer_bytes=max(weights),
         embeddings_bytes=others,
         mappable_embeddings_bytes=mappable,
-        # Signs int8; the state int16 twice, in the layers and as published; accumulators float32.
-        subspaces_bytes=pool * rank * (columns + 2 * 2 * rows) + min(pool, intervals) * rank * rows * 4,
-        rank_bytes=4 * 4 * rows,
+        subspaces_bytes=kept.state_bytes,
+        rank_bytes=kept.rank_bytes,
+        trained_bytes=kept.trained_bytes,
+        moments_bytes=kept.moments_bytes,
         tensors_bytes=4 * 4 * trained,
-        row_bytes=dtype.itemsize * widest,
-        signs_bytes=dtype.itemsize * pool * rank * widest,
+        row_bytes=kept.block_bytes * widest,
+        signs_bytes=kept.signs_bytes,
         points=points,
     )
 
 
 def cached_footprint(
-    cache: Path, folder: Path, schema: ModelSchema, task: TaskSection, kind: BaseKind, *, compute_dtype: str, **shape: int
+    cache: Path,
+    folder: Path,
+    schema: ModelSchema,
+    task: TaskSection,
+    kind: BaseKind,
+    training: AnyTraining,
+    *,
+    compute_dtype: str,
+    longest: int,
+    min_length: int,
 ) -> Footprint:
     """`footprint`, remembered in the folder `cache` by model, round's shape and library versions."""
     import transformers
@@ -160,7 +146,9 @@ def cached_footprint(
         task.kind,
         task.labels,
         kind,
-        sorted(shape.items()),
+        _shape_of(training),
+        longest,
+        min_length,
         compute_dtype,
         str(torch.__version__),
         transformers.__version__,
@@ -171,7 +159,9 @@ def cached_footprint(
         known = msgspec.json.decode(path.read_bytes(), type=Footprint)
         return msgspec.structs.replace(known, runtime_bytes=max(known.runtime_bytes, status_bytes("VmRSS") or 0))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        found = msgspec.structs.replace(footprint(folder, schema, task, kind, compute_dtype=compute_dtype, **shape), key=key)
+        found = msgspec.structs.replace(
+            footprint(folder, schema, task, kind, training, longest=longest, min_length=min_length, compute_dtype=compute_dtype), key=key
+        )
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("footprint-*.json"):
         old.unlink()
@@ -179,23 +169,34 @@ def cached_footprint(
     return found
 
 
+# What changes from round to round, or between runs, and memory does not depend on.
+_FREE = ("generation", "run_seed", "learning_rate", "tensor_learning_rate", "share", "trained")
+
+
+def _shape_of(training: Training) -> tuple[object, ...]:
+    """What of a training decides its memory."""
+    said = msgspec.to_builtins(training)
+    return len(training.seeds), sorted((key, str(value)) for key, value in said.items() if key not in (*_FREE, "seeds"))
+
+
 def _recompute(model: Any, checkpointing: bool, gates: bool) -> bool:
     set_checkpointing(model, checkpointing)
     return set_recompute_gates(model, gates) or not gates
 
 
-def _shapes(batch_size: int, longest: int, min_length: int) -> list[tuple[int, int]]:
-    """Every micro-batch that a plan may choose, at the longest length and at halves of it down to what the job allows; and tiny steps."""
+def _lengths(longest: int, min_length: int) -> set[int]:
+    """The longest length, and halves of it down to what the job allows."""
     lengths, length = {longest}, longest
     while min_length and length > min_length:
         length = max(min_length, -(-length // 2))
         lengths.add(length)
+    return lengths
+
+
+def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
+    """Every micro-batch that a plan may choose; and tiny steps."""
     chosen = {(size, length) for size in halvings(batch_size, 1) for length in lengths}
-    return sorted(chosen | {(size, min(longest, TINY_LENGTH)) for size in TINY_BATCHES})
-
-
-def _subspace_layers(model: nn.Module) -> list[SubspaceLinear]:
-    return [module for module in model.modules() if isinstance(module, SubspaceLinear)]
+    return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

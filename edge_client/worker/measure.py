@@ -8,12 +8,12 @@ so that length and micro-batch are exactly what was asked for.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,8 +36,6 @@ from fedcore.checkpoint import Checkpoint
 from fedcore.job import TaskSection
 from fedcore.plan import Plan
 from fedcore.projection import checksums
-from fedcore.schedule import pool_seeds
-from fedcore.training import SubspaceTraining
 
 __all__ = ["local_plan", "main", "measure"]
 
@@ -45,22 +43,7 @@ __all__ = ["local_plan", "main", "measure"]
 def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
     """A round as a coordinator would announce it for this folder."""
     schema = describe(Checkpoint(folder), task, request.trained_tensors)
-    seeds = pool_seeds(0, 0, request.pool)
-    training = SubspaceTraining(
-        seeds=seeds,
-        generation=0,
-        rank=request.rank,
-        min_rank=1,
-        order="cycle",
-        intervals=1,
-        interval_steps=request.steps,
-        batch_size=request.batch_size,
-        learning_rate=1e-4,
-        tensor_learning_rate=1e-4,
-        bits=8,
-        share="examples",
-        run_seed=0,
-    )
+    training = request.trains()
     with tempfile.TemporaryDirectory() as scratch:
         digest = Base(Checkpoint(folder), schema, request.base_kind, Path(scratch)).digest()
     return Plan(
@@ -92,9 +75,9 @@ def measure(request: Request, scratch: Path) -> Measurement:
     plan = _kept_plan(folder, request, scratch)
     training = plan.training
     dtype: torch.dtype = getattr(torch, request.compute_dtype)
-    shape: dict[str, Any] = {"pool": request.pool, "rank": request.rank, "intervals": 1, "longest": request.length}
-    shape |= {"batch_size": memory.micro_batch_size, "compute_dtype": request.compute_dtype}
-    sketch = footprint(folder, plan.model_schema, plan.task, request.base_kind, **shape)
+    sketch = footprint(
+        folder, plan.model_schema, plan.task, request.base_kind, training, longest=request.length, compute_dtype=request.compute_dtype
+    )
     before = predict(sketch, memory, Calibration(), rank=training.rank)
     begin_peak()
     replica = Replica(plan, folder, scratch, torch.device("cpu"), dtype, mapped=memory.mapped)
@@ -149,7 +132,7 @@ def _learn(replica: Replica) -> None:
 def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
     """The local plan; the base's digest takes seconds for a large model, so it is kept in the scratch folder."""
     scratch.mkdir(parents=True, exist_ok=True)
-    key = f"{request.rank}-{request.pool}-{request.steps}-{request.batch_size}-{request.base_kind}-{request.task.max_length}"
+    key = hashlib.sha256(msgspec.msgpack.encode((request.trains(), request.base_kind, request.task))).hexdigest()[:16]
     path = scratch / f"plan-{key}.bin"
     try:
         return msgspec.msgpack.decode(path.read_bytes(), type=Plan)

@@ -8,6 +8,7 @@ changed. Everything else (batches, the learning rate's course, tensors trained w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -17,8 +18,29 @@ from torch import Tensor, nn
 
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
+from fedcore.training import Training
 
-__all__ = ["ClientHalf", "adam_state", "restore_adam"]
+__all__ = ["ClientHalf", "Kept", "adam_state", "restore_adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a method keeps in memory in the middle of a run, beyond the model as it was built and what a pass leaves behind; in bytes."""
+
+    state_bytes: int = 0
+    """There all the time: what was learned, projections, accumulators, and weights of the method's own that do not train."""
+    rank_bytes: int = 0
+    """Of a factor whose rank a device may choose: value, gradient and two moments, for one unit of rank."""
+    trained_bytes: int = 0
+    """Of all else that trains: values that the model as built does not have, values that the round began with, and gradients."""
+    moments_bytes: int = 0
+    """The moments of that."""
+    signs_bytes: int = 0
+    """A layer's projections as the products use them, of the layer where they are most."""
+    block_bytes: int = 0
+    """A number of a block of W that a product makes in floating point; 0 where W is there as it is used."""
+    after_bytes: int = 0
+    """What the optimiser's step and making the update take for a while, when nothing is left of a pass."""
 
 
 class ClientHalf(Protocol):
@@ -44,6 +66,14 @@ class ClientHalf(Protocol):
     def local(self) -> Mapping[str, nn.Parameter]:
         """What the method trains and leaves on this node, by name; none in most methods. `install` sets first values, and who keeps them
         the later ones."""
+        ...
+
+    def outline(self, training: Training) -> Kept:
+        """Make the layers what they are in training, of shapes only, and say what is kept beside them.
+
+        Called in place of all else, on a model of fake tensors, under their mode: what is made by it takes no memory. Where rounds differ,
+        as the one that needs the most.
+        """
         ...
 
     def install(self, state: PublishedState) -> None:

@@ -119,18 +119,13 @@ class Worker:
         plan, folder = command.plan, Path(command.model_folder)
         encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
         longest = max(len(e.ids) for e in encoded)
-        training = plan.training
         found = cached_footprint(
             Path(command.folder),
             folder,
             plan.model_schema,
             plan.task,
             plan.base_kind,
-            # Methods without subspaces are traced as if they had one; what they take beyond that, calibration measures.
-            pool=len(training.seeds) or 1,
-            rank=training.rank or 1,
-            intervals=training.intervals,
-            batch_size=training.batch_size,
+            plan.training,
             longest=longest,
             min_length=plan.task.min_length,
             compute_dtype=route.compute_dtype,

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -149,15 +149,34 @@ class Step:
     task: TaskSection
     loss_of: LossOf = summed_loss
     gradients_apart: bool = True
+    batch_size: int = 0
+    """Examples in an optimiser step. A pass over fewer of them but the first finds the gradients of those before it. 0: as if it were
+    the first."""
+    after_bytes: int = 0
+    """What an optimiser's step and the rest take after the passes."""
+    tiny_length: int = 0
+    """Passes over so many tokens are measured alone, each with nothing before or after it."""
 
 
-def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step) -> Peak:
+def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
     """One forward and backward pass of a fake model over a micro-batch; returns its peak.
 
     Buffers of `Scratch` and the optimiser's tensors are not in it.
+
+    Args:
+        model: Fake, ready to train.
+        mode: Its mode.
+        batch: The micro-batch.
+        step: What is trained.
+        first: No gradients are there yet, of micro-batches before it.
     """
     counter = LiveBytes()
     counter.know([*model.parameters(), *model.buffers()])
+    if not first:
+        with mode:
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        counter.know([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     scratch = _UncountedScratch(counter)
     for layer in model.modules():
         if isinstance(layer, SubspaceLinear):
@@ -166,12 +185,21 @@ def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step:
     with mode, counter, _phases(model, counter):
         loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
         counter.phase = "backward"
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
         del loss
     gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
     model.zero_grad(set_to_none=True)
-    peak = counter.peak
-    return Peak(peak["forward"], peak["loss"], max(0, peak["backward"] - gradients * step.gradients_apart))
+    return _without(counter.peak, gradients if first and step.gradients_apart else 0, step.after_bytes)
+
+
+def _without(peak: Mapping[str, int], gradients: int, after_bytes: int) -> Peak:
+    """A peak beyond gradients that are planned for elsewhere: those that came after it leave less for the phases before."""
+    backward = peak["backward"] - gradients
+    loss = peak["loss"] + min(0, backward)
+    forward = max(0, peak["forward"] + min(0, loss))
+    found = Peak(forward, max(0, loss), max(0, backward))
+    return Peak(forward, found.loss_bytes, found.backward_bytes + max(0, after_bytes - found.total_bytes))
 
 
 @contextmanager
@@ -194,7 +222,10 @@ def point(model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
     target = {"causal-lm": None, "regression": 0.5}.get(step.task.kind, 0)
     example = Encoded((1,) * length, (0,) * length if _takes_types(model) else None, target)
-    peak = trace_step(model, mode, [example] * micro_batch_size, step)
+    first = step.batch_size in (0, micro_batch_size)
+    if length == step.tiny_length:
+        step, first = replace(step, after_bytes=0), True
+    peak = trace_step(model, mode, [example] * micro_batch_size, step, first=first)
     return Point(
         checkpointing=checkpointing,
         micro_batch_size=micro_batch_size,

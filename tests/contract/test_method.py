@@ -251,9 +251,7 @@ def test_an_update_says_what_the_plan_asks_for_and_nothing_else(run: Run) -> Non
     expected = plan.training.expected(run.schema, update.header)
     assert {name: value.shape for name, value in values_of(update.path).items()} == {name: want.shape for name, want in expected.items()}
     size_bytes = sum(want.coding.most_bytes(want.shape[0] * want.shape[1]) for want in expected.values())
-    assert size_bytes / 2 < update.path.stat().st_size < size_bytes + 200 * len(expected) + 1000, (
-        "a number takes its bits, less what compresses"
-    )
+    assert update.path.stat().st_size < size_bytes + 200 * len(expected) + 1000, "a number takes its bits, or less"
     # In floats bits are the codec's own.
     changed = {"codec": "integers"} if run.settings.described().endswith("float32") else {"bits": 8}
     changed = {"codec": "float32"} if run.settings.described().endswith("bfloat16") else changed

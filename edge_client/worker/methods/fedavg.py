@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import adam_state, restore_adam
+from edge_client.worker.method import Kept, adam_state, restore_adam
 from edge_client.worker.padding import Padding
 from edge_client.worker.weights import row_blocks
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
+from fedcore.training import Training
 
 __all__ = ["FedAvg"]
 
 _BLOCK_ROWS = 256
+_AFTER_BYTES = 18
 
 
 class FedAvg:
@@ -44,6 +46,21 @@ class FedAvg:
             parent, _, last = places[id(layer)].rpartition(".")
             setattr(model.get_submodule(parent), last, dense)
             self._weights[name] = dense.weight
+
+    def outline(self, training: Training) -> Kept:
+        """Weights, gradients and moments in float32, and the published change as it came."""
+        numbers = [layer.out_features * layer.in_features for layer in self._bases.values()]
+        return Kept(
+            state_bytes=2 * sum(rows * columns for rows, columns in self._state_shapes(training)),
+            trained_bytes=(4 + 4) * sum(numbers),
+            moments_bytes=(4 + 4) * sum(numbers),
+            # Of one layer: what the round began with, its change, and that while it is rounded.
+            after_bytes=_AFTER_BYTES * max(numbers),
+        )
+
+    def _state_shapes(self, training: Training) -> Iterator[tuple[int, int]]:
+        """Of the published entries."""
+        return ((layer.out_features, layer.in_features) for layer in self._bases.values())
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.method import Kept
 from edge_client.worker.moments import Moments, moments_of
 from fedcore.informed import InformedRows
 from fedcore.plan import Plan
 from fedcore.projection import projection_of
 from fedcore.schedule import interval_order
 from fedcore.state import PublishedState
-from fedcore.training import SubspaceTraining
+from fedcore.training import SubspaceTraining, Training
 
 __all__ = ["FedKRSO"]
 
@@ -57,6 +58,27 @@ class FedKRSO:
     def subspaces(self) -> tuple[int, ...]:
         """Those of the round's intervals."""
         return tuple(sorted(set(self._order)))
+
+    def outline(self, training: Training) -> Kept:
+        """One subspace selected; what of Adam goes on lies beside the accumulators."""
+        assert isinstance(training, SubspaceTraining)
+        pool, rank, layers = len(training.seeds), training.rank, self._layers.values()
+        for layer in layers:
+            m, n, width = layer.out_features, layer.in_features, pool * rank
+            state = torch.empty(m, width, dtype=torch.int16)
+            layer.install(torch.empty(width, n, dtype=torch.int8), rank, state=state, state_scale=torch.empty(m))
+            layer.select(0)
+        rows, columns = sum(layer.out_features for layer in layers), sum(layer.in_features for layer in layers)
+        averaged = training.moments == "averaged"
+        # Of a number of an accumulator: float32, and what goes on of its moments.
+        used = 4 + {"reset": 0, "carried": 8, "averaged": 4}[training.moments]
+        return Kept(
+            # Signs int8; the state int16 twice, in the layers and as published, published second moments once.
+            state_bytes=pool * rank * (columns + (4 + 2 * averaged) * rows) + min(pool, training.intervals) * rank * rows * used,
+            rank_bytes=4 * 4 * rows,
+            signs_bytes=max(pool * rank * layer.in_features * layer.compute_dtype.itemsize for layer in layers),
+            block_bytes=max(layer.compute_dtype.itemsize for layer in layers),
+        )
 
     def install(self, state: PublishedState) -> None:
         """P of every seed, and the state's side factor."""

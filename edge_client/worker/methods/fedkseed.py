@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
+from edge_client.worker.method import Kept
 from edge_client.worker.weights import ShiftedWeight
 from fedcore.directions import BLOCK_ROWS, UNIT_BITS, add_directions, as_units, direction, seed_probabilities, spread_fits, units_of
 from fedcore.errors import WorkerError
@@ -28,7 +29,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import step_directions
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
-from fedcore.training import AMPLITUDES, COEFFICIENTS, USES, ScalarTraining
+from fedcore.training import AMPLITUDES, COEFFICIENTS, USES, ScalarTraining, Training
 
 __all__ = ["FedKSeed"]
 
@@ -58,6 +59,16 @@ class FedKSeed:
         self._drawn: tuple[int, ...] = ()
         self._moves = self._slopes = np.zeros(0, np.float32)
         self._pending: int | None = None
+
+    def outline(self, training: Training) -> Kept:
+        """Nothing that takes a gradient but whole tensors; four bytes a weight for what was learned."""
+        layers = self._layers.values()
+        width = max(layer.compute_dtype.itemsize for layer in layers)
+        return Kept(
+            state_bytes=sum(4 * layer.out_features * layer.in_features for layer in layers),
+            # A block of the sum, of the change or the direction as floats, and of the direction; in 16-bit types the sum as floats too.
+            block_bytes=width + 4 + 1 + (4 if width < 4 else 0),
+        )
 
     def install(self, state: PublishedState) -> None:
         """Move every weight from where it stands: one pass for each coefficient that differs."""

@@ -20,7 +20,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import subset
 from fedcore.schema import LayerSpec
 from fedcore.state import PublishedState
-from fedcore.training import SketchTraining
+from fedcore.training import SketchTraining, Training
 
 __all__ = ["Ferret"]
 
@@ -34,6 +34,10 @@ class Ferret(FedAvg):
         super().__init__(model)
         self._training = training
         self._round, self._node = 0, ""
+
+    def _state_shapes(self, training: Training) -> Iterator[tuple[int, int]]:
+        assert isinstance(training, SketchTraining)
+        return ((1, training.num_directions) for _ in self._bases)
 
     def open(self, plan: Plan, node: str, rank: int) -> None:
         """One Adam for the round."""

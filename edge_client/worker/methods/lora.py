@@ -19,12 +19,12 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import adam_state, restore_adam
+from edge_client.worker.method import Kept, adam_state, restore_adam
 from fedcore.accumulator import RowScaled
 from fedcore.initial import initial_factor
 from fedcore.plan import Plan
 from fedcore.state import PublishedState
-from fedcore.training import DOWN, UP, Factor, FactorTraining
+from fedcore.training import DOWN, UP, Factor, FactorTraining, StackedTraining, Training
 
 __all__ = ["LoRA"]
 
@@ -61,6 +61,25 @@ class LoRA:
     def local(self) -> Mapping[str, nn.Parameter]:
         """The factors that train and are not shared."""
         return {name: parameter for name, parameter in self._factors.items() if _factor_of(name) in self._training.local}
+
+    def outline(self, training: Training) -> Kept:
+        """The factors, those that train in any round with gradients and moments, and what a round began with.
+
+        For A's gradient a pass keeps the layer's input.
+        """
+        assert isinstance(training, FactorTraining)
+        ever = (*training.trained, *training.shared)
+        trained = [parameter.requires_grad_(_factor_of(name) in ever) for name, parameter in self._factors.items()]
+        numbers = sum(parameter.numel() for parameter in trained if parameter.requires_grad)
+        shared = sum(parameter.numel() for name, parameter in self._factors.items() if _factor_of(name) in training.shared)
+        own = [wrapped.get_base_layer() for wrapped in self._wrapped.values()]
+        return Kept(
+            # As published, where entries go on; those that are folded are gone by the time that training begins.
+            state_bytes=0 if isinstance(training, StackedTraining) else 2 * shared,
+            trained_bytes=2 * 4 * sum(parameter.numel() for parameter in trained) + 4 * numbers,
+            moments_bytes=2 * 4 * numbers,
+            block_bytes=max(layer.compute_dtype.itemsize for layer in own),
+        )
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:
@@ -142,11 +161,11 @@ def _stack(wrapped: LoraLinear, up: RowScaled | None, down: RowScaled | None) ->
 
 
 def _around(own: SubspaceLinear, config: LoraConfig) -> LoraLinear:
-    with warnings.catch_warnings():
+    # Made where they belong: fake tensors cannot be moved as modules.
+    with warnings.catch_warnings(), own.base.device:
         # PEFT warns of any base that it does not know by name; it needs no more of one than its sizes and its product.
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        wrapped = LoraLinear(own, _ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
-    return wrapped.to(own.base.device)
+        return LoraLinear(own, _ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
 
 
 def _factor_of(name: str) -> Factor:

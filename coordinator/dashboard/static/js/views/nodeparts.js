@@ -10,7 +10,7 @@ export const PARTS = {
   runtime_bytes: "runtime base",
   weights_bytes: "layer weights",
   embeddings_bytes: "embeddings and norms",
-  subspaces_bytes: "projections and accumulators",
+  subspaces_bytes: "learned state and projections",
   optimiser_bytes: "optimiser",
   buffer_bytes: "dequantisation buffer",
   activations_bytes: "saved activations",
