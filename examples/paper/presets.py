@@ -51,7 +51,7 @@ PRESETS = {
         most_train=4000,
         most_held=1000,
         micro_batch_size=8,
-        common={"steps": 20, "interval_steps": 10, "batch_size": 8},
+        common={"steps": 20, "interval_steps": 20, "batch_size": 8, "learning_rate_decay": 0.8},
     ),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
     "paper": Preset(
