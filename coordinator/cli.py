@@ -147,6 +147,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     from coordinator.prepare import prepare
     from fedcore.base import Base
     from fedcore.checkpoint import Checkpoint
+    from fedcore.informed import read_informed
     from fedcore.methods import server_half
     from fedcore.modelfolder import resolve_model_folder
 
@@ -166,8 +167,11 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
         state = state.refreshed(plan.training, prepared.schema)
-    training = server_half(job.method).training(rows[-1].round, job.seed)
-    export_model(base, state, prepared.schema, prepared.job.task, training, folder)
+    training = server_half(job.method, prepared.informed).training(rows[-1].round, job.seed)
+    informed = None
+    if training.informed:
+        informed = read_informed(files.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank)
+    export_model(base, state, prepared.schema, prepared.job.task, training, folder, informed)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 
 

@@ -57,15 +57,32 @@ class Evaluator:
         data: Held-out data.
         model_folder: The checkpoint.
         folder: Its own folder.
+        informed: File of the run's informed rows, where the plan has some.
     """
 
     def __init__(
-        self, sink: Callable[[Event | WorkerDied], None], plan: Plan, run: str, data: DataSection, model_folder: str, folder: Path
+        self,
+        sink: Callable[[Event | WorkerDied], None],
+        plan: Plan,
+        run: str,
+        data: DataSection,
+        model_folder: str,
+        folder: Path,
+        informed: Path | None = None,
     ) -> None:
         self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"})
         threads = max(1, (os.cpu_count() or 1) // 2)
         self._worker.send(
-            Configure(plan=plan, run=run, node="evaluator", model_folder=model_folder, data=data, folder=str(folder), threads=threads)
+            Configure(
+                plan=plan,
+                run=run,
+                node="evaluator",
+                model_folder=model_folder,
+                data=data,
+                folder=str(folder),
+                threads=threads,
+                informed="" if informed is None else str(informed),
+            )
         )
         self._held: Position | None = None
         self._asked: deque[tuple[Position, tuple[OutcomeObject, ...], Callable[[OutcomeObject], Path]]] = deque()

@@ -44,6 +44,11 @@ class RunFolder:
         return self.root / "base"
 
     @property
+    def informed(self) -> Path:
+        """The run's informed rows, where its method has some."""
+        return self.root / "informed.bin"
+
+    @property
     def evaluator(self) -> Path:
         """The evaluation process' own folder."""
         return self.root / "evaluator"

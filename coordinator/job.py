@@ -15,7 +15,7 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.types import BaseKind
 
-__all__ = ["Job", "ModelSection", "RoundSection", "SafetySection"]
+__all__ = ["CalibrationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -98,6 +98,22 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
 
 
+class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[calibration]`: text of the coordinator's own that informed rows are measured on; labels are not looked at."""
+
+    rows: int = 512
+    """Texts at most, evenly spread over the source."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ConfigError(f"rows is {self.rows}, it must be positive", place="calibration.rows")
+
+    @property
+    def data(self) -> DataSection:
+        """Where the text is."""
+        return DataSection(**{key: getattr(self, key) for key in DataSection.__struct_fields__})
+
+
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job file."""
 
@@ -114,12 +130,20 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     trust: TrustSection = TrustSection()
     evaluation: DataSection | None = None
     """Held-out data; without it no accuracy is measured."""
+    calibration: CalibrationSection | None = None
+    """Text for a method with informed rows."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run):
             raise ConfigError(f"{self.run!r} cannot be a run's name", place="run", remedy="letters, digits, '.', '_' and '-', at most 64")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
-        if self.evaluation is not None and not server_half(self.method).training(1, self.seed).shares_model:
+        training = server_half(self.method).training(1, self.seed)
+        if training.informed_subspaces and self.calibration is None:
+            remedy = "add it, with source and text"
+            raise ConfigError("informed rows need text that they are measured on", place="calibration", remedy=remedy)
+        if self.calibration is not None and not training.informed_subspaces:
+            raise ConfigError(f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out")
+        if self.evaluation is not None and not training.shares_model:
             remedy = "leave it out: nodes have models of their own"
             raise ConfigError(f"{self.method.name} has no model to evaluate here", place="evaluation", remedy=remedy)

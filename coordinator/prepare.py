@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from coordinator.evaluator import ask_worker
 from coordinator.files import RunFolder
 from coordinator.job import Job
 from coordinator.ledger import Ledger
+from fedcore.errors import RunError
+from fedcore.methods import server_half
 from fedcore.schema import ModelSchema
-from fedcore.worker import Describe, Described
+from fedcore.wire.files import sha256_of
+from fedcore.worker import Describe, Described, FindInformedRows
 
 __all__ = ["Prepared", "prepare"]
+
+_INFORMED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Prepared:
     job: Job
     schema: ModelSchema
     model_folder: Path
+    informed: str = ""
+    """SHA-256 of the run's informed rows, where its method has some; their file is in the run's folder."""
 
 
 def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
@@ -45,4 +53,39 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
         task, schema = described.task, described.model_schema
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
-    return Prepared(msgspec.structs.replace(job, task=task), schema, model_folder)
+    job = msgspec.structs.replace(job, task=task)
+    return Prepared(job, schema, model_folder, _informed(job, schema, model_folder, folder, ledger))
+
+
+def _informed(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:
+    """Have the run's informed rows: made once, and found again as they were."""
+    training = server_half(job.method).training(1, job.seed)
+    if not training.informed_subspaces:
+        return ""
+    known = ledger.fact("informed", str)
+    if known is None or not folder.informed.exists() or sha256_of(folder.informed) != known:
+        assert job.calibration is not None, "the job was checked"
+        command = FindInformedRows(
+            model_folder=str(model_folder),
+            task=job.task,
+            model_schema=schema,
+            base_kind=job.model.base,
+            data=job.calibration.data,
+            rows=job.calibration.rows,
+            subspaces=training.informed_subspaces,
+            rank=training.rank,
+            pool=len(training.seeds),
+            folder=str(folder.evaluator / "informed"),
+            path=str(folder.informed),
+            threads=max(1, (os.cpu_count() or 1) // 2),
+        )
+        ask_worker(command, folder.evaluator / "informed.log", timeout_seconds=_INFORMED_SECONDS)
+    found = sha256_of(folder.informed)
+    if known not in (None, found):
+        raise RunError(
+            "the informed rows are not those that the run began with, and this machine makes others",
+            place=str(folder.informed),
+            remedy="put the file back from a copy, or a node's informed.bin",
+        )
+    ledger.put_fact("informed", found)
+    return found

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from coordinator.files import RunFolder
-from fedcore.plan import ObjectKind, OutcomeObject, Plan
+from fedcore.plan import InformedObject, ObjectKind, OutcomeObject, Plan, PublishedObject
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.files import read_chunk
+from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
 from fedcore.wire.post import Post
 
@@ -46,6 +48,8 @@ class Publisher:
         self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
         self._keep_outcomes, self._listeners = keep_outcomes, listeners
         self._unsent: dict[str, Message] = {}
+        self._informed: InformedObject | None = None
+        self._informed_retained = False
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
@@ -68,8 +72,15 @@ class Publisher:
             del self._unsent[topic]
         return True
 
+    def forgotten(self) -> None:
+        """The broker may have lost what it was to retain."""
+        self._informed_retained = False
+
     def plan(self, plan: Plan) -> None:
-        """The present plan, to all."""
+        """The present plan, to all; before the first one the run's informed rows, which a node needs before it loads a model."""
+        self._informed = plan.informed
+        if plan.informed is not None and not self._informed_retained:
+            self._informed_retained = self._chunks(self._folder.informed, plan.informed.manifest, 0)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
         self._broadcast(Message(self._topics.plan, sealed, retain=True))
 
@@ -82,28 +93,37 @@ class Publisher:
     def outcome(self, version: int, objects: Objects) -> None:
         """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever asks."""
         obj = min((o for o in objects.values() if o.version == version and not o.snapshot), key=lambda o: o.manifest.size_bytes)
-        path = self._folder.outcome(version, obj.kind)
-        for index in range(obj.manifest.chunks):
-            chunk = read_chunk(path, obj.manifest.sha256, index, obj.manifest.chunk_bytes)
-            topic = self._topics.outcome(obj.manifest.sha256[:16], index)
-            if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
-                # No link: it is published again when there is one.
-                return
+        if not self._chunks(self._folder.outcome(version, obj.kind), obj.manifest, version):
+            return
         for gone in objects.values():
             if gone.version == version - self._keep_outcomes and not gone.snapshot:
                 for index in range(gone.manifest.chunks):
                     self._broadcast(Message(self._topics.outcome(gone.manifest.sha256[:16], index), b"", retain=True))
 
+    def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
+        """An object's chunks to all, retained; False without a link: it is published again when there is one."""
+        for index in range(manifest.chunks):
+            chunk = read_chunk(path, manifest.sha256, index, manifest.chunk_bytes)
+            topic = self._topics.outcome(manifest.sha256[:16], index)
+            if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
+                return False
+        return True
+
     def repair(self, node: str, sha256: str, indices: tuple[int, ...], objects: Objects) -> bool:
         """Chunks of a published object again, to the node that misses them; False if there is no such object."""
-        for (version, kind), obj in objects.items():
+        for obj, path in self._published(objects):
             if obj.manifest.sha256 == sha256:
-                path = self._folder.outcome(version, kind)
                 for index in indices[:_MOST_REPAIRS]:
                     if 0 <= index < obj.manifest.chunks:
-                        self.reply(node, version, read_chunk(path, sha256, index, obj.manifest.chunk_bytes))
+                        self.reply(node, obj.version, read_chunk(path, sha256, index, obj.manifest.chunk_bytes))
                 return True
         return False
+
+    def _published(self, objects: Objects) -> Iterator[tuple[PublishedObject, Path]]:
+        if self._informed is not None:
+            yield self._informed, self._folder.informed
+        for (version, kind), obj in objects.items():
+            yield obj, self._folder.outcome(version, kind)
 
     def _broadcast(self, message: Message) -> bool:
         self.sent_bytes += len(message.payload) * self._listeners()

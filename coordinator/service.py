@@ -45,8 +45,9 @@ from fedcore.checkpoint import Checkpoint
 from fedcore.durable import is_full
 from fedcore.errors import BaseDamaged, StorageError, WorkerError
 from fedcore.identity import SigningKey, security
+from fedcore.informed import InformedRows, read_informed
 from fedcore.methods import server_half
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import InformedObject, OutcomeObject, Plan
 from fedcore.projection import checksums
 from fedcore.state import ExactState, PublishedState, model_digest
 from fedcore.training import Training
@@ -55,7 +56,7 @@ from fedcore.update import WeightedUpdate
 from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
-from fedcore.worker import Adopted, Described, Evaluated, Failed, Progress, Ready, Trained, WorkerDied
+from fedcore.worker import Adopted, Described, Evaluated, Failed, InformedRowsFound, Progress, Ready, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
 
 __all__ = ["Coordinator"]
@@ -104,7 +105,8 @@ class Coordinator:
         ledger.put_fact("start", start)
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_outcomes, self._listeners)
-        self._half = server_half(job.method)
+        self._half = server_half(job.method, prepared.informed)
+        self._informed = _informed_rows(prepared, self._half.training(1, job.seed), folder)
         self._base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, folder.base)
         rows = ledger.rounds()
         self._archive = Archive(folder, ledger, job.round.keep_outcomes)
@@ -155,8 +157,8 @@ class Coordinator:
         """
         if self._job.evaluation is not None:
             first = self._plan_of(self._machine.round, (), 0.0)
-            folder = self._folder.evaluator
-            self._evaluator = Evaluator(self._queue.put, first, self._job.run, self._job.evaluation, str(self._model_folder), folder)
+            files, data, model = self._folder, self._job.evaluation, str(self._model_folder)
+            self._evaluator = Evaluator(self._queue.put, first, self._job.run, data, model, files.evaluator, files.informed)
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
@@ -207,6 +209,7 @@ class Coordinator:
                 self._feed(*self._reception.received(topic, payload))
             case Connected():
                 # A broker without persistence has forgotten what was retained.
+                self._publisher.forgotten()
                 if self._machine.published and self._objects:
                     self._publisher.outcome(self._machine.published, self._objects)
                 if self._plan is not None:
@@ -222,7 +225,7 @@ class Coordinator:
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
             case Ready() if self._evaluator is not None:
                 self._evaluator.ready(event)
-            case Ready() | Adopted() | Progress() | Trained() | Described():
+            case Ready() | Adopted() | Progress() | Trained() | Described() | InformedRowsFound():
                 pass
             case Asked():
                 self._control.obey(event)
@@ -326,13 +329,14 @@ class Coordinator:
             base_kind=self._job.model.base,
             base_digest=self._base.digest(),
             model_schema=self._schema,
-            checksums=checksums(training, self._schema),
+            checksums=checksums(training, self._schema, self._informed),
             training=training,
             version=self._machine.published,
             chunk_bytes=self._chunk_bytes,
             objects=listed(self._objects, self._machine.published, training.generation),
             start_digest=self._start_digest(training),
             checkpoint_digest=self._checkpoint_digest,
+            informed=InformedObject(manifest_of(self._folder.informed, self._chunk_bytes)) if training.informed else None,
         )
 
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
@@ -409,3 +413,9 @@ class Coordinator:
     def _told(self, event: EventView) -> None:
         self.view.events = [*self.view.events[-49:], event]
         self._observer(self.view)
+
+
+def _informed_rows(prepared: Prepared, training: Training, folder: RunFolder) -> InformedRows | None:
+    if not training.informed:
+        return None
+    return read_informed(folder.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank)

@@ -23,11 +23,11 @@ from edge_client.outbox import Outbox
 from edge_client.policy import Conditions, PolicySection, Watch
 from edge_client.report import status, telemetry
 from edge_client.sensing import Sensing
-from edge_client.storage import Storage, round_bytes
+from edge_client.storage import Storage, informed_path, round_bytes
 from edge_client.supervisor import Supervisor
 from edge_client.training_packages import import_failure
 from fedcore.config import parse_size
-from fedcore.durable import is_full
+from fedcore.durable import flush_folder, is_full
 from fedcore.errors import (
     BaseDamaged,
     BudgetError,
@@ -35,14 +35,16 @@ from fedcore.errors import (
     DataError,
     ExactnessError,
     FedkrsoError,
+    InformedDamaged,
     ModelError,
     StorageError,
     WireError,
 )
 from fedcore.identity import PublicKey, SigningKey
 from fedcore.logs import Line
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import Plan, PublishedObject
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.wire.files import sha256_of
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
 from fedcore.worker import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Sketched, Trained, WorkerDied
 from fedcore.worker import Event as WorkerEvent
@@ -101,7 +103,9 @@ class Agent:
         )
         self._outbox = Outbox(self._folder / "outbox")
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
-        self.session = s.Session(node.node, sent_round=sent, update_round=waiting)
+        self._rows_path = informed_path(self._folder)
+        informed = sha256_of(self._rows_path) if self._rows_path.exists() else ""
+        self.session = s.Session(node.node, sent_round=sent, update_round=waiting, informed=informed)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
         self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._mail, jitter, self._fetched, self._gone)
         self._supervisor = supervise(node, model_folder, budget_bytes, self._queue.put, say)
@@ -259,6 +263,10 @@ class Agent:
                 self._guarded(lambda: self._supervisor.configure(plan))
             case s.Fetch(obj):
                 self._guarded(lambda: self._fetch(obj))
+            case s.KeepInformed(obj):
+                self._courier.object_path(obj).replace(self._rows_path)
+                flush_folder(self._folder)
+                self._say(Line(f"informed rows {obj.manifest.sha256[:12]} fetched", event="informed", size_bytes=obj.manifest.size_bytes))
             case s.AdoptObject(obj):
                 path = str(self._courier.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
@@ -276,7 +284,7 @@ class Agent:
             case s.TellStatus():
                 self._tell()
 
-    def _fetch(self, obj: OutcomeObject) -> None:
+    def _fetch(self, obj: PublishedObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
         self._courier.fetch(obj, time.monotonic())
 
@@ -341,7 +349,7 @@ class Agent:
             self._give_up(error)
             return
         not_equal = event.error in (ExactnessError.__name__, BaseDamaged.__name__)
-        self._feed(s.WorkerFailed(event.message, died=False, not_equal=not_equal))
+        self._feed(s.WorkerFailed(event.message, died=False, not_equal=not_equal, uninformed=event.error == InformedDamaged.__name__))
 
     def _give_up(self, error: FedkrsoError) -> None:
         """End this node, for a reason that waiting would not mend; the coordinator hears it too."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_client.mail import Mail
 from edge_client.outbox import Outbox
-from fedcore.plan import OutcomeObject
+from fedcore.plan import PublishedObject
 from fedcore.transport.base import Limits, Transport
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
@@ -50,7 +50,7 @@ class Courier:
         self._chunk_bytes = _CHUNK_BYTES
         self._sender: Sender | None = None
         self._round = 0
-        self._fetching: tuple[OutcomeObject, Gather, PartialFile] | None = None
+        self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
 
     def link_came(self, limits: Limits) -> None:
         """The link is up (again): keep to the broker's limit, and offer what is being sent anew."""
@@ -60,7 +60,7 @@ class Courier:
         if self._sender is not None:
             self._sender.link_lost()
 
-    def object_path(self, obj: OutcomeObject) -> Path:
+    def object_path(self, obj: PublishedObject) -> Path:
         """Where a fetched object lies."""
         return self._inbox / f"{obj.manifest.sha256[:32]}.bin"
 
@@ -84,7 +84,7 @@ class Courier:
             self._sender = None
         self._outbox.forget_before(server_round)
 
-    def fetch(self, obj: OutcomeObject, now: float) -> None:
+    def fetch(self, obj: PublishedObject, now: float) -> None:
         """Get a published object; repeating the call changes nothing."""
         if self._fetching is not None and self._fetching[0] == obj:
             return

@@ -3,6 +3,7 @@
 
     idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
+    idle ──a plan with informed rows that are not here──> fetching ──kept──> loading
     any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A node that rests
@@ -25,6 +26,7 @@ from edge_client.session_events import (
     Event,
     Fetch,
     Fetched,
+    KeepInformed,
     LetGo,
     MayWork,
     MustRest,
@@ -37,7 +39,7 @@ from edge_client.session_events import (
     WorkerFailed,
     WorkerReady,
 )
-from fedcore.plan import OutcomeObject, Plan, objects_needed, published_digest
+from fedcore.plan import InformedObject, Plan, PublishedObject, objects_needed, published_digest
 
 __all__ = [
     "Action",
@@ -49,6 +51,7 @@ __all__ = [
     "Event",
     "Fetch",
     "Fetched",
+    "KeepInformed",
     "LetGo",
     "MayWork",
     "MustRest",
@@ -76,11 +79,13 @@ class Session:
         node: This node's id.
         sent_round: The last round whose update was committed or refused (from disk after a restart).
         update_round: The round whose update lies in the outbox (from disk), 0 for none.
+        informed: SHA-256 of the informed rows that lie on the disk, empty for none.
     """
 
     node: str
     sent_round: int = 0
     update_round: int = 0
+    informed: str = ""
     state: State = "idle"
     plan: Plan | None = None
     worker_ready: bool = False
@@ -88,7 +93,7 @@ class Session:
     generation: int = 0
     digest: str = ""
     reason: str = ""
-    wanted: OutcomeObject | None = None
+    wanted: PublishedObject | None = None
     tries: int = 0
     rests: dict[Cause, str] = field(default_factory=dict)
     """Why it must rest, by cause."""
@@ -126,10 +131,7 @@ class Session:
                 self.version, self.generation, self.digest = version, generation, digest
                 return self._next() if self.state == "loading" else []
             case Fetched(sha256):
-                if self.state == "fetching" and self.wanted is not None and self.wanted.manifest.sha256 == sha256:
-                    self.state = "adopting"
-                    return [AdoptObject(self.wanted)]
-                return []
+                return self._fetched(sha256)
             case Adopted(version, generation, digest):
                 self.version, self.generation, self.digest = version, generation, digest
                 self.wanted = None
@@ -146,8 +148,8 @@ class Session:
                 self.sent_round = max(self.sent_round, server_round)
                 self.reason = self._why_resting() or refused
                 return self._next() if self.state == "sending" else []
-            case WorkerFailed(reason, died, not_equal):
-                return self._failed(reason, died=died, not_equal=not_equal)
+            case WorkerFailed(reason, died, not_equal, uninformed):
+                return self._uninformed(reason) if uninformed else self._failed(reason, died=died, not_equal=not_equal)
             case MustRest(cause, reason):
                 self.rests[cause] = reason
                 return self._stop_work(cause)
@@ -161,6 +163,23 @@ class Session:
         busy = self.state in ("loading", "adopting", "training")
         # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
         return [] if busy else self._next()
+
+    def _fetched(self, sha256: str) -> list[Action]:
+        if self.state != "fetching" or self.wanted is None or self.wanted.manifest.sha256 != sha256:
+            return []
+        if isinstance(self.wanted, InformedObject):
+            obj, self.wanted, self.informed = self.wanted, None, sha256
+            return [KeepInformed(obj), *self._next()]
+        self.state = "adopting"
+        return [AdoptObject(self.wanted)]
+
+    def _uninformed(self, reason: str) -> list[Action]:
+        """The worker found other informed rows than the run's, or none: they are fetched, and it loads again."""
+        self.informed, self.worker_ready, self.reason = "", False, reason
+        if self.rests:
+            return []
+        self.tries += 1
+        return self._next() if self.tries < _TRIES_PER_ROUND else self._decline(reason)
 
     # Resting
 
@@ -230,6 +249,9 @@ class Session:
             return sent
         if self.rests:
             return self._rest()
+        if plan.informed is not None and plan.informed.manifest.sha256 != self.informed:
+            self.state, self.wanted, self.worker_ready = "fetching", plan.informed, False
+            return [Fetch(plan.informed)]
         if not self.worker_ready:
             self.state = "loading"
             return [Configure(plan)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import InformedObject, OutcomeObject, Plan, PublishedObject
 
 __all__ = [
     "Action",
@@ -18,6 +18,7 @@ __all__ = [
     "Event",
     "Fetch",
     "Fetched",
+    "KeepInformed",
     "LetGo",
     "MayWork",
     "MustRest",
@@ -84,11 +85,16 @@ class UpdateGone:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """A command failed or the worker died. `not_equal`: the replica was not the run's; it dropped what was wrong and loads again."""
+    """A command failed or the worker died.
+
+    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `uninformed`: the informed rows on the disk
+    were not the run's.
+    """
 
     reason: str
     died: bool
     not_equal: bool = False
+    uninformed: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,14 @@ class Configure:
 class Fetch:
     """Get a published object."""
 
-    obj: OutcomeObject
+    obj: PublishedObject
+
+
+@dataclass(frozen=True)
+class KeepInformed:
+    """Put the fetched informed rows where workers read them."""
+
+    obj: InformedObject
 
 
 @dataclass(frozen=True)
@@ -162,4 +175,4 @@ class TellStatus:
     """Publish the node's status."""
 
 
-Action = Configure | Fetch | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus
+Action = Configure | Fetch | KeepInformed | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus

@@ -13,10 +13,15 @@ from pathlib import Path
 from fedcore.errors import StorageError
 from fedcore.plan import Plan
 
-__all__ = ["Storage", "round_bytes"]
+__all__ = ["Storage", "informed_path", "round_bytes"]
 
 # Names, shapes and checksums around a record's or a tensor's numbers.
 _RECORD_BYTES = 512
+
+
+def informed_path(folder: Path) -> Path:
+    """Where a node keeps its run's informed rows."""
+    return folder / "informed.bin"
 
 
 def round_bytes(plan: Plan) -> int:

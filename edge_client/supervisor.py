@@ -22,6 +22,7 @@ from edge_client.memory.planning import Planning
 from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
 from edge_client.route import cache_folder
+from edge_client.storage import informed_path
 from fedcore.logs import Line
 from fedcore.memoryplan import Parts
 from fedcore.plan import Plan
@@ -164,6 +165,7 @@ class Supervisor:
                 compute_dtype=self._route.compute_dtype,
                 memory=memory,
                 calibrate=unmeasured,
+                informed=str(informed_path(self._folder)),
             )
         )
 

@@ -25,6 +25,7 @@ from fedcore.memoryplan import Footprint, MemoryPlan
 from fedcore.plan import ObjectKind, Plan
 from fedcore.processes import die_with_parent
 from fedcore.schema import ModelSchema
+from fedcore.types import BaseKind
 
 __all__ = [
     "Adopt",
@@ -37,6 +38,8 @@ __all__ = [
     "Evaluated",
     "Event",
     "Failed",
+    "FindInformedRows",
+    "InformedRowsFound",
     "Measured",
     "Progress",
     "Ready",
@@ -117,6 +120,30 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Of this, what loading needs to know: length, mapped weights, allocator."""
     calibrate: bool = False
     """Measure two tiny steps once the model is loaded."""
+    informed: str = ""
+    """File of the run's informed rows, where the plan has some."""
+
+
+class FindInformedRows(msgspec.Struct, frozen=True, kw_only=True, tag="find_informed_rows"):
+    """Measure a base model's inputs on text and write the run's informed rows (`fedcore.informed`)."""
+
+    model_folder: str
+    task: TaskSection
+    model_schema: ModelSchema
+    base_kind: BaseKind
+    data: DataSection
+    """Text; its labels do not matter."""
+    rows: int
+    """Texts at most."""
+    subspaces: int
+    """How many of the pool's are informed."""
+    rank: int
+    pool: int
+    folder: str
+    """For what is needed in between."""
+    path: str
+    """Of the file."""
+    threads: int = 1
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
@@ -150,7 +177,7 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-Command = Describe | Sketch | Configure | Adopt | Train | StepDown | Evaluate
+Command = Describe | Sketch | Configure | Adopt | Train | StepDown | Evaluate | FindInformedRows
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -228,6 +255,13 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     """Intervals that lay finished on disk."""
 
 
+class InformedRowsFound(msgspec.Struct, frozen=True, tag="informed_rows_found"):
+    """The file of informed rows is written and flushed."""
+
+    texts: int
+    tokens: int
+
+
 class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
     """Metrics of a version on the evaluation data."""
 
@@ -247,7 +281,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     exit_code: int
 
 
-Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | Failed
+Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
 # As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
 for _kind in (Command, Event):
     msgspec.msgpack.Decoder(_kind)

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "edge_client": {"edge_client", "devices", "fedcore"},
     "examples": {"examples", "coordinator", "edge_client", "devices", "fedcore"},
 }
+WITH_TORCH = ("doctor.py", "bench_memory.py", "experiment.py", "informing.py", "one.py")
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -37,13 +38,7 @@ def test_imports_run_downwards(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     roots = {name.split(".")[0] for name in imported(path)}
     assert roots & MAY_IMPORT.keys() <= MAY_IMPORT[package]
-    if "worker" not in path.relative_to(ROOT).parts and path.name not in (
-        "doctor.py",
-        "bench_memory.py",
-        "experiment.py",
-        "informing.py",
-        "one.py",
-    ):
+    if "worker" not in path.relative_to(ROOT).parts and path.name not in WITH_TORCH:
         assert not roots & {"torch", "transformers", "bitsandbytes"}
 
 

@@ -18,16 +18,18 @@ import torch
 from transformers import AutoTokenizer
 
 from edge_client.worker.calibrate import calibrate
-from edge_client.worker.data import call_by_name, load_examples
+from edge_client.worker.data import call_by_name, load_examples, load_texts
 from edge_client.worker.evaluate import evaluate
 from edge_client.worker.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.fused import fuse
 from edge_client.worker.highwater import begin_peak, peak_bytes
 from edge_client.worker.lean import hide_optional_packages
-from edge_client.worker.model import describe
+from edge_client.worker.model import build, describe
+from edge_client.worker.principal import make_informed
 from edge_client.worker.replica import Replica
 from edge_client.worker.tasks import encode
 from edge_client.worker.trainer import Trainer, apply, is_out_of_memory
+from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.durable import is_full
 from fedcore.errors import FedkrsoError, ModelError, WorkerError
@@ -43,6 +45,8 @@ from fedcore.worker import (
     Evaluated,
     Event,
     Failed,
+    FindInformedRows,
+    InformedRowsFound,
     Measured,
     Progress,
     Ready,
@@ -83,6 +87,8 @@ class Worker:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
                 return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+            case FindInformedRows():
+                return _find_informed_rows(command)
             case Sketch():
                 return self._sketch(command)
             case Configure():
@@ -153,7 +159,8 @@ class Worker:
         # The data first: a wrong column shows before seconds of loading.
         self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
         own = Path(command.folder)
-        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped)
+        informed = Path(command.informed) if command.informed else None
+        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, informed=informed)
         model: Any = self._replica.model
         # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
         self._pad_id = model.config.pad_token_id or 0
@@ -198,6 +205,18 @@ class Worker:
         begin_peak()
         header, trained = self._trainer.train(command.plan, command.ladder, Path(command.path))
         return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
+
+
+def _find_informed_rows(command: FindInformedRows) -> InformedRowsFound:
+    torch.set_num_threads(command.threads)
+    folder, task, cpu = Path(command.model_folder), command.task, torch.device("cpu")
+    encoded = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+    base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
+    # A new head's first values do not matter: it is not among the target layers.
+    model = build(base, task, 0, cpu, torch.float32)
+    sizes = {"subspaces": command.subspaces, "rank": command.rank, "pool": command.pool}
+    make_informed(Path(command.path), model, command.model_schema.layers, encoded, task, cpu, **sizes)
+    return InformedRowsFound(len(encoded), sum(len(one.ids) for one in encoded))
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+from plans import TRAINING, make_plan
+
 from coordinator.files import RunFolder
 from coordinator.publisher import Publisher
+from fedcore.plan import InformedObject
 from fedcore.transport.base import Message
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
+from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Ack, Chunk, Commit, Topics
 from fedcore.wire.post import Post
 
@@ -31,6 +36,29 @@ class Narrow:
         self.room -= 1
         self.taken.append(message)
         return True
+
+
+def test_informed_rows_go_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_them(tmp_path: Path) -> None:
+    narrow, topics = Narrow(), Topics("r")
+    publisher = Publisher(narrow, Post("r", "", None, 1), topics, RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
+    RunFolder(tmp_path).informed.write_bytes(bytes(range(100)))
+    manifest = manifest_of(RunFolder(tmp_path).informed, 64)
+    training = msgspec.structs.replace(TRAINING, projection="informed", informed=manifest.sha256, informed_subspaces=1)
+    plan = make_plan(training=training, informed=InformedObject(manifest))
+    chunks = [topics.outcome(manifest.sha256[:16], index) for index in (0, 1)]
+    narrow.room = 20
+    for said in ([*chunks, topics.plan], [topics.plan]):
+        publisher.plan(plan)
+        assert [message.topic for message in narrow.taken] == said and all(message.retain for message in narrow.taken)
+        narrow.taken.clear()
+    publisher.forgotten()
+    publisher.plan(plan)
+    assert [message.topic for message in narrow.taken] == [*chunks, topics.plan]
+    narrow.taken.clear()
+    assert publisher.repair("a", manifest.sha256, (1, 7), {}) and not publisher.repair("a", "0" * 64, (0,), {})
+    (message,) = narrow.taken
+    body = decode(message.payload).body
+    assert isinstance(body, Chunk) and message.topic == topics.down("a", "chunk") and body.data == bytes(range(64, 100))
 
 
 def test_what_a_full_transport_does_not_take_goes_out_later_and_only_the_last_of_a_kind(tmp_path: Path) -> None:

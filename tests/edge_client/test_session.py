@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from plans import make_plan
+from plans import TRAINING, make_plan
 
 import edge_client.session as s
 from edge_client.outbox import Outbox
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import InformedObject, OutcomeObject, Plan
 from fedcore.wire.manifest import Manifest
 
 
@@ -113,6 +113,52 @@ def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() 
     feed(session, s.Fetched(whole.manifest.sha256))
     assert feed(session, s.Adopted(2, 0, "d2")) == [s.TrainRound(third)]
     assert session.reason == ""
+
+
+def informed_plan(t: int, sha256: str = "a" * 64, objects: tuple[OutcomeObject, ...] = ()) -> tuple[Plan, InformedObject]:
+    """A plan whose subspaces are informed."""
+    rows = InformedObject(Manifest("informed.bin", 100, sha256, 64))
+    training = msgspec.structs.replace(TRAINING, projection="informed", informed=sha256, informed_subspaces=1)
+    return make_plan(t, objects=objects, training=training, informed=rows), rows
+
+
+def test_informed_rows_are_fetched_before_a_model_is_loaded_and_only_once() -> None:
+    session = s.Session("n")
+    first, rows = informed_plan(1)
+    assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
+    assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
+    assert feed(session, s.Fetched("b" * 64)) == []
+    assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepInformed(rows), s.Configure(first)]
+    assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
+    assert feed(session, s.UpdateReady(1), s.UpdateGone(1)) == [s.SendUpdate(1)]
+    second, _ = informed_plan(2, objects=(obj(1),))
+    assert feed(session, s.PlanArrived(second)) == [s.Fetch(obj(1))]
+    restarted = s.Session("n", informed=rows.manifest.sha256)
+    assert feed(restarted, s.PlanArrived(first)) == [s.Configure(first)]
+    other, others = informed_plan(1, "c" * 64)
+    assert feed(s.Session("n", informed=rows.manifest.sha256), s.PlanArrived(other)) == [s.Fetch(others)]
+
+
+def test_damaged_informed_rows_are_fetched_again_until_the_round_is_declined() -> None:
+    first, rows = informed_plan(1)
+    session = s.Session("n", informed=rows.manifest.sha256)
+    lost = s.WorkerFailed("these informed rows are not the run's", died=False, not_equal=False, uninformed=True)
+    feed(session, s.PlanArrived(first))
+    for _ in range(4):
+        assert feed(session, lost) == [s.Fetch(rows)] and not session.worker_ready
+        assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepInformed(rows), s.Configure(first)]
+    assert feed(session, lost) == [s.Decline(1, lost.reason)]
+    # The next round is another chance.
+    second, _ = informed_plan(2)
+    assert feed(session, s.PlanArrived(second)) == [s.Fetch(rows)]
+
+
+def test_resting_stops_the_fetch_of_informed_rows_and_takes_it_up_again() -> None:
+    session, (first, rows) = s.Session("n"), informed_plan(1)
+    feed(session, s.PlanArrived(first))
+    assert feed(session, s.MustRest("policy", "hours")) == [s.LetGo(), s.Decline(1, "hours")]
+    assert feed(session, s.Fetched(rows.manifest.sha256)) == []
+    assert feed(session, s.MayWork("policy")) == [s.Fetch(rows)]
 
 
 def test_full_disk_declines_keeps_the_worker_and_goes_on_when_there_is_room() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,6 +127,24 @@ def test_a_file_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(InformedDamaged, match="not here"):
         read_informed(path, sha256, SCHEMA, 2, 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3), st.integers(0, 40))
+def test_whatever_a_forged_file_holds_is_read_or_refused(changes: list[tuple[int, int]], cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "informed.bin"
+        informed_file(path)
+        data = bytearray(path.read_bytes())
+        for place, value in changes:
+            data[place % len(data)] = value
+        path.write_bytes(data[: len(data) - cut])
+        try:
+            rows = read_informed(path, sha256_of(path), SCHEMA, 2, 4)
+        except MalformedMessage:
+            return
+        assert {name: part.rows.shape for name, part in rows.items()} == {"a": (8, 24), "b": (8, 12)}
+        assert all(part.exponent.shape == (8,) for part in rows.values())
 
 
 def test_a_pool_is_informed_rows_and_then_signs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import coordinator.rounds as r
 import edge_client.session as s
 from coordinator.job import RoundSection
-from fedcore.plan import OutcomeObject, Plan
+from fedcore.plan import InformedObject, OutcomeObject, Plan
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
@@ -175,6 +175,10 @@ objects = st.builds(OutcomeObject, rounds, st.integers(0, 2), st.none() | rounds
 def plans(draw: st.DrawFn) -> Plan:
     version, generation = draw(rounds), draw(st.integers(0, 2))
     training = msgspec.structs.replace(PLAN.training, generation=generation)
+    informed = draw(st.none() | st.builds(InformedObject, manifests))
+    if informed is not None:
+        rows = {"projection": "informed", "informed": informed.manifest.sha256, "informed_subspaces": 1}
+        training = msgspec.structs.replace(training, **rows)
     present = OutcomeObject(version, generation, None, draw(shas), draw(manifests))
     return msgspec.structs.replace(
         PLAN,
@@ -184,6 +188,7 @@ def plans(draw: st.DrawFn) -> Plan:
         cohort=draw(st.sampled_from([("a", "b"), ("b",), ()])),
         objects=(present, *draw(st.lists(objects, max_size=3))) if draw(st.booleans()) else tuple(draw(st.lists(objects, max_size=4))),
         training=training,
+        informed=informed,
     )
 
 
@@ -197,6 +202,7 @@ session_events = st.one_of(
     st.builds(s.UpdateReady, rounds),
     st.builds(s.UpdateGone, rounds, st.sampled_from(["", "late"])),
     st.builds(s.WorkerFailed, st.just("killed"), st.booleans()),
+    st.builds(s.WorkerFailed, st.just("other rows"), st.just(False), uninformed=st.just(True)),
     st.builds(s.MustRest, causes, st.sampled_from(["no room", "on battery"])),
     st.builds(s.MayWork, causes),
 )
@@ -240,15 +246,20 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
     for event in events:
         before = session.sent_round
         actions = session.handle(answer(asked, session) if event == "answer" else event)
-        asked = next((a for a in actions if not isinstance(a, s.TellStatus | s.Decline)), None if event == "answer" else asked)
+        # What has no answer, and may come with something that has.
+        words = s.TellStatus | s.Decline | s.KeepInformed
+        asked = next((a for a in actions if not isinstance(a, words)), None if event == "answer" else asked)
         if isinstance(asked, s.LetGo):
             asked = None
         session.check()
         assert session.sent_round >= before
-        assert len([a for a in actions if not isinstance(a, s.TellStatus | s.Decline)]) <= 1
+        assert len([a for a in actions if not isinstance(a, words)]) <= 1
         for action in actions:
             if isinstance(action, s.SendUpdate):
                 assert action.round == session.update_round > session.sent_round
+            if isinstance(action, s.Configure | s.TrainRound):
+                rows = action.plan.informed
+                assert rows is None or rows.manifest.sha256 == session.informed or session.state == "loading"
             if isinstance(action, s.TrainRound):
                 assert session.worker_ready and session.plan == action.plan and "a" in action.plan.cohort
 

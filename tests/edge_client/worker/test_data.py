@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.worker.data import load_examples
+from edge_client.worker.data import load_examples, load_texts
 from fedcore.errors import DataError
 from fedcore.job import DataSection, TaskSection
 
@@ -18,6 +18,16 @@ def write(tmp_path: Path, name: str, text: str) -> str:
     path = tmp_path / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return str(path)
+
+
+def test_texts_are_spread_over_the_source_and_their_labels_do_not_matter(tmp_path: Path) -> None:
+    source = write(tmp_path, "a.tsv", "\n".join(["text\tpair\tlabel", *(f"t{i}\tp{i}\tnonsense" for i in range(10))]) + "\n")
+    found = load_texts(DataSection(source=source), 4)
+    assert [(example.text, example.text_pair, example.target) for example in found] == [(f"t{i}", None, None) for i in (0, 2, 5, 7)]
+    pairs = load_texts(DataSection(source=source, text_pair="pair", label=None), 99)
+    assert [(example.text, example.text_pair) for example in pairs] == [(f"t{i}", f"p{i}") for i in range(10)]
+    with pytest.raises(DataError, match="no column 'sentence'"):
+        load_texts(DataSection(source=source, text="sentence"), 4)
 
 
 def test_csv_tsv_and_jsonl_agree(tmp_path: Path) -> None:
