@@ -168,7 +168,7 @@ def on_one_broker(tmp_path_factory: pytest.TempPathFactory) -> str:
     return check(run(tmp_path_factory.mktemp("plain") / "run", "mosquitto"))
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_over_two_bridged_brokers_survives_a_cut_between_them(tmp_path: Path) -> None:
     needs_mosquitto()
     bridged_run(tmp_path / "run", cut=True)

