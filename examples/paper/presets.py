@@ -52,6 +52,7 @@ PRESETS = {
         most_held=1000,
         micro_batch_size=8,
         common={"steps": 20, "interval_steps": 20, "batch_size": 8, "learning_rate_decay": 0.8},
+        own={"fedkseed": {"learning_rate_decay": 1.0}, "fedkseed-pro": {"learning_rate_decay": 1.0}},
     ),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
     "paper": Preset(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fedcore.errors import ConfigError
 from fedcore.method import MethodSettings, exact_mean, require_within
 from fedcore.plan import Plan
 from fedcore.state import ExactState
@@ -36,6 +37,10 @@ class FedKSeedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, 
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
         require_within(self, num_seeds=MAX_DIRECTIONS, perturbation=1.0)
+        if self.learning_rate_decay != 1.0:
+            raise ConfigError(
+                "coefficients are in units of the learning rate, which must stay", place="method.learning_rate_decay", remedy="leave it out"
+            )
 
     @property
     def biased(self) -> bool:

@@ -10,8 +10,13 @@ from fedcore.methods import SERVER_HALVES, server_half
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 
+KINDS = {str(kind.__struct_config__.tag): kind for kind in SERVER_HALVES}
+CONSTANT = ("fedkseed", "fedkseed-pro")
 
-@pytest.mark.parametrize("kind", SERVER_HALVES, ids=[str(kind.__struct_config__.tag) for kind in SERVER_HALVES])
+
+@pytest.mark.parametrize(
+    "kind", [kind for name, kind in KINDS.items() if name not in CONSTANT], ids=[name for name in KINDS if name not in CONSTANT]
+)
 def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
     half = server_half(kind(learning_rate=0.5, tensor_learning_rate=0.25, learning_rate_decay=0.5))
     rates = [(half.training(t, 7).learning_rate, half.training(t, 7).tensor_learning_rate) for t in (1, 2, 4)]
@@ -32,3 +37,11 @@ def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
 def test_factors_outside_their_range_are_refused(kind: type, changes: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**changes)
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_where_coefficients_are_in_units_of_the_learning_rate_it_stays(name: str) -> None:
+    half = server_half(KINDS[name]())
+    assert half.training(1, 7).learning_rate == half.training(9, 7).learning_rate
+    with pytest.raises(ConfigError, match="units of the learning rate"):
+        KINDS[name](learning_rate_decay=0.9)
