@@ -67,7 +67,7 @@ class ScalarTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
         names = (COEFFICIENTS, AMPLITUDES, USES) if self.biased else (COEFFICIENTS,)
         return dict.fromkeys(names, (1, self.num_directions))
 
-    def intervalnumbers(self, schema: ModelSchema) -> int:
+    def interval_numbers(self, schema: ModelSchema) -> int:
         """The round's steps and slopes, and the whole tensors with their moments."""
         return 2 * self.steps + 3 * numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
 
@@ -88,7 +88,7 @@ class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
         """A row for each layer."""
         return {self.coefficients(layer): (1, self.num_directions) for layer in schema.layers}
 
-    def intervalnumbers(self, schema: ModelSchema) -> int:
+    def interval_numbers(self, schema: ModelSchema) -> int:
         """All weights and whole tensors, with two moments of each."""
         whole = numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
         return 3 * (sum(layer.rows * layer.columns for layer in schema.layers) + whole)

@@ -53,11 +53,11 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
         """None where a factor stays on its node: its head goes with it."""
         return schema.tensors if self.shares_model else ()
 
-    def intervalnumbers(self, schema: ModelSchema) -> int:
+    def interval_numbers(self, schema: ModelSchema) -> int:
         """The factors that train and the whole tensors, with two moments of each."""
         return 3 * (numbers(self._factors(schema, self.trained)) + numbers({tensor.name: tensor.matrix for tensor in schema.tensors}))
 
-    def localnumbers(self, schema: ModelSchema) -> int:
+    def local_numbers(self, schema: ModelSchema) -> int:
         """The factors that stay, and the head with them."""
         tensors = {} if self.shares_model else {tensor.name: tensor.matrix for tensor in schema.tensors}
         return numbers(self._factors(schema, self.local) | tensors)

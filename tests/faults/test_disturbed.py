@@ -18,7 +18,7 @@ from tiny import Recipe, Tiny, Workshop, run_name, undisturbed
 from benchmarks.disturbed import series, table
 
 # Folds, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
-SLICE = (72, 43)
+SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def fill(path: Path) -> None:
                 block = block[: len(block) // 2]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_full_disk_declines_with_a_reason_and_goes_on_from_what_was_kept(tmp_path: Path, small_disk: Path) -> None:
     needs_mosquitto()
     undisturbed = check(run(tmp_path / "undisturbed", "mosquitto", steps=12))
