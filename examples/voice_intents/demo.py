@@ -49,6 +49,7 @@ interval_steps = 15
 steps = 60
 batch_size = 16
 learning_rate = 1e-3
+learning_rate_decay = 0.8
 tensor_learning_rate = 5e-3
 {method}
 [round]
