@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.ledger import Ledger
-from coordinator.rounds import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Resume, RoundMachine
+from coordinator.round_events import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Resume
+from coordinator.rounds import RoundMachine
 from coordinator.view import EventView, RunView
 from fedcore.errors import ConfigError
 from fedcore.wire.fields import clean_text

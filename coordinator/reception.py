@@ -16,8 +16,9 @@ from coordinator.ledger import Ledger, UpdateRow
 from coordinator.policy import clip_for
 from coordinator.publisher import Objects, Publisher
 from coordinator.reminders import Reminders
-from coordinator.rounds import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, RoundMachine, UpdateAccepted
-from coordinator.rounds import Declined as NodeDeclined
+from coordinator.round_events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
+from coordinator.round_events import Declined as NodeDeclined
+from coordinator.rounds import RoundMachine
 from coordinator.senders import Senders
 from coordinator.view import NodeView, RunView
 from fedcore.accumulator import norm_of

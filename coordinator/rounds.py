@@ -41,36 +41,11 @@ from coordinator.round_events import (
     Resume,
     Revoked,
     RoundPublished,
-    Tick,
     UpdateAccepted,
 )
 from fedcore.errors import RunError
 
-__all__ = [
-    "Action",
-    "Answer",
-    "Arriving",
-    "CloseRound",
-    "Command",
-    "Declined",
-    "DigestReported",
-    "EndRound",
-    "EndRun",
-    "Event",
-    "Exclude",
-    "FinishRun",
-    "NodeOffline",
-    "NodeOnline",
-    "OpenRound",
-    "Pause",
-    "Readmit",
-    "Resume",
-    "Revoked",
-    "RoundMachine",
-    "RoundPublished",
-    "Tick",
-    "UpdateAccepted",
-]
+__all__ = ["RoundMachine"]
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
 # An update counts as on its way for so long after its last progress.

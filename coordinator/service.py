@@ -26,18 +26,8 @@ from coordinator.prepare import Prepared
 from coordinator.probe import usable_chunk_bytes
 from coordinator.publisher import Publisher, key_of
 from coordinator.reception import Reception
-from coordinator.rounds import (
-    Action,
-    Arriving,
-    CloseRound,
-    EndRun,
-    Event,
-    FinishRun,
-    OpenRound,
-    RoundMachine,
-    RoundPublished,
-    Tick,
-)
+from coordinator.round_events import Action, Arriving, CloseRound, EndRun, Event, FinishRun, OpenRound, RoundPublished, Tick
+from coordinator.rounds import RoundMachine
 from coordinator.senders import Senders
 from coordinator.view import EventView, RunView
 from fedcore.base import Base

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import edge_client.session as s
+import edge_client.session_events as s
 from devices.base import Device
 from devices.detection import detect
 from edge_client.courier import Courier
@@ -23,6 +23,7 @@ from edge_client.outbox import Outbox
 from edge_client.policy import Conditions, PolicySection, Watch
 from edge_client.report import status, telemetry
 from edge_client.sensing import Sensing
+from edge_client.session import Session
 from edge_client.storage import Storage, informed_path, round_bytes
 from edge_client.supervisor import Supervisor
 from edge_client.training_packages import import_failure
@@ -105,7 +106,7 @@ class Agent:
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
         self._rows_path = informed_path(self._folder)
         informed = sha256_of(self._rows_path) if self._rows_path.exists() else ""
-        self.session = s.Session(node.node, sent_round=sent, update_round=waiting, informed=informed)
+        self.session = Session(node.node, sent_round=sent, update_round=waiting, informed=informed)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
         self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._mail, jitter, self._fetched, self._gone)
         self._supervisor = supervise(node, model_folder, budget_bytes, self._queue.put, say)

@@ -41,30 +41,7 @@ from edge_client.session_events import (
 )
 from fedcore.plan import InformedObject, Plan, PublishedObject, objects_needed, published_digest
 
-__all__ = [
-    "Action",
-    "AdoptObject",
-    "Adopted",
-    "Cause",
-    "Configure",
-    "Decline",
-    "Event",
-    "Fetch",
-    "Fetched",
-    "KeepInformed",
-    "LetGo",
-    "MayWork",
-    "MustRest",
-    "PlanArrived",
-    "SendUpdate",
-    "Session",
-    "TellStatus",
-    "TrainRound",
-    "UpdateGone",
-    "UpdateReady",
-    "WorkerFailed",
-    "WorkerReady",
-]
+__all__ = ["Session"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
 # A worker that dies this often in one round has a reason that another start will not mend.

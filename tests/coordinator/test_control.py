@@ -19,7 +19,7 @@ from leader import Leader
 from coordinator.control import Answer, Asked, Command, EndRound, Exclude, Pause, Readmit, Resume, command_of, name_of, refuse_all
 from coordinator.job import RoundSection
 from coordinator.ledger import SqliteLedger, read_events
-from coordinator.rounds import (
+from coordinator.round_events import (
     CloseRound,
     Declined,
     DigestReported,
@@ -29,11 +29,11 @@ from coordinator.rounds import (
     NodeOffline,
     NodeOnline,
     OpenRound,
-    RoundMachine,
     RoundPublished,
     Tick,
     UpdateAccepted,
 )
+from coordinator.rounds import RoundMachine
 from fedcore.checkpoint import write_safetensors
 from fedcore.errors import ConfigError, RunError
 from fedcore.job import TaskSection

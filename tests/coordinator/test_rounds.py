@@ -11,7 +11,7 @@ import pytest
 from coordinator.cohort import choose_cohort
 from coordinator.job import RoundSection
 from coordinator.ledger import RoundRow, SqliteLedger, UpdateRow
-from coordinator.rounds import (
+from coordinator.round_events import (
     Arriving,
     CloseRound,
     Declined,
@@ -23,11 +23,11 @@ from coordinator.rounds import (
     NodeOnline,
     OpenRound,
     Revoked,
-    RoundMachine,
     RoundPublished,
     Tick,
     UpdateAccepted,
 )
+from coordinator.rounds import RoundMachine
 from fedcore.errors import RunError
 from fedcore.update import UpdateHeader
 

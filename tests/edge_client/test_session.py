@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 from plans import TRAINING, make_plan
 
-import edge_client.session as s
+import edge_client.session_events as s
 from edge_client.outbox import Outbox
+from edge_client.session import Session
 from fedcore.plan import InformedObject, OutcomeObject, Plan
 from fedcore.wire.manifest import Manifest
 
@@ -22,7 +23,7 @@ def plan(t: int, objects: tuple[OutcomeObject, ...] = (), *, cohort: tuple[str, 
     return make_plan(t, objects=objects, cohort=cohort, generation=generation)
 
 
-def feed(session: s.Session, *events: s.Event) -> list[s.Action]:
+def feed(session: Session, *events: s.Event) -> list[s.Action]:
     out: list[s.Action] = []
     for event in events:
         out += [a for a in session.handle(event) if not isinstance(a, s.TellStatus)]
@@ -31,7 +32,7 @@ def feed(session: s.Session, *events: s.Event) -> list[s.Action]:
 
 
 def test_a_whole_round_and_the_next() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     assert feed(session, s.PlanArrived(first)) == [s.Configure(first)]
     assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
     assert feed(session, s.UpdateReady(1)) == [s.SendUpdate(1)]
@@ -44,7 +45,7 @@ def test_a_whole_round_and_the_next() -> None:
 
 
 def test_a_repeated_plan_changes_nothing() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     assert feed(session, s.PlanArrived(first)) == []
     feed(session, s.UpdateReady(1))
@@ -54,15 +55,15 @@ def test_a_repeated_plan_changes_nothing() -> None:
 
 
 def test_restart_with_an_update_on_disk_sends_it_without_training_again() -> None:
-    session = s.Session("n", update_round=3)
+    session = Session("n", update_round=3)
     assert feed(session, s.PlanArrived(plan(3))) == [s.SendUpdate(3)]
-    done = s.Session("n", sent_round=3)
+    done = Session("n", sent_round=3)
     third = plan(3, (obj(2),))
     assert feed(done, s.PlanArrived(third), s.WorkerReady(2, 0, "d2")) == [s.Configure(third)]
 
 
 def test_newer_plan_overtakes_training() -> None:
-    session, second = s.Session("n"), plan(2, (obj(1),))
+    session, second = Session("n"), plan(2, (obj(1),))
     feed(session, s.PlanArrived(plan(1)), s.WorkerReady(0, 0, "d"))
     assert feed(session, s.PlanArrived(second)) == []
     late = s.Decline(1, "late: the round was over before the update was ready")
@@ -70,7 +71,7 @@ def test_newer_plan_overtakes_training() -> None:
 
 
 def test_a_worker_that_dies_while_it_loads_is_started_again() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     assert feed(session, s.PlanArrived(first)) == [s.Configure(first)]
     died = s.WorkerFailed("the worker ended (signal 9)", died=True)
     for _ in range(4):
@@ -79,7 +80,7 @@ def test_a_worker_that_dies_while_it_loads_is_started_again() -> None:
 
 
 def test_dead_worker_is_tried_again_then_the_round_is_declined() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     died = s.WorkerFailed("the worker ended (signal 9)", died=True)
     for _ in range(4):
@@ -89,7 +90,7 @@ def test_dead_worker_is_tried_again_then_the_round_is_declined() -> None:
 
 
 def test_uninvited_node_follows_without_training() -> None:
-    session = s.Session("n")
+    session = Session("n")
     second = plan(2, (obj(1),), cohort=("other",))
     assert feed(session, s.PlanArrived(second), s.WorkerReady(0, 0, "d"))[1:] == [s.Fetch(obj(1))]
     feed(session, s.Fetched(obj(1).manifest.sha256))
@@ -97,14 +98,14 @@ def test_uninvited_node_follows_without_training() -> None:
 
 
 def test_finished_plan_ends_with_the_last_version() -> None:
-    session = s.Session("n")
+    session = Session("n")
     last = msgspec.structs.replace(plan(1, (obj(1),)), phase="finished", version=1)
     assert feed(session, s.PlanArrived(last), s.WorkerReady(1, 0, "d1")) == [s.Configure(last)]
     assert session.state == "finished"
 
 
 def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() -> None:
-    session = s.Session("n")
+    session = Session("n")
     difference, whole = obj(2, 1, size=10), obj(2)
     third = plan(3, (difference, whole))
     # It says version 2, but what it holds is not the run's version 2.
@@ -123,7 +124,7 @@ def informed_plan(t: int, sha256: str = "a" * 64, objects: tuple[OutcomeObject, 
 
 
 def test_informed_rows_are_fetched_before_a_model_is_loaded_and_only_once() -> None:
-    session = s.Session("n")
+    session = Session("n")
     first, rows = informed_plan(1)
     assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
     assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
@@ -133,15 +134,15 @@ def test_informed_rows_are_fetched_before_a_model_is_loaded_and_only_once() -> N
     assert feed(session, s.UpdateReady(1), s.UpdateGone(1)) == [s.SendUpdate(1)]
     second, _ = informed_plan(2, objects=(obj(1),))
     assert feed(session, s.PlanArrived(second)) == [s.Fetch(obj(1))]
-    restarted = s.Session("n", informed=rows.manifest.sha256)
+    restarted = Session("n", informed=rows.manifest.sha256)
     assert feed(restarted, s.PlanArrived(first)) == [s.Configure(first)]
     other, others = informed_plan(1, "c" * 64)
-    assert feed(s.Session("n", informed=rows.manifest.sha256), s.PlanArrived(other)) == [s.Fetch(others)]
+    assert feed(Session("n", informed=rows.manifest.sha256), s.PlanArrived(other)) == [s.Fetch(others)]
 
 
 def test_damaged_informed_rows_are_fetched_again_until_the_round_is_declined() -> None:
     first, rows = informed_plan(1)
-    session = s.Session("n", informed=rows.manifest.sha256)
+    session = Session("n", informed=rows.manifest.sha256)
     lost = s.WorkerFailed("these informed rows are not the run's", died=False, not_equal=False, uninformed=True)
     feed(session, s.PlanArrived(first))
     for _ in range(4):
@@ -154,7 +155,7 @@ def test_damaged_informed_rows_are_fetched_again_until_the_round_is_declined() -
 
 
 def test_resting_stops_the_fetch_of_informed_rows_and_takes_it_up_again() -> None:
-    session, (first, rows) = s.Session("n"), informed_plan(1)
+    session, (first, rows) = Session("n"), informed_plan(1)
     feed(session, s.PlanArrived(first))
     assert feed(session, s.MustRest("policy", "hours")) == [s.LetGo(), s.Decline(1, "hours")]
     assert feed(session, s.Fetched(rows.manifest.sha256)) == []
@@ -162,7 +163,7 @@ def test_resting_stops_the_fetch_of_informed_rows_and_takes_it_up_again() -> Non
 
 
 def test_full_disk_declines_keeps_the_worker_and_goes_on_when_there_is_room() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     assert feed(session, s.MustRest("storage", "the disk is full")) == [s.Decline(1, "the disk is full")]
     assert session.state == "resting" and session.worker_ready
@@ -175,7 +176,7 @@ def test_full_disk_declines_keeps_the_worker_and_goes_on_when_there_is_room() ->
 
 
 def test_full_disk_while_an_update_waits_sends_it_when_there_is_room() -> None:
-    session = s.Session("n", update_round=3)
+    session = Session("n", update_round=3)
     feed(session, s.PlanArrived(plan(3)), s.MustRest("storage", "the disk is full"))
     assert feed(session, s.MayWork("storage")) == [s.SendUpdate(3)]
 
@@ -184,7 +185,7 @@ HOT = s.MustRest("policy", "hot")
 
 
 def test_a_policy_ends_training_in_peace_and_the_round_goes_on_when_it_may() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     assert session.state == "training"
     assert feed(session, HOT) == [s.LetGo(), s.Decline(1, "hot")]
@@ -197,7 +198,7 @@ def test_a_policy_ends_training_in_peace_and_the_round_goes_on_when_it_may() -> 
 
 
 def test_a_node_that_rests_loads_nothing_and_declines_each_plan_that_invites_it() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     assert feed(session, HOT) == [s.LetGo()] and session.state == "resting"
     assert feed(session, s.PlanArrived(first)) == [s.Decline(1, "hot")]
     # Heard again after a reconnect: the coordinator may have missed it.
@@ -209,21 +210,21 @@ def test_a_node_that_rests_loads_nothing_and_declines_each_plan_that_invites_it(
 
 
 def test_a_finished_update_is_sent_while_the_node_rests() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"), s.UpdateReady(1))
     assert feed(session, HOT) == [s.LetGo()] and session.state == "sending" and session.reason == "hot"
     assert feed(session, s.UpdateGone(1)) == [] and session.state == "resting" and session.reason == "hot"
     # The worker was let go as it finished: declined and sent all the same.
-    late = s.Session("n")
+    late = Session("n")
     feed(late, s.PlanArrived(first), s.WorkerReady(0, 0, "d"), HOT)
     assert feed(late, s.UpdateReady(1)) == [s.SendUpdate(1)]
-    assert s.Session("n", update_round=1).handle(HOT)[0] == s.LetGo()
-    restarted = s.Session("n", update_round=1)
+    assert Session("n", update_round=1).handle(HOT)[0] == s.LetGo()
+    restarted = Session("n", update_round=1)
     assert feed(restarted, HOT, s.PlanArrived(first)) == [s.LetGo(), s.SendUpdate(1)]
 
 
 def test_two_causes_to_rest_are_both_told_and_both_have_to_go() -> None:
-    session, first = s.Session("n", update_round=1), plan(1)
+    session, first = Session("n", update_round=1), plan(1)
     feed(session, s.PlanArrived(first))
     assert feed(session, s.MustRest("storage", "no room")) == [s.Decline(1, "no room")]
     assert feed(session, HOT) == [s.LetGo(), s.Decline(1, "no room; hot")]
@@ -234,7 +235,7 @@ def test_two_causes_to_rest_are_both_told_and_both_have_to_go() -> None:
 
 
 def test_rests_are_no_tries() -> None:
-    session, first = s.Session("n"), plan(1)
+    session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
     for _ in range(20):
         feed(session, HOT)
@@ -248,12 +249,12 @@ def test_rests_are_no_tries() -> None:
 
 
 def test_a_finished_node_leaves_whatever_its_policy_says() -> None:
-    session = s.Session("n")
+    session = Session("n")
     last = msgspec.structs.replace(plan(1, (obj(1),)), phase="finished", version=1)
     feed(session, s.PlanArrived(last), s.WorkerReady(1, 0, "d1"))
     assert feed(session, HOT, s.PlanArrived(last)) == [s.LetGo()] and session.state == "finished"
     # But one that has not taken the last version waits for its hour.
-    waiting = s.Session("n")
+    waiting = Session("n")
     assert feed(waiting, HOT, s.PlanArrived(last)) == [s.LetGo()] and waiting.state == "resting"
     assert feed(waiting, s.MayWork("policy")) == [s.Configure(last)]
 

@@ -14,9 +14,11 @@ from fuzz.samples import PLAN
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import coordinator.rounds as r
-import edge_client.session as s
+import coordinator.round_events as r
+import edge_client.session_events as s
 from coordinator.job import RoundSection
+from coordinator.rounds import RoundMachine
+from edge_client.session import Session
 from fedcore.plan import InformedObject, OutcomeObject, Plan
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.manifest import Manifest
@@ -211,7 +213,7 @@ session_events = st.one_of(
 mostly_answers = st.integers(0, 9).flatmap(lambda choice: session_events if choice < 3 else st.just("answer"))
 
 
-def next_plan(session: s.Session) -> Plan:
+def next_plan(session: Session) -> Plan:
     """A sensible plan: the next round, from the version that the last one led to."""
     number = session.plan.round + 1 if session.plan is not None else 1
     sha = f"{number % 10}" * 64
@@ -220,7 +222,7 @@ def next_plan(session: s.Session) -> Plan:
     return msgspec.structs.replace(PLAN, round=number, version=number - 1, objects=objects, training=training)
 
 
-def answer(asked: s.Action | None, session: s.Session) -> s.Event:
+def answer(asked: s.Action | None, session: Session) -> s.Event:
     """What comes next when all goes well: without it, senseless events never get far."""
     if session.state == "resting":
         return s.MayWork(next(iter(session.rests)))
@@ -242,7 +244,7 @@ def answer(asked: s.Action | None, session: s.Session) -> s.Event:
 @quick
 @given(events=st.lists(mostly_answers, min_size=20, max_size=60), sent=rounds, waiting=rounds)
 def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: int, waiting: int) -> None:
-    session, asked = s.Session("a", sent_round=sent, update_round=waiting), None
+    session, asked = Session("a", sent_round=sent, update_round=waiting), None
     for event in events:
         before = session.sent_round
         actions = session.handle(answer(asked, session) if event == "answer" else event)
@@ -268,7 +270,7 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
 def test_a_worker_that_fails_while_an_object_is_fetched_does_not_leave_the_node_waiting_for_ever(died: bool) -> None:
     whole = OutcomeObject(1, 0, None, "1" * 64, Manifest("o", 9, "2" * 64, 4))
     plan = msgspec.structs.replace(PLAN, round=2, version=1, objects=(whole,))
-    session = s.Session("a")
+    session = Session("a")
     for event in (s.PlanArrived(plan), s.WorkerReady(0, 0, "")):
         session.handle(event)
     assert session.state == "fetching"
@@ -309,7 +311,7 @@ round_events = st.one_of(
 )
 def test_round_machine_keeps_its_invariants_whatever_happens(events: list[Any], quorum: int, cohort: int, resumed: bool) -> None:
     settings = RoundSection(rounds=3, quorum=quorum, min_nodes=3, cohort=cohort and max(cohort, quorum), deadline_seconds=100)
-    machine, now = r.RoundMachine(settings, 7), 1000.0
+    machine, now = RoundMachine(settings, 7), 1000.0
     if resumed:
         machine.resume_open(("a", "b", "c"), {"a"}, 1050.0)
         machine.paused, machine.excluded = quorum == 1, {"c"} if quorum == 2 else set()
