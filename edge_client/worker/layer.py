@@ -192,13 +192,14 @@ class SubspaceLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m), differentiable in x, the factor and the bias."""
         flat = x.reshape(-1, self.in_features)  # (t, n)
-        tokens = flat.shape[0]
-        real = None if self.padding is None else self.padding.real(flat)
-        flat = (flat if real is None else flat[real]).to(torch.float32)
-        y: Tensor = _FrozenProduct.apply(flat, self._start(flat), self)  # type: ignore[no-untyped-call]
-        if real is not None:
-            y = Padding.spread(y, real, tokens)
+        y = self._computed(flat) if self.padding is None else self.padding.left_out(flat, self._computed)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        """(t, n) to float32 (t, m)."""
+        x = x.to(torch.float32)
+        y: Tensor = _FrozenProduct.apply(x, self._start(x), self)  # type: ignore[no-untyped-call]
+        return y
 
     def _start(self, x: Tensor) -> Tensor | None:
         """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it.
@@ -208,13 +209,17 @@ class SubspaceLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(torch.float32)
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
-        first = self.active * self.rank
-        own = slice(first, first + self.factor.shape[1])
-        signs = self.projection[own].to(torch.float32)  # (r', n)
-        if self.row_scale is not None:
-            signs *= self.row_scale[own, None]
-        z = (x.detach() @ signs.T).mul_(self.scale)  # (t, r')
+        rows = self.subspace_rows(self.active, self.factor.shape[1])  # (r', n)
+        z = (x.detach() @ rows.T).mul_(self.scale)  # (t, r')
         return z @ self.factor.T if bias is None else torch.addmm(bias, z, self.factor.T)
+
+    def subspace_rows(self, subspace_index: int, rank: int) -> Tensor:
+        """The first rows of P_k / scale, float32 (rank, n)."""
+        assert self.projection is not None
+        first = subspace_index * self.rank
+        own = slice(first, first + rank)
+        rows = self.projection[own].to(torch.float32)
+        return rows if self.row_scale is None else rows.mul_(self.row_scale[own, None])
 
     def _side(self, rows: slice, *, with_factor: bool) -> Tensor:
         """F (rows, K r) float32; without the factor's part in the forward pass, where `_start` has it."""

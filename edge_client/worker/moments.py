@@ -102,12 +102,6 @@ def _factor(layer: SubspaceLinear) -> torch.nn.Parameter:
     return layer.factor
 
 
-def _rows(layer: SubspaceLinear, subspace: int, rank: int) -> Tensor:
-    """The first rows of a subspace's P, without its scale."""
-    assert layer.projection is not None
-    return layer.projection[subspace * layer.rank : subspace * layer.rank + rank].to(torch.float32)
-
-
 class _Reset:
     """Nothing goes on."""
 
@@ -153,7 +147,7 @@ class _Carried(_Reset):
             factor, held = _factor(layer), self._held[source][name]
             width, first = factor.shape[1], held["exp_avg"]
             if source != subspace or first.shape[1] != width:
-                first = transported(first, _rows(layer, source, first.shape[1]), _rows(layer, subspace, width))
+                first = transported(first, layer.subspace_rows(source, first.shape[1]), layer.subspace_rows(subspace, width))
             second = _with_columns(held["exp_avg_sq"], width)
             adam.state[factor] = {"step": held["step"].clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
         return adam

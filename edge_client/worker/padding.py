@@ -10,6 +10,8 @@ length; where rows of both kinds are no more than that, the plan's peak holds, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,10 @@ class Padding:
         """Which rows of a layer's input (rows, n) are real tokens; None for all, and where rows are not the micro-batch's tokens."""
         return self._real if x.shape[0] == self._tokens else None
 
-    @staticmethod
-    def spread(y: Tensor, real: Tensor, tokens: int) -> Tensor:
-        """Rows of the real tokens among rows of zeros, (tokens, m)."""
-        return torch.zeros(tokens, y.shape[1], dtype=y.dtype, device=y.device).index_copy_(0, real, y)
+    def left_out(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """A layer's output (rows, m) of its input (rows, n): the product of the real tokens' rows, zero for the rest."""
+        real = self.real(x)
+        if real is None:
+            return product(x)
+        y = product(x[real])
+        return torch.zeros(x.shape[0], y.shape[1], dtype=y.dtype, device=y.device).index_copy_(0, real, y)

@@ -124,15 +124,12 @@ class _Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m)."""
-        flat = x.reshape(-1, self.in_features)
-        real = self._padding.real(flat)
-        part = (flat if real is None else flat[real]).to(self._compute_dtype)
-        y = F.linear(part, self.weight.to(self._compute_dtype)).to(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias
-        if real is not None:
-            y = Padding.spread(y, real, flat.shape[0])
-        return y.view(*x.shape[:-1], self.out_features)
+        return self._padding.left_out(x.reshape(-1, self.in_features), self._computed).view(*x.shape[:-1], self.out_features)
+
+    def _computed(self, x: Tensor) -> Tensor:
+        """(t, n) to (t, m)."""
+        y = F.linear(x.to(self._compute_dtype), self.weight.to(self._compute_dtype)).to(x.dtype)
+        return y if self.bias is None else y + self.bias
 
 
 def _copy_base(layer: SubspaceLinear, weight: Tensor) -> None:

@@ -262,3 +262,11 @@ def test_what_does_not_fit_is_refused() -> None:
         FloatWeight(torch.zeros(3, 2, dtype=torch.int8))
     with pytest.raises(ModelError, match="name"):
         SubspaceLinear("name", FloatWeight(torch.zeros(3, 2)), torch.zeros(2))
+
+
+def test_rows_of_a_subspace_come_with_their_powers_of_two() -> None:
+    layer = SubspaceLinear("l", FloatWeight(torch.zeros(2, 3)))
+    rows, powers = torch.tensor([[1, -2, 3], [4, 5, 6], [7, 8, 9], [1, 1, -1]], dtype=torch.int8), torch.tensor([1.0, 2.0, 0.5, 4.0])
+    layer.install(rows, 2, row_scale=powers)
+    assert layer.subspace_rows(1, 2).tolist() == [[3.5, 4.0, 4.5], [4.0, 4.0, -4.0]]
+    assert layer.subspace_rows(0, 1).tolist() == [[1.0, -2.0, 3.0]] and torch.equal(layer.projection, rows)  # type: ignore[arg-type]

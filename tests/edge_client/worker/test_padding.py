@@ -84,5 +84,8 @@ def test_rows_of_both_kinds_stay_within_the_plan(room_tokens: int, mask: list[li
 
 
 def test_rows_of_padding_are_zero() -> None:
-    spread = Padding.spread(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 2]), 3)
-    assert spread.tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]
+    padding = Padding()
+    padding.room_tokens = 5
+    padding.see(torch.tensor([[1, 0, 1]]))
+    computed = padding.left_out(torch.tensor([[1.0, 2.0], [7.0, 7.0], [3.0, 4.0]]), lambda x: x + 0)
+    assert computed.tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]
