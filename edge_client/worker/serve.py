@@ -249,22 +249,29 @@ def main(commands: BinaryIO, events: BinaryIO, first: Command | None = None, rou
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
     worker = Worker(events, route)
-    waiting: queue.Queue[Command | None] = queue.Queue()
+    waiting: queue.Queue[Command | Exception | None] = queue.Queue()
     if first is not None:
         waiting.put(first)
 
     def read() -> None:
         # A thread, so that a step down reaches a worker that trains.
-        while (command := read_message(commands, Command)) is not None:
-            if isinstance(command, StepDown):
-                worker.step_down(command.rung)
-            else:
-                waiting.put(command)
+        end: Exception | None = None
+        try:
+            while (command := read_message(commands, Command)) is not None:
+                if isinstance(command, StepDown):
+                    worker.step_down(command.rung)
+                else:
+                    waiting.put(command)
+        except (WorkerError, msgspec.DecodeError) as error:
+            end = error
         worker.leave()
-        waiting.put(None)
+        waiting.put(end)
 
     threading.Thread(target=read, name="commands", daemon=True).start()
     while (command := waiting.get()) is not None:
+        if isinstance(command, Exception):
+            # Of another version's supervisor, or broken: it hears at once that this worker is gone, and why.
+            raise command
         try:
             event = worker.answer(command)
         except FedkrsoError as error:

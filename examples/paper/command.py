@@ -40,7 +40,11 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 @click.option("--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Folder with one folder a task.")
 @click.option("--model", help="Folder, PACKAGE:FOLDER or a name on the Hugging Face hub; for GLUE all-MiniLM-L6-v2 by default.")
 @click.option(
-    "--preset", default="small", show_default=True, type=click.Choice(["small", "paper"]), help="Sizes: for two cores, or the paper's."
+    "--preset",
+    default="small",
+    show_default=True,
+    type=click.Choice(["small", "few", "paper"]),
+    help="Sizes: for two cores, or the paper's.",
 )
 @click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16", "float16"]))
 @click.option("--dropout", default="0", show_default=True, help="Probability that a client misses a round; more with commas.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large the experiment is: the paper's own size, and one for two processor cores."""
+"""How large the experiment is: the paper's own size, and two for two processor cores."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ PRESETS = {
         most_held=1000,
         micro_batch_size=8,
         common={"steps": 20, "interval_steps": 20, "batch_size": 8, "learning_rate_decay": 0.8},
+        own={"fedkseed": {"learning_rate_decay": 1.0}, "fedkseed-pro": {"learning_rate_decay": 1.0}},
+    ),
+    # As long on two cores, for tasks that take a model more steps than `small` has: half the clients, twice the steps of each.
+    "few": Preset(
+        clients=5,
+        rounds=10,
+        tune_rounds=4,
+        max_length=64,
+        most_train=4000,
+        most_held=1000,
+        micro_batch_size=8,
+        common={"steps": 40, "interval_steps": 40, "batch_size": 8, "learning_rate_decay": 0.9},
         own={"fedkseed": {"learning_rate_decay": 1.0}, "fedkseed-pro": {"learning_rate_decay": 1.0}},
     ),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
