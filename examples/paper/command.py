@@ -57,6 +57,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 @click.option(
     "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Products on a processor."
 )
+@click.option("--steps", type=click.IntRange(1), help="Of a client in a round, instead of the preset's.")
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--train-rows", "most_train", type=click.IntRange(0), help="Rows that clients share, 0 for all; instead of the preset's.")
@@ -72,6 +73,7 @@ def paper(
     data: Path,
     model: str | None,
     preset: str,
+    steps: int | None,
     base: str,
     dropout: str,
     tune: bool,
@@ -105,7 +107,7 @@ def paper(
         methods=parse_methods(methods),
         split=parse_split(split),
         seeds=_listed(seeds, int, "--seeds"),
-        preset=PRESETS[preset],
+        preset=PRESETS[preset] if steps is None else PRESETS[preset].with_steps(steps),
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
         rates_of=task_by_name(rates_of).name if rates_of else None,

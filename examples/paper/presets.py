@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = ["PRESETS", "Preset"]
@@ -39,6 +39,17 @@ class Preset:
     def settings(self, method: str) -> dict[str, Any]:
         """Values by field for a method."""
         return {**self.common, **self.own.get(method, {})}
+
+    def with_steps(self, steps: int) -> Preset:
+        """The same with another T; J goes with it where it is T, and stays where it is less.
+
+        Example:
+            >>> [PRESETS[name].with_steps(100).common["interval_steps"] for name in ("small", "paper")]
+            [100, 10]
+        """
+        whole = self.common["interval_steps"] == self.common["steps"]
+        interval_steps = steps if whole else min(steps, self.common["interval_steps"])
+        return replace(self, common={**self.common, "steps": steps, "interval_steps": interval_steps})
 
 
 PRESETS = {
