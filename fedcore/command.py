@@ -65,7 +65,8 @@ _GROUPS = {
 def command() -> click.Command:
     """The whole command line as one click command."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    return _Group("", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices.")
+    whole = _Group("", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices.")
+    return click.version_option(package_name="fedkrso", prog_name="fedkrso", message="%(prog)s %(version)s")(whole)
 
 
 def _distribution(error: ModuleNotFoundError) -> str:

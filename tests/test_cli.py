@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ insecure = true
 def fedkrso(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment})
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert fedkrso("--version").stdout.split() == ["fedkrso", metadata.version("fedkrso")]
 
 
 def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> None:
