@@ -80,6 +80,7 @@ def final_table(group: Group, rates: Rates) -> Table:
             Column("learning rate"),
             Column("seeds", "d"),
             *(Column(f"{part}, {which}", form, spread=True) for part in PARTS for which in ("last round", "best round")),
+            *(Column(f"{part}, {group.task.beside.upper()}", form, spread=True) for part in PARTS if group.task.beside),
             Column("up, MB a round", ".3g"),
             Column("down, MB a round", ".3g"),
             Column("peak memory, MB", ".0f"),
@@ -89,6 +90,7 @@ def final_table(group: Group, rates: Rates) -> Table:
     for label, runs in _ordered(group):
         one = [_each(runs, part, group, at_best=at_best) for part in PARTS for at_best in (False, True)]
         last = [run.rows[-1] for run in runs.values()]
+        beside = [spread([row.metrics[f"{part}_{group.task.beside}"] for row in last]) for part in PARTS if group.task.beside]
         clients = [run.setup.clients * run.setup.rounds for run in runs.values()]
         rows = [row for run in runs.values() for row in run.rows]
         peaks = [row.accelerator_peak_bytes or row.peak_bytes for row in rows]
@@ -98,6 +100,7 @@ def final_table(group: Group, rates: Rates) -> Table:
                 _rate(next(iter(runs.values())), rates),
                 len(runs),
                 *one,
+                *beside,
                 statistics.fmean(row.uplink_bytes / count for row, count in zip(last, clients, strict=True)) / 1e6,
                 statistics.fmean(row.downlink_bytes / count for row, count in zip(last, clients, strict=True)) / 1e6,
                 max((peak for peak in peaks if peak is not None), default=0) / 1e6 or None,

@@ -105,6 +105,17 @@ def test_the_views_of_who_deploys_it(folder: Path) -> None:
     assert dropout["fedavg[base=float32]"][2:] == ["", ""]
 
 
+def test_f1_stands_beside_the_accuracy_that_is_compared(tmp_path: Path) -> None:
+    of = setup(task="mrpc")
+    rows = [row(of, n, held, metrics={"held_f1": held + 0.1, "dev_f1": held}) for n, held in enumerate((0.9, 0.6, 0.7), 1)]
+    write_run(tmp_path, of, rows, {"held": predictions(right(7, 10)), "dev": predictions(right(6, 10))})
+    write_report(tmp_path, resamples=100)
+    found = table(tmp_path, "final", "mrpc-dirichlet-0.5")
+    cells = dict(zip(found[""][1:], found["fedkrso"], strict=True))
+    assert float(cells["held, last round"]) == pytest.approx(0.7)
+    assert float(cells["held, F1"]) == pytest.approx(0.8) and float(cells["dev, F1"]) == pytest.approx(0.7)
+
+
 def test_of_perplexities_less_is_better(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(5, 20, size=60).astype(np.int32)
