@@ -15,11 +15,12 @@ from concurrent.futures import Future
 
 import msgspec
 
-from coordinator.archive import Archive, listed
+from coordinator.archive import listed
 from coordinator.control import Answer, Asked, Command, Control, refuse_all
 from coordinator.evaluator import Evaluator, raise_failure
 from coordinator.eventlog import EventLog
-from coordinator.files import RunFolder, load_state, save_state
+from coordinator.files import RunFolder
+from coordinator.globalmodel import GlobalModel
 from coordinator.ledger import Ledger, RoundRow, UpdateRow
 from coordinator.policy import Shares, round_shares
 from coordinator.prepare import Prepared
@@ -30,20 +31,12 @@ from coordinator.round_events import Action, Arriving, CloseRound, EndRun, Event
 from coordinator.rounds import RoundMachine
 from coordinator.senders import Senders
 from coordinator.view import EventView, RunView
-from fedcore.base import Base
-from fedcore.checkpoint import Checkpoint
 from fedcore.durable import is_full
-from fedcore.errors import BaseDamaged, StorageError, WorkerError
+from fedcore.errors import StorageError, WorkerError
 from fedcore.identity import SigningKey, security
-from fedcore.informed import InformedRows, read_informed
-from fedcore.methods import server_half
-from fedcore.plan import InformedObject, OutcomeObject, Plan
-from fedcore.projection import checksums
-from fedcore.state import ExactState, PublishedState, model_digest
-from fedcore.training import Training
+from fedcore.plan import Plan
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.update import WeightedUpdate
-from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
 from fedcore.worker import Adopted, Described, Evaluated, Failed, InformedRowsFound, Progress, Ready, Trained, WorkerDied
@@ -95,24 +88,13 @@ class Coordinator:
         ledger.put_fact("start", start)
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_outcomes, self._listeners)
-        self._half = server_half(job.method, prepared.informed)
-        self._informed = _informed_rows(prepared, self._half.training(1, job.seed), folder)
-        self._base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, folder.base)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_outcomes)
-        self._objects = self._archive.objects
-        self._archive.sound(self._base, ledger.plan(len(rows) + 1) or ledger.plan(len(rows)), len(rows))
-        self._checkpoint_digest = self._known_checkpoint()
-        first = self._half.training(1, job.seed)
-        self._state = load_state(folder.state(rows[-1].round)) if rows else ExactState.zero(first, prepared.schema)
-        self._published = self._state.publish()
+        self._model = GlobalModel(prepared, folder, ledger)
+        self._objects = self._model.archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last word.
         part = {node for row in rows for node in row.participants}
         self._machine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
-        if self._plan is not None:
-            # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
-            self._state = self._opened(self._plan.training)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._evaluator: Evaluator | None = None
         self._ticked_at = 0.0
@@ -262,72 +244,18 @@ class Coordinator:
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
         self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
         self.view.round_opened_at, self.view.deadline_at = self._opened_at, deadline_at
-        training = self._half.training(server_round, self._job.seed)
-        if training.generation != self._base.generation:
-            self._fold(training.generation)
-        self._archive.add_snapshot(self._base, self._start_state(training), self._chunk_bytes)
-        self._state = self._opened(training)
+        self._model.begin(server_round, self._chunk_bytes, lambda text: self._note("disk", "", text))
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
         self._announce(plan)
-        self._archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
+        self._model.archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
 
     def _announce(self, plan: Plan) -> None:
         self._plan = self._reception.plan = plan
         self._publisher.plan(plan)
 
-    def _fold(self, generation: int) -> None:
-        try:
-            self._base.fold(self._published, generation)
-        except BaseDamaged as error:
-            self._note("disk", "", f"{error.one_line()}: made anew from what was published")
-            plan = self._ledger.plan(self._machine.published)
-            assert plan is not None, "a fold comes after a round"
-            self._archive.rebuild(self._base, plan)
-            self._base.fold(self._published, generation)
-
-    def _opened(self, training: Training) -> ExactState:
-        """The exact state that a round starts from: the same, or zero layers under new seeds."""
-        return self._state if self._state.seeds == training.seeds else self._state.refreshed(training, self._schema)
-
-    def _start_state(self, training: Training) -> PublishedState:
-        """The published state in a round's subspaces."""
-        if self._published.seeds == training.seeds:
-            return self._published
-        return self._published.refreshed(training, self._schema)
-
-    def _start_digest(self, training: Training) -> str:
-        """The model digest that a round starts from; empty before its fold."""
-        if training.generation != self._base.generation:
-            return ""
-        return model_digest(self._base.digest(), self._start_state(training))
-
-    def _known_checkpoint(self) -> str:
-        """The digest of the base at generation 0, from before the first fold."""
-        if self._base.generation == 0:
-            self._ledger.put_fact("checkpoint_digest", self._base.digest())
-        return self._ledger.fact("checkpoint_digest", str) or ""
-
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
-        training = self._half.training(server_round, self._job.seed)
-        return Plan(
-            round=server_round,
-            phase="train",
-            cohort=cohort,
-            deadline_at=deadline_at,
-            task=self._job.task,
-            base_kind=self._job.model.base,
-            base_digest=self._base.digest(),
-            model_schema=self._schema,
-            checksums=checksums(training, self._schema, self._informed),
-            training=training,
-            version=self._machine.published,
-            chunk_bytes=self._chunk_bytes,
-            objects=listed(self._objects, self._machine.published, training.generation),
-            start_digest=self._start_digest(training),
-            checkpoint_digest=self._checkpoint_digest,
-            informed=InformedObject(manifest_of(self._folder.informed, self._chunk_bytes)) if training.informed else None,
-        )
+        return self._model.plan(server_round, self._machine.published, cohort, deadline_at, self._chunk_bytes)
 
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
@@ -338,33 +266,20 @@ class Coordinator:
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
         shares = round_shares({row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety)
         weighted = [WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip) for row in updates]
-        self._state = self._half.aggregate(self._state, plan, weighted)
-        previous, self._published = self._published, self._state.publish()
-        digest = model_digest(self._base.digest(), self._published)
-        objects = []
-        for whole in (True, False):
-            if not whole and (previous.version == 0 or not self._published.follows(previous)):
-                continue
-            path = self._folder.outcome(server_round, "whole" if whole else "difference")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._published.write(path, previous=None if whole else previous)
-            base_version = None if whole else previous.version
-            manifest = manifest_of(path, self._chunk_bytes)
-            objects.append(OutcomeObject(server_round, plan.training.generation, base_version, digest, manifest))
-        save_state(self._folder.state(server_round), self._state)
+        objects = self._model.close(plan, weighted, self._chunk_bytes)
         row = self._round_row(server_round, updates, shares)
         self._ledger.put_outcome(objects, row)
         for node, (claimed, weight) in row.capped.items():
             self._note("capped", node, f"round {server_round}: {claimed} examples count as {weight}, at most {shares.limit} may")
         self._objects |= {key_of(obj): obj for obj in objects}
         self._folder.state(server_round - 2).unlink(missing_ok=True)
-        self.view.digest = digest
+        self.view.digest = objects[0].digest
         self._publisher.outcome(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self.view.rows = self._ledger.rounds()
         if self._evaluator is not None:
             goal = server_round, plan.training.generation
-            self._evaluator.evaluate(goal, listed(self._objects, *goal), self._archive.path)
+            self._evaluator.evaluate(goal, listed(self._objects, *goal), self._model.archive.path)
         self._feed(RoundPublished(server_round))
 
     def _round_row(self, server_round: int, updates: list[UpdateRow], shares: Shares) -> RoundRow:
@@ -403,9 +318,3 @@ class Coordinator:
     def _told(self, event: EventView) -> None:
         self.view.events = [*self.view.events[-49:], event]
         self._observer(self.view)
-
-
-def _informed_rows(prepared: Prepared, training: Training, folder: RunFolder) -> InformedRows | None:
-    if not training.informed:
-        return None
-    return read_informed(folder.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank)
