@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The informed pool: rows of P that are principal directions of a layer's input instead of random ones.
 
-The second moment E[x x^T] of what goes into each target layer is measured once, on calibration text without labels, by the coordinator. Its
-first K r eigenvectors v, each divided by the root of its eigenvalue so that every row of z = P x varies alike, become the rows of K
-subspaces. All rows of a layer are brought to the size of random ones together (the mean square length of a row is n, before the scale
-1 / sqrt(r)), and rounded to int8 with one power of two a row. Eigenvectors are floats that differ between machines: so they are computed in
-one place, and what everybody trains in is the file that this makes, named by its SHA-256 in plans and states.
+The second moment E[x x^T] and the mean of what goes into each target layer are measured once, on calibration text without labels, by the
+coordinator. The direction of the mean is left out: it says the same of every text, and a step along it moves all of them to one class,
+which is what a client with few labels asks for (docs/results.md). Of what is left the first K r eigenvectors v, each divided by the root of
+its eigenvalue so that every row of z = P x varies alike, become the rows of K subspaces. All rows of a layer are brought to the size of
+random ones together (the mean square length of a row is n, before the scale 1 / sqrt(r)), and rounded to int8 with one power of two a row.
+Eigenvectors are floats that differ between machines: so they are computed in one place, and what everybody trains in is the file that this
+makes, named by its SHA-256 in plans and states.
 
 Directions are dealt like cards, forth and back: row j of subspace k is direction j K + k, or j K + K - 1 - k where j is odd. So every
 subspace holds about as much of the input as any other, whichever trains in a round, and first rows, which are all that a device with less
@@ -66,18 +68,19 @@ class _Header(msgspec.Struct, frozen=True):
     rank: Annotated[int, Meta(ge=1, le=4096)]
 
 
-def principal_rows(moment: NDArray[np.float64], subspaces: int, rank: int, place: str) -> NDArray[np.float64]:
-    """Whitened principal directions, shared out over subspaces and of the size of random rows.
+def principal_rows(moment: NDArray[np.float64], mean: NDArray[np.float64], subspaces: int, rank: int, place: str) -> NDArray[np.float64]:
+    """Whitened principal directions beside the mean, shared out over subspaces and of the size of random rows.
 
     Args:
         moment: E[x x^T] of a layer's input (n, n), in any unit.
+        mean: E[x] (n,), in any unit.
         subspaces: K.
         rank: r.
         place: The layer.
 
     Returns:
         (K r, n), whose rows have a mean square length of n. Where the input has fewer directions (of a pooler few texts show few), the last
-        rows of subspaces are signs.
+        rows of subspaces are signs, less their part along the mean.
 
     Raises:
         ModelError: Nothing was measured of this layer's input.
@@ -85,13 +88,21 @@ def principal_rows(moment: NDArray[np.float64], subspaces: int, rank: int, place
     columns, count = len(moment), subspaces * rank
     if not np.isfinite(moment).all() or not moment.any():
         raise ModelError("nothing was measured of this layer's input", place=place, remedy="check the text of [calibration]")
-    values, vectors = np.linalg.eigh(moment)
+    beside = _beside(mean)
+    values, vectors = np.linalg.eigh(beside @ moment @ beside)
     values, vectors = values[::-1], vectors[:, ::-1]
     there = min(count, int((values > _LEAST_EIGENVALUE * values[0]).sum()))
-    rows = np.asarray(signs(_FILLING_SEED, place, count, columns), np.float64)
+    rows = np.asarray(signs(_FILLING_SEED, place, count, columns), np.float64) @ beside
     rows[:there] = vectors[:, :there].T / np.sqrt(values[:there])[:, None]
     rows[:there] *= np.sqrt(there * columns / (1 / values[:there]).sum())
     return np.asarray(rows[_dealt(subspaces, rank)])
+
+
+def _beside(mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The projection (n, n) onto everything but the direction of the mean; onto everything, where there is no mean."""
+    length = np.linalg.norm(mean)
+    unit = mean / length if length else mean
+    return np.asarray(np.eye(len(mean)) - np.outer(unit, unit))
 
 
 def _dealt(subspaces: int, rank: int) -> NDArray[np.intp]:

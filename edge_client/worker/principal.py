@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Informed rows from text: the base model reads it once, and the second moment of what goes into each target layer is summed up.
+"""Informed rows from text: the base model reads it once, and what goes into each target layer is summed up, and its second moment.
 
 No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32 within a batch and
 float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are measured in one pass.
@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.layer import SubspaceLinear
@@ -28,6 +27,18 @@ __all__ = ["informed_layers", "make_informed"]
 
 _BATCH = 16
 _MOMENT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Over all tokens that went into a layer: of x x^T (n, n) and of x (n,), float64."""
+
+    moment: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def zero(columns: int) -> _Sums:
+        return _Sums(torch.zeros(columns, columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
 
 
 def make_informed(
@@ -73,8 +84,9 @@ def informed_layers(
 ) -> Iterator[tuple[str, LayerRows]]:
     """The informed rows of each layer, in order; arguments as of `make_informed`."""
     for group in _groups(layers):
-        for name, moment in _second_moments(model, group, encoded, task, torch_device).items():
-            yield name, rounded_rows(principal_rows(moment, subspaces, rank, name), pool * rank)
+        for name, sums in _measured(model, group, encoded, task, torch_device).items():
+            rows = principal_rows(sums.moment.numpy(), sums.mean.numpy(), subspaces, rank, name)
+            yield name, rounded_rows(rows, pool * rank)
 
 
 def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
@@ -92,11 +104,11 @@ def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
         yield group
 
 
-def _second_moments(
+def _measured(
     model: Any, layers: Sequence[LayerSpec], encoded: Sequence[Encoded], task: TaskSection, torch_device: torch.device
-) -> dict[str, NDArray[np.float64]]:
-    """Sum of x x^T over all tokens (n, n), by layer."""
-    sums = {layer.name: torch.zeros(layer.columns, layer.columns, dtype=torch.float64) for layer in layers}
+) -> dict[str, _Sums]:
+    """By layer."""
+    sums = {layer.name: _Sums.zero(layer.columns) for layer in layers}
     with ExitStack() as stack, torch.inference_mode():
         for name, total in sums.items():
             stack.enter_context(_listening(model.subspace_layers[name], total))
@@ -108,14 +120,15 @@ def _second_moments(
             else:
                 outputs(model, batch, 0, torch_device)
         model.train()
-    return {name: total.numpy() for name, total in sums.items()}
+    return sums
 
 
 @contextmanager
-def _listening(layer: SubspaceLinear, total: Tensor) -> Iterator[None]:
+def _listening(layer: SubspaceLinear, sums: _Sums) -> Iterator[None]:
     def add(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         flat = inputs[0].reshape(-1, layer.in_features).float()
-        total.add_((flat.T @ flat).cpu())
+        sums.moment.add_((flat.T @ flat).cpu())
+        sums.mean.add_(flat.sum(dim=0).cpu())
 
     handle = layer.register_forward_pre_hook(add)
     try:

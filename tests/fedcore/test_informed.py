@@ -38,13 +38,13 @@ def inputs(columns: int, directions: int = 0, seed: int = 0) -> np.ndarray:
     return np.asarray(chance.normal(size=(4000, columns)) * strength @ turned)
 
 
-def moment_of(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x.T @ x)
+def rows_of(x: np.ndarray, subspaces: int, rank: int) -> np.ndarray:
+    return principal_rows(x.T @ x, x.sum(axis=0), subspaces, rank, "a")
 
 
 def test_every_row_of_what_is_projected_varies_alike_and_none_goes_with_another() -> None:
     x = inputs(24)
-    rows = principal_rows(moment_of(x), 3, 4, "a")
+    rows = rows_of(x, 3, 4)
     second = (x @ rows.T).T @ (x @ rows.T) / len(x)
     assert np.allclose(second, second[0, 0] * np.eye(12), atol=1e-6 * second[0, 0])
     # Of random rows the mean square length is n, before the scale.
@@ -54,21 +54,35 @@ def test_every_row_of_what_is_projected_varies_alike_and_none_goes_with_another(
     assert np.abs((z**2).mean(axis=0) / second[0, 0] - 1).max() < 0.05
 
 
+@pytest.mark.parametrize("directions", [24, 5])
+def test_what_all_inputs_have_in_common_is_seen_by_no_row(directions: int) -> None:
+    """Not by those that fill up either; and what is left varies alike around nothing."""
+    x = inputs(24, directions)
+    mean = np.random.default_rng(1).normal(size=24)
+    x += 30 * mean / np.linalg.norm(mean) - x.mean(axis=0)
+    rows = rows_of(x, 2, 4)
+    assert np.abs(rows @ mean).max() < 1e-9 * np.linalg.norm(mean)
+    z = (x @ rows.T)[:, :2]
+    assert np.abs(z.mean(axis=0)).max() < 1e-9 and np.allclose(z.var(axis=0), z.var(axis=0)[0], rtol=1e-9)
+
+
 def test_directions_are_dealt_forth_and_back() -> None:
     moment = np.diag(np.arange(12, 0, -1.0) ** 2)
-    rows = principal_rows(moment, 3, 4, "a")
+    rows = principal_rows(moment, np.zeros(12), 3, 4, "a")
     assert np.abs(rows).argmax(axis=1).tolist() == [0, 5, 6, 11, 1, 4, 7, 10, 2, 3, 8, 9]
     assert (np.count_nonzero(rows, axis=1) == 1).all()
     # The first two rows of each subspace are those that a pool of rank 2 has.
-    smaller = principal_rows(moment, 3, 2, "a")
+    smaller = principal_rows(moment, np.zeros(12), 3, 2, "a")
     assert np.array_equal(np.abs(smaller).argmax(axis=1), np.abs(rows).argmax(axis=1).reshape(3, 4)[:, :2].reshape(-1))
 
 
 def test_where_the_text_has_fewer_directions_the_last_rows_are_signs() -> None:
-    rows = principal_rows(moment_of(inputs(24, directions=5)), 2, 4, "a")
+    x = inputs(24, directions=5)
+    rows = principal_rows(x.T @ x, np.zeros(24), 2, 4, "a")
     filled = np.array([(np.abs(row) == 1).all() for row in rows]).reshape(2, 4)
     assert filled.sum() == 3 and not filled[:, :2].any() and filled[:, 3].all()
-    more = principal_rows(moment_of(inputs(24)), 5, 6, "a")
+    x = inputs(24)
+    more = principal_rows(x.T @ x, np.zeros(24), 5, 6, "a")
     assert more.shape == (30, 24) and sum((np.abs(row) == 1).all() for row in more) == 6
     assert np.isclose((more**2).sum(axis=1).mean(), 24)
 
@@ -76,7 +90,7 @@ def test_where_the_text_has_fewer_directions_the_last_rows_are_signs() -> None:
 @pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.full((4, 4), np.nan)])
 def test_a_layer_without_input_is_refused_in_one_line(bad: np.ndarray) -> None:
     with pytest.raises(ModelError, match=r"^l: nothing was measured of this layer's input \(check the text"):
-        principal_rows(bad, 1, 2, "l")
+        principal_rows(bad, np.zeros(4), 1, 2, "l")
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,9 +106,7 @@ def test_rounded_rows_are_close_and_always_sum_exactly(count: int, apart: float,
 
 
 def informed_file(path: Path, count: int = 2, rank: int = 4) -> str:
-    layers = (
-        (layer.name, rounded_rows(principal_rows(moment_of(inputs(layer.columns)), count, rank, layer.name), 12)) for layer in SCHEMA.layers
-    )
+    layers = ((layer.name, rounded_rows(rows_of(inputs(layer.columns), count, rank), 12)) for layer in SCHEMA.layers)
     write_informed(path, count, rank, layers)
     return sha256_of(path)
 
@@ -108,7 +120,7 @@ def test_a_file_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) ->
     sha256 = informed_file(path)
     rows = read_informed(path, sha256, SCHEMA, 2, 4)
     assert {name: part.rows.shape for name, part in rows.items()} == {"a": (8, 24), "b": (8, 12)}
-    expected = rounded_rows(principal_rows(moment_of(inputs(24)), 2, 4, "a"), 12)
+    expected = rounded_rows(rows_of(inputs(24), 2, 4), 12)
     assert np.array_equal(rows["a"].rows, expected.rows) and np.array_equal(rows["a"].exponent, expected.exponent)
     for wrong in ((1, 4), (2, 3), (4, 2)):
         with pytest.raises(MalformedMessage, match="2 subspaces of rank 4"):
