@@ -4,7 +4,7 @@
     python -m benchmarks.input_means --data DATA [--task sst2] [--model FOLDER] [--rows 512]
 
 Rows of a random projection see that common part first (z = P x has the same share of it), so one step of a random subspace moves all texts
-together. Whitened rows (`projection = "informed"`) see it in one row of many.
+together. Informed rows (`projection = "informed"`) do not see it.
 """
 
 from __future__ import annotations
