@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.base import Base
-from fedcore.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
+from fedcore.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.fold import folded
 from fedcore.informed import InformedRows
-from fedcore.initial import initial_tensor
+from fedcore.initial import start_value
 from fedcore.job import TaskSection
 from fedcore.learned import layer_update, require_shared_model
 from fedcore.schema import ModelSchema
@@ -70,11 +70,7 @@ def export_model(
         if name not in tensors:
             return checkpoint.read(name)
         spec = tensors[name]
-        start = (
-            to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)
-            if spec.in_checkpoint
-            else initial_tensor(name, spec.shape, training.run_seed)
-        )
+        start = start_value(checkpoint, spec, training.run_seed)
         learned = state.entries[name].values().reshape(spec.shape)
         return from_float32(np.add(start, learned, dtype=np.float32), types[target])
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from fedcore.errors import ModelError
 __all__ = [
     "Checkpoint",
     "TensorEntry",
+    "Tensors",
     "feed_entry",
     "from_float32",
     "hash_entry",
@@ -75,6 +76,17 @@ class _FileTensor(msgspec.Struct):
     dtype: str
     shape: Annotated[list[Size], Meta(max_length=32)]
     data_offsets: tuple[Size, Size]
+
+
+class Tensors(Protocol):
+    """Named tensors of a model's folder: a checkpoint, or the outline of one."""
+
+    folder: Path
+    tensors: dict[str, TensorEntry]
+
+    def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
+        """A tensor's numbers as stored."""
+        ...
 
 
 class Checkpoint:

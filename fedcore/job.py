@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from fedcore.errors import ConfigError
+from fedcore.schema import Start
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
 
@@ -26,6 +27,13 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Tokens per example; longer ones are truncated (causal-lm: cut into pieces)."""
     min_length: int = 0
     """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
+    middle: Start = 0.0
+    """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the start, and does
+    not spend its first rounds on learning it from clients that each see a part of the scale."""
+
+    def __post_init__(self) -> None:
+        if self.middle and self.kind != "regression":
+            raise ConfigError(f"{self.kind} has no scale", place="task.middle", remedy="leave it out, or set task.kind to regression")
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-__all__ = ["LayerSpec", "ModelSchema", "TensorSpec", "is_target"]
+__all__ = ["LayerSpec", "ModelSchema", "Start", "TensorSpec", "is_target"]
 
 # Linear layers inside numbered blocks, and BERT's pooler; embeddings and relative position tables are not linear layers.
 _TARGET = re.compile(r"^(?!.*(embed|relative_attention_bias)).*(\.\d+\..+|pooler\.dense)$")
@@ -22,6 +22,7 @@ _TARGET = re.compile(r"^(?!.*(embed|relative_attention_bias)).*(\.\d+\..+|pooler
 
 TensorName = Annotated[str, Meta(min_length=1, max_length=512)]
 Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Start = Annotated[float, Meta(ge=-1e6, le=1e6)]
 
 
 class LayerSpec(msgspec.Struct, frozen=True):
@@ -38,6 +39,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
     name: TensorName
     shape: Annotated[tuple[Side, ...], Meta(max_length=8)]
     in_checkpoint: bool
+    start: Start = 0.0
+    """What a new bias holds before the first round."""
 
     @property
     def matrix(self) -> tuple[int, int]:

@@ -84,6 +84,13 @@ def test_wrong_job_files(tmp_path: Path, minilm_folder: Path, extra: str, match:
     refused(2, match, "coordinator", "run", job(tmp_path, minilm_folder, extra=extra), "--check")
 
 
+@pytest.mark.parametrize(("middle", "match"), [("2.5", "task.middle: text-classification has no scale"), ("nan", "task.middle")])
+def test_a_middle_needs_a_scale(tmp_path: Path, minilm_folder: Path, middle: str, match: str) -> None:
+    path = job(tmp_path, minilm_folder)
+    path.write_text(path.read_text().replace("labels =", f"middle = {middle}\nlabels ="))
+    refused(2, match, "coordinator", "run", path, "--check")
+
+
 def test_job_file_that_is_not_there_and_model_that_is_not_there(tmp_path: Path) -> None:
     refused(2, "no such file", "coordinator", "run", tmp_path / "no.toml")
     path = tmp_path / "job.toml"

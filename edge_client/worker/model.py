@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -26,27 +24,16 @@ from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.padding import Padding
 from edge_client.worker.weights import FloatWeight, Int8Weight, Scratch, tensor_of
 from fedcore.base import LayerWeight
-from fedcore.checkpoint import TensorEntry, to_float32
+from fedcore.checkpoint import Tensors, to_float32
 from fedcore.errors import ModelError
-from fedcore.initial import initial_tensor
+from fedcore.initial import start_value
 from fedcore.job import TaskSection
 from fedcore.schema import LayerSpec, ModelSchema, TensorSpec, is_target
 
-__all__ = ["LARGE_ELEMENTS", "Source", "Tensors", "build", "describe", "empty_model", "float_weight", "install_weight", "start_value"]
+__all__ = ["LARGE_ELEMENTS", "Source", "build", "describe", "empty_model", "float_weight", "install_weight"]
 
 # Smaller tables are not worth a module of their own.
 LARGE_ELEMENTS = 1_000_000
-
-
-class Tensors(Protocol):
-    """Named tensors: a checkpoint, or the outline of one."""
-
-    folder: Path
-    tensors: dict[str, TensorEntry]
-
-    def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:
-        """A tensor's numbers as stored."""
-        ...
 
 
 class Source(Protocol):
@@ -82,7 +69,8 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     for name, parameter in model.named_parameters():
         stored = names[name]
         if stored is None:
-            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False))
+            is_bias = parameter.ndim == 1
+            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False, start=task.middle if is_bias else 0.0))
         elif any(fnmatch.fnmatch(stored, pattern) for pattern in trained_tensors):
             tensors.append(TensorSpec(stored, tuple(parameter.shape), in_checkpoint=True))
         elif name in linear and is_target(stored, tuple(parameter.shape)):
@@ -92,6 +80,8 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
             raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
+    if task.middle and all(tensor.start == 0 for tensor in tensors):
+        raise ModelError("no new head with a bias that could start there", place="task.middle", remedy="leave task.middle out")
     wrapped = any(stored is not None and stored != name for name, stored in names.items())
     prefix = f"{model.base_model_prefix}." if wrapped else ""
     return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)
@@ -154,13 +144,6 @@ def build(
     model.trained_tensors = trained
     model.train()
     return model
-
-
-def start_value(checkpoint: Tensors, spec: TensorSpec, run_seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A trained tensor's float32 value before the first round."""
-    if spec.in_checkpoint:
-        return to_float32(checkpoint.read(spec.name), checkpoint.tensors[spec.name].dtype)
-    return initial_tensor(spec.name, spec.shape, run_seed)
 
 
 def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight | FloatWeight:

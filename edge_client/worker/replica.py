@@ -18,12 +18,13 @@ from torch import nn
 from edge_client.worker.layer import SubspaceLinear
 from edge_client.worker.local import LocalTensors
 from edge_client.worker.methods import client_half
-from edge_client.worker.model import build, install_weight, start_value
+from edge_client.worker.model import build, install_weight
 from edge_client.worker.padding import Padding
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
 from fedcore.errors import BaseDamaged, ExactnessError, InformedDamaged, WireError
 from fedcore.informed import InformedRows, read_informed
+from fedcore.initial import start_value
 from fedcore.plan import ObjectKind, Plan, published_digest
 from fedcore.projection import checksums
 from fedcore.snapshot import take_snapshot

@@ -98,6 +98,8 @@ class GlueTask:
     """What rates are chosen by and tables compare; `accuracy` is Spearman's correlation for a regression."""
     beside: str | None = None
     """F1 only here: on MRPC it is 0.81 where a model says one class for every row, and chooses such a one."""
+    middle: float = 0.0
+    """Of a regression's scale."""
     dev: str = "dev"
     higher_is_better: bool = True
     natural: bool = False
@@ -110,7 +112,7 @@ class GlueTask:
     def section(self, max_length: int) -> TaskSection:
         """As a job has it."""
         if not self.labels:
-            return TaskSection(kind="regression", max_length=max_length)
+            return TaskSection(kind="regression", max_length=max_length, middle=self.middle)
         kind = "pair-classification" if self.text_pair else "text-classification"
         return TaskSection(kind=kind, labels=self.labels, max_length=max_length)  # type: ignore[arg-type]
 
@@ -166,7 +168,7 @@ TASKS: dict[str, Task] = {
         GlueTask("cola", "CoLA", "sentence", None, "label", ("0", "1"), "matthews"),
         GlueTask("mrpc", "MRPC", "#1 String", "#2 String", "Quality", ("0", "1"), "accuracy", "f1"),
         GlueTask("rte", "RTE", "sentence1", "sentence2", "label", _ENTAILMENT, "accuracy"),
-        GlueTask("stsb", "STS-B", "sentence1", "sentence2", "score", (), "accuracy"),
+        GlueTask("stsb", "STS-B", "sentence1", "sentence2", "score", (), "accuracy", middle=2.5),
         GlueTask("qnli", "QNLI", "question", "sentence", "label", _ENTAILMENT, "accuracy"),
         GlueTask("qqp", "QQP", "question1", "question2", "is_duplicate", ("0", "1"), "accuracy", "f1"),
         GlueTask("mnli", "MNLI", "sentence1", "sentence2", "gold_label", _INFERENCE, "accuracy", dev="dev_matched"),

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from coordinator.export import export_model
 from edge_client.worker.data import Example
 from edge_client.worker.model import build, describe
-from edge_client.worker.tasks import Encoded, batches, encode, summed_loss
+from edge_client.worker.tasks import Encoded, batches, encode, outputs, summed_loss
 from fedcore.accumulator import RunningSum, quantise_rows
 from fedcore.base import Base
 from fedcore.checkpoint import Checkpoint
@@ -82,6 +82,30 @@ def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path
         stored = exported.state_dict()[f"bert.{layer.name}.weight"].numpy()
         assert np.array_equal(stored, folded.master(layer))
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("turn on the light")["input_ids"][0] == 101
+
+
+def test_a_regression_starts_at_the_middle_of_its_scale(minilm_folder: Path, tmp_path: Path) -> None:
+    task = TaskSection(kind="regression", max_length=32, middle=2.5)
+    schema = describe(Checkpoint(minilm_folder), task)
+    assert {t.name: t.start for t in schema.tensors} == {"classifier.weight": 0.0, "classifier.bias": 2.5}
+    base = Base(Checkpoint(minilm_folder), schema, "int8", tmp_path / "base")
+    model = build(base, task, 0, CPU, torch.float32)
+    batch = [Encoded((101, 2735 + i, 102), None, 0.0) for i in range(4)]
+    with torch.inference_mode():
+        said = outputs(model, batch, 0, CPU)
+    assert (said - 2.5).abs().max() < 0.5
+    # What is exported starts there too: a bias is what a new head began with and what was learned.
+    state = some_state(schema, base)
+    export_model(base, state, schema, task, subspaces((5, 6), 4), tmp_path / "out")
+    learned = state.entries["classifier.bias"].values().reshape(-1)
+    assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["classifier.bias"].numpy(), np.float32(2.5) + learned)
+
+
+def test_a_head_without_a_bias_has_no_middle(stories: Path) -> None:
+    with pytest.raises(ModelError, match="no new head with a bias") as caught:
+        describe(Checkpoint(stories), TaskSection(kind="regression", middle=2.5))
+    assert caught.value.place == "task.middle"
+    assert not any(tensor.start for tensor in describe(Checkpoint(stories), TaskSection(kind="regression")).tensors)
 
 
 def test_fold_is_the_same_after_a_restart_and_changes_the_digest(minilm_folder: Path, tmp_path: Path) -> None:
