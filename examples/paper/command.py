@@ -59,6 +59,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 )
 @click.option("--steps", type=click.IntRange(1), help="Of a client in a round, instead of the preset's.")
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
+@click.option("--measure-every", type=click.IntRange(1), help="Rounds from a measurement to the next; instead of the preset's.")
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--train-rows", "most_train", type=click.IntRange(0), help="Rows that clients share, 0 for all; instead of the preset's.")
 @click.option("--held-rows", "most_held", type=click.IntRange(1), help="Rows held out; instead of the preset's.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from fedcore.plan import Plan
 from fedcore.projection import checksums
 from fedcore.state import ExactState, PublishedState, model_digest
 from fedcore.training import AnyTraining
-from fedcore.update import WeightedUpdate, check_update
+from fedcore.update import UpdateHeader, WeightedUpdate, check_update
 
 __all__ = ["Experiment"]
 
@@ -53,6 +53,17 @@ _CHUNK_BYTES = 262_144
 class _Client:
     name: str
     encoded: list[Encoded]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A round: its updates' headers, what was published, times, and the peaks of host and accelerator."""
+
+    headers: list[UpdateHeader]
+    outcome_bytes: dict[str, int]
+    seconds: float
+    processor_seconds: float
+    peaks: tuple[int | None, int | None]
 
 
 class Experiment:
@@ -113,15 +124,16 @@ class Experiment:
             done = []
             self._open(done)
         self._files.keep(done)
-        self.done = len(done)
+        self.done = done[-1].round if done else 0
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
         informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
         self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
         for row in done:
-            present = self._present(row.round)
-            self._downlink.fetch(present)
-            self._downlink.publish(row.round, self._half.training(row.round, self._setup.seed).generation, row.outcome_bytes)
-            self._downlink.fetch(present)
+            for server_round, outcome_bytes in enumerate(row.outcome_bytes, row.first_round):
+                present = self._present(server_round)
+                self._downlink.fetch(present)
+                self._downlink.publish(server_round, self._half.training(server_round, self._setup.seed).generation, outcome_bytes)
+                self._downlink.fetch(present)
 
     def _open(self, done: Sequence[Row]) -> None:
         setup, scratch = self._setup, self._files.scratch
@@ -139,7 +151,7 @@ class Experiment:
         if self._state.rows_from != training.rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         self._published = self._state.publish()
-        coming = len(done) + 1
+        coming = done[-1].round + 1 if done else 1
         self._fold(coming)
         self._replica = Replica(
             self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype, informed=informed
@@ -151,12 +163,16 @@ class Experiment:
             self._adopt({"whole": self._write("whole", self._state.publish(), None)}, self._plan(coming).training)
 
     def rows(self) -> Iterator[Row]:
-        """Train what is left of the run; a row for each round. What a round needs is dropped when the next row is asked for."""
-        for server_round in range(self.done + 1, self._setup.rounds + 1):
-            yield self._round(server_round)
-            _state_path(self._files.scratch, server_round - 1).unlink(missing_ok=True)
+        """Train what is left of the run; a row for each measurement. What a row needs is dropped when the next one is asked for."""
+        while self.done < self._setup.rounds:
+            before = self.done
+            self.done = min(before + self._setup.measure_every, self._setup.rounds)
+            trained = [self._round(server_round) for server_round in range(before + 1, self.done + 1)]
+            save_state(_state_path(self._files.scratch, self.done), self._state)
+            yield self._row(trained)
+            _state_path(self._files.scratch, before).unlink(missing_ok=True)
 
-    def _round(self, server_round: int) -> Row:
+    def _round(self, server_round: int) -> _Trained:
         self._fold(server_round)
         plan, present = self._plan(server_round), self._present(server_round)
         self._downlink_bytes += self._downlink.fetch(present) + len(msgspec.msgpack.encode(plan)) * len(present)
@@ -170,10 +186,15 @@ class Experiment:
         outcome_bytes = {kind: path.stat().st_size for kind, path in files.items()}
         self._downlink.publish(server_round, plan.training.generation, outcome_bytes)
         self._downlink_bytes += self._downlink.fetch(present)
-        save_state(_state_path(self._files.scratch, server_round), self._state)
+        headers = [update.header for update in updates]
+        return _Trained(headers, outcome_bytes, seconds, processor_seconds, peaks)
+
+    def _row(self, trained: Sequence[_Trained]) -> Row:
+        """Measure the model after these rounds."""
+        server_round, last = self.done, trained[-1]
         held, loss, metrics = self._measured("held", server_round)
         dev, _, dev_metrics = self._measured("dev", server_round) if "dev" in self._encoded else (None, 0.0, {})
-        examples = [update.header.examples for update in updates]
+        losses = [header.loss for one in trained for header in one.headers]
         return Row(
             label=self._setup.label,
             task=self._setup.task,
@@ -186,16 +207,16 @@ class Experiment:
             loss=loss,
             metrics={f"held_{name}": value for name, value in metrics.items()}
             | {f"dev_{name}": value for name, value in dev_metrics.items()},
-            train_loss=sum(update.header.loss for update in updates) / len(updates),
+            train_loss=sum(losses) / len(losses),
             uplink_bytes=self._uplink_bytes,
             downlink_bytes=self._downlink_bytes,
-            outcome_bytes=outcome_bytes,
-            peak_bytes=peaks[0],
-            accelerator_peak_bytes=peaks[1],
-            seconds=seconds,
-            processor_seconds=processor_seconds,
-            clients=len(present),
-            examples=sum(examples),
+            outcome_bytes=tuple(one.outcome_bytes for one in trained),
+            peak_bytes=_highest(one.peaks[0] for one in trained),
+            accelerator_peak_bytes=_highest(one.peaks[1] for one in trained),
+            seconds=sum(one.seconds for one in trained),
+            processor_seconds=sum(one.processor_seconds for one in trained),
+            clients=len(last.headers),
+            examples=sum(header.examples for header in last.headers),
             digest=self._replica.digest(),
         )
 
@@ -293,6 +314,10 @@ class Experiment:
 
 def _state_path(scratch: Path, version: int) -> Path:
     return scratch / f"state-{version}.npz"
+
+
+def _highest(peaks: Iterable[int | None]) -> int | None:
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def _begin_peaks(torch_device: torch.device) -> None:

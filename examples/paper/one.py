@@ -32,7 +32,8 @@ def run(folder: Path, data: Path, model: Path) -> None:
     """
     files = RunFiles(folder)
     setup = msgspec.json.decode(files.setup.read_bytes(), type=Setup)
-    if len(files.rows()) < setup.rounds:
+    rows = files.rows()
+    if not rows or rows[-1].round < setup.rounds:
         task = task_by_name(setup.task)
         parts = read_parts(task, data, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
         on_gpu = torch.cuda.is_available()

@@ -74,10 +74,10 @@ def _plot(group: Group, place: Callable[[Run], list[float]], label: str, title: 
 
 
 def _line(by_seed: Mapping[int, Run], place: Callable[[Run], list[float]]) -> tuple[Any, Any, Any]:
-    """Mean place, mean and standard deviation of the metric, round by round, for as many rounds as all seeds have."""
+    """Mean place, mean and standard deviation of the metric, for the rounds after which all seeds were measured."""
     runs = list(by_seed.values())
-    rounds = min(len(run.rows) for run in runs)
-    values = np.array([[row.held for row in run.rows[:rounds]] for run in runs])
-    places = np.array([place(run)[:rounds] for run in runs])
-    deviation = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(rounds)
+    rounds = set.intersection(*({row.round for row in run.rows} for run in runs))
+    values = np.array([[row.held for row in run.rows if row.round in rounds] for run in runs])
+    places = np.array([[x for row, x in zip(run.rows, place(run), strict=True) if row.round in rounds] for run in runs])
+    deviation = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(rounds))
     return places.mean(axis=0), values.mean(axis=0), deviation

@@ -26,7 +26,7 @@ class Shown:
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
         self._console = console or Console()
-        self._rounds = {id(job): (job.setup.rounds if job.files.finished else job.files.count_rows()) for job in jobs}
+        self._rounds = {id(job): (job.setup.rounds if job.files.finished else job.files.count_rounds(job.setup)) for job in jobs}
         self._total = sum(job.setup.rounds for job in jobs)
         self._at_first, self._started_at = sum(self._rounds.values()), time.monotonic()
         self._ended, self._count = sum(job.files.finished for job in jobs), len(jobs)
@@ -62,7 +62,7 @@ class Shown:
         if failure is None:
             rows = job.files.rows()
             seconds = sum(row.seconds for row in rows)
-            text = f"{rows[-1].held:.3f} on held-out rows after {len(rows)} rounds, {seconds:.0f} s of training"
+            text = f"{rows[-1].held:.3f} on held-out rows after {rows[-1].round} rounds, {seconds:.0f} s of training"
         else:
             text = f"FAILED: {failure.reason}"
             # What it would have been is no work any more.

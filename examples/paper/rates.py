@@ -91,7 +91,7 @@ def chosen(runs: Sequence[tuple[Setup, Sequence[Row]]]) -> list[Rate]:
     """
     groups: dict[tuple[str, str, str], list[Tried]] = {}
     for setup, rows in runs:
-        whole = len(rows) == setup.rounds and math.isfinite(rows[-1].held)
+        whole = bool(rows) and rows[-1].round == setup.rounds and math.isfinite(rows[-1].held)
         tried = Tried(setup.method.learning_rate, rows[-1].held, rows[-1].loss) if whole else Tried(setup.method.learning_rate, None)
         groups.setdefault((setup.task, setup.split, setup.label), []).append(tried)
     found = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is and what it gives, as files: `setup.json`, `rows.jsonl` with one line a round, `finished`."""
+"""What a run is and what it gives, as files: `setup.json`, `rows.jsonl` with a line for each measurement, `finished`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     split: str
     seed: Annotated[int, Meta(ge=0)]
     rounds: Count = 10
+    measure_every: Count = 1
+    """Rounds from one measurement, and row, to the next; the last round is always measured."""
     clients: Count = 10
     max_length: Annotated[int, Meta(ge=2)] = 64
     """Tokens of an example."""
@@ -71,7 +73,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A round of a run. Bytes are of all clients together, since the run began."""
+    """A measurement, and the rounds since the one before. Bytes are of all clients together, since the run began."""
 
     label: str
     task: str
@@ -87,23 +89,29 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """On the same rows as `held`."""
     metrics: dict[str, float]
     train_loss: float
+    """Mean over the updates of these rounds."""
     uplink_bytes: int
     downlink_bytes: int
-    outcome_bytes: dict[str, int]
-    """Size of each file that was published (`whole`, `difference`)."""
+    outcome_bytes: tuple[dict[str, int], ...]
+    """Of each of these rounds: size of each file that was published (`whole`, `difference`)."""
     peak_bytes: int | None
-    """Highest resident memory of the process while clients trained in this round."""
+    """Highest resident memory of the process while clients trained."""
     accelerator_peak_bytes: int | None
     """The same of an accelerator's memory; None on a CPU."""
     seconds: float
-    """Of training alone, this round, all clients one after the other."""
+    """Of training alone, all clients one after the other."""
     processor_seconds: float
     """The same in processor time, which other work on the machine does not lengthen."""
     clients: int
-    """That took part in this round."""
+    """That took part in the last of these rounds."""
     examples: int
     """Of those clients."""
     digest: str
+
+    @property
+    def first_round(self) -> int:
+        """The first of these rounds."""
+        return self.round - len(self.outcome_bytes) + 1
 
 
 class RunFiles:
@@ -146,14 +154,18 @@ class RunFiles:
         (self.folder / "finished").touch()
 
     def count_rows(self) -> int:
-        """How many rounds are done; cheap, for who only looks on."""
+        """How many measurements are done; cheap, for who only looks on."""
         try:
             return (self.folder / "rows.jsonl").read_bytes().count(b"\n")
         except FileNotFoundError:
             return 0
 
+    def count_rounds(self, setup: Setup) -> int:
+        """How many rounds are done and measured; as cheap."""
+        return min(self.count_rows() * setup.measure_every, setup.rounds)
+
     def rows(self) -> list[Row]:
-        """The rounds that are done; a line that was cut short is none, nor is what follows it."""
+        """The measurements that are done; a line that was cut short is none, nor is what follows it."""
         rows: list[Row] = []
         try:
             lines = (self.folder / "rows.jsonl").read_bytes().split(b"\n")[:-1]
@@ -173,7 +185,7 @@ class RunFiles:
         part.replace(self.folder / "rows.jsonl")
 
     def add(self, row: Row) -> None:
-        """Add a round; it is on the disk when this returns."""
+        """Add a measurement; it is on the disk when this returns."""
         with (self.folder / "rows.jsonl").open("ab") as file:
             file.write(msgspec.json.encode(row) + b"\n")
             file.flush()

@@ -140,7 +140,7 @@ def run_all(jobs: Sequence[Job], at_a_time: int, threads: int, watcher: Watcher)
             for process, (job, seen) in list(running.items()):
                 # Asked before rows are counted: what it wrote last is then counted too.
                 ended = process.poll() is not None
-                rounds = job.files.count_rows()
+                rounds = job.files.count_rounds(job.setup)
                 if rounds != seen:
                     running[process] = job, rounds
                     watcher.round_done(job, rounds)

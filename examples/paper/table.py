@@ -35,7 +35,7 @@ _LAST = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run with the rounds that are done."""
+    """A run with the measurements that are done; one at least."""
 
     setup: Setup
     rows: tuple[Row, ...]
@@ -44,7 +44,7 @@ class Run:
     @property
     def whole(self) -> bool:
         """Whether it came to its end."""
-        return self.files.finished and len(self.rows) == self.setup.rounds
+        return self.files.finished and self.rows[-1].round == self.setup.rounds
 
 
 def load_runs(folder: Path) -> list[Run]:
@@ -69,7 +69,7 @@ def load_runs(folder: Path) -> list[Run]:
 
 
 def write_table(path: Path, runs: Sequence[Run]) -> None:
-    """One line a round; bytes are of all clients since the run began, peaks and seconds of the round."""
+    """One line a measurement; bytes are of all clients since the run began, peaks and seconds of the rounds since the one before."""
     metrics = sorted({name for run in runs for row in run.rows for name in row.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

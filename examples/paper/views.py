@@ -104,7 +104,7 @@ def final_table(group: Group, rates: Rates) -> Table:
                 statistics.fmean(row.uplink_bytes / count for row, count in zip(last, clients, strict=True)) / 1e6,
                 statistics.fmean(row.downlink_bytes / count for row, count in zip(last, clients, strict=True)) / 1e6,
                 max((peak for peak in peaks if peak is not None), default=0) / 1e6 or None,
-                statistics.fmean(map(seconds_of, rows)),
+                sum(map(seconds_of, rows)) / sum(run.rows[-1].round for run in runs.values()),
             ]
         )
     return table

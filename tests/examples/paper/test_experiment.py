@@ -20,6 +20,7 @@ from examples.paper.presence import Downlink, taking_part
 from examples.paper.rows import Row, RunFiles, Setup
 from examples.paper.splits import parse_split
 from examples.paper.tasks import read_parts, task_by_name
+from fedcore.methods.fedkrso import FedKRSOSettings
 
 SIZES: dict[str, Any] = {"rounds": 3, "clients": 3, "max_length": 14, "most_train": 60, "most_held": 16, "micro_batch_size": 4}
 QUICK: dict[str, Any] = {"steps": 4, "interval_steps": 2, "batch_size": 4, "rank": 2, "num_directions": 8, "learning_rate": 5e-3}
@@ -117,6 +118,29 @@ def test_a_run_that_was_left_anywhere_ends_the_same(label: str, begin: Begin, mo
         assert all(np.array_equal(said[part].said, wanted[part].said) for part in ("held", "dev"))
 
 
+@pytest.mark.parametrize("label", ["fedkrso", "fedkrso[schedule=fresh]"])
+def test_measuring_less_often_changes_nothing_that_is_measured(label: str, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, second, third), _ = whole(begin, "each", label=label, dropout=0.3)
+    rows, files = whole(begin, "some", label=label, dropout=0.3, measure_every=2)
+    assert [row.round for row in rows] == [2, 3] and [len(row.outcome_bytes) for row in rows] == [2, 1]
+    assert lasting(rows)[1] == lasting([third])[0]
+    differ = {key for key, value in lasting(rows)[0].items() if value != lasting([second])[0][key]}
+    # Of both rounds together.
+    assert differ == {"train_loss", "outcome_bytes"} and rows[0].outcome_bytes[1] == second.outcome_bytes[0]
+    assert files.count_rounds(Setup(label="", method=FedKRSOSettings(), task="sst2", split="iid", seed=0, rounds=3, measure_every=2)) == 3
+    # Left in the third round, it goes on from the second; left in the first, it begins anew.
+    for call, done in ((2, 1), (1, 0)):
+        with monkeypatch.context() as context:
+            made, left = begin(f"left-{done}", label=label, dropout=0.3, measure_every=2)
+            leave_at(context, "save_state", call)
+            with pytest.raises(Left):
+                for row in made.rows():
+                    left.add(row)
+        assert len(left.rows()) == done
+        again, _ = whole(begin, f"left-{done}", label=label, dropout=0.3, measure_every=2)
+        assert lasting(again) == lasting(rows)
+
+
 def test_informed_rows_are_fetched_once_by_each_client(begin: Begin) -> None:
     downlink = Downlink(3, 1024, informed_bytes=70)
     assert downlink.fetch([0, 1]) == 140 and downlink.fetch([0, 1]) == 0
@@ -177,7 +201,7 @@ def test_bytes_are_those_of_the_files_and_of_who_took_part(begin: Begin) -> None
         sent = sum((files.scratch / f"client-{client}.bin").stat().st_size for client in present)
         assert row.uplink_bytes - (rows[-2].uplink_bytes if len(rows) > 1 else 0) == sent
         sizes.append((files.scratch / "whole.bin").stat().st_size)
-        assert row.outcome_bytes["whole"] == sizes[-1]
+        assert row.outcome_bytes[-1]["whole"] == sizes[-1]
     assert {row.clients for row in rows} != {3}
     all_there, _ = whole(begin, "nobody-missing", rounds=4, seed=3)
     assert all_there[-1].uplink_bytes > rows[-1].uplink_bytes and all_there[-1].examples == 60
