@@ -17,7 +17,19 @@ from examples.paper.table import Run
 from examples.paper.tasks import Task, task_by_name
 from fedcore.errors import RunError
 
-__all__ = ["Group", "Spread", "best", "budgets", "differences", "groups", "reference_of", "spread", "targets_of", "total_bytes"]
+__all__ = [
+    "Group",
+    "Spread",
+    "best",
+    "budgets",
+    "check_reference",
+    "differences",
+    "groups",
+    "reference_of",
+    "spread",
+    "targets_of",
+    "total_bytes",
+]
 
 _BOOTSTRAP_SEED = 0
 _SHARES = (0.90, 0.95, 0.98)
@@ -94,17 +106,22 @@ def total_bytes(row: Row) -> int:
 
 
 def reference_of(group: Group, wanted: str | None) -> str | None:
-    """The label that others are compared with: the one asked for, else `fedkrso`, else the first that begins so, else the first.
-
-    Raises:
-        RunError: The one asked for is not there.
-    """
+    """The label that others are compared with: the one asked for, else `fedkrso`, else the first that begins so, else the first."""
     labels = sorted(group.without_dropout)
-    if wanted is not None:
-        if wanted not in labels:
-            raise RunError(f"no finished run of {wanted!r} on {group.task.name}", place="--reference", remedy=f"one of {', '.join(labels)}")
+    if wanted in labels:
         return wanted
     return next((label for label in labels if label.startswith("fedkrso")), labels[0] if labels else None)
+
+
+def check_reference(groups: Sequence[Group], wanted: str) -> None:
+    """Check that a label can be compared with: some tasks may have no run of it.
+
+    Raises:
+        RunError: None has.
+    """
+    labels = sorted({label for group in groups for label in group.without_dropout})
+    if wanted not in labels:
+        raise RunError(f"no finished run of {wanted!r}", place="--reference", remedy=f"one of {', '.join(labels)}")
 
 
 def differences(group: Group, reference: str, resamples: int) -> dict[str, dict[Part, Difference]]:

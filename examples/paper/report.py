@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from examples.paper.comparing import Group, groups, reference_of
+from examples.paper.comparing import Group, check_reference, groups, reference_of
 from examples.paper.layout import Table
 from examples.paper.plots import plots
 from examples.paper.rates import Rates
@@ -28,7 +28,7 @@ def write_report(folder: Path, *, reference: str | None = None, targets: Sequenc
 
     Args:
         folder: As `fedkrso bench paper --out` made it.
-        reference: Label that the others are compared with; by default FedKRSO's.
+        reference: Label that the others are compared with; by default, and for tasks that have no run of it, FedKRSO's.
         targets: Values of the metric whose cost is wanted.
         resamples: Of the bootstrap.
 
@@ -39,9 +39,11 @@ def write_report(folder: Path, *, reference: str | None = None, targets: Sequenc
         RunError: There is nothing to report, or a run is damaged.
     """
     runs = load_runs(folder)
-    rates, sections = Rates(folder), []
+    found, rates, sections = groups(runs), Rates(folder), []
+    if reference is not None:
+        check_reference(found, reference)
     (folder / "tables").mkdir(exist_ok=True)
-    for group in groups(runs):
+    for group in found:
         tables = _tables(group, rates, reference, targets, resamples)
         stem = f"{group.task.name}-{group.split.replace(':', '-')}"
         for table in tables:

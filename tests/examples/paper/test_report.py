@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from paper_runs import predictions, row, setup, write_run
 
-from examples.paper.predictions import Predictions
+from examples.paper.predictions import PARTS, Predictions
 from examples.paper.report import write_report
 from fedcore.errors import RunError
 
@@ -79,6 +79,15 @@ def test_the_reference_is_compared_seed_by_seed_and_row_by_row(folder: Path) -> 
     assert float(turned["held, difference"]) == pytest.approx(-0.1) and turned["only one right"] == "0 : 20"
     with pytest.raises(RunError, match="no finished run of 'fedit'"):
         write_report(folder, reference="fedit")
+
+
+def test_a_task_without_the_reference_is_compared_with_its_own(folder: Path) -> None:
+    for label, held in (("fedkrso", 0.4), ("fedit", 0.3)):
+        of = setup(label, task="cola")
+        write_run(folder, of, [row(of, n, held) for n in (1, 2, 3)], {part: predictions(right(50, 100)) for part in PARTS})
+    write_report(folder, reference="fedavg[base=float32]", resamples=100)
+    assert list(table(folder, "differences")) == ["", "fedkrso"]
+    assert list(table(folder, "differences", stem="cola-dirichlet-0.5")) == ["", "fedit"]
 
 
 def test_the_views_of_who_deploys_it(folder: Path) -> None:
