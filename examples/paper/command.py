@@ -43,7 +43,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--preset",
     default="small",
     show_default=True,
-    type=click.Choice(["small", "few", "paper"]),
+    type=click.Choice(["small", "long", "paper"]),
     help="Sizes: for two cores, or the paper's.",
 )
 @click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16", "float16"]))

@@ -104,6 +104,7 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
     preset = request.preset
     fields: dict[str, Any] = {
         "rounds": preset.rounds,
+        "measure_every": preset.measure_every,
         "clients": preset.clients,
         "max_length": preset.max_length,
         "most_train": preset.most_train,

@@ -24,6 +24,7 @@ class Preset:
         micro_batch_size: Examples at a time through the model; decides nothing but memory.
         common: Settings of every method that has them.
         own: Settings of one method.
+        measure_every: Rounds from one measurement to the next.
     """
 
     clients: int
@@ -35,6 +36,7 @@ class Preset:
     micro_batch_size: int
     common: Mapping[str, Any]
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measure_every: int = 1
 
     def settings(self, method: str) -> dict[str, Any]:
         """Values by field for a method."""
@@ -67,8 +69,8 @@ _SMALL = Preset(
 
 PRESETS = {
     "small": _SMALL,
-    # As long, for tasks that take a model more steps: half the clients, twice the steps of each.
-    "few": replace(_SMALL, clients=5, common={**_SMALL.common, "learning_rate_decay": 0.9}).with_steps(40),
+    # As many steps in all, for tasks that take a model more of them one after the other: half the clients, twice the rounds.
+    "long": replace(_SMALL, clients=5, rounds=20, measure_every=4, common={**_SMALL.common, "learning_rate_decay": 0.9}),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
     "paper": Preset(
         clients=10,
