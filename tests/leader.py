@@ -60,7 +60,9 @@ class Leader:
     ) -> None:  # fmt: skip
         self.files, self.model, self.schema, self.size = RunFolder(root), model, schema, size
         self.files.root.mkdir(parents=True, exist_ok=True)
-        method = FedKRSOSettings(rank=4, num_seeds=2, steps=20, bits=16, schedule="fresh" if every else "pool", refresh_every=every or 1)
+        method = FedKRSOSettings(
+            rank=4, num_seeds=2, steps=20, bits=16, projection="signs", schedule="fresh" if every else "pool", refresh_every=every or 1
+        )
         self.job = Job(
             run="t", model=ModelSection(folder=str(model), base=base), task=task, broker=BrokerSection(url="mqtts://x"), method=method,
             round=RoundSection(rounds=rounds, min_nodes=1, chunk_bytes=4096, finish_seconds=1),

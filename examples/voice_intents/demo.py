@@ -43,7 +43,6 @@ max_length = 48
 
 [method]
 name = "fedkrso"
-rank = 8
 num_seeds = 5
 interval_steps = 15
 steps = 60

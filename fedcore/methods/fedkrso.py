@@ -12,7 +12,7 @@ from fedcore.plan import Plan
 from fedcore.schedule import generation_of, pool_seeds
 from fedcore.state import ExactState
 from fedcore.training import SubspaceTraining
-from fedcore.types import Moments, Order, ProjectionName
+from fedcore.types import Bits, Moments, Order, ProjectionName
 from fedcore.update import WeightedUpdate
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
@@ -21,7 +21,7 @@ __all__ = ["FedKRSO", "FedKRSOSettings"]
 class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"):
     """`name = "fedkrso"`."""
 
-    rank: int = 8
+    rank: int = 16
     """Rows of each projection, r."""
     min_rank: int | None = None
     """Smallest rank that a device may train instead; by default the full rank."""
@@ -35,10 +35,12 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
     moments: Moments = "reset"
     """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over nodes, seed by seed."""
-    projection: ProjectionName = "signs"
+    projection: ProjectionName = "coordinate"
     """What rows of subspaces are made of: docs/methods.md."""
     informed_share: float = 1.0
     """With `informed`: that part of the subspaces, one at least; the others have signs."""
+    bits: Bits = 4
+    """Bits of an update's numbers on the wire: 4, 8 or 16. What 4 save is better spent on the rank (docs/results.md)."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)
@@ -64,7 +66,7 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
 
     def described(self) -> str:
         """For a person, in short."""
-        rows = "" if self.projection == "signs" else f", {self.projection}"
+        rows = "" if self.projection == "coordinate" else f", {self.projection}"
         return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}{rows}), {self.steps} steps, {self.bits} bits"
 
 

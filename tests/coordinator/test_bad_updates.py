@@ -175,7 +175,7 @@ class Run:
         names = [*sends, *idle]
         job = Job(
             run="t", model=ModelSection(folder=str(self.model)), task=TaskSection(kind="regression"), broker=BrokerSection(url="mqtts://x"),
-            method=FedKRSOSettings(rank=4, num_seeds=2, steps=20), safety=safety,
+            method=FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8), safety=safety,
             round=RoundSection(rounds=1, min_nodes=len(names), quorum=2, chunk_bytes=4096),
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_show_says_who_was_refused_and_why_also_of_a_killed_run(runs: Path) -> N
         text = fedkrso("runs", "show", name, "--runs", runs).stdout
         assert "refused home-0: late: the round is over (2)" in text
         assert "clipped home-0: round 2: norm 1.5, scaled by 0.5 to the bound of 0.75" in text
-        assert "rank 8, 5 seeds (pool), 40 steps, 8 bits" in text and "very secret" not in text
+        assert "rank 16, 5 seeds (pool), 40 steps, 4 bits" in text and "very secret" not in text
         found = json.loads(fedkrso("runs", "show", name, "--runs", runs, "--json").stdout)
         assert [(reason["kind"], reason["times"]) for reason in found["reasons"]] == [("refused", 2), ("clipped", 1)]
         assert found["nodes"][0]["refused"] == 2 and found["nodes"][0]["largest_norm"] == 1.5 and found["nodes"][1]["refused"] == 0
@@ -112,7 +112,7 @@ def test_runs_at_equal_rounds_megabytes_and_seconds(runs: Path) -> None:
     # 1.5 MB a round against 3: after 6 MB one has four rounds, the other two.
     assert dict(found.by_megabytes)[6.0] == [0.75, 0.6] and dict(found.by_megabytes)[1.5] == [0.4, None]
     assert dict(found.by_seconds)[36.0] == [0.8, 0.7]
-    assert found.jobs == [("method.rank", ["8", "4"]), ("method.schedule", ["pool", "fresh"]), ("round.rounds", ["4", "3"])]
+    assert found.jobs == [("method.rank", ["16", "4"]), ("method.schedule", ["pool", "fresh"]), ("round.rounds", ["4", "3"])]
 
 
 def test_compare_in_the_terminal_and_as_json(runs: Path) -> None:

@@ -48,7 +48,7 @@ from fedcore.wire.messages import (
 __all__ = ["MANIFEST", "PLAN", "SCHEMA", "SHAPES", "held_state", "make_samples", "model_folder"]
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
-_HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20))
+_HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20, projection="signs", bits=8))
 _TRAINING = _HALF.training(1, 5)
 SHAPES = _TRAINING.shapes(SCHEMA)
 SHA = "ab" * 32

@@ -132,7 +132,9 @@ def test_products_in_16_bits_are_foreseen_too(name: str, make_llama: Callable[..
 def test_what_goes_on_of_moments_is_counted(make_llama: Callable[..., Path]) -> None:
     folder = make_llama(layers=1, width=64)
     rows = sum(layer.rows for layer in describe(Checkpoint(folder), WORDS).layers)
-    reset, carried, averaged = (of(folder, training("fedkrso", moments=name)).subspaces_bytes for name in ("reset", "carried", "averaged"))
+    reset, carried, averaged = (
+        of(folder, training("fedkrso", moments=name, rank=8)).subspaces_bytes for name in ("reset", "carried", "averaged")
+    )
     # One interval of rank 8; five published subspaces.
     assert (carried - reset, averaged - reset) == (8 * 8 * rows, (4 + 5 * 2) * 8 * rows)
 
