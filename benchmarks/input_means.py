@@ -4,7 +4,7 @@
     python -m benchmarks.input_means --data DATA [--task sst2] [--model FOLDER] [--rows 512]
 
 Dense random rows (signs, Gaussian) see that common part first: z = P x has the same share of it, so one step in any subspace moves all
-texts together. Where most of it lies in a few inputs, a subspace of single inputs (`projection = "coordinate"`) sees less in most draws: the
+texts together. Where most of it lies in a few inputs, a subspace of single inputs (`projection = "coordinate"`) mostly sees less: the
 second number is the median over 1,000 draws of r inputs. Informed rows (`projection = "informed"`) do not see it at all.
 """
 
