@@ -36,6 +36,7 @@ max_length = {length}
 [method]
 name = "fedkrso"
 rank = 8
+bits = 8
 num_seeds = 5
 interval_steps = 2
 steps = 4

@@ -49,7 +49,7 @@ def main(data: Path, task: str, batch: int, steps: int, dtype: str) -> None:
     schema = describe(checkpoint, section)
     with tempfile.TemporaryDirectory() as scratch:
         model: Any = build(Base(checkpoint, schema, "int8", Path(scratch)), section, 0, CPU, getattr(torch, dtype))
-    training: Any = server_half(FedKRSOSettings()).training(1, 0)
+    training: Any = server_half(FedKRSOSettings(rank=8, projection="signs")).training(1, 0)
     FedKRSO(model).install(PublishedState.zero(training, schema))
     for layer in model.subspace_layers.values():
         layer.select(0)
