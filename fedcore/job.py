@@ -29,7 +29,7 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
     middle: Start = 0.0
     """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the start, and does
-    not spend its first rounds on learning it from clients that each see a part of the scale."""
+    not spend its first rounds on learning it from clients that each see a part of the scale. Heads without a bias (Llama's) begin at 0."""
 
     def __post_init__(self) -> None:
         if self.middle and self.kind != "regression":

@@ -69,8 +69,9 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     for name, parameter in model.named_parameters():
         stored = names[name]
         if stored is None:
-            is_bias = parameter.ndim == 1
-            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False, start=task.middle if is_bias else 0.0))
+            # A regression has one output; a head's inner layers have biases too.
+            start = task.middle if parameter.shape == (1,) else 0.0
+            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False, start=start))
         elif any(fnmatch.fnmatch(stored, pattern) for pattern in trained_tensors):
             tensors.append(TensorSpec(stored, tuple(parameter.shape), in_checkpoint=True))
         elif name in linear and is_target(stored, tuple(parameter.shape)):
@@ -80,8 +81,6 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
             raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
-    if task.middle and all(tensor.start == 0 for tensor in tensors):
-        raise ModelError("no new head with a bias that could start there", place="task.middle", remedy="leave task.middle out")
     wrapped = any(stored is not None and stored != name for name, stored in names.items())
     prefix = f"{model.base_model_prefix}." if wrapped else ""
     return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from plans import subspaces
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
 
 from coordinator.export import export_model
 from edge_client.worker.data import Example
@@ -101,11 +101,16 @@ def test_a_regression_starts_at_the_middle_of_its_scale(minilm_folder: Path, tmp
     assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["classifier.bias"].numpy(), np.float32(2.5) + learned)
 
 
-def test_a_head_without_a_bias_has_no_middle(stories: Path) -> None:
-    with pytest.raises(ModelError, match="no new head with a bias") as caught:
-        describe(Checkpoint(stories), TaskSection(kind="regression", middle=2.5))
-    assert caught.value.place == "task.middle"
-    assert not any(tensor.start for tensor in describe(Checkpoint(stories), TaskSection(kind="regression")).tensors)
+def test_only_the_output_s_bias_starts_at_the_middle(stories: Path, tmp_path: Path) -> None:
+    task = TaskSection(kind="regression", middle=2.5)
+    # Llama's head has no bias, RoBERTa's has a layer of its own before the output.
+    assert [tensor.start for tensor in describe(Checkpoint(stories), task).tensors] == [0.0]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path)
+    starts = {tensor.name: tensor.start for tensor in describe(Checkpoint(tmp_path), task).tensors}
+    assert starts == {
+        "classifier.dense.weight": 0.0, "classifier.dense.bias": 0.0, "classifier.out_proj.weight": 0.0, "classifier.out_proj.bias": 2.5
+    }  # fmt: skip
 
 
 def test_fold_is_the_same_after_a_restart_and_changes_the_digest(minilm_folder: Path, tmp_path: Path) -> None:

@@ -215,7 +215,9 @@ def test_bytes_are_those_of_the_files_and_of_who_took_part(begin: Begin) -> None
     assert lasting(again) == lasting(rows)
 
 
-@pytest.mark.parametrize(("model", "task"), [("roberta", "sst2"), ("llama", "sst2"), ("llama", "shakespeare"), ("bert", "stsb")])
+@pytest.mark.parametrize(
+    ("model", "task"), [("roberta", "sst2"), ("llama", "sst2"), ("llama", "shakespeare"), ("bert", "stsb"), ("llama", "stsb")]
+)
 def test_other_architectures_and_tasks_are_taken_as_they_are(model: str, task: str, begin: Begin) -> None:
     split = "natural" if task == "shakespeare" else "dirichlet:100"
     rows, files = whole(begin, "run", model=model, task=task, split=split, rounds=2, label="fedkrso[learning_rate=1e-2]")
