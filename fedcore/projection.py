@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projections: the subspaces that every machine regenerates from seeds (FedKRSO, arXiv 2602.03019, section 3).
 
-P is a scale times small integers, so that E[P^T P] = I. By default these are signs: Rademacher instead of Gaussian entries, with the same
+P is a scale times small integers, so that E[P^T P] = I. Signs are Rademacher instead of Gaussian entries, with the same
 expectation and the same variance to within (n - 1) / (n + 1). How each kind is made says `fedcore.projections`.
 """
 

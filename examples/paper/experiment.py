@@ -29,7 +29,7 @@ from edge_client.worker.trainer import Trainer
 from examples.paper.informing import informing
 from examples.paper.predictions import Part, Predictions, predictions_of, save_predictions
 from examples.paper.presence import Downlink, taking_part
-from examples.paper.rows import Row, RunFiles, Setup
+from examples.paper.rows import Row, RunFiles, Setup, rounds_done
 from examples.paper.splits import LEAST_EXAMPLES, Split, deal
 from examples.paper.tasks import Parts, Task
 from fedcore.base import Base
@@ -124,7 +124,7 @@ class Experiment:
             done = []
             self._open(done)
         self._files.keep(done)
-        self.done = done[-1].round if done else 0
+        self.done = rounds_done(done)
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
         informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
         self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
@@ -147,11 +147,11 @@ class Experiment:
         if self._informing is not None:
             self._half = server_half(setup.method, self._informing.object.manifest.sha256)
             training = self._half.training(1, setup.seed)
-        self._state = load_state(_state_path(scratch, done[-1].round)) if done else ExactState.zero(training, self._schema)
+        self._state = load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
         if self._state.rows_from != training.rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         self._published = self._state.publish()
-        coming = done[-1].round + 1 if done else 1
+        coming = rounds_done(done) + 1
         self._fold(coming)
         self._replica = Replica(
             self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype, informed=informed

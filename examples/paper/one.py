@@ -16,7 +16,7 @@ import torch
 
 from edge_client.worker.lean import hide_optional_packages
 from examples.paper.experiment import Experiment
-from examples.paper.rows import RunFiles, Setup
+from examples.paper.rows import RunFiles, Setup, rounds_done
 from examples.paper.splits import parse_split
 from examples.paper.tasks import read_parts, task_by_name
 from fedcore.errors import FedkrsoError
@@ -32,8 +32,7 @@ def run(folder: Path, data: Path, model: Path) -> None:
     """
     files = RunFiles(folder)
     setup = msgspec.json.decode(files.setup.read_bytes(), type=Setup)
-    rows = files.rows()
-    if not rows or rows[-1].round < setup.rounds:
+    if rounds_done(files.rows()) < setup.rounds:
         task = task_by_name(setup.task)
         parts = read_parts(task, data, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
         on_gpu = torch.cuda.is_available()

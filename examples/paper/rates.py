@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from examples.paper.methods import Named
-from examples.paper.rows import Row, Setup
+from examples.paper.rows import Row, Setup, rounds_done
 from examples.paper.tasks import task_by_name
 from fedcore.durable import write_durably
 from fedcore.errors import ConfigError
@@ -91,7 +91,7 @@ def chosen(runs: Sequence[tuple[Setup, Sequence[Row]]]) -> list[Rate]:
     """
     groups: dict[tuple[str, str, str], list[Tried]] = {}
     for setup, rows in runs:
-        whole = bool(rows) and rows[-1].round == setup.rounds and math.isfinite(rows[-1].held)
+        whole = rounds_done(rows) == setup.rounds and math.isfinite(rows[-1].held)
         tried = Tried(setup.method.learning_rate, rows[-1].held, rows[-1].loss) if whole else Tried(setup.method.learning_rate, None)
         groups.setdefault((setup.task, setup.split, setup.label), []).append(tried)
     found = []

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from fedcore.memoryplan import Allocator
 from fedcore.methods import AnySettings
 from fedcore.types import BaseKind
 
-__all__ = ["Row", "RunFiles", "Setup"]
+__all__ = ["Row", "RunFiles", "Setup", "rounds_done"]
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Count = Annotated[int, Meta(ge=1)]
@@ -112,6 +113,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def first_round(self) -> int:
         """The first of these rounds."""
         return self.round - len(self.outcome_bytes) + 1
+
+
+def rounds_done(rows: Sequence[Row]) -> int:
+    """The last round that was measured; 0 before the first."""
+    return rows[-1].round if rows else 0
 
 
 class RunFiles:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from examples.paper.rows import Row, RunFiles, Setup
+from examples.paper.rows import Row, RunFiles, Setup, rounds_done
 from fedcore.durable import write_durably
 from fedcore.errors import RunError
 
@@ -44,7 +44,7 @@ class Run:
     @property
     def whole(self) -> bool:
         """Whether it came to its end."""
-        return self.files.finished and self.rows[-1].round == self.setup.rounds
+        return self.files.finished and rounds_done(self.rows) == self.setup.rounds
 
 
 def load_runs(folder: Path) -> list[Run]:
