@@ -60,6 +60,7 @@ kind = "text-classification"
 labels = {labels}
 [method]
 name = "fedkrso"
+projection = "signs"
 rank = 8
 bits = 8
 num_seeds = 5
@@ -229,7 +230,12 @@ class Fleet:
         events = Counter(kind for _, kind, _, _ in ledger.events())
         ledger.close()
         digest = expected_digest(
-            FedKRSOSettings(rank=8, bits=8, num_seeds=5), self.schema, plan.base_digest, _SEED, nodes=self.nodes, rounds=self.rounds
+            FedKRSOSettings(projection="signs", rank=8, bits=8, num_seeds=5),
+            self.schema,
+            plan.base_digest,
+            _SEED,
+            nodes=self.nodes,
+            rounds=self.rounds,
         )
         total = _sum(counts)
         update_chunks = sum(-(-size // plan.chunk_bytes) for size in sizes) * self.rounds

@@ -10,6 +10,7 @@ second number is the median over 1,000 draws of r inputs. Informed rows (`projec
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,19 @@ def main(data: Path, task: str, model: str, rows: int, rank: int) -> None:
     for name, total in sums.items():
         kind = ".".join(part for part in name.split(".") if not part.isdecimal())
         mean, size = (total / counts[name]).square(), squares[name] / counts[name]
-        draws = torch.stack([torch.randperm(len(mean), generator=torch.Generator().manual_seed(draw))[:rank] for draw in range(1000)])
+        draws = _draws(len(mean), rank)
         seen = mean[draws].sum(dim=1) / size[draws].sum(dim=1)
         kinds.setdefault(kind, []).append((float(mean.sum() / size.sum()), float(seen.median())))
     for kind, found in kinds.items():
         shares, medians = zip(*found, strict=True)
         whole = f"{min(shares):.2f} to {max(shares):.2f}, mean {sum(shares) / len(shares):.2f}"
         click.echo(f"{kind:40s} {whole} of {len(shares)} layers; in {rank} inputs {sum(medians) / len(medians):.2f}")
+
+
+@cache
+def _draws(inputs: int, rank: int) -> torch.Tensor:
+    """A thousand choices of inputs, shape (1000, rank); layers of the same width are measured by the same."""
+    return torch.stack([torch.randperm(inputs, generator=torch.Generator().manual_seed(draw))[:rank] for draw in range(1000)])
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ kind = "causal-lm"
 max_length = {length}
 [method]
 name = "fedkrso"
+projection = "signs"
 rank = 8
 bits = 8
 num_seeds = 5

@@ -58,6 +58,11 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Products on a processor."
 )
 @click.option("--steps", type=click.IntRange(1), help="Of a client in a round, instead of the preset's.")
+@click.option(
+    "--learning-rate-decay",
+    type=click.FloatRange(0.0, 1.0, min_open=True),
+    help="What learning rates fall to from round to round, instead of the preset's; not of FedKSeed.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
 @click.option("--measure-every", type=click.IntRange(1), help="Rounds from a measurement to the next; instead of the preset's.")
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
@@ -75,6 +80,7 @@ def paper(
     model: str | None,
     preset: str,
     steps: int | None,
+    learning_rate_decay: float | None,
     base: str,
     dropout: str,
     tune: bool,
@@ -108,7 +114,7 @@ def paper(
         methods=parse_methods(methods),
         split=parse_split(split),
         seeds=_listed(seeds, int, "--seeds"),
-        preset=PRESETS[preset] if steps is None else PRESETS[preset].with_steps(steps),
+        preset=PRESETS[preset].changed(steps, learning_rate_decay),
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
         rates_of=task_by_name(rates_of).name if rates_of else None,

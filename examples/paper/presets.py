@@ -42,17 +42,31 @@ class Preset:
         """Values by field for a method."""
         return {**self.common, **self.own.get(method, {})}
 
-    def with_steps(self, steps: int) -> Preset:
-        """The same with another T; J goes with it where it is T, and stays where it is less.
+    def changed(self, steps: int | None = None, learning_rate_decay: float | None = None) -> Preset:
+        """The same with another T, or with rates that fall otherwise.
+
+        Args:
+            steps: T; J goes with it where it is T, and stays where it is less.
+            learning_rate_decay: From round to round; methods whose rate must not fall keep theirs.
 
         Example:
-            >>> [PRESETS[name].with_steps(100).common["interval_steps"] for name in ("small", "paper")]
+            >>> [PRESETS[name].changed(steps=100).common["interval_steps"] for name in ("small", "paper")]
             [100, 10]
+            >>> slower = PRESETS["paper"].changed(learning_rate_decay=0.95)
+            >>> [slower.settings(name)["learning_rate_decay"] for name in ("fedavg", "fedkseed")]
+            [0.95, 1.0]
         """
-        whole = self.common["interval_steps"] == self.common["steps"]
-        interval_steps = steps if whole else min(steps, self.common["interval_steps"])
-        return replace(self, common={**self.common, "steps": steps, "interval_steps": interval_steps})
+        common = dict(self.common)
+        if steps is not None:
+            whole = common["interval_steps"] == common["steps"]
+            common |= {"steps": steps, "interval_steps": steps if whole else min(steps, common["interval_steps"])}
+        if learning_rate_decay is not None:
+            common["learning_rate_decay"] = learning_rate_decay
+        return replace(self, common=common)
 
+
+# Coefficients in units of the learning rate: it must stay.
+_STEADY = {"fedkseed": {"learning_rate_decay": 1.0}, "fedkseed-pro": {"learning_rate_decay": 1.0}}
 
 # A run of SST-2 with all-MiniLM-L6-v2 is 2,000 steps of 8 short sentences and 19,000 sentences to measure.
 _SMALL = Preset(
@@ -64,7 +78,7 @@ _SMALL = Preset(
     most_held=1000,
     micro_batch_size=8,
     common={"steps": 20, "interval_steps": 20, "batch_size": 8, "learning_rate_decay": 0.8},
-    own={"fedkseed": {"learning_rate_decay": 1.0}, "fedkseed-pro": {"learning_rate_decay": 1.0}},
+    own=_STEADY,
 )
 
 PRESETS = {
@@ -81,6 +95,6 @@ PRESETS = {
         most_held=2000,
         micro_batch_size=32,
         common={"steps": 100, "interval_steps": 10, "batch_size": 32, "rank": 4, "alpha": 8.0},
-        own={"fedkrso": {"num_seeds": 10}},
+        own={**_STEADY, "fedkrso": {"num_seeds": 10}},
     ),
 }

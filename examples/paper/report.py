@@ -20,7 +20,7 @@ from fedcore.durable import write_durably
 
 __all__ = ["write_report"]
 
-_SIZES = ("clients", "rounds", "max_length", "most_train", "most_held", "base", "model", "trained_tensors")
+_SIZES = ("clients", "rounds", "measure_every", "max_length", "most_train", "most_held", "base", "model", "trained_tensors")
 
 
 def write_report(folder: Path, *, reference: str | None = None, targets: Sequence[float] = (), resamples: int = 2000) -> Path:

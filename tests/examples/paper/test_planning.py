@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_the_papers_preset_is_the_papers() -> None:
     assert (method.num_seeds, method.rank, method.interval_steps, method.steps, method.batch_size) == (10, 4, 10, 100, 32)
     other: Any = setups[1].method
     assert (other.rank, other.alpha, other.steps, other.batch_size) == (4, 8.0, 100, 32)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_rates_fall_as_asked_but_of_methods_whose_rate_must_stay(name: str) -> None:
+    preset = PRESETS[name].changed(learning_rate_decay=0.95)
+    asked = replace(request("fedkrso,fedavg,fedkseed,fedkseed-pro", seeds=(0,)), preset=preset)
+    setups = planned(asked, Rates(Path("nowhere")))
+    assert [setup.method.learning_rate_decay for setup in setups] == [0.95, 0.95, 1.0, 1.0]
 
 
 def test_all_methods_of_a_seed_come_before_the_next_seed() -> None:
