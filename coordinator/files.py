@@ -94,8 +94,9 @@ def save_state(path: Path, state: ExactState) -> None:
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     head = np.array([state.version, state.rank], np.uint64)
+    arrays |= {"seeds": np.array(state.seeds, np.uint64), "rows_from": np.array(state.rows_from), "bits": np.array(state.bits)}
     with part.open("wb") as file:
-        np.savez(file, head=head, seeds=np.array(state.seeds, np.uint64), rows_from=np.array(state.rows_from), **arrays)  # type: ignore[arg-type]
+        np.savez(file, head=head, **arrays)  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -116,8 +117,11 @@ def load_state(path: Path) -> ExactState:
                 {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
                 for kind in ("sum/", "exponent/", "velocity/")
             )
-            # States of before there were other rows than signs do not say it.
+            # States of before there were other rows than signs, and other widths than 16 bits, do not say it.
             rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
-            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from)
+            bits = int(stored["bits"]) if "bits" in stored.files else 16
+            if not 8 <= bits <= 16:
+                raise ValueError(f"{bits} bits a number")
+            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from, bits)
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

@@ -39,12 +39,17 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Factor on both learning rates from each round to the next."""
     bits: Bits = 8
     """Bits of an update's numbers on the wire: 4, 8 or 16."""
+    outcome_bits: int = 16
+    """Bits of an outcome's numbers, 8 to 16: what the coordinator knows exactly is rounded to them once, so fewer make what nodes
+    fetch smaller, and nothing adds up."""
     share: Literal["examples", "uniform"] = "examples"
     """A participant's part in the average."""
 
     def __post_init__(self) -> None:
         require_within(self, interval_steps=2**31 - 1, steps=2**31 - 1, batch_size=2**31 - 1, learning_rate=1e6, tensor_learning_rate=1e6)
         require_within(self, learning_rate_decay=1)
+        if not 8 <= self.outcome_bits <= 16:
+            raise ConfigError(f"outcome_bits is {self.outcome_bits}, outside 8 to 16", place="method.outcome_bits")
         if self.steps % self.interval_steps:
             raise ConfigError(
                 f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",

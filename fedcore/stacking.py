@@ -10,6 +10,7 @@ Unlike a mean, a stack grows with the participants: at the coordinator, on the w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
             stack[f"{name}{UP}"][:, place] = np.rint(part * (training.alpha / training.rank)).astype(np.int64)
     sums = {name: value + means[name] if name in means else value for name, value in state.sums.items()} | stack
     finest = {name: finest_exponents(value) for name, value in stack.items() if name.endswith(DOWN)}
-    return ExactState(state.version + 1, state.seeds, state.rank, sums, state.exponents | finest)
+    return replace(state, version=state.version + 1, sums=sums, exponents=state.exponents | finest, velocity={})
 
 
 def _changes(update: WeightedUpdate, plan: Plan) -> Mapping[str, NDArray[np.int64]]:

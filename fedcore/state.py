@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,6 @@ __all__ = ["MAX_STACKED", "ExactState", "PublishedState", "model_digest"]
 OUTCOME_FORMAT = "fedkrso outcome 1"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
 _FINEST_EXPONENT = -28
-_LARGEST = 2**15 - 1
 MAX_STACKED = 2**16
 
 
@@ -188,6 +187,7 @@ class ExactState:
         exponents: By name int64 (m,).
         velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never published.
         rows_from: What rows of P come from.
+        bits: Of a published number, 8 to 16: the row's largest takes them all. Fewer make outcomes smaller, and S stays what it is.
     """
 
     version: int
@@ -197,12 +197,13 @@ class ExactState:
     exponents: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     velocity: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     rows_from: str = "signs"
+    bits: int = 16
 
     @classmethod
-    def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
+    def zero(cls, training: Training, schema: ModelSchema, bits: int = 16) -> ExactState:
         """Nothing learned yet."""
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
-        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from)
+        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=bits)
 
     def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()) -> ExactState:
         """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
@@ -221,25 +222,34 @@ class ExactState:
                     mean = mean + scaled_fixed(self.velocity[name], momentum)
                 velocity[name] = mean
             sums[name] = self.sums[name] + (mean if step == 1.0 else scaled_fixed(mean, step))
-        return ExactState(self.version + 1, self.seeds, self.rank, sums, dict(self.exponents), velocity, self.rows_from)
+        return replace(self, version=self.version + 1, sums=sums, exponents=dict(self.exponents), velocity=velocity)
 
     def refreshed(self, training: Training, schema: ModelSchema) -> ExactState:
         """After a fold: what was folded is zero under new seeds, the rest kept."""
         folded = folded_entries(schema)
         zero = {name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items() if name in folded}
         exponents, velocity = ({n: v for n, v in table.items() if n not in zero} for table in (self.exponents, self.velocity))
-        return ExactState(self.version, training.seeds, training.rank, {**self.sums, **zero}, exponents, velocity, training.rows_from)
+        return replace(
+            self,
+            seeds=training.seeds,
+            rank=training.rank,
+            sums={**self.sums, **zero},
+            exponents=exponents,
+            velocity=velocity,
+            rows_from=training.rows_from,
+        )
 
     def publish(self) -> PublishedState:
-        """Round S once, half to even, to 16 bits a number; raises the row scales where S outgrew them."""
+        """Round S once, half to even, to so many bits a number; raises the row scales where S outgrew them."""
+        largest = 2 ** (self.bits - 1) - 1
         entries = {}
         for name, total in self.sums.items():
             # int64 -> float64 may round S by 2**-53 of itself: harmless for a bound that leaves the exponent one step of room.
             absmax = np.abs(total).max(axis=1, initial=0).astype(np.float64) * 2.0**-FRACTION_BITS
-            needed = np.maximum(row_exponents(absmax, _LARGEST), _FINEST_EXPONENT)
+            needed = np.maximum(row_exponents(absmax, largest), _FINEST_EXPONENT)
             exponent = np.maximum(needed, self.exponents.get(name, needed))
             q = _shift_half_even(total, exponent + FRACTION_BITS)
-            over = (np.abs(q) > _LARGEST).any(axis=1)
+            over = (np.abs(q) > largest).any(axis=1)
             if over.any():
                 exponent = exponent + over
                 q = _shift_half_even(total, exponent + FRACTION_BITS)

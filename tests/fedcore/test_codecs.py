@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedcore.accumulator import Clip, Floats, RunningSum, quantise_rows, squared_norm, within_bounds
+from fedcore.accumulator import Clip, Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
 from fedcore.codecs import CODECS, encoded
 from fedcore.coding import Coding
 from fedcore.errors import ConfigError, MalformedMessage, UpdateRefused
@@ -215,9 +215,14 @@ def test_golden_bytes() -> None:
         ({"kind": "floats", "bits": 32, "data": wide}, Coding("floats", 32)),
         ({"kind": "floats", "bits": 16, "data": half}, Coding("floats", 16)),
         ({"bits": 8, "exponent": exponents, "data": bytes([0, 5, 0, 253, 0, 0, 0, 127])}, Coding("integers", 8)),
+        # High bytes, then low ones, of 2 q or -2 q - 1, column after column.
+        ({"bits": 16, "exponent": zlib.compress(bytes([253, 255]), 6), "coding": "zlib-columns",
+          "data": zlib.compress(bytes(8) + bytes([0, 0, 10, 0, 0, 0, 5, 254]))}, None),
     ]  # fmt: skip
     for raw, coding in golden:
         assert np.array_equal(unpack_record(head | raw, kinds=KINDS).part.values(), values)
+        if coding is None:
+            continue
         found = packed(values, coding)
         plain = {key: value for key, value in found.items() if key not in ("data", "coding", "exponent", "index")}
         assert plain == {key: value for key, value in (head | raw).items() if key in plain}
@@ -238,6 +243,27 @@ def test_the_index_costs_about_what_it_must() -> None:
         raw = packed(values, Coding("sparse", 8, density))
         least = -(density * np.log2(density) + (1 - density) * np.log2(1 - density)) / density
         assert 8 * len(raw["index"]) / raw["count"] < most * least
+
+
+@pytest.mark.parametrize(("bits", "most"), [(16, 16.2), (12, 12.4), (10, 10.6), (8, 8.3)])
+def test_an_outcome_costs_about_the_bits_of_the_one_subspace_that_changed(bits: int, most: float) -> None:
+    values = np.random.default_rng(0).normal(size=(384, 16))
+    q = np.zeros((384, 80), np.int16)
+    q[:, 16:32] = np.rint(values / np.abs(values).max(axis=1, keepdims=True) * (2 ** (bits - 1) - 1))
+    raw = pack_record(Record("l", RowScaled(q, np.zeros(384, np.int8)), 16))
+    assert np.array_equal(unpack_record(raw).integers.q, q)
+    assert 8 * len(raw["data"]) / values.size < most
+
+
+@given(
+    q=arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.sampled_from([0, 0, 0, 1, -1, 300, 32767, -32768]))
+)
+def test_differences_of_16_bits_arrive(q: np.ndarray[Any, Any]) -> None:
+    raw = pack_record(Record("l", RowScaled(q, np.zeros(len(q), np.int8)), 16, difference=True))
+    assert np.array_equal(unpack_record(raw).integers.q, q)
+    damaged = raw | {"coding": "zlib-columns", "data": zlib.compress(bytes(2 * q.size + 1))}
+    with pytest.raises(MalformedMessage, match=f"does not hold {2 * q.size} bytes"):
+        unpack_record(damaged)
 
 
 def test_a_job_names_a_codec() -> None:

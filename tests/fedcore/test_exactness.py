@@ -83,8 +83,8 @@ def test_columns_of_unused_seeds_count_as_zero() -> None:
     assert mean.tolist() == [[0, 0.25, 0, 0, 0.25, 0]] * 2
 
 
-def rounds(count: int, size: float = 0.01) -> list[ExactState]:
-    state = ExactState.zero(subspaces((11, 22), 4), SCHEMA)
+def rounds(count: int, size: float = 0.01, bits: int = 16) -> list[ExactState]:
+    state = ExactState.zero(subspaces((11, 22), 4), SCHEMA, bits)
     out = [state]
     for t in range(count):
         total = RunningSum(subspaces((5, 6), 4).shapes(SCHEMA))
@@ -97,11 +97,12 @@ def rounds(count: int, size: float = 0.01) -> list[ExactState]:
     return out
 
 
-def test_differences_and_whole_states_lead_to_the_same_digest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 11, 16])
+def test_differences_and_whole_states_lead_to_the_same_digest(bits: int, tmp_path: Path) -> None:
     shapes = subspaces((5, 6), 4).shapes(SCHEMA)
     held = None
     # Rows grow fourfold a round, so that their scales double between versions.
-    for state in rounds(5):
+    for state in rounds(5, bits=bits):
         published = state.publish()
         published.write(tmp_path / "whole")
         assert PublishedState.read(tmp_path / "whole", shapes).digest() == published.digest()
@@ -113,13 +114,26 @@ def test_differences_and_whole_states_lead_to_the_same_digest(tmp_path: Path) ->
         held = published
 
 
-def test_published_state_is_the_exact_one_within_half_a_step() -> None:
-    state = rounds(3)[-1]
+@pytest.mark.parametrize("bits", [8, 11, 16])
+def test_published_state_is_the_exact_one_within_half_a_step(bits: int) -> None:
+    state = rounds(3, bits=bits)[-1]
     published = state.publish()
     for name, total in state.sums.items():
         part = published.entries[name]
         step = np.exp2(part.exponent.astype(float))[:, None]
         assert (np.abs(part.values() - total * 2.0**-32) <= step / 2).all()
+        # The row's largest takes all bits, but for one where the scale had to double for another number.
+        largest = np.abs(part.q.astype(int)).max(axis=1)
+        assert (largest < 2 ** (bits - 1)).all() and (largest >= 2 ** (bits - 3)).all()
+
+
+def test_fewer_bits_change_what_is_published_and_never_what_is_known(tmp_path: Path) -> None:
+    """What was rounded for one outcome is not in the next one: also a state that went to disk in between knows all of it."""
+    wide, narrow = rounds(4)[-1], rounds(4, bits=8)[-1]
+    for name, total in wide.sums.items():
+        assert np.array_equal(total, narrow.sums[name])
+    save_state(tmp_path / "state.npz", narrow)
+    assert load_state(tmp_path / "state.npz").publish().digest() == narrow.publish().digest() != wide.publish().digest()
 
 
 def test_digest_sees_every_number_and_the_version() -> None:
