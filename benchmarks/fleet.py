@@ -61,6 +61,7 @@ labels = {labels}
 [method]
 name = "fedkrso"
 projection = "signs"
+outcome_bits = 16
 rank = 8
 bits = 8
 num_seeds = 5
@@ -230,7 +231,7 @@ class Fleet:
         events = Counter(kind for _, kind, _, _ in ledger.events())
         ledger.close()
         digest = expected_digest(
-            FedKRSOSettings(projection="signs", rank=8, bits=8, num_seeds=5),
+            FedKRSOSettings(projection="signs", rank=8, bits=8, outcome_bits=16, num_seeds=5),
             self.schema,
             plan.base_digest,
             _SEED,

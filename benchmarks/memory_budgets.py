@@ -36,6 +36,7 @@ max_length = {length}
 [method]
 name = "fedkrso"
 projection = "signs"
+outcome_bits = 16
 rank = 8
 bits = 8
 num_seeds = 5

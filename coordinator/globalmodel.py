@@ -57,7 +57,7 @@ class GlobalModel:
             # Known from before the first fold.
             ledger.put_fact("checkpoint_digest", self._base.digest())
         self._checkpoint_digest = ledger.fact("checkpoint_digest", str) or ""
-        self._state = load_state(folder.state(rounds)) if rounds else ExactState.zero(first, self._schema, job.method.outcome_bits)
+        self._state = load_state(folder.state(rounds)) if rounds else ExactState.zero(first, self._schema)
         self._published = self._state.publish()
         if opened is not None:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.

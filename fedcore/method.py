@@ -82,6 +82,7 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             "learning_rate": self.learning_rate * decayed,
             "tensor_learning_rate": self.tensor_learning_rate * decayed,
             "bits": self.bits,
+            "outcome_bits": self.outcome_bits,
             "share": self.share,
             "run_seed": run_seed,
         }

@@ -29,7 +29,7 @@ from fedcore.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_expone
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.records import Record, read_header, read_records, write_records
 from fedcore.schema import ModelSchema
-from fedcore.training import UP, Training, folded_entries
+from fedcore.training import SECOND, UP, Training, folded_entries
 from fedcore.wire.fields import RoundNumber
 
 __all__ = ["MAX_STACKED", "ExactState", "PublishedState", "model_digest"]
@@ -187,7 +187,8 @@ class ExactState:
         exponents: By name int64 (m,).
         velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never published.
         rows_from: What rows of P come from.
-        bits: Of a published number, 8 to 16: the row's largest takes them all. Fewer make outcomes smaller, and S stays what it is.
+        bits: Of a published number, 8 to 16: the row's largest takes them all (second moments: 16). Fewer make outcomes smaller, and S
+            stays what it is.
     """
 
     version: int
@@ -200,10 +201,10 @@ class ExactState:
     bits: int = 16
 
     @classmethod
-    def zero(cls, training: Training, schema: ModelSchema, bits: int = 16) -> ExactState:
+    def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
         """Nothing learned yet."""
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
-        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=bits)
+        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=training.outcome_bits)
 
     def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()) -> ExactState:
         """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
@@ -241,9 +242,10 @@ class ExactState:
 
     def publish(self) -> PublishedState:
         """Round S once, half to even, to so many bits a number; raises the row scales where S outgrew them."""
-        largest = 2 ** (self.bits - 1) - 1
         entries = {}
         for name, total in self.sums.items():
+            # Adam divides by roots of second moments: none of them may be rounded to zero for a larger one's sake.
+            largest = 2 ** ((16 if name.endswith(SECOND) else self.bits) - 1) - 1
             # int64 -> float64 may round S by 2**-53 of itself: harmless for a bound that leaves the exponent one step of room.
             absmax = np.abs(total).max(axis=1, initial=0).astype(np.float64) * 2.0**-FRACTION_BITS
             needed = np.maximum(row_exponents(absmax, largest), _FINEST_EXPONENT)

@@ -56,7 +56,7 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4}),
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "informed_share": 0.5}),
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "moments": "carried"}),
-    (FedKRSOSettings, {"outcome_bits": 9, "schedule": "fresh"}),
+    (FedKRSOSettings, {"outcome_bits": 11, "schedule": "fresh"}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
 ]
 
@@ -85,7 +85,7 @@ class Run:
         if training.informed_subspaces:
             self._inform(training)
         self.base_digests = [self.base.digest()]
-        self.state = ExactState.zero(self.half.training(1, 5), self.schema, self.settings.outcome_bits)
+        self.state = ExactState.zero(self.half.training(1, 5), self.schema)
         self.published = [self.state.publish()]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
         self.updates: dict[str, Path] = {}

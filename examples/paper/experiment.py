@@ -147,8 +147,7 @@ class Experiment:
         if self._informing is not None:
             self._half = server_half(setup.method, self._informing.object.manifest.sha256)
             training = self._half.training(1, setup.seed)
-        zero = ExactState.zero(training, self._schema, setup.method.outcome_bits)
-        self._state = load_state(_state_path(scratch, rounds_done(done))) if done else zero
+        self._state = load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
         if self._state.rows_from != training.rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         self._published = self._state.publish()

@@ -41,6 +41,8 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     """With `informed`: that part of the subspaces, one at least; the others have signs."""
     bits: Bits = 4
     """Bits of an update's numbers on the wire: 4, 8 or 16. What 4 save is better spent on the rank (docs/results.md)."""
+    outcome_bits: int = 8
+    """Bits of an outcome's numbers, 8 to 16: what is rounded once is far less than what updates of 4 bits leave open."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)

@@ -97,6 +97,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """Bits of an update's numbers, but for tensors trained whole."""
     share: Literal["examples", "uniform"]
     run_seed: Seed
+    outcome_bits: Annotated[int, Meta(ge=8, le=16)] = 16
+    """Bits of a published number."""
 
     @property
     def method(self) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_columns_of_unused_seeds_count_as_zero() -> None:
 
 
 def rounds(count: int, size: float = 0.01, bits: int = 16) -> list[ExactState]:
-    state = ExactState.zero(subspaces((11, 22), 4), SCHEMA, bits)
+    state = replace(ExactState.zero(subspaces((11, 22), 4), SCHEMA), bits=bits)
     out = [state]
     for t in range(count):
         total = RunningSum(subspaces((5, 6), 4).shapes(SCHEMA))
