@@ -61,8 +61,9 @@ class Leader:
         self.files, self.model, self.schema, self.size = RunFolder(root), model, schema, size
         self.files.root.mkdir(parents=True, exist_ok=True)
         method = FedKRSOSettings(
-            rank=4, num_seeds=2, steps=20, bits=16, projection="signs", schedule="fresh" if every else "pool", refresh_every=every or 1
-        )
+            rank=4, num_seeds=2, steps=20, bits=16, outcome_bits=16, projection="signs",
+            schedule="fresh" if every else "pool", refresh_every=every or 1,
+        )  # fmt: skip
         self.job = Job(
             run="t", model=ModelSection(folder=str(model), base=base), task=task, broker=BrokerSection(url="mqtts://x"), method=method,
             round=RoundSection(rounds=rounds, min_nodes=1, chunk_bytes=4096, finish_seconds=1),

@@ -25,8 +25,8 @@ class Village(Tiny):
     def _job_text(self) -> str:
         homes = self.recipe.homes
         text = super()._job_text().replace(f"min_nodes = {homes}", "min_nodes = 1").replace(f"quorum = {homes}", "quorum = 1")
-        # Ends of generations weigh as much as a snapshot within a few rounds: those of single inputs and 4 bits would take many.
-        return text.replace('schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8')
+        # Ends of generations weigh as much as a snapshot within a few rounds: those of single inputs, 4 bits up and 8 down would take many.
+        return text.replace('schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8\noutcome_bits = 16')
 
     def wait(self, until: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
