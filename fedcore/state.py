@@ -2,7 +2,7 @@
 """The cumulative state, exact at the coordinator, rounded once for publication, the same at every replica.
 
 W(t) = W0 + sum over k of S_k P_k. The coordinator keeps S (m, K r) as 64-bit integers in units of 2**-32 and adds each round's
-mean to it. What it publishes is 16-bit integers with one power-of-two scale per row, shared by all seeds: roundings do not
+mean to it. What it publishes is integers of 8 to 16 bits with one power-of-two scale per row, shared by all seeds: roundings do not
 accumulate, and because scales only ever double, the difference between two published versions is exact and small.
 Tensors trained whole (a task head) are the same thing with one subspace, the identity: their published part is what training
 added to the initial value.
