@@ -28,7 +28,7 @@ from fedcore.state import ExactState
 from fedcore.update import CheckedUpdate, UpdateHeader, WeightedUpdate, check_update, write_update
 
 SCHEMA = ModelSchema((LayerSpec("l", 30, 40),), (TensorSpec("head", (3, 20), False),))
-HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8))
+HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8, outcome_bits=16))
 HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0)
 NO_LIMITS = SafetySection(max_share_ratio=0.0)
 

@@ -25,7 +25,7 @@ from fedcore.state import ExactState
 from fedcore.update import UPDATE_FORMAT, CheckedUpdate, UpdateHeader, WeightedUpdate, check_update, write_update
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
-HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20, projection="signs", bits=8))
+HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20, projection="signs", bits=8, outcome_bits=16))
 HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
 
 
