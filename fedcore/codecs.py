@@ -219,8 +219,7 @@ def _by_columns(q: NDArray[np.int16], level: int) -> dict[str, Any]:
     planes = np.ascontiguousarray(folded).view(np.uint8).reshape(-1, 2).T
     engine = zlib.compressobj(level, strategy=zlib.Z_RLE)
     packed = engine.compress(planes[1].tobytes()) + engine.flush(zlib.Z_SYNC_FLUSH) + engine.compress(planes[0].tobytes()) + engine.flush()
-    raw = _to_bytes(q, 16)
-    return {"coding": _COLUMNS, "data": packed} if len(packed) < len(raw) else {"coding": _RAW, "data": raw}
+    return {"coding": _COLUMNS, "data": packed} if len(packed) < q.nbytes else {"coding": _RAW, "data": _to_bytes(q, 16)}
 
 
 def _from_columns(raw: Any, shape: tuple[int, int], place: str) -> NDArray[np.int16]:

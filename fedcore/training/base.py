@@ -98,7 +98,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     share: Literal["examples", "uniform"]
     run_seed: Seed
     outcome_bits: Annotated[int, Meta(ge=8, le=16)] = 16
-    """Bits of a published number."""
+    """Bits of a published number, but for second moments, which have 16."""
 
     @property
     def method(self) -> str:
