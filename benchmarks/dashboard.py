@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet import Fleet, node_names, prepared
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 
 __all__ = ["Asking", "Viewer", "percentile", "url_of"]
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import click
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "faults")]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "helpers")]
 
+from forked_workers import ForkedWorkers  # noqa: E402
 from killer import recipe_of, run_disturbed  # noqa: E402
-from nursery import Nursery  # noqa: E402
 from tiny import Workshop, undisturbed  # noqa: E402
 
 _COUNTED = {
@@ -65,9 +65,9 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
         cold: Start every worker from nothing, as a device does.
     """
     known = {row["seed"]: row for row in map(json.loads, out.read_text().splitlines())} if out.exists() else {}
-    nursery = None if cold else Nursery(folder / "nursery")
+    forked_workers = None if cold else ForkedWorkers(folder / "forked_workers")
     try:
-        workshop = Workshop(folder / "workshop", nursery)
+        workshop = Workshop(folder / "workshop", forked_workers)
         wanted = [seed for seed in seeds if "error" in known.get(seed, {"error": ""})]
         for recipe in sorted({recipe_of(seed) for seed in wanted}, key=lambda recipe: recipe.name):
             undisturbed(folder / f"undisturbed-{recipe.name}", workshop, recipe)
@@ -86,8 +86,8 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
                 file.flush()
                 click.echo(json.dumps(row))
     finally:
-        if nursery is not None:
-            nursery.stop()
+        if forked_workers is not None:
+            forked_workers.stop()
     return [known[seed] for seed in sorted(known)]
 
 

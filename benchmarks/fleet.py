@@ -30,13 +30,13 @@ import psutil
 
 from benchmarks.fleet_contents import expected_digest, schema_of
 from benchmarks.fleet_node import Counts, FleetSpec
-from coordinator.broker import LocalBroker
-from coordinator.ledger import SqliteLedger
-from fedcore.checkpoint import Checkpoint
-from fedcore.job import TaskSection
+from coordinator.provisioning.broker import LocalBroker
+from coordinator.store.ledger import SqliteLedger
+from fedcore.config.models import resolve_model_folder
+from fedcore.config.sections import TaskSection
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.modelfolder import resolve_model_folder
-from fedcore.worker import Described
+from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.messages import Described
 
 __all__ = ["Broker", "Fleet", "node_names", "prepared"]
 

@@ -18,17 +18,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.accumulator import RowScaled, RunningSum
-from fedcore.checkpoint import Checkpoint
+from fedcore.fields.types import Bits
 from fedcore.methods import server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.plan import Plan
-from fedcore.records import Record
-from fedcore.schema import LayerSpec, ModelSchema, TensorSpec, is_target
-from fedcore.state import ExactState, model_digest
-from fedcore.training import TENSOR_BITS, Training
-from fedcore.types import Bits
-from fedcore.update import UpdateHeader, write_update
+from fedcore.model.state import ExactState, model_digest
+from fedcore.model.update import write_update
+from fedcore.numbers.accumulator import RowScaled, RunningSum
+from fedcore.numbers.records import Record
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
+from fedcore.round.training import TENSOR_BITS, Training
+from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec, is_target
 
 __all__ = ["CONTENTS", "Bodies", "examples_of", "expected_digest", "make_records", "schema_of"]
 

@@ -24,22 +24,23 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.fleet_contents import CONTENTS, Bodies, examples_of
-from devices.simulated import Simulated, Step
-from edge_client.agent import Agent
+from devices.kinds.simulated import Simulated, Step
+from edge_client.agent.agent import Agent
 from edge_client.memory.monitor import Reading
 from edge_client.memory.probes import ProcessMemory
 from edge_client.node import Node
-from edge_client.supervisor import Supervisor
-from fedcore.brokerconfig import mqtt_settings
-from fedcore.config import load_config
+from edge_client.process.supervisor import Supervisor
+from fedcore.config.broker import mqtt_settings
+from fedcore.config.reading import load_config
+from fedcore.device.readings import Readings
 from fedcore.errors import FedkrsoError
-from fedcore.identity import load_public_key, load_signing_key
-from fedcore.plan import Plan
-from fedcore.readings import Readings
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
 from fedcore.transport.base import Message, Received, Sink, TransportEvent
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
-from fedcore.update import UpdateHeader
-from fedcore.worker import Adopt, Adopted, Event, Ready, Trained, WorkerDied
+from fedcore.wire.identity import load_public_key, load_signing_key
+from fedcore.worker.messages import Adopt, Adopted, Event, Ready, Trained
+from fedcore.worker.process import WorkerDied
 
 _TROUBLE = re.compile("refused|declined|malformed|disconnected|error|room|full")
 

@@ -18,9 +18,9 @@ import click
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from examples.paper.presets import PRESETS
-from examples.paper.tasks import read_parts, task_by_name
-from fedcore.modelfolder import resolve_model_folder
+from fedcore.config.models import resolve_model_folder
+from research.data.tasks import read_parts, task_by_name
+from research.runs.presets import PRESETS
 
 
 @click.command()

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import model
-from coordinator.broker import LocalBroker
-from fedcore.modelfolder import resolve_model_folder
+from coordinator.provisioning.broker import LocalBroker
+from fedcore.config.models import resolve_model_folder
 
 BATCH, LENGTH = 8, 128
 WORDS = "once upon a time there was a little board that wanted to learn all the words of its people and never ran out of memory"

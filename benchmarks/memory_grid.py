@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import model
-from edge_client.measuring import Request, measured
-from fedcore.memoryplan import MemoryPlan
+from edge_client.process.measuring import Request, measured
+from fedcore.device.memoryplan import MemoryPlan
 
 # Batch and length: the corners and the middle; large models leave out what takes minutes a step.
 LARGE = [(1, 32), (1, 512), (4, 128), (16, 32)]

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models import model
-from edge_client.bench_memory import spawn
-from edge_client.measuring import Request, measured
-from edge_client.memory.enclosure import enclose
+from edge_client.commands.bench_memory import spawn
+from edge_client.memory.group import enclose
+from edge_client.process.measuring import Request, measured
+from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import WorkerError
-from fedcore.memoryplan import MemoryPlan
 
 NAME, LENGTH = "tinyllama-1.1b", 256
 # Limit in MB, and what trains within it.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from edge_client.worker.outline import Outline, write_random_checkpoint
-from fedcore.job import TaskSection
-from fedcore.modelfolder import resolve_model_folder
+from edge_client.worker.trace.outline import Outline, write_random_checkpoint
+from fedcore.config.models import resolve_model_folder
+from fedcore.config.sections import TaskSection
 
 CAUSAL = TaskSection(kind="causal-lm", max_length=1024)
 CLASSES = TaskSection(kind="text-classification", labels=("a", "b", "c"), max_length=512)

@@ -9,8 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from coordinator.broker import find_mosquitto, free_port
-from fedcore.processes import die_with_parent
+from coordinator.provisioning.broker import find_mosquitto, free_port
+from fedcore.system.processes import die_with_parent
 
 __all__ = ["Mosquitto"]
 

@@ -16,17 +16,17 @@ import click
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.data.tasks import batches, encode, summed_loss
 from edge_client.worker.methods.fedkrso import FedKRSO
-from edge_client.worker.model import build, describe
-from edge_client.worker.tasks import batches, encode, summed_loss
-from examples.paper.presets import PRESETS
-from examples.paper.tasks import read_parts, task_by_name
-from fedcore.base import Base
-from fedcore.checkpoint import Checkpoint
+from edge_client.worker.model.loading import build, describe
+from fedcore.config.models import resolve_model_folder
 from fedcore.methods import server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.modelfolder import resolve_model_folder
-from fedcore.state import PublishedState
+from fedcore.model.base import Base
+from fedcore.model.state import PublishedState
+from fedcore.weights.checkpoint import Checkpoint
+from research.data.tasks import read_parts, task_by_name
+from research.runs.presets import PRESETS
 
 CPU = torch.device("cpu")
 

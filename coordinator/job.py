@@ -9,11 +9,11 @@ from typing import Literal
 
 import msgspec
 
+from fedcore.config.sections import BrokerSection, DataSection, PathText, TaskSection, TrustSection
 from fedcore.errors import ConfigError
-from fedcore.job import BrokerSection, DataSection, PathText, TaskSection, TrustSection
+from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.types import BaseKind
 
 __all__ = ["CalibrationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
@@ -78,7 +78,7 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[safety]`: what one participant's update may do to a round (`coordinator.policy`)."""
+    """`[safety]`: what one participant's update may do to a round (`coordinator.rounds.policy`)."""
 
     norm_bound: float = 0.0
     """Largest norm of an update: the root of the sum of squares of all its numbers. 0 for none; a run's summary shows the norms."""

@@ -14,7 +14,7 @@ from devices.base import Device
 from devices.detection import detect
 from devices.programs import run_nothing, run_program
 from devices.record import recorded
-from fedcore.readings import Readings
+from fedcore.device.readings import Readings
 
 _BETWEEN_SECONDS = 1.0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from devices.programs import RunProgram, run_nothing
-from fedcore.readings import Readings
+from fedcore.device.readings import Readings
 
 __all__ = ["Accelerator", "Device", "Facts", "Host"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fedcore.readings import Celsius, Readings
+from fedcore.device.readings import Celsius, Readings
 
 __all__ = ["checked", "plausible_temperatures"]
 

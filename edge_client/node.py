@@ -7,9 +7,9 @@ import re
 
 import msgspec
 
-from edge_client.policy import PolicySection
+from edge_client.owner.policy import PolicySection
+from fedcore.config.sections import BrokerSection, DataSection, PathText, TrustSection
 from fedcore.errors import ConfigError
-from fedcore.job import BrokerSection, DataSection, PathText, TrustSection
 
 __all__ = ["Node"]
 

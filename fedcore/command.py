@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from fedcore.errors import ConfigError, FedkrsoError
-from fedcore.logs import journal_prefix
+from fedcore.system.logs import journal_prefix
 
 __all__ = ["ENTRY_POINTS", "command", "main"]
 

@@ -43,8 +43,8 @@ def make_llama(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         from transformers import LlamaConfig
 
-        from edge_client.worker.outline import Outline, write_random_checkpoint
-        from fedcore.job import TaskSection
+        from edge_client.worker.trace.outline import Outline, write_random_checkpoint
+        from fedcore.config.sections import TaskSection
 
         folder = tmp_path / name
         config = LlamaConfig(

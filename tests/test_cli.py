@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 
 JOB = """
 run = "r"

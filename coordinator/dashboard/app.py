@@ -21,12 +21,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from coordinator.control import Answer, Command, command_of
 from coordinator.dashboard.assets import Asset, load_assets
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.guard import Guard, Tokens, is_our_page
 from coordinator.dashboard.metrics import exposition
-from coordinator.ledger import read_events
+from coordinator.run.control import Answer, Command, command_of
+from coordinator.store.ledger import read_events
 from fedcore.errors import ConfigError, RunError
 
 __all__ = ["Commander", "Wiring", "make_app"]

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from coordinator.dashboard.history import History
-from coordinator.view import RunView
+from coordinator.store.view import RunView
 
 __all__ = ["GZIP_HEAD", "Board", "squeezed"]
 

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from coordinator.view import RunView
+from coordinator.store.view import RunView
 
 __all__ = ["Feed"]
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from coordinator.view import NodeView, RunView
+from coordinator.store.view import NodeView, RunView
 
 __all__ = ["COLUMNS", "History", "Track"]
 

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from coordinator.view import NodeView, RunView
-from fedcore.readings import Readings
+from coordinator.store.view import NodeView, RunView
+from fedcore.device.readings import Readings
 
 __all__ = ["exposition"]
 
@@ -101,7 +101,7 @@ _NODE_GAUGES: tuple[tuple[str, str, Callable[[NodeView], float | None]], ...] = 
 
 
 def _node_lines(nodes: list[NodeView], excluded: set[str]) -> Iterator[str]:
-    # Names from the wire are letters, digits and `._-` (`fedcore.wire.fields.Name`): nothing in them needs escaping.
+    # Names from the wire are letters, digits and `._-` (`fedcore.fields.checked.Name`): nothing in them needs escaping.
     for name, text, value in _NODE_GAUGES:
         yield _head(name, text)
         for node in nodes:

@@ -18,7 +18,7 @@ from coordinator.dashboard.app import Commander, Wiring, make_app
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.feed import Feed
 from coordinator.dashboard.guard import Tokens, load_tokens
-from coordinator.view import RunView
+from coordinator.store.view import RunView
 from fedcore.errors import ConfigError
 
 __all__ = ["Dashboard"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from devices.base import Accelerator
 from devices.files import folder_names, read_text
 from devices.programs import RunProgram, Seldom
-from fedcore.wire.fields import clean_text
+from fedcore.fields.checked import clean_text
 
 __all__ = ["GpuReading", "NvidiaGpu", "parse_gpus"]
 

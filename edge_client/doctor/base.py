@@ -14,12 +14,12 @@ import msgspec
 
 from devices.base import Device
 from devices.programs import RunProgram, run_program
-from edge_client.memory.enclosure import Enclosure, enclose
+from edge_client.memory.group import Enclosure, enclose
 from edge_client.node import Node
-from edge_client.route import Part
-from edge_client.route_probe import measured_part
+from edge_client.process.route import Part
+from edge_client.process.route_probe import measured_part
+from fedcore.config.sections import BrokerSection
 from fedcore.errors import FedkrsoError
-from fedcore.job import BrokerSection
 
 __all__ = ["Check", "Group", "State", "Surroundings", "refused", "within"]
 

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.node import Node
-from edge_client.route import Part, Probe, Timing, choose, store
-from edge_client.route_probe import known_probe
+from edge_client.process.route import Part, Probe, Timing, choose, store
+from edge_client.process.route_probe import known_probe
 from fedcore.errors import FedkrsoError
 
 __all__ = ["compute"]
@@ -57,7 +57,7 @@ def _probe(around: Surroundings, names: Sequence[str], node: Node | None) -> tup
 
 def _worker(around: Surroundings) -> Check:
     """Loads everything that a worker does."""
-    command = [sys.executable, "-c", "import edge_client.worker.serve"]
+    command = [sys.executable, "-c", "import edge_client.worker.programs.serve"]
     try:
         done = subprocess.run(command, env=dict(around.environment), capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False)
     except subprocess.TimeoutExpired:

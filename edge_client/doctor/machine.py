@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from edge_client.doctor.base import Check, Surroundings
 from edge_client.node import Node
-from fedcore.readings import Readings
+from fedcore.device.readings import Readings
 
 __all__ = ["clock", "device"]
 

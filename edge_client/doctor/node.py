@@ -14,10 +14,10 @@ import msgspec
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
-from fedcore.config import load_config
+from fedcore.config.models import resolve_model_folder
+from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
-from fedcore.identity import load_public_key, load_signing_key
-from fedcore.modelfolder import resolve_model_folder
+from fedcore.wire.identity import load_public_key, load_signing_key
 
 __all__ = ["node_file", "node_parts"]
 
@@ -72,7 +72,7 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    command = [sys.executable, "-m", "edge_client.worker.first_rows", msgspec.json.encode(node.data).decode()]
+    command = [sys.executable, "-m", "edge_client.worker.programs.first_rows", msgspec.json.encode(node.data).decode()]
     try:
         done = subprocess.run(command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -12,8 +12,8 @@ from pathlib import Path
 from edge_client.doctor.base import Check, Surroundings
 from edge_client.install.layout import SERVICE
 from edge_client.node import Node
-from fedcore.brokerconfig import mqtt_settings
-from fedcore.config import parse_size
+from fedcore.config.broker import mqtt_settings
+from fedcore.config.reading import parse_size
 from fedcore.transport.mqtt import MqttTransport
 
 __all__ = ["network", "service", "storage"]

@@ -15,8 +15,8 @@ from edge_client.install.machine import Runner
 from edge_client.install.manifest import check_sums, write_sums
 from edge_client.install.nodefile import Kit
 from edge_client.install.wheels import Target, fetch_wheels, requirements
+from fedcore.config.models import resolve_model_folder
 from fedcore.errors import ConfigError
-from fedcore.modelfolder import resolve_model_folder
 
 __all__ = ["Contents", "make_bundle", "verify_bundle"]
 
@@ -92,7 +92,7 @@ def verify_bundle(folder: Path) -> str:
 
 
 def _write_script(path: Path, contents: Contents, *, copies_model: bool) -> None:
-    template = Template((files("edge_client") / "templates/install.sh").read_text(encoding="utf-8"))
+    template = Template((files("edge_client.install") / "templates/install.sh").read_text(encoding="utf-8"))
     text = template.substitute(
         python=contents.target.python,
         machine=contents.target.machine,

@@ -17,11 +17,11 @@ from edge_client.install.certificate import Certificate, client_certificate
 from edge_client.install.layout import Layout
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
-from fedcore.config import load_config
+from fedcore.config.models import resolve_model_folder
+from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
-from fedcore.identity import load_signing_key
-from fedcore.modelfolder import resolve_model_folder
 from fedcore.transport.tls import client_context
+from fedcore.wire.identity import load_signing_key
 
 __all__ = ["Kit", "NodeFile", "Secret", "finished", "merge", "missing", "open_kit", "started"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_client.install.machine import Machine, Runner
-from fedcore.durable import flush_folder
 from fedcore.errors import ConfigError, RunError
+from fedcore.system.durable import flush_folder
 
 __all__ = ["Command", "File", "Folder", "Gone", "Step", "Tree", "apply", "described"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 
-from fedcore.memoryplan import Allocator
+from fedcore.device.memoryplan import Allocator
 
 __all__ = ["ALLOCATORS", "keep_agent_small", "set_thresholds"]
 

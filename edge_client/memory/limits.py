@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edge_client.memory.cgroups import memory_cgroup, number
 from edge_client.memory.probes import available_bytes, total_bytes
-from fedcore.config import parse_size
+from fedcore.config.reading import parse_size
 from fedcore.errors import BudgetError, ConfigError
 
 __all__ = ["Limit", "budget_bytes", "droppable_bytes", "kernel_limits", "room"]

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import msgspec
 
+from fedcore.device.memoryplan import Allocator, Footprint, MemoryPlan, Parts
 from fedcore.errors import BudgetError
-from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
-from fedcore.worker import Measured
+from fedcore.worker.messages import Measured
 
 __all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "halvings", "ladder", "plans", "predict", "smaller"]
 

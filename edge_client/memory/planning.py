@@ -11,10 +11,10 @@ import msgspec
 from edge_client.memory.limits import Limit
 from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
 from edge_client.node import Node
+from fedcore.device.memoryplan import Allocator, Footprint, MemoryPlan, Parts
 from fedcore.errors import BudgetError, WorkerError
-from fedcore.memoryplan import Allocator, Footprint, MemoryPlan, Parts
-from fedcore.plan import Plan
-from fedcore.worker import Measured
+from fedcore.round.plan import Plan
+from fedcore.worker.messages import Measured
 
 __all__ = ["Planning"]
 

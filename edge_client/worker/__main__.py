@@ -12,9 +12,10 @@ import traceback
 from pathlib import Path
 from typing import BinaryIO
 
-from edge_client.route_probe import chosen_route
+from edge_client.process.route_probe import chosen_route
 from fedcore.errors import FedkrsoError
-from fedcore.worker import Command, Route, Sketch, read_message
+from fedcore.worker.messages import Command, Route, Sketch
+from fedcore.worker.process import read_message
 
 __all__ = ["main"]
 
@@ -25,7 +26,7 @@ def main(commands: BinaryIO, events: BinaryIO) -> None:
     if first is None:
         return
     route = _route(first) if isinstance(first, Sketch) and "auto" in (first.torch_device, first.compute_dtype) else None
-    from edge_client.worker import serve
+    from edge_client.worker.programs import serve
 
     serve.main(commands, events, first, route)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 from fedcore.errors import RunError
-from fedcore.processes import die_with_parent
+from fedcore.system.processes import die_with_parent
 
 __all__ = ["demo", "job_text", "node_text"]
 

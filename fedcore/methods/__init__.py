@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedcore.method import MethodSettings, ServerHalf
 from fedcore.methods.fedavg import FedAvg, FedAvgSettings
 from fedcore.methods.fedex import FedExLoRA, FedExLoRASettings
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
 from fedcore.methods.fedkseed import FedKSeed, FedKSeedProSettings, FedKSeedSettings
 from fedcore.methods.ferret import Ferret, FerretSettings
 from fedcore.methods.flora import FLoRA, FLoRASettings
+from fedcore.methods.interface import MethodSettings, ServerHalf
 from fedcore.methods.lora import FedITSettings, FedSALoRASettings, FFALoRASettings, LoRA, RoLoRASettings
 
 __all__ = ["SERVER_HALVES", "AnySettings", "server_half"]

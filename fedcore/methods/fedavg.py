@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 from fedcore.errors import ConfigError
-from fedcore.method import SteppedSettings, exact_mean, require_within
-from fedcore.plan import Plan
-from fedcore.state import ExactState
-from fedcore.training import DenseCodec, DenseTraining
-from fedcore.types import Bits
-from fedcore.update import WeightedUpdate
+from fedcore.fields.types import Bits
+from fedcore.methods.interface import SteppedSettings, exact_mean, require_within
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.round.plan import Plan
+from fedcore.round.training import DenseCodec, DenseTraining
 
 __all__ = ["FedAvg", "FedAvgSettings"]
 

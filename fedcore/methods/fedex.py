@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedcore.methods.lora import LoRASettings
-from fedcore.plan import Plan
-from fedcore.schedule import generation_of
-from fedcore.stacking import after_stacking
-from fedcore.state import ExactState
-from fedcore.training import ResidualTraining
-from fedcore.update import WeightedUpdate
+from fedcore.model.stacking import after_stacking
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.round.plan import Plan
+from fedcore.round.training import ResidualTraining
+from fedcore.subspaces.schedule import generation_of
 
 __all__ = ["FedExLoRA", "FedExLoRASettings"]
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from fedcore.errors import ConfigError
-from fedcore.method import SteppedSettings, exact_mean, require_within
-from fedcore.plan import Plan
-from fedcore.schedule import generation_of, pool_seeds
-from fedcore.state import ExactState
-from fedcore.training import SubspaceTraining
-from fedcore.types import Bits, Moments, Order, ProjectionName
-from fedcore.update import WeightedUpdate
+from fedcore.fields.types import Bits, Moments, Order, ProjectionName
+from fedcore.methods.interface import SteppedSettings, exact_mean, require_within
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.round.plan import Plan
+from fedcore.round.training import SubspaceTraining
+from fedcore.subspaces.schedule import generation_of, pool_seeds
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from fedcore.method import MethodSettings, exact_mean, require_within
-from fedcore.plan import Plan
-from fedcore.schedule import generation_of
-from fedcore.state import ExactState
-from fedcore.training import MAX_DIRECTIONS, SketchTraining
-from fedcore.types import Bits
-from fedcore.update import WeightedUpdate
+from fedcore.fields.types import Bits
+from fedcore.methods.interface import MethodSettings, exact_mean, require_within
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.round.plan import Plan
+from fedcore.round.training import MAX_DIRECTIONS, SketchTraining
+from fedcore.subspaces.schedule import generation_of
 
 __all__ = ["Ferret", "FerretSettings"]
 

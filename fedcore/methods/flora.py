@@ -12,15 +12,15 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.accumulator import FRACTION_BITS
-from fedcore.initial import initial_factor
 from fedcore.methods.lora import LoRASettings
-from fedcore.plan import Plan
-from fedcore.schedule import generation_of
-from fedcore.stacking import after_stacking
-from fedcore.state import ExactState
-from fedcore.training import StackedTraining
-from fedcore.update import WeightedUpdate
+from fedcore.model.stacking import after_stacking
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.accumulator import FRACTION_BITS
+from fedcore.round.plan import Plan
+from fedcore.round.training import StackedTraining
+from fedcore.subspaces.schedule import generation_of
+from fedcore.weights.initial import initial_factor
 
 __all__ = ["FLoRA", "FLoRASettings"]
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedcore.method import MethodSettings, exact_mean, require_within
-from fedcore.plan import Plan
-from fedcore.state import ExactState
-from fedcore.training import Factor, FactorTraining
-from fedcore.update import WeightedUpdate
+from fedcore.methods.interface import MethodSettings, exact_mean, require_within
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate
+from fedcore.round.plan import Plan
+from fedcore.round.training import Factor, FactorTraining
 
 __all__ = ["FFALoRASettings", "FedITSettings", "FedSALoRASettings", "LoRA", "LoRASettings", "RoLoRASettings"]
 
@@ -50,7 +50,7 @@ class LoRASettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_o
         return ("A", "B")
 
     def factors(self, server_round: int) -> dict[str, Any]:
-        """What a round's plan says of the factors, as `fedcore.training.FactorTraining` has it."""
+        """What a round's plan says of the factors, as `fedcore.round.training.FactorTraining` has it."""
         return {"rank": self.rank, "alpha": self.alpha, "trained": self.trained(server_round), "shared": self.shared}
 
 

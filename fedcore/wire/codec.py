@@ -13,10 +13,10 @@ import msgpack
 import msgspec
 
 from fedcore.errors import MalformedMessage
-from fedcore.identity import SIGNATURE_BYTES, PublicKey, SigningKey
-from fedcore.wire.fields import clean_text
+from fedcore.fields.checked import clean_text
+from fedcore.fields.unpacking import unpack
+from fedcore.wire.identity import SIGNATURE_BYTES, PublicKey, SigningKey
 from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
-from fedcore.wire.unpacking import unpack
 
 __all__ = ["MAX_MESSAGE_BYTES", "decode", "encode"]
 

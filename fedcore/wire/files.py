@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import time
 import zlib
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from fedcore.durable import flush_folder
+from fedcore.fields.checked import MAX_CHUNKS, HaveBits
+from fedcore.fields.manifest import Manifest
+from fedcore.system.durable import flush_folder, sha256_of
 from fedcore.wire.bitmap import Bitmap
-from fedcore.wire.fields import MAX_CHUNKS, HaveBits
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Chunk
 
-__all__ = ["PartialFile", "manifest_of", "read_chunk", "sha256_of"]
+__all__ = ["PartialFile", "manifest_of", "read_chunk"]
 
-_READ_BYTES = 262_144
 _MOST_UNSAVED, _LONGEST_UNSAVED_SECONDS = 64, 2.0
 # A bitmap of the most chunks there may be, and the manifest.
 _MAX_HAVE_BYTES = MAX_CHUNKS // 8 + 4096
@@ -113,12 +111,3 @@ class PartialFile:
         self._part.unlink(missing_ok=True)
         self._have.unlink(missing_ok=True)
         return b""
-
-
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256, hex; reads it once, some of it at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(_READ_BYTES):
-            digest.update(data)
-    return digest.hexdigest()

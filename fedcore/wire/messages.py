@@ -7,10 +7,9 @@ from typing import Annotated
 
 import msgspec
 
-from fedcore.memoryplan import Parts
-from fedcore.plan import Plan
-from fedcore.readings import Readings
-from fedcore.wire.fields import (
+from fedcore.device.memoryplan import Parts
+from fedcore.device.readings import Readings
+from fedcore.fields.checked import (
     Addressee,
     Bytes,
     ChunkData,
@@ -27,7 +26,8 @@ from fedcore.wire.fields import (
     Window,
     clean_texts,
 )
-from fedcore.wire.manifest import Manifest
+from fedcore.fields.manifest import Manifest
+from fedcore.round.plan import Plan
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -117,7 +117,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
 
     online: bool
     state: str = ""
-    """What it is doing (`edge_client.session.State`)."""
+    """What it is doing (`edge_client.agent.session.State`)."""
     device: str = ""
     version: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] = -1
     """Held state version; -1 before the model is loaded."""

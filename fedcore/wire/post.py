@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from fedcore.identity import SigningKey
 from fedcore.wire.codec import encode
+from fedcore.wire.identity import SigningKey
 from fedcore.wire.messages import Body, Envelope
 
 __all__ = ["Post", "same_start", "start_number"]

@@ -16,8 +16,8 @@ import zlib
 from collections import deque
 from dataclasses import dataclass
 
+from fedcore.fields.manifest import Manifest
 from fedcore.wire.bitmap import Bitmap
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 
 __all__ = ["Done", "Gather", "Receiver", "Refused", "Send", "SendChunk", "Sender", "Store", "Verify", "chunk_is_whole"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster import needs_mosquitto
 
 from benchmarks.fleet import node_names, prepared
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 
 
 def test_twelve_nodes_over_tls_each_update_counts_exactly_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from browser import fleet
 from browser.pageserver import TOKEN, PageServer
 
-from coordinator.view import RunView
+from coordinator.store.view import RunView
 
 FLAGS = [
     "--no-sandbox",

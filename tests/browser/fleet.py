@@ -7,10 +7,10 @@ import math
 import random
 from typing import Any
 
-from coordinator.ledger import RoundRow
-from coordinator.view import EventView, NodeView, RunView
-from fedcore.memoryplan import Parts
-from fedcore.readings import Readings
+from coordinator.store.ledger import RoundRow
+from coordinator.store.view import EventView, NodeView, RunView
+from fedcore.device.memoryplan import Parts
+from fedcore.device.readings import Readings
 
 MIB = 2**20
 NOW = 1_790_000_000.0

@@ -17,7 +17,7 @@ import msgspec
 from browser.fleet import history
 
 import coordinator
-from coordinator.view import RunView
+from coordinator.store.view import RunView
 
 STATIC = Path(coordinator.__file__).parent / "dashboard" / "static"
 # Stricter than what the dashboard sends: with trusted types any assignment of text to HTML fails, whoever makes it.

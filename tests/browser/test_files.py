@@ -10,7 +10,7 @@ import re
 import pytest
 from browser.pageserver import STATIC
 
-from fedcore.memoryplan import PART_NAMES
+from fedcore.device.memoryplan import PART_NAMES
 
 OWN = sorted(path for path in STATIC.rglob("*") if path.is_file() and "vendor" not in path.parts)
 SOURCES = {path.relative_to(STATIC).as_posix(): path.read_text() for path in OWN}

@@ -10,8 +10,8 @@ import pytest
 from browser import fleet
 from browser.pageserver import PageServer
 
-from coordinator.view import EventView, RunView
-from fedcore.readings import Readings
+from coordinator.store.view import EventView, RunView
+from fedcore.device.readings import Readings
 
 Opener = Callable[..., Any]
 ATTACK = "<img src=x onerror='window.attacked=1'><script>window.attacked=1</script>"

@@ -16,17 +16,17 @@ from method_runs import CASES, METHODS, TASK, WHOLE, Case, Run, examples, name_o
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from coordinator.export import export_model
+from coordinator.reports.export import export_model
 from edge_client.worker.methods import CLIENT_HALVES
-from edge_client.worker.replica import Replica
-from fedcore.checkpoint import Checkpoint
+from edge_client.worker.train.replica import Replica
 from fedcore.errors import ConfigError, UpdateRefused
-from fedcore.learned import layer_update
 from fedcore.methods import SERVER_HALVES, AnySettings, server_half
-from fedcore.schema import LayerSpec
-from fedcore.state import ExactState, PublishedState
-from fedcore.training import AnyTraining
-from fedcore.update import check_update
+from fedcore.model.learned import layer_update
+from fedcore.model.state import ExactState, PublishedState
+from fedcore.model.update import check_update
+from fedcore.round.training import AnyTraining
+from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.schema import LayerSpec
 
 # FedIT averages each factor by itself; FedSA-LoRA has no model that all share.
 NOT_EXACT = ("fedit", "fedsa-lora")
@@ -200,7 +200,7 @@ def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[.
 def test_states_of_methods_without_subspaces_travel(tmp_path: Path) -> None:
     kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedavg")
     training = server_half(kind()).training(1, 5)
-    from fedcore.schema import ModelSchema
+    from fedcore.weights.schema import ModelSchema
 
     schema = ModelSchema((LayerSpec("l", 3, 4),), ())
     state = PublishedState.zero(training, schema)

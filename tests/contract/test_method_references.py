@@ -15,22 +15,22 @@ from method_runs import CODECS, CPU, METHODS, MOMENTS, TASK, Run, examples, valu
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from edge_client.worker.replica import Replica
-from edge_client.worker.round import learning_rate_factor
-from edge_client.worker.tasks import Encoded, batches, summed_loss
-from fedcore.initial import initial_factor
-from fedcore.memoryplan import MemoryPlan
+from edge_client.worker.data.tasks import Encoded, batches, summed_loss
+from edge_client.worker.train.replica import Replica
+from edge_client.worker.train.round import learning_rate_factor
+from fedcore.device.memoryplan import MemoryPlan
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.plan import Plan
-from fedcore.projection import projection_of, signs
-from fedcore.projections import KINDS
-from fedcore.quantise import dequantise_weight, quantise_weight
-from fedcore.schedule import interval_order, step_directions
-from fedcore.schema import LayerSpec
-from fedcore.state import ExactState
-from fedcore.training import DirectionTraining, FactorTraining
-from fedcore.update import WeightedUpdate, check_update
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate, check_update
+from fedcore.round.plan import Plan
+from fedcore.round.training import DirectionTraining, FactorTraining
+from fedcore.subspaces.projection import projection_of, signs
+from fedcore.subspaces.rows import KINDS
+from fedcore.subspaces.schedule import interval_order, step_directions
+from fedcore.weights.initial import initial_factor
+from fedcore.weights.quantise import dequantise_weight, quantise_weight
+from fedcore.weights.schema import LayerSpec
 
 
 class Reference:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.broker import LocalBroker, find_mosquitto
+from coordinator.provisioning.broker import LocalBroker, find_mosquitto
 from fedcore.errors import BrokerRefused, BrokerUnreachable
 from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport
 from fedcore.transport.memory import MemoryBroker

@@ -20,13 +20,13 @@ from typing import Any
 
 from relay import Relay
 
-from coordinator.broker import find_mosquitto, free_port
-from coordinator.provision import Yard, provision
+from coordinator.provisioning.broker import find_mosquitto, free_port
+from coordinator.provisioning.provision import Yard, provision
 from fedcore.errors import TransportError
-from fedcore.identity import Enrolment
-from fedcore.processes import die_with_parent
+from fedcore.system.processes import die_with_parent
 from fedcore.transport.base import Message, Received
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
+from fedcore.wire.identity import Enrolment
 
 SITE = "annex"
 _READY = b"ready"

@@ -11,7 +11,7 @@ import pytest
 from brokers import SITE, Bridged, Client, eventually, nonce
 from cluster import HOMES, Cluster, check, needs_mosquitto, run, wait_for
 
-from coordinator.provision import provision
+from coordinator.provisioning.provision import provision
 from fedcore.transport.base import Message
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.messages import Topics

@@ -15,9 +15,9 @@ from brokers import Client, Mosquitto, eventually, nonce
 from click.testing import CliRunner
 from cluster import needs_mosquitto
 
-from coordinator.broker import LocalBroker, free_port
-from coordinator.provision import Yard, provision
-from coordinator.provision_command import provision as provision_command
+from coordinator.commands.provision import provision as provision_command
+from coordinator.provisioning.broker import LocalBroker, free_port
+from coordinator.provisioning.provision import Yard, provision
 from fedcore.errors import BrokerRefused, TransportError
 from fedcore.transport.mqtt import MqttSettings
 from fedcore.wire.messages import Topics

@@ -15,7 +15,7 @@ from commands import check_command, fedkrso_lines, indented_lines, shell_blocks
 from coordinator.job import Job
 from edge_client.node import Node
 from fedcore.command import command
-from fedcore.config import load_config
+from fedcore.config.reading import load_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL, DEPLOY = DOCS / "tutorial.md", DOCS / "deploy.md"

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coordinator.provision import Yard, provision, revoke
-from coordinator.provision_command import provision as provision_command
-from coordinator.provision_command import revoke as revoke_command
+from coordinator.commands.provision import provision as provision_command
+from coordinator.commands.provision import revoke as revoke_command
+from coordinator.provisioning.provision import Yard, provision, revoke
 from fedcore.errors import ConfigError
-from fedcore.identity import Enrolment
+from fedcore.wire.identity import Enrolment
 
 NOW = dt.datetime(2031, 5, 1, tzinfo=dt.timezone.utc)
 

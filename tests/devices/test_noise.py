@@ -15,7 +15,7 @@ from recordings import NAMES, recording
 from devices.detection import detect
 from devices.sensors.nvidia_smi import parse_gpus
 from devices.sensors.tegrastats import parse_tegrastats
-from fedcore.readings import Readings
+from fedcore.device.readings import Readings
 
 ABSURD = [b"", b"\0", b"\xff\xfe\x00", b"-1", b"0", b"1", b"9" * 26, b"1e400", b"nan", b"4294967295\n", b"\n" * 50, b"-256000\n"]
 

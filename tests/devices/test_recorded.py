@@ -13,7 +13,7 @@ from recordings import NAMES, recording
 from devices.catalogue import DEVICES
 from devices.sensors.rails import board_watts
 from devices.sensors.tegrastats import parse_tegrastats
-from fedcore.readings import Readings
+from fedcore.device.readings import Readings
 
 LINES = [name for name in NAMES if recording(name).tegrastats]
 

@@ -17,8 +17,8 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from benchmarks.fleet import prepared
 from benchmarks.mosquitto import Mosquitto
-from coordinator.ledger import SqliteLedger
-from coordinator.probe import usable_chunk_bytes
+from coordinator.messages.probe import usable_chunk_bytes
+from coordinator.store.ledger import SqliteLedger
 from fedcore.transport.base import Limits, Received
 from fedcore.wire.codec import decode
 from fedcore.wire.files import manifest_of, read_chunk

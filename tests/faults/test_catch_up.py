@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from cluster import needs_mosquitto
-from nursery import Nursery
+from forked_workers import ForkedWorkers
 from tiny import Recipe, Tiny, Workshop
 
-from coordinator.ledger import RoundRow, SqliteLedger
-from fedcore.plan import OutcomeObject
+from coordinator.store.ledger import RoundRow, SqliteLedger
+from fedcore.round.plan import OutcomeObject
 
 ROUNDS = 10
 AWAY_UNTIL = 7
@@ -55,9 +55,9 @@ class Village(Tiny):
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    nursery = Nursery(folder / "nursery")
-    yield Workshop(folder, nursery)
-    nursery.stop()
+    forked_workers = ForkedWorkers(folder / "forked_workers")
+    yield Workshop(folder, forked_workers)
+    forked_workers.stop()
 
 
 @pytest.mark.parametrize("schedule", ["fresh", "pool"])

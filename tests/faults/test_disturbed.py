@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 from cluster import needs_mosquitto
+from forked_workers import ForkedWorkers
 from killer import Killer, Strike, disturbance, run_disturbed
-from nursery import Nursery
 from proxy import Faults, Script
 from tiny import Recipe, Tiny, Workshop, run_name, undisturbed
 
@@ -25,9 +25,9 @@ SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    nursery = Nursery(folder / "nursery")
-    yield Workshop(folder / "shared", nursery)
-    nursery.stop()
+    forked_workers = ForkedWorkers(folder / "forked_workers")
+    yield Workshop(folder / "shared", forked_workers)
+    forked_workers.stop()
 
 
 def test_a_seed_decides_what_is_done() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from cluster import needs_mosquitto
-from nursery import Nursery
+from forked_workers import ForkedWorkers
 from tiny import Recipe, Tiny, Workshop
 
-from fedcore.wire.files import sha256_of
+from fedcore.system.durable import sha256_of
 
 
 class Informed(Tiny):
@@ -31,9 +31,9 @@ class Informed(Tiny):
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    nursery = Nursery(folder / "nursery")
-    yield Workshop(folder, nursery)
-    nursery.stop()
+    forked_workers = ForkedWorkers(folder / "forked_workers")
+    yield Workshop(folder, forked_workers)
+    forked_workers.stop()
 
 
 def damage(path: Path) -> None:

@@ -19,17 +19,17 @@ from cluster import needs_mosquitto
 from proxy import Faults, Proxy, Script
 
 import fedcore.transport.mqtt as mqtt
-from coordinator.broker import LocalBroker
-from coordinator.files import RunFolder
-from coordinator.inbox import Inbox
-from coordinator.probe import usable_chunk_bytes
-from coordinator.publisher import Publisher
-from edge_client.courier import Courier
-from edge_client.mail import Mail
+from coordinator.messages.inbox import Inbox
+from coordinator.messages.probe import usable_chunk_bytes
+from coordinator.messages.publisher import Publisher
+from coordinator.provisioning.broker import LocalBroker
+from coordinator.store.folder import RunFolder
+from edge_client.agent.messages import Mail
+from edge_client.agent.outbox import Outbox
+from edge_client.agent.transfers import Courier
 from edge_client.node import Node
-from edge_client.outbox import Outbox
-from fedcore.job import BrokerSection, DataSection
-from fedcore.plan import OutcomeObject
+from fedcore.config.sections import BrokerSection, DataSection
+from fedcore.round.plan import OutcomeObject
 from fedcore.transport.base import Connected, Limits, Received
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
 from fedcore.wire.codec import decode

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import needs_mosquitto
-from nursery import Nursery
+from forked_workers import ForkedWorkers
 from tiny import Recipe, Tiny, Workshop
 
 ROUNDS = 3
@@ -32,9 +32,9 @@ class Stacked(Tiny):
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    nursery = Nursery(folder / "nursery")
-    yield Workshop(folder, nursery)
-    nursery.stop()
+    forked_workers = ForkedWorkers(folder / "forked_workers")
+    yield Workshop(folder, forked_workers)
+    forked_workers.stop()
 
 
 def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[str, dict[str, bytes]]:

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from plans import make_plan
 
-from coordinator.files import RunFolder
-from coordinator.publisher import Publisher
-from coordinator.reminders import Reminders
-from edge_client.courier import Courier
-from edge_client.mail import Mail
+from coordinator.messages.publisher import Publisher
+from coordinator.messages.reminders import Reminders
+from coordinator.store.folder import RunFolder
+from edge_client.agent.messages import Mail
+from edge_client.agent.outbox import Outbox
+from edge_client.agent.transfers import Courier
 from edge_client.node import Node
-from edge_client.outbox import Outbox
+from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.errors import ForgedMessage
-from fedcore.job import BrokerSection, DataSection
-from fedcore.plan import OutcomeObject
+from fedcore.round.plan import OutcomeObject
 from fedcore.transport.memory import MemoryBroker, MemoryTransport
 from fedcore.wire.files import manifest_of
 from fedcore.wire.messages import Grant, Topics

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import pytest
 from cluster import appears, needs_mosquitto
-from nursery import Nursery
+from forked_workers import ForkedWorkers
 from tiny import Recipe, Tiny, Workshop, undisturbed
 
-from coordinator.ledger import SqliteLedger
-from devices.simulated import SimulatedFile, Step, write_simulated
-from fedcore.readings import Readings
+from coordinator.store.ledger import SqliteLedger
+from devices.kinds.simulated import SimulatedFile, Step, write_simulated
+from fedcore.device.readings import Readings
 
 # The product's own command; only the root of the file system that describes the device is another one.
 _PROGRAM = """
 import sys, pathlib
-import edge_client.agent as agent
+import edge_client.agent.agent as agent
 from devices.detection import detect
 root = pathlib.Path(sys.argv.pop(1))
 executable = sys.argv.pop(1)
@@ -51,8 +51,8 @@ class Boards(Tiny):
         if index != 0:
             super().join(index)
             return
-        nursery = self.workshop.nursery
-        executable = "" if nursery is None else str(nursery.executable)
+        forked_workers = self.workshop.forked_workers
+        executable = "" if forked_workers is None else str(forked_workers.executable)
         command = [
             sys.executable,
             "-c",
@@ -99,9 +99,9 @@ class LongRounds(Boards):
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    nursery = Nursery(folder / "nursery")
-    yield Workshop(folder / "shared", nursery)
-    nursery.stop()
+    forked_workers = ForkedWorkers(folder / "forked_workers")
+    yield Workshop(folder / "shared", forked_workers)
+    forked_workers.stop()
 
 
 def end(tiny: Boards) -> None:

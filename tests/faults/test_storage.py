@@ -14,9 +14,9 @@ import pytest
 from cluster import Cluster, appears, check, needs_mosquitto, run, wait_for
 from plans import make_plan
 
-from edge_client.storage import Storage, round_bytes
+from edge_client.agent.storage import Storage, round_bytes
 from fedcore.errors import StorageError
-from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
+from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
 MIB = 2**20
 

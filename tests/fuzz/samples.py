@@ -11,25 +11,26 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from coordinator.files import save_state
-from fedcore.accumulator import RowScaled, quantise_rows
-from fedcore.base import Base
-from fedcore.checkpoint import Checkpoint, write_safetensors
-from fedcore.codecs import encoded
-from fedcore.coding import Coding
-from fedcore.job import TaskSection
-from fedcore.memoryplan import Parts
+from coordinator.store.folder import save_state
+from fedcore.config.sections import TaskSection
+from fedcore.device.memoryplan import Parts
+from fedcore.fields.manifest import Manifest
 from fedcore.methods import server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.plan import OutcomeObject, Plan
-from fedcore.projection import checksums
-from fedcore.records import Record, write_records
-from fedcore.schema import LayerSpec, ModelSchema, TensorSpec
-from fedcore.snapshot import write_snapshot
-from fedcore.state import ExactState, PublishedState
-from fedcore.update import UpdateHeader, write_update
+from fedcore.model.base import Base
+from fedcore.model.snapshot import write_snapshot
+from fedcore.model.state import ExactState, PublishedState
+from fedcore.model.update import write_update
+from fedcore.numbers.accumulator import RowScaled, quantise_rows
+from fedcore.numbers.codecs import encoded
+from fedcore.numbers.coding import Coding
+from fedcore.numbers.records import Record, write_records
+from fedcore.round.checksums import checksums
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import OutcomeObject, Plan
+from fedcore.weights.checkpoint import Checkpoint, write_safetensors
+from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.codec import encode
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import (
     Ack,
     Body,

@@ -17,29 +17,29 @@ from pathlib import Path
 import numpy as np
 from fuzz.samples import MANIFEST, PLAN, SCHEMA, SHAPES, held_state, model_folder
 
-from coordinator.files import load_state
 from coordinator.job import Job
+from coordinator.store.folder import load_state
 from edge_client.memory.planning import Planning
 from edge_client.node import Node
-from fedcore.accumulator import RunningSum
-from fedcore.base import Base
-from fedcore.checkpoint import Checkpoint, read_entry, read_table
-from fedcore.codecs import CODECS
-from fedcore.config import load_config
-from fedcore.durable import DurableNumber
+from fedcore.config.reading import load_config
+from fedcore.config.sections import BrokerSection, DataSection
+from fedcore.device.memoryplan import Footprint
 from fedcore.errors import FedkrsoError
-from fedcore.identity import Enrolment
-from fedcore.job import BrokerSection, DataSection
-from fedcore.memoryplan import Footprint
-from fedcore.plan import Plan
-from fedcore.records import read_header, read_records, write_records
-from fedcore.schema import LayerSpec
-from fedcore.snapshot import take_snapshot
-from fedcore.state import PublishedState
-from fedcore.update import WeightedUpdate, add_update, check_update
-from fedcore.weightfile import WeightFile
+from fedcore.model.base import Base
+from fedcore.model.snapshot import take_snapshot
+from fedcore.model.state import PublishedState
+from fedcore.model.update import WeightedUpdate, add_update, check_update
+from fedcore.numbers.accumulator import RunningSum
+from fedcore.numbers.codecs import CODECS
+from fedcore.numbers.records import read_header, read_records, write_records
+from fedcore.round.plan import Plan
+from fedcore.system.durable import DurableNumber
+from fedcore.weights.checkpoint import Checkpoint, read_entry, read_table
+from fedcore.weights.schema import LayerSpec
+from fedcore.weights.weightfile import WeightFile
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile
+from fedcore.wire.identity import Enrolment
 from fedcore.wire.messages import Chunk, Missing, Offer, Topics
 
 __all__ = ["TARGETS"]

@@ -19,21 +19,21 @@ from fuzz.samples import MANIFEST, PLAN, SHA, SHAPES, held_state, make_samples
 
 from coordinator.job import Job
 from edge_client.node import Node
-from fedcore.checkpoint import Checkpoint, read_table
-from fedcore.codecs import CODECS
-from fedcore.config import load_config, parse_size
+from fedcore.config.reading import load_config, parse_size
 from fedcore.errors import ConfigError, ExactnessError, FedkrsoError, MalformedMessage, ModelError
-from fedcore.records import read_header, read_records, write_records
-from fedcore.state import PublishedState
-from fedcore.update import check_update
+from fedcore.fields.checked import MAX_CHUNKS, clean_text
+from fedcore.fields.manifest import Manifest
+from fedcore.fields.unpacking import unpack
+from fedcore.model.state import PublishedState
+from fedcore.model.update import check_update
+from fedcore.numbers.codecs import CODECS
+from fedcore.numbers.records import read_header, read_records, write_records
+from fedcore.weights.checkpoint import Checkpoint, read_table
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.codec import decode, encode
-from fedcore.wire.fields import MAX_CHUNKS, clean_text
 from fedcore.wire.files import PartialFile
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Envelope, Missing, Offer, Refuse, Status, Telemetry, Topics
 from fedcore.wire.transfer import Receiver, Sender
-from fedcore.wire.unpacking import unpack
 
 SAMPLES = make_samples()
 SIGNATURE = bytes(64)

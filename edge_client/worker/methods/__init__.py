@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edge_client.worker.method import ClientHalf
 from edge_client.worker.methods.fedavg import FedAvg
 from edge_client.worker.methods.fedkrso import FedKRSO
 from edge_client.worker.methods.fedkseed import FedKSeed
 from edge_client.worker.methods.ferret import Ferret
-from fedcore.informed import InformedRows
-from fedcore.training import (
+from edge_client.worker.methods.interface import ClientHalf
+from fedcore.round.training import (
     AnyTraining,
     DenseTraining,
     FactorTraining,
@@ -23,6 +22,7 @@ from fedcore.training import (
     SubspaceTraining,
     Training,
 )
+from fedcore.subspaces.informed import InformedRows
 
 __all__ = ["CLIENT_HALVES", "client_half"]
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import Kept, adam_state, restore_adam
-from edge_client.worker.padding import Padding
-from edge_client.worker.weights import row_blocks
-from fedcore.plan import Plan
-from fedcore.state import PublishedState
-from fedcore.training import Training
+from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.padding import Padding
+from edge_client.worker.model.weights import row_blocks
+from fedcore.model.state import PublishedState
+from fedcore.round.plan import Plan
+from fedcore.round.training import Training
 
 __all__ = ["FedAvg"]
 

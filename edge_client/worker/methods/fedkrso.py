@@ -2,7 +2,7 @@
 """FedKRSO's client half (arXiv 2602.03019, algorithm 2): local training in the round's subspaces, interval by interval.
 
 Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own; what of Adam goes on to the next
-interval is in `edge_client.worker.moments`. Weight decay is zero: decay of W cannot be expressed in accumulators.
+interval is in `edge_client.worker.methods.moments`. Weight decay is zero: decay of W cannot be expressed in accumulators.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import Kept
-from edge_client.worker.moments import Moments, moments_of
-from fedcore.informed import InformedRows
-from fedcore.plan import Plan
-from fedcore.projection import projection_of
-from fedcore.schedule import interval_order
-from fedcore.state import PublishedState
-from fedcore.training import SubspaceTraining, Training
+from edge_client.worker.methods.interface import Kept
+from edge_client.worker.methods.moments import Moments, moments_of
+from edge_client.worker.model.layer import SubspaceLinear
+from fedcore.model.state import PublishedState
+from fedcore.round.plan import Plan
+from fedcore.round.training import SubspaceTraining, Training
+from fedcore.subspaces.informed import InformedRows
+from fedcore.subspaces.projection import projection_of
+from fedcore.subspaces.schedule import interval_order
 
 __all__ = ["FedKRSO"]
 

@@ -3,7 +3,7 @@
 
 A step measures the loss at W + eps z and at W - eps z, and moves W along z by the learning rate times the slope between them. No
 activation is kept and no gradient of a target layer exists. What a weight needs beside the base's int8 is the 32-bit integer of what was
-learned (`fedcore.directions`); the moved weights are made in blocks while a product needs them. Tensors trained whole (a head behind the
+learned (`fedcore.subspaces.directions`); the moved weights are made in blocks while a product needs them. Tensors trained whole (a head behind the
 trunk) take their gradient from the same two passes, which keep nothing but what lies behind the first such tensor.
 
 All moves are integers, so a round that is killed and goes on, and a model that drops what a round learned, end with the same bits.
@@ -20,16 +20,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import Kept
-from edge_client.worker.weights import ShiftedWeight
-from fedcore.directions import BLOCK_ROWS, UNIT_BITS, add_directions, as_units, direction, seed_probabilities, spread_fits, units_of
+from edge_client.worker.methods.interface import Kept
+from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.weights import ShiftedWeight
 from fedcore.errors import WorkerError
-from fedcore.plan import Plan
-from fedcore.schedule import step_directions
-from fedcore.schema import LayerSpec
-from fedcore.state import PublishedState
-from fedcore.training import AMPLITUDES, COEFFICIENTS, USES, ScalarTraining, Training
+from fedcore.model.state import PublishedState
+from fedcore.round.plan import Plan
+from fedcore.round.training import AMPLITUDES, COEFFICIENTS, USES, ScalarTraining, Training
+from fedcore.subspaces.directions import (
+    BLOCK_ROWS,
+    UNIT_BITS,
+    add_directions,
+    as_units,
+    direction,
+    seed_probabilities,
+    spread_fits,
+    units_of,
+)
+from fedcore.subspaces.schedule import step_directions
+from fedcore.weights.schema import LayerSpec
 
 __all__ = ["FedKSeed"]
 

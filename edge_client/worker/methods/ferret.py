@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.methods.fedavg import FedAvg
-from fedcore.directions import BLOCK_ROWS, change_of, project
-from fedcore.plan import Plan
-from fedcore.schedule import subset
-from fedcore.schema import LayerSpec
-from fedcore.state import PublishedState
-from fedcore.training import SketchTraining, Training
+from fedcore.model.state import PublishedState
+from fedcore.round.plan import Plan
+from fedcore.round.training import SketchTraining, Training
+from fedcore.subspaces.directions import BLOCK_ROWS, change_of, project
+from fedcore.subspaces.schedule import subset
+from fedcore.weights.schema import LayerSpec
 
 __all__ = ["Ferret"]
 

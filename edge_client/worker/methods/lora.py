@@ -18,13 +18,13 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from edge_client.worker.layer import SubspaceLinear
-from edge_client.worker.method import Kept, adam_state, restore_adam
-from fedcore.accumulator import RowScaled
-from fedcore.initial import initial_factor
-from fedcore.plan import Plan
-from fedcore.state import PublishedState
-from fedcore.training import DOWN, UP, Factor, FactorTraining, StackedTraining, Training
+from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.model.layer import SubspaceLinear
+from fedcore.model.state import PublishedState
+from fedcore.numbers.accumulator import RowScaled
+from fedcore.round.plan import Plan
+from fedcore.round.training import DOWN, UP, Factor, FactorTraining, StackedTraining, Training
+from fedcore.weights.initial import initial_factor
 
 __all__ = ["LoRA"]
 

@@ -7,8 +7,8 @@ import math
 
 from coordinator.dashboard.feed import Feed
 from coordinator.dashboard.history import COLUMNS, History, Track
-from coordinator.view import NodeView, RunView
-from fedcore.readings import Readings
+from coordinator.store.view import NodeView, RunView
+from fedcore.device.readings import Readings
 
 
 def test_a_day_of_seconds_fits_and_its_one_peak_is_still_there() -> None:

@@ -20,16 +20,16 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.cli import coordinator_resume, coordinator_run
-from coordinator.control import Answer, Command, Exclude, Pause
+from coordinator.commands.coordinator import coordinator_resume, coordinator_run
 from coordinator.dashboard import board as board_module
 from coordinator.dashboard.address import address_of
 from coordinator.dashboard.guard import load_tokens
 from coordinator.dashboard.server import Dashboard
-from coordinator.ledger import RoundRow, SqliteLedger
-from coordinator.view import EventView, NodeView, RunView
+from coordinator.run.control import Answer, Command, Exclude, Pause
+from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.view import EventView, NodeView, RunView
+from fedcore.device.readings import Readings
 from fedcore.errors import ConfigError
-from fedcore.readings import Readings
 
 TOKEN = "0123456789abcdef-alice"
 

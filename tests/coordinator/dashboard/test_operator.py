@@ -15,7 +15,7 @@ from cluster import needs_mosquitto
 
 from benchmarks.dashboard import url_of
 from benchmarks.fleet import node_names, prepared
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 
 NODES, TOKEN = 5, "0123456789abcdef-alice"
 

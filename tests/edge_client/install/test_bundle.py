@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from kitchen import Kitchen, in_process, make_kitchen
+from provisioned import ProvisionedNode, in_process, make_provisioned_node
 
 from edge_client.install.bundle import Contents, make_bundle, verify_bundle
 from edge_client.install.machine import Called, run_program
@@ -23,8 +23,8 @@ from fedcore.errors import ConfigError, RunError
 
 
 @pytest.fixture
-def kitchen(tmp_path: Path) -> Kitchen:
-    return make_kitchen(tmp_path)
+def provisioned(tmp_path: Path) -> ProvisionedNode:
+    return make_provisioned_node(tmp_path)
 
 
 def a_wheel(folder: Path, name: str, version: str = "1.0", *, needs: str = "", tag: str = "py3-none-any") -> Path:
@@ -52,21 +52,21 @@ class OfflinePip:
         return run_program((*arguments[:3], "--isolated", *arguments[3:], "--no-index", "--find-links", str(self._registry)))
 
 
-def contents(kitchen: Kitchen, **options: object) -> Contents:
-    kit = open_kit(kitchen.node)
+def contents(provisioned: ProvisionedNode, **options: object) -> Contents:
+    kit = open_kit(provisioned.node)
     document = started(None, kit, {"run": "reviews", "data.source": "/srv/mine.csv"})
-    return Contents(kit, document, str(kitchen.model), this_machine(), **options)  # type: ignore[arg-type]
+    return Contents(kit, document, str(provisioned.model), this_machine(), **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def bundle(kitchen: Kitchen, tmp_path: Path) -> Path:
+def bundle(provisioned: ProvisionedNode, tmp_path: Path) -> Path:
     own = a_wheel(tmp_path / "own", "fedkrso", "0.1.0", needs="leaf")
     a_wheel(tmp_path / "registry", "leaf")
-    make_bundle(tmp_path / "bundle", contents(kitchen, extras="", own=own), OfflinePip(tmp_path / "registry"))
+    make_bundle(tmp_path / "bundle", contents(provisioned, extras="", own=own), OfflinePip(tmp_path / "registry"))
     return tmp_path / "bundle"
 
 
-def test_a_bundle_has_wheels_model_keys_node_file_and_script(bundle: Path, kitchen: Kitchen) -> None:
+def test_a_bundle_has_wheels_model_keys_node_file_and_script(bundle: Path, provisioned: ProvisionedNode) -> None:
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert files == {
         "SHA256SUMS", "install.sh", "requirements.txt", "model/config.json", "model/tokens/vocab.txt",
@@ -148,37 +148,37 @@ def test_wheels_are_those_of_the_board(tmp_path: Path) -> None:
         fetch_wheels(tmp_path / "own", Target("3.10", "aarch64", 31), OfflinePip(registry), **options)  # type: ignore[arg-type]
 
 
-def test_wrong_calls(kitchen: Kitchen, tmp_path: Path) -> None:
-    refused = in_process("client", "bundle", tmp_path / "b", "--from", kitchen.node, "--target", "toaster")
+def test_wrong_calls(provisioned: ProvisionedNode, tmp_path: Path) -> None:
+    refused = in_process("client", "bundle", tmp_path / "b", "--from", provisioned.node, "--target", "toaster")
     assert refused.returncode == 2 and "one of jetpack-6" in refused.stderr
-    assert "where on the board" in in_process("client", "bundle", tmp_path / "b", "--from", kitchen.node, "--data", "mine.csv").stderr
+    assert "where on the board" in in_process("client", "bundle", tmp_path / "b", "--from", provisioned.node, "--data", "mine.csv").stderr
     assert "--from" in in_process("client", "bundle", tmp_path / "b").stderr
-    refused = in_process("client", "bundle", kitchen.model, "--from", kitchen.node, "--light")
+    refused = in_process("client", "bundle", provisioned.model, "--from", provisioned.node, "--light")
     assert refused.returncode == 2 and "something is there already" in refused.stderr
     assert not (tmp_path / "b").exists()
 
 
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> tuple[Kitchen, Path]:
-    kitchen = make_kitchen(tmp_path_factory.mktemp("kitchen"))
-    folder = kitchen.root.parent / "bundle"
+def light(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProvisionedNode, Path]:
+    provisioned = make_provisioned_node(tmp_path_factory.mktemp("kitchen"))
+    folder = provisioned.root.parent / "bundle"
     done = in_process(
         "client",
         "bundle",
         folder,
         "--light",
         "--from",
-        kitchen.node,
+        provisioned.node,
         "--run",
         "reviews",
         "--model",
-        kitchen.model,
+        provisioned.model,
         "--data",
-        kitchen.data,
+        provisioned.data,
     )
     assert done.returncode == 0, done.stderr
     assert "sha256 of SHA256SUMS" in done.stdout
-    return kitchen, folder
+    return provisioned, folder
 
 
 @pytest.mark.chaos
@@ -191,8 +191,8 @@ class TestOnABoard:
         clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "FEDKRSO_PREFIX": str(prefix), "FEDKRSO_PYTHON": sys.executable, **environment}
         return subprocess.run([*alone, str(folder / "install.sh"), *flags], env=clean, capture_output=True, text=True, timeout=300)
 
-    def test_it_is_installed_without_a_network(self, light: tuple[Kitchen, Path], tmp_path: Path) -> None:
-        kitchen, folder = light
+    def test_it_is_installed_without_a_network(self, light: tuple[ProvisionedNode, Path], tmp_path: Path) -> None:
+        provisioned, folder = light
         copy = tmp_path / "stick"
         shutil.copytree(folder, copy)
         for path in copy.rglob("*.key"):
@@ -203,16 +203,18 @@ class TestOnABoard:
         shown = subprocess.run([program, "--help"], env={}, capture_output=True, text=True, cwd=tmp_path)
         assert shown.returncode == 0 and "client" in shown.stdout
         # The service from the stick, into a folder that stands for the board.
-        flags = ["client", "install", "--from", str(copy / "node"), "--copy-model", "--budget", "1GiB", "--root", str(kitchen.root)]
+        flags = ["client", "install", "--from", str(copy / "node"), "--copy-model", "--budget", "1GiB", "--root", str(provisioned.root)]
         put = subprocess.run([program, *flags, "--program", str(program)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
         if os.geteuid() == 0 and shutil.which("systemd-sysusers"):
             assert put.returncode == 0, put.stderr
-            assert kitchen.path("etc/fedkrso/signing.key").stat().st_mode & 0o077 == 0
-            assert kitchen.path("var/lib/fedkrso/model/config.json").is_file()
-            assert f"ExecStart={program} client run" in kitchen.path("etc/systemd/system/fedkrso-client.service").read_text()
+            assert provisioned.path("etc/fedkrso/signing.key").stat().st_mode & 0o077 == 0
+            assert provisioned.path("var/lib/fedkrso/model/config.json").is_file()
+            assert f"ExecStart={program} client run" in provisioned.path("etc/systemd/system/fedkrso-client.service").read_text()
 
     @pytest.mark.parametrize("name", ["wheels/click*", "node/node.toml", "install.sh", "SHA256SUMS"])
-    def test_a_flipped_byte_is_found_before_anything_of_it_runs(self, light: tuple[Kitchen, Path], tmp_path: Path, name: str) -> None:
+    def test_a_flipped_byte_is_found_before_anything_of_it_runs(
+        self, light: tuple[ProvisionedNode, Path], tmp_path: Path, name: str
+    ) -> None:
         _, folder = light
         copy = tmp_path / "stick"
         shutil.copytree(folder, copy)
@@ -225,7 +227,7 @@ class TestOnABoard:
         assert done.returncode == 2 and "the bundle is damaged (copy it again)" in done.stderr, done.stderr
         assert not (tmp_path / "opt").exists()
 
-    def test_the_light_one_does_not_become_a_service_that_cannot_train(self, light: tuple[Kitchen, Path], tmp_path: Path) -> None:
-        kitchen, folder = light
-        done = self.install(folder, tmp_path / "opt", "--root", str(kitchen.root))
+    def test_the_light_one_does_not_become_a_service_that_cannot_train(self, light: tuple[ProvisionedNode, Path], tmp_path: Path) -> None:
+        provisioned, folder = light
+        done = self.install(folder, tmp_path / "opt", "--root", str(provisioned.root))
         assert done.returncode == 9 and "pip install 'fedkrso[train]'" in done.stderr

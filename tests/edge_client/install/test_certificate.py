@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.provision import provision
+from coordinator.provisioning.provision import provision
 from edge_client.install.certificate import client_certificate
 from fedcore.errors import ConfigError
 

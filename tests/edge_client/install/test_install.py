@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from kitchen import Kitchen, in_process, make_kitchen, needs_root
+from provisioned import ProvisionedNode, in_process, make_provisioned_node, needs_root
 
 from edge_client.install.layout import system_layout, user_layout
 from edge_client.install.machine import Called, Machine
@@ -21,7 +21,7 @@ from edge_client.install.nodefile import finished, open_kit, started
 from edge_client.install.plan import Program, install_plan, uninstall_plan
 from edge_client.install.steps import Command, File, Folder, Gone, apply
 from edge_client.node import Node
-from fedcore.config import load_config
+from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, RunError
 
 UNIT = "etc/systemd/system/fedkrso-client.service"
@@ -31,12 +31,12 @@ needs_sysusers = pytest.mark.skipif(
 
 
 @pytest.fixture
-def kitchen(tmp_path: Path) -> Kitchen:
-    return make_kitchen(tmp_path)
+def provisioned(tmp_path: Path) -> ProvisionedNode:
+    return make_provisioned_node(tmp_path)
 
 
-def install(kitchen: Kitchen, *flags: object) -> str:
-    done = in_process("client", "install", "--root", kitchen.root, *flags)
+def install(provisioned: ProvisionedNode, *flags: object) -> str:
+    done = in_process("client", "install", "--root", provisioned.root, *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,104 +59,104 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 class TestIntoAFolder:
     """The whole command, twice and changed, with systemd-sysusers and systemctl working on the folder."""
 
-    def test_everything_lies_where_it_should_and_belongs_to_whom_it_should(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags)
-        user = next(line for line in kitchen.path("etc/passwd").read_text().splitlines() if line.startswith("fedkrso:")).split(":")
+    def test_everything_lies_where_it_should_and_belongs_to_whom_it_should(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags)
+        user = next(line for line in provisioned.path("etc/passwd").read_text().splitlines() if line.startswith("fedkrso:")).split(":")
         number, group = int(user[2]), int(user[3])
-        assert "video:x:44:fedkrso" in kitchen.path("etc/group").read_text() and "render" not in kitchen.path("etc/group").read_text()
-        assert mode_and_owner(kitchen.path("etc/fedkrso")) == ("0750", 0, group)
-        assert mode_and_owner(kitchen.path("etc/fedkrso/node.toml")) == ("0640", 0, group)
-        assert mode_and_owner(kitchen.path("etc/fedkrso/authority.pem")) == ("0640", 0, group)
+        assert "video:x:44:fedkrso" in provisioned.path("etc/group").read_text() and "render" not in provisioned.path("etc/group").read_text()
+        assert mode_and_owner(provisioned.path("etc/fedkrso")) == ("0750", 0, group)
+        assert mode_and_owner(provisioned.path("etc/fedkrso/node.toml")) == ("0640", 0, group)
+        assert mode_and_owner(provisioned.path("etc/fedkrso/authority.pem")) == ("0640", 0, group)
         for secret in ("signing.key", "certificate.key"):
-            assert mode_and_owner(kitchen.path(f"etc/fedkrso/{secret}")) == ("0600", number, group)
-            assert kitchen.path(f"etc/fedkrso/{secret}").read_bytes() == (kitchen.node / secret).read_bytes()
-        assert mode_and_owner(kitchen.path("var/lib/fedkrso")) == ("0750", number, group)
-        assert mode_and_owner(kitchen.path(UNIT)) == ("0644", 0, 0)
-        assert kitchen.path("etc/systemd/system/multi-user.target.wants/fedkrso-client.service").is_symlink()
-        node = load_config(kitchen.path("etc/fedkrso/node.toml"), Node)
+            assert mode_and_owner(provisioned.path(f"etc/fedkrso/{secret}")) == ("0600", number, group)
+            assert provisioned.path(f"etc/fedkrso/{secret}").read_bytes() == (provisioned.node / secret).read_bytes()
+        assert mode_and_owner(provisioned.path("var/lib/fedkrso")) == ("0750", number, group)
+        assert mode_and_owner(provisioned.path(UNIT)) == ("0644", 0, 0)
+        assert provisioned.path("etc/systemd/system/multi-user.target.wants/fedkrso-client.service").is_symlink()
+        node = load_config(provisioned.path("etc/fedkrso/node.toml"), Node)
         assert (node.node, node.run, node.memory_budget, node.folder) == ("kitchen", "reviews", "1GiB", "/var/lib/fedkrso")
-        assert (node.model_folder, node.data.source) == (str(kitchen.model), str(kitchen.data))
-        assert node.broker.key_file == str(kitchen.path("etc/fedkrso/certificate.key")) and node.trust.coordinator_key is not None
+        assert (node.model_folder, node.data.source) == (str(provisioned.model), str(provisioned.data))
+        assert node.broker.key_file == str(provisioned.path("etc/fedkrso/certificate.key")) and node.trust.coordinator_key is not None
 
-    def test_a_second_time_changes_nothing_and_says_so(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags)
-        before = contents(kitchen.root)
-        assert install(kitchen, *kitchen.flags) == "nothing to do: it is installed like this already\n" == install(kitchen)
-        assert contents(kitchen.root) == before
+    def test_a_second_time_changes_nothing_and_says_so(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags)
+        before = contents(provisioned.root)
+        assert install(provisioned, *provisioned.flags) == "nothing to do: it is installed like this already\n" == install(provisioned)
+        assert contents(provisioned.root) == before
 
-    def test_a_changed_budget_changes_the_unit_and_the_owner_s_words_stay(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags)
-        path = kitchen.path("etc/fedkrso/node.toml")
+    def test_a_changed_budget_changes_the_unit_and_the_owner_s_words_stay(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags)
+        path = provisioned.path("etc/fedkrso/node.toml")
         path.write_text(path.read_text().replace("# [policy]\n", "[policy]\n").replace("# mains_only", "mains_only") + "\n# mine\n")
-        said = install(kitchen, "--budget", "1.5GiB", "--label", "mood").splitlines()
+        said = install(provisioned, "--budget", "1.5GiB", "--label", "mood").splitlines()
         assert [line.split()[1] for line in said] == ["/etc/fedkrso/node.toml", f"/{UNIT}"]
         text, node = path.read_text(), load_config(path, Node)
         assert "# mine" in text and node.policy.mains_only and node.memory_budget == "1.5GiB" and node.data.label == "mood"
-        assert "MemoryHigh=1536M" in kitchen.path(UNIT).read_text()
+        assert "MemoryHigh=1536M" in provisioned.path(UNIT).read_text()
 
-    def test_a_mode_that_was_loosened_is_put_right(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags)
-        key = kitchen.path("etc/fedkrso/signing.key")
+    def test_a_mode_that_was_loosened_is_put_right(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags)
+        key = provisioned.path("etc/fedkrso/signing.key")
         key.chmod(0o644)
-        assert "/etc/fedkrso/signing.key" in install(kitchen)
+        assert "/etc/fedkrso/signing.key" in install(provisioned)
         assert mode_and_owner(key)[0] == "0600"
 
-    def test_a_copied_model_follows_its_source(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags, "--copy-model")
-        copy = kitchen.path("var/lib/fedkrso/model")
-        assert load_config(kitchen.path("etc/fedkrso/node.toml"), Node).model_folder == "/var/lib/fedkrso/model"
+    def test_a_copied_model_follows_its_source(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags, "--copy-model")
+        copy = provisioned.path("var/lib/fedkrso/model")
+        assert load_config(provisioned.path("etc/fedkrso/node.toml"), Node).model_folder == "/var/lib/fedkrso/model"
         assert (copy / "tokens/vocab.txt").read_text() == "a\nb\n" and mode_and_owner(copy / "config.json") == ("0644", 0, 0)
-        assert install(kitchen, "--copy-model") == install(kitchen, *kitchen.flags, "--copy-model") == install(kitchen)
-        (kitchen.model / "tokens/vocab.txt").unlink()
-        (kitchen.model / "tokens/merges.txt").write_text("a b\n")
-        install(kitchen, *kitchen.flags, "--copy-model")
+        assert install(provisioned, "--copy-model") == install(provisioned, *provisioned.flags, "--copy-model") == install(provisioned)
+        (provisioned.model / "tokens/vocab.txt").unlink()
+        (provisioned.model / "tokens/merges.txt").write_text("a b\n")
+        install(provisioned, *provisioned.flags, "--copy-model")
         assert sorted(path.name for path in (copy / "tokens").iterdir()) == ["merges.txt"]
 
-    def test_taking_away_keeps_keys_and_state_and_purging_does_not(self, kitchen: Kitchen) -> None:
-        install(kitchen, *kitchen.flags)
-        update = kitchen.path("var/lib/fedkrso/outbox/1.update")
+    def test_taking_away_keeps_keys_and_state_and_purging_does_not(self, provisioned: ProvisionedNode) -> None:
+        install(provisioned, *provisioned.flags)
+        update = provisioned.path("var/lib/fedkrso/outbox/1.update")
         update.parent.mkdir()
         update.write_bytes(b"unsent")
-        assert in_process("client", "uninstall", "--root", kitchen.root).returncode == 0
-        assert not kitchen.path(UNIT).exists() and not list(kitchen.path("etc/systemd/system").rglob("*.service"))
-        assert update.exists() and kitchen.path("etc/fedkrso/signing.key").exists()
-        install(kitchen)
-        assert kitchen.path(UNIT).exists()
-        refused = in_process("client", "uninstall", "--root", kitchen.root, "--purge")
+        assert in_process("client", "uninstall", "--root", provisioned.root).returncode == 0
+        assert not provisioned.path(UNIT).exists() and not list(provisioned.path("etc/systemd/system").rglob("*.service"))
+        assert update.exists() and provisioned.path("etc/fedkrso/signing.key").exists()
+        install(provisioned)
+        assert provisioned.path(UNIT).exists()
+        refused = in_process("client", "uninstall", "--root", provisioned.root, "--purge")
         assert refused.returncode == 130 and update.exists(), "purging asks, and nobody answered"
-        assert in_process("client", "uninstall", "--root", kitchen.root, "--purge", "--yes").returncode == 0
-        assert not update.exists() and not kitchen.path("etc/fedkrso").exists() and not kitchen.path("etc/sysusers.d/fedkrso.conf").exists()
-        again = in_process("client", "uninstall", "--root", kitchen.root)
+        assert in_process("client", "uninstall", "--root", provisioned.root, "--purge", "--yes").returncode == 0
+        assert not update.exists() and not provisioned.path("etc/fedkrso").exists() and not provisioned.path("etc/sysusers.d/fedkrso.conf").exists()
+        again = in_process("client", "uninstall", "--root", provisioned.root)
         assert again.stdout == "nothing to do: nothing is installed\n"
 
-    def test_on_a_terminal_it_asks_for_what_is_missing(self, kitchen: Kitchen) -> None:
+    def test_on_a_terminal_it_asks_for_what_is_missing(self, provisioned: ProvisionedNode) -> None:
         controller, terminal = pty.openpty()
         command = [sys.executable, "-c", "from fedcore.command import main; main()", "client", "install"]
         with subprocess.Popen(
-            [*command, "--root", str(kitchen.root), "--from", str(kitchen.node)],
+            [*command, "--root", str(provisioned.root), "--from", str(provisioned.node)],
             stdin=terminal,
             stdout=subprocess.PIPE,
-            cwd=kitchen.root.parent,
+            cwd=provisioned.root.parent,
         ) as process:
             os.write(controller, b"reviews\nmodel\nmy data.csv\n\nmood\n700 MiB\n")
             output, _ = process.communicate(timeout=60)
         os.close(controller)
         os.close(terminal)
         assert process.returncode == 0, output
-        node = load_config(kitchen.path("etc/fedkrso/node.toml"), Node)
+        node = load_config(provisioned.path("etc/fedkrso/node.toml"), Node)
         assert (node.run, node.data.text, node.data.label, node.memory_budget) == ("reviews", "text", "mood", "700 MiB")
-        assert (node.model_folder, node.data.source) == (str(kitchen.model), str(kitchen.data))
+        assert (node.model_folder, node.data.source) == (str(provisioned.model), str(provisioned.data))
 
 
-def test_a_dry_run_shows_every_file_and_no_secret_and_changes_nothing(kitchen: Kitchen) -> None:
-    before = contents(kitchen.root)
-    shown = install(kitchen, *kitchen.flags, "--dry-run")
-    assert contents(kitchen.root) == before
+def test_a_dry_run_shows_every_file_and_no_secret_and_changes_nothing(provisioned: ProvisionedNode) -> None:
+    before = contents(provisioned.root)
+    shown = install(provisioned, *provisioned.flags, "--dry-run")
+    assert contents(provisioned.root) == before
     for path in ("node.toml", "authority.pem", "certificate.pem", "certificate.key", "signing.key"):
         assert f"/etc/fedkrso/{path}" in shown
     for text in ("WatchdogSec=", "Delegate=memory", 'run = "reviews"', "BEGIN CERTIFICATE", "systemd-sysusers", "(secret, 65 bytes)"):
         assert text in shown
-    assert (kitchen.node / "signing.key").read_text().strip() not in shown and "PRIVATE KEY" not in shown
+    assert (provisioned.node / "signing.key").read_text().strip() not in shown and "PRIVATE KEY" not in shown
 
 
 def refused(code: int, match: str, *arguments: object) -> None:
@@ -184,36 +184,36 @@ def refused(code: int, match: str, *arguments: object) -> None:
         (2, "no such program", {"--program": "nowhere"}),
     ],
 )
-def test_what_cannot_be_is_refused_with_one_line(kitchen: Kitchen, code: int, match: str, changes: dict[str, str | None]) -> None:
-    flags = dict(zip(kitchen.flags[::2], kitchen.flags[1::2], strict=True)) | changes
-    before = contents(kitchen.root)
-    refused(code, match, "--root", kitchen.root, *(part for key, value in flags.items() if value is not None for part in (key, value)))
-    assert contents(kitchen.root) == before
+def test_what_cannot_be_is_refused_with_one_line(provisioned: ProvisionedNode, code: int, match: str, changes: dict[str, str | None]) -> None:
+    flags = dict(zip(provisioned.flags[::2], provisioned.flags[1::2], strict=True)) | changes
+    before = contents(provisioned.root)
+    refused(code, match, "--root", provisioned.root, *(part for key, value in flags.items() if value is not None for part in (key, value)))
+    assert contents(provisioned.root) == before
 
 
-def test_damaged_folders_are_refused_with_one_line(kitchen: Kitchen) -> None:
-    flags = ["--root", kitchen.root, *kitchen.flags]
-    (kitchen.node / "certificate.key").write_bytes((kitchen.node.parent / "garden/certificate.key").read_bytes())
+def test_damaged_folders_are_refused_with_one_line(provisioned: ProvisionedNode) -> None:
+    flags = ["--root", provisioned.root, *provisioned.flags]
+    (provisioned.node / "certificate.key").write_bytes((provisioned.node.parent / "garden/certificate.key").read_bytes())
     refused(2, "do not fit each other", *flags)
-    (kitchen.node / "signing.key").write_text("abc")
+    (provisioned.node / "signing.key").write_text("abc")
     refused(2, "trust.signing_key", *flags)
-    (kitchen.node / "signing.key").unlink()
+    (provisioned.node / "signing.key").unlink()
     refused(2, "take the whole folder", *flags)
-    (kitchen.node / "connection.toml").write_text("= 3")
+    (provisioned.node / "connection.toml").write_text("= 3")
     refused(2, "not TOML", *flags)
 
 
-def test_data_that_the_service_s_user_may_not_read_is_refused(kitchen: Kitchen) -> None:
-    kitchen.data.chmod(0o600)
-    refused(2, "may not read it (chmod -R o+rX", "--root", kitchen.root, *kitchen.flags)
+def test_data_that_the_service_s_user_may_not_read_is_refused(provisioned: ProvisionedNode) -> None:
+    provisioned.data.chmod(0o600)
+    refused(2, "may not read it (chmod -R o+rX", "--root", provisioned.root, *provisioned.flags)
 
 
-def test_a_system_without_systemd_and_mixed_flags(kitchen: Kitchen) -> None:
+def test_a_system_without_systemd_and_mixed_flags(provisioned: ProvisionedNode) -> None:
     if not Path("/run/systemd/system").is_dir():
-        refused(2, "systemd does not run here", *kitchen.flags)
+        refused(2, "systemd does not run here", *provisioned.flags)
         done = in_process("client", "status")
         assert done.returncode in (2, 10) and len(done.stderr.splitlines()) == 1
-    refused(2, "a service of one user belongs to a running system", "--user", "--root", kitchen.root, *kitchen.flags)
+    refused(2, "a service of one user belongs to a running system", "--user", "--root", provisioned.root, *provisioned.flags)
 
 
 # A running machine, with the answers of its programs written down.
@@ -237,9 +237,9 @@ class Programs:
         return taken
 
 
-def user_plan(kitchen: Kitchen, home: Path, budget: str = "1GiB", **options: bool) -> list[object]:
-    layout, kit = user_layout({}, home), open_kit(kitchen.node)
-    said = {"run": "reviews", "model_folder": str(kitchen.model), "data.source": str(kitchen.data), "memory_budget": budget}
+def user_plan(provisioned: ProvisionedNode, home: Path, budget: str = "1GiB", **options: bool) -> list[object]:
+    layout, kit = user_layout({}, home), open_kit(provisioned.node)
+    said = {"run": "reviews", "model_folder": str(provisioned.model), "data.source": str(provisioned.data), "memory_budget": budget}
     document = started(layout.node_file if layout.node_file.exists() else None, kit, said)
     node_file = finished(document, layout, kit, root=Path("/"), copied=None)
     machine = Machine(Path("/"), 252, frozenset(), is_root=False)
@@ -251,29 +251,29 @@ def carry_out(steps: list[object], programs: Programs) -> list[str]:
     return programs.took()
 
 
-def test_a_user_s_service_is_started_once_and_started_anew_when_something_changed(kitchen: Kitchen, tmp_path: Path) -> None:
+def test_a_user_s_service_is_started_once_and_started_anew_when_something_changed(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     home, fresh, running = tmp_path / "home", Programs(is_enabled=1, is_active=3), Programs()
     begin = ["systemctl --user daemon-reload", "systemctl --user enable fedkrso-client", "systemctl --user restart fedkrso-client"]
-    assert carry_out(user_plan(kitchen, home), fresh) == begin
+    assert carry_out(user_plan(provisioned, home), fresh) == begin
     assert mode_and_owner(home / ".config/fedkrso/signing.key")[0] == "0600" and (home / ".local/state/fedkrso").is_dir()
-    assert carry_out(user_plan(kitchen, home), running) == []
-    assert carry_out(user_plan(kitchen, home, "2GiB"), running) == [begin[0], begin[2]]
-    assert carry_out(user_plan(kitchen, home, "2GiB"), Programs(is_active=3)) == [begin[2]]
-    assert carry_out(user_plan(kitchen, home, "2GiB", start=False), Programs(is_active=3)) == []
+    assert carry_out(user_plan(provisioned, home), running) == []
+    assert carry_out(user_plan(provisioned, home, "2GiB"), running) == [begin[0], begin[2]]
+    assert carry_out(user_plan(provisioned, home, "2GiB"), Programs(is_active=3)) == [begin[2]]
+    assert carry_out(user_plan(provisioned, home, "2GiB", start=False), Programs(is_active=3)) == []
     key = home / ".config/fedkrso/certificate.pem"
     key.write_text("damaged")
-    assert carry_out(user_plan(kitchen, home, "2GiB"), running) == [begin[2]] and key.read_text() != "damaged"
+    assert carry_out(user_plan(provisioned, home, "2GiB"), running) == [begin[2]] and key.read_text() != "damaged"
 
 
-def test_a_program_that_fails_is_named_with_what_it_said(kitchen: Kitchen, tmp_path: Path) -> None:
+def test_a_program_that_fails_is_named_with_what_it_said(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
-        carry_out(user_plan(kitchen, tmp_path / "home"), Programs(is_active=3, restart=1))
+        carry_out(user_plan(provisioned, tmp_path / "home"), Programs(is_active=3, restart=1))
     assert error.value.one_line() == "systemctl --user restart fedkrso-client: failed with code 1: it is so (fedkrso client logs)"
 
 
-def test_plans_of_a_running_device(kitchen: Kitchen) -> None:
-    layout, kit = system_layout(), open_kit(kitchen.node)
-    said = {"run": "reviews", "model_folder": str(kitchen.model), "data.source": str(kitchen.data), "memory_budget": "1GiB"}
+def test_plans_of_a_running_device(provisioned: ProvisionedNode) -> None:
+    layout, kit = system_layout(), open_kit(provisioned.node)
+    said = {"run": "reviews", "model_folder": str(provisioned.model), "data.source": str(provisioned.data), "memory_budget": "1GiB"}
     node_file = finished(started(None, kit, said), layout, kit, root=Path("/"), copied=None)
     machine = Machine(Path("/"), 255, frozenset({"video", "render"}), is_root=True)
     program = Program(Path("/home/ann/venv/bin/fedkrso"), (Path("/home/ann/venv"), Path("/usr")))
@@ -281,7 +281,7 @@ def test_plans_of_a_running_device(kitchen: Kitchen) -> None:
     accounts = next(step for step in steps if isinstance(step, File) and step.path == layout.accounts)
     assert accounts.content.decode().splitlines()[1:] == ["m fedkrso video", "m fedkrso render"]
     unit = next(step for step in steps if isinstance(step, File) and step.path == layout.unit).content.decode()
-    assert "BindReadOnlyPaths=-/home/ann/venv" in unit and "DelegateSubgroup=agent" in unit and f'"-{kitchen.data}"' not in unit
+    assert "BindReadOnlyPaths=-/home/ann/venv" in unit and "DelegateSubgroup=agent" in unit and f'"-{provisioned.data}"' not in unit
     secrets = [step for step in steps if isinstance(step, File) and step.secret]
     assert {step.path.name for step in secrets} == {"certificate.key", "signing.key"}
     assert all((step.mode, step.owner) == (0o600, "fedkrso:fedkrso") for step in secrets)
@@ -297,21 +297,21 @@ def test_plans_of_a_running_device(kitchen: Kitchen) -> None:
     assert {step.path for step in purge if isinstance(step, Gone)} >= {layout.configuration, layout.state, layout.cache, layout.unit}
 
 
-def test_a_password_of_a_broker_is_a_secret_too(kitchen: Kitchen) -> None:
-    (kitchen.node / "word").write_text("secret\n")
-    (kitchen.node / "node.toml").write_text(
+def test_a_password_of_a_broker_is_a_secret_too(provisioned: ProvisionedNode) -> None:
+    (provisioned.node / "word").write_text("secret\n")
+    (provisioned.node / "node.toml").write_text(
         'node = "kitchen"\nrun = "r"\nmodel_folder = "../../../model"\n[data]\nsource = "mine:rows"\n'
         '[broker]\nurl = "mqtts://h"\nusername = "kitchen"\npassword_file = "word"\n'
     )
-    kit = open_kit(kitchen.node)
+    kit = open_kit(provisioned.node)
     assert [(file.name, file.secret) for file in kit.files] == [("broker.password", True)] and kit.name == ""
     file = finished(started(None, kit, {}), user_layout({}, Path("/home/ann")), kit, root=Path("/"), copied=None)
     assert file.node.data.source == "mine:rows" and [path.name for path in file.reads] == ["model"]
     assert file.budget_bytes > 0 and file.text.count("MiB") == 1, "a share becomes a size: the service's own limit comes from it"
 
 
-def test_a_node_file_that_is_no_longer_toml_is_not_written_over(kitchen: Kitchen, tmp_path: Path) -> None:
+def test_a_node_file_that_is_no_longer_toml_is_not_written_over(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     broken = tmp_path / "node.toml"
     broken.write_text("node = ")
     with pytest.raises(ConfigError, match="not TOML"):
-        started(broken, open_kit(kitchen.node), {})
+        started(broken, open_kit(provisioned.node), {})

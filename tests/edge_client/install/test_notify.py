@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.broker import LocalBroker
+from coordinator.provisioning.broker import LocalBroker
 from edge_client.install.notify import ServiceManager
 
 NODE = """

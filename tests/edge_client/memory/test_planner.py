@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder, plans, predict, smaller
+from fedcore.device.memoryplan import Footprint, MemoryPlan, Point
 from fedcore.errors import BudgetError
-from fedcore.memoryplan import Footprint, MemoryPlan, Point
-from fedcore.worker import Measured
+from fedcore.worker.messages import Measured
 
 MB = 1_000_000
 NONE = Calibration(0, 0.0)

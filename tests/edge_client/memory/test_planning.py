@@ -12,13 +12,13 @@ import pytest
 from edge_client.memory.limits import Limit
 from edge_client.memory.planning import Planning
 from edge_client.node import Node
+from fedcore.config.sections import BrokerSection, DataSection, TaskSection
+from fedcore.device.memoryplan import Footprint, Point
 from fedcore.errors import BudgetError, WorkerError
-from fedcore.job import BrokerSection, DataSection, TaskSection
-from fedcore.memoryplan import Footprint, Point
-from fedcore.plan import Plan
-from fedcore.schema import ModelSchema
-from fedcore.training import SubspaceTraining
-from fedcore.worker import Measured
+from fedcore.round.plan import Plan
+from fedcore.round.training import SubspaceTraining
+from fedcore.weights.schema import ModelSchema
+from fedcore.worker.messages import Measured
 
 MB = 1_000_000
 NODE = Node(node="n", run="r", model_folder="m", data=DataSection(source="x"), broker=BrokerSection(url="mqtts://h"), allocator="tuned")

@@ -12,7 +12,7 @@ PROGRAM = """
 import sys, threading
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.messages import Commit, Envelope
-from fedcore.worker import Event
+from fedcore.worker.messages import Event
 import msgspec
 sys.setswitchinterval(1e-6)
 payload = encode(Envelope(run="r", round=1, node="n", body=Commit("t")))

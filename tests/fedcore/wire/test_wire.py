@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcore.errors import MalformedMessage
+from fedcore.fields.manifest import Manifest
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import Faults, MemoryBroker
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
-from fedcore.wire.manifest import Manifest
 from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
 

@@ -5,7 +5,7 @@ import { chart } from "../charts.js";
 import { h, head, setAttribute, setShare, setText, show } from "../dom.js";
 import * as format from "../format.js";
 
-// In the order and with the names of fedcore.memoryplan.PART_NAMES (a test compares them).
+// In the order and with the names of fedcore.device.memoryplan.PART_NAMES (a test compares them).
 export const PARTS = {
   runtime_bytes: "runtime base",
   weights_bytes: "layer weights",

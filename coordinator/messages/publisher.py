@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the coordinator sends: plans and outcomes to all, retained; grants, acknowledgements and repairs to one node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from coordinator.store.folder import RunFolder
+from fedcore.fields.manifest import Manifest
+from fedcore.round.plan import InformedObject, ObjectKind, OutcomeObject, Plan, PublishedObject
+from fedcore.transport.base import Message, Transport
+from fedcore.wire.files import read_chunk
+from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
+from fedcore.wire.post import Post
+
+__all__ = ["Key", "Objects", "Publisher", "key_of"]
+
+Key = tuple[int, ObjectKind]
+Objects = Mapping[Key, OutcomeObject]
+"""Published objects by version and kind."""
+# A node asks for one window at a time; more in one request would turn a small message into many large ones.
+_MOST_REPAIRS = 8
+_BROADCAST_SECONDS = 2.0
+
+
+def key_of(obj: OutcomeObject) -> Key:
+    """Under what an object is kept."""
+    return obj.version, obj.kind
+
+
+class Publisher:
+    """The sending side of a run.
+
+    Args:
+        transport: Started by the coordinator.
+        post: Numbers and signs messages.
+        topics: Of the run.
+        folder: Where outcomes lie.
+        keep_outcomes: Versions that stay retained.
+        listeners: How many nodes are online now, for the count of bytes.
+    """
+
+    def __init__(
+        self, transport: Transport, post: Post, topics: Topics, folder: RunFolder, keep_outcomes: int, listeners: Callable[[], int]
+    ) -> None:
+        self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
+        self._keep_outcomes, self._listeners = keep_outcomes, listeners
+        self._unsent: dict[str, Message] = {}
+        self._informed: InformedObject | None = None
+        self._informed_retained = False
+        self.sent_bytes = 0
+        """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
+
+    def reply(self, node: str, server_round: int, body: Grant | Ack | Commit | Refuse | Chunk) -> None:
+        """To one node. A chunk that cannot go out now is asked for again by the node's own timer; a word about its update waits here."""
+        payload = self._post.seal(body, server_round, to=node)
+        self.sent_bytes += len(payload)
+        message = Message(self._topics.down(node, type(body).__name__.lower()), payload)
+        self._unsent.pop(message.topic, None)
+        if not self._transport.publish(message) and not isinstance(body, Chunk):
+            # One for each node and kind: a later word of a kind says all that an earlier one did.
+            self._unsent[message.topic] = message
+
+    def flush(self) -> bool:
+        """Send what waits; False while something still does."""
+        while self._unsent:
+            topic, message = next(iter(self._unsent.items()))
+            if not self._transport.publish(message):
+                return False
+            del self._unsent[topic]
+        return True
+
+    def forgotten(self) -> None:
+        """The broker may have lost what it was to retain."""
+        self._informed_retained = False
+
+    def plan(self, plan: Plan) -> None:
+        """The present plan, to all; before the first one the run's informed rows, which a node needs before it loads a model."""
+        self._informed = plan.informed
+        if plan.informed is not None and not self._informed_retained:
+            self._informed_retained = self._chunks(self._folder.informed, plan.informed.manifest, 0)
+        sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
+        self._broadcast(Message(self._topics.plan, sealed, retain=True))
+
+    def remind(self, node: str, plan: Plan) -> None:
+        """The present plan, to a node that has not heard it: a broker may acknowledge a message and lose it."""
+        payload = self._post.seal(plan, plan.round, to=node, expires_at=plan.deadline_at or None)
+        self.sent_bytes += len(payload)
+        self._transport.publish(Message(self._topics.down(node, "plan"), payload))
+
+    def outcome(self, version: int, objects: Objects) -> None:
+        """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever asks."""
+        obj = min((o for o in objects.values() if o.version == version and not o.snapshot), key=lambda o: o.manifest.size_bytes)
+        if not self._chunks(self._folder.outcome(version, obj.kind), obj.manifest, version):
+            return
+        for gone in objects.values():
+            if gone.version == version - self._keep_outcomes and not gone.snapshot:
+                for index in range(gone.manifest.chunks):
+                    self._broadcast(Message(self._topics.outcome(gone.manifest.sha256[:16], index), b"", retain=True))
+
+    def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
+        """An object's chunks to all, retained; False without a link: it is published again when there is one."""
+        for index in range(manifest.chunks):
+            chunk = read_chunk(path, manifest.sha256, index, manifest.chunk_bytes)
+            topic = self._topics.outcome(manifest.sha256[:16], index)
+            if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
+                return False
+        return True
+
+    def repair(self, node: str, sha256: str, indices: tuple[int, ...], objects: Objects) -> bool:
+        """Chunks of a published object again, to the node that misses them; False if there is no such object."""
+        for obj, path in self._published(objects):
+            if obj.manifest.sha256 == sha256:
+                for index in indices[:_MOST_REPAIRS]:
+                    if 0 <= index < obj.manifest.chunks:
+                        self.reply(node, obj.version, read_chunk(path, sha256, index, obj.manifest.chunk_bytes))
+                return True
+        return False
+
+    def _published(self, objects: Objects) -> Iterator[tuple[PublishedObject, Path]]:
+        if self._informed is not None:
+            yield self._informed, self._folder.informed
+        for (version, kind), obj in objects.items():
+            yield obj, self._folder.outcome(version, kind)
+
+    def _broadcast(self, message: Message) -> bool:
+        self.sent_bytes += len(message.payload) * self._listeners()
+        deadline = time.monotonic() + _BROADCAST_SECONDS
+        # The transport takes a window at a time; what is lost all the same is asked for by the nodes.
+        while not (sent := self._transport.publish(message)) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return sent

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes in on the wire: checked, kept where it must be kept, and told as events to the round machine.
+
+An update is flushed and in the ledger before its sender hears of it, so no acknowledged update is ever lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from coordinator.job import SafetySection
+from coordinator.messages.inbox import Inbox
+from coordinator.messages.publisher import Objects, Publisher
+from coordinator.messages.reminders import Reminders
+from coordinator.messages.senders import Senders
+from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
+from coordinator.rounds.events import Declined as NodeDeclined
+from coordinator.rounds.machine import RoundMachine
+from coordinator.rounds.policy import clip_for
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import Ledger, UpdateRow
+from coordinator.store.view import NodeView, RunView
+from fedcore.errors import UpdateRefused, WireError
+from fedcore.model.update import check_update
+from fedcore.numbers.accumulator import norm_of
+from fedcore.round.plan import Plan
+from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
+
+__all__ = ["Reception"]
+
+_UPDATE_SLACK_BYTES = 1_000_000
+
+
+class Reception:
+    """The receiving side of a run.
+
+    Args:
+        run: The run's name.
+        safety: What one update may do to a round.
+        folder: Where updates lie.
+        ledger: Where they are noted.
+        machine: The round machine, to read; events for it are returned.
+        objects: What is published; kept up to date by its owner.
+        senders: Whose messages count.
+        publisher: Answers.
+        view: What is known of the nodes.
+        note: Adds (kind, node, text) to the event log.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        safety: SafetySection,
+        folder: RunFolder,
+        ledger: Ledger,
+        machine: RoundMachine,
+        objects: Objects,
+        senders: Senders,
+        publisher: Publisher,
+        view: RunView,
+        note: Callable[[str, str, str], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._run, self._safety, self._folder, self._ledger = run, safety, folder, ledger
+        self._machine, self._objects, self._senders, self._publisher = machine, objects, senders, publisher
+        self._view, self._note, self._clock = view, note, clock
+        self._topics = Topics(run)
+        self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
+        self._reminders = Reminders()
+        self._last_word: dict[str, int] = {}
+        self._declined: dict[str, tuple[int, str]] = {}
+        self._events: list[Event] = []
+        self.plan: Plan | None = None
+        """The present plan."""
+        self.uplink_bytes = 0
+        """Payload bytes of updates since the round opened."""
+
+    def received(self, topic: str, payload: bytes) -> list[Event]:
+        """Take a message; what it means for the rounds, in order."""
+        node = self._topics.node_of(topic)
+        if node is not None and payload:
+            self._message(node, payload)
+        return self._told()
+
+    def idle(self, *, quiet: bool) -> list[Event]:
+        """Time has passed; `quiet`: nothing is waiting to be received."""
+        for node in self._senders.refresh():
+            self._note("revoked", node, "its messages count no more")
+            self._events.append(Revoked(node))
+        if quiet:
+            self._inbox.spare(self._clock())
+        # They wait for us, not we for them.
+        self._events += [Arriving(node, self._machine.round) for node in self._inbox.waiting]
+        return self._told()
+
+    def round_over(self) -> None:
+        """Forget unfinished transfers."""
+        self._inbox.clear()
+
+    def _told(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _message(self, node: str, payload: bytes) -> None:
+        try:
+            envelope = self._senders.open(node, payload)
+        except WireError as error:
+            self._note("refused", node, error.one_line())
+            return
+        if node in self._view.nodes:
+            self._view.nodes[node].last_seen_at = self._clock()
+        match envelope.body:
+            case Status():
+                self._status(node, envelope.body)
+                if envelope.body.state != "lost":
+                    self._last_word[node] = max(envelope.sequence, self._last_word.get(node, 0))
+            case Telemetry():
+                self._telemetry(node, envelope.body)
+                self._repair(node, envelope.body, envelope.sequence)
+            case Offer():
+                self.uplink_bytes += len(payload)
+                self._offered(node, envelope.body)
+            case Chunk():
+                self.uplink_bytes += len(payload)
+                self._inbox.chunk(node, envelope.body, self._clock())
+                self._events.append(Arriving(node, envelope.round))
+            case Missing(sha256, indices):
+                if not self._publisher.repair(node, sha256, indices, self._objects):
+                    self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
+            case Declined(reason):
+                if self._declined.get(node) != (envelope.round, reason):
+                    # A node that rests says so each time that it is asked; once a round is enough to know.
+                    self._note("declined", node, reason)
+                self._declined[node] = envelope.round, reason
+                self._node(node).reason = reason
+                self._events.append(NodeDeclined(node, envelope.round))
+
+    def _status(self, node: str, status: Status) -> None:
+        seen = self._node(node)
+        seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
+        seen.enclosure, seen.security = status.enclosure or seen.enclosure, status.security or seen.security
+        seen.software, seen.route = status.software or seen.software, status.route or seen.route
+        if status.online:
+            seen.budget_bytes = status.budget_bytes
+            self._events.append(NodeOnline(node))
+        if status.state != "lost":
+            # A node that leaves says once more what it holds.
+            seen.version, seen.digest = status.version, status.digest
+            self._check_digest(node, status)
+        if not status.online:
+            self._events.append(NodeOffline(node, left=status.state != "lost"))
+
+    def _check_digest(self, node: str, status: Status) -> None:
+        seen = self._node(node)
+        expected = self._objects.get((status.version, "whole"))
+        # A replica that has folded since says so by its generation, and has another digest.
+        if status.version > 0 and expected is not None and expected.generation == status.generation:
+            if status.digest == expected.digest:
+                seen.trouble = ""
+                self._events.append(DigestReported(node, status.version, status.digest))
+            elif status.digest:
+                seen.trouble = f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
+                self._note("digest", node, seen.trouble)
+
+    def _telemetry(self, node: str, numbers: Telemetry) -> None:
+        seen = self._node(node)
+        seen.state, seen.step, seen.steps, seen.loss = numbers.state, numbers.step, numbers.steps, numbers.loss
+        seen.agent_rss_bytes, seen.worker_bytes, seen.budget_bytes = numbers.agent_rss_bytes, numbers.worker_bytes, numbers.budget_bytes
+        seen.worker_anonymous_bytes, seen.accelerator_bytes = numbers.worker_anonymous_bytes, numbers.accelerator_bytes
+        seen.available_bytes, seen.readings = numbers.available_bytes, numbers.readings
+        seen.uplink_bytes, seen.downlink_bytes = numbers.uplink_bytes, numbers.downlink_bytes
+        seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
+        seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
+        seen.parts = numbers.parts or seen.parts
+
+    def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
+        """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our plan."""
+        seen, newest = self._node(node), sequence > self._last_word.get(node, 0)
+        if newest and (not seen.online or (seen.version, seen.digest) != (numbers.version, numbers.digest)):
+            status = Status(
+                online=True,
+                state=numbers.state,
+                device=seen.device,
+                version=numbers.version,
+                generation=numbers.generation,
+                digest=numbers.digest,
+                budget_bytes=numbers.budget_bytes,
+                reason=seen.reason,
+            )
+            self._status(node, status)
+        self._last_word[node] = max(sequence, self._last_word.get(node, 0))
+        if self.plan is not None and self._reminders.due(node, numbers.plan, self.plan.key, self._clock()):
+            self._publisher.remind(node, self.plan)
+
+    def _offered(self, node: str, offer: Offer) -> None:
+        plan = self.plan
+        reason = ""
+        # Of the round that the transfer is of: the commit of a round that has closed since may have been lost.
+        number = offer.transfer.partition("-")[0]
+        offered_round = int(number) if number.isdecimal() and len(number) < 10 else 0
+        committed = self._ledger.update(offered_round, node)
+        if committed is not None and committed.transfer == offer.transfer:
+            self._publisher.reply(node, self._machine.round, Commit(offer.transfer))
+            # Committed before this round opened again, perhaps, with this node in the new cohort.
+            self._events.append(UpdateAccepted(node, committed.header.round))
+            return
+        if plan is None or offered_round != plan.round or self._machine.phase != "open":
+            reason = "late: the round is over"
+        elif node not in plan.cohort:
+            reason = "not invited to this round"
+        elif committed is not None:
+            reason = "this node's update for the round is already here"
+        elif offer.manifest.size_bytes > self._largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
+            reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
+        if reason:
+            self._note("refused", node, reason)
+            self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
+            return
+        assert plan is not None
+        self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clock())
+
+    def _accept(self, node: str, offer: Offer, path: Path) -> str:
+        plan = self.plan
+        assert plan is not None
+        try:
+            if node not in plan.cohort:
+                # The round opened again without it while its update was on its way.
+                raise UpdateRefused("not invited to this round any more", place=node)
+            update = check_update(path, plan, self._run, node)
+            clip = clip_for(update, self._safety)
+        except UpdateRefused as error:
+            self._note("refused", node, error.one_line())
+            # The node will not offer another one for this round: do not wait for it.
+            self._events.append(NodeDeclined(node, plan.round))
+            return error.one_line()
+        norm = norm_of(update.squared)
+        file = str(path.relative_to(self._folder.root))
+        self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
+        if clip is not None:
+            bound = self._safety.norm_bound
+            self._note("clipped", node, f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}")
+        # Told to the round machine after the commit is out: it may close the round and with it this transfer.
+        self._events.append(UpdateAccepted(node, plan.round))
+        return ""
+
+    def _largest_update(self, plan: Plan) -> int:
+        numbers = sum(rows * columns for rows, columns in plan.training.update_shapes(plan.model_schema).values())
+        return 2 * numbers + _UPDATE_SLACK_BYTES
+
+    def _node(self, node: str) -> NodeView:
+        return self._view.nodes.setdefault(node, NodeView(node))

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A broker of one's own on the loopback interface: mosquitto where there is one, else amqtt, as a child process.
+
+For the demo, for tests, and for a first run at home (`fedkrso broker run`). Users have generated passwords, or with TLS certificates
+of the broker's own little authority; nobody is anonymous.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Literal
+
+from coordinator.provisioning.brokerfiles import COORDINATOR, loopback_configuration
+from coordinator.provisioning.provision import Yard, provision
+from fedcore.errors import BrokerUnreachable, TransportError
+from fedcore.system.processes import die_with_parent
+from fedcore.transport.base import TransportEvent
+from fedcore.transport.mqtt import MqttSettings, MqttTransport
+from fedcore.wire.identity import Enrolment
+
+__all__ = ["BrokerKind", "LocalBroker", "find_mosquitto", "free_port"]
+
+BrokerKind = Literal["mosquitto", "amqtt"]
+_START_SECONDS = 20.0
+_PBKDF2_ROUNDS = 101
+_RELOADING = b"Reloading config"
+
+
+def find_mosquitto() -> str | None:
+    """The mosquitto binary, also where Debian puts it for root alone."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/local/sbin:/usr/sbin")
+
+
+class LocalBroker:
+    """A running broker; use it as a context manager.
+
+    Args:
+        folder: Private folder for configuration and log.
+        users: Names that get a generated password each.
+        kind: Which broker; by default mosquitto where there is one.
+        port: Loopback port; 0 for a free one.
+        persistence: Whether mosquitto keeps sessions and retained messages on disk.
+        max_packet_bytes: A limit on packets, for tests.
+        tls: Encrypt. Users of mosquitto then have certificates and access rules, users of amqtt passwords, and all have signing keys.
+        run: The run whose topics a mosquitto with TLS lets its users use; the user `coordinator` is its coordinator.
+
+    Raises:
+        BrokerUnreachable: It did not come up; the message has the end of its log.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        users: Iterable[str] = ("fedkrso",),
+        *,
+        kind: BrokerKind | None = None,
+        port: int = 0,
+        persistence: bool = False,
+        max_packet_bytes: int | None = None,
+        tls: bool = False,
+        run: str = "run",
+    ) -> None:
+        self._mosquitto = find_mosquitto()
+        self.kind: BrokerKind = kind or ("mosquitto" if self._mosquitto else "amqtt")
+        if self.kind == "mosquitto" and self._mosquitto is None:
+            raise TransportError("no mosquitto on this machine", remedy="apt-get install mosquitto, or use amqtt")
+        self._users = tuple(users)
+        certified = tls and self.kind == "mosquitto"
+        self.passwords: Mapping[str, str] = {} if certified else {user: secrets.token_urlsafe(18) for user in self._users}
+        self.folder = folder
+        self.port = port or free_port()
+        self.yard = Yard(folder / "provisioned") if tls else None
+        self._run = run
+        self._persistence = persistence
+        self._max_packet_bytes = max_packet_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        for user, password in self.passwords.items():
+            path = folder / f"{user}.password"
+            path.touch(mode=0o600)
+            path.write_text(password + "\n", encoding="utf-8")
+        if self.yard is not None:
+            self._provision(self.yard)
+        self._command = self._mosquitto_command() if self.kind == "mosquitto" else self._amqtt_command()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Address for job and node files."""
+        return f"mqtt{'s' if self.yard else ''}://127.0.0.1:{self.port}"
+
+    def settings(self, client_id: str, user: str | None = None) -> MqttSettings:
+        """How a client of this broker connects."""
+        user = user or self._users[0]
+        files = {key: path for key, path in self._files(user).items() if key.endswith("_file") and key != "password_file"}
+        return MqttSettings(self.url, client_id, user if self.passwords else None, self.passwords.get(user), **files)
+
+    def sections(self, user: str) -> str:
+        """The `[broker]` section of a user's job or node file, and `[trust]` where there are keys."""
+        broker = {"url": self.url, **({} if self.yard else {"insecure": True}), **self._files(user)}
+        if self.passwords:
+            broker["username"] = user
+        trust: dict[str, str] = {}
+        if self.yard is not None:
+            trust["signing_key"] = str(self.yard.signing_key(user))
+            if user == COORDINATOR:
+                trust["enrolled"] = str(self.yard.enrolled)
+            else:
+                trust["coordinator_key"] = Enrolment.load(self.yard.enrolled).coordinator
+        text: dict[str, Mapping[str, object]] = {"broker": broker, "trust": trust}
+        # JSON's strings and booleans are TOML's.
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
+            for name, section in text.items()
+            if section
+        )
+
+    def start(self) -> None:
+        """Start the process and wait until a client can log in."""
+        with (self.folder / "broker.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._accepts_login():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                tail = (self.folder / "broker.log").read_text(errors="replace")[-500:].strip()
+                raise BrokerUnreachable(f"{self.kind} did not come up: {tail or 'no log'}", place=self.url)
+
+    def stop(self) -> None:
+        """End it and wait."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def reload(self) -> None:
+        """Have mosquitto read certificates, revocations and access rules anew, as `systemctl reload` would; returns when it has begun."""
+        assert self._process is not None and self.kind == "mosquitto"
+        log = self.folder / "broker.log"
+        before = log.read_bytes().count(_RELOADING)
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + _START_SECONDS
+        while log.read_bytes().count(_RELOADING) == before:
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable("mosquitto does not reload", place=self.url)
+            time.sleep(0.01)
+
+    def wait(self) -> int:
+        """Wait until it ends by itself; its exit code."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def __enter__(self) -> LocalBroker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _accepts_login(self) -> bool:
+        probe = MqttTransport(self.settings(f"probe-{secrets.token_hex(4)}"), Random(0))  # noqa: S311 - spreads reconnects
+        probe.start(_ignore)
+        try:
+            probe.wait_connected(4.0)
+        except TransportError:
+            return False
+        finally:
+            probe.stop()
+        return True
+
+    def _provision(self, yard: Yard) -> None:
+        options = {
+            "port": self.port,
+            "folder": str(yard.broker.absolute()),
+            "address": "127.0.0.1",
+            "persistence": str(self.folder.absolute()) if self._persistence else "",
+            "autosave_seconds": 1,
+            # As root mosquitto would become the user `mosquitto`, who may not read this private folder.
+            "user": "root" if os.geteuid() == 0 else "",
+            **({} if self._max_packet_bytes is None else {"max_packet_bytes": self._max_packet_bytes}),
+        }
+        nodes = [user for user in self._users if user != COORDINATOR]
+        provision(yard.root, self._run, nodes, hosts=("127.0.0.1", "localhost"), options=options, now=datetime.now(timezone.utc))
+
+    def _files(self, user: str) -> dict[str, str]:
+        """Files that a user needs to connect, by key of the section."""
+        files = {"password_file": str(self.folder / f"{user}.password")} if self.passwords else {}
+        if self.yard is None:
+            return files
+        own = self.yard.client(user)
+        files["ca_file"] = str(own / "authority.pem")
+        if not self.passwords:
+            files |= {"certificate_file": str(own / "certificate.pem"), "key_file": str(own / "certificate.key")}
+        return files
+
+    def _mosquitto_command(self) -> list[str]:
+        config = self.folder / "mosquitto.conf" if self.yard is None else self.yard.broker / "mosquitto.conf"
+        if self.yard is None:
+            config.write_text(self._plain_configuration(), encoding="utf-8")
+        return [str(self._mosquitto), "-c", str(config)]
+
+    def _plain_configuration(self) -> str:
+        passwords = self.folder / "passwords"
+        passwords.write_text("".join(f"{user}:{_mosquitto_hash(word)}\n" for user, word in self.passwords.items()))
+        passwords.chmod(0o600)
+        # As root mosquitto would become the user `mosquitto`, who may not read this private folder.
+        user = "root" if os.geteuid() == 0 else ""
+        return loopback_configuration(
+            str(self.folder), self.port, persistence=self._persistence, user=user, max_packet_bytes=self._max_packet_bytes
+        )
+
+    def _amqtt_command(self) -> list[str]:
+        users = self.folder / "users.json"
+        users.touch(mode=0o600)
+        users.write_text("\n".join(f"{user}:{word}" for user, word in self.passwords.items()))
+        certificate = [] if self.yard is None else [str(self.yard.broker / "broker.pem"), str(self.yard.broker / "broker.key")]
+        return [sys.executable, "-m", "coordinator.provisioning.amqtt_broker", str(self.port), str(users), *certificate]
+
+
+def _ignore(event: TransportEvent) -> None:
+    del event
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _mosquitto_hash(password: str) -> str:
+    """mosquitto's `$7$` format: PBKDF2 with SHA-512."""
+    salt = secrets.token_bytes(12)
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _PBKDF2_ROUNDS)
+    return f"$7${_PBKDF2_ROUNDS}${b64encode(salt).decode()}${b64encode(digest).decode()}"

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a broker and its clients are told: mosquitto's configuration and access rules, and the sections of job and node files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedcore.wire.messages import Topics
+
+__all__ = [
+    "BROKER",
+    "COORDINATOR",
+    "Bridge",
+    "BrokerOptions",
+    "access_rules",
+    "configuration",
+    "connection",
+    "loopback_configuration",
+    "site_rules",
+]
+
+COORDINATOR, BROKER = "coordinator", "broker"
+_TEMPLATES = Environment(  # noqa: S701 - no HTML
+    loader=PackageLoader("coordinator.provisioning"),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+class BrokerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What mosquitto's configuration says; the folder is where its files will lie on the broker's machine."""
+
+    hosts: tuple[str, ...]
+    """What devices connect to: host names and addresses, all of them in the broker's certificate."""
+    port: int = 8883
+    folder: str = "/etc/mosquitto/fedkrso"
+    address: str = ""
+    """The interface to listen on; every one by default."""
+    persistence: str = "/var/lib/mosquitto"
+    """Where sessions and retained messages are kept; empty for nowhere."""
+    autosave_seconds: int = 60
+    user: str = ""
+    """Whom mosquitto runs as when root starts it; `mosquitto` by default."""
+    max_packet_bytes: int = 2_000_000
+    """The largest message it takes."""
+
+
+class Bridge(msgspec.Struct, frozen=True, kw_only=True):
+    """The link of a site's broker to the central one.
+
+    Attributes:
+        name: The site: the common name of the bridge's certificate, so its user name and client id at the central broker.
+        host, port: The central broker, as the site reaches it.
+    """
+
+    name: str
+    host: str
+    port: int
+
+
+def configuration(broker: BrokerOptions, runs: Sequence[str], bridge: Bridge | None = None) -> str:
+    """mosquitto's configuration file, of the central broker or of a site's with its bridge."""
+    return _TEMPLATES.get_template("mosquitto.conf").render(runs=runs, bridge=bridge, **msgspec.structs.asdict(broker))
+
+
+def loopback_configuration(
+    folder: str, port: int, *, persistence: bool = False, user: str = "", max_packet_bytes: int | None = None
+) -> str:
+    """mosquitto's configuration file for a first try on one machine: passwords, no encryption, the loopback interface alone."""
+    return _TEMPLATES.get_template("mosquitto-laptop.conf").render(
+        folder=folder, port=port, persistence=persistence, user=user, max_packet_bytes=max_packet_bytes
+    )
+
+
+def access_rules(nodes: Iterable[str], runs: Sequence[str], sites: Mapping[str, Iterable[str]] = MappingProxyType({})) -> str:
+    """The central broker's access rules; who is neither among the nodes nor a site may do nothing.
+
+    Args:
+        nodes: Those that connect here.
+        runs: Their runs.
+        sites: For each site's bridge, the nodes that it speaks for.
+    """
+    rights = {COORDINATOR: _coordinator(runs), **{name: _client([name], runs) for name in nodes}}
+    return _rules(rights | {name: _client(theirs, runs) for name, theirs in sites.items()})
+
+
+def site_rules(nodes: Iterable[str], runs: Sequence[str]) -> str:
+    """The access rules of a site's broker: its nodes alone. The coordinator is never there, and the bridge is part of the broker itself."""
+    return _rules({name: _client([name], runs) for name in nodes})
+
+
+def connection(name: str, broker: BrokerOptions, coordinator_key: str) -> str:
+    """The `[broker]` and `[trust]` sections of the coordinator's job file or of a node's file."""
+    host = f"[{broker.hosts[0]}]" if ":" in broker.hosts[0] else broker.hosts[0]
+    trust = 'enrolled = "enrolled.json"' if name == COORDINATOR else f'coordinator_key = "{coordinator_key}"'
+    return f"""\
+# For {"the job file" if name == COORDINATOR else f"the node file of {name}"}. Paths are relative to the file that names them.
+[broker]
+url = "mqtts://{host}:{broker.port}"
+ca_file = "authority.pem"
+certificate_file = "certificate.pem"
+key_file = "certificate.key"
+
+[trust]
+signing_key = "signing.key"
+{trust}
+"""
+
+
+def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
+    users = [{"name": name, "rights": list(theirs)} for name, theirs in rights.items()]
+    return _TEMPLATES.get_template("mosquitto.acl").render(users=users)
+
+
+def _coordinator(runs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
+    for topics in map(Topics, runs):
+        yield from (("write", topics.plan), ("write", f"{topics.prefix}/outcome/#"), ("write", topics.down("+", "#")))
+        yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
+
+
+def _client(nodes: Iterable[str], runs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What a node, or a bridge that speaks for some nodes, may write and read: nothing outside their own prefixes."""
+    nodes = tuple(nodes)
+    for topics in map(Topics, runs):
+        yield from (("read", topics.plan), ("read", f"{topics.prefix}/outcome/#"))
+        for node in nodes:
+            yield from (("read", topics.down(node, "#")), ("write", topics.status(node)), ("write", topics.up(node, "#")))

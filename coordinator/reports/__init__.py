@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs looked at afterwards: summaries, comparisons, tables, exported models."""

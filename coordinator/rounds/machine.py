@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run as a state machine: events in, actions out; no I/O and no clock.
+
+    waiting ──> open ──> closing ──> open (next round) ... ──> finishing ──> finished
+                 └─ deadline without quorum: open again, same round, new cohort and deadline
+
+A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making progress.
+
+An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the same round again,
+and an excluded node is neither invited nor waited for.
+
+Every event is kept in `story`, which an illegal transition shows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coordinator.job import RoundSection
+from coordinator.rounds.cohort import choose_cohort
+from coordinator.rounds.events import (
+    Action,
+    Answer,
+    Arriving,
+    CloseRound,
+    Command,
+    Declined,
+    DigestReported,
+    EndRound,
+    EndRun,
+    Event,
+    Exclude,
+    FinishRun,
+    NodeOffline,
+    NodeOnline,
+    OpenRound,
+    Pause,
+    Readmit,
+    Resume,
+    Revoked,
+    RoundPublished,
+    UpdateAccepted,
+)
+from fedcore.errors import RunError
+
+__all__ = ["RoundMachine"]
+
+Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
+# An update counts as on its way for so long after its last progress.
+_PROGRESS_SECONDS = 15.0
+TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
+    {
+        ("waiting", "open"),
+        ("waiting", "finishing"),
+        ("open", "open"),
+        ("open", "closing"),
+        ("closing", "open"),
+        ("closing", "finishing"),
+        ("closing", "waiting"),
+        ("finishing", "finished"),
+    }
+)
+
+
+@dataclass
+class RoundMachine:
+    """The coordinator's life.
+
+    Args:
+        settings: The job's `[round]`.
+        cohort_seed: For drawing cohorts.
+        published: The last round whose outcome is out (0 at the start; more when a run is resumed).
+        seen: Nodes that took part before (a resumed run waits for their last word too).
+        paused: As an earlier life of the run left it; and so `excluded`.
+    """
+
+    settings: RoundSection
+    cohort_seed: int
+    published: int = 0
+    phase: Phase = "waiting"
+    online: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    cohort: tuple[str, ...] = ()
+    accepted: set[str] = field(default_factory=set)
+    declined: set[str] = field(default_factory=set)
+    reported: dict[str, tuple[int, str]] = field(default_factory=dict)
+    deadline_at: float = 0.0
+    opened_at: float = 0.0
+    arriving: dict[str, float] = field(default_factory=dict)
+    """When each participant's update last made progress."""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds from a round's opening to each node's update, in its last round."""
+    paused: bool = False
+    excluded: set[str] = field(default_factory=set)
+    story: deque[tuple[float, Event]] = field(default_factory=lambda: deque(maxlen=200))
+
+    @property
+    def round(self) -> int:
+        """The round that is open, or that opens next."""
+        return self.published + 1
+
+    def resume_open(self, cohort: tuple[str, ...], accepted: set[str], deadline_at: float) -> None:
+        """Continue an open round that the ledger remembers."""
+        self._go("open")
+        self.cohort, self.accepted, self.deadline_at = cohort, set(accepted), deadline_at
+        self.seen.update(cohort)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event; `now` in Unix seconds. Returns what to do, in order."""
+        if not isinstance(event, Arriving):
+            # One for each chunk: they would leave no room for the story.
+            self.story.append((now, event))
+        match event:
+            case NodeOnline(node):
+                self.online.add(node)
+                self.seen.add(node)
+            case NodeOffline(node, left):
+                self.online.discard(node)
+                if left:
+                    self.seen.discard(node)
+                if left and self.phase == "open" and node in self.cohort and node not in self.accepted:
+                    self.declined.add(node)
+            case Revoked(node):
+                self.online.discard(node)
+                self.seen.discard(node)
+                self.accepted.discard(node)
+                if self.phase == "open" and node in self.cohort:
+                    self.declined.add(node)
+            case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
+                self.accepted.add(node)
+                self.declined.discard(node)
+                if self.opened_at:
+                    # Unknown for a round that an earlier life of the coordinator opened.
+                    self.took[node] = now - self.opened_at
+            case Arriving(node, server_round) if self._concerns(node, server_round):
+                self.arriving[node] = now
+                return []
+            case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
+                self.declined.add(node)
+            case DigestReported(node, version, digest):
+                self.reported[node] = (version, digest)
+            case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
+                return self._published(now)
+            case Pause() | Resume() | EndRound() | Exclude() | Readmit():
+                return self._obey(event, now)
+        return self._advance(now)
+
+    def check(self) -> None:
+        """Invariants that hold between events; tests call it after each."""
+        assert self.accepted <= set(self.cohort), self.story
+        assert self.phase != "open" or self.cohort, self.story
+        assert 0 <= self.published <= self.settings.rounds, self.story
+        assert not self.accepted & self.declined, self.story
+
+    @property
+    def _able(self) -> set[str]:
+        """Who may be invited."""
+        return self.online - self.excluded
+
+    def _concerns(self, node: str, server_round: int) -> bool:
+        return self.phase == "open" and server_round == self.round and node in self.cohort
+
+    def _advance(self, now: float) -> list[Action]:
+        match self.phase:
+            case "waiting":
+                if self.published >= self.settings.rounds:
+                    return self._finish(now)
+                if len(self._able) >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
+                    return self._open(now)
+            case "open":
+                waiting_for = set(self.cohort) - self.accepted - self.declined - self.excluded
+                enough = len(self.accepted) >= self.settings.quorum
+                late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
+                first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
+                if enough and (late or first_ones or not waiting_for):
+                    return self._close()
+                others = self._able - self.declined - set(self.cohort)
+                if late or (not waiting_for and others):
+                    return self._open(now, late=late)
+            case "finishing":
+                final = {node for node, (version, _) in self.reported.items() if version == self.published}
+                if self.seen - self.excluded <= final or now >= self.deadline_at:
+                    self._go("finished")
+                    return [EndRun()]
+        return []
+
+    def _still_arriving(self, waiting_for: set[str], now: float) -> bool:
+        """Whether an update is on its way and making progress: a slow link is no reason to lose it, within twice the time."""
+        if now >= self.deadline_at + self.settings.deadline_seconds:
+            return False
+        return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
+
+    def _deadline_seconds(self) -> float:
+        """What the cohort gets, from its slowest member's last round where all have been timed."""
+        settings = self.settings
+        if not settings.deadline_slack or not all(node in self.took for node in self.cohort):
+            return settings.deadline_seconds
+        slowest = max((self.took[node] for node in self.cohort), default=0.0)
+        return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
+
+    def _open(self, now: float, *, late: bool = False) -> list[Action]:
+        if self.paused:
+            return []
+        # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes that
+        # declined are asked again only when there are too few others, and are waited for only once the deadline has passed:
+        # all that there are may be resting, and would decline at once, again and again.
+        kept = self.accepted if self.phase == "open" else set()
+        willing = self._able - self.declined if self.phase == "open" else self._able
+        chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
+        if len(kept | willing) < self.settings.quorum:
+            room = self.settings.invited and self.settings.invited - len(chosen)
+            chosen |= self._drawn(self._able - willing - kept, room)
+            declined = set() if late else self.declined
+        cohort = tuple(sorted(kept | chosen)) or tuple(node for node in self.cohort if node not in self.excluded)
+        if not cohort:
+            # Everybody is excluded: the round opens again when somebody else is there.
+            return []
+        self._go("open")
+        self.cohort, self.accepted, self.declined = cohort, set(kept), declined
+        self.opened_at, self.arriving = now, {}
+        self.deadline_at = now + self._deadline_seconds()
+        return [OpenRound(self.round, self.cohort, self.deadline_at)]
+
+    def _drawn(self, nodes: set[str], size: int) -> set[str]:
+        return set(choose_cohort(nodes, size, self.cohort_seed, self.round))
+
+    def _close(self) -> list[Action]:
+        self._go("closing")
+        return [CloseRound(self.round, tuple(sorted(self.accepted)))]
+
+    def _published(self, now: float) -> list[Action]:
+        self.published += 1
+        self.accepted, self.declined = set(), set()
+        if self.published >= self.settings.rounds:
+            return self._finish(now)
+        if self.paused or len(self._able) < self.settings.quorum:
+            self._go("waiting")
+            self.cohort = ()
+            return []
+        return self._open(now)
+
+    def _finish(self, now: float) -> list[Action]:
+        self._go("finishing")
+        self.cohort = ()
+        self.deadline_at = now + self.settings.finish_seconds
+        return [FinishRun(), *self._advance(now)]
+
+    def _obey(self, command: Command, now: float) -> list[Action]:
+        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit):
+            return [Answer(False, "the run is finishing: no further round opens")]
+        match command:
+            case Pause():
+                text = "already paused" if self.paused else f"paused: {self._after_this()}"
+                self.paused = True
+            case Resume():
+                text = "resumed: rounds open again" if self.paused else "not paused"
+                self.paused = False
+            case EndRound():
+                if self.phase != "open":
+                    return [Answer(False, "no round is open")]
+                counted = f"round {self.round} has {len(self.accepted)} of {len(self.cohort)} updates"
+                if len(self.accepted) < self.settings.quorum:
+                    return [Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
+                return [Answer(True, f"ended: {counted}"), *self._close()]
+            case Exclude(node):
+                text = f"{node} is already excluded" if node in self.excluded else f"{node} is excluded: {self._without(node)}"
+                self.excluded.add(node)
+            case Readmit(node):
+                text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
+                self.excluded.discard(node)
+        return [Answer(True, text), *self._advance(now)]
+
+    def _after_this(self) -> str:
+        if self.phase == "waiting":
+            return f"round {self.round} does not open"
+        return f"round {self.round} goes on to its end, and no other opens"
+
+    def _without(self, node: str) -> str:
+        if self.phase != "open" or node not in self.cohort:
+            text = "it is not invited to further rounds"
+        elif node in self.accepted:
+            text = f"its update of round {self.round} counts, and it is not invited to further rounds"
+        else:
+            text = f"round {self.round} does not wait for it, and it is not invited to further rounds"
+        left = len(self._able - {node})
+        return text if left >= self.settings.quorum else f"{text}; {left} nodes are left, and the quorum is {self.settings.quorum}"
+
+    def _go(self, phase: Phase) -> None:
+        if (self.phase, phase) not in TRANSITIONS:
+            raise RunError(f"the run cannot go from {self.phase} to {phase}; last events: {list(self.story)[-5:]}")
+        self.phase = phase

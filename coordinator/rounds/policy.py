@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one participant may do to a round: a bound on its update's norm, and a limit on its share of the mean.
+
+Pure functions of what the ledger keeps. A clip is chosen once, when the update arrives, and kept with it; weights follow from the
+set of accepted updates alone. So the outcome depends on no order and no restart.
+
+With every update's norm at most B, a participant of weight w in a round of total weight W moves the round's mean by
+w / W * |u - m|, where m is the mean of the others: by at most 2 B w / W. The share limit bounds w / W: a liar reaches
+`max_share_ratio` times what an ordinary participant has, whatever it claims. Majorities that lie are beyond what a mean can stand.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from coordinator.job import SafetySection
+from fedcore.errors import UpdateRefused
+from fedcore.model.update import CheckedUpdate
+from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, clip_within, norm_of
+
+__all__ = ["Shares", "clip_for", "round_shares"]
+
+
+def clip_for(update: CheckedUpdate, safety: SafetySection) -> Clip | None:
+    """How an arriving update is scaled down; None when its norm is within the bound, or there is no bound.
+
+    Raises:
+        UpdateRefused: The norm is beyond the bound, and the policy is to refuse.
+    """
+    if safety.norm_bound == 0:
+        return None
+    clip = clip_within(update.squared, safety.norm_bound)
+    if clip is not None and safety.norm_policy == "refuse":
+        raise UpdateRefused(
+            f"a norm of {norm_of(update.squared):.6g} is beyond the bound of {safety.norm_bound:g}", place=update.header.node
+        )
+    return clip
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who weighs what in a round.
+
+    Attributes:
+        weights: By participant, from 1 up; together at most what exact sums allow.
+        limit: The largest claim that counts in full.
+        capped: Participants that claimed more, by name.
+    """
+
+    weights: Mapping[str, int]
+    limit: int
+    capped: tuple[str, ...]
+
+
+def round_shares(claimed: Mapping[str, int], share: Literal["examples", "uniform"], safety: SafetySection) -> Shares:
+    """The weights of a round's participants, from the number of examples each claims.
+
+    With `uniform` shares everybody weighs 1. The lower median is a number that somebody claimed, and no minority of liars moves it
+    beyond the honest claims. Weights that exceed what exact sums allow together are halved until they fit.
+
+    Args:
+        claimed: Examples by participant, each from 1 to `MAX_EXAMPLES`.
+        share: Of the plan.
+        safety: The limits.
+
+    Example:
+        >>> round_shares({"a": 50, "b": 60, "c": 600_000}, "examples", SafetySection(max_share_ratio=10.0)).weights
+        {'a': 50, 'b': 60, 'c': 600}
+    """
+    if share == "uniform":
+        return Shares(dict.fromkeys(claimed, 1), MAX_EXAMPLES, ())
+    limit = safety.max_examples or MAX_EXAMPLES
+    if safety.max_share_ratio and claimed:
+        median = statistics.median_low(min(examples, limit) for examples in claimed.values())
+        limit = min(limit, int(safety.max_share_ratio * median))
+    weights = {node: min(examples, limit) for node, examples in claimed.items()}
+    while sum(weights.values()) > MAX_EXAMPLES:
+        weights = {node: max(1, weight // 2) for node, weight in weights.items()}
+    return Shares(weights, limit, tuple(sorted(node for node, examples in claimed.items() if examples > limit)))

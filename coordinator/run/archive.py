@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published objects: what a plan lists for those who were away, what stays on disk, and the base made anew from them.
+
+With refreshed seeds, whoever was away needs the end of every generation that it missed, or a snapshot. The list goes back from the
+present to the last snapshot (or to the checkpoint), and beyond the snapshot as long as those older ends together weigh less than it does.
+When the ends after the last snapshot weigh as much as another one would, another is made. So the list, the disk and what anybody has to
+fetch stay bounded, however many generations there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from coordinator.messages.publisher import Key, Objects, key_of
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import Ledger
+from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
+from fedcore.model.base import Base
+from fedcore.model.snapshot import snapshot_bytes, take_snapshot, write_snapshot
+from fedcore.model.state import PublishedState, model_digest
+from fedcore.round.plan import OutcomeObject, Plan
+from fedcore.wire.files import manifest_of
+
+__all__ = ["Archive", "listed", "snapshot_is_due"]
+
+
+def listed(objects: Objects, version: int, generation: int) -> tuple[OutcomeObject, ...]:
+    """What a plan says is there, oldest first and the present version last.
+
+    Args:
+        objects: All published objects.
+        version: The present one.
+        generation: Of the plan.
+    """
+    ends, snapshot = _ends(objects, generation), _last_snapshot(objects, generation)
+    start = snapshot.generation if snapshot is not None else 0
+    chosen = {ends[g] for g in range(start, generation)}
+    if snapshot is not None:
+        chosen.add(snapshot)
+        room = snapshot.manifest.size_bytes
+        for older in range(start - 1, -1, -1):
+            room -= ends[older].manifest.size_bytes if older in ends else room
+            if room <= 0:
+                break
+            chosen.add(ends[older])
+    chosen |= {obj for obj in objects.values() if obj.version == version and obj.kind != "snapshot"}
+    return tuple(sorted(chosen, key=lambda o: (o.version, o.generation, o.kind)))
+
+
+def snapshot_is_due(objects: Objects, generation: int, weigh: Callable[[int], int]) -> bool:
+    """Whether a base that was just folded should be written as a snapshot.
+
+    Args:
+        objects: All published objects.
+        generation: Of the base.
+        weigh: What a first snapshot would weigh, given what the ends weigh.
+    """
+    snapshot = _last_snapshot(objects, generation)
+    start = snapshot.generation if snapshot is not None else 0
+    if start == generation:
+        return False
+    ends = _ends(objects, generation)
+    chain = sum(ends[g].manifest.size_bytes for g in range(start, generation))
+    return chain >= (snapshot.manifest.size_bytes if snapshot is not None else weigh(chain))
+
+
+def _ends(objects: Objects, generation: int) -> dict[int, OutcomeObject]:
+    """The last whole state of each finished generation."""
+    wholes = [obj for obj in objects.values() if obj.kind == "whole" and obj.generation < generation]
+    return {obj.generation: obj for obj in sorted(wholes, key=lambda o: o.version)}
+
+
+def _last_snapshot(objects: Objects, generation: int) -> OutcomeObject | None:
+    snapshots = [obj for obj in objects.values() if obj.kind == "snapshot" and obj.generation <= generation]
+    return max(snapshots, key=lambda o: o.generation, default=None)
+
+
+class Archive:
+    """A run's published objects: rows in the ledger, files in the folder.
+
+    Args:
+        folder: The run's.
+        ledger: The run's.
+        keep_outcomes: Versions that stay whatever happens.
+    """
+
+    def __init__(self, folder: RunFolder, ledger: Ledger, keep_outcomes: int) -> None:
+        self._folder, self._ledger, self._keep_outcomes = folder, ledger, keep_outcomes
+        self.objects: dict[Key, OutcomeObject] = {key_of(obj): obj for obj in ledger.outcomes()}
+        self._weight = 0
+
+    def path(self, obj: OutcomeObject) -> Path:
+        """An object's file."""
+        return self._folder.outcome(obj.version, obj.kind)
+
+    def add_snapshot(self, base: Base, state: PublishedState, chunk_bytes: int) -> OutcomeObject | None:
+        """Write a snapshot of a base that was just folded, if one is due: file first, then the ledger. Repeating it changes nothing.
+
+        Args:
+            base: At the generation that begins.
+            state: What it begins with.
+            chunk_bytes: In which it travels.
+        """
+
+        def weigh(chain_bytes: int) -> int:
+            # A snapshot gets heavier as weights move on: weighed again only when the ends weigh as much as it did.
+            if chain_bytes >= self._weight:
+                self._weight = snapshot_bytes(base)
+            return self._weight
+
+        if not snapshot_is_due(self.objects, base.generation, weigh):
+            return None
+        path = self._folder.outcome(state.version, "snapshot")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_snapshot(path, base, state)
+        digest = model_digest(base.digest(), state)
+        obj = OutcomeObject(state.version, base.generation, None, digest, manifest_of(path, chunk_bytes), snapshot=True)
+        self._ledger.put_objects([obj])
+        self.objects[key_of(obj)] = obj
+        return obj
+
+    def tidy(self, plan: Plan, reading: Collection[OutcomeObject]) -> None:
+        """Drop what nobody can need any more once a plan is out: rows first, then files, also those that a kill left behind.
+
+        Args:
+            plan: The present one; who follows an older one gets it too, and then asks for what it lists.
+            reading: What this machine still reads.
+        """
+        keep = {key_of(obj) for obj in (*plan.objects, *reading)}
+        keep |= {key for key in self.objects if key[0] > plan.version - self._keep_outcomes}
+        self._ledger.drop_objects([obj for key, obj in self.objects.items() if key not in keep])
+        for gone in [key for key in self.objects if key not in keep]:
+            del self.objects[gone]
+        wanted = {self.path(obj).name for obj in self.objects.values()}
+        for file in self._folder.outcomes.glob("*"):
+            if file.name not in wanted:
+                file.unlink()
+
+    def sound(self, base: Base, plan: Plan | None, published: int) -> None:
+        """Make sure that a base is the one that the run left off with; what is damaged is made anew from what was published.
+
+        Args:
+            base: As found on disk.
+            plan: The last one in the ledger; None before the first.
+            published: The last round that was closed.
+
+        Raises:
+            ModelError: The checkpoint is not the one that the run began with.
+            RunError: The base cannot be made anew.
+        """
+        generation = plan.training.generation if plan is not None else 0
+        # After a round is closed the next fold may be there, whose round was not announced yet.
+        ahead = int(plan is not None and plan.round <= published)
+        with contextlib.suppress(BaseDamaged):
+            if generation <= base.generation <= generation + ahead and self._is_of(base, plan):
+                return
+        if plan is None:
+            base.reset()
+        else:
+            self.rebuild(base, plan)
+
+    def _is_of(self, base: Base, plan: Plan | None) -> bool:
+        digest = base.digest()
+        return plan is None or base.generation != plan.training.generation or digest == plan.base_digest
+
+    def rebuild(self, base: Base, plan: Plan) -> None:
+        """Make a base anew from the checkpoint and what was published.
+
+        Raises:
+            ModelError: The checkpoint is not the one that the run began with.
+            RunError: What was published is damaged too.
+        """
+        training, schema = plan.training, plan.model_schema
+        ends, snapshot = _ends(self.objects, training.generation), _last_snapshot(self.objects, training.generation)
+        base.reset()
+        try:
+            if snapshot is not None:
+                take_snapshot(self.path(snapshot), base, training.at(snapshot.generation))
+            shapes = training.shapes(schema)
+            for generation in range(base.generation, training.generation):
+                base.fold(PublishedState.read(self.path(ends[generation]), shapes), generation + 1)
+        except (KeyError, OSError, WireError) as error:
+            raise RunError(f"the base is damaged, and so is what it was made from: {error}", place=str(self._folder.root)) from None
+        if base.digest() == plan.base_digest:
+            return
+        if base.generation and plan.checkpoint_digest in ("", self._checkpoint(base)):
+            raise RunError("the base cannot be made anew from what was published", place=str(self._folder.root))
+        remedy = "put the model folder back as it was when the run began"
+        raise ModelError("these weights are not those that the run began with", place=str(base.checkpoint.folder), remedy=remedy)
+
+    def _checkpoint(self, base: Base) -> str:
+        base.reset()
+        return base.digest()

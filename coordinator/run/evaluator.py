@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation in a process of its own: the coordinator needs no torch, and a slow evaluation stops no round."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from fedcore.config.sections import DataSection
+from fedcore.errors import FedkrsoError, WorkerError
+from fedcore.round.plan import OutcomeObject, Plan, Position, cheapest_way
+from fedcore.worker.messages import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready
+from fedcore.worker.process import WorkerDied, WorkerProcess
+
+__all__ = ["Evaluator", "ask_worker", "raise_failure"]
+
+
+def raise_failure(failed: Failed) -> None:
+    """Raise a worker's failure as the error it was."""
+    error = FedkrsoError(failed.message, place=failed.place, remedy=failed.remedy)
+    error.exit_code = failed.exit_code  # type: ignore[misc]
+    raise error
+
+
+def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> Event:
+    """One command to a fresh worker; its answer.
+
+    Raises:
+        FedkrsoError: What the worker could not do, or that it died.
+    """
+    events: queue.Queue[Event | WorkerDied] = queue.Queue()
+    worker = WorkerProcess(events.put, log)
+    try:
+        worker.send(command)
+        answer = events.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise WorkerError(f"no answer within {timeout_seconds:.0f} s", place=str(log)) from None
+    finally:
+        worker.stop()
+    if isinstance(answer, WorkerDied):
+        last = answer.tail.splitlines()[-1] if answer.tail else "no output"
+        raise WorkerError(f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'")
+    if isinstance(answer, Failed):
+        raise_failure(answer)
+    return answer
+
+
+class Evaluator:
+    """A warm evaluation process.
+
+    Args:
+        sink: Gets its events, from a thread.
+        plan: Any plan of the run.
+        run: Run name.
+        data: Held-out data.
+        model_folder: The checkpoint.
+        folder: Its own folder.
+        informed: File of the run's informed rows, where the plan has some.
+    """
+
+    def __init__(
+        self,
+        sink: Callable[[Event | WorkerDied], None],
+        plan: Plan,
+        run: str,
+        data: DataSection,
+        model_folder: str,
+        folder: Path,
+        informed: Path | None = None,
+    ) -> None:
+        self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"})
+        threads = max(1, (os.cpu_count() or 1) // 2)
+        self._worker.send(
+            Configure(
+                plan=plan,
+                run=run,
+                node="evaluator",
+                model_folder=model_folder,
+                data=data,
+                folder=str(folder),
+                threads=threads,
+                informed="" if informed is None else str(informed),
+            )
+        )
+        self._held: Position | None = None
+        self._asked: deque[tuple[Position, tuple[OutcomeObject, ...], Callable[[OutcomeObject], Path]]] = deque()
+        self._sent = 0
+
+    @property
+    def pending(self) -> int:
+        """Evaluations whose answer has not come."""
+        return len(self._asked)
+
+    @property
+    def reading(self) -> set[OutcomeObject]:
+        """Objects that the process may still read."""
+        return {obj for _, objects, _ in self._asked for obj in objects}
+
+    def ready(self, event: Ready) -> None:
+        """The process is loaded; after a restart it may hold an older version."""
+        self._held = event.version, event.generation
+        self._send()
+
+    def evaluate(self, goal: Position, objects: tuple[OutcomeObject, ...], path: Callable[[OutcomeObject], Path]) -> None:
+        """Queue the evaluation of a version, which the process reaches from wherever it stands.
+
+        Args:
+            goal: Version and generation.
+            objects: Published ones that lead there.
+            path: An object's file.
+        """
+        self._asked.append((goal, objects, path))
+        self._send()
+
+    def _send(self) -> None:
+        if self._held is None:
+            return
+        for goal, objects, path in list(self._asked)[self._sent :]:
+            way = cheapest_way(objects, goal, self._held)
+            if way is None:
+                raise WorkerError(f"nothing published leads the evaluation process from {self._held} to {goal}")
+            for obj in way:
+                self._worker.send(Adopt(str(path(obj)), obj.version, obj.generation, obj.kind, obj.digest))
+            self._worker.send(Evaluate(goal[0]))
+            self._held = goal
+            self._sent += 1
+
+    def done(self, event: Evaluated) -> None:
+        """An answer came."""
+        del event
+        self._asked.popleft()
+        self._sent -= 1
+
+    def stop(self) -> None:
+        """End the process."""
+        self._worker.stop()

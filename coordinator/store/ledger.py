@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Durable state of a run: what decides the model is here before anybody is told.
+
+SQLite in WAL mode with full synchronisation: what `commit` returned from survives a power cut. Large things (updates, outcomes, the
+exact state) are files, flushed and renamed before their row is written. Another engine is another implementation of `Ledger`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+from fedcore.errors import RunError, StorageError
+from fedcore.numbers.accumulator import Clip
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import ObjectKind, OutcomeObject, Plan
+
+__all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "read_events"]
+
+T = TypeVar("T")
+# As numbers in the column `whole`.
+_KINDS: Final[tuple[ObjectKind, ...]] = ("difference", "whole", "snapshot")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS updates (
+    round INTEGER NOT NULL, node TEXT NOT NULL, row BLOB NOT NULL, PRIMARY KEY (round, node)
+);
+CREATE TABLE IF NOT EXISTS outcomes (version INTEGER NOT NULL, whole INTEGER NOT NULL, object BLOB NOT NULL,
+    PRIMARY KEY (version, whole));
+CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, row BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
+    round INTEGER NOT NULL DEFAULT 0);
+"""
+# To a ledger from before events had a round.
+_ADD_EVENT_ROUND = "ALTER TABLE events ADD COLUMN round INTEGER NOT NULL DEFAULT 0"
+
+
+class UpdateRow(msgspec.Struct, frozen=True):
+    """A committed update: its transfer, its file within the run's folder, and what it says about itself."""
+
+    transfer: str
+    file: str
+    size_bytes: int
+    header: UpdateHeader
+    norm: float | None = None
+    """Of all its numbers; None in a ledger from before norms were kept."""
+    clip: Clip | None = None
+    """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
+
+
+class RoundRow(msgspec.Struct, frozen=True):
+    """What a round came to. Accuracy and loss are of the outcome on held-out data; None where it is not measured."""
+
+    round: int
+    participants: tuple[str, ...]
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float
+    train_loss: float
+    accuracy: float | None = None
+    loss: float | None = None
+    metrics: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    """Of the updates as they came, by participant."""
+    clipped: dict[str, float] = {}
+    """The factor, for participants whose update was scaled down."""
+    capped: dict[str, tuple[int, int]] = {}
+    """Examples claimed and weight given, for participants whose claim did not count in full."""
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """A line of the event log."""
+
+    number: int
+    """Rises from line to line, also over a resume."""
+    at: float
+    """Unix seconds."""
+    kind: str
+    node: str
+    """Empty where it is about no node."""
+    round: int
+    """0 where it is not known."""
+    text: str
+
+
+class Ledger(Protocol):
+    """What a coordinator remembers. Every `put` is durable when it returns; repeating it is harmless."""
+
+    def put_fact(self, name: str, value: object) -> None:
+        """Keep a named value of the run."""
+        ...
+
+    def fact(self, name: str, kind: type[T]) -> T | None:
+        """A named value, or None."""
+        ...
+
+    def put_plan(self, plan: Plan) -> None:
+        """Keep the plan of a round; a round that opens again replaces it."""
+        ...
+
+    def plan(self, server_round: int) -> Plan | None:
+        """The plan of a round, or None."""
+        ...
+
+    def put_update(self, row: UpdateRow) -> bool:
+        """Keep an update. False, and nothing changes, if this node's update for the round is already there."""
+        ...
+
+    def update(self, server_round: int, node: str) -> UpdateRow | None:
+        """A node's update for a round, or None."""
+        ...
+
+    def updates(self, server_round: int) -> list[UpdateRow]:
+        """A round's updates, by node."""
+        ...
+
+    def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
+        """Keep a round's published objects and its row, both or neither."""
+        ...
+
+    def put_objects(self, objects: list[OutcomeObject]) -> None:
+        """Keep published objects that are no round's outcome."""
+        ...
+
+    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+        """Forget published objects, all of them or none."""
+        ...
+
+    def outcomes(self) -> list[OutcomeObject]:
+        """All published objects, oldest first."""
+        ...
+
+    def put_round(self, row: RoundRow) -> None:
+        """Replace a round's row (its evaluation came later)."""
+        ...
+
+    def rounds(self) -> list[RoundRow]:
+        """Rows of published rounds."""
+        ...
+
+    def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
+        """Add to the event log."""
+        ...
+
+    def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
+        """Keep what an operator's command changed, and its line in the event log, both or neither."""
+        ...
+
+    def events(self) -> list[tuple[float, str, str, str]]:
+        """The event log, oldest first."""
+        ...
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """How many events of a kind each node has."""
+        ...
+
+
+class SqliteLedger:
+    """The default ledger: one file in the run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            if "round" not in {row[1] for row in self._db.execute("PRAGMA table_info(events)")}:
+                self._db.execute(_ADD_EVENT_ROUND)
+        except sqlite3.Error as error:
+            raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
+
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.DatabaseError as error:
+            if "full" in str(error):
+                raise StorageError(f"the ledger cannot be written: {error}", place=str(self._path), remedy="free space there") from None
+            raise RunError(f"the ledger cannot be used: {error}", place=str(self._path)) from None
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """All that is written within, or nothing."""
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def put_fact(self, name: str, value: object) -> None:
+        """See `Ledger`."""
+        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgspec.msgpack.encode(value)))
+
+    def fact(self, name: str, kind: type[T]) -> T | None:
+        """See `Ledger`."""
+        row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=kind)
+
+    def put_plan(self, plan: Plan) -> None:
+        """See `Ledger`."""
+        self._execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (plan.round, msgspec.msgpack.encode(plan)))
+
+    def plan(self, server_round: int) -> Plan | None:
+        """See `Ledger`."""
+        row = self._execute("SELECT plan FROM plans WHERE round = ?", (server_round,)).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=Plan)
+
+    def put_update(self, row: UpdateRow) -> bool:
+        """See `Ledger`."""
+        done = self._execute(
+            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)", (row.header.round, row.header.node, msgspec.msgpack.encode(row))
+        )
+        return done.rowcount == 1
+
+    def update(self, server_round: int, node: str) -> UpdateRow | None:
+        """See `Ledger`."""
+        row = self._execute("SELECT row FROM updates WHERE round = ? AND node = ?", (server_round, node)).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=UpdateRow)
+
+    def updates(self, server_round: int) -> list[UpdateRow]:
+        """See `Ledger`."""
+        rows = self._execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
+        return [msgspec.msgpack.decode(row[0], type=UpdateRow) for row in rows]
+
+    def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
+        """See `Ledger`."""
+        with self._together():
+            self._put(objects)
+            self.put_round(row)
+
+    def put_objects(self, objects: list[OutcomeObject]) -> None:
+        """See `Ledger`."""
+        with self._together():
+            self._put(objects)
+
+    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+        """See `Ledger`."""
+        with self._together():
+            for obj in objects:
+                self._execute("DELETE FROM outcomes WHERE version = ? AND whole = ?", (obj.version, _KINDS.index(obj.kind)))
+
+    def _put(self, objects: list[OutcomeObject]) -> None:
+        for obj in objects:
+            key = (obj.version, _KINDS.index(obj.kind), msgspec.msgpack.encode(obj))
+            self._execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", key)
+
+    def outcomes(self) -> list[OutcomeObject]:
+        """See `Ledger`."""
+        rows = self._execute("SELECT object FROM outcomes ORDER BY version, whole")
+        return [msgspec.msgpack.decode(row[0], type=OutcomeObject) for row in rows]
+
+    def put_round(self, row: RoundRow) -> None:
+        """See `Ledger`."""
+        self._execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (row.round, msgspec.msgpack.encode(row)))
+
+    def rounds(self) -> list[RoundRow]:
+        """See `Ledger`."""
+        rows = self._execute("SELECT row FROM rounds ORDER BY round")
+        return [msgspec.msgpack.decode(row[0], type=RoundRow) for row in rows]
+
+    def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
+        """See `Ledger`."""
+        self._execute("INSERT INTO events (at, kind, node, text, round) VALUES (?, ?, ?, ?, ?)", (at, kind, node, text, server_round))
+
+    def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
+        """See `Ledger`."""
+        with self._together():
+            for name, value in facts.items():
+                self.put_fact(name, value)
+            self.note(at, "command", node, text, server_round)
+
+    def events(self) -> list[tuple[float, str, str, str]]:
+        """See `Ledger`."""
+        return list(self._execute("SELECT at, kind, node, text FROM events ORDER BY rowid"))
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """See `Ledger`."""
+        return dict(self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,)))
+
+
+def read_events(path: Path, after: int, most: int) -> list[EventRow]:
+    """Lines of a ledger's event log, oldest first, beside a coordinator that goes on writing it.
+
+    Args:
+        path: The ledger's file.
+        after: Number of a line; what came later is wanted. 0: the newest lines.
+        most: How many at most.
+
+    Raises:
+        RunError: There is no ledger, or it cannot be read.
+    """
+    order = "number" if after else "number DESC"
+    statement = f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
+    try:
+        # Opened for this alone: a connection serves one thread, and one that stays open keeps the log from being tidied.
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
+            rows = [EventRow(*row) for row in db.execute(statement, (after, most))]
+    except sqlite3.Error as error:
+        raise RunError(f"the ledger cannot be read: {error}", place=str(path)) from None
+    return sorted(rows, key=lambda row: row.number)

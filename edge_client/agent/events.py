@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node's session is told, and what it says is to be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedcore.round.plan import InformedObject, OutcomeObject, Plan, PublishedObject
+
+__all__ = [
+    "Action",
+    "AdoptObject",
+    "Adopted",
+    "Cause",
+    "Configure",
+    "Decline",
+    "Event",
+    "Fetch",
+    "Fetched",
+    "KeepInformed",
+    "LetGo",
+    "MayWork",
+    "MustRest",
+    "PlanArrived",
+    "SendUpdate",
+    "TellStatus",
+    "TrainRound",
+    "UpdateGone",
+    "UpdateReady",
+    "WorkerFailed",
+    "WorkerReady",
+]
+
+Cause = Literal["storage", "policy"]
+"""Why a node rests: no room on the disk, or its owner's policy objects to work now."""
+
+
+@dataclass(frozen=True)
+class PlanArrived:
+    """The coordinator announced a plan."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    """The worker holds a replica."""
+
+    version: int
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An object is whole and on disk."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The worker's replica moved to a version."""
+
+    version: int
+    generation: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class UpdateReady:
+    """The worker wrote the round's update."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class UpdateGone:
+    """The update was committed or refused."""
+
+    round: int
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """A command failed or the worker died.
+
+    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `uninformed`: the informed rows on the disk
+    were not the run's.
+    """
+
+    reason: str
+    died: bool
+    not_equal: bool = False
+    uninformed: bool = False
+
+
+@dataclass(frozen=True)
+class MustRest:
+    """Nothing may be worked on for now. Said again with another reason, that one counts."""
+
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True)
+class MayWork:
+    """A cause to rest is gone."""
+
+    cause: Cause
+
+
+Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed | MustRest | MayWork
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Start a worker if there is none, and load model and data."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Get a published object."""
+
+    obj: PublishedObject
+
+
+@dataclass(frozen=True)
+class KeepInformed:
+    """Put the fetched informed rows where workers read them."""
+
+    obj: InformedObject
+
+
+@dataclass(frozen=True)
+class AdoptObject:
+    """Have the worker take a fetched object."""
+
+    obj: OutcomeObject
+
+
+@dataclass(frozen=True)
+class TrainRound:
+    """Have the worker train a round."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SendUpdate:
+    """Offer the round's update until it is committed or refused."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Tell the coordinator that no update will come."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LetGo:
+    """End the worker in peace and stop fetching. What is finished stays on disk; the worker's further words count no more."""
+
+
+@dataclass(frozen=True)
+class TellStatus:
+    """Publish the node's status."""
+
+
+Action = Configure | Fetch | KeepInformed | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's messages: what it says goes out numbered and signed, what it hears counts only from this run's coordinator."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from edge_client.node import Node
+from fedcore.errors import ForgedMessage
+from fedcore.round.plan import Plan
+from fedcore.system.durable import DurableNumber
+from fedcore.transport.base import Message, Transport
+from fedcore.wire.codec import decode
+from fedcore.wire.identity import PublicKey, SigningKey, security
+from fedcore.wire.messages import Body, Envelope, Status, Topics
+from fedcore.wire.post import Post, start_number
+
+__all__ = ["Mail"]
+
+
+class Mail:
+    """Both directions of one node.
+
+    Args:
+        node: Its file.
+        folder: Where numbers are kept that must not go back after a restart.
+        transport: A transport that is not started yet.
+        key: Signs what goes out; None in a run without keys.
+        coordinator: Whose signature plans, outcomes and answers must have; None in a run without keys.
+    """
+
+    def __init__(
+        self, node: Node, folder: Path, transport: Transport, key: SigningKey | None = None, coordinator: PublicKey | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.topics = Topics(node.run)
+        self.security = security(tls=node.broker.url.startswith("mqtts:"), signed=key is not None and coordinator is not None)
+        self.uplink_bytes = self.downlink_bytes = 0
+        self._run, self._node, self._transport, self._coordinator = node.run, node.node, transport, coordinator
+        start = DurableNumber(folder / "start")
+        start.set(start_number(start.value, time.time()))
+        self._post = Post(node.run, node.node, key, start.value)
+        self._last_plan = DurableNumber(folder / "plan")
+
+    def will(self) -> Message:
+        """What the broker says for a node whose link was lost."""
+        return self._status(Status(online=False, state="lost"))
+
+    def subscribe(self) -> None:
+        """Hear plans and what is meant for this node."""
+        for topic in (self.topics.plan, self.topics.down(self._node, "#")):
+            self._transport.subscribe(topic)
+
+    def up(self, kind: str, body: Body, server_round: int) -> None:
+        """To the coordinator; what cannot go out now is said again by whoever needs an answer."""
+        payload = self._post.seal(body, server_round)
+        if self._transport.publish(Message(self.topics.up(self._node, kind), payload)):
+            self.uplink_bytes += len(payload)
+
+    def tell(self, status: Status) -> None:
+        """This node's status, to all, retained."""
+        self._transport.publish(self._status(status))
+
+    def open(self, topic: str, payload: bytes) -> Body:
+        """What came on a topic.
+
+        Raises:
+            ForgedMessage: Not signed by the coordinator, of another run, for another node, or an older plan played again.
+            MalformedMessage: Not a message.
+        """
+        self.downlink_bytes += len(payload)
+        envelope = decode(payload, self._coordinator)
+        if envelope.run != self._run or envelope.node not in ("", self._node):
+            raise ForgedMessage(f"a message for {envelope.node or 'all'} in run {envelope.run}", place=topic)
+        if isinstance(envelope.body, Plan):
+            self._check_order(envelope, topic)
+        return envelope.body
+
+    def _check_order(self, envelope: Envelope, topic: str) -> None:
+        """An older plan, late or played again, would take this node back. The last number is kept on disk where it can be believed."""
+        if envelope.sequence < self._last_plan.value:
+            raise ForgedMessage("an older plan, played again", place=topic)
+        if envelope.sequence > self._last_plan.value and self._coordinator is not None:
+            self._last_plan.set(envelope.sequence)
+        self._last_plan.value = envelope.sequence
+
+    def _status(self, status: Status) -> Message:
+        return Message(self.topics.status(self._node), self._post.seal(status), retain=True)

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client as a state machine: events in, actions out; no I/O and no clock.
+
+    idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
+                      (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
+    idle ──a plan with informed rows that are not here──> fetching ──kept──> loading
+    any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
+
+An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A node that rests
+says so and declines; if the round is still open when it goes on, it takes part after all, from its last finished interval.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edge_client.agent.events import (
+    Action,
+    Adopted,
+    AdoptObject,
+    Cause,
+    Configure,
+    Decline,
+    Event,
+    Fetch,
+    Fetched,
+    KeepInformed,
+    LetGo,
+    MayWork,
+    MustRest,
+    PlanArrived,
+    SendUpdate,
+    TellStatus,
+    TrainRound,
+    UpdateGone,
+    UpdateReady,
+    WorkerFailed,
+    WorkerReady,
+)
+from fedcore.round.plan import InformedObject, Plan, PublishedObject, objects_needed, published_digest
+
+__all__ = ["Session"]
+
+State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
+# A worker that dies this often in one round has a reason that another start will not mend.
+_TRIES_PER_ROUND = 5
+
+
+@dataclass
+class Session:
+    """One node's part in a run.
+
+    Args:
+        node: This node's id.
+        sent_round: The last round whose update was committed or refused (from disk after a restart).
+        update_round: The round whose update lies in the outbox (from disk), 0 for none.
+        informed: SHA-256 of the informed rows that lie on the disk, empty for none.
+    """
+
+    node: str
+    sent_round: int = 0
+    update_round: int = 0
+    informed: str = ""
+    state: State = "idle"
+    plan: Plan | None = None
+    worker_ready: bool = False
+    version: int = -1
+    generation: int = 0
+    digest: str = ""
+    reason: str = ""
+    wanted: PublishedObject | None = None
+    tries: int = 0
+    rests: dict[Cause, str] = field(default_factory=dict)
+    """Why it must rest, by cause."""
+    story: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
+
+    def handle(self, event: Event) -> list[Action]:
+        """Take one event; returns what to do, in order."""
+        self.story.append(event)
+        before = self.state, self.version, self.reason
+        actions = self._handle(event)
+        if (self.state, self.version, self.reason) != before:
+            actions.append(TellStatus())
+        return actions
+
+    def check(self) -> None:
+        """Invariants that hold between events; tests call it after each."""
+        assert self.state in ("idle", "resting", "finished") or self.plan is not None, self.story
+        assert self.state not in ("adopting", "training") or self.worker_ready, self.story
+        assert self.state != "fetching" or self.wanted is not None, self.story
+        assert self.state != "sending" or self.update_round > self.sent_round, self.story
+        assert self.rests or self.state != "resting", self.story
+        quiet = ("resting", "finished") if "storage" in self.rests else ("resting", "finished", "sending")
+        assert not self.rests or self.state in quiet, self.story
+        assert "policy" not in self.rests or not self.worker_ready, self.story
+
+    def _handle(self, event: Event) -> list[Action]:
+        match event:
+            case PlanArrived(plan):
+                return self._plan_arrived(plan)
+            case WorkerReady(version, generation, digest):
+                if "policy" in self.rests:
+                    # From a worker that has been let go since.
+                    return []
+                self.worker_ready = True
+                self.version, self.generation, self.digest = version, generation, digest
+                return self._next() if self.state == "loading" else []
+            case Fetched(sha256):
+                return self._fetched(sha256)
+            case Adopted(version, generation, digest):
+                self.version, self.generation, self.digest = version, generation, digest
+                self.wanted = None
+                self.reason = self._why_resting()
+                # Also while fetching: an object that was being taken when the disk filled up changes what is still needed.
+                return self._next() if self.state in ("adopting", "fetching") else []
+            case UpdateReady(server_round):
+                if self.plan is None or self.plan.round != server_round or self.state not in ("training", "resting"):
+                    late = Decline(server_round, "late: the round was over before the update was ready")
+                    return [late, *self._next()] if self.state == "training" else []
+                self.update_round = server_round
+                return self._next()
+            case UpdateGone(server_round, refused):
+                self.sent_round = max(self.sent_round, server_round)
+                self.reason = self._why_resting() or refused
+                return self._next() if self.state == "sending" else []
+            case WorkerFailed(reason, died, not_equal, uninformed):
+                return self._uninformed(reason) if uninformed else self._failed(reason, died=died, not_equal=not_equal)
+            case MustRest(cause, reason):
+                self.rests[cause] = reason
+                return self._stop_work(cause)
+            case MayWork(cause):
+                return self._may_work(cause)
+
+    def _plan_arrived(self, plan: Plan) -> list[Action]:
+        old, self.plan = self.plan, plan
+        if old is None or old.round != plan.round:
+            self.tries = 0
+        busy = self.state in ("loading", "adopting", "training")
+        # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
+        return [] if busy else self._next()
+
+    def _fetched(self, sha256: str) -> list[Action]:
+        if self.state != "fetching" or self.wanted is None or self.wanted.manifest.sha256 != sha256:
+            return []
+        if isinstance(self.wanted, InformedObject):
+            obj, self.wanted, self.informed = self.wanted, None, sha256
+            return [KeepInformed(obj), *self._next()]
+        self.state = "adopting"
+        return [AdoptObject(self.wanted)]
+
+    def _uninformed(self, reason: str) -> list[Action]:
+        """The worker found other informed rows than the run's, or none: they are fetched, and it loads again."""
+        self.informed, self.worker_ready, self.reason = "", False, reason
+        if self.rests:
+            return []
+        self.tries += 1
+        return self._next() if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+
+    # Resting
+
+    def _stop_work(self, cause: Cause) -> list[Action]:
+        actions: list[Action] = []
+        if self.state == "training":
+            # An owner who wants the device, or a full disk, is no failure of this round.
+            self.tries -= 1
+        if cause == "policy":
+            # The device is the owner's: no model stays in its memory.
+            actions, self.worker_ready = [LetGo()], False
+        if self.state == "finished" or (self.state == "sending" and cause == "policy"):
+            self.reason = self._why_resting()
+            return actions
+        return actions + self._rest()
+
+    def _may_work(self, cause: Cause) -> list[Action]:
+        if self.rests.pop(cause, None) is None:
+            return []
+        self.reason = self._why_resting()
+        if self.state != "resting":
+            return []
+        if not self.rests:
+            self.state = "idle"
+        return self._next() if not self.rests else self._send_waiting()
+
+    def _rest(self) -> list[Action]:
+        """Nothing is worked on; who is invited hears why."""
+        self.wanted, self.reason = None, self._why_resting()
+        if self.state == "finished" and self.plan is not None and self.plan.phase == "finished":
+            return []
+        self.state = "resting"
+        return [Decline(self.plan.round, self.reason)] if self.plan is not None and self._invited(self.plan) else []
+
+    def _why_resting(self) -> str:
+        return "; ".join(self.rests.values())
+
+    def _invited(self, plan: Plan) -> bool:
+        return plan.phase == "train" and self.node in plan.cohort and self.sent_round < plan.round
+
+    def _send_waiting(self) -> list[Action]:
+        """Offer the present round's update, if it lies on the disk and nobody offers it yet."""
+        plan = self.plan
+        if plan is None or not self._invited(plan) or self.update_round != plan.round or "storage" in self.rests or self.state == "sending":
+            return []
+        self.state = "sending"
+        return [SendUpdate(plan.round)]
+
+    def _held(self, plan: Plan) -> int:
+        """The version this replica can go on from: nothing learned, if it is not the model that the run published.
+
+        The whole state is one object whatever was missed, so the last common version is the base.
+        """
+        published = published_digest(plan, self.version, self.generation)
+        if published in (None, self.digest):
+            return self.version
+        self.reason = f"version {self.version} is {self.digest[:12]}, not the published {published[:12]}: resynchronising"
+        return 0
+
+    def _next(self) -> list[Action]:
+        """The next thing to do for the present plan, from wherever this node stands."""
+        plan = self.plan
+        if plan is None:
+            return []
+        sent = self._send_waiting()
+        if sent or (self.state == "sending" and self._invited(plan) and self.update_round == plan.round):
+            return sent
+        if self.rests:
+            return self._rest()
+        if plan.informed is not None and plan.informed.manifest.sha256 != self.informed:
+            self.state, self.wanted, self.worker_ready = "fetching", plan.informed, False
+            return [Fetch(plan.informed)]
+        if not self.worker_ready:
+            self.state = "loading"
+            return [Configure(plan)]
+        needed = objects_needed(plan, self._held(plan), self.generation)
+        if needed is None:
+            return self._decline(f"no way from version {self.version} to {plan.version} is published")
+        if needed:
+            self.state, self.wanted = "fetching", needed[0]
+            return [Fetch(needed[0])]
+        if self._invited(plan) and self.tries < _TRIES_PER_ROUND:
+            self.state = "training"
+            self.tries += 1
+            return [TrainRound(plan)]
+        self.state = "finished" if plan.phase == "finished" else "idle"
+        return []
+
+    def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
+        if self.rests:
+            self.worker_ready = self.worker_ready and not died
+            return []
+        self.reason = reason
+        was = self.state
+        if was == "fetching" and not died:
+            # Fetching needs no worker.
+            return []
+        self.wanted = None
+        if died:
+            self.worker_ready = False
+        if died and was in ("loading", "fetching", "adopting", "training"):
+            # A training's try was counted when it began.
+            self.tries += was != "training"
+            if self.tries < _TRIES_PER_ROUND:
+                self.state = "loading"
+                assert self.plan is not None
+                return [Configure(self.plan)]
+        if not died and (was == "adopting" or (was == "training" and not_equal)):
+            # The replica dropped what it held: whole states from nothing.
+            self.worker_ready = False
+            self.state = "loading"
+            self.tries += was != "training"
+            assert self.plan is not None
+            return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+        return self._decline(reason) if was in ("loading", "fetching", "training", "adopting") else []
+
+    def _decline(self, reason: str) -> list[Action]:
+        self.reason = reason
+        self.state = "idle"
+        plan = self.plan
+        self.tries = _TRIES_PER_ROUND
+        if plan is None or plan.phase != "train" or self.node not in plan.cohort:
+            return []
+        return [Decline(plan.round, reason)]

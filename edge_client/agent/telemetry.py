@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node says about itself: its status when it changes, its numbers every second. For whoever watches the run."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from edge_client.agent.messages import Mail
+from edge_client.agent.session import Session
+from edge_client.memory.monitor import Reading
+from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
+from edge_client.process.supervisor import Supervisor
+from fedcore.device.readings import Readings
+from fedcore.wire.messages import Status, Telemetry
+
+__all__ = ["status", "telemetry"]
+
+
+def status(session: Session, supervisor: Supervisor, device: str, security: str) -> Status:
+    """The node's word about itself.
+
+    Args:
+        session: What it is doing.
+        supervisor: What it does it with.
+        device: What kind of machine it is, for a person.
+        security: How its link and messages are protected.
+    """
+    return Status(
+        online=True,
+        state=session.state,
+        device=device,
+        version=session.version,
+        generation=session.generation,
+        digest=session.digest,
+        budget_bytes=supervisor.monitor.budget_bytes,
+        enclosure=supervisor.enclosure,
+        reason=session.reason,
+        security=security,
+        software=_software(),
+        route=supervisor.route,
+    )
+
+
+def telemetry(session: Session, supervisor: Supervisor, reading: Reading, readings: Readings | None, mail: Mail) -> Telemetry:
+    """The node's numbers.
+
+    Args:
+        session: What it is doing.
+        supervisor: What it does it with.
+        reading: Memory, just sampled.
+        readings: The device's sensors; None while they do not answer.
+        mail: Counts what crossed the wire.
+    """
+    progress, worker = supervisor.progress, supervisor.worker_memory
+    return Telemetry(
+        state=session.state,
+        step=progress.step,
+        steps=progress.steps,
+        loss=progress.loss if progress.step else None,
+        agent_rss_bytes=own_rss_bytes(),
+        agent_peak_rss_bytes=own_peak_rss_bytes() or own_rss_bytes(),
+        worker_bytes=reading.worker_bytes,
+        worker_anonymous_bytes=worker.anonymous_bytes if worker is not None else None,
+        accelerator_bytes=supervisor.accelerator_bytes,
+        peak_bytes=supervisor.peak_bytes,
+        budget_bytes=supervisor.monitor.budget_bytes,
+        available_bytes=reading.device_available_bytes,
+        pressure_percent=reading.pressure_percent,
+        parts=supervisor.parts,
+        readings=readings,
+        version=session.version,
+        generation=session.generation,
+        digest=session.digest,
+        plan=session.plan.key if session.plan is not None else "",
+        uplink_bytes=mail.uplink_bytes,
+        downlink_bytes=mail.downlink_bytes,
+    )
+
+
+def _software() -> str:
+    try:
+        return version("fedkrso")
+    except PackageNotFoundError:
+        # Run from a checkout that nothing was installed from.
+        return ""

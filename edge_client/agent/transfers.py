@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's transfers: one update on its way up, one published object on its way down, both chunk by chunk from and to the disk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_client.agent.messages import Mail
+from edge_client.agent.outbox import Outbox
+from fedcore.round.plan import PublishedObject
+from fedcore.transport.base import Limits, Transport
+from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
+from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
+
+__all__ = ["Courier"]
+
+_CHUNK_BYTES = 262_144
+# Room for topic and envelope within the broker's largest packet.
+_ENVELOPE_BYTES = 2048
+
+
+class Courier:
+    """Drives `Sender` and `Gather`.
+
+    Args:
+        outbox: Where updates lie.
+        inbox: Folder for fetched objects; only the present one is kept.
+        transport: To subscribe to an object's chunks while it is fetched.
+        mail: Publishes under this node's prefix.
+        jitter: Spreads requests of many nodes.
+        fetched: Told the SHA-256 of an object that is whole and on disk.
+        gone: Told (round, refusal or "") when an update needs no more sending.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        inbox: Path,
+        transport: Transport,
+        mail: Mail,
+        jitter: random.Random,
+        fetched: Callable[[str], None],
+        gone: Callable[[int, str], None],
+    ) -> None:
+        self._outbox, self._inbox, self._transport, self._mail = outbox, inbox, transport, mail
+        self._jitter, self._fetched, self._gone = jitter, fetched, gone
+        self._chunk_bytes = _CHUNK_BYTES
+        self._sender: Sender | None = None
+        self._round = 0
+        self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
+
+    def link_came(self, limits: Limits) -> None:
+        """The link is up (again): keep to the broker's limit, and offer what is being sent anew."""
+        if limits.max_packet_bytes is not None:
+            # A broker that takes less than a small chunk takes nothing; a chunk of no bytes would never end.
+            self._chunk_bytes = max(1024, min(_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES))
+        if self._sender is not None:
+            self._sender.link_lost()
+
+    def object_path(self, obj: PublishedObject) -> Path:
+        """Where a fetched object lies."""
+        return self._inbox / f"{obj.manifest.sha256[:32]}.bin"
+
+    def send(self, server_round: int, chunk_bytes: int, now: float) -> None:
+        """Offer a round's update until it is committed or refused; takes the place of an older one.
+
+        Args:
+            server_round: Whose update.
+            chunk_bytes: What the coordinator found to pass the broker; this node's own link may ask for less.
+            now: Steady clock, seconds.
+        """
+        manifest = manifest_of(self._outbox.path(server_round), min(chunk_bytes, self._chunk_bytes))
+        self._round = server_round
+        # The digest in its name: an update that was trained again is another transfer.
+        self._sender = Sender(f"{server_round}-{manifest.sha256[:16]}", manifest)
+        self._run_sender(self._sender, self._sender.tick(now))
+
+    def forget_before(self, server_round: int) -> None:
+        """Offer updates of earlier rounds no more, and remove them: their rounds are over, whether or not we heard of their commit."""
+        if self._round < server_round:
+            self._sender = None
+        self._outbox.forget_before(server_round)
+
+    def fetch(self, obj: PublishedObject, now: float) -> None:
+        """Get a published object; repeating the call changes nothing."""
+        if self._fetching is not None and self._fetching[0] == obj:
+            return
+        self._end_fetch()
+        for old in self._inbox.glob("*"):
+            # Also what was begun and overtaken by a newer plan.
+            if not old.name.startswith(self.object_path(obj).name):
+                old.unlink()
+        part = PartialFile(self.object_path(obj), obj.manifest)
+        self._fetching = obj, Gather(obj.manifest, part.bitmap.tobytes(), now, self._jitter), part
+        # After a reconnect only what is missing is asked for: all chunks again would fill a slow link.
+        self._transport.subscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"), again=False)
+
+    def handle(self, body: Grant | Ack | Commit | Refuse | Chunk, now: float) -> None:
+        """A message about a transfer."""
+        if isinstance(body, Chunk):
+            if self._fetching is not None:
+                self._run_gather(self._fetching[1].handle(body, now))
+        elif self._sender is not None:
+            self._run_sender(self._sender, self._sender.handle(body, now))
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self._sender is not None:
+            self._run_sender(self._sender, self._sender.tick(now))
+        if self._fetching is not None:
+            self._run_gather(self._fetching[1].tick(now))
+
+    def pause(self) -> None:
+        """Stop fetching without another write; what was flushed stays, and another `fetch` goes on from there."""
+        if self._fetching is not None:
+            obj, _, part = self._fetching
+            self._transport.unsubscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"))
+            part.abandon()
+        self._fetching = None
+
+    def _run_sender(self, sender: Sender, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(Offer() as offer):
+                    self._mail.up("offer", offer, self._round)
+                case SendChunk(index):
+                    path = self._outbox.path(self._round)
+                    self._mail.up("chunk", read_chunk(path, sender.transfer, index, sender.manifest.chunk_bytes), self._round)
+                case Done():
+                    self._sender = None
+                    self._gone(self._round, "")
+                case Refused(reason):
+                    self._sender = None
+                    self._gone(self._round, reason)
+
+    def _run_gather(self, actions: list[Action]) -> None:
+        if self._fetching is None:
+            return
+        obj, gather, part = self._fetching
+        for action in actions:
+            match action:
+                case Send(Missing() as missing):
+                    self._mail.up("missing", missing, obj.version)
+                case Store(index, data):
+                    part.write(index, data)
+                case Verify():
+                    whole = part.finish()
+                    self._run_gather(gather.verified(whole))
+                    if whole:
+                        self._end_fetch()
+                        self._fetched(obj.manifest.sha256)
+
+    def _end_fetch(self) -> None:
+        if self._fetching is not None:
+            obj, _, part = self._fetching
+            self._transport.unsubscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"))
+            part.close()
+        self._fetching = None

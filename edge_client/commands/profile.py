@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `fedkrso profile`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+import msgspec
+
+from edge_client.commands.forecast import Profile, as_html, as_text, column
+from edge_client.process.measuring import Measurement, Request, measured, subspace_round
+from fedcore.config.sections import TaskSection
+from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
+
+__all__ = ["profile"]
+
+# A light agent's resident size (docs/benchmarks.md).
+_AGENT_BYTES = 40_000_000
+
+
+@click.command()
+@click.argument("model")
+@click.option("--budget", help="Memory for agent and worker: 4GiB, 60%, auto. Default: what --device can spare, else auto.")
+@click.option("--device", "device_name", help="Plan for a device of the catalogue, e.g. jetson-orin-nano-8gb.")
+@click.option("--task", default="causal-lm", show_default=True, help="causal-lm, text-classification, pair-classification or regression.")
+@click.option("--labels", default=2, show_default=True, help="Number of labels, for classification.")
+@click.option("--batch", default=16, show_default=True, help="Examples in an optimiser step.")
+@click.option("--length", default=128, show_default=True, help="Tokens of the longest example.")
+@click.option("--min-length", default=0, help="Tokens that examples may be cut to if nothing else fits.")
+@click.option("--rank", default=8, show_default=True)
+@click.option("--min-rank", default=0, help="Smallest rank that may be trained if nothing else fits; default: --rank.")
+@click.option("--pool", default=5, show_default=True, help="Seeds of the pool.")
+@click.option("--measure", is_flag=True, help="Run real steps with the plan and compare; without weights, with random ones.")
+@click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def profile(
+    model: str,
+    budget: str | None,
+    device_name: str | None,
+    task: str,
+    labels: int,
+    batch: int,
+    length: int,
+    min_length: int,
+    rank: int,
+    min_rank: int,
+    pool: int,
+    measure: bool,
+    html_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Does MODEL train within a memory budget, and where would the memory go?
+
+    MODEL is a folder with a config.json, that file itself, PACKAGE:FOLDER, or a name on the Hugging Face hub, of which only config.json is
+    fetched. No weights are needed. Ends with exit code 8 where FedKRSO does not fit.
+    """
+    from devices.catalogue import device_by_name
+    from edge_client.memory.planner import Bounds
+
+    # Everything that may be wrong first: the libraries take seconds to load.
+    device = device_by_name(device_name, place="--device") if device_name else None
+    room = _budget(budget, device.usable_bytes if device else None)
+    for name, value in (("batch", batch), ("length", length), ("rank", rank), ("pool", pool)):
+        if value < 1:
+            raise ConfigError(f"{value} is not a positive number", place=f"--{name}", remedy="write 1 or more")
+    words = tuple(map(str, range(labels))) if task not in ("causal-lm", "regression") else ()
+    try:
+        section = msgspec.convert({"kind": task, "labels": words, "max_length": length, "min_length": min_length}, TaskSection)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).split(" - at ")[0].lower(), place="--task", remedy="see --help") from None
+    folder = _folder_of(model)
+
+    from edge_client.worker.programs.lean import hide_optional_packages
+
+    hide_optional_packages()
+    from edge_client.worker.model.loading import describe
+    from edge_client.worker.trace.compare import full_footprint, lora_footprint
+    from edge_client.worker.trace.footprint import footprint
+    from edge_client.worker.trace.outline import Outline
+
+    schema = describe(Outline(folder, section), section)
+    shape = {"batch_size": batch, "longest": length}
+    training = subspace_round(pool=pool, rank=rank, batch_size=batch, steps=1, intervals=pool)
+    own = footprint(folder, schema, section, "int8", training, longest=length, min_length=min_length)
+    runtime = own.runtime_bytes
+    lora = lora_footprint(folder, schema, section, rank=rank, runtime_bytes=runtime, **shape)
+    full = full_footprint(folder, section, runtime_bytes=runtime, **shape)
+    fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
+    bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
+    columns = (
+        column("full fine-tuning", full, Bounds(batch_size=batch, rank=0, min_rank=0, mapped=False), room - _AGENT_BYTES),
+        column("LoRA", lora, fixed, room - _AGENT_BYTES),
+        column("FedKRSO", own, bounds, room - _AGENT_BYTES),
+    )
+    found = Profile(
+        model=folder.name if Path(model).exists() else model,
+        task=task,
+        budget_bytes=room,
+        device=device.name if device else "",
+        agent_bytes=_AGENT_BYTES,
+        batch_size=batch,
+        length=length,
+        rank=rank,
+        columns=columns,
+    )
+    if measure and columns[-1].fits:
+        found = msgspec.structs.replace(found, measured=_measured(folder, section, found, pool))
+    click.echo(msgspec.json.encode(found) if as_json else as_text(found))
+    if html_file is not None:
+        html_file.write_text(as_html(found), encoding="utf-8")
+    if not columns[-1].fits:
+        needed = (found.columns[-1].parts.total_bytes + _AGENT_BYTES) / 0.96
+        remedy = f"at least {needed / 2**20:,.0f} MiB, a shorter --length or a smaller --rank"
+        raise BudgetError(f"{columns[-1].shortfall_bytes / 1e6:,.0f} MB short", place="--budget", remedy=remedy)
+
+
+def _budget(text: str | None, device_bytes: int | None) -> int:
+    """The budget of the flags: --budget within what the device can spare."""
+    from edge_client.memory.limits import budget_bytes
+    from fedcore.config.reading import parse_size
+
+    if device_bytes is None:
+        return budget_bytes(text or "auto", place="--budget")
+    if text is None:
+        return device_bytes
+    size = parse_size(text, place="--budget")
+    if size > device_bytes:
+        raise BudgetError(
+            f"{text} is more than the {device_bytes / 2**20:,.0f} MiB that the device can spare",
+            place="--budget",
+            remedy=f"write at most {device_bytes // 2**20} MiB",
+        )
+    return size
+
+
+def _folder_of(model: str) -> Path:
+    """The folder with the model's config.json."""
+    from fedcore.config.models import resolve_model_folder
+
+    path = Path(model).expanduser()
+    if path.name == "config.json" and path.is_file():
+        return path.parent
+    if path.exists() or ":" in model or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        folder = resolve_model_folder(model, place="MODEL")
+        if not (folder / "config.json").is_file():
+            raise ModelError("no config.json in it", place=str(folder), remedy="point at a Hugging Face model folder")
+        return folder
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(hf_hub_download(model, "config.json")).parent
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"not a folder here, and the hub did not give its config.json: {first}", place=model) from None
+
+
+def _measured(folder: Path, task: TaskSection, found: Profile, pool: int) -> Measurement:
+    """Real steps with the plan, in a process of its own."""
+    from edge_client.worker.trace.outline import Outline, write_random_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if not any(folder.glob("*.safetensors")):
+            outline, random_folder = Outline(folder, task), Path(scratch) / "random"
+            random_folder.mkdir()
+            shutil.copy(folder / "config.json", random_folder)
+            write_random_checkpoint(outline, random_folder / "model.safetensors", 0)
+            folder = random_folder
+        request = Request(
+            model_folder=str(folder),
+            task=task,
+            batch_size=found.batch_size,
+            length=found.columns[-1].memory.length or found.length,
+            memory=found.columns[-1].memory,
+            rank=found.rank,
+            pool=pool,
+        )
+        try:
+            return measured(request, Path(scratch) / "replica")
+        except FedkrsoError as error:
+            raise ModelError(error.message, place="--measure") from None

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring real training steps in a process of their own: what is asked, what comes back, and how the process is started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edge_client.memory.allocator import ALLOCATORS
+from edge_client.memory.group import Enclosure
+from fedcore.config.sections import TaskSection
+from fedcore.device.memoryplan import MemoryPlan, Parts
+from fedcore.errors import WorkerError
+from fedcore.fields.types import BaseKind
+from fedcore.round.training import AnyTraining, SubspaceTraining
+from fedcore.subspaces.schedule import pool_seeds
+
+__all__ = ["Measurement", "Request", "measured", "subspace_round"]
+
+
+def subspace_round(*, pool: int, rank: int, batch_size: int, steps: int, intervals: int = 1) -> SubspaceTraining:
+    """FedKRSO's training as a plan would have it, where there is no run."""
+    return SubspaceTraining(
+        seeds=pool_seeds(0, 0, pool),
+        generation=0,
+        rank=rank,
+        min_rank=1,
+        order="cycle",
+        intervals=intervals,
+        interval_steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-4,
+        tensor_learning_rate=1e-4,
+        bits=8,
+        share="examples",
+        run_seed=0,
+    )
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure: one round's steps of a model under a memory plan, on random tokens of one length."""
+
+    model_folder: str
+    task: TaskSection
+    batch_size: int
+    length: int
+    memory: MemoryPlan
+    rank: int = 8
+    pool: int = 5
+    steps: int = 2
+    base_kind: BaseKind = "int8"
+    threads: int = 1
+    compute_dtype: str = "float32"
+    trained_tensors: tuple[str, ...] = ()
+    training: AnyTraining | None = None
+    """The method, where it is another: then it says batch and rank."""
+
+    def trains(self) -> AnyTraining:
+        """The round's training."""
+        if self.training is not None:
+            return self.training
+        return subspace_round(pool=self.pool, rank=self.rank, batch_size=self.batch_size, steps=self.steps)
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out."""
+
+    sketched: Parts
+    """Predicted before anything was loaded."""
+    predicted: Parts
+    """Predicted after calibration."""
+    static_bytes: int
+    """Resident with the model loaded, before the first step."""
+    peak_bytes: int
+    """Highest resident size while training."""
+    peak_loading_bytes: int
+    """Highest resident size while the model was loaded."""
+    step_seconds: float
+    loss: float
+
+    @property
+    def error(self) -> float:
+        """Of the prediction before loading, relative to the measurement."""
+        return self.sketched.total_bytes / self.peak_bytes - 1
+
+
+def measured(request: Request, scratch: Path, enclosure: Enclosure | None = None) -> Measurement:
+    """Measure in a process of its own.
+
+    Args:
+        request: What.
+        scratch: Folder for weights on disk; measurements of one model may share it.
+        enclosure: Limit to run under.
+
+    Raises:
+        WorkerError: The process failed or was killed; the message has its last line.
+    """
+    environment = os.environ | ALLOCATORS[request.memory.allocator] | {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "edge_client.worker.programs.measure", msgspec.json.encode(request).decode(), str(scratch)]
+    prepare = None if enclosure is None else enclosure.prepare
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=prepare)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing on its error output"])[-1]
+        raise WorkerError(f"the measuring process ended with {done.returncode}: {last}", place=request.model_folder)
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measurement)

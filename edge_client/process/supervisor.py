@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's hold on its worker: started under the budget, planned for before a weight is loaded, watched, and let go.
+
+A round trains down a ladder of memory plans: the best that fits, then smaller ones. The worker goes down a rung when the monitor says so
+or when an allocation fails; a worker that the kernel killed for its memory starts again one rung lower, from its last finished interval.
+Every round begins at the top again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_client.memory.allocator import ALLOCATORS
+from edge_client.memory.group import Enclosure, enclose
+from edge_client.memory.limits import Limit, kernel_limits, room
+from edge_client.memory.monitor import Advice, Monitor, Reading
+from edge_client.memory.planning import Planning
+from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pressure, process_bytes
+from edge_client.node import Node
+from edge_client.process.paths import informed_path
+from edge_client.process.route import cache_folder
+from fedcore.device.memoryplan import Parts
+from fedcore.round.plan import Plan
+from fedcore.system.logs import Line
+from fedcore.worker.messages import Adopt, Configure, Event, Progress, Ready, Route, Sketch, Sketched, StepDown, Train, Trained
+from fedcore.worker.process import WorkerDied, WorkerProcess
+
+__all__ = ["Supervisor", "worker_environment"]
+
+# The agent's own memory is measured; it may still grow by this much.
+_AGENT_RESERVE_BYTES = 12_000_000
+# Enough to load the libraries anywhere, so that a budget below that is refused with numbers instead of a kill.
+_SKETCH_BYTES = 512 * 2**20
+
+
+def worker_environment(allocator: str) -> dict[str, str]:
+    """Environment of a worker process; its threads wait without spinning, since other processes need the cores."""
+    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
+
+
+class Supervisor:
+    """Starts, plans, watches and ends a node's worker.
+
+    Args:
+        node: The node's file.
+        model_folder: Resolved checkpoint folder.
+        budget_bytes: For agent and worker together.
+        sink: Gets the worker's events, from a thread.
+        say: Gets one line for each thing that happens.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        model_folder: Path,
+        budget_bytes: int,
+        sink: Callable[[Event | WorkerDied], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._node, self._model_folder, self._sink, self._say = node, model_folder, sink, say
+        self._folder = Path(node.folder)
+        self.monitor = Monitor(budget_bytes)
+        self.progress = Progress(0, 0, 0.0)
+        self._worker: WorkerProcess | None = None
+        self._enclosure: Enclosure | None = None
+        self._sampler: Sampler | None = None
+        self._plan: Plan | None = None
+        self._planning = Planning(node, self._folder / "replica")
+        self._worker_peak = 0
+        self.worker_memory: ProcessMemory | None = None
+        """What the worker used at the last sample; None while there is none."""
+        self.accelerator_bytes: int | None = None
+        """What the worker said last that it holds of an accelerator's memory; None on a processor."""
+        self.route = ""
+        """How the worker computes: `float32 on cpu`; empty until that is known."""
+        # Found by the first worker; those that follow it compute alike.
+        self._route = Route(node.torch_device, node.compute_dtype)
+        self._hears = _Hearing(sink)
+        self._leaving: threading.Thread | None = None
+
+    # What the worker is told
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a worker process."""
+        return self._worker is not None
+
+    def is_worker(self, pid: int) -> bool:
+        """Whether this process is the present worker."""
+        return self._worker is not None and self._worker.pid == pid
+
+    def configure(self, plan: Plan) -> None:
+        """Start a worker if there is none; it finds out what training would need before it loads anything."""
+        self._plan = plan
+        if self._worker is None:
+            # Two at a time would not fit the budget.
+            self._wait_for_leaving()
+            self._planning.forget()
+            self._hears = _Hearing(self._sink)
+            # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
+            self._enclosure = enclose(
+                max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}", threads=self._threads
+            )
+            self._worker = WorkerProcess(
+                self._hears,
+                self._folder / "worker.log",
+                environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
+                prepare=self._enclosure.prepare,
+            )
+            self._enclosure.attach(self._worker.pid)
+            self._sampler = Sampler(self._worker.pid)
+        self._worker.send(
+            Sketch(
+                plan=plan,
+                model_folder=str(self._model_folder),
+                data=self._node.data,
+                folder=str(self._folder / "replica"),
+                threads=self._threads,
+                torch_device=self._route.torch_device,
+                compute_dtype=self._route.compute_dtype,
+                route_folder=str(cache_folder(os.environ) or self._folder),
+            )
+        )
+
+    def sketched(self, event: Sketched) -> None:
+        """Choose a plan and have the worker load.
+
+        Raises:
+            BudgetError: Nothing fits the budget; the message has the numbers.
+            WorkerError: Something would, but the device has too little memory left now.
+        """
+        assert self._worker is not None and self._plan is not None and self._enclosure is not None
+        if not self.route:
+            self._say(f"computes in {event.route.words}" + (f" ({event.route.reason})" if event.route.reason else ""))
+        self._route, self.route = event.route, event.route.words
+        memory, unmeasured = self._planning.load(event.footprint, self._plan, self._worker_room(), self._now())
+        self._enclosure.set_limit(self._worker_room())
+        self._worker.send(
+            Configure(
+                plan=self._plan,
+                run=self._node.run,
+                node=self._node.node,
+                model_folder=str(self._model_folder),
+                data=self._node.data,
+                folder=str(self._folder / "replica"),
+                threads=self._threads,
+                torch_device=self._route.torch_device,
+                compute_dtype=self._route.compute_dtype,
+                memory=memory,
+                calibrate=unmeasured,
+                informed=str(informed_path(self._folder)),
+            )
+        )
+
+    def ready(self, event: Ready) -> None:
+        """The model is loaded and two tiny steps are measured."""
+        self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
+        self.accelerator_bytes = event.accelerator_bytes
+        self._planning.measured(event.measured)
+
+    def adopt(self, command: Adopt) -> None:
+        """Have the worker take a published state."""
+        assert self._worker is not None
+        self._worker.send(command)
+
+    def train(self, plan: Plan, path: Path) -> None:
+        """Have the worker train a round, from the best plan that fits now.
+
+        Raises:
+            WorkerError: Nothing fits now.
+        """
+        assert self._worker is not None
+        self.progress = Progress(0, 0, 0.0)
+        rungs = self._planning.begin(plan, self._now())
+        foreseen = rungs[0].parts.total_bytes
+        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
+        self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
+        self._worker.send(Train(plan, str(path), rungs))
+
+    def lower_budget(self, budget_bytes: int) -> None:
+        """The owner changed the budget.
+
+        A worker that trains takes the first rung that fits it; the monitor keeps to it from now on, and the kernel's limit follows when the
+        worker is below it.
+        """
+        self.monitor.lower_budget(budget_bytes)
+        rung = self._planning.rung_for(self._worker_room())
+        if self._worker is not None and rung > self.progress.rung:
+            self._worker.send(StepDown(rung))
+        self._follow_budget()
+
+    def end(self) -> None:
+        """End the worker, in peace if it listens."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.stop()
+        self._close_enclosure()
+        self._wait_for_leaving()
+
+    def release(self) -> None:
+        """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no more."""
+        worker, enclosure = self._worker, self._enclosure
+        self._worker, self._enclosure = None, None
+        if worker is None:
+            return
+        self._hears.past = True
+
+        def leave() -> None:
+            worker.stop()
+            if enclosure is not None:
+                enclosure.close()
+
+        self._wait_for_leaving()
+        self._leaving = threading.Thread(target=leave, name="worker-leaving", daemon=True)
+        self._leaving.start()
+
+    # What is known about it
+
+    def died(self, event: WorkerDied) -> str:
+        """Take note of the worker's end; returns why it ended, in words."""
+        by_memory = self._killed_for_memory(event)
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            # It has ended: only our end of its pipes is left.
+            worker.stop()
+        self._close_enclosure()
+        why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
+        if not by_memory:
+            return f"the worker ended ({why})"
+        self._planning.killed(self.progress.rung)
+        return f"the worker was killed for its memory ({why}; {self._last_reading()})"
+
+    def progressed(self, event: Progress, at_seconds: float) -> None:
+        """A step is done."""
+        if event.rung > self.progress.rung and event.rung < len(self._planning.ladder):
+            self.monitor.stepped_down(at_seconds)
+            self._say(Line(f"stepped down: {self._planning.words(event.rung)}", event="stepped_down", level="warning"))
+        self.progress, self.accelerator_bytes = event, event.accelerator_bytes
+        self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
+
+    def sample(self, at_seconds: float) -> Reading:
+        """Read what agent, worker and device use, and act on it."""
+        worker = self._worker
+        now, left, limits = pressure(), room(), kernel_limits()
+        used = self._sampler.sample() if worker is not None and self._sampler is not None else None
+        self.worker_memory = used
+        self.accelerator_bytes = self.accelerator_bytes if worker is not None else None
+        reading = Reading(
+            at_seconds=at_seconds,
+            agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
+            worker_bytes=used.total_bytes if used is not None else None,
+            device_available_bytes=None if left is None else left.size_bytes,
+            device_total_bytes=limits[0].size_bytes if limits else None,
+            pressure_percent=None if now is None else now.some_percent,
+        )
+        advice = self.monitor.take(reading)
+        # While the libraries load there is nothing to step down from; what does not fit is refused then.
+        if worker is not None and self._planning.loaded is not None and advice is not Advice.FINE:
+            self._follow(advice, worker)
+        self._follow_budget()
+        return reading
+
+    @property
+    def peak_bytes(self) -> int:
+        """Highest use of agent and worker together: as sampled, or as the worker itself saw between samples."""
+        agent = self.monitor.last.agent_bytes if self.monitor.last is not None else own_rss_bytes()
+        return max(self.monitor.peak_bytes, agent + self._worker_peak)
+
+    @property
+    def parts(self) -> Parts | None:
+        """The present plan's foreseen components."""
+        return self._planning.parts(self.progress.rung)
+
+    @property
+    def enclosure(self) -> str:
+        """What holds the worker to its budget: `cgroup v2`, `cgroup v1`, `rlimit` or `none`."""
+        return self._enclosure.kind if self._enclosure is not None else ""
+
+    # Inside
+
+    @property
+    def _threads(self) -> int:
+        return self._node.threads or os.cpu_count() or 1
+
+    def _agent_bytes(self) -> int:
+        return (process_bytes(os.getpid()) or own_rss_bytes()) + _AGENT_RESERVE_BYTES
+
+    def _worker_room(self) -> int:
+        return max(1, self.monitor.budget_bytes - self._agent_bytes())
+
+    def _now(self) -> Limit:
+        """What the worker may have now: its share of the budget, or less where the device has less left."""
+        assert self._worker is not None
+        budget, left = Limit("the budget", self._worker_room()), room()
+        if left is None:
+            return budget
+        have = Limit(left.source, left.size_bytes + (process_bytes(self._worker.pid) or 0))
+        return min(budget, have, key=lambda limit: limit.size_bytes)
+
+    def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
+        rung = self.progress.rung + 1
+        if advice is Advice.STEP_DOWN and rung < len(self._planning.ladder):
+            self._say(Line(f"memory: {self.monitor.reason}; stepping down", event="memory", level="warning"))
+            worker.send(StepDown(rung))
+        elif self.monitor.last is not None and self.monitor.last.used_bytes > self.monitor.budget_bytes:
+            self._say(Line(f"memory: {self.monitor.reason}; ending the worker", event="memory", level="warning"))
+            worker.kill()
+
+    def _follow_budget(self) -> None:
+        """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill it at once."""
+        if self._enclosure is None or self._worker is None or self._planning.loaded is None:
+            return
+        wanted, limit, last = self._worker_room(), self._enclosure.limit_bytes, self.monitor.last
+        below = last is not None and (last.worker_bytes or 0) < wanted
+        if (wanted > limit or below) and abs(wanted - limit) > _AGENT_RESERVE_BYTES:
+            self._enclosure.set_limit(wanted)
+
+    def _killed_for_memory(self, event: WorkerDied) -> bool:
+        if event.returncode != -signal.SIGKILL:
+            said = event.tail.lower()
+            return any(words in said for words in ("memoryerror", "out of memory", "allocate memory"))
+        kills = self._enclosure.kills() if self._enclosure is not None else None
+        if kills:
+            return True
+        last = self.monitor.last
+        over = last is not None and last.used_bytes > self.monitor.budget_bytes
+        short = (
+            last is not None
+            and last.device_available_bytes is not None
+            and last.device_available_bytes < 0.05 * (last.device_total_bytes or 0)
+        )
+        return over or short
+
+    def _last_reading(self) -> str:
+        return self.monitor.last.described() if self.monitor.last is not None else "no reading"
+
+    def _wait_for_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            leaving.join()
+
+    def _close_enclosure(self) -> None:
+        enclosure, self._enclosure = self._enclosure, None
+        if enclosure is not None:
+            enclosure.close()
+
+
+class _Hearing:
+    """What one worker says, on its way to the agent. Once the worker is let go, only an update that it finished all the same counts."""
+
+    def __init__(self, sink: Callable[[Event | WorkerDied], None]) -> None:
+        self._sink, self.past = sink, False
+
+    def __call__(self, event: Event | WorkerDied) -> None:
+        if not self.past or isinstance(event, Trained | WorkerDied):
+            self._sink(event)

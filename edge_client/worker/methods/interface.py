@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a federated method is in the worker: the client half, which `edge_client.worker.train.round` trains and `replica` installs states in.
+
+A half changes a built model's target layers to what the method trains, makes them compute with a published state, and says what training
+changed. Everything else (batches, the learning rate's course, tensors trained whole, finished intervals on disk) is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedcore.model.state import PublishedState
+from fedcore.round.plan import Plan
+from fedcore.round.training import Training
+
+__all__ = ["ClientHalf", "Kept", "adam_state", "restore_adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a method keeps in memory in the middle of a run, beyond the model as it was built and what a pass leaves behind; in bytes."""
+
+    state_bytes: int = 0
+    """There all the time: what was learned, projections, accumulators, and weights of the method's own that do not train."""
+    rank_bytes: int = 0
+    """Of a factor whose rank a device may choose: value, gradient and two moments, for one unit of rank."""
+    trained_bytes: int = 0
+    """Of all else that trains: values that the model as built does not have, values that the round began with, and gradients."""
+    moments_bytes: int = 0
+    """The moments of that."""
+    signs_bytes: int = 0
+    """A layer's projections as the products use them, of the layer where they are most."""
+    block_bytes: int = 0
+    """A number of a block of W that a product makes in floating point; 0 where W is there as it is used."""
+    after_bytes: int = 0
+    """What the optimiser's step and making the update take for a while, when nothing is left of a pass."""
+
+
+class ClientHalf(Protocol):
+    """A method on one model.
+
+    A round is `open`, then for each interval `begin`, for each step `measure` and the optimiser, and `finish`, then `changes`.
+    """
+
+    supersedes: ClassVar[bool]
+    """Whether what a finished interval keeps makes what earlier ones kept unnecessary."""
+
+    @property
+    def rank(self) -> int:
+        """What is trained of the plan's rank; 0 in methods without one."""
+        ...
+
+    @property
+    def subspaces(self) -> tuple[int, ...]:
+        """Indices of the seeds that the round uses, ascending; none in methods without."""
+        ...
+
+    @property
+    def local(self) -> Mapping[str, nn.Parameter]:
+        """What the method trains and leaves on this node, by name; none in most methods. `install` sets first values, and who keeps them
+        the later ones."""
+        ...
+
+    def outline(self, training: Training) -> Kept:
+        """Make the layers what they are in training, of shapes only, and say what is kept beside them.
+
+        Called in place of all else, on a model of fake tensors, under their mode: what is made by it takes no memory. Where rounds differ,
+        as the one that needs the most.
+        """
+        ...
+
+    def install(self, state: PublishedState) -> None:
+        """Have the model compute with a published state; what was trained since is gone."""
+        ...
+
+    def open(self, plan: Plan, node: str, rank: int) -> None:
+        """Begin a round.
+
+        Args:
+            plan: The round.
+            node: This participant.
+            rank: r', at most the plan's rank, where it has one.
+        """
+        ...
+
+    def begin(self, interval: int) -> torch.optim.Optimizer:
+        """Begin an interval; the optimiser of what it trains."""
+        ...
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """Leave gradients of a step's batch in what trains, and give its mean loss.
+
+        Most methods call `run` once, which goes forward and backward. One without a backward pass of its own may change the model and call
+        it several times; then the tensors trained whole need one gradient from all of them.
+
+        Args:
+            step: Of the round, from 0.
+            run: Runs the batch, adds to the gradients of what requires one, and gives the mean loss.
+        """
+        ...
+
+    def finish(self, interval: int) -> None:
+        """End an interval."""
+        ...
+
+    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
+        """What a finished interval must leave on disk, float32, by name."""
+        ...
+
+    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
+        """Take back what `kept` gave, in an opened round; `rank` as it was then."""
+        ...
+
+    def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """What the round's update says of each entry (`fedcore.round.training`), as this node trained it."""
+        ...
+
+
+def adam_state(name: str, parameter: Tensor, adam: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """A parameter with its Adam, as an interval keeps it."""
+    yield f"{name}.value", parameter
+    for part, value in adam.state[parameter].items():
+        yield f"{name}.{part}", value
+
+
+def restore_adam(name: str, parameter: Tensor, adam: torch.optim.Optimizer, read: Callable[[str], Tensor]) -> None:
+    """Take back what `adam_state` gave."""
+    with torch.no_grad():
+        parameter.copy_(read(f"{name}.value"))
+    moments = {part: read(f"{name}.{part}").to(parameter.device) for part in ("exp_avg", "exp_avg_sq")}
+    adam.state[parameter] = {"step": read(f"{name}.step"), **moments}

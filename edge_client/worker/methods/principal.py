@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Informed rows from text: the base model reads it once, and what goes into each target layer is summed up, and its second moment.
+
+No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32 within a batch and
+float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are measured in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_client.worker.data.tasks import Encoded, outputs, states_and_labels
+from edge_client.worker.model.layer import SubspaceLinear
+from fedcore.config.sections import TaskSection
+from fedcore.subspaces.informed import LayerRows, principal_rows, rounded_rows, write_informed
+from fedcore.weights.schema import LayerSpec
+
+__all__ = ["informed_layers", "make_informed"]
+
+_BATCH = 16
+_MOMENT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Over all tokens that went into a layer: of x x^T (n, n) and of x (n,), float64."""
+
+    moment: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def zero(columns: int) -> _Sums:
+        return _Sums(torch.zeros(columns, columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
+
+
+def make_informed(
+    path: Path,
+    model: Any,
+    layers: Sequence[LayerSpec],
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    torch_device: torch.device,
+    *,
+    subspaces: int,
+    rank: int,
+    pool: int,
+) -> None:
+    """Measure and write the informed rows of a run.
+
+    Args:
+        path: Of the file.
+        model: Built on the run's base; nothing learned.
+        layers: The target layers.
+        encoded: Texts; their targets do not matter.
+        task: What the model does.
+        torch_device: Where it is.
+        subspaces: How many of the pool's are informed.
+        rank: r.
+        pool: K.
+
+    Raises:
+        ModelError: A layer got no input.
+    """
+    write_informed(path, subspaces, rank, informed_layers(model, layers, encoded, task, torch_device, subspaces, rank, pool))
+
+
+def informed_layers(
+    model: Any,
+    layers: Sequence[LayerSpec],
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    torch_device: torch.device,
+    subspaces: int,
+    rank: int,
+    pool: int,
+) -> Iterator[tuple[str, LayerRows]]:
+    """The informed rows of each layer, in order; arguments as of `make_informed`."""
+    for group in _groups(layers):
+        for name, sums in _measured(model, group, encoded, task, torch_device).items():
+            rows = principal_rows(sums.moment.numpy(), sums.mean.numpy(), subspaces, rank, name)
+            yield name, rounded_rows(rows, pool * rank)
+
+
+def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
+    """Layers whose matrices fit into memory together."""
+    group: list[LayerSpec] = []
+    held = 0
+    for layer in layers:
+        size = 8 * layer.columns**2
+        if group and held + size > _MOMENT_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(layer)
+        held += size
+    if group:
+        yield group
+
+
+def _measured(
+    model: Any, layers: Sequence[LayerSpec], encoded: Sequence[Encoded], task: TaskSection, torch_device: torch.device
+) -> dict[str, _Sums]:
+    """By layer."""
+    sums = {layer.name: _Sums.zero(layer.columns) for layer in layers}
+    with ExitStack() as stack, torch.inference_mode():
+        for name, total in sums.items():
+            stack.enter_context(_listening(model.subspace_layers[name], total))
+        model.eval()
+        for batch in _of_one_length(encoded):
+            # Nothing is padded, so any number will do.
+            if task.kind == "causal-lm":
+                states_and_labels(model, batch, 0, torch_device)
+            else:
+                outputs(model, batch, 0, torch_device)
+        model.train()
+    return sums
+
+
+@contextmanager
+def _listening(layer: SubspaceLinear, sums: _Sums) -> Iterator[None]:
+    def add(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = inputs[0].reshape(-1, layer.in_features).float()
+        sums.moment.add_((flat.T @ flat).cpu())
+        sums.mean.add_(flat.sum(dim=0).cpu())
+
+    handle = layer.register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _of_one_length(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    ordered = sorted(encoded, key=lambda one: len(one.ids))
+    for _, some in groupby(ordered, key=lambda one: len(one.ids)):
+        same = list(some)
+        for start in range(0, len(same), _BATCH):
+            yield same[start : start + _BATCH]

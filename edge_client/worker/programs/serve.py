@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker does with its commands.
+
+They come one at a time and each gets one answer (training also gives progress). A command that fails answers `Failed` with the
+error's own words; the worker lives on. The end of the command stream ends the worker.
+"""
+
+from __future__ import annotations
+
+import queue
+import resource
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import torch
+from transformers import AutoTokenizer
+
+from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
+from edge_client.worker.data.tasks import encode
+from edge_client.worker.methods.principal import make_informed
+from edge_client.worker.model.fused import fuse
+from edge_client.worker.model.loading import build, describe
+from edge_client.worker.programs.lean import hide_optional_packages
+from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.calibrate import calibrate
+from edge_client.worker.train.evaluate import evaluate
+from edge_client.worker.train.highwater import begin_peak, peak_bytes
+from edge_client.worker.train.replica import Replica
+from edge_client.worker.train.trainer import Trainer, apply, is_out_of_memory
+from fedcore.config.sections import TaskSection
+from fedcore.errors import FedkrsoError, ModelError, WorkerError
+from fedcore.model.base import Base
+from fedcore.system.durable import is_full
+from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.messages import (
+    Adopt,
+    Adopted,
+    Command,
+    Configure,
+    Describe,
+    Described,
+    Evaluate,
+    Evaluated,
+    Event,
+    Failed,
+    FindInformedRows,
+    InformedRowsFound,
+    Measured,
+    Progress,
+    Ready,
+    Route,
+    Sketch,
+    Sketched,
+    StepDown,
+    Train,
+    Trained,
+)
+from fedcore.worker.process import read_message, write_message
+
+__all__ = ["Worker", "main"]
+
+
+class _Leave(Exception):
+    """Ends training between two micro-batches."""
+
+
+class Worker:
+    """What a worker holds between commands: a replica and the node's data."""
+
+    def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
+        self._events = events
+        self._route = route
+        self._replica: Replica | None = None
+        self._wanted_rung = 0
+        self._leaving = False
+
+    def answer(self, command: Command) -> Event | None:
+        """Do what a command says.
+
+        Raises:
+            FedkrsoError: It cannot be done; the reason is for the person.
+        """
+        match command:
+            case Describe(model_folder, task, trained_tensors):
+                task = resolved_task(task)
+                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+            case FindInformedRows():
+                return _find_informed_rows(command)
+            case Sketch():
+                return self._sketch(command)
+            case Configure():
+                return self._configure(command)
+            case Adopt(path, version, generation, kind, digest):
+                self._held.adopt(Path(path), generation, kind, digest)
+                return Adopted(version, generation, digest)
+            case Train():
+                return self._train(command)
+            case StepDown():
+                return None
+            case Evaluate(version):
+                task = self._configured.plan.task
+                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
+                return Evaluated(version, *found)
+
+    def step_down(self, rung: int) -> None:
+        """From the thread that reads commands: the next micro-batch takes this rung."""
+        self._wanted_rung = max(self._wanted_rung, rung)
+
+    def leave(self) -> None:
+        """From the thread that reads commands: nobody waits for what is being trained; finished intervals are on disk."""
+        self._leaving = True
+
+    @property
+    def _held(self) -> Replica:
+        if self._replica is None:
+            raise WorkerError("no model is loaded yet")
+        return self._replica
+
+    def _sketch(self, command: Sketch) -> Sketched:
+        torch.set_num_threads(command.threads)
+        route = self._route_of(command)
+        plan, folder = command.plan, Path(command.model_folder)
+        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        longest = max(len(e.ids) for e in encoded)
+        found = cached_footprint(
+            Path(command.folder),
+            folder,
+            plan.model_schema,
+            plan.task,
+            plan.base_kind,
+            plan.training,
+            longest=longest,
+            min_length=plan.task.min_length,
+            compute_dtype=route.compute_dtype,
+        )
+        return Sketched(found, len(encoded), route)
+
+    def _route_of(self, command: Sketch) -> Route:
+        """As the command names it, or as it was found before the libraries were loaded."""
+        if "auto" not in (command.torch_device, command.compute_dtype):
+            return Route(command.torch_device, command.compute_dtype)
+        if self._route is None:
+            raise WorkerError("the compute route is asked for too late: a worker's first command asks for it")
+        if isinstance(self._route, FedkrsoError):
+            raise self._route
+        return self._route
+
+    def _configure(self, command: Configure) -> Ready:
+        torch.set_num_threads(command.threads)
+        self._configured = command
+        self._torch_device = torch.device(command.torch_device)
+        folder, task = Path(command.model_folder), command.plan.task
+        if command.memory.length:
+            task = msgspec.structs.replace(task, max_length=command.memory.length)
+        dtype: torch.dtype = getattr(torch, command.compute_dtype)
+        # The data first: a wrong column shows before seconds of loading.
+        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        own = Path(command.folder)
+        informed = Path(command.informed) if command.informed else None
+        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, informed=informed)
+        model: Any = self._replica.model
+        # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
+        self._pad_id = model.config.pad_token_id or 0
+        fuse(model)
+        apply(model, command.memory)
+        self._trainer = Trainer(
+            self._replica,
+            self._encoded,
+            own / "intervals",
+            command.run,
+            command.node,
+            self._pad_id,
+            self._torch_device,
+            self._report,
+            self._wanted,
+        )
+        highest = peak_bytes()
+        measured: tuple[Measured, ...] = ()
+        if command.calibrate:
+            tiny = min(TINY_LENGTH, max(len(e.ids) for e in self._encoded))
+            measured = calibrate(self._replica, command.plan, tiny, self._pad_id, self._torch_device)
+        state, base = self._replica.state, self._replica.base
+        held = self._accelerator_bytes()
+        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held)
+
+    def _report(self, done: int, steps: int, loss: float, rung: int) -> None:
+        write_message(self._events, Progress(done, steps, loss, rung, peak_bytes(), self._accelerator_bytes()))
+        begin_peak()
+
+    def _accelerator_bytes(self) -> int | None:
+        """What torch holds of the accelerator's memory, free blocks among it; the driver's own share is not in it."""
+        return torch.cuda.memory_reserved(self._torch_device) if self._torch_device.type == "cuda" else None
+
+    def _wanted(self) -> int:
+        """Asked before every micro-batch."""
+        if self._leaving:
+            raise _Leave
+        return self._wanted_rung
+
+    def _train(self, command: Train) -> Trained:
+        self._wanted_rung = 0
+        begin_peak()
+        header, trained = self._trainer.train(command.plan, command.ladder, Path(command.path))
+        return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
+
+
+def _find_informed_rows(command: FindInformedRows) -> InformedRowsFound:
+    torch.set_num_threads(command.threads)
+    folder, task, cpu = Path(command.model_folder), command.task, torch.device("cpu")
+    encoded = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+    base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
+    # A new head's first values do not matter: it is not among the target layers.
+    model = build(base, task, 0, cpu, torch.float32)
+    sizes = {"subspaces": command.subspaces, "rank": command.rank, "pool": command.pool}
+    make_informed(Path(command.path), model, command.model_schema.layers, encoded, task, cpu, **sizes)
+    return InformedRowsFound(len(encoded), sum(len(one.ids) for one in encoded))
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder") from None
+
+
+def resolved_task(task: TaskSection) -> TaskSection:
+    """A task whose labels are a tuple, also where the job names a function that gives them."""
+    if not isinstance(task.labels, str):
+        return task
+    labels = tuple(map(str, call_by_name(task.labels, {}, "task.labels")))
+    return msgspec.structs.replace(task, labels=labels)
+
+
+def main(commands: BinaryIO, events: BinaryIO, first: Command | None = None, route: Route | FedkrsoError | None = None) -> None:
+    """Serve commands until their stream ends.
+
+    Args:
+        commands: Their stream.
+        events: Where answers go.
+        first: A command that was read already.
+        route: How to compute, where `first` left it open; or why that cannot be found.
+    """
+    hide_optional_packages()
+    # Each mapped layer holds a file descriptor.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
+    worker = Worker(events, route)
+    waiting: queue.Queue[Command | Exception | None] = queue.Queue()
+    if first is not None:
+        waiting.put(first)
+
+    def read() -> None:
+        # A thread, so that a step down reaches a worker that trains.
+        end: Exception | None = None
+        try:
+            while (command := read_message(commands, Command)) is not None:
+                if isinstance(command, StepDown):
+                    worker.step_down(command.rung)
+                else:
+                    waiting.put(command)
+        except (WorkerError, msgspec.DecodeError) as error:
+            end = error
+        worker.leave()
+        waiting.put(end)
+
+    threading.Thread(target=read, name="commands", daemon=True).start()
+    while (command := waiting.get()) is not None:
+        if isinstance(command, Exception):
+            # Of another version's supervisor, or broken: it hears at once that this worker is gone, and why.
+            raise command
+        try:
+            event = worker.answer(command)
+        except FedkrsoError as error:
+            event = Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            event = Failed("StorageError", f"the disk is full: {error.strerror}", error.filename or "folder", "free space there", 11)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            event = Failed("MemoryError", f"out of memory: {error}", "memory_budget", "raise it", 8)
+        except _Leave:
+            return
+        if event is not None:
+            write_message(events, event)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two tiny measured steps: what this process takes beyond the tensors that were foreseen."""
+
+from __future__ import annotations
+
+import torch
+
+from edge_client.worker.data.tasks import Encoded, summed_loss
+from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
+from edge_client.worker.train.replica import Replica
+from fedcore.round.plan import Plan
+from fedcore.worker.messages import Measured
+
+__all__ = ["calibrate"]
+
+
+def calibrate(replica: Replica, plan: Plan, length: int, pad_id: int, torch_device: torch.device) -> tuple[Measured, ...]:
+    """Forward and backward over one and over two short examples, with a subspace selected; nothing is learned.
+
+    Returns:
+        The readings, or none where the kernel does not give them.
+    """
+    target = {"causal-lm": None, "regression": 0.0}.get(plan.task.kind, 0)
+    types = (0,) * length if getattr(replica.model.config, "type_vocab_size", 0) else None
+    example = Encoded((1,) * length, types, target)
+    found = []
+    replica.half.open(plan, "", plan.training.rank)
+    replica.half.begin(0)
+    # The first pass also warms up what libraries allocate once.
+    for size in (1, 1, 2):
+        static = status_bytes("VmRSS")
+        begin_peak()
+        loss = summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        del loss
+        peak = peak_bytes()
+        replica.model.zero_grad(set_to_none=True)
+        if static is not None and peak is not None:
+            found.append(Measured(micro_batch_size=size, length=length, static_bytes=static, peak_bytes=peak))
+    replica.restore()
+    return tuple(found[1:])

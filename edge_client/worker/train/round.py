@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A participant's round, whatever the method: its intervals with the learning rate's course, tensors trained whole beside, what is finished
+on disk, and at the end the update's records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from edge_client.worker.methods.interface import ClientHalf
+from edge_client.worker.train.intervals import FinishedIntervals
+from edge_client.worker.train.replica import Replica
+from fedcore.errors import WorkerError
+from fedcore.numbers.accumulator import quantise_rows
+from fedcore.numbers.codecs import encoded
+from fedcore.numbers.records import Record
+from fedcore.round.plan import Plan
+from fedcore.round.training import TENSOR_BITS, Training
+
+__all__ = ["Round", "StepFunction", "learning_rate_factor", "train_round", "update_records"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A trained round: the mean loss, and how many intervals lay on disk."""
+
+    loss: float
+    restored: int
+
+
+StepFunction = Callable[[int], float]
+"""Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss. May be called again."""
+
+_WARM_UP = 0.05
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first 5 % of a round's steps, then a cosine to a tenth; `step` from 0.
+
+    Example:
+        >>> learning_rate_factor(0, 40), learning_rate_factor(2, 40)
+        (0.5, 1.0)
+    """
+    warm = max(1, round(_WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def train_round(
+    replica: Replica,
+    plan: Plan,
+    node: str,
+    rank: int,
+    run_step: StepFunction,
+    progress: Callable[[int, int, float], None],
+    finished: FinishedIntervals,
+) -> Round:
+    """Train a round; afterwards the replica's half holds its changes and the full tensors their trained values.
+
+    Args:
+        replica: At the plan's version, opened.
+        plan: The round.
+        node: This participant.
+        rank: r', at most the plan's rank.
+        run_step: Forward and backward of a batch.
+        progress: Called after every step with (step from 1, steps, loss).
+        finished: Where finished intervals go, and where those of a killed worker lie.
+
+    Raises:
+        WorkerError: The loss is not finite.
+    """
+    training, half = plan.training, replica.half
+    half.open(plan, node, rank)
+    tensors = list(replica.tensors.values())
+    whole = torch.optim.Adam(tensors, lr=training.tensor_learning_rate) if tensors else None
+    restored = finished.restore(replica, whole)
+    total = restored[-1].loss if restored else 0.0
+    # Where a newer one makes older ones unnecessary, only it is there.
+    first = restored[-1].interval + 1 if restored else 0
+    for interval in range(first, training.intervals):
+        optimiser = half.begin(interval)
+        for step in range(interval * training.interval_steps, (interval + 1) * training.interval_steps):
+            loss = _one_step(training, half, optimiser, whole, step, run_step)
+            total += loss
+            progress(step + 1, training.steps, loss)
+        half.finish(interval)
+        del optimiser
+        finished.save(interval, total, replica, whole)
+    return Round(total / training.steps, first)
+
+
+def _one_step(
+    training: Training,
+    half: ClientHalf,
+    optimiser: torch.optim.Optimizer,
+    whole: torch.optim.Adam | None,
+    step: int,
+    run_step: StepFunction,
+) -> float:
+    factor = learning_rate_factor(step, training.steps)
+    optimisers = [(optimiser, training.learning_rate)] + ([(whole, training.tensor_learning_rate)] if whole else [])
+    for one, learning_rate in optimisers:
+        one.param_groups[0]["lr"] = learning_rate * factor
+        one.zero_grad(set_to_none=True)
+    loss = half.measure(step, lambda: run_step(step))
+    if not math.isfinite(loss):
+        raise WorkerError(f"the loss is {loss} at step {step + 1}", remedy="lower method.learning_rate")
+    for one, _ in optimisers:
+        one.step()
+    return loss
+
+
+def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
+    """The round's changes as quantised records, one at a time.
+
+    Raises:
+        UpdateRefused: Training diverged: a value is not finite or too large.
+    """
+    for name, change in replica.half.changes():
+        coding = plan.training.coding(name)
+        yield Record(name, encoded(change, coding, name), coding.bits, kind=coding.kind)
+    start = replica.start_values()
+    for spec in plan.training.shared_tensors(plan.model_schema):
+        change = (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name]).astype(np.float32).reshape(spec.matrix)
+        yield Record(spec.name, quantise_rows(change, TENSOR_BITS, place=spec.name), TENSOR_BITS)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node's local training under a memory plan that may get smaller between two micro-batches, and only smaller until the round ends.
+
+Which plans there are, the node's planner has decided; here they are a ladder from the present one downwards. A step down is asked for
+from outside (the agent's monitor) or comes from within: an allocation that fails drops the batch's gradients and repeats the batch
+one rung lower. Gradients are sums over micro-batches, so the batch stays what the round asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from edge_client.memory.allocator import set_thresholds
+from edge_client.worker.data.tasks import Encoded, batches, summed_loss
+from edge_client.worker.model.fused import FusedGatedMLP
+from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.train.highwater import give_back_freed_memory
+from edge_client.worker.train.intervals import FinishedIntervals, round_key
+from edge_client.worker.train.replica import Replica
+from edge_client.worker.train.round import Round, train_round, update_records
+from fedcore.device.memoryplan import Allocator, MemoryPlan
+from fedcore.errors import BudgetError
+from fedcore.model.update import write_update
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
+
+__all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
+
+
+class Trainer:
+    """Trains rounds.
+
+    Args:
+        replica: The node's model.
+        encoded: The node's examples, cut to the plan's length.
+        folder: For finished intervals.
+        run: The run's name.
+        node: This node's.
+        pad_id: Token that pads.
+        torch_device: Where to compute.
+        report: Called after every step with (step from 1, steps, loss, rung of the ladder).
+        wanted: Asked before every micro-batch for the lowest rung that was asked for from outside.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        encoded: Sequence[Encoded],
+        folder: Path,
+        run: str,
+        node: str,
+        pad_id: int,
+        torch_device: torch.device,
+        report: Callable[[int, int, float, int], None],
+        wanted: Callable[[], int],
+    ) -> None:
+        self._replica, self._encoded, self._folder = replica, encoded, folder
+        self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
+        self._report, self._wanted = report, wanted
+        self._ladder: Sequence[MemoryPlan] = ()
+        self._length = 0
+        self.rung = 0
+
+    def train(self, plan: Plan, ladder: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
+        """Train a round and write its update to `path`; afterwards the replica is back at the published state.
+
+        Args:
+            plan: The round.
+            ladder: The memory plan to begin with and smaller ones, in order.
+            path: The update's file.
+
+        Raises:
+            BudgetError: An allocation failed on the lowest rung.
+            WorkerError: The loss is not finite.
+        """
+        started = time.monotonic()
+        self._ladder, self.rung, self._length = ladder, -1, plan.task.max_length
+        self._replica.become(self._run, self._node)
+        self._replica.open(plan)
+        self._descend(0)
+        stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
+        computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
+        key = round_key(plan, self._run, self._node, len(self._encoded), ladder[0].length, computes)
+        finished = FinishedIntervals(self._folder, key)
+        trained = train_round(
+            self._replica,
+            plan,
+            self._node,
+            ladder[0].rank or plan.training.rank,
+            lambda number: self._whole_batch(stream.batch(number), plan),
+            lambda done, steps, loss: self._report(done, steps, loss, self.rung),
+            finished,
+        )
+        header = UpdateHeader(
+            run=self._run,
+            round=plan.round,
+            node=self._node,
+            version=plan.version,
+            examples=len(self._encoded),
+            rank=self._replica.half.rank,
+            subspaces=self._replica.half.subspaces,
+            loss=trained.loss,
+            seconds=time.monotonic() - started,
+        )
+        write_update(path, header, update_records(self._replica, plan))
+        self._replica.keep_local(plan.round)
+        finished.clear()
+        # Back to the published state: what this node alone learned is in its update.
+        self._replica.restore()
+        return header, trained
+
+    def _whole_batch(self, batch: Sequence[Encoded], plan: Plan) -> float:
+        """Forward and backward of a batch, in micro-batches; repeated on a lower rung if memory runs out."""
+        while True:
+            try:
+                return self._micro_batches(batch, plan)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Outside of the handler: its traceback kept the failed step's tensors alive.
+            self._drop_gradients()
+            if self.rung + 1 >= len(self._ladder):
+                raise BudgetError(f"out of memory with the smallest plan: {problem}", place="memory_budget", remedy="raise it")
+            self._descend(self.rung + 1)
+
+    def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
+        weight, loss, start = sum(e.weight for e in batch), 0.0, 0
+        while start < len(batch):
+            if self._wanted() > self.rung:
+                self._descend(min(self._wanted(), len(self._ladder) - 1))
+            size = self._ladder[self.rung].micro_batch_size
+            part = summed_loss(self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
+            if part.requires_grad:
+                # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
+                (part / weight).backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+            start += size
+        return loss / weight
+
+    def _descend(self, rung: int) -> None:
+        if rung != self.rung:
+            self.rung, memory = rung, self._ladder[rung]
+            apply(self._replica.model, memory)
+            self._replica.padding.room_tokens = memory.micro_batch_size * (memory.length or self._length)
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._replica.model.parameters():
+            parameter.grad = None
+        gc.collect()
+        if self._torch_device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Numbered:
+    """Batches by their number, as finished intervals and repeated steps ask for them; numbers never fall."""
+
+    def __init__(self, stream: Iterator[list[Encoded]]) -> None:
+        self._stream, self._number = stream, -1
+        self._batch: list[Encoded] = []
+
+    def batch(self, number: int) -> list[Encoded]:
+        while self._number < number:
+            self._batch = next(self._stream)
+            self._number += 1
+        return self._batch
+
+
+def apply(model: Any, memory: MemoryPlan) -> None:
+    """Make a model train as a memory plan says, from the next micro-batch on."""
+    set_checkpointing(model, memory.checkpointing)
+    set_recompute_gates(model, memory.recompute_gates and not memory.checkpointing)
+    for layer in model.modules():
+        if isinstance(layer, SubspaceLinear):
+            layer.block_rows = memory.block_rows
+            if layer.scratch is not None:
+                layer.scratch.clear()
+    _set_allocator(memory.allocator)
+
+
+def set_checkpointing(model: Any, on: bool) -> None:
+    """Switch the recomputing of each block's activations; cheap to repeat.
+
+    Not by the model's public method: that one also makes the embeddings' output require a gradient, for good.
+    """
+    # Dropout is off: there is no random state to keep.
+    recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    model._set_gradient_checkpointing(enable=on, gradient_checkpointing_func=recompute)
+
+
+def set_recompute_gates(model: Any, on: bool) -> bool:
+    """Switch the recomputing of gated MLPs' gates; whether the model has any."""
+    found = [module for module in model.modules() if isinstance(module, FusedGatedMLP)]
+    for module in found:
+        module.recompute_gate = on
+    return bool(found)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the ways in which torch and drivers say it."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "error 12", "nvml_success")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _set_allocator(allocator: Allocator) -> None:
+    """Keep freed memory, or give it back from now on (glibc only).
+
+    A process is started with the thresholds of `tuned`. Going back to them later helps less: what lies free inside the heap by then is used
+    again before the system is asked.
+    """
+    set_thresholds(allocator)
+    if allocator == "tuned":
+        give_back_freed_memory()

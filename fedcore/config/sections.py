@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections of job and node files that both sides read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from fedcore.errors import ConfigError
+from fedcore.fields.types import Start
+
+__all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
+
+PATH: Final = msgspec.Meta(extra={"path": True})
+PathText = Annotated[str, PATH]
+"""A path, which `load_config` makes absolute; a key that also takes names keeps those as they are."""
+
+
+class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[task]`: what the model learns to do."""
+
+    kind: Literal["text-classification", "pair-classification", "regression", "causal-lm"]
+    labels: tuple[str, ...] | str = ()
+    """The label set, in order; or `package.module:function` that returns it. Empty for regression and causal-lm."""
+    max_length: int = 128
+    """Tokens per example; longer ones are truncated (causal-lm: cut into pieces)."""
+    min_length: int = 0
+    """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
+    middle: Start = 0.0
+    """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the start, and does
+    not spend its first rounds on learning it from clients that each see a part of the scale. Heads without a bias (Llama's) begin at 0."""
+
+    def __post_init__(self) -> None:
+        if self.middle and self.kind != "regression":
+            raise ConfigError(f"{self.kind} has no scale", place="task.middle", remedy="leave it out, or set task.kind to regression")
+
+
+class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[data]`: where a node's (or the evaluation's) text is, and which columns count."""
+
+    source: PathText
+    """A CSV, TSV or JSONL file, or `package.module:function`."""
+    format: Literal["auto", "csv", "tsv", "jsonl"] = "auto"
+    text: str = "text"
+    """Column with the text (or first sentence)."""
+    text_pair: str | None = None
+    """Column with the second sentence."""
+    label: str | None = "label"
+    """Column with the label or score."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments for `package.module:function`."""
+
+
+class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[broker]`: where the MQTT broker is and who we are there."""
+
+    url: str
+    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with `insecure`."""
+    insecure: bool = False
+    """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords too."""
+    username: str | None = None
+    password: str | None = None
+    password_file: PathText | None = None
+    """File that holds the password alone; rather than `password`."""
+    ca_file: PathText | None = None
+    """Certificate authority that the broker's certificate must come from; the system's by default."""
+    certificate_file: PathText | None = None
+    key_file: PathText | None = None
+    """The client's own certificate and its key; with them there is no password."""
+
+    def __post_init__(self) -> None:
+        if self.url.lower().startswith("mqtt:") and not self.insecure:
+            raise ConfigError(
+                f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",
+                place="broker.insecure",
+                remedy="write mqtts://host:8883 (fedkrso provision makes the certificates), or allow it with insecure = true",
+            )
+
+
+class TrustSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[trust]`: Ed25519 keys that sign plans, outcomes and updates end to end, so that not even the broker has to be trusted.
+
+    `fedkrso provision` makes them. A coordinator names `signing_key` and `enrolled`, a node `signing_key` and `coordinator_key`.
+    """
+
+    signing_key: PathText | None = None
+    """File with our own secret key: 64 hex characters, readable by its owner only."""
+    enrolled: PathText | None = None
+    """JSON file with every enrolled node's public key, and the nodes that are revoked."""
+    coordinator_key: PathText | None = None
+    """The coordinator's public key: 64 hex characters, or a file with them."""

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small types that both light and heavy parts name (the agent imports this file; it must stay free of NumPy)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+__all__ = ["BaseKind", "Bits", "Moments", "Order", "ProjectionName", "Start"]
+
+BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
+"""How target layers' weights are held."""
+
+Bits = Literal[4, 8, 16]
+"""Bits of an accumulator's numbers on the wire."""
+
+Order = Literal["cycle", "uniform"]
+"""How intervals go through the pool's subspaces."""
+
+Moments = Literal["reset", "carried", "averaged"]
+"""What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes and rounds."""
+
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
+"""What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from (`fedcore.subspaces.informed`)."""
+
+Start = Annotated[float, Meta(ge=-1e6, le=1e6)]
+"""What a new bias holds before the first round."""

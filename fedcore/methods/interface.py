@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a federated method is, seen from the coordinator: settings, and a server half of pure functions over explicit state.
+
+A method has two halves. The server half (here and in `fedcore.methods`) decides what a round's plan says and how updates become
+the next state; the client half (`edge_client.worker.methods`) trains and writes an update. Between them lie only files and the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from fedcore.errors import ConfigError
+from fedcore.fields.types import Bits
+from fedcore.model.state import ExactState
+from fedcore.model.update import WeightedUpdate, add_update
+from fedcore.numbers.accumulator import RunningSum
+from fedcore.round.plan import Plan
+from fedcore.round.training import AnyTraining
+
+__all__ = ["MethodSettings", "ServerHalf", "SteppedSettings", "exact_mean", "require_within"]
+
+
+class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
+    """`[method]`: what all methods have. The key `name` chooses the method, and with it the other keys there are."""
+
+    interval_steps: int = 10
+    """Optimiser steps in an interval, J. A worker that is killed goes on from the last finished one."""
+    steps: int = 40
+    """Optimiser steps in a round, T: a multiple of `interval_steps`."""
+    batch_size: int = 16
+    """Examples in an optimiser step."""
+    learning_rate: float = 1e-3
+    tensor_learning_rate: float = 2e-3
+    """For tensors trained whole, such as the task head."""
+    learning_rate_decay: float = 1.0
+    """Factor on both learning rates from each round to the next."""
+    bits: Bits = 8
+    """Bits of an update's numbers on the wire: 4, 8 or 16."""
+    outcome_bits: int = 16
+    """Bits of an outcome's numbers, 8 to 16: what the coordinator knows exactly is rounded to them once, so fewer make what nodes
+    fetch smaller, and nothing adds up."""
+    share: Literal["examples", "uniform"] = "examples"
+    """A participant's part in the average."""
+
+    def __post_init__(self) -> None:
+        require_within(self, interval_steps=2**31 - 1, steps=2**31 - 1, batch_size=2**31 - 1, learning_rate=1e6, tensor_learning_rate=1e6)
+        require_within(self, learning_rate_decay=1)
+        if not 8 <= self.outcome_bits <= 16:
+            raise ConfigError(f"outcome_bits is {self.outcome_bits}, outside 8 to 16", place="method.outcome_bits")
+        if self.steps % self.interval_steps:
+            raise ConfigError(
+                f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",
+                place="method.steps",
+                remedy=f"use {self.steps // self.interval_steps * self.interval_steps or self.interval_steps}",
+            )
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def folds_every(self) -> int:
+        """Rounds between folds of what was learned into the base; 0 for never."""
+        return 0
+
+    def described(self) -> str:
+        """For a person, in short."""
+        return f"{self.name}, {self.steps} steps, {self.bits} bits"
+
+    def common(self, server_round: int, generation: int, run_seed: int) -> dict[str, Any]:
+        """What every plan says of them, as `fedcore.round.training.Training` has it."""
+        decayed = self.learning_rate_decay ** (server_round - 1)
+        return {
+            "generation": generation,
+            "intervals": self.steps // self.interval_steps,
+            "interval_steps": self.interval_steps,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate * decayed,
+            "tensor_learning_rate": self.tensor_learning_rate * decayed,
+            "bits": self.bits,
+            "outcome_bits": self.outcome_bits,
+            "share": self.share,
+            "run_seed": run_seed,
+        }
+
+
+class SteppedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
+    """Of methods whose server may take more or less than the mean (Reddi et al., arXiv 2003.00295, with SGD and momentum)."""
+
+    server_step: float = 1.0
+    """Factor on what the coordinator adds to the state, up to 4."""
+    server_momentum: float = 0.0
+    """Part of what it added last that it adds again, up to 0.95."""
+
+    def __post_init__(self) -> None:
+        MethodSettings.__post_init__(self)
+        require_within(self, server_step=4)
+        if not 0 <= self.server_momentum <= 0.95:
+            raise ConfigError(f"server_momentum is {self.server_momentum}, outside 0 to 0.95", place="method.server_momentum")
+
+
+def require_within(settings: MethodSettings, **most: float) -> None:
+    """Check that numbers of the settings are positive and no more than a plan can say.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for key, limit in most.items():
+        value = getattr(settings, key)
+        if value <= 0:
+            raise ConfigError(f"{key} is {value}, it must be positive", place=f"method.{key}")
+        if value > limit:
+            raise ConfigError(f"{key} is {value}, more than {limit:,}", place=f"method.{key}")
+
+
+class ServerHalf(Protocol):
+    """A method at the coordinator. Pure: state goes in, state comes out; files are read, never kept open."""
+
+    def training(self, server_round: int, run_seed: int) -> AnyTraining:
+        """What the plan of a round says; MUST depend on nothing but the settings and the arguments."""
+        ...
+
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+        """The next state, by the weights and clips given. MUST NOT depend on the order of the updates."""
+        ...
+
+
+def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], *, step: float = 1.0, momentum: float = 0.0) -> ExactState:
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero, or not at all.
+
+    Args:
+        state: Before the round.
+        plan: The round's.
+        updates: In any order.
+        step: Factor on what is added to what is learned; what is known about it (`averaged_by_column`) is not stretched.
+        momentum: Part of what was added last that is added again.
+    """
+    training, schema = plan.training, plan.model_schema
+    known = training.averaged_by_column(schema)
+    total = RunningSum(training.shapes(schema), known)
+    for update in updates:
+        add_update(update, plan, total)
+    return state.after(total, step=step, momentum=momentum, plain=known)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a published state means for a target layer's weight, as one matrix: for export, and for the tests that a method is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.errors import ConfigError
+from fedcore.model.merge import fold_update, layer_change
+from fedcore.model.state import PublishedState
+from fedcore.round.training import (
+    DenseTraining,
+    DirectionTraining,
+    FactorTraining,
+    ResidualTraining,
+    StackedTraining,
+    SubspaceTraining,
+    Training,
+)
+from fedcore.subspaces.directions import change_of
+from fedcore.subspaces.informed import InformedRows
+from fedcore.subspaces.projection import projection_of
+from fedcore.weights.initial import initial_factor
+from fedcore.weights.schema import LayerSpec
+
+__all__ = ["layer_update", "require_shared_model"]
+
+
+def require_shared_model(training: Training) -> None:
+    """Check that there is one model, which can be written out and evaluated.
+
+    Raises:
+        ConfigError: A part of it stays with each node.
+    """
+    if not training.shares_model:
+        raise ConfigError("every node has a model of its own", place="method.name", remedy="what is shared is in the outcomes")
+
+
+def layer_update(training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None) -> NDArray[np.float32]:
+    """What was learned of a layer since the last fold, float32 (m, n): its weight is the base plus this.
+
+    Args:
+        training: Of the run.
+        state: A published one.
+        layer: Which.
+        informed: The run's informed rows, where it has some.
+
+    Raises:
+        ConfigError: The state does not have it: a part stays with each node.
+    """
+    match training:
+        case SubspaceTraining():
+            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, informed)
+            return fold_update(state.entries[layer.name], projection, layer.name)
+        case DenseTraining():
+            return state.entries[layer.name].values()
+        case DirectionTraining():
+            part = state.entries[training.coefficients(layer)]
+            return change_of(part, state.seeds[0], layer, training.unit_exponent)(slice(0, layer.rows))
+        case StackedTraining():
+            return layer_change(state, layer)(slice(0, layer.rows))
+        case ResidualTraining():
+            return _product(training, state, layer) + layer_change(state, layer)(slice(0, layer.rows))
+        case FactorTraining():
+            return _product(training, state, layer)
+    raise ConfigError(f"no way to write out what {training.method!r} learned", place="method.name")
+
+
+def _product(training: FactorTraining, state: PublishedState, layer: LayerSpec) -> NDArray[np.float32]:
+    require_shared_model(training)
+    name = f"{layer.name}/A"
+    a = initial_factor(name, training.rank, layer.columns, training.first_seed(state.seeds))
+    if name in state.entries:
+        a = a + state.entries[name].values()
+    product = state.entries[f"{layer.name}/B"].values() @ a
+    return np.asarray(product * np.float32(training.alpha / training.rank), np.float32)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method's part of a plan, one struct for each way of training: how a participant trains, and what the entries of state and update are.
+
+The state of every method is a set of named matrices, its entries; an update carries what training changed of them, and the outcome is the
+exact weighted mean of the updates added to the state (`fedcore.model.state`). So a method says here which entries there are, of what shape,
+and which of them one participant's update must have.
+
+| struct | methods | entries |
+|---|---|---|
+| `SubspaceTraining` | FedKRSO | a layer's accumulators (m, K r); with averaged moments `<layer>/second` (m, K r) |
+| `DenseTraining` | federated averaging | a layer's change (m, n) |
+| `FactorTraining` | the LoRA family | `<layer>/A` (r, n) and `<layer>/B` (m, r) |
+| `StackedTraining` | FLoRA | `<layer>/up` (m, c) and `<layer>/down` (c, n) |
+| `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
+| `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
+| `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
+
+Every method has one entry more for each tensor that is trained whole and shared.
+
+Some entries are folded into the base before the next generation begins, and are zero then: a layer's accumulators (`<layer>`), and the two
+factors of a product, which have as many columns or rows as an outcome brings (0 in `shapes`; a generation begins with none).
+"""
+
+from __future__ import annotations
+
+from fedcore.round.training.base import (
+    AMPLITUDES,
+    COEFFICIENTS,
+    DOWN,
+    MAX_DIRECTIONS,
+    SECOND,
+    SECOND_BITS,
+    TENSOR_BITS,
+    UP,
+    USES,
+    Training,
+    folded_entries,
+)
+from fedcore.round.training.dense import DenseCodec, DenseTraining
+from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
+from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
+from fedcore.round.training.subspace import SubspaceTraining
+
+__all__ = [
+    "AMPLITUDES",
+    "COEFFICIENTS",
+    "DOWN",
+    "MAX_DIRECTIONS",
+    "SECOND",
+    "SECOND_BITS",
+    "TENSOR_BITS",
+    "UP",
+    "USES",
+    "AnyTraining",
+    "DenseCodec",
+    "DenseTraining",
+    "DirectionTraining",
+    "Factor",
+    "FactorTraining",
+    "ResidualTraining",
+    "ScalarTraining",
+    "SketchTraining",
+    "StackedTraining",
+    "SubspaceTraining",
+    "Training",
+    "folded_entries",
+]
+
+AnyTraining = SubspaceTraining | DenseTraining | FactorTraining | StackedTraining | ResidualTraining | ScalarTraining | SketchTraining

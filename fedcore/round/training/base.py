@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all ways of training say, and the names of entries."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fedcore.errors import UpdateRefused
+from fedcore.fields.checked import Positive, RoundNumber
+from fedcore.fields.types import Bits
+from fedcore.numbers.coding import Coding
+from fedcore.round.header import Expected, UpdateHeader
+from fedcore.weights.schema import ModelSchema, TensorSpec
+
+__all__ = [
+    "AMPLITUDES",
+    "COEFFICIENTS",
+    "DOWN",
+    "MAX_DIRECTIONS",
+    "SECOND",
+    "SECOND_BITS",
+    "TENSOR_BITS",
+    "UP",
+    "USES",
+    "LearningRate",
+    "Rank",
+    "Seed",
+    "Shapes",
+    "Training",
+    "folded_entries",
+    "numbers",
+]
+
+TENSOR_BITS: Final[Bits] = 16
+UP: Final = "/up"
+"""Ends the name of a left factor that is folded: `up @ down` is added to the layer's weight."""
+DOWN: Final = "/down"
+"""Ends the name of its right factor."""
+COEFFICIENTS: Final = "/coefficients"
+"""Ends the name of what a layer learned along seeded directions; alone it is the name of one table for all layers."""
+AMPLITUDES: Final = "/amplitudes"
+"""Sums of the absolute slopes that were found along directions."""
+USES: Final = "/uses"
+"""How often directions were used, in units of 2**-8 so that a round's sums stay within bounds."""
+SECOND: Final = "/second"
+"""Ends the name of the roots of second moments of a layer's factors, column by column those of its accumulators."""
+SECOND_BITS: Final[Bits] = 8
+"""Of a root in an update. At 8 bits it is off by 1 % (median); at 4 by 19 %, and a quarter of them are rounded to zero."""
+MAX_DIRECTIONS: Final = 2**16
+Rank = Annotated[int, Meta(ge=1, le=4096)]
+Seed = Annotated[int, Meta(ge=0)]
+LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
+Shapes = dict[str, tuple[int, int]]
+
+
+def folded_entries(schema: ModelSchema) -> frozenset[str]:
+    """Names of the entries that begin again at a fold, where a method has them; the others stay as they are.
+
+    Second moments are added to nothing: they belong to the seeds that end with the generation.
+    """
+    return frozenset(layer.name + ending for layer in schema.layers for ending in ("", UP, DOWN, COEFFICIENTS, SECOND))
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
+    """What all methods say."""
+
+    generation: RoundNumber
+    """How often what was learned was folded into the base."""
+    intervals: Positive
+    """Intervals in the round; what a finished one learned is never trained again. T / J."""
+    interval_steps: Positive
+    """Optimiser steps in an interval, J."""
+    batch_size: Positive
+    """Examples in an optimiser step; the micro-batch is the node's own choice."""
+    learning_rate: LearningRate
+    tensor_learning_rate: LearningRate
+    """For tensors trained whole (the task head)."""
+    bits: Bits
+    """Bits of an update's numbers, but for tensors trained whole."""
+    share: Literal["examples", "uniform"]
+    run_seed: Seed
+    outcome_bits: Annotated[int, Meta(ge=8, le=16)] = 16
+    """Bits of a published number, but for second moments, which have 16."""
+
+    @property
+    def method(self) -> str:
+        """The struct's name in a plan."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """What the entries that are folded belong to, new in each generation: the pool, or one number. None in methods that never fold."""
+        return ()
+
+    @property
+    def rank(self) -> int:
+        """r, for methods that have one."""
+        return 0
+
+    @property
+    def rows_from(self) -> str:
+        """What rows of P come from, in methods with subspaces: a kind of `fedcore.subspaces.rows`, or `informed/SUBSPACES/SHA256`."""
+        return "signs"
+
+    @property
+    def informed(self) -> str:
+        """SHA-256 of the run's informed rows (`fedcore.subspaces.informed`); empty where there are none."""
+        return ""
+
+    @property
+    def informed_subspaces(self) -> int:
+        """How many of the pool's subspaces have informed rows: the first ones."""
+        return 0
+
+    @property
+    def min_rank(self) -> int:
+        """Smallest rank that a device with little memory may train instead."""
+        return self.rank
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the round, T."""
+        return self.intervals * self.interval_steps
+
+    def at(self, generation: int) -> Training:
+        """The same training in another generation."""
+        return msgspec.structs.replace(self, generation=generation)
+
+    def shapes(self, schema: ModelSchema) -> Shapes:
+        """(rows, columns) of every entry of the state; 0 where each outcome has a number of its own."""
+        return self.layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether all nodes have the same model; otherwise a part of it stays with each."""
+        return True
+
+    def shared_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
+        """The tensors trained whole that all nodes share; the others stay with each node."""
+        return schema.tensors
+
+    def update_shapes(self, schema: ModelSchema) -> Shapes:
+        """(rows, columns) of what an update may say at most, of layers and of tensors."""
+        return self.update_layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
+
+    def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """The same, of layers alone."""
+        return self.layer_shapes(schema)
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """Of the entries that belong to target layers."""
+        raise NotImplementedError
+
+    def expected(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
+        """The records that an update must have.
+
+        Raises:
+            UpdateRefused: The header does not say what the plan asks for.
+        """
+        self.check_header(header)
+        tensors = {tensor.name: Expected(tensor.matrix, Coding("integers", TENSOR_BITS)) for tensor in self.shared_tensors(schema)}
+        return self.expected_layers(schema, header) | tensors
+
+    def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
+        """Of the entries that belong to target layers."""
+        return {name: Expected(shape, self.coding(name)) for name, shape in self.update_layer_shapes(schema).items()}
+
+    def coding(self, name: str) -> Coding:
+        """How an update's entry travels, of those that belong to target layers."""
+        return Coding("integers", self.bits)
+
+    def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
+        """Entries whose mean is, column by column, over the participants that have the column; elsewhere who lacks it counts as zero."""
+        return frozenset()
+
+    def check_header(self, header: UpdateHeader) -> None:
+        """Check what a header says of the method.
+
+        Raises:
+            UpdateRefused: Something else than the plan asks for.
+        """
+        if (header.rank, header.subspaces) != (self.rank, ()):
+            found = f"rank {header.rank} in subspaces {reprlib.repr(header.subspaces)}"
+            raise UpdateRefused(f"{found} where the plan has rank {self.rank} and no subspaces", place=header.node)
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """Numbers that a node keeps on disk for an interval: values, and two moments of each."""
+        return 3 * sum(rows * columns for rows, columns in self.update_shapes(schema).values())
+
+    def local_numbers(self, schema: ModelSchema) -> int:
+        """Numbers that a node keeps for itself between rounds."""
+        return 0
+
+
+def numbers(shapes: Shapes) -> int:
+    """How many they are together."""
+    return sum(rows * columns for rows, columns in shapes.values())

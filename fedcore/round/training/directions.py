@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that learn, or send, coefficients of seeded full-rank directions."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from fedcore.round.training.base import (
+    AMPLITUDES,
+    COEFFICIENTS,
+    MAX_DIRECTIONS,
+    USES,
+    LearningRate,
+    Shapes,
+    Training,
+    numbers,
+)
+from fedcore.subspaces.schedule import pool_seeds
+from fedcore.weights.schema import LayerSpec, ModelSchema
+
+__all__ = ["DirectionTraining", "ScalarTraining", "SketchTraining"]
+
+
+class DirectionTraining(Training, frozen=True, kw_only=True, tag_field="method"):
+    """Methods whose state is coefficients of seeded full-rank directions (`fedcore.subspaces.directions`)."""
+
+    num_directions: Annotated[int, Meta(ge=1, le=MAX_DIRECTIONS)]
+    """K."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each generation, which names its directions."""
+        return pool_seeds(self.run_seed, self.generation, 1)
+
+    @property
+    def unit_exponent(self) -> int:
+        """Coefficients are in units of two to this power."""
+        return 0
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """The entry with a layer's coefficients."""
+        raise NotImplementedError
+
+
+class ScalarTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="method", tag="fedkseed"):
+    """FedKSeed: one coefficient of a direction through all layers, found with forward passes alone."""
+
+    perturbation: Annotated[float, Meta(gt=0, le=1)]
+    """How far every weight is moved either way to measure a slope, epsilon."""
+    biased: bool
+    """Whether directions are drawn by the slopes that were found along them (FedKSeed-Pro)."""
+
+    @property
+    def unit_exponent(self) -> int:
+        """Such that a step is 2**-14 to 2**-13 times its slope: slopes of 2**-15 count, and thousands of steps fit."""
+        return math.frexp(self.learning_rate)[1] + 13
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """The same for all."""
+        return COEFFICIENTS
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """One row for all layers, and what drawing goes by."""
+        names = (COEFFICIENTS, AMPLITUDES, USES) if self.biased else (COEFFICIENTS,)
+        return dict.fromkeys(names, (1, self.num_directions))
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """The round's steps and slopes, and the whole tensors with their moments."""
+        return 2 * self.steps + 3 * numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
+
+
+class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="method", tag="ferret"):
+    """Ferret: whole changes are trained, and sent as coefficients of each layer."""
+
+    allocation: Literal["norm", "equal"]
+    """Whether a layer that changed less gets fewer of the directions."""
+    server_learning_rate: LearningRate
+    """Factor on what is rebuilt."""
+
+    def coefficients(self, layer: LayerSpec) -> str:
+        """Its own."""
+        return layer.name + COEFFICIENTS
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """A row for each layer."""
+        return {self.coefficients(layer): (1, self.num_directions) for layer in schema.layers}
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """All weights and whole tensors, with two moments of each."""
+        whole = numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
+        return 3 * (sum(layer.rows * layer.columns for layer in schema.layers) + whole)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedKRSO's way of training."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from fedcore.errors import UpdateRefused
+from fedcore.fields.checked import OptionalSha256
+from fedcore.fields.types import Moments, Order, ProjectionName
+from fedcore.numbers.coding import Coding
+from fedcore.round.header import Expected, UpdateHeader
+from fedcore.round.training.base import SECOND, SECOND_BITS, Rank, Seed, Shapes, Training, numbers
+from fedcore.subspaces.schedule import pool_seeds
+from fedcore.weights.schema import LayerSpec, ModelSchema
+
+__all__ = ["SubspaceTraining"]
+
+
+class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedkrso"):
+    """FedKRSO (design 2): factors in random subspaces, one an interval."""
+
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1024)]
+    """The pool's K seeds."""
+    rank: Rank
+    min_rank: Rank
+    order: Order
+    moments: Moments = "reset"
+    projection: ProjectionName = "signs"
+    informed: OptionalSha256 = ""
+    informed_subspaces: Annotated[int, Meta(ge=0, le=1024)] = 0
+
+    @property
+    def rows_from(self) -> str:
+        """As the job says."""
+        return f"{self.projection}/{self.informed_subspaces}/{self.informed}" if self.projection == "informed" else self.projection
+
+    def at(self, generation: int) -> Training:
+        """In another generation, with its seeds."""
+        return msgspec.structs.replace(self, generation=generation, seeds=pool_seeds(self.run_seed, generation, len(self.seeds)))
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        """K r columns for a layer."""
+        return {name: (layer.rows, len(self.seeds) * self.rank) for layer in schema.layers for name in self._names(layer)}
+
+    def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
+        """The columns of the seeds used, and of the rank trained."""
+        columns = tuple(k * self.rank + row for k in header.subspaces for row in range(header.rank))
+        return {
+            name: Expected((layer.rows, len(columns)), self.coding(name), columns) for layer in schema.layers for name in self._names(layer)
+        }
+
+    def coding(self, name: str) -> Coding:
+        """Second moments have bits of their own."""
+        return Coding("integers", SECOND_BITS if name.endswith(SECOND) else self.bits)
+
+    def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
+        """Second moments: who did not use a subspace knows nothing of it, where an unused accumulator is known to be zero."""
+        return frozenset(layer.name + SECOND for layer in schema.layers) if self.moments == "averaged" else frozenset()
+
+    def _names(self, layer: LayerSpec) -> tuple[str, ...]:
+        return (layer.name, layer.name + SECOND) if self.moments == "averaged" else (layer.name,)
+
+    def check_header(self, header: UpdateHeader) -> None:
+        """Rank and subspaces within the plan's."""
+        if not self.min_rank <= header.rank <= self.rank:
+            raise UpdateRefused(f"rank {header.rank} is outside {self.min_rank} to {self.rank}", place=header.node)
+        used = header.subspaces
+        if len(set(used)) != len(used) or not used or not all(0 <= k < len(self.seeds) for k in used):
+            raise UpdateRefused(f"subspaces {reprlib.repr(used)} are not distinct indices of {len(self.seeds)} seeds", place=header.node)
+
+    def interval_numbers(self, schema: ModelSchema) -> int:
+        """One accumulator of every layer with the moments that go on, and the whole tensors with theirs."""
+        whole = numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
+        kept = 1 + {"reset": 0, "carried": 2, "averaged": 1}[self.moments]
+        return kept * self.rank * sum(layer.rows for layer in schema.layers) + 3 * whole

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor (agent or coordinator) and its worker process say to each other: commands down, events up."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fedcore.config.sections import DataSection, TaskSection
+from fedcore.device.memoryplan import Footprint, MemoryPlan
+from fedcore.fields.types import BaseKind
+from fedcore.round.plan import ObjectKind, Plan
+from fedcore.weights.schema import ModelSchema
+
+__all__ = [
+    "Adopt",
+    "Adopted",
+    "Command",
+    "Configure",
+    "Describe",
+    "Described",
+    "Evaluate",
+    "Evaluated",
+    "Event",
+    "Failed",
+    "FindInformedRows",
+    "InformedRowsFound",
+    "Measured",
+    "Progress",
+    "Ready",
+    "Route",
+    "Sketch",
+    "Sketched",
+    "StepDown",
+    "Train",
+    "Trained",
+]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """How a worker computes.
+
+    Example:
+        >>> Route("cpu", "bfloat16").words
+        'bfloat16 on cpu'
+    """
+
+    torch_device: str = "cpu"
+    compute_dtype: str = "float32"
+    reason: str = ""
+    """Why, for a person."""
+
+    @property
+    def words(self) -> str:
+        """For status and log."""
+        return f"{self.compute_dtype} on {self.torch_device}"
+
+
+class Describe(msgspec.Struct, frozen=True, tag="describe"):
+    """Find out what of a model is trained for a task."""
+
+    model_folder: str
+    task: TaskSection
+    trained_tensors: tuple[str, ...] = ()
+    """Names (or patterns with `*`) of checkpoint tensors that are trained whole beside the new head."""
+
+
+class Sketch(msgspec.Struct, frozen=True, kw_only=True, tag="sketch"):
+    """Read the data, and find out what training on it would keep in memory. No weight is loaded."""
+
+    plan: Plan
+    model_folder: str
+    data: DataSection
+    folder: str
+    """The worker's own folder; traces are kept there for the next start."""
+    threads: int = 1
+    torch_device: str = "cpu"
+    """`auto`: whichever is faster here. A worker whose first command leaves this open measures before it loads its libraries."""
+    compute_dtype: str = "float32"
+    """`auto`: bfloat16 where it is faster in both directions."""
+    route_folder: str = ""
+    """Where measurements of this machine are kept; empty: nowhere."""
+
+
+class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
+    """Load model and data for a plan's run. Cheap to repeat."""
+
+    plan: Plan
+    run: str
+    node: str
+    model_folder: str
+    data: DataSection
+    folder: str
+    """The worker's own folder: states, master copies, finished intervals."""
+    threads: int
+    torch_device: str = "cpu"
+    compute_dtype: str = "float32"
+    memory: MemoryPlan = MemoryPlan(micro_batch_size=1)
+    """Of this, what loading needs to know: length, mapped weights, allocator."""
+    calibrate: bool = False
+    """Measure two tiny steps once the model is loaded."""
+    informed: str = ""
+    """File of the run's informed rows, where the plan has some."""
+
+
+class FindInformedRows(msgspec.Struct, frozen=True, kw_only=True, tag="find_informed_rows"):
+    """Measure a base model's inputs on text and write the run's informed rows (`fedcore.subspaces.informed`)."""
+
+    model_folder: str
+    task: TaskSection
+    model_schema: ModelSchema
+    base_kind: BaseKind
+    data: DataSection
+    """Text; its labels do not matter."""
+    rows: int
+    """Texts at most."""
+    subspaces: int
+    """How many of the pool's are informed."""
+    rank: int
+    pool: int
+    folder: str
+    """For what is needed in between."""
+    path: str
+    """Of the file."""
+    threads: int = 1
+
+
+class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
+    """Take a published object (a fetched file), and fold first where generations say so."""
+
+    path: str
+    version: int
+    generation: int
+    kind: ObjectKind
+    digest: str
+
+
+class Train(msgspec.Struct, frozen=True, tag="train"):
+    """Train the plan's round from the held state and write the update to `path`; finished intervals on disk are not trained again."""
+
+    plan: Plan
+    path: str
+    ladder: tuple[MemoryPlan, ...]
+    """The memory plan to begin with, then smaller ones in order."""
+
+
+class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
+    """Go down to this rung of the round's ladder before the next micro-batch. Has no answer; `Progress` tells."""
+
+    rung: int
+
+
+class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
+    """Measure the held state on the configured data."""
+
+    version: int
+
+
+Command = Describe | Sketch | Configure | Adopt | Train | StepDown | Evaluate | FindInformedRows
+
+
+class Described(msgspec.Struct, frozen=True, tag="described"):
+    """Answer to `Describe`."""
+
+    model_schema: ModelSchema
+    task: TaskSection
+    """With its labels as a list, also where the job names a function."""
+
+
+class Sketched(msgspec.Struct, frozen=True, tag="sketched"):
+    """Answer to `Sketch`."""
+
+    footprint: Footprint
+    examples: int
+    route: Route = Route()
+    """How it will compute."""
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A tiny step's peak, for calibration."""
+
+    micro_batch_size: int
+    length: int
+    static_bytes: int
+    """Resident before the step."""
+    peak_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Model and data are loaded; what this replica holds from earlier."""
+
+    version: int
+    generation: int
+    digest: str
+    examples: int
+    measured: tuple[Measured, ...] = ()
+    peak_bytes: int | None = None
+    """Highest resident size of the worker until now."""
+    accelerator_bytes: int | None = None
+    """What the worker holds of an accelerator's memory; None on a processor."""
+
+
+class Adopted(msgspec.Struct, frozen=True, tag="adopted"):
+    """The replica is now at `version`, with this model digest."""
+
+    version: int
+    generation: int
+    digest: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """An optimiser step is done."""
+
+    step: int
+    steps: int
+    loss: float
+    rung: int = 0
+    """Of the round's ladder of memory plans."""
+    peak_bytes: int | None = None
+    """Highest resident size of the worker during the step."""
+    accelerator_bytes: int | None = None
+    """What the worker holds of an accelerator's memory; None on a processor."""
+
+
+class Trained(msgspec.Struct, frozen=True, tag="trained"):
+    """The update is on disk."""
+
+    round: int
+    path: str
+    examples: int
+    loss: float
+    seconds: float
+    restored: int = 0
+    """Intervals that lay finished on disk."""
+
+
+class InformedRowsFound(msgspec.Struct, frozen=True, tag="informed_rows_found"):
+    """The file of informed rows is written and flushed."""
+
+    texts: int
+    tokens: int
+
+
+class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
+    """Metrics of a version on the evaluation data."""
+
+    version: int
+    accuracy: float
+    loss: float
+    metrics: dict[str, float]
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A command failed; the worker lives on."""
+
+    error: str
+    message: str
+    place: str
+    remedy: str
+    exit_code: int
+
+
+Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
+# As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
+for _kind in (Command, Event):
+    msgspec.msgpack.Decoder(_kind)

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the experiment in one process: many clients, one after the other, on one shared base model.
+
+What a wire would carry is made and read as it would be there: updates and outcomes are the real files with their real sizes, checked,
+summed and published by the coordinator's own code, adopted by the clients' own. Only the sockets are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoTokenizer
+
+from coordinator.store.folder import load_state, save_state
+from edge_client.worker.data.tasks import Encoded, encode
+from edge_client.worker.model.fused import fuse
+from edge_client.worker.model.loading import describe
+from edge_client.worker.train.evaluate import Scores, measures, scores_of
+from edge_client.worker.train.highwater import begin_peak, peak_bytes
+from edge_client.worker.train.replica import Replica
+from edge_client.worker.train.trainer import Trainer
+from fedcore.device.memoryplan import MemoryPlan
+from fedcore.errors import ExactnessError, RunError
+from fedcore.methods import server_half
+from fedcore.model.base import Base
+from fedcore.model.state import ExactState, PublishedState, model_digest
+from fedcore.model.update import WeightedUpdate, check_update
+from fedcore.round.checksums import checksums
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
+from fedcore.round.training import AnyTraining
+from fedcore.weights.checkpoint import Checkpoint
+from research.data.splits import LEAST_EXAMPLES, Split, deal
+from research.data.tasks import Parts, Task
+from research.informing import informing
+from research.presence import Downlink, taking_part
+from research.runs.predictions import Part, Predictions, predictions_of, save_predictions
+from research.runs.rows import Row, RunFiles, Setup, rounds_done
+
+__all__ = ["Experiment"]
+
+_RUN = "paper"
+_CHUNK_BYTES = 262_144
+
+
+@dataclass
+class _Client:
+    name: str
+    encoded: list[Encoded]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A round: its updates' headers, what was published, times, and the peaks of host and accelerator."""
+
+    headers: list[UpdateHeader]
+    outcome_bytes: dict[str, int]
+    seconds: float
+    processor_seconds: float
+    peaks: tuple[int | None, int | None]
+
+
+class Experiment:
+    """A run, from its first round or from where it was left.
+
+    Args:
+        setup: What it is.
+        task: Its task.
+        parts: The task's rows.
+        split: How they are dealt.
+        model_folder: Checkpoint.
+        files: The run's folder. What it holds of earlier rounds is gone on from; what is damaged begins anew.
+        torch_device: Where to compute.
+        compute_dtype: dtype of the products.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        task: Task,
+        parts: Parts,
+        split: Split,
+        model_folder: Path,
+        files: RunFiles,
+        torch_device: torch.device,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self._setup, self._task, self._files, self._torch_device = setup, task, files, torch_device
+        self._section = task.section(setup.max_length)
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        dealt = deal([row.group for row in parts.train], setup.clients, split, setup.seed, least=LEAST_EXAMPLES)
+        self._clients = [
+            _Client(f"client-{number}", encode([parts.train[index].example for index in part], self._section, tokenizer))
+            for number, part in enumerate(dealt)
+        ]
+        self._encoded: dict[Part, list[Encoded]] = {"held": encode(parts.tune if setup.tune else parts.held, self._section, tokenizer)}
+        if not setup.tune:
+            self._encoded["dev"] = encode(parts.dev, self._section, tokenizer)
+        # What a coordinator would have as calibration text: tuning rows, whatever their labels.
+        self._calibration = encode(parts.tune[: setup.calibration_rows], self._section, tokenizer)
+        self._half = server_half(setup.method)
+        self._checkpoint = Checkpoint(model_folder)
+        self._schema = describe(self._checkpoint, self._section, setup.trained_tensors)
+        self._compute_dtype = compute_dtype
+        self._said: dict[Part, Predictions] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Stand where the next round starts: after the rows that are there, or before the first round."""
+        done = self._files.rows()
+        try:
+            self._open(done)
+        except (RunError, ExactnessError):
+            if not done:
+                raise
+            # A state that is not there, or a base that is damaged: the same rows come again.
+            shutil.rmtree(self._files.scratch, ignore_errors=True)
+            done = []
+            self._open(done)
+        self._files.keep(done)
+        self.done = rounds_done(done)
+        self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
+        informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
+        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
+        for row in done:
+            for server_round, outcome_bytes in enumerate(row.outcome_bytes, row.first_round):
+                present = self._present(server_round)
+                self._downlink.fetch(present)
+                self._downlink.publish(server_round, self._half.training(server_round, self._setup.seed).generation, outcome_bytes)
+                self._downlink.fetch(present)
+
+    def _open(self, done: Sequence[Row]) -> None:
+        setup, scratch = self._setup, self._files.scratch
+        if not done:
+            shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._base = Base(self._checkpoint, self._schema, setup.base, scratch / "base")
+        informed = scratch / "informed.bin"
+        training = server_half(setup.method).training(1, setup.seed)
+        self._informing = informing(informed, training, self._base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES)
+        if self._informing is not None:
+            self._half = server_half(setup.method, self._informing.object.manifest.sha256)
+            training = self._half.training(1, setup.seed)
+        self._state = load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
+        if self._state.rows_from != training.rows_from:
+            raise ExactnessError("a state in other rows than this run's", place=str(scratch))
+        self._published = self._state.publish()
+        coming = rounds_done(done) + 1
+        self._fold(coming)
+        self._replica = Replica(
+            self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype, informed=informed
+        )
+        model: Any = self._replica.model
+        fuse(model)
+        self._pad_id = int(model.config.pad_token_id or 0)
+        if done:
+            self._adopt({"whole": self._write("whole", self._state.publish(), None)}, self._plan(coming).training)
+
+    def rows(self) -> Iterator[Row]:
+        """Train what is left of the run; a row for each measurement. What a row needs is dropped when the next one is asked for."""
+        while self.done < self._setup.rounds:
+            before = self.done
+            self.done = min(before + self._setup.measure_every, self._setup.rounds)
+            trained = [self._round(server_round) for server_round in range(before + 1, self.done + 1)]
+            save_state(_state_path(self._files.scratch, self.done), self._state)
+            yield self._row(trained)
+            _state_path(self._files.scratch, before).unlink(missing_ok=True)
+
+    def _round(self, server_round: int) -> _Trained:
+        self._fold(server_round)
+        plan, present = self._plan(server_round), self._present(server_round)
+        self._downlink_bytes += self._downlink.fetch(present) + len(msgspec.msgpack.encode(plan)) * len(present)
+        _begin_peaks(self._torch_device)
+        started, used = time.monotonic(), time.process_time()
+        updates = [self._trained(self._clients[index], plan) for index in present]
+        seconds, processor_seconds, peaks = time.monotonic() - started, time.process_time() - used, _peaks(self._torch_device)
+        self._state = self._half.aggregate(self._state, plan, updates)
+        files = self._publish(server_round)
+        self._adopt(files, plan.training)
+        outcome_bytes = {kind: path.stat().st_size for kind, path in files.items()}
+        self._downlink.publish(server_round, plan.training.generation, outcome_bytes)
+        self._downlink_bytes += self._downlink.fetch(present)
+        headers = [update.header for update in updates]
+        return _Trained(headers, outcome_bytes, seconds, processor_seconds, peaks)
+
+    def _row(self, trained: Sequence[_Trained]) -> Row:
+        """Measure the model after these rounds."""
+        server_round, last = self.done, trained[-1]
+        held, loss, metrics = self._measured("held", server_round)
+        dev, _, dev_metrics = self._measured("dev", server_round) if "dev" in self._encoded else (None, 0.0, {})
+        losses = [header.loss for one in trained for header in one.headers]
+        return Row(
+            label=self._setup.label,
+            task=self._setup.task,
+            split=self._setup.split,
+            seed=self._setup.seed,
+            dropout=self._setup.dropout,
+            round=server_round,
+            dev=dev,
+            held=held,
+            loss=loss,
+            metrics={f"held_{name}": value for name, value in metrics.items()}
+            | {f"dev_{name}": value for name, value in dev_metrics.items()},
+            train_loss=sum(losses) / len(losses),
+            uplink_bytes=self._uplink_bytes,
+            downlink_bytes=self._downlink_bytes,
+            outcome_bytes=tuple(one.outcome_bytes for one in trained),
+            peak_bytes=_highest(one.peaks[0] for one in trained),
+            accelerator_peak_bytes=_highest(one.peaks[1] for one in trained),
+            seconds=sum(one.seconds for one in trained),
+            processor_seconds=sum(one.processor_seconds for one in trained),
+            clients=len(last.headers),
+            examples=sum(header.examples for header in last.headers),
+            digest=self._replica.digest(),
+        )
+
+    def _trained(self, client: _Client, plan: Plan) -> WeightedUpdate:
+        path = self._files.scratch / f"{client.name}.bin"
+
+        def report(*_: object) -> None:
+            pass
+
+        intervals = self._files.scratch / "intervals"
+        trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device, report, lambda: 0)
+        allocator = self._setup.allocator
+        # Whole layers at a time where memory is not what is looked at.
+        block_rows = 4096 if allocator == "default" else 256
+        memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=allocator, block_rows=block_rows)
+        trainer.train(plan, (memory,), path)
+        header = check_update(path, plan, _RUN, client.name).header
+        self._uplink_bytes += path.stat().st_size
+        return WeightedUpdate(path, header, header.examples if plan.training.share == "examples" else 1)
+
+    def _fold(self, server_round: int) -> None:
+        """Where seeds change, fold what was learned into the coordinator's base; the clients' replica folds by itself."""
+        training = self._half.training(server_round, self._setup.seed)
+        if training.generation != self._base.generation:
+            self._base.fold(self._state.publish(), training.generation)
+        if training.seeds != self._state.seeds:
+            self._state = self._state.refreshed(training, self._schema)
+
+    def _publish(self, server_round: int) -> dict[str, Path]:
+        """The outcome's files: the difference where there can be one; the whole where not, at a generation's end, for who was missing."""
+        before, self._published = self._published, self._state.publish()
+        files = {}
+        if before.version and self._published.follows(before):
+            files["difference"] = self._write("difference", self._published, before)
+        ends = self._half.training(server_round + 1, self._setup.seed).generation != self._base.generation
+        if not files or ends or self._setup.dropout:
+            files["whole"] = self._write("whole", self._published, None)
+        return files
+
+    def _write(self, kind: str, published: PublishedState, previous: PublishedState | None) -> Path:
+        path = self._files.scratch / f"{kind}.bin"
+        published.write(path, previous=previous)
+        return path
+
+    def _adopt(self, files: dict[str, Path], training: AnyTraining) -> None:
+        """Have the replica take the outcome from a file, as a client does."""
+        digest = model_digest(self._base.digest(), self._state.publish())
+        if "difference" in files:
+            self._replica.adopt(files["difference"], training.generation, "difference", digest)
+        else:
+            self._replica.adopt(files["whole"], training.generation, "whole", digest)
+
+    def _measured(self, part: Part, server_round: int) -> tuple[float, float, dict[str, float]]:
+        """Of the model that all share; where each client has its own, the mean over clients, all on the same rows."""
+        encoded, found = self._encoded[part], []
+        for scores in self._scores(encoded):
+            found.append(scores)
+        if server_round == self._setup.rounds:
+            self._said[part] = predictions_of(found, encoded, self._section)
+            save_predictions(self._files.predictions, self._said)
+        each = [measures(scores, encoded, self._section) for scores in found]
+        metrics = [{"accuracy": accuracy, **others} for accuracy, _, others in each]
+        means = {name: sum(one[name] for one in metrics) / len(each) for name in metrics[0]}
+        return means[self._task.metric], sum(loss for _, loss, _ in each) / len(each), means
+
+    def _scores(self, encoded: list[Encoded]) -> Iterator[Scores]:
+        shared = self._half.training(1, self._setup.seed).shares_model
+        for client in self._clients[:1] if shared else self._clients:
+            if not shared:
+                self._replica.become(_RUN, client.name)
+            yield scores_of(self._replica.model, encoded, self._section, self._pad_id, self._torch_device)
+
+    def _present(self, server_round: int) -> tuple[int, ...]:
+        return taking_part(self._setup.clients, self._setup.dropout, self._setup.seed, server_round)
+
+    def _plan(self, server_round: int) -> Plan:
+        training, made = self._half.training(server_round, self._setup.seed), self._informing
+        return Plan(
+            round=server_round,
+            phase="train",
+            cohort=tuple(client.name for client in self._clients),
+            deadline_at=0,
+            task=self._section,
+            base_kind=self._setup.base,
+            base_digest=self._base.digest(),
+            model_schema=self._schema,
+            checksums=checksums(training, self._schema, None if made is None else made.rows),
+            training=training,
+            version=server_round - 1,
+            chunk_bytes=_CHUNK_BYTES,
+            objects=(),
+            informed=None if made is None else made.object,
+        )
+
+
+def _state_path(scratch: Path, version: int) -> Path:
+    return scratch / f"state-{version}.npz"
+
+
+def _highest(peaks: Iterable[int | None]) -> int | None:
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _begin_peaks(torch_device: torch.device) -> None:
+    begin_peak()
+    if torch_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peaks(torch_device: torch.device) -> tuple[int | None, int | None]:
+    accelerator = int(torch.cuda.max_memory_allocated()) if torch_device.type == "cuda" else None
+    return peak_bytes(), accelerator

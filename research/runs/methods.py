@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods as the command line names them: `fedkrso`, or with options in brackets `fedkrso[schedule=fresh,rank=4]`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fedcore.errors import ConfigError
+from fedcore.methods.interface import MethodSettings
+from fedcore.methods import SERVER_HALVES, AnySettings
+from fedcore.fields.types import BaseKind
+
+__all__ = ["Named", "parse_methods", "settings_of"]
+
+_PLACE = "--methods"
+_ONE = re.compile(r"([a-z0-9-]+)(?:\[([^\[\]]*)\])?")
+_KINDS: dict[str, type[MethodSettings]] = {str(kind.__struct_config__.tag): kind for kind in SERVER_HALVES}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A method of the command line.
+
+    Attributes:
+        label: The text, without blanks; its name in every table.
+        name: The method's.
+        options: What the brackets say, as text.
+        base: How target layers are held, where the brackets say so.
+    """
+
+    label: str
+    name: str
+    options: Mapping[str, str]
+    base: BaseKind | None = None
+
+
+def parse_methods(text: str) -> tuple[Named, ...]:
+    """A list separated by commas.
+
+    Raises:
+        ConfigError: No such method or option, a method twice, or a bracket that is not closed.
+
+    Example:
+        >>> [one.label for one in parse_methods("fedavg,fedkrso[rank=4,base=float32]")]
+        ['fedavg', 'fedkrso[rank=4,base=float32]']
+    """
+    compact = "".join(text.split())
+    # A comma outside of brackets.
+    found = tuple(_parsed(part) for part in re.split(r",(?![^\[\]]*\])", compact))
+    labels = [one.label for one in found]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is there twice", place=_PLACE)
+    return found
+
+
+def _parsed(text: str) -> Named:
+    found = _ONE.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"{text!r} is not a method", place=_PLACE, remedy="write fedkrso, or fedkrso[rank=4,schedule=fresh]")
+    name, inner = found.groups()
+    if name not in _KINDS:
+        near = difflib.get_close_matches(name, _KINDS, 1)
+        raise ConfigError(
+            f"no method {name!r}", place=_PLACE, remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(_KINDS)}"
+        )
+    options: dict[str, str] = {}
+    for option in inner.split(",") if inner else ():
+        key, separator, value = option.partition("=")
+        if not separator or not key or not value:
+            raise ConfigError(f"{option!r} is not an option", place=f"{_PLACE} {name}", remedy="write option=value")
+        if key in options:
+            raise ConfigError(f"{key} is there twice", place=f"{_PLACE} {name}")
+        options[key] = value
+    base = options.pop("base", None)
+    try:
+        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind))
+    except msgspec.ValidationError:
+        raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
+
+
+def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | None = None) -> AnySettings:
+    """The method's settings: its defaults, over them the preset's where the method has them, a tuned learning rate, and the brackets.
+
+    Args:
+        named: The method.
+        preset: Values by field.
+        learning_rate: Chosen on the tuning rows; None for the default.
+
+    Raises:
+        ConfigError: An option that the method does not have, or a value that it cannot have.
+    """
+    kind = _KINDS[named.name]
+    place = f"{_PLACE} {named.label}"
+    unknown = next((key for key in named.options if key not in kind.__struct_fields__), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base"
+        raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
+    fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
+    if learning_rate is not None:
+        fields["learning_rate"] = learning_rate
+    fields |= {key: _value(value) for key, value in named.options.items()}
+    try:
+        settings: Any = msgspec.convert({"name": named.name, **fields}, kind)
+    except ConfigError as error:
+        raise ConfigError(error.message, place=f"{place}: {error.place.removeprefix('method.')}", remedy=error.remedy) from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("`", "").replace(" - at $.", ", at "), place=place) from None
+    made: AnySettings = settings
+    return made
+
+
+def _value(text: str) -> int | float | str:
+    """The number that a text is, if it is a finite one."""
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if math.isfinite(value) else text
+    return text

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fedkrso status` and `fedkrso nodes`: what is on the screen, in every terminal, and how one leaves it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from made_runs import MIB, fedkrso, finished_run, killed_run, make_run, node, running_run
+from rich.cells import cell_len
+from rich.console import Console
+
+from coordinator.reports.nodes import natural, node_rows
+from coordinator.reports.runs import read_run
+from coordinator.store.view import EventView, RunView
+from coordinator.terminal.page import nodes_page, status_page
+from fedcore.device.readings import Readings
+
+fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+NASTY = "gone\x1b[2J\x1b[31mred\n[bold]not markup[/bold] :smile:"
+
+
+def fleet() -> RunView:
+    view = RunView("r", "fedkrso", 6, phase="open", round=3, digest="ab" * 32, excluded=("n6",))
+    view.rows = []
+    view.nodes = {
+        "n1": node("n1", digest="ab" * 32),
+        "n2": node("n2", online=False, state="lost"),
+        "n3": node("n3", trouble="version 2 is aaaa, not bbbb: resynchronising"),
+        "n4": node("n4", worker_bytes=980 * MIB),
+        "n5": node("n5", reason="too hot: 81 C", state="resting", readings=None),
+        "n6": node("n6", trouble="excluded nodes are somebody's decision"),
+        "n10": node("n10", readings=Readings(throttled=True, throttle_reason="under-voltage", temperatures_celsius={"soc": 88.0})),
+    }
+    return view
+
+
+def rendered(body: object, width: int, *, encoding: str = "utf-8") -> list[str]:
+    console = Console(width=width, force_terminal=False, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(body)
+    return capture.get().splitlines()
+
+
+def test_who_needs_attention_and_why() -> None:
+    rows = {row.view.node: row for row in node_rows(fleet())}
+    assert {name: row.notes for name, row in rows.items() if row.notes} == {
+        "n2": ("offline",),
+        "n3": ("version 2 is aaaa, not bbbb: resynchronising",),
+        "n4": ("99% of the budget",),
+        "n5": ("too hot: 81 C",),
+        "n10": ("throttled: under-voltage",),
+    }
+    assert [row.view.node for row in node_rows(fleet(), attention_only=True)] == ["n2", "n3", "n4", "n5", "n10"]
+    assert rows["n1"].activity == "training 12/60" and rows["n6"].activity == "excluded" and rows["n2"].activity == "offline"
+
+
+def test_nobody_is_missed_who_left_a_finished_run() -> None:
+    view = fleet()
+    view.phase = "finished"
+    assert "n2" not in [row.view.node for row in node_rows(view, attention_only=True)]
+
+
+@pytest.mark.parametrize(
+    ("sort", "first"), [("name", "n1"), ("state", "n2"), ("memory", "n4"), ("temperature", "n10"), ("power", "n1"), ("seen", "n1")]
+)
+def test_sorting(sort: str, first: str) -> None:
+    rows = node_rows(fleet(), sort=sort)
+    assert rows[0].view.node == first and len(rows) == 7
+
+
+def test_numbers_in_names_are_numbers() -> None:
+    assert sorted(["n10", "n2", "n", "10", "9"], key=natural) == ["9", "10", "n", "n2", "n10"]
+    assert natural("²" * 3) and natural("9" * 5000), "digits of other scripts and endless ones are no error"
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_pages_fit_their_terminal_and_strangers_words_are_only_words(tmp_path: Path, width: int, ascii_only: bool) -> None:
+    make_run(tmp_path, "r", [0.2, 0.9, 0.5])
+    with running_run(tmp_path, "live") as (view, picture):
+        view.nodes |= fleet().nodes
+        view.nodes["n5"].reason = view.nodes["n5"].device = view.nodes["n5"].state = NASTY
+        view.events = [EventView(time.time(), "declined", "n5", 3, NASTY * 20)]
+        view.security = NASTY
+        picture.show(view)
+        record = read_run(tmp_path / "live")
+        record.view.nodes, record.view.events, record.view.security = view.nodes, view.events, view.security
+    for body in (
+        status_page(record, time.time(), width=width, ascii_only=ascii_only),
+        nodes_page(record, node_rows(record.view), time.time(), width=width, ascii_only=ascii_only),
+    ):
+        lines = rendered(body, width)
+        assert max(cell_len(line) for line in lines) <= width
+        text = "\n".join(lines)
+        assert "\x1b" not in text and "gone?" in text
+        assert not any(c in text for c in "█▁") if ascii_only else width < 80 or "█" in text or "▁" in text
+    assert width < 140 or "[bold]not markup[/bold]" in text
+
+
+def test_memory_is_a_bar_against_the_budget(tmp_path: Path) -> None:
+    make_run(tmp_path, "r")
+    record = read_run(tmp_path / "r")
+    record.view.nodes = {"n4": node("n4", worker_bytes=477 * MIB)}
+    text = "\n".join(rendered(nodes_page(record, node_rows(record.view), 0.0, width=140, ascii_only=True), 140))
+    assert "####.... 512/1024 MiB" in text and "52 C" in text and "7.2 W" in text and "Jetson Orin Nano" in text
+
+
+def test_the_truth_about_a_finished_a_killed_and_an_unborn_run(tmp_path: Path) -> None:
+    finished_run(tmp_path, "done")
+    killed_run(tmp_path, "killed")
+    make_run(tmp_path, "unborn")
+    (tmp_path / "unborn" / "ledger.sqlite").unlink()
+    first = {name: fedkrso("status", name, "--runs", tmp_path).stdout.splitlines()[0] for name in ("done", "killed", "unborn")}
+    assert first["done"] == "done  fedkrso  finished"
+    assert first["killed"].startswith("killed  fedkrso  stopped: its coordinator (process ")
+    assert first["unborn"].startswith("unborn  fedkrso  stopped: never started")
+    wrong = fedkrso("status", "doen", "--runs", tmp_path)
+    assert wrong.returncode == 10 and "did you mean 'done'?" in wrong.stderr and wrong.stdout == ""
+    many = fedkrso("status", "--runs", tmp_path)
+    assert many.returncode == 2 and "which run? none is running" in many.stderr
+    flag = fedkrso("nodes", "done", "--runs", tmp_path, "--sort", "colour")
+    assert flag.returncode == 2 and "'temperature'" in flag.stderr and "Traceback" not in flag.stderr
+
+
+def test_json_is_for_machines(tmp_path: Path) -> None:
+    with running_run(tmp_path, "live"):
+        found = json.loads(fedkrso("status", "--runs", tmp_path, "--json").stdout)
+        nodes = json.loads(fedkrso("nodes", "--runs", tmp_path, "--json", "--only", "attention").stdout)
+        every = json.loads(fedkrso("nodes", "--runs", tmp_path, "--json").stdout)
+    assert (found["state"], found["phase"], found["round"], found["published_rounds"]) == ("running", "open", 3, 2)
+    assert found["accuracy_by_round"] == {"1": 0.4, "2": 0.6} and found["age_seconds"] < 30
+    assert found["invited"] == ["home-0", "home-1"] and found["accepted"] == ["home-0"] and found["events"][0]["kind"] == "declined"
+    assert "very secret" not in json.dumps(found)
+    assert nodes["nodes"] == [] and [each["node"] for each in every["nodes"]] == ["home-0", "home-1"]
+    assert every["nodes"][0]["used_bytes"] == 435 * MIB and every["nodes"][0]["readings"]["power_watts"] == 7.25
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_a_terminal(tmp_path: Path, encoding: str) -> None:
+    with running_run(tmp_path, "live") as (view, picture):
+        view.events.append(EventView(time.time(), "declined", "home-1", 3, "zu heiß: 81 °C ☃"))
+        picture._next_at = 0.0
+        picture.show(view)
+        command = [sys.executable, "-c", "from fedcore.command import main; main()", "status", "--runs", str(tmp_path)]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, capture_output=True, timeout=60, env=environment, stdin=subprocess.DEVNULL)
+    text = done.stdout.decode(encoding)
+    assert done.returncode == 0 and not done.stderr
+    assert {"ascii": "zu hei?: 81 ?C ?", "latin-1": "zu heiß: 81 °C ?", "utf-8": "zu heiß: 81 °C ☃"}[encoding] in text
+
+
+def test_help_shows_an_example() -> None:
+    for command in (["status"], ["nodes"], ["runs", "list"], ["runs", "show"], ["runs", "export"], ["runs", "compare"]):
+        text = fedkrso(*command, "--help").stdout
+        assert "Example" in text and f"fedkrso {' '.join(command)}" in text
+        assert max(map(len, text.splitlines())) <= 80
+
+
+class Watching:
+    """`fedkrso ... --watch` in a pseudo-terminal of its own."""
+
+    def __init__(self, *arguments: object, rows: int = 24, columns: int = 80) -> None:
+        self._screen, inner = pty.openpty()
+        self.resize(rows, columns)
+        self.before = termios.tcgetattr(self._screen)
+        command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+        self.process = subprocess.Popen(
+            command, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, preexec_fn=_own_terminal,
+            env={**environment, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
+        )  # fmt: skip
+        os.close(inner)
+        self.text = ""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._screen, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def press(self, keys: str) -> None:
+        os.write(self._screen, keys.encode())
+
+    def until(self, pattern: str, seconds: float = 30.0) -> str:
+        """Read on until the new output has the pattern; the new output."""
+        new, deadline = "", time.monotonic() + seconds
+        while not re.search(pattern, new):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {new[-2000:]!r}"
+            if select.select([self._screen], [], [], 0.1)[0]:
+                with contextlib.suppress(OSError):
+                    new += os.read(self._screen, 65536).decode(errors="replace")
+        self.text += new
+        return new
+
+    def left(self, seconds: float = 20.0) -> int:
+        """The exit code; what is still written is read, as a terminal does."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.text[-2000:]
+            if select.select([self._screen], [], [], 0.05)[0]:
+                with contextlib.suppress(OSError):
+                    self.text += os.read(self._screen, 65536).decode(errors="replace")
+        while select.select([self._screen], [], [], 0.05)[0]:
+            try:
+                self.text += os.read(self._screen, 65536).decode(errors="replace")
+            except OSError:
+                break
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._screen)
+
+
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextlib.contextmanager
+def watching(*arguments: object) -> Iterator[Watching]:
+    found = Watching(*arguments)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+# The alternate screen, and back; the cursor, and back.
+ENTERED, LEFT, HIDDEN, SHOWN = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25l", "\x1b[?25h"
+
+
+def is_put_back(screen: Watching) -> None:
+    assert screen.text.count(ENTERED) == screen.text.count(LEFT) == 1
+    assert screen.text.rindex(SHOWN) > screen.text.rindex(HIDDEN)
+
+
+def test_a_watched_run_is_current_takes_any_size_and_is_left_with_q(tmp_path: Path) -> None:
+    with running_run(tmp_path, "live") as (view, picture), watching("status", "live", "--runs", tmp_path, "--watch") as screen:
+        screen.until("round 3 of 6 is open")
+        modes = termios.tcgetattr(screen._screen)
+        view.round, view.accepted = 4, ()
+        picture._next_at = 0.0
+        picture.show(view)
+        screen.until("round 4 of 6 is open")
+        screen.resize(12, 50)
+        screen.until("round 4 of 6")
+        screen.resize(40, 132)
+        narrow = screen.until("round 4 of 6")
+        assert "live" in narrow
+        screen.press("x")
+        screen.until("round 4 of 6")
+        assert screen.process.poll() is None, "another key does nothing"
+        screen.press("q")
+        assert screen.left() == 0
+        is_put_back(screen)
+        assert not modes[3] & termios.ICANON and termios.tcgetattr(screen._screen)[3] & termios.ICANON
+        # The last page stays where one was.
+        assert "round 4 of 6 is open" in screen.text[screen.text.rindex(LEFT) :]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_leave_the_terminal_as_it_was(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with running_run(tmp_path, "live"), watching("nodes", "live", "--runs", tmp_path, "--watch") as screen:
+        screen.until("home-1")
+        if number == signal.SIGINT:
+            screen.press("\x03")
+        else:
+            screen.process.send_signal(number)
+        assert screen.left() == code
+        is_put_back(screen)
+        assert termios.tcgetattr(screen._screen)[3] & termios.ICANON and "Traceback" not in screen.text
+
+
+def test_watching_ends_with_the_run(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as end:
+        end.enter_context(running_run(tmp_path, "live", rounds=2))
+        with watching("status", "--runs", tmp_path, "--watch") as screen:
+            screen.until("round 2 of 2 is open")
+            end.close()
+            assert screen.left() == 0
+            is_put_back(screen)
+            assert "live  fedkrso  finished" in re.sub(r"\x1b\[[0-9;]*m", "", screen.text[screen.text.rindex(LEFT) :])
+
+
+def test_a_stream_gets_a_fresh_block_when_something_happens(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from fedcore.command import main; main()", "status", "--runs", str(tmp_path), "--watch"]
+    with running_run(tmp_path, "live", rounds=3) as (view, picture):
+        plain = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        lines = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+        assert plain.stdout is not None and lines.stdout is not None
+        text = plain.stdout.readline()
+        assert text == "live  fedkrso  running\n"
+        assert json.loads(lines.stdout.readline())["accepted"] == ["home-0"]
+        for step in range(8):
+            # Numbers of nodes at work are nothing that happened.
+            view.nodes["home-1"].step = step
+            picture._next_at = 0.0
+            picture.show(view)
+            time.sleep(0.15)
+        view.accepted = ("home-0", "home-1")
+        picture._next_at = 0.0
+        picture.show(view)
+        assert json.loads(lines.stdout.readline())["accepted"] == ["home-0", "home-1"]
+        # Both have seen it before the run ends.
+        while "2 of 2 are in" not in text:
+            text += plain.stdout.readline()
+    assert json.loads(lines.stdout.readline())["state"] == "finished"
+    with plain.stdout, lines.stdout:
+        text, last = text + plain.stdout.read(), lines.stdout.read()
+    assert plain.wait(30) == lines.wait(30) == 0 and last == ""
+    blocks = text.split("live  fedkrso  ")[1:]
+    assert [block.split("\n")[0] for block in blocks] == ["running", "running", "finished"]
+    assert "1 of 2 are in; missing: home-1" in blocks[0] and "2 of 2 are in" in blocks[1] and "\x1b" not in text

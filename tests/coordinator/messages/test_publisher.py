@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the transport does not take at once: words about an update wait, the last one of each kind; chunks are asked for again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from plans import TRAINING, make_plan
+
+from coordinator.messages.publisher import Publisher
+from coordinator.store.folder import RunFolder
+from fedcore.round.plan import InformedObject
+from fedcore.transport.base import Message
+from fedcore.transport.memory import MemoryBroker
+from fedcore.wire.codec import decode
+from fedcore.wire.files import manifest_of
+from fedcore.wire.messages import Ack, Chunk, Commit, Topics
+from fedcore.wire.post import Post
+
+
+class Narrow:
+    """A transport that takes a few messages at a time."""
+
+    def __init__(self) -> None:
+        self.room = 0
+        self.taken: list[Message] = []
+        self._real = MemoryBroker().connect()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def publish(self, message: Message) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.taken.append(message)
+        return True
+
+
+def test_informed_rows_go_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_them(tmp_path: Path) -> None:
+    narrow, topics = Narrow(), Topics("r")
+    publisher = Publisher(narrow, Post("r", "", None, 1), topics, RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
+    RunFolder(tmp_path).informed.write_bytes(bytes(range(100)))
+    manifest = manifest_of(RunFolder(tmp_path).informed, 64)
+    training = msgspec.structs.replace(TRAINING, projection="informed", informed=manifest.sha256, informed_subspaces=1)
+    plan = make_plan(training=training, informed=InformedObject(manifest))
+    chunks = [topics.outcome(manifest.sha256[:16], index) for index in (0, 1)]
+    narrow.room = 20
+    for said in ([*chunks, topics.plan], [topics.plan]):
+        publisher.plan(plan)
+        assert [message.topic for message in narrow.taken] == said and all(message.retain for message in narrow.taken)
+        narrow.taken.clear()
+    publisher.forgotten()
+    publisher.plan(plan)
+    assert [message.topic for message in narrow.taken] == [*chunks, topics.plan]
+    narrow.taken.clear()
+    assert publisher.repair("a", manifest.sha256, (1, 7), {}) and not publisher.repair("a", "0" * 64, (0,), {})
+    (message,) = narrow.taken
+    body = decode(message.payload).body
+    assert isinstance(body, Chunk) and message.topic == topics.down("a", "chunk") and body.data == bytes(range(64, 100))
+
+
+def test_what_a_full_transport_does_not_take_goes_out_later_and_only_the_last_of_a_kind(tmp_path: Path) -> None:
+    narrow = Narrow()
+    topics = Topics("r")
+    publisher = Publisher(narrow, Post("r", "", None, 1), topics, RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
+    publisher.reply("a", 1, Ack("t", b"\x01"))
+    publisher.reply("a", 1, Ack("t", b"\x03"))
+    publisher.reply("b", 1, Commit("u"))
+    publisher.reply("b", 1, Chunk("v", 0, 0, b""))
+    assert not publisher.flush() and not narrow.taken
+    narrow.room = 1
+    assert not publisher.flush()
+    narrow.room = 5
+    assert publisher.flush() and publisher.flush()
+    sent = [(message.topic, decode(message.payload).body) for message in narrow.taken]
+    assert sent == [(topics.down("a", "ack"), Ack("t", b"\x03")), (topics.down("b", "commit"), Commit("u"))]
+    # A later word that goes out at once is not followed by an earlier one.
+    narrow.room = 0
+    publisher.reply("a", 1, Ack("t", b"\x07"))
+    narrow.room = 5
+    publisher.reply("a", 1, Ack("t", b"\x0f"))
+    assert publisher.flush() and decode(narrow.taken[-1].payload).body == Ack("t", b"\x0f") and len(narrow.taken) == 3

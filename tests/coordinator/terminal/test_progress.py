@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a coordinator tells its log: every event once, in the order in which it happened."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+from made_runs import row
+
+from coordinator.store.view import EventView, NodeView, RunView
+from coordinator.terminal.progress import Story
+
+
+def view(**values: object) -> RunView:
+    found = RunView("r", "fedkrso", 3, security="encrypted, signed messages")
+    for key, value in values.items():
+        setattr(found, key, value)
+    return found
+
+
+def told(story: Story, seen: RunView) -> list[tuple[str, str]]:
+    return [(line.event, str(line)) for line in story.lines(seen)]
+
+
+def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
+    story = Story()
+    seen = view(phase="open", round=1, cohort=("a", "b"), round_opened_at=10.0, deadline_at=70.0)
+    seen.nodes = {name: NodeView(name, online=True) for name in "ab"}
+    lines = story.lines(seen)
+    assert [line.event for line in lines] == ["security", "node_online", "node_online", "round_opened"]
+    assert (lines[-1].round, lines[-1].numbers) == (1, {"invited": 2, "deadline_seconds": 60.0})
+    seen.accepted = ("a",)
+    assert told(story, seen) == [("update_accepted", "round 1: update of a")]
+    # The update that closes the round is in no view of it.
+    first = row(1, None, "ab")
+    seen.phase, seen.round, seen.accepted, seen.rows = "closing", 1, (), [first]
+    assert told(story, seen) == []
+    seen.phase, seen.round, seen.round_opened_at = "open", 2, 90.0
+    lines = story.lines(seen)
+    assert [line.event for line in lines] == ["update_accepted", "round_published", "round_opened"]
+    assert str(lines[0]) == "round 1: update of b" and lines[0].numbers == {"accepted": 2}
+    assert lines[1].numbers == {"train_loss": 1.0, "updates": 2, "uplink_bytes": 1_500_000, "downlink_bytes": 3_000_000, "seconds": 11.0}
+    seen.rows = [msgspec.structs.replace(first, accuracy=0.5, loss=1.25)]
+    lines = story.lines(seen)
+    assert [line.event for line in lines] == ["round_evaluated"]
+    assert (lines[0].numbers["accuracy"], lines[0].numbers["loss"]) == (0.5, 1.25)
+    assert told(story, seen) == []
+
+
+def test_a_round_that_opens_again_is_told_again() -> None:
+    story, seen = Story(), view(phase="open", round=1, cohort=("a",), round_opened_at=10.0)
+    story.lines(seen)
+    seen.round_opened_at = 80.0
+    assert told(story, seen) == [("round_opened", "round 1 is open for a")]
+
+
+def test_nodes_that_come_and_go_are_told_each_time() -> None:
+    story, seen = Story(), view()
+    seen.nodes["a"] = NodeView("a", online=True)
+    assert ("node_online", "node a is online") in told(story, seen)
+    seen.nodes["a"].online = False
+    assert told(story, seen) == [("node_offline", "node a is offline")]
+    seen.nodes["a"].online = True
+    assert told(story, seen) == [("node_online", "node a is online")]
+
+
+def test_numbers_of_nodes_at_work_are_no_events() -> None:
+    story, seen = Story(), view()
+    seen.nodes["a"] = NodeView("a", online=True)
+    story.lines(seen)
+    for step in range(5):
+        seen.nodes["a"].step, seen.nodes["a"].last_seen_at = step, float(step)
+        assert story.lines(seen) == []
+
+
+def test_events_are_told_once_also_when_older_ones_leave_the_view() -> None:
+    story, seen = Story(), view()
+    story.lines(seen)
+    events = [EventView(float(n), "refused" if n % 2 else "command", "a", 1, f"reason {n}") for n in range(120)]
+    texts = []
+    for end in range(1, 121, 3):
+        seen.events = events[max(0, end - 50) : end]
+        texts += story.lines(seen)
+    seen.events = events[70:]
+    texts += story.lines(seen)
+    assert [str(line) for line in texts] == [event.line() for event in events]
+    assert [line.level for line in texts[:2]] == ["info", "warning"] and texts[7].at == 7.0
+
+
+def test_pausing_and_insecurity_are_told() -> None:
+    story, seen = Story(), view(security="INSECURE: no encryption, unsigned messages")
+    assert [line.level for line in story.lines(seen)] == ["warning"]
+    seen.paused = True
+    assert [event for event, _ in told(story, seen)] == ["paused"]
+    seen.paused = False
+    assert [event for event, _ in told(story, seen)] == ["resumed"]
+
+
+def test_a_large_cohort_is_a_short_line() -> None:
+    names = tuple(f"node-{n:03}" for n in range(300))
+    (line,) = (line for line in Story().lines(view(phase="open", round=1, cohort=names)) if line.event == "round_opened")
+    assert line.endswith("node-011 and 288 more") and len(line) < 200 and line.numbers["invited"] == 300
+
+
+def test_a_view_is_not_changed() -> None:
+    seen = view(phase="open", round=1, cohort=("a",), accepted=("a",), rows=[row(1, 0.5, "a")])
+    before = dataclasses.replace(seen)
+    Story().lines(seen)
+    assert seen == before

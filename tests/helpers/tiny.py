@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny real run: random weights of BERT's shape, a vocabulary of a few words, real broker, coordinator, agents and workers, seconds.
+
+The checkpoint, its schema and what a worker traces on its first start are made once and shared; everything that a run decides is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cluster import Cluster
+from forked_workers import ForkedWorkers
+from proxy import Proxy, Script
+
+from coordinator.provisioning.broker import LocalBroker
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import SqliteLedger
+
+__all__ = ["Recipe", "Tiny", "Workshop", "run_name", "undisturbed"]
+
+_LABELS = ("left", "right")
+_WORDS = (*_LABELS, *(f"word{number}" for number in range(20)))
+CHUNK_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a run's digest."""
+
+    homes: int = 2
+    rounds: int = 3
+    schedule: str = "pool"
+    seed: int = 3
+
+    @property
+    def name(self) -> str:
+        return f"{self.schedule}-{self.homes}-{self.rounds}-{self.seed}"
+
+
+class Workshop:
+    """What runs share: checkpoint, schema, texts, and the traces that a first start leaves in a node's folder.
+
+    Args:
+        folder: Kept from one use to the next.
+        forked_workers: Where workers start from; None for ordinary starts.
+    """
+
+    def __init__(self, folder: Path, forked_workers: ForkedWorkers | None = None) -> None:
+        self.folder, self.model, self.forked_workers = folder, folder / "model", forked_workers
+        self.schema, self.traces = folder / "schema.json", folder / "traces"
+        if not self.schema.exists():
+            self._make()
+
+    def texts(self, index: int) -> Path:
+        """A home's own examples: which of two words a text has decides its label."""
+        path = self.folder / f"texts-{index}.csv"
+        if not path.exists():
+            chance = random.Random(index)
+            rows = []
+            for number in range(24):
+                label = _LABELS[number % 2]
+                rows.append(f"{' '.join([*chance.sample(_WORDS[2:12], 3), label, *chance.sample(_WORDS[12:], 3)])},{label}")
+            path.write_text("\n".join(["text,label", *rows]) + "\n")
+        return path
+
+    def keep_traces(self, node_folder: Path) -> None:
+        """Remember what a worker traced, so that other nodes need not trace the same model."""
+        self.traces.mkdir(exist_ok=True)
+        for path in (node_folder / "replica").glob("*.json"):
+            shutil.copy(path, self.traces / path.name)
+
+    def warm(self, node_folder: Path) -> None:
+        """Give a fresh node those traces."""
+        if self.traces.is_dir():
+            shutil.copytree(self.traces, node_folder / "replica", dirs_exist_ok=True)
+
+    def _make(self) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import BertConfig, PreTrainedTokenizerFast
+
+        from edge_client.worker.trace.outline import Outline, write_random_checkpoint
+        from fedcore.config.sections import TaskSection
+
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+        vocabulary = {word: index for index, word in enumerate([*special, *_WORDS])}
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            pad_token_id=0,
+        )
+        config.save_pretrained(self.model)
+        outline = Outline(self.model, TaskSection(kind="text-classification", labels=_LABELS))
+        write_random_checkpoint(outline, self.model / "model.safetensors", 0)
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(self.model)
+        command = ["model", "describe", self.model, "--labels", ",".join(_LABELS), "--max-length", "16"]
+        said = subprocess.run(_program(*command), check=True, stdout=subprocess.PIPE).stdout
+        beside = self.schema.with_suffix(".part")
+        beside.write_bytes(said)
+        beside.replace(self.schema)
+
+
+def _program(*arguments: object, executable: Path | None = None) -> list[str]:
+    """The command; `executable` is what workers are started with."""
+    program = "from fedcore.command import main; main()"
+    if executable is not None:
+        program = f"import sys; sys.executable = {str(executable)!r}; {program}"
+    return [sys.executable, "-c", program, *map(str, arguments)]
+
+
+def run_name(folder: Path) -> str:
+    """The name of the run in a folder."""
+    return f"t{zlib.crc32(str(folder).encode()):08x}"
+
+
+class Tiny(Cluster):
+    """A run through a proxy, whose processes can be killed and started again.
+
+    Args:
+        folder: The run's own, fresh.
+        workshop: What is shared.
+        recipe: What decides the digest.
+        script: What the proxy does.
+        persistence: Whether the broker keeps sessions and retained messages on disk.
+    """
+
+    def __init__(
+        self, folder: Path, workshop: Workshop, recipe: Recipe, script: Script | None = None, *, persistence: bool = False
+    ) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.workshop, self.recipe = folder, workshop, recipe
+        users = ["coordinator", *self.names]
+        self.broker = LocalBroker(folder / "broker", users, kind="mosquitto", persistence=persistence)
+        self.proxy = Proxy(self.broker.port, script or Script())
+        self.log = (folder / "log").open("w+b")
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.homes: list[subprocess.Popen[bytes] | None] = [None] * recipe.homes
+        self.leader: subprocess.Popen[bytes] | None = None
+        for user, word in self.broker.passwords.items():
+            (folder / user).write_text(word)
+        (folder / "job.toml").write_text(self._job_text())
+        for index, name in enumerate(self.names):
+            (folder / f"{name}.toml").write_text(self._node_text(index))
+            workshop.warm(self.node_folder(index))
+
+    @property
+    def names(self) -> list[str]:
+        return [f"home-{index}" for index in range(self.recipe.homes)]
+
+    @property
+    def run(self) -> str:
+        """The run's name: of this run alone, since memory cgroups are named after it."""
+        return run_name(self.folder)
+
+    @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.folder / self.run)
+
+    def node_folder(self, index: int) -> Path:
+        return self.folder / f"node-{index}"
+
+    def start(self, *arguments: object, prepare: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+        forked_workers = self.workshop.forked_workers
+        command = _program(*arguments, executable=None if forked_workers is None else forked_workers.executable)
+        self.processes.append(subprocess.Popen(command, stdout=self.log, stderr=self.log, preexec_fn=prepare))
+        return self.processes[-1]
+
+    def lead(self) -> None:
+        """Start the coordinator, or go on with its run."""
+        if self.files.ledger.exists():
+            self.leader = self.start("coordinator", "resume", self.run, "--runs", self.folder)
+        else:
+            self.leader = self.start("coordinator", "run", self.folder / "job.toml", "--runs", self.folder)
+
+    def join(self, index: int) -> None:
+        """Start a home."""
+        self.homes[index] = self.start("client", "run", self.folder / f"home-{index}.toml")
+
+    def workers(self, index: int) -> list[psutil.Process]:
+        """The home's worker processes."""
+        home = self.homes[index]
+        try:
+            return [] if home is None else psutil.Process(home.pid).children()
+        except psutil.NoSuchProcess:
+            return []
+
+    def begin(self) -> None:
+        """Start everybody."""
+        self.lead()
+        for index in range(self.recipe.homes):
+            self.join(index)
+
+    def check_alive(self) -> None:
+        """Nobody may have ended with an error."""
+        for what, process in [("coordinator", self.leader), *zip(self.names, self.homes, strict=True)]:
+            code = None if process is None else process.poll()
+            assert code in (None, 0, -signal.SIGKILL), f"{what} ended with {code}: {self.output()[-4000:]}"
+
+    @property
+    def ended(self) -> bool:
+        """The coordinator has written its summary; the page with plots that follows is not waited for."""
+        return self.files.summary.exists()
+
+    def mark(self) -> int:
+        """How far the run has come: 0 before the first round, r while round r is open, rounds + 1 when all are published."""
+        output = self.output()
+        opened = [int(found) for found in re.findall(r"^round (\d+) is open", output, re.MULTILINE)]
+        last = max(opened, default=0)
+        published = re.search(rf"^round {self.recipe.rounds}: (?!update)", output, re.MULTILINE)
+        return self.recipe.rounds + 1 if published else last
+
+    def finish(self, watch: Callable[[], None], longest_seconds: float) -> float:
+        """Start everybody and serve until the end, also until nodes have left; the seconds it took until the summary was there.
+
+        Raises:
+            AssertionError: Somebody ended with an error, or there is no end.
+        """
+        started = time.monotonic()
+        self.begin()
+        while not self.ended:
+            watch()
+            self._check(started, longest_seconds)
+        seconds = time.monotonic() - started
+        # Nodes leave by themselves, also when they were away at the end.
+        while any(home is not None and home.poll() is None for home in self.homes):
+            self._check(started, longest_seconds + 40)
+        return seconds
+
+    def _check(self, started: float, longest_seconds: float) -> None:
+        self.check_alive()
+        assert time.monotonic() - started < longest_seconds, f"no end after {longest_seconds} s\n{self.output()[-6000:]}"
+        time.sleep(0.02)
+
+    def found(self) -> dict[str, Any]:
+        """The summary."""
+        result: dict[str, Any] = json.loads(self.files.summary.read_text())
+        return result
+
+    def check(self, digest: str = "") -> str:
+        """Every round has every home's update exactly once, and everybody ends with one digest; returns it."""
+        summary, ledger = self.found(), SqliteLedger(self.files.ledger)
+        try:
+            rows, rounds = ledger.rounds(), range(1, self.recipe.rounds + 1)
+            assert [row.round for row in rows] == list(rounds)
+            for row in rows:
+                assert list(row.participants) == self.names, row
+                assert [update.header.node for update in ledger.updates(row.round)] == self.names
+            last = next(obj for obj in ledger.outcomes() if obj.version == self.recipe.rounds and obj.base_version is None)
+        finally:
+            ledger.close()
+        final: str = summary["final"]["digest"]
+        assert final == last.digest and digest in ("", final), (final, last.digest, digest)
+        output = self.output()
+        for name in self.names:
+            said = re.findall(rf"^{name}: version {self.recipe.rounds} ([0-9a-f]+)", output, re.MULTILINE)
+            node = summary["nodes"].get(name, {})
+            if node.get("model_version") == self.recipe.rounds:
+                said.append(node["digest"])
+            assert said and all(final.startswith(word) for word in said), (name, said, final, output[-3000:])
+        return final
+
+    def close(self) -> None:
+        super().close()
+        self.proxy.stop()
+
+    def _job_text(self) -> str:
+        recipe, fold = self.recipe, "refresh_every = 1\n" if self.recipe.schedule == "fresh" else ""
+        return f"""\
+run = "{self.run}"
+seed = {recipe.seed}
+
+[model]
+folder = "{self.workshop.model}"
+schema_file = "{self.workshop.schema}"
+
+[task]
+kind = "text-classification"
+labels = {list(_LABELS)}
+max_length = 16
+
+[method]
+name = "fedkrso"
+rank = 8
+num_seeds = 4
+schedule = "{recipe.schedule}"
+{fold}interval_steps = 2
+steps = 8
+batch_size = 4
+learning_rate = 1e-3
+
+[round]
+rounds = {recipe.rounds}
+min_nodes = {recipe.homes}
+quorum = {recipe.homes}
+deadline_seconds = 300
+finish_seconds = 60
+chunk_bytes = {CHUNK_BYTES}
+{self._broker_text("coordinator")}"""
+
+    def _node_text(self, index: int) -> str:
+        return f"""\
+node = "home-{index}"
+run = "{self.run}"
+model_folder = "{self.workshop.model}"
+memory_budget = "1 GiB"
+folder = "{self.node_folder(index)}"
+threads = 1
+compute_dtype = "float32"
+micro_batch_size = 4
+checkpointing = false
+mapped_weights = false
+
+[data]
+source = "{self.workshop.texts(index)}"
+{self._broker_text(f"home-{index}")}"""
+
+    def _broker_text(self, user: str) -> str:
+        from fedcore.config.sections import BrokerSection
+
+        insecure = "insecure = true\n" if "insecure" in BrokerSection.__struct_fields__ else ""
+        return f"""
+[broker]
+url = "{self.proxy.url}"
+{insecure}username = "{user}"
+password_file = "{self.folder / user}"
+"""
+
+
+def undisturbed(folder: Path, workshop: Workshop, recipe: Recipe) -> tuple[str, list[float]]:
+    """The digest of a run in which nothing goes wrong, and when it reached each mark, in seconds; made once for a recipe."""
+    known = workshop.folder / f"undisturbed-{recipe.name}.json"
+    if known.exists():
+        digest, marks = json.loads(known.read_text())
+        return digest, marks
+    first = not workshop.traces.exists()
+    tiny = Tiny(folder, workshop, recipe)
+    try:
+        started, marks = time.monotonic(), [0.0]
+        tiny.begin()
+        while not tiny.ended:
+            tiny.check_alive()
+            at = time.monotonic() - started
+            assert at < 120, tiny.output()[-4000:]
+            marks += [at] * (tiny.mark() + 1 - len(marks))
+            time.sleep(0.02)
+        marks.append(time.monotonic() - started)
+        digest = tiny.check()
+        assert [home is not None and home.wait(30) for home in tiny.homes] == [0] * recipe.homes, tiny.output()[-3000:]
+        workshop.keep_traces(tiny.node_folder(0))
+    finally:
+        tiny.close()
+    if first:
+        # Tracing the model took most of the time: once more, for the marks that later runs will have.
+        return undisturbed(folder.with_name(f"{folder.name}-again"), workshop, recipe)
+    known.write_text(json.dumps([digest, marks]))
+    return digest, marks
