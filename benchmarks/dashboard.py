@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard of a run with many nodes, asked while its rounds go on: time of each kind of request, and the coordinator's memory.
+"""The dashboard of a run with many nodes, asked while its rounds go on: time of each kind of request, and the
+coordinator's memory.
 
     python -m benchmarks.dashboard [--nodes 300] [--rounds 3] [--viewers 8] [--out dashboard.jsonl]
 
-The fleet is that of `benchmarks.fleet`: real agents with telemetry and full sensor readings every second, over TLS, all of them finishing
-at the same instant. Meanwhile pages follow the stream of events, one half of them compressed as browsers ask for it, and each kind of
-request is asked for four times a second over connections that stay open. The nodes stand for other machines: they yield the processor to
-the coordinator (`nice`).
-"""
+The fleet is that of `benchmarks.fleet`: real agents with telemetry and full sensor readings every second, over TLS, all
+of them finishing at the same instant. Meanwhile pages follow the stream of events, one half of them compressed as
+browsers ask for it, and each kind of request is asked for four times a second over connections that stay open. The
+nodes stand for other machines: they yield the processor to the coordinator (`nice`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ from coordinator.provisioning.broker import LocalBroker
 __all__ = ["Asking", "Viewer", "percentile", "url_of"]
 
 _PAUSE_SECONDS = 0.25
-_PATHS = ("/", "/api/run", "/api/nodes/{node}", "/api/events", "/api/session", "/metrics", "/healthz", "/static/style.css")
+_PATHS = (
+    "/",
+    "/api/run",
+    "/api/nodes/{node}",
+    "/api/events",
+    "/api/session",
+    "/metrics",
+    "/healthz",
+    "/static/style.css",
+)
 _START_SECONDS = 120.0
 
 
@@ -163,7 +172,15 @@ def measure(fleet: Fleet, viewers: int) -> dict[str, Any]:
     times = [value for one in asking for value in one.milliseconds]
     compressed = [viewer for number, viewer in enumerate(watching) if number % 2 == 0]
     plain = [viewer for number, viewer in enumerate(watching) if number % 2]
-    kept = ("nodes", "seconds_until_closed", "coordinator_peak_mb", "coordinator_processor_seconds", "exactly_once", "telemetry", "trouble")
+    kept = (
+        "nodes",
+        "seconds_until_closed",
+        "coordinator_peak_mb",
+        "coordinator_processor_seconds",
+        "exactly_once",
+        "telemetry",
+        "trouble",
+    )
     return {
         **{name: found[name] for name in kept},
         "seconds": found["seconds"],
@@ -189,7 +206,11 @@ def _when_there(path: Path, over: threading.Event) -> None:
 
 
 def _times(values: list[float]) -> dict[str, float]:
-    return {name: round(percentile(values, share), 1) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))} if values else {}
+    return (
+        {name: round(percentile(values, share), 1) for name, share in (("p50", 0.5), ("p95", 0.95), ("max", 1.0))}
+        if values
+        else {}
+    )
 
 
 def _gap(viewers: list[Viewer], share: float) -> float | None:
@@ -204,7 +225,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--viewers", type=int, default=8)
     parser.add_argument("--train-seconds", type=float, default=0.0)
-    parser.add_argument("--off", action="store_true", help="Without a dashboard, for its share of memory and processor.")
+    parser.add_argument(
+        "--off", action="store_true", help="Without a dashboard, for its share of memory and processor."
+    )
     parser.add_argument("--folder", type=Path, help="Keep logs and ledgers here.")
     parser.add_argument("--out", type=Path, default=Path("dashboard.jsonl"))
     options = parser.parse_args()
@@ -214,7 +237,15 @@ def main() -> None:
         broker = stack.enter_context(LocalBroker(folder / "broker", users, kind="mosquitto", tls=True, run="fleet"))
         flags = () if options.off else ("--dashboard=127.0.0.1:0",)
         fleet = stack.enter_context(
-            prepared(options.nodes, options.rounds, folder, broker, train_seconds=options.train_seconds, flags=flags, nodes_nice=10)
+            prepared(
+                options.nodes,
+                options.rounds,
+                folder,
+                broker,
+                train_seconds=options.train_seconds,
+                flags=flags,
+                nodes_nice=10,
+            )
         )
         row = fleet.run(1200.0) if options.off else measure(fleet, options.viewers)
     sys.stdout.write(json.dumps(row) + "\n")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hundreds of tiny real runs, each disturbed by its own seed: `python -m benchmarks.disturbed --runs 200 --out disturbed.jsonl`.
+"""Hundreds of tiny real runs, each disturbed by its own seed: `python -m benchmarks.disturbed --runs 200 --out
+disturbed.jsonl`.
 
-Every run must end with the digest of the undisturbed run, with every home's update in every round exactly once. One line of JSON a run;
-what is already in the file is not run again, so that an interrupted series goes on. Failed runs leave their folder and are run again.
-"""
+Every run must end with the digest of the undisturbed run, with every home's update in every round exactly once. One
+line of JSON a run; what is already in the file is not run again, so that an interrupted series goes on. Failed runs
+leave their folder and are run again."""
 
 from __future__ import annotations
 
@@ -44,7 +45,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """What was done to all runs together, and what came of it."""
     total: Counter[str] = Counter()
     for row in rows:
-        total.update({key: value for key, value in row.items() if isinstance(value, int) and not isinstance(value, bool) and key != "seed"})
+        total.update(
+            {
+                key: value
+                for key, value in row.items()
+                if isinstance(value, int) and not isinstance(value, bool) and key != "seed"
+            }
+        )
     good = [row for row in rows if "error" not in row]
     lines = [("runs with the undisturbed digest, no update lost or counted twice", f"{len(good)} of {len(rows)}")]
     lines += [(label, str(total[key])) for label, key in _COUNTED.items()]
@@ -77,7 +84,10 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
                 return run_disturbed(seed, folder, workshop)
             except Exception as error:  # noqa: BLE001 - a run that fails is a finding, not the end of the series
                 (folder / f"{seed}.error").write_text(traceback.format_exc())
-                return {"seed": seed, "error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+                return {
+                    "seed": seed,
+                    "error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                }
 
         with ThreadPoolExecutor(at_once) as pool, out.open("a") as file:
             for row in pool.map(one, wanted):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole rounds of many simulated nodes on one machine: one mosquitto, the real coordinator, real chunked transfers, no training.
+"""Whole rounds of many simulated nodes on one machine: one mosquitto, the real coordinator, real chunked transfers, no
+training.
 
     python -m benchmarks.fleet [--nodes 50,100,200,300] [--rounds 3] [--out fleet.jsonl]
 
-Nodes are real agents without a worker (`benchmarks.fleet_node`), some tens in a process. All of them finish "training" at the same
-instant, every round: the worst case. Each row of the output is one run: rounds a minute, megabytes a second in both directions,
-memory and processor time of coordinator and broker, what was lost and repaired, and whether every update was counted exactly once.
-"""
+Nodes are real agents without a worker (`benchmarks.fleet_node`), some tens in a process. All of them finish "training"
+at the same instant, every round: the worst case. Each row of the output is one run: rounds a minute, megabytes a second
+in both directions, memory and processor time of coordinator and broker, what was lost and repaired, and whether every
+update was counted exactly once."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ labels = {labels}
 [method]
 name = "fedkrso"
 projection = "signs"
-outcome_bits = 16
+published_bits = 16
 rank = 8
 bits = 8
 num_seeds = 5
@@ -106,7 +107,9 @@ class Watched:
     def sample(self) -> None:
         """Take another reading; one of a process that is gone changes nothing."""
         try:
-            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss, _high_water_bytes(self._process.pid))
+            self.peak_bytes = max(
+                self.peak_bytes, self._process.memory_info().rss, _high_water_bytes(self._process.pid)
+            )
             times = self._process.cpu_times()
         except (psutil.NoSuchProcess, OSError):
             return
@@ -137,7 +140,13 @@ class Fleet:
         self.schema = schema_of(Checkpoint(resolve_model_folder(_MODEL, place="model")), len(_LABELS))
         task = TaskSection(kind="text-classification", labels=_LABELS)
         (folder / "schema.json").write_bytes(msgspec.json.encode(Described(self.schema, task)))
-        values = {"seed": _SEED, "model": _MODEL, "schema": folder / "schema.json", "labels": list(_LABELS), "rounds": rounds}
+        values = {
+            "seed": _SEED,
+            "model": _MODEL,
+            "schema": folder / "schema.json",
+            "labels": list(_LABELS),
+            "rounds": rounds,
+        }
         text = _JOB.format(
             **values,
             nodes=nodes,
@@ -212,17 +221,25 @@ class Fleet:
         files = []
         for name in node_names(self.nodes)[first : first + _NODES_PER_PROCESS]:
             file = self.folder / f"{name}.toml"
-            file.write_text(_NODE.format(node=name, model=_MODEL, folder=self._disks / name, broker=self._broker.sections(name)))
+            file.write_text(
+                _NODE.format(node=name, model=_MODEL, folder=self._disks / name, broker=self._broker.sections(name))
+            )
             files.append(str(file))
         counts, spec = self.folder / f"counts-{first}.json", self.folder / f"nodes-{first}.json"
-        spec.write_bytes(msgspec.json.encode(FleetSpec(node_files=files, train_seconds=self._train_seconds, counts=str(counts))))
+        spec.write_bytes(
+            msgspec.json.encode(FleetSpec(node_files=files, train_seconds=self._train_seconds, counts=str(counts)))
+        )
         self._start(f"nodes-{first}", "-m", "benchmarks.fleet_node", str(spec))
         return counts
 
     def _tails(self) -> str:
-        return "; ".join(f"{path.name}: {path.read_text(errors='replace')[-600:]}" for path in sorted(self.folder.glob("*.log")))
+        return "; ".join(
+            f"{path.name}: {path.read_text(errors='replace')[-600:]}" for path in sorted(self.folder.glob("*.log"))
+        )
 
-    def _row(self, summary: dict[str, Any], watched: dict[str, Watched], counts: list[Counts], seconds: float) -> dict[str, Any]:
+    def _row(
+        self, summary: dict[str, Any], watched: dict[str, Watched], counts: list[Counts], seconds: float
+    ) -> dict[str, Any]:
         ledger = SqliteLedger(self.folder / "fleet" / "ledger.sqlite")
         plan = ledger.plan(1)
         assert plan is not None
@@ -231,7 +248,7 @@ class Fleet:
         events = Counter(kind for _, kind, _, _ in ledger.events())
         ledger.close()
         digest = expected_digest(
-            FedKRSOSettings(projection="signs", rank=8, bits=8, outcome_bits=16, num_seeds=5),
+            FedKRSOSettings(projection="signs", rank=8, bits=8, published_bits=16, num_seeds=5),
             self.schema,
             plan.base_digest,
             _SEED,
@@ -240,9 +257,9 @@ class Fleet:
         )
         total = _sum(counts)
         update_chunks = sum(-(-size // plan.chunk_bytes) for size in sizes) * self.rounds
-        outcome_chunks = total.received["outcome"] + total.received["chunk"]
+        published_state_chunks = total.received["published_state"] + total.received["chunk"]
         up_bytes = sum(row["uplink_bytes"] for row in summary["rounds"])
-        down_bytes = total.received_bytes["outcome"] + total.received_bytes["chunk"]
+        down_bytes = total.received_bytes["published_state"] + total.received_bytes["chunk"]
         return {
             "nodes": self.nodes,
             "rounds": self.rounds,
@@ -264,7 +281,7 @@ class Fleet:
             "chunks_held_back": total.held_back["chunk"],
             "offers": total.sent["offer"],
             "missing_requests": total.sent["missing"],
-            "outcome_chunks_received_twice": outcome_chunks - total.needed_chunks,
+            "published_state_chunks_received_twice": published_state_chunks - total.needed_chunks,
             "adopted": total.adopted,
             "telemetry": total.sent["telemetry"],
             "updates_expected": self.nodes * self.rounds,
@@ -288,7 +305,8 @@ def _sum(counts: list[Counts]) -> Counts:
 
 
 def _high_water_bytes(pid: int) -> int:
-    """The kernel's own record of a process' largest resident size, so that nothing hides between two samples; 0 where there is none."""
+    """The kernel's own record of a process' largest resident size, so that nothing hides between two samples; 0 where
+    there is none."""
     status = Path(f"/proc/{pid}/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0
@@ -329,7 +347,9 @@ def main() -> None:
             folder = (options.folder or Path(temporary)) / str(nodes)
             users = ("coordinator", *node_names(nodes))
             with contextlib.ExitStack() as stack:
-                broker = stack.enter_context(LocalBroker(folder / "broker", users, kind="mosquitto", tls=not options.plain, run="fleet"))
+                broker = stack.enter_context(
+                    LocalBroker(folder / "broker", users, kind="mosquitto", tls=not options.plain, run="fleet")
+                )
                 fleet = stack.enter_context(prepared(nodes, options.rounds, folder, broker))
                 row = {"tls": not options.plain, **fleet.run(1200.0)}
             sys.stdout.write(json.dumps(row) + "\n")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What simulated nodes send: update files of a real shape, equal on every machine, and what the run must come to.
 
-A round has `CONTENTS` different updates; node i sends number i modulo that, with its own header. So a node's file costs no more than a
-copy, while the outcome still depends on every single node: each counts with its own number of examples. Sums are linear, so the model
-that a run of any size must end with is known from a few additions (`expected_digest`): a lost or repeated update shows as another digest.
-"""
+A round has `CONTENTS` different updates; node i sends number i modulo that, with its own header. So a node's file costs
+no more than a copy, while the published state still depends on every single node: each counts with its own number of
+examples. Sums are linear, so the model that a run of any size must end with is known from a few additions
+(`expected_digest`): a lost or repeated update shows as another digest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ CONTENTS = 8
 def schema_of(checkpoint: Checkpoint, labels: int) -> ModelSchema:
     """The trained parts of an encoder: every target layer of its checkpoint, and a new classification head."""
     entries = sorted(checkpoint.tensors.items())
-    layers = tuple(LayerSpec(name.removesuffix(".weight"), *entry.shape) for name, entry in entries if is_target(name, entry.shape))
+    layers = tuple(
+        LayerSpec(name.removesuffix(".weight"), *entry.shape) for name, entry in entries if is_target(name, entry.shape)
+    )
     width = int(checkpoint.config["hidden_size"])
     head = (TensorSpec("classifier.weight", (labels, width), False), TensorSpec("classifier.bias", (labels,), False))
     return ModelSchema(layers, head)
@@ -51,7 +53,8 @@ def examples_of(index: int) -> int:
 
 
 def make_records(schema: ModelSchema, training: Training, server_round: int, content: int) -> Iterator[Record]:
-    """The records of a round's update number `content`, from the run's seed: full range, so that nothing can be compressed away."""
+    """The records of a round's update number `content`, from the run's seed: full range, so that nothing can be
+    compressed away."""
     random = np.random.default_rng([training.run_seed, server_round, content])
     for layer in schema.layers:
         yield _record(random, layer.name, (layer.rows, len(training.seeds) * training.rank), training.bits)
@@ -102,7 +105,9 @@ def _packed(header: UpdateHeader) -> bytes:
     return packed
 
 
-def expected_digest(settings: FedKRSOSettings, schema: ModelSchema, base_digest: str, run_seed: int, *, nodes: int, rounds: int) -> str:
+def expected_digest(
+    settings: FedKRSOSettings, schema: ModelSchema, base_digest: str, run_seed: int, *, nodes: int, rounds: int
+) -> str:
     """The model digest of a run in which every node's update was counted exactly once in every round."""
     half = server_half(settings)
     state = ExactState.zero(half.training(1, run_seed), schema)

@@ -3,10 +3,10 @@
 
     python -m benchmarks.fleet_node SPEC.json
 
-Everything that touches the wire or the outbox is the product's own: agent, session, courier, outbox, MqttTransport. Only the supervisor
-is replaced: instead of training it writes an update file of the plan's shape, and it adopts a published state by checking its bytes.
-`benchmarks.fleet` starts these processes and reads the counts that each leaves behind.
-"""
+Everything that touches the wire or the outbox is the product's own: agent, session, transfers, outbox, MqttTransport.
+Only the supervisor is replaced: instead of training it writes an update file of the plan's shape, and it adopts a
+published state by checking its bytes. `benchmarks.fleet` starts these processes and reads the counts that each leaves
+behind."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class CountingTransport(MqttTransport):
         def counting(event: TransportEvent) -> None:
             if isinstance(event, Received):
                 words = event.topic.split("/")
-                kind = "outcome" if "outcome" in words else words[-1]
+                kind = "published_state" if "published_state" in words else words[-1]
                 with self._counting:
                     self._counts.received[kind] += 1
                     self._counts.received_bytes[kind] += len(event.payload)
@@ -201,7 +201,9 @@ def run_nodes(spec: FleetSpec) -> Counts:
             coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
             # Spreads this node's requests as a device's own clock and noise would.
             jitter = random.Random(node.node)  # noqa: S311
-            transport = CountingTransport(mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock)
+            transport = CountingTransport(
+                mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock
+            )
             # One machine stands for many: its own sensors are nobody's. These numbers are as many as a board has.
             options = {"key": key, "coordinator": coordinator, "say": say, "supervise": supervise}
             Agent(node, Path(), 2**30, transport, jitter, device=Simulated([Step(0.0, _READINGS)]), **options).run()

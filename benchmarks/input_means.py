@@ -3,10 +3,10 @@
 
     python -m benchmarks.input_means --data DATA [--task sst2] [--model FOLDER] [--rows 512]
 
-Dense random rows (signs, Gaussian) see that common part first: z = P x has the same share of it, so one step in any subspace moves all
-texts together. Where most of it lies in a few inputs, a subspace of single inputs (`projection = "coordinate"`) mostly sees less: the
-second number is the median over 1,000 draws of r inputs. Informed rows (`projection = "informed"`) do not see it at all.
-"""
+Dense random rows (signs, Gaussian) see that common part first: z = P x has the same share of it, so one step in any
+subspace moves all texts together. Where most of it lies in a few inputs, a subspace of single inputs (`projection =
+"coordinate"`) mostly sees less: the second number is the median over 1,000 draws of r inputs. Informed rows
+(`projection = "informed"`) do not see it at all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from research.runs.presets import PRESETS
 def main(data: Path, task: str, model: str, rows: int, rank: int) -> None:
     """Print a table."""
     preset = PRESETS["small"]
-    parts = read_parts(task_by_name(task), data, preset.max_length, most_train=preset.most_train, most_held=preset.most_held)
+    parts = read_parts(
+        task_by_name(task), data, preset.max_length, most_train=preset.most_train, most_held=preset.most_held
+    )
     folder = resolve_model_folder(model, place="--model")
     tokenizer, trunk = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     sums: dict[str, torch.Tensor] = {}
@@ -53,7 +55,11 @@ def main(data: Path, task: str, model: str, rows: int, rank: int) -> None:
             module.register_forward_pre_hook(watch(name))
     with torch.inference_mode():
         for example in parts.tune[:rows]:
-            trunk(**tokenizer(example.text, example.text_pair, truncation=True, max_length=preset.max_length, return_tensors="pt"))
+            trunk(
+                **tokenizer(
+                    example.text, example.text_pair, truncation=True, max_length=preset.max_length, return_tensors="pt"
+                )
+            )
     kinds: dict[str, list[tuple[float, float]]] = {}
     for name, total in sums.items():
         kind = ".".join(part for part in name.split(".") if not part.isdecimal())
@@ -70,7 +76,9 @@ def main(data: Path, task: str, model: str, rows: int, rank: int) -> None:
 @cache
 def _draws(inputs: int, rank: int) -> torch.Tensor:
     """A thousand choices of inputs, shape (1000, rank); layers of the same width are measured by the same."""
-    return torch.stack([torch.randperm(inputs, generator=torch.Generator().manual_seed(draw))[:rank] for draw in range(1000)])
+    return torch.stack(
+        [torch.randperm(inputs, generator=torch.Generator().manual_seed(draw))[:rank] for draw in range(1000)]
+    )
 
 
 if __name__ == "__main__":

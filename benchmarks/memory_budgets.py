@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets from below "barely possible" upward, each a real run: broker, coordinator, agent and enclosed worker on a 150 M model.
+"""Budgets from below "barely possible" upward, each a real run: broker, coordinator, agent and confined worker on a 150
+M model.
 
     python -m benchmarks.memory_budgets [--model llama-150m] [--steps 10] [--out budgets.jsonl]
 
-A feasible run must finish with agent plus worker (the kernel's high-water marks) at or under the budget; an infeasible one must be refused
-before training, with the shortfall. Nobody may be killed.
-"""
+A feasible run must finish with agent plus worker (the kernel's high-water marks) at or under the budget; an infeasible
+one must be refused before training, with the shortfall. Nobody may be killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ max_length = {length}
 [method]
 name = "fedkrso"
 projection = "signs"
-outcome_bits = 16
+published_bits = 16
 rank = 8
 bits = 8
 num_seeds = 5
@@ -78,7 +78,9 @@ def run(path: Path, budget_bytes: int, folder: Path) -> dict[str, Any]:
     """One run with a budget; what became of it."""
     folder.mkdir(parents=True)
     with LocalBroker(folder / "broker", ["coordinator", "n"]) as broker:
-        (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": " ".join([WORDS] * 8)}) for _ in range(2 * BATCH)))
+        (folder / "text.jsonl").write_text(
+            "\n".join(json.dumps({"text": " ".join([WORDS] * 8)}) for _ in range(2 * BATCH))
+        )
         values = {"model": path, "url": broker.url, "length": LENGTH, "batch": BATCH, "data": folder / "text.jsonl"}
         (folder / "job.toml").write_text(JOB.format(**values, password=broker.passwords["coordinator"]))
         # The replica's folder is shared by all runs, so that the int8 file is made once, as on a device.
@@ -90,15 +92,23 @@ def run(path: Path, budget_bytes: int, folder: Path) -> dict[str, Any]:
         command = [sys.executable, "-c", "from fedcore.command import main; main()"]
         with (folder / "coordinator.log").open("w") as log:
             coordinator = subprocess.Popen(
-                [*command, "coordinator", "run", str(folder / "job.toml"), "--runs", str(folder)], stdout=log, stderr=log
+                [*command, "coordinator", "run", str(folder / "job.toml"), "--runs", str(folder)],
+                stdout=log,
+                stderr=log,
             )
-            node = subprocess.run([*command, "client", "run", str(folder / "node.toml")], capture_output=True, text=True, check=False)
+            node = subprocess.run(
+                [*command, "client", "run", str(folder / "node.toml")], capture_output=True, text=True, check=False
+            )
             if node.returncode:
                 coordinator.terminate()
             coordinator.wait()
     said = node.stdout + node.stderr
     (folder / "node.log").write_text(said)
-    row: dict[str, Any] = {"budget_mb": round(budget_bytes / 1e6, 1), "exit_code": node.returncode, "killed": said.count("killed")}
+    row: dict[str, Any] = {
+        "budget_mb": round(budget_bytes / 1e6, 1),
+        "exit_code": node.returncode,
+        "killed": said.count("killed"),
+    }
     if node.returncode:
         found = re.search(r"(\d[\d,]*) MB short", said)
         row |= {

@@ -3,9 +3,9 @@
 
     python -m benchmarks.memory_grid [--models minilm,llama-50m] [--dtype bfloat16] [--out grid.jsonl]
 
-Each row is a process of its own that does what a worker does. Prediction: `config.json` and the process' own runtime, before a weight is
-loaded. Measurement: the kernel's high-water mark of the resident size while training. Rows that are in `--out` already are kept.
-"""
+Each row is a process of its own that does what a worker does. Prediction: `config.json` and the process' own runtime,
+before a weight is loaded. Measurement: the kernel's high-water mark of the resident size while training. Rows that are
+in `--out` already are kept."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rows(names: list[str], folder: Path, dtype: str, known: set[tuple[Any, ...]]
                         "rank": rank,
                         "checkpointing": checkpointing,
                         "dtype": dtype,
-                        "predicted_mb": round(got.sketched.total_bytes / 1e6, 1),
+                        "predicted_mb": round(got.traced.total_bytes / 1e6, 1),
                         "calibrated_mb": round(got.predicted.total_bytes / 1e6, 1),
                         "measured_mb": round(got.peak_bytes / 1e6, 1),
                         "error": round(got.error, 4),
@@ -84,7 +84,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.touch()
     before = [json.loads(line) for line in options.out.read_text().splitlines()]
-    known = {(r["model"], r["batch"], r["length"], r["rank"], r["checkpointing"], r.get("dtype", "float32")) for r in before}
+    known = {
+        (r["model"], r["batch"], r["length"], r["rank"], r["checkpointing"], r.get("dtype", "float32")) for r in before
+    }
     with tempfile.TemporaryDirectory() as temporary, options.out.open("a") as out:
         for row in rows(options.models.split(","), options.folder or Path(temporary), options.dtype, known):
             before.append(row)

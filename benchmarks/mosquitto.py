@@ -22,7 +22,8 @@ class Mosquitto:
 
     Args:
         folder: For configuration and log.
-        lines: Of its configuration, such as `max_queued_messages 5`; without any, queues hold 1,000 messages and nothing is kept on disk.
+        lines: Of its configuration, such as `max_queued_messages 5`; without any, queues hold 1,000 messages and
+            nothing is kept on disk.
     """
 
     def __init__(self, folder: Path, *lines: str) -> None:
@@ -32,7 +33,9 @@ class Mosquitto:
         self._config = folder / "mosquitto.conf"
         # As root mosquitto would become the user `mosquitto`, who may not read this folder.
         user = ("user root",) if os.geteuid() == 0 else ()
-        self._config.write_text("\n".join((f"listener {self._port} 127.0.0.1", "allow_anonymous true", *user, *lines)) + "\n")
+        self._config.write_text(
+            "\n".join((f"listener {self._port} 127.0.0.1", "allow_anonymous true", *user, *lines)) + "\n"
+        )
         self.start()
 
     @property
@@ -53,7 +56,9 @@ class Mosquitto:
         """Start it, or start it again at the same address."""
         with self.log.open("ab") as log:
             command = [find_mosquitto() or "mosquitto", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -61,7 +66,9 @@ class Mosquitto:
                 return
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"mosquitto did not come up: {self.log.read_text(errors='replace')[-500:]}") from None
+                    raise RuntimeError(
+                        f"mosquitto did not come up: {self.log.read_text(errors='replace')[-500:]}"
+                    ) from None
                 time.sleep(0.02)
 
     def kill(self) -> None:

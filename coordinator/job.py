@@ -44,20 +44,22 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     deadline_seconds: float = 3600.0
     """A round closes at the latest then, if it has its quorum."""
     deadline_slack: float = 10.0
-    """Once all invited nodes have been timed, a round's deadline is this many times the slowest one's last round; 0: never earlier."""
+    """Once all invited nodes have been timed, a round's deadline is this many times the slowest one's last round; 0:
+    never earlier."""
     least_deadline_seconds: float = 60.0
     """A deadline from measured speed leaves at least this much: time for a node to start again."""
     over_selection: float = 0.0
-    """Share of `cohort` that is invited beyond it; the round closes with the first `cohort` updates. Equal runs then differ."""
+    """Share of `cohort` that is invited beyond it; the round closes with the first `cohort` updates. Equal runs then
+    differ."""
     finish_seconds: float = 120.0
     """After the last round, how long to wait for every node to report its digest."""
-    keep_outcomes: int = 2
-    """Published outcomes that stay retained at the broker."""
+    keep_published: int = 2
+    """Published states that stay retained at the broker."""
     chunk_bytes: int = 262_144
     """Bytes in a transfer's chunk; the broker's own limit lowers it."""
 
     def __post_init__(self) -> None:
-        for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_outcomes"):
+        for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_published"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
         for key in ("deadline_slack", "least_deadline_seconds", "over_selection"):
@@ -81,19 +83,26 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`[safety]`: what one participant's update may do to a round (`coordinator.rounds.policy`)."""
 
     norm_bound: float = 0.0
-    """Largest norm of an update: the root of the sum of squares of all its numbers. 0 for none; a run's summary shows the norms."""
+    """Largest norm of an update: the root of the sum of squares of all its numbers. 0 for none; a run's summary shows
+    the norms."""
     norm_policy: Literal["clip", "refuse"] = "clip"
     """What happens to an update beyond the bound: scaled down to it, or refused."""
     max_share_ratio: float = 10.0
-    """A participant weighs at most this multiple of the lower median of the examples claimed in the round; 0 for no limit."""
+    """A participant weighs at most this multiple of the lower median of the examples claimed in the round; 0 for no
+    limit."""
     max_examples: int = 0
     """A participant weighs at most this many examples, whatever the others claim; 0 for no limit."""
 
     def __post_init__(self) -> None:
         if self.norm_bound != 0 and not 1e-6 <= self.norm_bound <= 1e9:
-            raise ConfigError(f"norm_bound is {self.norm_bound}, it must be 0 or from 1e-6 to 1e9", place="safety.norm_bound")
+            raise ConfigError(
+                f"norm_bound is {self.norm_bound}, it must be 0 or from 1e-6 to 1e9", place="safety.norm_bound"
+            )
         if self.max_share_ratio != 0 and not 1 <= self.max_share_ratio <= 1e9:
-            raise ConfigError(f"max_share_ratio is {self.max_share_ratio}, it must be 0 or from 1 to 1e9", place="safety.max_share_ratio")
+            raise ConfigError(
+                f"max_share_ratio is {self.max_share_ratio}, it must be 0 or from 1 to 1e9",
+                place="safety.max_share_ratio",
+            )
         if self.max_examples < 0:
             raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
 
@@ -135,7 +144,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run):
-            raise ConfigError(f"{self.run!r} cannot be a run's name", place="run", remedy="letters, digits, '.', '_' and '-', at most 64")
+            raise ConfigError(
+                f"{self.run!r} cannot be a run's name",
+                place="run",
+                remedy="letters, digits, '.', '_' and '-', at most 64",
+            )
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
         training = server_half(self.method).training(1, self.seed)
@@ -143,7 +156,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             remedy = "add it, with source and text"
             raise ConfigError("informed rows need text that they are measured on", place="calibration", remedy=remedy)
         if self.calibration is not None and not training.informed_subspaces:
-            raise ConfigError(f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out")
+            raise ConfigError(
+                f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out"
+            )
         if self.evaluation is not None and not training.shares_model:
             remedy = "leave it out: nodes have models of their own"
             raise ConfigError(f"{self.method.name} has no model to evaluate here", place="evaluation", remedy=remedy)

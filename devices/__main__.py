@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m devices`: what this machine is and what its sensors say; with `--record`, the files behind it for a bug report."""
+"""`python -m devices`: what this machine is and what its sensors say; with `--record`, the files behind it for a bug
+report."""
 
 from __future__ import annotations
 
@@ -22,10 +23,16 @@ _BETWEEN_SECONDS = 1.0
 @click.command(help=__doc__)
 @click.option("--json", "as_json", is_flag=True, help="Facts and readings as JSON.")
 @click.option(
-    "--root", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("/"), help="Read another machine's files."
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path("/"),
+    help="Read another machine's files.",
 )
 @click.option(
-    "--record", "record_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all files that are read into this one."
+    "--record",
+    "record_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all files that are read into this one.",
 )
 def main(as_json: bool, root: Path, record_file: Path | None) -> None:
     """Print facts and one reading."""

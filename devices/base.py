@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kind of device tells: facts that stay, readings that change. One file per kind; `devices.detection` has the table.
+"""What every kind of device tells: facts that stay, readings that change. One file per kind; `devices.detection` has
+the table.
 
-Everything comes from the system's own files and programs, without root. `root` stands for `/`, so that tests show another machine's
-files. A file that is missing, truncated or nonsense gives None for what it would have said, never an exception.
-"""
+Everything comes from the system's own files and programs, without root. `root` stands for `/`, so that tests show
+another machine's files. A file that is missing, truncated or nonsense gives None for what it would have said, never an
+exception."""
 
 from __future__ import annotations
 

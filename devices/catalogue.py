@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices by name, for planning on another machine: what memory the system sees, which is less than what the box says.
 
-MiB as real boards print them where a figure is known (the lowest, where releases differ: JetPack 5 leaves a Xavier NX 900 MiB less than
-JetPack 4); for the others the nominal size less the share that the firmware keeps on most of their sisters (7 %).
-"""
+MiB as real boards print them where a figure is known (the lowest, where releases differ: JetPack 5 leaves a Xavier NX
+900 MiB less than JetPack 4); for the others the nominal size less the share that the firmware keeps on most of their
+sisters (7 %)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readings from values of which each may be absurd: what lies outside the bounds of `Readings` is left out, the rest stays."""
+"""Readings from values of which each may be absurd: what lies outside the bounds of `Readings` is left out, the rest
+stays."""
 
 from __future__ import annotations
 

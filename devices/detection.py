@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of device this is. The table is all that knows the kinds; a new one is a file with `detect` and a line here."""
+"""Which kind of device this is. The table is all that knows the kinds; a new one is a file with `detect` and a line
+here."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from devices import jetson, laptop, linux, macos, raspberry_pi, simulated
 from devices.base import Device, Host
+from devices.kinds import jetson, laptop, linux, macos, raspberry_pi, simulated
 from devices.programs import RunProgram, run_nothing, run_program
 
 __all__ = ["KINDS", "detect"]
@@ -26,10 +27,13 @@ KINDS: Final[tuple[Callable[[Host], Device | None], ...]] = (
 )
 
 
-def detect(root: Path = Path("/"), run: RunProgram | None = None, *, clock: Callable[[], float] = time.monotonic) -> Device:
+def detect(
+    root: Path = Path("/"), run: RunProgram | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Device:
     """The device that this is, ready to be read.
 
-    It takes some milliseconds, and up to a few seconds where `nvidia-smi` hangs; reading it later never waits for a program.
+    It takes some milliseconds, and up to a few seconds where `nvidia-smi` hangs; reading it later never waits for a
+    program.
 
     Args:
         root: Of the file system; another folder shows another machine's files.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading the system's small files, which may be missing, empty, binary or refuse to be read: then the answer is None.
 
-`Path.read_text` is not used here: on a sensor that is switched off (a power-gated thermal zone of a Jetson answers EAGAIN) it raises
-TypeError from inside the decoder. A bare `read` gives an OSError, costs a third, and never blocks.
+`Path.read_text` is not used here: on a sensor that is switched off (a power-gated thermal zone of a Jetson answers
+EAGAIN) it raises TypeError from inside the decoder. A bare `read` gives an OSError, costs a third, and never blocks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def read_bytes(path: Path | str, limit_bytes: int = _PIECE) -> bytes | None:
 
 
 def read_text(path: Path | str, limit_bytes: int = _PIECE) -> str | None:
-    """A file's text without blanks around it, or None if there is none. A device tree's strings end with a zero byte."""
+    """A file's text without blanks around it, or None if there is none. A device tree's strings end with a zero
+    byte."""
     found = read_bytes(path, limit_bytes)
     return None if found is None else found.decode("utf-8", "replace").strip("\0 \t\r\n") or None
 

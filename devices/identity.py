@@ -30,7 +30,8 @@ _ARM_PARTS = {
 
 
 def compatible(root: Path) -> tuple[str, ...]:
-    """The device tree's list of what the board is, the most special first: `nvidia,p3768-0000+p3767-0005`, `nvidia,tegra234`.
+    """The device tree's list of what the board is, the most special first: `nvidia,p3768-0000+p3767-0005`,
+    `nvidia,tegra234`.
 
     In containers /proc/device-tree is often hidden, and /sys has the same.
     """

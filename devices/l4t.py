@@ -17,14 +17,47 @@ from devices.programs import RunProgram
 __all__ = ["Chip", "catalogue_name", "chip_of", "jetpack", "l4t_version"]
 
 _JETPACKS = {
-    "32.1": "4.2", "32.2": "4.2.1", "32.2.1": "4.2.2", "32.2.3": "4.2.3", "32.3.1": "4.3", "32.4.2": "4.4 DP", "32.4.3": "4.4",
-    "32.4.4": "4.4.1", "32.5": "4.5", "32.5.1": "4.5.1", "32.5.2": "4.5.1", "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2",
-    "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5", "32.7.6": "4.6.6",
-    "34.1": "5.0 DP", "34.1.1": "5.0.1 DP", "35.1": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5": "5.1.3",
-    "35.6": "5.1.4", "35.6.1": "5.1.5", "35.6.2": "5.1.5", "35.6.4": "5.1.6",
-    "36.2": "6.0 DP", "36.3": "6.0", "36.4": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.5": "6.2.2",
-    "38.2": "7.0", "38.2.1": "7.0", "38.4": "7.1", "39.2": "7.2", "39.2.1": "7.2.1",
-}  # fmt: skip
+    "32.1": "4.2",
+    "32.2": "4.2.1",
+    "32.2.1": "4.2.2",
+    "32.2.3": "4.2.3",
+    "32.3.1": "4.3",
+    "32.4.2": "4.4 DP",
+    "32.4.3": "4.4",
+    "32.4.4": "4.4.1",
+    "32.5": "4.5",
+    "32.5.1": "4.5.1",
+    "32.5.2": "4.5.1",
+    "32.6.1": "4.6",
+    "32.7.1": "4.6.1",
+    "32.7.2": "4.6.2",
+    "32.7.3": "4.6.3",
+    "32.7.4": "4.6.4",
+    "32.7.5": "4.6.5",
+    "32.7.6": "4.6.6",
+    "34.1": "5.0 DP",
+    "34.1.1": "5.0.1 DP",
+    "35.1": "5.0.2",
+    "35.2.1": "5.1",
+    "35.3.1": "5.1.1",
+    "35.4.1": "5.1.2",
+    "35.5": "5.1.3",
+    "35.6": "5.1.4",
+    "35.6.1": "5.1.5",
+    "35.6.2": "5.1.5",
+    "35.6.4": "5.1.6",
+    "36.2": "6.0 DP",
+    "36.3": "6.0",
+    "36.4": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.2.1": "7.0",
+    "38.4": "7.1",
+    "39.2": "7.2",
+    "39.2.1": "7.2.1",
+}
 _MAJORS = {"28": "3", "31": "4", "32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"}
 
 
@@ -91,7 +124,9 @@ def chip_of(compatible: Sequence[str]) -> Chip | None:
     return None
 
 
-def catalogue_name(chip: Chip | None, compatible: Sequence[str], model: str | None, total_bytes: int | None) -> str | None:
+def catalogue_name(
+    chip: Chip | None, compatible: Sequence[str], model: str | None, total_bytes: int | None
+) -> str | None:
     """The module's name in `devices.catalogue`, by chip, module number or model, and the memory that the system sees.
 
     Example:
@@ -102,7 +137,9 @@ def catalogue_name(chip: Chip | None, compatible: Sequence[str], model: str | No
         return None
     family = next((_MODULES[key] for text in compatible for key in _module_keys(text) if key in _MODULES), None)
     if family is None:
-        family = next((name for needed, word, name in _MODELS if needed == chip.name and word in (model or "").lower()), None)
+        family = next(
+            (name for needed, word, name in _MODELS if needed == chip.name and word in (model or "").lower()), None
+        )
     if family is None:
         return None
     # The firmware keeps up to a fifth for itself, so the size is the next one above.
@@ -111,8 +148,11 @@ def catalogue_name(chip: Chip | None, compatible: Sequence[str], model: str | No
 
 
 def l4t_version(root: Path, run: RunProgram) -> str | None:
-    """`36.4.3`, from the release file, or where a container or a slim system lacks it, from the package. Its BOARD is wrong at times."""
-    found = re.search(r"^# R(\d{2}) \(release\), REVISION: (\d[\d.]{0,8})", read_text(root / "etc/nv_tegra_release", 1024) or "")
+    """`36.4.3`, from the release file, or where a container or a slim system lacks it, from the package. Its BOARD is
+    wrong at times."""
+    found = re.search(
+        r"^# R(\d{2}) \(release\), REVISION: (\d[\d.]{0,8})", read_text(root / "etc/nv_tegra_release", 1024) or ""
+    )
     if found:
         return f"{found.group(1)}.{found.group(2)}".rstrip(".")
     text = run(["dpkg-query", "--show", "--showformat=${Version}", "nvidia-l4t-core"], 5.0)
@@ -131,6 +171,7 @@ def jetpack(l4t: str) -> str | None:
 
 
 def _module_keys(text: str) -> list[str]:
-    """`nvidia,p3768-0000+p3767-0005-super` -> p3767-0005, p3767, p3768-0000, p3768; the module stands after the carrier."""
+    """`nvidia,p3768-0000+p3767-0005-super` -> p3767-0005, p3767, p3768-0000, p3768; the module stands after the
+    carrier."""
     found = re.findall(r"p\d{4}-\d{4}", text)
     return [key for number in reversed(found) for key in (number, number[:5])]

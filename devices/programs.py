@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs whose output is read: run with a limit, or seldom and in the background, so that nobody who reads a sensor waits for one."""
+"""Programs whose output is read: run with a limit, or seldom and in the background, so that nobody who reads a sensor
+waits for one."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class RunProgram(Protocol):
 def run_program(command: Sequence[str], timeout_seconds: float) -> str | None:
     """What a program prints.
 
-    A program that cannot even be killed (one that waits inside a driver) is left behind, so that this returns in any case.
+    A program that cannot even be killed (one that waits inside a driver) is left behind, so that this returns in any
+    case.
 
     Example:
         >>> run_program(["/no/such/program"], 1.0) is None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board's sensor files as one text file, for a bug report and for a test: everything that `devices` reads, and nothing else.
+"""A board's sensor files as one text file, for a bug report and for a test: everything that `devices` reads, and
+nothing else.
 
 No serial number, address or host name is among these files.
 """
@@ -64,15 +65,18 @@ FILES = (
     "System/Library/CoreServices/SystemVersion.plist",
 )
 _PROGRAMS: tuple[tuple[str, ...], ...] = (
-    ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,utilization.gpu,temperature.gpu,power.draw,clocks_throttle_reasons.active",
-     "--format=csv,noheader,nounits"),
+    (
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,memory.free,utilization.gpu,temperature.gpu,power.draw,clocks_throttle_reasons.active",
+        "--format=csv,noheader,nounits",
+    ),
     ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"),
     ("dpkg-query", "--show", "--showformat=${Version}", "nvidia-l4t-core"),
     ("sysctl", "hw.memsize", "hw.model", "hw.machine", "machdep.cpu.brand_string"),
     ("vm_stat",),
     ("pmset", "-g", "batt"),
     ("pmset", "-g", "therm"),
-)  # fmt: skip
+)
 _MOST_BYTES = 16_384
 _PRIVATE = ("POWER_SUPPLY_SERIAL_NUMBER", "Serial")
 
@@ -90,7 +94,9 @@ def recorded(root: Path, run: RunProgram, programs: Sequence[tuple[str, ...]] = 
         for path in sorted(root.glob(pattern)):
             content = read_bytes(path, _MOST_BYTES)
             if content is not None:
-                lines.append(f"{_quoted(str(path.relative_to(root)))} = {_quoted(_without_serials(content.decode('utf-8', 'replace')))}")
+                lines.append(
+                    f"{_quoted(str(path.relative_to(root)))} = {_quoted(_without_serials(content.decode('utf-8', 'replace')))}"
+                )
     lines += ["", "[programs]"]
     for command in programs:
         output = run(command, 5.0)

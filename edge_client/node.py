@@ -43,11 +43,14 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     mapped_weights: bool | None = None
     """Leave the weights on disk and map them. Left out: only if the budget asks for it."""
     allocator: str = "auto"
-    """`tuned` gives freed memory back at once; `default` is faster and larger; `auto`: the default one where the budget has room for it."""
+    """`tuned` gives freed memory back at once; `default` is faster and larger; `auto`: the default one where the budget
+    has room for it."""
     torch_device: str = "cpu"
-    """Where to train: `cpu`, `cuda`, or `auto`: where it measures faster. The memory planner knows the processor only."""
+    """Where to train: `cpu`, `cuda`, or `auto`: where it measures faster. The memory planner knows the processor
+    only."""
     compute_dtype: str = "auto"
-    """Of the large products: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it measures faster in both directions."""
+    """Of the large products: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it measures faster in both
+    directions."""
     keep_worker: bool = True
     """Keep the worker warm between rounds."""
     policy: PolicySection = PolicySection()
@@ -57,11 +60,15 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         for key in ("node", "run"):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(self, key)):
                 raise ConfigError(
-                    f"{getattr(self, key)!r} cannot be a name", place=key, remedy="letters, digits, '.', '_' and '-', at most 64"
+                    f"{getattr(self, key)!r} cannot be a name",
+                    place=key,
+                    remedy="letters, digits, '.', '_' and '-', at most 64",
                 )
         if self.allocator not in ("auto", "tuned", "default"):
             raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="auto, tuned or default")
         if self.torch_device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"no device {self.torch_device!r}", place="torch_device", remedy="auto, cpu or cuda")
         if self.compute_dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigError(f"no dtype {self.compute_dtype!r}", place="compute_dtype", remedy="auto, float32, bfloat16 or float16")
+            raise ConfigError(
+                f"no dtype {self.compute_dtype!r}", place="compute_dtype", remedy="auto, float32, bfloat16 or float16"
+            )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fedkrso`: finds its subcommands through entry points, and turns every refusal into one line and an exit code."""
+"""The command `fedkrso`: finds its subcommands through entry points, and turns every refusal into one line and an exit
+code."""
 
 from __future__ import annotations
 
@@ -29,14 +30,17 @@ Exit codes:
 
 
 class _Group(click.Group):
-    """Subcommands by name from the entry points; a name with a space is a command of a group. Loaded only when called."""
+    """Subcommands by name from the entry points; a name with a space is a command of a group. Loaded only when
+    called."""
 
     def __init__(self, prefix: str, points: dict[str, EntryPoint], **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
         self._prefix, self._points = prefix, points
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({name.removeprefix(self._prefix).split()[0] for name in self._points if name.startswith(self._prefix)})
+        return sorted(
+            {name.removeprefix(self._prefix).split()[0] for name in self._points if name.startswith(self._prefix)}
+        )
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = self._prefix + cmd_name
@@ -65,7 +69,13 @@ _GROUPS = {
 def command() -> click.Command:
     """The whole command line as one click command."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    whole = _Group("", points, name="fedkrso", epilog=_EPILOG, help="Federated fine-tuning of 8-bit language models on edge devices.")
+    whole = _Group(
+        "",
+        points,
+        name="fedkrso",
+        epilog=_EPILOG,
+        help="Federated fine-tuning of 8-bit language models on edge devices.",
+    )
     return click.version_option(package_name="fedkrso", prog_name="fedkrso", message="%(prog)s %(version)s")(whole)
 
 
@@ -76,7 +86,8 @@ def _distribution(error: ModuleNotFoundError) -> str:
 
 
 def _not_installed(error: ModuleNotFoundError, point: EntryPoint | None) -> ConfigError:
-    """A refusal that names the extra in which the missing package is; the command's own side first, where both have it."""
+    """A refusal that names the extra in which the missing package is; the command's own side first, where both have
+    it."""
     package = _distribution(error)
     if package in ("", "fedkrso"):
         # Our own are always there; one that is not is a fault to be seen.
@@ -100,7 +111,13 @@ def _refusing(name: str, error: ConfigError) -> click.Command:
         raise error
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-    return click.Command(name, callback=refuse, short_help=f"Needs more: {error.remedy}", add_help_option=False, context_settings=anything)
+    return click.Command(
+        name,
+        callback=refuse,
+        short_help=f"Needs more: {error.remedy}",
+        add_help_option=False,
+        context_settings=anything,
+    )
 
 
 def _run(words: Sequence[str]) -> object:

@@ -72,7 +72,8 @@ class FedkrsoError(Exception):
         self.remedy = remedy
 
     def one_line(self) -> str:
-        """Place, message and remedy as one line for a person: foreign words in it neither steer a terminal nor go on for ever."""
+        """Place, message and remedy as one line for a person: foreign words in it neither steer a terminal nor go on
+        for ever."""
         text = f"{self.place}: {self.message}" if self.place else self.message
         text = f"{text} ({self.remedy})" if self.remedy else text
         line = " ".join(text[: 2 * _MOST_CHARACTERS].split())
@@ -139,7 +140,8 @@ class ExactnessError(FedkrsoError):
 
 
 class BaseDamaged(ExactnessError):
-    """A folded base on this disk is not what was written there; it is made anew from the checkpoint and what was published."""
+    """A merged base on this disk is not what was written there; it is made anew from the checkpoint and what was
+    published."""
 
 
 class InformedDamaged(ExactnessError):

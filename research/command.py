@@ -24,7 +24,9 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
         try:
             found.append(kind(part.strip()))
         except ValueError:
-            raise ConfigError(f"{part!r} is not a number", place=place, remedy="write numbers separated by commas") from None
+            raise ConfigError(
+                f"{part!r} is not a number", place=place, remedy="write numbers separated by commas"
+            ) from None
         if found[-1] in found[:-1]:
             raise ConfigError(f"{part.strip()} is there twice", place=place)
     return tuple(found)
@@ -32,13 +34,31 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
 
 @click.command()
 @click.option(
-    "--task", "tasks", required=True, help="One or more of sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, shakespeare; with commas."
+    "--task",
+    "tasks",
+    required=True,
+    help="One or more of sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, shakespeare; with commas.",
 )
-@click.option("--methods", required=True, help="With commas; options in brackets: fedkrso[schedule=fresh,rank=4],fedavg")
-@click.option("--split", default="dirichlet:0.5", show_default=True, help="iid, dirichlet:0.5, or natural (shakespeare: whole speakers).")
+@click.option(
+    "--methods", required=True, help="With commas; options in brackets: fedkrso[schedule=fresh,rank=4],fedavg"
+)
+@click.option(
+    "--split",
+    default="dirichlet:0.5",
+    show_default=True,
+    help="iid, dirichlet:0.5, or natural (shakespeare: whole speakers).",
+)
 @click.option("--seeds", default="0", show_default=True, help="With commas.")
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Folder with one folder a task.")
-@click.option("--model", help="Folder, PACKAGE:FOLDER or a name on the Hugging Face hub; for GLUE all-MiniLM-L6-v2 by default.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("data"),
+    show_default=True,
+    help="Folder with one folder a task.",
+)
+@click.option(
+    "--model", help="Folder, PACKAGE:FOLDER or a name on the Hugging Face hub; for GLUE all-MiniLM-L6-v2 by default."
+)
 @click.option(
     "--preset",
     default="small",
@@ -46,16 +66,34 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     type=click.Choice(["small", "long", "paper"]),
     help="Sizes: for two cores, or the paper's.",
 )
-@click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16", "float16"]))
-@click.option("--dropout", default="0", show_default=True, help="Probability that a client misses a round; more with commas.")
-@click.option("--tune", is_flag=True, help="Choose each method's learning rate on the tuning rows, and leave: later runs in --out use it.")
+@click.option(
+    "--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16", "float16"])
+)
+@click.option(
+    "--dropout", default="0", show_default=True, help="Probability that a client misses a round; more with commas."
+)
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="Choose each method's learning rate on the tuning rows, and leave: later runs in --out use it.",
+)
 @click.option("--rates-of", help="A tuned task whose learning rates the tasks take that were not tuned.")
 @click.option("--grid", default="", help="Factors on a method's default learning rate that --tune tries, with commas.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of each.")
-@click.option("--allocator", default="tuned", show_default=True, type=click.Choice(["tuned", "default"]), help="default: faster, larger.")
 @click.option(
-    "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]), help="Products on a processor."
+    "--allocator",
+    default="tuned",
+    show_default=True,
+    type=click.Choice(["tuned", "default"]),
+    help="default: faster, larger.",
+)
+@click.option(
+    "--compute",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Products on a processor.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Of a client in a round, instead of the preset's.")
 @click.option(
@@ -64,13 +102,26 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     help="What learning rates fall to from round to round, instead of the preset's; not of FedKSeed.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Instead of the preset's.")
-@click.option("--measure-every", type=click.IntRange(1), help="Rounds from a measurement to the next; instead of the preset's.")
+@click.option(
+    "--measure-every", type=click.IntRange(1), help="Rounds from a measurement to the next; instead of the preset's."
+)
 @click.option("--clients", type=click.IntRange(1), help="Instead of the preset's.")
-@click.option("--train-rows", "most_train", type=click.IntRange(0), help="Rows that clients share, 0 for all; instead of the preset's.")
+@click.option(
+    "--train-rows",
+    "most_train",
+    type=click.IntRange(0),
+    help="Rows that clients share, 0 for all; instead of the preset's.",
+)
 @click.option("--held-rows", "most_held", type=click.IntRange(1), help="Rows held out; instead of the preset's.")
 @click.option("--max-length", type=click.IntRange(2), help="Tokens of an example; instead of the preset's.")
-@click.option("--trained-tensors", multiple=True, help="Pattern of checkpoint tensors trained whole beside the head; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("paper"), show_default=True, help="Folder of the runs.")
+@click.option(
+    "--trained-tensors",
+    multiple=True,
+    help="Pattern of checkpoint tensors trained whole beside the head; may be repeated.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("paper"), show_default=True, help="Folder of the runs."
+)
 def paper(
     tasks: str,
     methods: str,
@@ -94,10 +145,11 @@ def paper(
     trained_tensors: tuple[str, ...],
     **sizes: int | None,
 ) -> None:
-    """The paper's experiment: every method on the same clients, data and wire. Ended at any moment, the same command goes on.
+    """The paper's experiment: every method on the same clients, data and wire. Ended at any moment, the same command
+    goes on.
 
-    Runs that are finished are skipped; a run that fails does not end the others. `fedkrso bench report OUT` compares what is there.
-    """
+    Runs that are finished are skipped; a run that fails does not end the others. `fedkrso bench report OUT` compares
+    what is there."""
     from research.data.splits import parse_split
     from research.data.tasks import task_by_name
     from research.planning import GRID, Request, check_data, planned, planned_tuning
@@ -118,13 +170,25 @@ def paper(
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
         rates_of=task_by_name(rates_of).name if rates_of else None,
-        changes={"model": text, "trained_tensors": trained_tensors, "allocator": allocator, "compute": compute, **changes},
+        changes={
+            "model": text,
+            "trained_tensors": trained_tensors,
+            "allocator": allocator,
+            "compute": compute,
+            **changes,
+        },
     )
     if not data.is_dir():
-        raise ConfigError("no such folder", place=f"--data {data}", remedy="it holds one folder for each task: SST-2/train.tsv, ...")
+        raise ConfigError(
+            "no such folder", place=f"--data {data}", remedy="it holds one folder for each task: SST-2/train.tsv, ..."
+        )
     with locked(out):
         rates = Rates(out)
-        setups = planned_tuning(request, rates, _listed(grid, float, "--grid") if grid else GRID) if tune else planned(request, rates)
+        setups = (
+            planned_tuning(request, rates, _listed(grid, float, "--grid") if grid else GRID)
+            if tune
+            else planned(request, rates)
+        )
         check_data(setups, data)
         found = prepare(setups, out, data.absolute(), folder.absolute())
         _run(found, jobs, threads, out, rates if tune else None)
@@ -153,7 +217,9 @@ def _run(found: Sequence[Any], jobs: int, threads: int, out: Path, rates: Any) -
     if failures:
         for failure in failures:
             click.echo(f"failed: {failure.setup.name}: {failure.reason}", err=True)
-        raise RunError(f"{len(failures)} of {len(found)} runs failed", place=str(out), remedy="the same command tries them again")
+        raise RunError(
+            f"{len(failures)} of {len(found)} runs failed", place=str(out), remedy="the same command tries them again"
+        )
 
 
 def _model_of(text: str | None, causal: Sequence[bool]) -> tuple[str, Path]:
@@ -163,11 +229,15 @@ def _model_of(text: str | None, causal: Sequence[bool]) -> tuple[str, Path]:
     if text is None:
         if any(causal):
             raise ConfigError(
-                "shakespeare needs a causal language model", place="--model", remedy="name a folder, such as one of stories260K"
+                "shakespeare needs a causal language model",
+                place="--model",
+                remedy="name a folder, such as one of stories260K",
             )
         text = _MINILM
     elif len(set(causal)) > 1:
-        raise ConfigError("no model is good for both kinds of tasks", place="--task", remedy="run shakespeare by a command of its own")
+        raise ConfigError(
+            "no model is good for both kinds of tasks", place="--task", remedy="run shakespeare by a command of its own"
+        )
     if Path(text).expanduser().exists() or ":" in text:
         return text, resolve_model_folder(text, place="--model")
     return text, _fetched(text)
@@ -188,7 +258,9 @@ def _fetched(name: str) -> Path:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--reference", help="Label that the others are compared with; by default the first that begins with fedkrso.")
+@click.option(
+    "--reference", help="Label that the others are compared with; by default the first that begins with fedkrso."
+)
 @click.option(
     "--target",
     "targets",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of the experiment in one process: many clients, one after the other, on one shared base model.
 
-What a wire would carry is made and read as it would be there: updates and outcomes are the real files with their real sizes, checked,
-summed and published by the coordinator's own code, adopted by the clients' own. Only the sockets are left out.
-"""
+What a wire would carry is made and read as it would be there: updates and published states are the real files with
+their real sizes, checked, summed and published by the coordinator's own code, adopted by the clients' own. Only the
+sockets are left out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Trained:
     """A round: its updates' headers, what was published, times, and the peaks of host and accelerator."""
 
     headers: list[UpdateHeader]
-    outcome_bytes: dict[str, int]
+    published_bytes: dict[str, int]
     seconds: float
     processor_seconds: float
     peaks: tuple[int | None, int | None]
@@ -97,10 +97,14 @@ class Experiment:
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         dealt = deal([row.group for row in parts.train], setup.clients, split, setup.seed, least=LEAST_EXAMPLES)
         self._clients = [
-            _Client(f"client-{number}", encode([parts.train[index].example for index in part], self._section, tokenizer))
+            _Client(
+                f"client-{number}", encode([parts.train[index].example for index in part], self._section, tokenizer)
+            )
             for number, part in enumerate(dealt)
         ]
-        self._encoded: dict[Part, list[Encoded]] = {"held": encode(parts.tune if setup.tune else parts.held, self._section, tokenizer)}
+        self._encoded: dict[Part, list[Encoded]] = {
+            "held": encode(parts.tune if setup.tune else parts.held, self._section, tokenizer)
+        }
         if not setup.tune:
             self._encoded["dev"] = encode(parts.dev, self._section, tokenizer)
         # What a coordinator would have as calibration text: tuning rows, whatever their labels.
@@ -130,10 +134,12 @@ class Experiment:
         informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
         self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
         for row in done:
-            for server_round, outcome_bytes in enumerate(row.outcome_bytes, row.first_round):
+            for server_round, published_bytes in enumerate(row.published_bytes, row.first_round):
                 present = self._present(server_round)
                 self._downlink.fetch(present)
-                self._downlink.publish(server_round, self._half.training(server_round, self._setup.seed).generation, outcome_bytes)
+                self._downlink.publish(
+                    server_round, self._half.training(server_round, self._setup.seed).generation, published_bytes
+                )
                 self._downlink.fetch(present)
 
     def _open(self, done: Sequence[Row]) -> None:
@@ -144,18 +150,27 @@ class Experiment:
         self._base = Base(self._checkpoint, self._schema, setup.base, scratch / "base")
         informed = scratch / "informed.bin"
         training = server_half(setup.method).training(1, setup.seed)
-        self._informing = informing(informed, training, self._base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES)
+        self._informing = informing(
+            informed, training, self._base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES
+        )
         if self._informing is not None:
             self._half = server_half(setup.method, self._informing.object.manifest.sha256)
             training = self._half.training(1, setup.seed)
-        self._state = load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
+        self._state = (
+            load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
+        )
         if self._state.rows_from != training.rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         self._published = self._state.publish()
         coming = rounds_done(done) + 1
-        self._fold(coming)
+        self._merge(coming)
         self._replica = Replica(
-            self._plan(coming), self._checkpoint.folder, scratch / "replica", self._torch_device, self._compute_dtype, informed=informed
+            self._plan(coming),
+            self._checkpoint.folder,
+            scratch / "replica",
+            self._torch_device,
+            self._compute_dtype,
+            informed=informed,
         )
         model: Any = self._replica.model
         fuse(model)
@@ -164,7 +179,8 @@ class Experiment:
             self._adopt({"whole": self._write("whole", self._state.publish(), None)}, self._plan(coming).training)
 
     def rows(self) -> Iterator[Row]:
-        """Train what is left of the run; a row for each measurement. What a row needs is dropped when the next one is asked for."""
+        """Train what is left of the run; a row for each measurement. What a row needs is dropped when the next one is
+        asked for."""
         while self.done < self._setup.rounds:
             before = self.done
             self.done = min(before + self._setup.measure_every, self._setup.rounds)
@@ -174,21 +190,25 @@ class Experiment:
             _state_path(self._files.scratch, before).unlink(missing_ok=True)
 
     def _round(self, server_round: int) -> _Trained:
-        self._fold(server_round)
+        self._merge(server_round)
         plan, present = self._plan(server_round), self._present(server_round)
         self._downlink_bytes += self._downlink.fetch(present) + len(msgspec.msgpack.encode(plan)) * len(present)
         _begin_peaks(self._torch_device)
         started, used = time.monotonic(), time.process_time()
         updates = [self._trained(self._clients[index], plan) for index in present]
-        seconds, processor_seconds, peaks = time.monotonic() - started, time.process_time() - used, _peaks(self._torch_device)
+        seconds, processor_seconds, peaks = (
+            time.monotonic() - started,
+            time.process_time() - used,
+            _peaks(self._torch_device),
+        )
         self._state = self._half.aggregate(self._state, plan, updates)
         files = self._publish(server_round)
         self._adopt(files, plan.training)
-        outcome_bytes = {kind: path.stat().st_size for kind, path in files.items()}
-        self._downlink.publish(server_round, plan.training.generation, outcome_bytes)
+        published_bytes = {kind: path.stat().st_size for kind, path in files.items()}
+        self._downlink.publish(server_round, plan.training.generation, published_bytes)
         self._downlink_bytes += self._downlink.fetch(present)
         headers = [update.header for update in updates]
-        return _Trained(headers, outcome_bytes, seconds, processor_seconds, peaks)
+        return _Trained(headers, published_bytes, seconds, processor_seconds, peaks)
 
     def _row(self, trained: Sequence[_Trained]) -> Row:
         """Measure the model after these rounds."""
@@ -211,7 +231,7 @@ class Experiment:
             train_loss=sum(losses) / len(losses),
             uplink_bytes=self._uplink_bytes,
             downlink_bytes=self._downlink_bytes,
-            outcome_bytes=tuple(one.outcome_bytes for one in trained),
+            published_bytes=tuple(one.published_bytes for one in trained),
             peak_bytes=_highest(one.peaks[0] for one in trained),
             accelerator_peak_bytes=_highest(one.peaks[1] for one in trained),
             seconds=sum(one.seconds for one in trained),
@@ -228,7 +248,17 @@ class Experiment:
             pass
 
         intervals = self._files.scratch / "intervals"
-        trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device, report, lambda: 0)
+        trainer = Trainer(
+            self._replica,
+            client.encoded,
+            intervals,
+            _RUN,
+            client.name,
+            self._pad_id,
+            self._torch_device,
+            report,
+            lambda: 0,
+        )
         allocator = self._setup.allocator
         # Whole layers at a time where memory is not what is looked at.
         block_rows = 4096 if allocator == "default" else 256
@@ -238,16 +268,18 @@ class Experiment:
         self._uplink_bytes += path.stat().st_size
         return WeightedUpdate(path, header, header.examples if plan.training.share == "examples" else 1)
 
-    def _fold(self, server_round: int) -> None:
-        """Where seeds change, fold what was learned into the coordinator's base; the clients' replica folds by itself."""
+    def _merge(self, server_round: int) -> None:
+        """Where seeds change, merge what was learned into the coordinator's base; the clients' replica merges by
+        itself."""
         training = self._half.training(server_round, self._setup.seed)
         if training.generation != self._base.generation:
-            self._base.fold(self._state.publish(), training.generation)
+            self._base.merge(self._state.publish(), training.generation)
         if training.seeds != self._state.seeds:
             self._state = self._state.refreshed(training, self._schema)
 
     def _publish(self, server_round: int) -> dict[str, Path]:
-        """The outcome's files: the difference where there can be one; the whole where not, at a generation's end, for who was missing."""
+        """The published state's files: the difference where there can be one; the whole where not, at a generation's
+        end, for who was missing."""
         before, self._published = self._published, self._state.publish()
         files = {}
         if before.version and self._published.follows(before):
@@ -263,7 +295,7 @@ class Experiment:
         return path
 
     def _adopt(self, files: dict[str, Path], training: AnyTraining) -> None:
-        """Have the replica take the outcome from a file, as a client does."""
+        """Have the replica take the published state from a file, as a client does."""
         digest = model_digest(self._base.digest(), self._state.publish())
         if "difference" in files:
             self._replica.adopt(files["difference"], training.generation, "difference", digest)

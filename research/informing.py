@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Informed rows for a run of the experiment: made once, by the base model, from text without labels, as a coordinator has them made."""
+"""Informed rows for a run of the experiment: made once, by the base model, from text without labels, as a coordinator
+has them made."""
 
 from __future__ import annotations
 

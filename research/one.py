@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run in a process of its own: `python -m research.one FOLDER DATA MODEL`, where FOLDER holds its `setup.json`.
 
-Its peak memory is its own. Killed at any moment it goes on from its last round, and ends with the same rows but for times and memory.
-"""
+Its peak memory is its own. Killed at any moment it goes on from its last round, and ends with the same rows but for
+times and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def run(folder: Path, data: Path, model: Path) -> None:
         task = task_by_name(setup.task)
         parts = read_parts(task, data, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
         on_gpu = torch.cuda.is_available()
-        torch_device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), getattr(torch, setup.compute))
+        torch_device, dtype = (
+            (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), getattr(torch, setup.compute))
+        )
         for row in Experiment(setup, task, parts, parse_split(setup.split), model, files, torch_device, dtype).rows():
             files.add(row)
     files.finish()

@@ -47,7 +47,8 @@ class Request:
 
 
 def planned(request: Request, rates: Rates) -> list[Setup]:
-    """The runs: seed by seed, so that all methods can be compared early, each with its tuned learning rate where there is one.
+    """The runs: seed by seed, so that all methods can be compared early, each with its tuned learning rate where there
+    is one.
 
     Raises:
         ConfigError: A method cannot have what the preset or its brackets say, or a task cannot be split so.
@@ -62,7 +63,8 @@ def planned(request: Request, rates: Rates) -> list[Setup]:
 
 
 def planned_tuning(request: Request, rates: Rates, grid: Sequence[float] = GRID) -> list[Setup]:
-    """Shorter runs, one for each task, method and learning rate of the grid; not where brackets or earlier tuning say the rate."""
+    """Shorter runs, one for each task, method and learning rate of the grid; not where brackets or earlier tuning say
+    the rate."""
     found = []
     for task in request.tasks:
         for named in request.methods:
@@ -89,7 +91,13 @@ def check_data(setups: Sequence[Setup], folder: Path) -> None:
     for setup in setups:
         key = setup.task, setup.most_train, setup.most_held
         if key not in groups:
-            parts = read_parts(task_by_name(setup.task), folder, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
+            parts = read_parts(
+                task_by_name(setup.task),
+                folder,
+                setup.max_length,
+                most_train=setup.most_train,
+                most_held=setup.most_held,
+            )
             groups[key] = [row.group for row in parts.train]
         deal(groups[key], setup.clients, parse_split(setup.split), setup.seed, least=LEAST_EXAMPLES)
 
@@ -126,4 +134,6 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         # The constructor checks nothing.
         return msgspec.convert(msgspec.to_builtins(setup), Setup)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error).replace("`", "").replace(" - at $.", ", at "), place="fedkrso bench paper") from None
+        raise ConfigError(
+            str(error).replace("`", "").replace(" - at $.", ", at "), place="fedkrso bench paper"
+        ) from None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import OutcomeObject, Position, cheapest_way
+from fedcore.round.plan import Position, StateObject, cheapest_way
 
 __all__ = ["Downlink", "taking_part"]
 
@@ -36,9 +36,10 @@ def taking_part(clients: int, dropout: float, seed: int, server_round: int) -> t
 
 
 class Downlink:
-    """What clients fetch: the files that take each from where it stands to the newest version, by the way with the fewest bytes.
+    """What clients fetch: the files that take each from where it stands to the newest version, by the way with the
+    fewest bytes.
 
-    Snapshots are not among them, which a coordinator would offer to who missed many folds.
+    Snapshots are not among them, which a coordinator would offer to who missed many merges.
 
     Args:
         clients: How many; all hold the base model.
@@ -50,21 +51,21 @@ class Downlink:
         self._held: list[Position] = [(0, 0)] * clients
         self._informed_bytes, self._begun = informed_bytes, set[int]()
         self._chunk_bytes = chunk_bytes
-        self._objects: list[OutcomeObject] = []
+        self._objects: list[StateObject] = []
         self._newest: Position = (0, 0)
 
     def publish(self, version: int, generation: int, sizes: dict[str, int]) -> None:
-        """An outcome's files.
+        """A published state's files.
 
         Args:
-            version: The round whose outcome it is.
-            generation: Folds that came before.
+            version: The round whose published state it is.
+            generation: Merges that came before.
             sizes: Bytes of `whole`, and of `difference` to the version before where there is one.
         """
         for kind, size_bytes in sizes.items():
             manifest = Manifest(f"{version}-{kind}.bin", size_bytes, "0" * 64, self._chunk_bytes)
             base_version = version - 1 if kind == "difference" else None
-            self._objects.append(OutcomeObject(version, generation, base_version, "0" * 64, manifest))
+            self._objects.append(StateObject(version, generation, base_version, "0" * 64, manifest))
         self._newest = (version, generation)
 
     def fetch(self, clients: Sequence[int]) -> int:
@@ -73,7 +74,9 @@ class Downlink:
         for client in clients:
             way = cheapest_way(tuple(self._objects), self._newest, self._held[client])
             assert way is not None, "all ends of generations are listed"
-            total += sum(obj.manifest.size_bytes for obj in way) + (0 if client in self._begun else self._informed_bytes)
+            total += sum(obj.manifest.size_bytes for obj in way) + (
+                0 if client in self._begun else self._informed_bytes
+            )
             self._begun.add(client)
             self._held[client] = self._newest
         return total

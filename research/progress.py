@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How runs go on, in the terminal: bars with the time left where there is a terminal, a line for each run where there is none."""
+"""How runs go on, in the terminal: bars with the time left where there is a terminal, a line for each run where there
+is none."""
 
 from __future__ import annotations
 
@@ -26,11 +27,18 @@ class Shown:
 
     def __init__(self, jobs: Sequence[Job], console: Console | None = None) -> None:
         self._console = console or Console()
-        self._rounds = {id(job): (job.setup.rounds if job.files.finished else job.files.count_rounds(job.setup)) for job in jobs}
+        self._rounds = {
+            id(job): (job.setup.rounds if job.files.finished else job.files.count_rounds(job.setup)) for job in jobs
+        }
         self._total = sum(job.setup.rounds for job in jobs)
         self._at_first, self._started_at = sum(self._rounds.values()), time.monotonic()
         self._ended, self._count = sum(job.files.finished for job in jobs), len(jobs)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._all = self._bars.add_task("rounds of all runs", total=self._total, completed=self._at_first, note="")
         self._bar_of: dict[int, TaskID] = {}
@@ -41,7 +49,9 @@ class Shown:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def started(self, job: Job) -> None:

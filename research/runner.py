@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in processes of their own, some at a time: what is finished is skipped, what was left goes on, what fails ends no other."""
+"""Runs in processes of their own, some at a time: what is finished is skipped, what was left goes on, what fails ends
+no other."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError("another command works in this folder", place=str(folder), remedy="wait for it, or use another --out") from None
+            raise RunError(
+                "another command works in this folder", place=str(folder), remedy="wait for it, or use another --out"
+            ) from None
         yield
 
 
@@ -99,7 +102,9 @@ def _check_same(job: Job) -> None:
     except FileNotFoundError:
         return
     except msgspec.DecodeError as error:
-        raise ConfigError(f"not a setup: {error}", place=str(job.files.setup), remedy="delete the folder, or use another --out") from None
+        raise ConfigError(
+            f"not a setup: {error}", place=str(job.files.setup), remedy="delete the folder, or use another --out"
+        ) from None
     if there != job.setup:
         old, new = (_flat(setup) for setup in (there, job.setup))
         key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
@@ -168,7 +173,9 @@ def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
     }
     command = [sys.executable, "-m", "research.one", str(job.files.folder), str(job.data), str(job.model)]
     with job.files.log.open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent
+        )
 
 
 def _failure(job: Job, code: int) -> Failure | None:

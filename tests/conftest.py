@@ -39,7 +39,13 @@ def make_llama(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random Llama checkpoint in bfloat16 with a vocabulary large enough to stay in its dtype."""
 
     def make(
-        name: str = "llama", *, tied: bool = False, layers: int = 2, width: int = 32, vocabulary: int = 32_000, dtype: str = "bfloat16"
+        name: str = "llama",
+        *,
+        tied: bool = False,
+        layers: int = 2,
+        width: int = 32,
+        vocabulary: int = 32_000,
+        dtype: str = "bfloat16",
     ) -> Path:
         from transformers import LlamaConfig
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house's map: which rooms there are, which imports which, and whether any two import each other in a circle. `make house` prints it.
+"""The house's map: which rooms there are, which imports which, and whether any two import each other in a circle. `make
+house` prints it.
 
-A floor is a top-level package. A room is what somebody sees who opens a floor: a folder, or a file that lies directly in it. An arrow is a
-room that imports another one of its floor. `edge_client/worker` is a floor of its own: another process, with torch.
-"""
+A floor is a top-level package. A room is what somebody sees who opens a floor: a folder, or a file that lies directly
+in it. An arrow is a room that imports another one of its floor. `edge_client/worker` is a floor of its own: another
+process, with torch."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ insecure = true
 
 def fedkrso(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **environment}
+    )
 
 
 def test_the_version_is_the_installed_one() -> None:
@@ -74,7 +76,10 @@ def test_help_teaches_and_lists_exit_codes() -> None:
     [
         ("[method]\nname = 'fedkrso'\nrnak = 4\n", "method: unknown key 'rnak' (did you mean 'rank'?)"),
         ("[method]\nname = 'fedkrso'\nrank = 'four'\n", "method.rank"),
-        ("[method]\nname = 'fedkrso'\nsteps = 45\n", "method.steps: 45 steps are not a whole number of intervals of 10 (use 40)"),
+        (
+            "[method]\nname = 'fedkrso'\nsteps = 45\n",
+            "method.steps: 45 steps are not a whole number of intervals of 10 (use 40)",
+        ),
         ("[round]\nquorum = 3\ncohort = 2\n", "a quorum of 3 cannot come from 2 nodes"),
         ("[methd]\n", "unknown key 'methd' (did you mean 'method'?)"),
         ("= 3\n", "not TOML"),
@@ -84,7 +89,9 @@ def test_wrong_job_files(tmp_path: Path, minilm_folder: Path, extra: str, match:
     refused(2, match, "coordinator", "run", job(tmp_path, minilm_folder, extra=extra), "--check")
 
 
-@pytest.mark.parametrize(("middle", "match"), [("2.5", "task.middle: text-classification has no scale"), ("nan", "task.middle")])
+@pytest.mark.parametrize(
+    ("middle", "match"), [("2.5", "task.middle: text-classification has no scale"), ("nan", "task.middle")]
+)
 def test_a_middle_needs_a_scale(tmp_path: Path, minilm_folder: Path, middle: str, match: str) -> None:
     path = job(tmp_path, minilm_folder)
     path.write_text(path.read_text().replace("labels =", f"middle = {middle}\nlabels ="))
@@ -119,8 +126,15 @@ def test_wrong_budgets(tmp_path: Path, minilm_folder: Path, budget: str, code: i
 
 def test_wrong_password_and_unreachable_broker(tmp_path: Path, minilm_folder: Path) -> None:
     with LocalBroker(tmp_path / "broker") as broker:
-        refused(5, "check broker.username and broker.password", "coordinator", "run", job(tmp_path, minilm_folder, broker.url),
-                "--runs", tmp_path / "runs")  # fmt: skip
+        refused(
+            5,
+            "check broker.username and broker.password",
+            "coordinator",
+            "run",
+            job(tmp_path, minilm_folder, broker.url),
+            "--runs",
+            tmp_path / "runs",
+        )
     node = tmp_path / "node.toml"
     node.write_text(NODE.format(model=minilm_folder, budget="1 GiB", folder=tmp_path / "n", data="x.csv"))
     refused(5, "is the broker running there?", "client", "run", node)
@@ -138,5 +152,13 @@ def test_doctor_checks_a_real_broker_and_a_real_gradient(tmp_path: Path) -> None
         done = fedkrso("doctor", "--json", "--again", "--broker", broker.url, *login, XDG_CACHE_HOME=str(tmp_path))
     found = {check["check"]: check for check in json.loads(done.stdout)}
     assert done.returncode == 0 and set(found["route"]) == {"group", "check", "state", "found", "remedy"}
-    assert found["float32 on cpu"]["state"] == "ok" and "ms" in found["float32 on cpu"]["found"] and " on cpu: " in found["route"]["found"]
-    assert found["broker"]["state"] == "warning" and "MQTT" in found["broker"]["found"] and "INSECURE" in found["broker"]["found"]
+    assert (
+        found["float32 on cpu"]["state"] == "ok"
+        and "ms" in found["float32 on cpu"]["found"]
+        and " on cpu: " in found["route"]["found"]
+    )
+    assert (
+        found["broker"]["state"] == "warning"
+        and "MQTT" in found["broker"]["found"]
+        and "INSECURE" in found["broker"]["found"]
+    )

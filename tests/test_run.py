@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs on real parts: broker, coordinator, agents and workers as processes, MiniLM's real weights, voice intents."""
+"""Whole runs on real parts: broker, coordinator, agents and workers as processes, MiniLM's real weights, voice
+intents."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def test_same_seed_same_digest_over_both_brokers(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("base", ["int8", "float32"])
-def test_fresh_seeds_fold_to_the_same_base_everywhere(tmp_path: Path, base: str) -> None:
+def test_fresh_seeds_merge_to_the_same_base_everywhere(tmp_path: Path, base: str) -> None:
     check(run(tmp_path / "one", "amqtt", base=base, method='schedule = "fresh"\n', rounds=3), rounds=3)
 
 

@@ -27,9 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["bench_aggregate", "broker_run", "coordinator_export", "coordinator_resume", "coordinator_run"]
 
-_RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+_RUNS = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="As --log-format json, and the summary as the last line.")
-_LOG = click.option("--log-format", "form", type=click.Choice(LOG_FORMATS), help="One line an event; by default a live page on a terminal.")
+_LOG = click.option(
+    "--log-format",
+    "form",
+    type=click.Choice(LOG_FORMATS),
+    help="One line an event; by default a live page on a terminal.",
+)
 
 
 def _address(text: str | None) -> str | None:
@@ -55,7 +62,10 @@ _TOKENS = click.option(
     help="Whoever knows a token of this file may pause, end rounds and exclude nodes.",
 )
 _NAMES = click.option(
-    "--dashboard-name", "names", multiple=True, help="A host name that a reverse proxy gives the dashboard; repeat for more."
+    "--dashboard-name",
+    "names",
+    multiple=True,
+    help="A host name that a reverse proxy gives the dashboard; repeat for more.",
 )
 
 
@@ -63,7 +73,9 @@ def _dashboard_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return _ADDRESS(_TOKENS(_NAMES(command)))
 
 
-def _dashboard(address: str | None, tokens: Path | None, names: tuple[str, ...]) -> contextlib.AbstractContextManager[Dashboard | None]:
+def _dashboard(
+    address: str | None, tokens: Path | None, names: tuple[str, ...]
+) -> contextlib.AbstractContextManager[Dashboard | None]:
     """The dashboard that the flags ask for, with its address taken."""
     if address is None:
         if tokens or names:
@@ -74,7 +86,9 @@ def _dashboard(address: str | None, tokens: Path | None, names: tuple[str, ...])
     return Dashboard(address, token_file=tokens, names=names)
 
 
-@click.command(epilog="\b\nExamples:\n  fedkrso coordinator run job.toml --dashboard\n  fedkrso coordinator run job.toml --log-format json")
+@click.command(
+    epilog="\b\nExamples:\n  fedkrso coordinator run job.toml --dashboard\n  fedkrso coordinator run job.toml --log-format json"
+)
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
 @click.option("--check", is_flag=True, help="Check the file and leave.")
 @_RUNS
@@ -126,7 +140,13 @@ def coordinator_run(
 @_LOG
 @_dashboard_flags
 def coordinator_resume(
-    run: str, runs: Path, as_json: bool, form: LogFormat | None, address: str | None, tokens: Path | None, names: tuple[str, ...]
+    run: str,
+    runs: Path,
+    as_json: bool,
+    form: LogFormat | None,
+    address: str | None,
+    tokens: Path | None,
+    names: tuple[str, ...],
 ) -> None:
     """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
     root = runs / run
@@ -163,21 +183,35 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     state = load_state(files.state(rows[-1].round)).publish()
     plan = ledger.plan(rows[-1].round)
     if plan is not None and base.generation < plan.training.generation:
-        raise RunError("the folded base is damaged", place=str(files.base), remedy=f"fedkrso coordinator resume {run} makes it anew")
+        raise RunError(
+            "the merged base is damaged",
+            place=str(files.base),
+            remedy=f"fedkrso coordinator resume {run} makes it anew",
+        )
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
         state = state.refreshed(plan.training, prepared.schema)
     training = server_half(job.method, prepared.informed).training(rows[-1].round, job.seed)
     informed = None
     if training.informed:
-        informed = read_informed(files.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank)
+        informed = read_informed(
+            files.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank
+        )
     export_model(base, state, prepared.schema, prepared.job.task, training, folder, informed)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("broker"), show_default=True, help="Configuration and log.")
-@click.option("--user", "users", multiple=True, default=("fedkrso",), show_default=True, help="A user; repeat for more.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("broker"),
+    show_default=True,
+    help="Configuration and log.",
+)
+@click.option(
+    "--user", "users", multiple=True, default=("fedkrso",), show_default=True, help="A user; repeat for more."
+)
 @click.option("--port", default=1883, show_default=True)
 @click.option("--kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")
 def broker_run(folder: Path, users: tuple[str, ...], port: int, kind: str | None) -> None:
@@ -214,7 +248,9 @@ def _stored_job(root: Path) -> Job:
         return msgspec.json.decode((root / "job.json").read_bytes(), type=Job)
     except FileNotFoundError:
         known = sorted(path.parent.name for path in root.parent.glob("*/job.json"))
-        raise RunError(f"no run {root.name!r}", place=str(root.parent), remedy=f"runs: {', '.join(known) or 'none'}") from None
+        raise RunError(
+            f"no run {root.name!r}", place=str(root.parent), remedy=f"runs: {', '.join(known) or 'none'}"
+        ) from None
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), place=str(root / "job.json")) from None
 
@@ -241,7 +277,9 @@ def _serve(job: Job, root: Path, progress: Progress, dashboard: Dashboard | None
     files = RunFolder(root)
     other = running_coordinator(files.view)
     if other is not None:
-        raise RunError(f"its coordinator runs already, as process {other}", place=str(root), remedy="stop that one first")
+        raise RunError(
+            f"its coordinator runs already, as process {other}", place=str(root), remedy="stop that one first"
+        )
     ledger = SqliteLedger(files.ledger)
     if ledger.fact("started_at", float) is None:
         ledger.put_fact("started_at", time.time())
@@ -264,7 +302,7 @@ def _serve(job: Job, root: Path, progress: Progress, dashboard: Dashboard | None
         coordinator = Coordinator(prepared, files, ledger, transport, senders=senders, key=key, observer=observe)
         if dashboard is not None:
             observers.append(dashboard.observe)
-            dashboard.start(coordinator.store.view, coordinator.command, files.ledger)
+            dashboard.start(coordinator.view, coordinator.command, files.ledger)
             click.echo(dashboard.about, err=True)
         view = coordinator.run()
     summary = summary_of(view, ledger.counts("refused"))

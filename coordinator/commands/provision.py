@@ -14,16 +14,36 @@ __all__ = ["provision", "revoke"]
 @click.command()
 @click.argument("run")
 @click.argument("nodes", nargs=-1, metavar="[NODE]...")
-@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Folder; what it holds already is kept.")
 @click.option(
-    "--site", default="", metavar="NAME", help="A site with a broker of its own, bridged to the central one: the NODEs connect there."
+    "--out", "folder", type=click.Path(path_type=Path), required=True, help="Folder; what it holds already is kept."
+)
+@click.option(
+    "--site",
+    default="",
+    metavar="NAME",
+    help="A site with a broker of its own, bridged to the central one: the NODEs connect there.",
 )
 @click.option("--broker-host", "hosts", multiple=True, help="Name or address that devices connect to; repeat for more.")
 @click.option("--port", type=int, help="Port of the broker; 8883 by default.")
-@click.option("--broker-folder", help="Where broker/ will lie on the broker's machine; /etc/mosquitto/fedkrso by default.")
-@click.option("--broker-data", help="Where mosquitto keeps sessions and retained messages; /var/lib/mosquitto by default.")
-@click.option("--central-host", "central", default="", metavar="HOST[:PORT]", help="How the site's broker reaches the central one.")
-@click.option("--days", default=730, show_default=True, help="How long new certificates are good for; the authority for ten years.")
+@click.option(
+    "--broker-folder", help="Where broker/ will lie on the broker's machine; /etc/mosquitto/fedkrso by default."
+)
+@click.option(
+    "--broker-data", help="Where mosquitto keeps sessions and retained messages; /var/lib/mosquitto by default."
+)
+@click.option(
+    "--central-host",
+    "central",
+    default="",
+    metavar="HOST[:PORT]",
+    help="How the site's broker reaches the central one.",
+)
+@click.option(
+    "--days",
+    default=730,
+    show_default=True,
+    help="How long new certificates are good for; the authority for ten years.",
+)
 @click.option(
     "--renew",
     multiple=True,
@@ -45,23 +65,27 @@ def provision(
 ) -> None:
     """Make certificates, signing keys, access rules and mosquitto's configuration for RUN and its NODEs, ready to copy.
 
-    Called again with the same folder, it adds nodes, hosts of the broker, sites or another run of the same machines, and keeps every
-    key. With --site, the options of the broker are about that site's; `--site broker` takes NODEs back to the central one.
-    """
+    Called again with the same folder, it adds nodes, hosts of the broker, sites or another run of the same machines,
+    and keeps every key. With --site, the options of the broker are about that site's; `--site broker` takes NODEs back
+    to the central one."""
     from coordinator.provisioning import provision as work
 
     folders = {"folder": broker_folder, "persistence": broker_data}
     options = {"port": port, **{key: path and path.rstrip("/") for key, path in folders.items()}}
     chosen = {key: value for key, value in options.items() if value is not None}
     now = dt.datetime.now(dt.timezone.utc)
-    done = work.provision(folder, run, nodes, hosts=hosts, options=chosen, site=site, central=central, now=now, days=days, renew=renew)
+    done = work.provision(
+        folder, run, nodes, hosts=hosts, options=chosen, site=site, central=central, now=now, days=days, renew=renew
+    )
     for what, names in (("made", done.added), ("made anew", done.renewed), ("kept", done.kept)):
         if names:
             click.echo(f"{what}: {', '.join(names)}")
     yard = work.Yard(folder)
     restart = "then restart mosquitto (reload it, if it is ours already)"
     if done.site:
-        click.echo(f"{done.site}: copy {yard.site(done.site)}/ to {done.broker_folder}/ on its broker's machine, {restart}")
+        click.echo(
+            f"{done.site}: copy {yard.site(done.site)}/ to {done.broker_folder}/ on its broker's machine, {restart}"
+        )
         click.echo(f"broker:      copy {yard.broker / 'access.acl'} there, then reload mosquitto")
     else:
         click.echo(f"broker:      copy {yard.broker}/ to {done.broker_folder}/, {restart}")
@@ -80,12 +104,15 @@ def provision(
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
 def revoke(folder: Path, nodes: tuple[str, ...]) -> None:
-    """Shut NODEs out of the runs provisioned in DIR: certificate, rights at the broker, signature. A site's name: its bridge."""
+    """Shut NODEs out of the runs provisioned in DIR: certificate, rights at the broker, signature. A site's name: its
+    bridge."""
     from coordinator.provisioning import provision as work
 
     work.revoke(folder, nodes, now=dt.datetime.now(dt.timezone.utc))
     yard = work.Yard(folder)
     click.echo(f"revoked: {', '.join(nodes)}")
     for name, part in (("broker", yard.broker), *((path.name, path) for path in sorted(yard.site("").glob("*")))):
-        click.echo(f"{name + ':':12} copy {part / 'revoked.crl'} and {part / 'access.acl'} there, then systemctl reload mosquitto")
+        click.echo(
+            f"{name + ':':12} copy {part / 'revoked.crl'} and {part / 'access.acl'} there, then systemctl reload mosquitto"
+        )
     click.echo(f"coordinator: copy {yard.enrolled} there")

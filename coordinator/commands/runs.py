@@ -18,7 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.reports.compare import Comparison, compare, signed, write_comparison
-from coordinator.reports.objects import ROUND_COLUMNS, job_words, node_objects, reason_objects, round_objects, run_object
+from coordinator.reports.objects import (
+    ROUND_COLUMNS,
+    job_words,
+    node_objects,
+    reason_objects,
+    round_objects,
+    run_object,
+)
 from coordinator.reports.runs import RunRecord, find_run, read_run, scan
 from coordinator.reports.tables import Column, fitted, plain_table
 from coordinator.terminal.console import day, make_console, megabytes
@@ -29,7 +36,9 @@ from fedcore.system.logs import printable
 
 __all__ = ["runs_compare", "runs_export", "runs_list", "runs_show"]
 
-_RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+_RUNS = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _SHOWN_REASONS = 20
 
@@ -38,10 +47,14 @@ _SHOWN_REASONS = 20
 @_RUNS
 @_JSON
 def runs_list(runs: Path, as_json: bool) -> None:
-    """All runs, the last started first: state, rounds, accuracy, bytes. What is no run, or damaged, is named and skipped."""
+    """All runs, the last started first: state, rounds, accuracy, bytes. What is no run, or damaged, is named and
+    skipped."""
     records, skipped = scan(runs)
     if as_json:
-        found = {"runs": [run_object(record) for record in records], "skipped": [{"folder": name, "why": why} for name, why in skipped]}
+        found = {
+            "runs": [run_object(record) for record in records],
+            "skipped": [{"folder": name, "why": why} for name, why in skipped],
+        }
         click.echo(json.dumps(found, indent=1))
         return
     console = make_console()
@@ -64,7 +77,14 @@ def runs_show(run: str, runs: Path, as_json: bool) -> None:
     nodes = node_objects(record)
     if as_json:
         job = job_words(record)
-        found = {**run_object(record), "why": record.why, "job": job, "rounds": round_objects(record), "nodes": nodes, "reasons": reasons}
+        found = {
+            **run_object(record),
+            "why": record.why,
+            "job": job,
+            "rounds": round_objects(record),
+            "nodes": nodes,
+            "reasons": reasons,
+        }
         found["published_rounds"] = len(record.rows)
         click.echo(json.dumps(found, indent=1))
         return
@@ -90,8 +110,12 @@ def runs_show(run: str, runs: Path, as_json: bool) -> None:
 )
 @click.argument("run")
 @_RUNS
-@click.option("--format", "form", type=click.Choice(["csv", "json", "jsonl"]), help="By default as FILE's name ends, else csv.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Instead of the standard output.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "json", "jsonl"]), help="By default as FILE's name ends, else csv."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Instead of the standard output."
+)
 def runs_export(run: str, runs: Path, form: Literal["csv", "json", "jsonl"] | None, out: Path | None) -> None:
     """One row a round, for pandas, R or a spreadsheet.
 
@@ -111,9 +135,12 @@ def runs_export(run: str, runs: Path, form: Literal["csv", "json", "jsonl"] | No
 @click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
 @_RUNS
 @_JSON
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html", help="Also a page with plots.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html", help="Also a page with plots."
+)
 def runs_compare(names: tuple[str, ...], runs: Path, as_json: bool, out: Path | None) -> None:
-    """Runs side by side: accuracy at equal rounds, megabytes and seconds, differences to the first one, and what their jobs do differently.
+    """Runs side by side: accuracy at equal rounds, megabytes and seconds, differences to the first one, and what their
+    jobs do differently.
 
     RUN is a name in the folder of runs, or a path.
     """
@@ -144,7 +171,9 @@ def _runs_table(records: list[RunRecord], width: int) -> Table:
         Column("folder", [megabytes(run["folder_bytes"]) for run in found], 2, right=True),
         Column("digest", [run["digest"][:12] for run in found], 1),
     ]
-    return fitted(columns, width, styles=[{"running": "green", "stopped": "red"}.get(run["state"], "") for run in found])
+    return fitted(
+        columns, width, styles=[{"running": "green", "stopped": "red"}.get(run["state"], "") for run in found]
+    )
 
 
 def _show_head(console: Console, record: RunRecord) -> None:
@@ -153,7 +182,12 @@ def _show_head(console: Console, record: RunRecord) -> None:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
-    lines = {**job_words(record), "security": record.view.security, "digest": record.view.digest, "started": day(record.started_at)}
+    lines = {
+        **job_words(record),
+        "security": record.view.security,
+        "digest": record.view.digest,
+        "started": day(record.started_at),
+    }
     for name, words in lines.items():
         if words:
             facts.add_row(name, Text(printable(words)))
@@ -230,7 +264,9 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         kind: type[FedkrsoError] = StorageError if is_full(error) else ConfigError
-        raise kind(f"cannot be written: {error.strerror}", place=str(path), remedy="--out FILE in a folder that is there") from None
+        raise kind(
+            f"cannot be written: {error.strerror}", place=str(path), remedy="--out FILE in a folder that is there"
+        ) from None
 
 
 def _share(value: float | None) -> str:

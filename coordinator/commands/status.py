@@ -19,7 +19,9 @@ from coordinator.terminal.page import nodes_page, status_page
 
 __all__ = ["nodes", "status"]
 
-_RUNS = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+_RUNS = click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
 _WATCH = click.option("--watch", "watching", is_flag=True, help="Keep it current until the run has ended; q leaves.")
 _NODES_EPILOG = """\b
@@ -46,8 +48,8 @@ state is running, finished or stopped; a stopped run says why, and how it goes o
 def status(run: str | None, runs: Path, as_json: bool, watching: bool) -> None:
     """A run and its round: phase, deadline, updates, accuracy so far, last events.
 
-    RUN is a name in the folder of runs, or a path. Left out: the only run, or the one that was started last of those that run.
-    """
+    RUN is a name in the folder of runs, or a path. Left out: the only run, or the one that was started last of those
+    that run."""
     console = make_console()
 
     def page(record: RunRecord) -> Page:
@@ -55,7 +57,9 @@ def status(run: str | None, runs: Path, as_json: bool, watching: bool) -> None:
         body = status_page(record, now, width=console.width, ascii_only=console.options.ascii_only)
         view = record.view
         key = (record.state, record.why, view.phase, view.round, view.paused, view.excluded, view.cohort, view.accepted)
-        return Page(body, json.dumps(_status_object(record, now)), (*key, view.rows, view.events), record.state != "running")
+        return Page(
+            body, json.dumps(_status_object(record, now)), (*key, view.rows, view.events), record.state != "running"
+        )
 
     _show(run, runs, page, as_json=as_json, watching=watching)
 
@@ -65,21 +69,26 @@ def status(run: str | None, runs: Path, as_json: bool, watching: bool) -> None:
 @_RUNS
 @_JSON
 @_WATCH
-@click.option("--sort", type=click.Choice(list(SORTS)), default="name", show_default=True, help="By a number: the largest first.")
+@click.option(
+    "--sort", type=click.Choice(list(SORTS)), default="name", show_default=True, help="By a number: the largest first."
+)
 @click.option("--only", type=click.Choice(["attention"]), help="Nodes that somebody should look at.")
 def nodes(run: str | None, runs: Path, as_json: bool, watching: bool, sort: str, only: str | None) -> None:
     """The nodes of a run: what each does, the model it holds, memory against its budget, temperature, power, last word.
 
-    Attention is needed by a node that is offline, holds another model than was published, uses more than 90 % of its budget, is
-    throttled, or declined with a reason.
-    """
+    Attention is needed by a node that is offline, holds another model than was published, uses more than 90 % of its
+    budget, is throttled, or declined with a reason."""
     console = make_console()
 
     def page(record: RunRecord) -> Page:
         now, rows = time.time(), node_rows(record.view, sort=sort, attention_only=only == "attention")
         body = nodes_page(record, rows, now, width=console.width, ascii_only=console.options.ascii_only)
-        key = tuple((row.view.node, row.activity.split(" ")[0], row.view.version, row.digest, row.view.reason) for row in rows)
-        return Page(body, json.dumps(_nodes_object(record, rows, now)), (record.state, sorted(key)), record.state != "running")
+        key = tuple(
+            (row.view.node, row.activity.split(" ")[0], row.view.version, row.digest, row.view.reason) for row in rows
+        )
+        return Page(
+            body, json.dumps(_nodes_object(record, rows, now)), (record.state, sorted(key)), record.state != "running"
+        )
 
     _show(run, runs, page, as_json=as_json, watching=watching)
 

@@ -34,7 +34,7 @@ __all__ = ["Commander", "Wiring", "make_app"]
 Commander = Callable[[Command, str], "Future[Answer]"]
 """Asks the coordinator's loop to obey somebody."""
 _ANSWER_SECONDS = 30.0
-# A large model's sum takes a while, and so does a fold.
+# A large model's sum takes a while, and so does a merge.
 _SILENT_SECONDS = 60.0
 _MOST_BODY_BYTES = 4096
 _EVENTS, _MOST_EVENTS = 200, 1000
@@ -146,7 +146,9 @@ class _Api:
             answer = await asyncio.wait_for(asyncio.wrap_future(asked), self._wiring.answer_seconds)
         except asyncio.TimeoutError:
             seconds = self._wiring.answer_seconds
-            raise HTTPException(503, f"the coordinator has not answered for {seconds:.0f} s: look whether it is done") from None
+            raise HTTPException(
+                503, f"the coordinator has not answered for {seconds:.0f} s: look whether it is done"
+            ) from None
         if not answer.done:
             raise HTTPException(409, answer.text)
         return _json({"said": answer.text}, 202)
@@ -162,7 +164,9 @@ class _Api:
         silent, view = time.monotonic() - self._wiring.turned_at(), self._board.view
         word = {"run": view.run, "phase": view.phase, "round": view.round, "loop_turned_seconds_ago": round(silent, 1)}
         if silent > self._wiring.silent_seconds:
-            return _json({"status": "stuck", "error": f"the coordinator's loop has not turned for {silent:.0f} s", **word}, 503)
+            return _json(
+                {"status": "stuck", "error": f"the coordinator's loop has not turned for {silent:.0f} s", **word}, 503
+            )
         return _json({"status": "ok", **word})
 
     def _operator(self, request: Request) -> str | None:
@@ -207,7 +211,11 @@ def _asset(asset: Asset | None, request: Request) -> Response:
 
 
 async def _refusal(request: Request, error: HTTPException) -> Response:
-    text = error.detail if error.status_code not in (404, 405) or error.detail not in ("Not Found", "Method Not Allowed") else ""
+    text = (
+        error.detail
+        if error.status_code not in (404, 405) or error.detail not in ("Not Found", "Method Not Allowed")
+        else ""
+    )
     words = {404: "there is nothing here", 405: f"{request.method} is not for this"}
     return _json({"error": text or words[error.status_code]}, error.status_code, dict(error.headers or {}))
 
@@ -229,7 +237,9 @@ def _holds(request: Request, etag: str) -> bool:
 
 def _takes_gzip(request: Request) -> bool:
     wanted = request.headers.get("accept-encoding", "").lower().replace(" ", "").split(",")
-    return "gzip" in wanted or any(word.startswith("gzip;") and word not in ("gzip;q=0", "gzip;q=0.0") for word in wanted)
+    return "gzip" in wanted or any(
+        word.startswith("gzip;") and word not in ("gzip;q=0", "gzip;q=0.0") for word in wanted
+    )
 
 
 def _number(request: Request, name: str, default: int, most: int) -> int:

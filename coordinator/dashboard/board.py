@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the dashboard shows, in its own event loop: the last view, as bytes and as values, the history, and whoever waits for news."""
+"""What the dashboard shows, in its own event loop: the last view, as bytes and as values, the history, and whoever
+waits for news."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Board:
         most_viewers: Streams at a time.
     """
 
-    def __init__(self, first: bytes, *, keep_alive_seconds: float = _KEEP_ALIVE_SECONDS, most_viewers: int = _MOST_VIEWERS) -> None:
+    def __init__(
+        self, first: bytes, *, keep_alive_seconds: float = _KEEP_ALIVE_SECONDS, most_viewers: int = _MOST_VIEWERS
+    ) -> None:
         self._keep_alive, self._most_viewers = keep_alive_seconds, most_viewers
         self._history = History()
         self._news = asyncio.Event()

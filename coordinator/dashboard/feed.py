@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the coordinator's loop to the dashboard's: immutable bytes, at most once a second.
 
-A view belongs to the loop that changes it. The feed is called in that loop after every change, hundreds of times a second in a large run;
-it encodes the view when a second is over and hands the bytes on; another phase is told sooner, since the loop may be busy for a while
-then. Whoever wants values decodes them in its own thread.
-"""
+A view belongs to the loop that changes it. The feed is called in that loop after every change, hundreds of times a
+second in a large run; it encodes the view when a second is over and hands the bytes on; another phase is told sooner,
+since the loop may be busy for a while then. Whoever wants values decodes them in its own thread."""
 
 from __future__ import annotations
 
@@ -29,7 +28,10 @@ class Feed:
     """
 
     def __init__(
-        self, sink: Callable[[bytes], None], clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+        self,
+        sink: Callable[[bytes], None],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink, self._clock, self._monotonic = sink, clock, monotonic
         self._view: RunView | None = None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may speak to the dashboard: the names it answers to, and the operators' tokens.
 
-A page of a stranger, open in the operator's browser, can send requests to this machine. It cannot read answers of another origin, unless
-its name is made to resolve to this machine (DNS rebinding): so requests for names that are not ours are refused. It can send commands
-blindly, unless they need what only our page knows: so commands need a token in a header and JSON, and there are no cookies.
-"""
+A page of a stranger, open in the operator's browser, can send requests to this machine. It cannot read answers of
+another origin, unless its name is made to resolve to this machine (DNS rebinding): so requests for names that are not
+ours are refused. It can send commands blindly, unless they need what only our page knows: so commands need a token in a
+header and JSON, and there are no cookies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Tokens:
         return bool(self._operators)
 
     def operator(self, header: str) -> str | None:
-        """Who sends this `Authorization` header; None for nobody we know. Takes the same time whatever of a token is right."""
+        """Who sends this `Authorization` header; None for nobody we know. Takes the same time whatever of a token is
+        right."""
         scheme, _, given = header.partition(" ")
         secret = given.strip().encode("utf-8", "replace")
         found = [name for token, name in self._operators if hmac.compare_digest(token, secret)]
@@ -87,7 +88,9 @@ def load_tokens(path: Path) -> Tokens:
             raise ConfigError("not TOKEN or NAME TOKEN", place=f"{place}:{number}")
         if len(token) < _LEAST_CHARACTERS:
             raise ConfigError(
-                f"a token has at least {_LEAST_CHARACTERS} characters", place=f"{place}:{number}", remedy="openssl rand -hex 24"
+                f"a token has at least {_LEAST_CHARACTERS} characters",
+                place=f"{place}:{number}",
+                remedy="openssl rand -hex 24",
             )
         if token in operators:
             raise ConfigError("this token is there twice", place=f"{place}:{number}")
@@ -98,7 +101,8 @@ def load_tokens(path: Path) -> Tokens:
 
 
 def is_our_name(host: str, names: Iterable[str]) -> bool:
-    """Whether a `Host` header can be meant for us: an address, which nobody can make resolve, this machine's name, or a name we were given.
+    """Whether a `Host` header can be meant for us: an address, which nobody can make resolve, this machine's name, or a
+    name we were given.
 
     Example:
         >>> is_our_name("127.0.0.1:8080", ()), is_our_name("rebound.example:8080", ()), is_our_name("fleet.example", ["fleet.example"])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's numbers over time, bounded however long a run lasts.
 
-A track starts with a point a second. When it is full, neighbours are merged and its interval doubles, so that hours fit into a few hundred
-points. Merging keeps the worst: the highest memory, temperature and power, the least memory left. A peak stays a peak.
-"""
+A track starts with a point a second. When it is full, neighbours are merged and its interval doubles, so that hours fit
+into a few hundred points. Merging keeps the worst: the highest memory, temperature and power, the least memory left. A
+peak stays a peak."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ class Track:
 
     def plain(self) -> dict[str, list[float | int | None]]:
         """All columns, ready for JSON: whole numbers as such, None where unknown."""
-        return {"at": list(self.at), **{name: [_plain(value) for value in column] for name, column in self._columns.items()}}
+        return {
+            "at": list(self.at),
+            **{name: [_plain(value) for value in column] for name, column in self._columns.items()},
+        }
 
     def _halve(self) -> None:
         self.interval_seconds *= 2
@@ -131,7 +134,9 @@ def _values(node: NodeView) -> dict[str, float | None]:
     return {
         "agent_bytes": node.agent_rss_bytes or None,
         # A node that does not tell its parts tells the sum.
-        "worker_anonymous_bytes": node.worker_bytes if node.worker_anonymous_bytes is None else node.worker_anonymous_bytes,
+        "worker_anonymous_bytes": node.worker_bytes
+        if node.worker_anonymous_bytes is None
+        else node.worker_anonymous_bytes,
         "worker_file_bytes": files,
         "accelerator_bytes": node.accelerator_bytes,
         "available_bytes": available,

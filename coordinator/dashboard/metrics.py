@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run for Prometheus. Every name has its unit; what is not known is not there.
 
-What is about the run goes through Prometheus' own library. Of the nodes there are thousands of lines, all of one shape, for which the
-library takes ten times as long; the tests read them with the library's parser.
-"""
+What is about the run goes through Prometheus' own library. Of the nodes there are thousands of lines, all of one shape,
+for which the library takes ten times as long; the tests read them with the library's parser."""
 
 from __future__ import annotations
 
@@ -51,27 +50,41 @@ def _run(view: RunView) -> Iterator[Metric]:
     yield _gauge("fedkrso_paused", "1 while no further round opens.", view.paused)
     yield _gauge("fedkrso_nodes_invited", "Nodes that the open round waits for or has waited for.", len(view.cohort))
     yield _gauge("fedkrso_round_updates_accepted", "Updates that are in, of the open round.", len(view.accepted))
-    yield _gauge("fedkrso_round_deadline_timestamp_seconds", "When the open round ends, if it has its quorum.", view.deadline_at)
+    yield _gauge(
+        "fedkrso_round_deadline_timestamp_seconds", "When the open round ends, if it has its quorum.", view.deadline_at
+    )
     yield _gauge("fedkrso_view_timestamp_seconds", "When these numbers were taken.", view.written_at)
     # The row of a round is there before its updates leave the view.
     present = () if rows and rows[-1].round >= view.round else view.accepted
     accepted = sum(len(row.participants) for row in rows) + len(present)
     yield _counter("fedkrso_updates_accepted", "Updates that count or will count.", accepted)
-    yield _counter("fedkrso_updates_refused", "Updates and messages refused since this coordinator started.", view.counts.get("refused", 0))
-    yield _counter("fedkrso_rounds_closed", "Rounds with an outcome.", len(rows))
+    yield _counter(
+        "fedkrso_updates_refused",
+        "Updates and messages refused since this coordinator started.",
+        view.counts.get("refused", 0),
+    )
+    yield _counter("fedkrso_rounds_closed", "Rounds with a published state.", len(rows))
     yield _counter("fedkrso_round_seconds", "Time that closed rounds took.", sum(row.seconds for row in rows))
     yield _counter("fedkrso_uplink_bytes", "From the nodes, in closed rounds.", sum(row.uplink_bytes for row in rows))
     yield _counter(
-        "fedkrso_downlink_bytes", "To the nodes, in closed rounds; a broadcast counts for every node.", sum(r.downlink_bytes for r in rows)
+        "fedkrso_downlink_bytes",
+        "To the nodes, in closed rounds; a broadcast counts for every node.",
+        sum(r.downlink_bytes for r in rows),
     )
     if rows:
         yield _gauge("fedkrso_last_round_seconds", "Time that the last closed round took.", rows[-1].seconds)
-        yield _gauge("fedkrso_train_loss", "Mean of the participants' losses in the last closed round.", rows[-1].train_loss)
+        yield _gauge(
+            "fedkrso_train_loss", "Mean of the participants' losses in the last closed round.", rows[-1].train_loss
+        )
     measured = [row for row in rows if row.accuracy is not None]
     if measured:
-        yield _gauge("fedkrso_evaluated_round", "The last round whose outcome was measured on held-out data.", measured[-1].round)
-        yield _gauge("fedkrso_accuracy_ratio", "Of that outcome.", measured[-1].accuracy)
-        yield _gauge("fedkrso_loss", "Of that outcome.", measured[-1].loss)
+        yield _gauge(
+            "fedkrso_evaluated_round",
+            "The last round whose published state was measured on held-out data.",
+            measured[-1].round,
+        )
+        yield _gauge("fedkrso_accuracy_ratio", "Of that published state.", measured[-1].accuracy)
+        yield _gauge("fedkrso_loss", "Of that published state.", measured[-1].loss)
     events = CounterMetricFamily("fedkrso_events", "Events since this coordinator started.", labels=["kind"])
     for kind, count in sorted(view.counts.items()):
         events.add_metric([kind], count)

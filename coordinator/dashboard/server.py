@@ -26,12 +26,14 @@ __all__ = ["Dashboard"]
 _START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
 _MOST_CONNECTIONS = 300
-# A request needs the interpreter several times, and a busy coordinator gives it away only after so long: 5 ms by default.
+# A request needs the interpreter several times, and a busy coordinator gives it away only after so long: 5 ms by
+# default.
 _SWITCH_SECONDS = 0.001
 
 
 class Dashboard:
-    """A run's dashboard. Its address is taken at once, so that a wrong one is told before anything else happens; it answers after `start`.
+    """A run's dashboard. Its address is taken at once, so that a wrong one is told before anything else happens; it
+    answers after `start`.
 
     Args:
         address: `HOST:PORT`; port 0 for a free one.
@@ -89,9 +91,19 @@ class Dashboard:
         wiring = Wiring(board, ledger, lambda: self._feed.turned_at, command, self._tokens, self._names)
         # Only faults of our own are logged: requests would let strangers write on the operator's terminal.
         config = uvicorn.Config(
-            make_app(wiring), loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="error",
-            access_log=False, proxy_headers=False, server_header=False, limit_concurrency=_MOST_CONNECTIONS, timeout_graceful_shutdown=2,
-        )  # fmt: skip
+            make_app(wiring),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_graceful_shutdown=2,
+        )
         self._server = uvicorn.Server(config)
         started = threading.Event()
         self._switch_seconds = sys.getswitchinterval()
@@ -137,7 +149,9 @@ def _bound(host: str, port: int, address: str) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"the dashboard has no such address: {error.strerror}", place=address, remedy=remedy) from None
+        raise ConfigError(
+            f"the dashboard has no such address: {error.strerror}", place=address, remedy=remedy
+        ) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)

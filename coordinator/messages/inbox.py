@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates on their way in: one receiver per node, chunks to disk, nothing kept in memory.
 
-All nodes may offer at once. What they may have under way together is bounded, since it lies in the broker's and in our own queue until
-it is written: the others wait for their grant. So memory does not grow with the number of nodes, and what is acknowledged within
-seconds is not sent again.
-"""
+All nodes may offer at once. What they may have under way together is bounded, since it lies in the broker's and in our
+own queue until it is written: the others wait for their grant. So memory does not grow with the number of nodes, and
+what is acknowledged within seconds is not sent again."""
 
 from __future__ import annotations
 
@@ -69,7 +68,8 @@ class Inbox:
             self._admit(now)
 
     def spare(self, now: float) -> None:
-        """Nothing is left to do here: what is granted comes slowly, or not at all. So that nobody waits for it, one more may begin."""
+        """Nothing is left to do here: what is granted comes slowly, or not at all. So that nobody waits for it, one
+        more may begin."""
         if self._waiting and abs(now - self._spare_at) >= _SPARE_SECONDS:
             self._spare_at = now
             self._begin(next(iter(self._waiting)), now)
@@ -83,7 +83,11 @@ class Inbox:
         self._under_way.clear()
 
     def _admit(self, now: float) -> None:
-        while self._waiting and sum(self._under_way.values()) < self._most_bytes and len(self._under_way) < _MOST_TRANSFERS:
+        while (
+            self._waiting
+            and sum(self._under_way.values()) < self._most_bytes
+            and len(self._under_way) < _MOST_TRANSFERS
+        ):
             self._begin(next(iter(self._waiting)), now)
 
     def _begin(self, node: str, now: float) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How large a chunk may be: found out by sending one to oneself, because brokers do not tell.
 
-mosquitto's `message_size_limit`, for one, is announced nowhere: a larger message is acknowledged and dropped (MQTT 3.1.1), or costs the
-connection (MQTT 5). Only what comes back has passed.
-"""
+mosquitto's `message_size_limit`, for one, is announced nowhere: a larger message is acknowledged and dropped (MQTT
+3.1.1), or costs the connection (MQTT 5). Only what comes back has passed."""
 
 from __future__ import annotations
 
@@ -23,7 +22,9 @@ _ECHO_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _CUTS = 3
 
 
-def usable_chunk_bytes(transport: Transport, events: queue.Queue[Any], topic: str, limits: Limits, wanted: int, nonce: bytes) -> int:
+def usable_chunk_bytes(
+    transport: Transport, events: queue.Queue[Any], topic: str, limits: Limits, wanted: int, nonce: bytes
+) -> int:
     """The largest of `wanted`, `wanted` / 2, ... whose message comes back from the broker.
 
     Args:
@@ -53,7 +54,8 @@ def usable_chunk_bytes(transport: Transport, events: queue.Queue[Any], topic: st
         for event in others:
             events.put(event)
     raise TransportError(
-        f"messages on {topic} do not come back", remedy="allow the coordinator to write and read its run's topics at the broker"
+        f"messages on {topic} do not come back",
+        remedy="allow the coordinator to write and read its run's topics at the broker",
     )
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the coordinator sends: plans and outcomes to all, retained; grants, acknowledgements and repairs to one node."""
+"""What the coordinator sends: plans and published states to all, retained; grants, acknowledgements and repairs to one
+node."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from coordinator.store.folder import RunFolder
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, ObjectKind, OutcomeObject, Plan, PublishedObject
+from fedcore.round.plan import InformedObject, ObjectKind, Plan, PublishedObject, StateObject
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.files import read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
@@ -18,14 +19,14 @@ from fedcore.wire.post import Post
 __all__ = ["Key", "Objects", "Publisher", "key_of"]
 
 Key = tuple[int, ObjectKind]
-Objects = Mapping[Key, OutcomeObject]
+Objects = Mapping[Key, StateObject]
 """Published objects by version and kind."""
 # A node asks for one window at a time; more in one request would turn a small message into many large ones.
 _MOST_REPAIRS = 8
 _BROADCAST_SECONDS = 2.0
 
 
-def key_of(obj: OutcomeObject) -> Key:
+def key_of(obj: StateObject) -> Key:
     """Under what an object is kept."""
     return obj.version, obj.kind
 
@@ -37,16 +38,22 @@ class Publisher:
         transport: Started by the coordinator.
         post: Numbers and signs messages.
         topics: Of the run.
-        folder: Where outcomes lie.
-        keep_outcomes: Versions that stay retained.
+        folder: Where published states lie.
+        keep_published: Versions that stay retained.
         listeners: How many nodes are online now, for the count of bytes.
     """
 
     def __init__(
-        self, transport: Transport, post: Post, topics: Topics, folder: RunFolder, keep_outcomes: int, listeners: Callable[[], int]
+        self,
+        transport: Transport,
+        post: Post,
+        topics: Topics,
+        folder: RunFolder,
+        keep_published: int,
+        listeners: Callable[[], int],
     ) -> None:
         self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
-        self._keep_outcomes, self._listeners = keep_outcomes, listeners
+        self._keep_published, self._listeners = keep_published, listeners
         self._unsent: dict[str, Message] = {}
         self._informed: InformedObject | None = None
         self._informed_retained = False
@@ -54,7 +61,8 @@ class Publisher:
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
     def reply(self, node: str, server_round: int, body: Grant | Ack | Commit | Refuse | Chunk) -> None:
-        """To one node. A chunk that cannot go out now is asked for again by the node's own timer; a word about its update waits here."""
+        """To one node. A chunk that cannot go out now is asked for again by the node's own timer; a word about its
+        update waits here."""
         payload = self._post.seal(body, server_round, to=node)
         self.sent_bytes += len(payload)
         message = Message(self._topics.down(node, type(body).__name__.lower()), payload)
@@ -77,7 +85,8 @@ class Publisher:
         self._informed_retained = False
 
     def plan(self, plan: Plan) -> None:
-        """The present plan, to all; before the first one the run's informed rows, which a node needs before it loads a model."""
+        """The present plan, to all; before the first one the run's informed rows, which a node needs before it loads a
+        model."""
         self._informed = plan.informed
         if plan.informed is not None and not self._informed_retained:
             self._informed_retained = self._chunks(self._folder.informed, plan.informed.manifest, 0)
@@ -90,21 +99,27 @@ class Publisher:
         self.sent_bytes += len(payload)
         self._transport.publish(Message(self._topics.down(node, "plan"), payload))
 
-    def outcome(self, version: int, objects: Objects) -> None:
-        """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever asks."""
-        obj = min((o for o in objects.values() if o.version == version and not o.snapshot), key=lambda o: o.manifest.size_bytes)
-        if not self._chunks(self._folder.outcome(version, obj.kind), obj.manifest, version):
+    def published_state(self, version: int, objects: Objects) -> None:
+        """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever
+        asks."""
+        obj = min(
+            (o for o in objects.values() if o.version == version and not o.snapshot),
+            key=lambda o: o.manifest.size_bytes,
+        )
+        if not self._chunks(self._folder.published_state(version, obj.kind), obj.manifest, version):
             return
         for gone in objects.values():
-            if gone.version == version - self._keep_outcomes and not gone.snapshot:
+            if gone.version == version - self._keep_published and not gone.snapshot:
                 for index in range(gone.manifest.chunks):
-                    self._broadcast(Message(self._topics.outcome(gone.manifest.sha256[:16], index), b"", retain=True))
+                    self._broadcast(
+                        Message(self._topics.published_state(gone.manifest.sha256[:16], index), b"", retain=True)
+                    )
 
     def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
         """An object's chunks to all, retained; False without a link: it is published again when there is one."""
         for index in range(manifest.chunks):
             chunk = read_chunk(path, manifest.sha256, index, manifest.chunk_bytes)
-            topic = self._topics.outcome(manifest.sha256[:16], index)
+            topic = self._topics.published_state(manifest.sha256[:16], index)
             if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
                 return False
         return True
@@ -123,7 +138,7 @@ class Publisher:
         if self._informed is not None:
             yield self._informed, self._folder.informed
         for (version, kind), obj in objects.items():
-            yield obj, self._folder.outcome(version, kind)
+            yield obj, self._folder.published_state(version, kind)
 
     def _broadcast(self, message: Message) -> bool:
         self.sent_bytes += len(message.payload) * self._listeners()

@@ -140,7 +140,7 @@ class Reception:
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
         seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
-        seen.enclosure, seen.security = status.enclosure or seen.enclosure, status.security or seen.security
+        seen.memory_group, seen.security = status.memory_group or seen.memory_group, status.security or seen.security
         seen.software, seen.route = status.software or seen.software, status.route or seen.route
         if status.online:
             seen.budget_bytes = status.budget_bytes
@@ -155,28 +155,35 @@ class Reception:
     def _check_digest(self, node: str, status: Status) -> None:
         seen = self._node(node)
         expected = self._objects.get((status.version, "whole"))
-        # A replica that has folded since says so by its generation, and has another digest.
+        # A replica that has merged since says so by its generation, and has another digest.
         if status.version > 0 and expected is not None and expected.generation == status.generation:
             if status.digest == expected.digest:
                 seen.trouble = ""
                 self._events.append(DigestReported(node, status.version, status.digest))
             elif status.digest:
-                seen.trouble = f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
+                seen.trouble = (
+                    f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
+                )
                 self._note("digest", node, seen.trouble)
 
     def _telemetry(self, node: str, numbers: Telemetry) -> None:
         seen = self._node(node)
         seen.state, seen.step, seen.steps, seen.loss = numbers.state, numbers.step, numbers.steps, numbers.loss
-        seen.agent_rss_bytes, seen.worker_bytes, seen.budget_bytes = numbers.agent_rss_bytes, numbers.worker_bytes, numbers.budget_bytes
+        seen.agent_rss_bytes, seen.worker_bytes, seen.budget_bytes = (
+            numbers.agent_rss_bytes,
+            numbers.worker_bytes,
+            numbers.budget_bytes,
+        )
         seen.worker_anonymous_bytes, seen.accelerator_bytes = numbers.worker_anonymous_bytes, numbers.accelerator_bytes
         seen.available_bytes, seen.readings = numbers.available_bytes, numbers.readings
         seen.uplink_bytes, seen.downlink_bytes = numbers.uplink_bytes, numbers.downlink_bytes
         seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
         seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
-        seen.parts = numbers.parts or seen.parts
+        seen.components = numbers.components or seen.components
 
     def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
-        """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our plan."""
+        """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our
+        plan."""
         seen, newest = self._node(node), sequence > self._last_word.get(node, 0)
         if newest and (not seen.online or (seen.version, seen.digest) != (numbers.version, numbers.digest)):
             status = Status(
@@ -212,7 +219,10 @@ class Reception:
             reason = "not invited to this round"
         elif committed is not None:
             reason = "this node's update for the round is already here"
-        elif offer.manifest.size_bytes > self._largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
+        elif (
+            offer.manifest.size_bytes > self._largest_update(plan)
+            or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000
+        ):
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
         if reason:
             self._note("refused", node, reason)
@@ -240,7 +250,11 @@ class Reception:
         self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
         if clip is not None:
             bound = self._safety.norm_bound
-            self._note("clipped", node, f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}")
+            self._note(
+                "clipped",
+                node,
+                f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}",
+            )
         # Told to the round machine after the commit is out: it may close the round and with it this transfer.
         self._events.append(UpdateAccepted(node, plan.round))
         return ""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes have not heard the present plan. Their telemetry says what they have heard; what is lost on its way is said again."""
+"""Which nodes have not heard the present plan. Their telemetry says what they have heard; what is lost on its way is
+said again."""
 
 from __future__ import annotations
 
 __all__ = ["Reminders"]
 
-# A plan is on its way for so long before it counts as lost; then twice as long, since a slow link must not be filled with plans.
+# A plan is on its way for so long before it counts as lost; then twice as long, since a slow link must not be filled
+# with plans.
 _FIRST_SECONDS, _LONGEST_SECONDS = 2.0, 30.0
 
 

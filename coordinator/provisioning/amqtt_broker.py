@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""amqtt as a broker process of its own: `python -m coordinator.provisioning.amqtt_broker PORT USERS_FILE [CERTIFICATE KEY]`.
+"""amqtt as a broker process of its own: `python -m coordinator.provisioning.amqtt_broker PORT USERS_FILE [CERTIFICATE
+KEY]`.
 
-The users file has a line `name:password` each; only hashes of them are given to amqtt. Anonymous sessions are never allowed, also
-because amqtt drops them at once and with them their messages.
-"""
+The users file has a line `name:password` each; only hashes of them are given to amqtt. Anonymous sessions are never
+allowed, also because amqtt drops them at once and with them their messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["main"]
 
 
 def main(port: int, users: Path, certificate: str = "", key: str = "") -> None:
-    """Serve on the loopback interface until the process is ended; with a certificate, over TLS (1.2 or later, Python's default)."""
+    """Serve on the loopback interface until the process is ended; with a certificate, over TLS (1.2 or later, Python's
+    default)."""
     # Cheap on purpose: the passwords are random and live as long as this process.
     hasher = PasswordHash((Argon2Hasher(time_cost=1, memory_cost=1024, parallelism=1),))
     hashes = users.with_name("hashes")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A broker of one's own on the loopback interface: mosquitto where there is one, else amqtt, as a child process.
 
-For the demo, for tests, and for a first run at home (`fedkrso broker run`). Users have generated passwords, or with TLS certificates
-of the broker's own little authority; nobody is anonymous.
-"""
+For the demo, for tests, and for a first run at home (`fedkrso broker run`). Users have generated passwords, or with TLS
+certificates of the broker's own little authority; nobody is anonymous."""
 
 from __future__ import annotations
 
@@ -56,7 +55,8 @@ class LocalBroker:
         port: Loopback port; 0 for a free one.
         persistence: Whether mosquitto keeps sessions and retained messages on disk.
         max_packet_bytes: A limit on packets, for tests.
-        tls: Encrypt. Users of mosquitto then have certificates and access rules, users of amqtt passwords, and all have signing keys.
+        tls: Encrypt. Users of mosquitto then have certificates and access rules, users of amqtt passwords, and all have
+            signing keys.
         run: The run whose topics a mosquitto with TLS lets its users use; the user `coordinator` is its coordinator.
 
     Raises:
@@ -81,7 +81,9 @@ class LocalBroker:
             raise TransportError("no mosquitto on this machine", remedy="apt-get install mosquitto, or use amqtt")
         self._users = tuple(users)
         certified = tls and self.kind == "mosquitto"
-        self.passwords: Mapping[str, str] = {} if certified else {user: secrets.token_urlsafe(18) for user in self._users}
+        self.passwords: Mapping[str, str] = (
+            {} if certified else {user: secrets.token_urlsafe(18) for user in self._users}
+        )
         self.folder = folder
         self.port = port or free_port()
         self.yard = Yard(folder / "provisioned") if tls else None
@@ -108,7 +110,9 @@ class LocalBroker:
     def settings(self, client_id: str, user: str | None = None) -> MqttSettings:
         """How a client of this broker connects."""
         user = user or self._users[0]
-        files = {key: path for key, path in self._files(user).items() if key.endswith("_file") and key != "password_file"}
+        files = {
+            key: path for key, path in self._files(user).items() if key.endswith("_file") and key != "password_file"
+        }
         return MqttSettings(self.url, client_id, user if self.passwords else None, self.passwords.get(user), **files)
 
     def sections(self, user: str) -> str:
@@ -134,7 +138,9 @@ class LocalBroker:
     def start(self) -> None:
         """Start the process and wait until a client can log in."""
         with (self.folder / "broker.log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
         deadline = time.monotonic() + _START_SECONDS
         while not self._accepts_login():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -159,7 +165,8 @@ class LocalBroker:
             self._process.wait()
 
     def reload(self) -> None:
-        """Have mosquitto read certificates, revocations and access rules anew, as `systemctl reload` would; returns when it has begun."""
+        """Have mosquitto read certificates, revocations and access rules anew, as `systemctl reload` would; returns
+        when it has begun."""
         assert self._process is not None and self.kind == "mosquitto"
         log = self.folder / "broker.log"
         before = log.read_bytes().count(_RELOADING)
@@ -178,7 +185,9 @@ class LocalBroker:
     def __enter__(self) -> LocalBroker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _accepts_login(self) -> bool:
@@ -204,7 +213,14 @@ class LocalBroker:
             **({} if self._max_packet_bytes is None else {"max_packet_bytes": self._max_packet_bytes}),
         }
         nodes = [user for user in self._users if user != COORDINATOR]
-        provision(yard.root, self._run, nodes, hosts=("127.0.0.1", "localhost"), options=options, now=datetime.now(timezone.utc))
+        provision(
+            yard.root,
+            self._run,
+            nodes,
+            hosts=("127.0.0.1", "localhost"),
+            options=options,
+            now=datetime.now(timezone.utc),
+        )
 
     def _files(self, user: str) -> dict[str, str]:
         """Files that a user needs to connect, by key of the section."""
@@ -230,14 +246,20 @@ class LocalBroker:
         # As root mosquitto would become the user `mosquitto`, who may not read this private folder.
         user = "root" if os.geteuid() == 0 else ""
         return loopback_configuration(
-            str(self.folder), self.port, persistence=self._persistence, user=user, max_packet_bytes=self._max_packet_bytes
+            str(self.folder),
+            self.port,
+            persistence=self._persistence,
+            user=user,
+            max_packet_bytes=self._max_packet_bytes,
         )
 
     def _amqtt_command(self) -> list[str]:
         users = self.folder / "users.json"
         users.touch(mode=0o600)
         users.write_text("\n".join(f"{user}:{word}" for user, word in self.passwords.items()))
-        certificate = [] if self.yard is None else [str(self.yard.broker / "broker.pem"), str(self.yard.broker / "broker.key")]
+        certificate = (
+            [] if self.yard is None else [str(self.yard.broker / "broker.pem"), str(self.yard.broker / "broker.key")]
+        )
         return [sys.executable, "-m", "coordinator.provisioning.amqtt_broker", str(self.port), str(users), *certificate]
 
 

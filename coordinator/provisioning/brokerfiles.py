@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a broker and its clients are told: mosquitto's configuration and access rules, and the sections of job and node files."""
+"""What a broker and its clients are told: mosquitto's configuration and access rules, and the sections of job and node
+files."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Bridge(msgspec.Struct, frozen=True, kw_only=True):
     """The link of a site's broker to the central one.
 
     Attributes:
-        name: The site: the common name of the bridge's certificate, so its user name and client id at the central broker.
+        name: The site: the common name of the bridge's certificate, so its user name and client id at the central
+            broker.
         host, port: The central broker, as the site reaches it.
     """
 
@@ -72,13 +74,16 @@ def configuration(broker: BrokerOptions, runs: Sequence[str], bridge: Bridge | N
 def loopback_configuration(
     folder: str, port: int, *, persistence: bool = False, user: str = "", max_packet_bytes: int | None = None
 ) -> str:
-    """mosquitto's configuration file for a first try on one machine: passwords, no encryption, the loopback interface alone."""
+    """mosquitto's configuration file for a first try on one machine: passwords, no encryption, the loopback interface
+    alone."""
     return _TEMPLATES.get_template("mosquitto-laptop.conf").render(
         folder=folder, port=port, persistence=persistence, user=user, max_packet_bytes=max_packet_bytes
     )
 
 
-def access_rules(nodes: Iterable[str], runs: Sequence[str], sites: Mapping[str, Iterable[str]] = MappingProxyType({})) -> str:
+def access_rules(
+    nodes: Iterable[str], runs: Sequence[str], sites: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> str:
     """The central broker's access rules; who is neither among the nodes nor a site may do nothing.
 
     Args:
@@ -91,7 +96,8 @@ def access_rules(nodes: Iterable[str], runs: Sequence[str], sites: Mapping[str, 
 
 
 def site_rules(nodes: Iterable[str], runs: Sequence[str]) -> str:
-    """The access rules of a site's broker: its nodes alone. The coordinator is never there, and the bridge is part of the broker itself."""
+    """The access rules of a site's broker: its nodes alone. The coordinator is never there, and the bridge is part of
+    the broker itself."""
     return _rules({name: _client([name], runs) for name in nodes})
 
 
@@ -100,7 +106,8 @@ def connection(name: str, broker: BrokerOptions, coordinator_key: str) -> str:
     host = f"[{broker.hosts[0]}]" if ":" in broker.hosts[0] else broker.hosts[0]
     trust = 'enrolled = "enrolled.json"' if name == COORDINATOR else f'coordinator_key = "{coordinator_key}"'
     return f"""\
-# For {"the job file" if name == COORDINATOR else f"the node file of {name}"}. Paths are relative to the file that names them.
+# For {"the job file" if name == COORDINATOR else f"the node file of {name}"}. Paths are relative to the file that names
+# them.
 [broker]
 url = "mqtts://{host}:{broker.port}"
 ca_file = "authority.pem"
@@ -121,7 +128,7 @@ def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
 def _coordinator(runs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
     for topics in map(Topics, runs):
-        yield from (("write", topics.plan), ("write", f"{topics.prefix}/outcome/#"), ("write", topics.down("+", "#")))
+        yield from (("write", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
         yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
 
 
@@ -129,6 +136,10 @@ def _client(nodes: Iterable[str], runs: Sequence[str]) -> Iterator[tuple[str, st
     """What a node, or a bridge that speaks for some nodes, may write and read: nothing outside their own prefixes."""
     nodes = tuple(nodes)
     for topics in map(Topics, runs):
-        yield from (("read", topics.plan), ("read", f"{topics.prefix}/outcome/#"))
+        yield from (("read", topics.plan), ("read", f"{topics.prefix}/state/#"))
         for node in nodes:
-            yield from (("read", topics.down(node, "#")), ("write", topics.status(node)), ("write", topics.up(node, "#")))
+            yield from (
+                ("read", topics.down(node, "#")),
+                ("write", topics.status(node)),
+                ("write", topics.up(node, "#")),
+            )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""X.509 for one run: an authority, certificates for its broker and its clients, and the list of those that count no more.
+"""X.509 for one run: an authority, certificates for its broker and its clients, and the list of those that count no
+more.
 
-Keys are EC P-256: every TLS library of the last ten years takes them, and a handshake costs a small board little. A broker's certificate
-serves as a server only and a client's as a client only, so that no device can pose as the broker. The time is an argument.
-"""
+Keys are EC P-256: every TLS library of the last ten years takes them, and a handshake costs a small board little. A
+broker's certificate serves as a server only and a client's as a client only, so that no device can pose as the broker.
+The time is an argument."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ __all__ = ["AUTHORITY_DAYS", "Authority", "check_host", "new_key", "new_signing_
 AUTHORITY_DAYS = 3650
 # A device without a clock of its own may be behind when it first connects.
 _BACK = dt.timedelta(days=1)
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+_HOST = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
 
 
 def new_key() -> bytes:
@@ -113,8 +116,8 @@ class Authority:
     def revocations(self, serials: Iterable[int], now: dt.datetime) -> bytes:
         """The list of certificates that count no more, as PEM.
 
-        It is good for as long as the authority: a list that ran out would lock every client out, and nobody would know why.
-        """
+        It is good for as long as the authority: a list that ran out would lock every client out, and nobody would know
+            why."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
         builder = builder.last_update(now - _BACK).next_update(self.certificate.not_valid_after_utc)
         builder = builder.add_extension(self._authority_identifier(), critical=False)
@@ -125,7 +128,14 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _issue(
-        self, name: str, key_pem: bytes, serial: int, now: dt.datetime, days: int, usage: x509.ObjectIdentifier, hosts: tuple[str, ...]
+        self,
+        name: str,
+        key_pem: bytes,
+        serial: int,
+        now: dt.datetime,
+        days: int,
+        usage: x509.ObjectIdentifier,
+        hosts: tuple[str, ...],
     ) -> bytes:
         until = min(now + dt.timedelta(days=days), self.certificate.not_valid_after_utc)
         builder = _builder(_name(name), self.certificate.subject, _load_key(key_pem), serial, now, until)
@@ -134,7 +144,9 @@ class Authority:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         builder = builder.add_extension(self._authority_identifier(), critical=False)
         if hosts:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_host_name(host) for host in hosts]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_host_name(host) for host in hosts]), critical=False
+            )
         return builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def _authority_identifier(self) -> x509.AuthorityKeyIdentifier:
@@ -143,9 +155,18 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, serial: int, now: dt.datetime, until: dt.datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    serial: int,
+    now: dt.datetime,
+    until: dt.datetime,
 ) -> x509.CertificateBuilder:
-    builder = x509.CertificateBuilder(issuer, subject, key.public_key(), serial).not_valid_before(now - _BACK).not_valid_after(until)
+    builder = (
+        x509.CertificateBuilder(issuer, subject, key.public_key(), serial)
+        .not_valid_before(now - _BACK)
+        .not_valid_after(until)
+    )
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
 
 
@@ -175,7 +196,9 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:

@@ -5,11 +5,11 @@
     broker/        certificate, revocations, access rules and configuration of mosquitto
     coordinator/   certificate, signing key, the nodes' public keys, sections for the job file
     nodes/<id>/    certificate, signing key, sections for that node's file
-    sites/<name>/  for a site with a broker of its own: what broker/ has, and the certificate of its bridge to the central broker
+    sites/<name>/  for a site with a broker of its own: what broker/ has, and the certificate of its bridge to the
+    central broker
 
-What is there is kept: no key is ever written twice, so that nodes can join later and an interrupted call can be repeated. A node's
-folder, or the keys in it, may go for good once its device has them.
-"""
+What is there is kept: no key is ever written twice, so that nodes can join later and an interrupted call can be
+repeated. A node's folder, or the keys in it, may go for good once its device has them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ from typing import Any
 import msgspec
 from cryptography import x509
 
-from coordinator.provisioning.brokerfiles import BROKER, COORDINATOR, BrokerOptions, access_rules, configuration, connection, site_rules
+from coordinator.provisioning.brokerfiles import (
+    BROKER,
+    COORDINATOR,
+    BrokerOptions,
+    access_rules,
+    configuration,
+    connection,
+    site_rules,
+)
 from coordinator.provisioning.certificates import AUTHORITY_DAYS, Authority, new_key, new_signing_key, public_key_of
 from coordinator.provisioning.register import Holder, Issued, Register, Yard, holders, load_register, save_register
 from coordinator.provisioning.sites import with_broker, with_site
@@ -41,7 +49,7 @@ _OFFLINE = """\
 Whoever has authority.key can make certificates for this run and let anybody in.
 Keep this folder offline: on a machine without network, or on a stick in a drawer; `fedkrso provision` and `fedkrso revoke`
 need it, the broker, the coordinator and the nodes never do. issued.json lists every certificate that was made.
-"""
+    """
 
 
 @dataclass
@@ -78,8 +86,8 @@ def provision(
         nodes: Ids of nodes; those that are there are kept.
         hosts: What devices connect to, host names and addresses; added to those of earlier calls.
         options: Other fields of `BrokerOptions`; what is not named stays as it was.
-        site: A site with a broker of its own, which hosts and options are then about, and where the nodes named in this call connect.
-            `broker` is the central one. Empty: the central one too, but nodes of a site stay there.
+        site: A site with a broker of its own, which hosts and options are then about, and where the nodes named in this
+            call connect. `broker` is the central one. Empty: the central one too, but nodes of a site stay there.
         central: How that site reaches the central broker, HOST or HOST:PORT.
         now: The time, with its zone.
         days: How long new certificates of the broker and of clients are good for.
@@ -113,7 +121,8 @@ def provision(
 
 
 def revoke(folder: Path, nodes: Sequence[str], *, now: dt.datetime) -> None:
-    """Shut nodes out for good: their certificates, their rights at the broker, their signatures; or sites, whose bridge loses its own.
+    """Shut nodes out for good: their certificates, their rights at the broker, their signatures; or sites, whose bridge
+    loses its own.
 
     Raises:
         ConfigError: No such folder, node or site.
@@ -133,7 +142,9 @@ def revoke(folder: Path, nodes: Sequence[str], *, now: dt.datetime) -> None:
 def _check_names(run: str, nodes: Sequence[str], days: int, site: str) -> None:
     for place, name in (("RUN", run), ("--site", site or BROKER), *(("NODE", node) for node in nodes)):
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} cannot be a name", place=place, remedy="letters, digits, '.', '_' and '-', at most 64")
+            raise ConfigError(
+                f"{name!r} cannot be a name", place=place, remedy="letters, digits, '.', '_' and '-', at most 64"
+            )
         if place == "NODE" and name in (BROKER, COORDINATOR):
             raise ConfigError(f"a node cannot be called {name!r}", place=place, remedy="give the device another id")
     if site == COORDINATOR:
@@ -149,7 +160,13 @@ def _unknown(name: str, known: set[str]) -> ConfigError:
 
 
 def _opened(
-    yard: Yard, run: str, nodes: Sequence[str], site: str, central: str, hosts: Sequence[str], options: Mapping[str, Any]
+    yard: Yard,
+    run: str,
+    nodes: Sequence[str],
+    site: str,
+    central: str,
+    hosts: Sequence[str],
+    options: Mapping[str, Any],
 ) -> Register:
     """The register with this call's run, broker and site in it."""
     register = load_register(yard) if yard.register.exists() else Register((), BrokerOptions(hosts=()))
@@ -157,7 +174,9 @@ def _opened(
     if taken := [node for node in nodes if node in register.sites]:
         raise ConfigError(f"{taken[0]!r} is a site", place="NODE", remedy="give the device another id")
     if central and site in ("", BROKER):
-        raise ConfigError("only a site has a central broker", place="--central-host", remedy="name the site: --site NAME")
+        raise ConfigError(
+            "only a site has a central broker", place="--central-host", remedy="name the site: --site NAME"
+        )
     if site in ("", BROKER):
         register = with_broker(register, hosts, options)
     elif not register.broker.hosts:
@@ -172,7 +191,9 @@ def _opened(
 def _check_authority(yard: Yard, register: Register) -> None:
     """Another authority must never take the place of one that is only kept elsewhere."""
     if register.issued and not all((yard.authority / name).exists() for name in ("authority.pem", "authority.key")):
-        raise ConfigError("the authority is not here", place=str(yard.authority), remedy="bring back authority.pem and authority.key")
+        raise ConfigError(
+            "the authority is not here", place=str(yard.authority), remedy="bring back authority.pem and authority.key"
+        )
 
 
 def _authority(yard: Yard, register: Register, now: dt.datetime) -> Authority:
@@ -183,16 +204,27 @@ def _authority(yard: Yard, register: Register, now: dt.datetime) -> Authority:
 
 
 def _certify(
-    yard: Yard, authority: Authority, register: Register, holder: Holder, now: dt.datetime, days: int, *, renew: bool, done: Provisioned
+    yard: Yard,
+    authority: Authority,
+    register: Register,
+    holder: Holder,
+    now: dt.datetime,
+    days: int,
+    *,
+    renew: bool,
+    done: Provisioned,
 ) -> Register:
-    """Keys and a certificate for a broker or a client, unless they are there, or were and went to their machine for good."""
+    """Keys and a certificate for a broker or a client, unless they are there, or were and went to their machine for
+    good."""
     there = holder.certificate.exists()
     renew = renew or (there and bool(holder.hosts) and not _names_hosts(holder.certificate, holder.hosts))
     issued = any(entry.name == holder.name for entry in register.issued)
     if not holder.key.exists() and issued:
         if renew:
             raise ConfigError(
-                f"the key of {holder.name!r} is not here", place=str(holder.key), remedy="bring it back for a new certificate"
+                f"the key of {holder.name!r} is not here",
+                place=str(holder.key),
+                remedy="bring it back for a new certificate",
             )
         done.kept.append(holder.name)
         return register
@@ -201,8 +233,14 @@ def _certify(
     key = _secret(holder.key, new_key)
     write_durably(holder.folder / "authority.pem", authority.pem())
     if holder.signs:
-        signing = _secret(yard.signing_key(holder.name), lambda: (new_signing_key() + "\n").encode("ascii")).decode("ascii").strip()
-        register = msgspec.structs.replace(register, public_keys={**register.public_keys, holder.name: public_key_of(signing)})
+        signing = (
+            _secret(yard.signing_key(holder.name), lambda: (new_signing_key() + "\n").encode("ascii"))
+            .decode("ascii")
+            .strip()
+        )
+        register = msgspec.structs.replace(
+            register, public_keys={**register.public_keys, holder.name: public_key_of(signing)}
+        )
     if not there or renew:
         serial = x509.random_serial_number()
         until = min(now + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
@@ -219,17 +257,27 @@ def _certify(
 
 
 def _names_hosts(certificate: Path, hosts: Sequence[str]) -> bool:
-    names = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    names = (
+        x509.load_pem_x509_certificate(certificate.read_bytes())
+        .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        .value
+    )
     return set(hosts) <= {str(entry.value) for entry in names}
 
 
 def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.datetime) -> None:
     """Whatever follows from the register: the brokers' files, the enrolment, every client's sections."""
     gone = set(register.revoked)
-    revocations = authority.revocations((int(entry.serial, 16) for entry in register.issued if entry.machine in gone), now)
+    revocations = authority.revocations(
+        (int(entry.serial, 16) for entry in register.issued if entry.machine in gone), now
+    )
     nodes = sorted(register.public_keys.keys() - {COORDINATOR})
     allowed = [name for name in nodes if name not in gone]
-    theirs = {name: [node for node in site.nodes if node not in gone] for name, site in register.sites.items() if name not in gone}
+    theirs = {
+        name: [node for node in site.nodes if node not in gone]
+        for name, site in register.sites.items()
+        if name not in gone
+    }
     rules = access_rules([name for name in allowed if register.site_of(name) is None], register.runs, theirs)
     _write_broker(yard.broker, configuration(register.broker, register.runs), rules, revocations)
     for name, own in theirs.items():
@@ -242,7 +290,9 @@ def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.d
     write_durably(yard.enrolled, msgspec.json.format(msgspec.json.encode(enrolment)) + b"\n")
     for name in (COORDINATOR, *allowed):
         if yard.client(name).exists():
-            write_durably(yard.client(name) / "connection.toml", connection(name, register.broker_of(name), coordinator).encode())
+            write_durably(
+                yard.client(name) / "connection.toml", connection(name, register.broker_of(name), coordinator).encode()
+            )
 
 
 def _write_broker(folder: Path, text: str, rules: str, revocations: bytes) -> None:
@@ -252,7 +302,8 @@ def _write_broker(folder: Path, text: str, rules: str, revocations: bytes) -> No
 
 
 def _secret(path: Path, make: Callable[[], bytes]) -> bytes:
-    """A secret file's content; made if it is not there, readable by its owner only from the start, and never written again."""
+    """A secret file's content; made if it is not there, readable by its owner only from the start, and never written
+    again."""
     if not path.exists():
         beside = path.with_name(path.name + ".new")
         beside.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provisioned folder's paths, and its register: which runs, brokers, sites and nodes there are and what was issued to whom."""
+"""A provisioned folder's paths, and its register: which runs, brokers, sites and nodes there are and what was issued to
+whom."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: BrokerOptions
     issued: tuple[Issued, ...] = ()
     public_keys: dict[str, str] = {}
-    """For signatures, of the coordinator and of every node; kept here because a node's folder may leave for its device."""
+    """For signatures, of the coordinator and of every node; kept here because a node's folder may leave for its
+    device."""
     revoked: tuple[str, ...] = ()
     sites: dict[str, Site] = {}
 
@@ -157,7 +159,9 @@ def load_register(yard: Yard) -> Register:
     try:
         return msgspec.json.decode(yard.register.read_bytes(), type=Register)
     except FileNotFoundError:
-        raise ConfigError("nothing is provisioned here", place=str(yard.root), remedy="fedkrso provision RUN --out DIR ...") from None
+        raise ConfigError(
+            "nothing is provisioned here", place=str(yard.root), remedy="fedkrso provision RUN --out DIR ..."
+        ) from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", place=str(yard.register), remedy="take it from a copy") from None
 

@@ -38,9 +38,13 @@ def with_site(
         central: How the site reaches the central broker, HOST or HOST:PORT; empty for what it was.
 
     Raises:
-        ConfigError: A node has this name, the site has no host, or the central broker's certificate is not good for that host.
+        ConfigError: A node has this name, the site has no host, or the central broker's certificate is not good for
+            that host.
     """
-    sites = {other: msgspec.structs.replace(site, nodes=_without(site.nodes, nodes)) for other, site in register.sites.items()}
+    sites = {
+        other: msgspec.structs.replace(site, nodes=_without(site.nodes, nodes))
+        for other, site in register.sites.items()
+    }
     if name == BROKER:
         return msgspec.structs.replace(register, sites=sites)
     if name in register.public_keys or name in nodes:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs side by side: accuracy at equal rounds, equal megabytes and equal seconds, and what of their jobs differs. Pure functions."""
+"""Runs side by side: accuracy at equal rounds, equal megabytes and equal seconds, and what of their jobs differs. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ class Comparison:
     by_megabytes: list[tuple[float, list[float | None]]]
     by_seconds: list[tuple[float, list[float | None]]]
     paired: list[dict[str, Any]]
-    """The other runs against the first at rounds that both have measured: how many, mean, least, largest and last difference."""
+    """The other runs against the first at rounds that both have measured: how many, mean, least, largest and last
+    difference."""
     jobs: list[tuple[str, list[str]]]
     """Keys of the job files that differ, with each run's value."""
 
@@ -129,7 +131,9 @@ def _spent(curves: Sequence[Curve], spent: Sequence[Sequence[float]]) -> list[tu
 
 
 def _paired(first: Curve, other: Curve) -> dict[str, Any]:
-    both = [(b - a) for n in first.rounds if (a := first.at_round(n)) is not None and (b := other.at_round(n)) is not None]
+    both = [
+        (b - a) for n in first.rounds if (a := first.at_round(n)) is not None and (b := other.at_round(n)) is not None
+    ]
     if not both:
         return {"run": other.letter, "rounds": 0, "mean": None, "least": None, "largest": None, "last": None}
     return {
@@ -151,7 +155,11 @@ def _jobs(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
 
 def _flat(value: Any, key: str = "") -> dict[str, str]:
     if isinstance(value, dict):
-        return {name: word for inner, part in value.items() for name, word in _flat(part, f"{key}.{inner}" if key else inner).items()}
+        return {
+            name: word
+            for inner, part in value.items()
+            for name, word in _flat(part, f"{key}.{inner}" if key else inner).items()
+        }
     word = printable(value if isinstance(value, str) else json.dumps(value))
     return {key: word if len(word) <= _MOST_CHARACTERS else f"{word[: _MOST_CHARACTERS - 3]}..."}
 
@@ -162,7 +170,15 @@ def _plot(comparison: Comparison, label: str, field: str, title: str) -> dict[st
         # A dollar sign would begin a formula.
         name = f"{curve.letter}  {curve.name}".replace("$", r"\$")
         style = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
-        axes.plot(getattr(curve, field), curve.accuracy, style, marker="o", markersize=4, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.plot(
+            getattr(curve, field),
+            curve.accuracy,
+            style,
+            marker="o",
+            markersize=4,
+            color=COLOURS[index % len(COLOURS)],
+            label=name,
+        )
     axes.set(xlabel=label, ylabel="held-out accuracy")
     if values := [value for curve in comparison.curves for value in curve.accuracy]:
         # Runs that are compared differ little: the whole of 0 to 1 would hide it.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The final model as a Hugging Face folder that `from_pretrained` loads: base master plus learned state, in floating point."""
+"""The final model as a Hugging Face folder that `from_pretrained` loads: base master plus learned state, in floating
+point."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fedcore.config.sections import TaskSection
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
-from fedcore.model.merge import folded
+from fedcore.model.merge import merged
 from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
 from fedcore.subspaces.informed import InformedRows
@@ -34,7 +35,8 @@ def export_model(
     folder: Path,
     informed: InformedRows | None = None,
 ) -> None:
-    """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become float32).
+    """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become
+    float32).
 
     The learned part is added to the checkpoint's own weights, not to rounded ones, and rounded once.
 
@@ -66,7 +68,9 @@ def export_model(
         name = sources[target]
         if name in layers:
             layer = layers[name]
-            return from_float32(folded(base.master(layer), layer_update(training, state, layer, informed)), types[target])
+            return from_float32(
+                merged(base.master(layer), layer_update(training, state, layer, informed)), types[target]
+            )
         if name not in tensors:
             return checkpoint.read(name)
         spec = tensors[name]

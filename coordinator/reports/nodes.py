@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator wants to know of each node, in words: the same as on the dashboard's page. Pure functions of a view."""
+"""What an operator wants to know of each node, in words: the same as on the dashboard's page. Pure functions of a
+view."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ SORTS: Final[dict[str, Callable[[NodeRow], object]]] = {
 
 def node_rows(view: RunView, *, sort: str = "name", attention_only: bool = False) -> list[NodeRow]:
     """The nodes of a run, in order."""
-    rows = [NodeRow(node, _activity(node, view), _digest(node, view), _notes(node, view)) for node in view.nodes.values()]
+    rows = [
+        NodeRow(node, _activity(node, view), _digest(node, view), _notes(node, view)) for node in view.nodes.values()
+    ]
     kept = [row for row in rows if row.notes or not attention_only]
     return sorted(kept, key=SORTS[sort])  # type: ignore[arg-type]
 
@@ -95,7 +98,7 @@ def _digest(node: NodeView, run: RunView) -> str:
         return ""
     if node.version < newest:
         return f"{newest - node.version} behind"
-    # Another digest at the same version: it has folded already, which its next message proves.
+    # Another digest at the same version: it has merged already, which its next message proves.
     return "same" if node.digest and node.digest == run.digest else ""
 
 

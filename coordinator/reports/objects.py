@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as plain values for tables and for other programs: what it came to, its job in short, its nodes, and who was refused and why."""
+"""A run as plain values for tables and for other programs: what it came to, its job in short, its nodes, and who was
+refused and why."""
 
 from __future__ import annotations
 
@@ -13,9 +14,23 @@ from coordinator.store.ledger import RoundRow
 __all__ = ["ROUND_COLUMNS", "job_words", "node_objects", "reason_objects", "round_objects", "run_object"]
 
 ROUND_COLUMNS: Final = (
-    "run", "round", "participants", "accuracy", "loss", "train_loss", "uplink_bytes", "downlink_bytes", "seconds", "uplink_bytes_total",
-    "downlink_bytes_total", "seconds_total", "largest_norm", "clipped", "capped", "nodes",
-)  # fmt: skip
+    "run",
+    "round",
+    "participants",
+    "accuracy",
+    "loss",
+    "train_loss",
+    "uplink_bytes",
+    "downlink_bytes",
+    "seconds",
+    "uplink_bytes_total",
+    "downlink_bytes_total",
+    "seconds_total",
+    "largest_norm",
+    "clipped",
+    "capped",
+    "nodes",
+)
 """What every row of `round_objects` has, in this order."""
 
 _REASONS = ("refused", "clipped", "capped", "declined", "digest", "revoked", "command")
@@ -50,7 +65,9 @@ def job_words(record: RunRecord) -> dict[str, str]:
         "task": f"{job.task.kind}{labels}, {job.task.max_length} tokens",
         "method": job.method.described(),
         "rounds": f"{job.round.rounds}, cohort {job.round.cohort or 'all'}, quorum {job.round.quorum}, seed {job.seed}",
-        "safety": f"{bound}, weight at most {limits.max_share_ratio:g} times the median" if limits.max_share_ratio else bound,
+        "safety": f"{bound}, weight at most {limits.max_share_ratio:g} times the median"
+        if limits.max_share_ratio
+        else bound,
     }
 
 
@@ -85,12 +102,15 @@ def reason_objects(record: RunRecord) -> list[dict[str, Any]]:
     with LedgerReader(record.files.ledger) as ledger:
         rows = ledger.reasons()
     return [
-        {"at": at, "kind": kind, "node": node, "text": text, "times": times} for at, kind, node, text, times in rows if kind in _REASONS
+        {"at": at, "kind": kind, "node": node, "text": text, "times": times}
+        for at, kind, node, text, times in rows
+        if kind in _REASONS
     ]
 
 
 def round_objects(record: RunRecord) -> list[dict[str, Any]]:
-    """One flat object a round, with names that stay; what a task measures beside accuracy and loss comes last, as `metric_...`."""
+    """One flat object a round, with names that stay; what a task measures beside accuracy and loss comes last, as
+    `metric_...`."""
     metrics = sorted({name for row in record.rows for name in row.metrics})
     totals = itertools.accumulate(record.rows, _add, initial=(0, 0, 0.0))
     next(totals)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs as they lie on the disk, for whoever looks at them: read beside a coordinator that goes on writing, and never changed.
+"""Runs as they lie on the disk, for whoever looks at them: read beside a coordinator that goes on writing, and never
+changed.
 
-What is told of a run is put together from its ledger (what is certain), its view (what was happening when it was last written) and its
-summary (what it came to). Any of them may be missing: a run can be looked at right after its start, and after any kill.
-"""
+What is told of a run is put together from its ledger (what is certain), its view (what was happening when it was last
+written) and its summary (what it came to). Any of them may be missing: a run can be looked at right after its start,
+and after any kill."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _FRESH_SECONDS = 30.0
 
 
 class LedgerReader(SqliteLedger):
-    """A ledger to look at; one moment of it, however long that takes. Close it soon: it keeps the writer's log from being tidied.
+    """A ledger to look at; one moment of it, however long that takes. Close it soon: it keeps the writer's log from
+    being tidied.
 
     Raises:
         RunError: It is not there, or cannot be read.
@@ -47,8 +49,8 @@ class LedgerReader(SqliteLedger):
         if not path.is_file():
             raise RunError("there is no ledger", place=str(path))
         log = path.with_name(path.name + "-wal")
-        # Without a log everything is in the file itself. Opened like this SQLite makes no files beside it, which might then be another
-        # user's than the coordinator's.
+        # Without a log everything is in the file itself. Opened like this SQLite makes no files beside it, which might
+        # then be another user's than the coordinator's.
         how = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
         try:
             self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=2.0)
@@ -64,7 +66,9 @@ class LedgerReader(SqliteLedger):
 
     def reasons(self) -> list[tuple[float, str, str, str, int]]:
         """The event log without what it repeats: (last time, kind, node, text, how often), newest last."""
-        rows = self._execute("SELECT MAX(at), kind, node, text, COUNT(*) FROM events GROUP BY kind, node, text ORDER BY MAX(rowid)")
+        rows = self._execute(
+            "SELECT MAX(at), kind, node, text, COUNT(*) FROM events GROUP BY kind, node, text ORDER BY MAX(rowid)"
+        )
         return list(rows)
 
 
@@ -78,7 +82,8 @@ class RunRecord:
     job: Job
     state: State
     why: str
-    """What a person should know of the state: the error it ended with, how it can go on; empty where there is nothing to say."""
+    """What a person should know of the state: the error it ended with, how it can go on; empty where there is nothing
+    to say."""
     view: RunView
     """Its rounds are the ledger's. Nodes are as they were last seen."""
     seen: Seen | None
@@ -113,7 +118,8 @@ class RunRecord:
 
 
 def choose_run(runs: Path, name: str | None, now: float | None = None) -> RunRecord:
-    """The run with a name (or a path); without one the only run there is, or the one that was started last of those that run.
+    """The run with a name (or a path); without one the only run there is, or the one that was started last of those
+    that run.
 
     Raises:
         ConfigError: No name, and several runs could be meant.
@@ -126,7 +132,9 @@ def choose_run(runs: Path, name: str | None, now: float | None = None) -> RunRec
         raise RunError("there is no run", place=str(runs), remedy="--runs FOLDER names the folder of runs")
     running = [record for record in records if record.state == "running"]
     if len(records) > 1 and not running:
-        raise ConfigError(f"which run? none is running; there are {_some(record.name for record in records)}", place=str(runs))
+        raise ConfigError(
+            f"which run? none is running; there are {_some(record.name for record in records)}", place=str(runs)
+        )
     return max(running or records, key=lambda record: record.started_at)
 
 
@@ -169,7 +177,10 @@ def read_run(root: Path, now: float | None = None) -> RunRecord:
         with LedgerReader(files.ledger) as ledger, _readable(files.ledger):
             rows, refused = ledger.rounds(), ledger.counts("refused")
             started_at = ledger.fact("started_at", float) or started_at
-            digest = next((obj.digest for obj in reversed(ledger.outcomes()) if rows and obj.version == rows[-1].round), "")
+            digest = next(
+                (obj.digest for obj in reversed(ledger.published_states()) if rows and obj.version == rows[-1].round),
+                "",
+            )
     view = seen.view if seen is not None else _view_without(job, rows, files.summary)
     view.rows, view.digest = rows, digest or view.digest
     done = len(rows) >= job.round.rounds and files.summary.exists()
@@ -224,7 +235,9 @@ def _job(path: Path) -> Job:
     except FileNotFoundError:
         raise RunError("a ledger without its job", place=str(path), remedy="put job.json back from a copy") from None
     except PermissionError:
-        raise RunError("only its owner can read it", place=str(path), remedy="look at it as the coordinator's user") from None
+        raise RunError(
+            "only its owner can read it", place=str(path), remedy="look at it as the coordinator's user"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, FedkrsoError) as error:
         raise RunError(f"damaged, or from another version: {printable(str(error))}", place=str(path)) from None
     except OSError as error:
@@ -236,7 +249,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"the ledger is damaged, or from another version: {printable(str(error))}", place=str(path)) from None
+        raise RunError(
+            f"the ledger is damaged, or from another version: {printable(str(error))}", place=str(path)
+        ) from None
 
 
 def _state(root: Path, seen: Seen | None, *, started: bool, done: bool, now: float) -> tuple[State, str]:
@@ -249,7 +264,12 @@ def _state(root: Path, seen: Seen | None, *, started: bool, done: bool, now: flo
     running = seen.running
     if running:
         age = seen.age_seconds(now)
-        return "running", f"its coordinator (process {seen.writer.pid}) has written nothing for {age:.0f} s" if age > _FRESH_SECONDS else ""
+        return (
+            "running",
+            f"its coordinator (process {seen.writer.pid}) has written nothing for {age:.0f} s"
+            if age > _FRESH_SECONDS
+            else "",
+        )
     if done or seen.ended == "finished":
         return "finished", ""
     if running is None:
@@ -259,7 +279,11 @@ def _state(root: Path, seen: Seen | None, *, started: bool, done: bool, now: flo
         return "stopped", f"nothing was written for {age:.0f} s; whether it still runs can be seen on {host} only"
     if seen.ended == "failed":
         return "stopped", seen.error
-    how = "was interrupted" if seen.ended else f"(process {seen.writer.pid}) ended without a last word: killed, or the machine went down"
+    how = (
+        "was interrupted"
+        if seen.ended
+        else f"(process {seen.writer.pid}) ended without a last word: killed, or the machine went down"
+    )
     return "stopped", f"its coordinator {how}; to go on: {resume}"
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coordinator.reports.plots import COLOURS, figure, svg
 from coordinator.store.view import RunView
-from fedcore.device.memoryplan import PART_NAMES
+from fedcore.device.memoryplan import COMPONENT_NAMES
 
 __all__ = ["summary_of", "write_report", "write_summary"]
 
@@ -54,10 +54,10 @@ def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({}))
             "peak_bytes": node.peak_bytes,
             "agent_peak_rss_bytes": node.agent_peak_rss_bytes,
             "model_version": node.version,
-            "enclosure": node.enclosure,
+            "memory_group": node.memory_group,
             "security": node.security,
             "trouble": node.trouble,
-            "parts": None if node.parts is None else msgspec.to_builtins(node.parts),
+            "components": None if node.components is None else msgspec.to_builtins(node.components),
             "refused": refused.get(node.node, 0),
             "rounds_clipped": sum(node.node in row.clipped for row in view.rows),
             "rounds_capped": sum(node.node in row.capped for row in view.rows),
@@ -66,7 +66,14 @@ def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({}))
         for node in sorted(view.nodes.values(), key=lambda n: n.node)
     }
     final = {"accuracy": view.rows[-1].accuracy if view.rows else None, "digest": view.digest}
-    return {"run": view.run, "method": view.method, "security": view.security, "rounds": rows, "final": final, "nodes": nodes}
+    return {
+        "run": view.run,
+        "method": view.method,
+        "security": view.security,
+        "rounds": rows,
+        "final": final,
+        "nodes": nodes,
+    }
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -82,7 +89,12 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
     environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
-    plots = [_accuracy_by_round(summary), _accuracy_by_megabyte(summary), _memory_by_node(summary), _memory_by_part(summary)]
+    plots = [
+        _accuracy_by_round(summary),
+        _accuracy_by_megabyte(summary),
+        _memory_by_node(summary),
+        _memory_by_part(summary),
+    ]
     text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])
     path.write_text(text, encoding="utf-8")
 
@@ -98,7 +110,11 @@ def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
     drawing, axes = figure()
     axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=COLOURS[0])
     axes.set(xlabel="round", ylabel="held-out accuracy", ylim=(0, 1.02), xticks=[r["round"] for r in rows])
-    return svg(drawing, "Accuracy by round", f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.")
+    return svg(
+        drawing,
+        "Accuracy by round",
+        f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.",
+    )
 
 
 def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
@@ -127,7 +143,13 @@ def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
     places = range(len(names))
     budgets = [nodes[n]["budget_bytes"] / 1e6 for n in names]
     axes.barh(places, budgets, color="#e8eef3", edgecolor="#9fb3c2", label="budget")
-    axes.barh(places, [nodes[n]["peak_bytes"] / 1e6 for n in names], height=0.5, color=COLOURS[2], label="peak, agent and worker")
+    axes.barh(
+        places,
+        [nodes[n]["peak_bytes"] / 1e6 for n in names],
+        height=0.5,
+        color=COLOURS[2],
+        label="peak, agent and worker",
+    )
     axes.set_yticks(places, names)
     axes.set(xlabel="megabytes")
     axes.grid(axis="y", visible=False)
@@ -137,13 +159,13 @@ def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
-    nodes = {name: node for name, node in summary["nodes"].items() if node["parts"]}
+    nodes = {name: node for name, node in summary["nodes"].items() if node["components"]}
     if not nodes:
         return None
     drawing, axes = figure()
     places, left = range(len(nodes)), [0.0] * len(nodes)
-    for (part, label), colour in zip(PART_NAMES.items(), _PART_COLOURS, strict=True):
-        sizes = [node["parts"][part] / 1e6 for node in nodes.values()]
+    for (part, label), colour in zip(COMPONENT_NAMES.items(), _PART_COLOURS, strict=True):
+        sizes = [node["components"][part] / 1e6 for node in nodes.values()]
         if any(size >= 0.5 for size in sizes):
             axes.barh(places, sizes, left=left, color=colour, label=label)
         left = [total + size for total, size in zip(left, sizes, strict=True)]

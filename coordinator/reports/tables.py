@@ -39,7 +39,8 @@ def fitted(columns: Sequence[Column], width: int, *, styles: Sequence[str], rest
         columns: From left to right; one in which all cells are empty is left out.
         width: Of the terminal.
         styles: One a row.
-        rest: A last column for words of any length: it has at least a third of the terminal, if it needs that, and is cut to what is left.
+        rest: A last column for words of any length: it has at least a third of the terminal, if it needs that, and is
+            cut to what is left.
     """
     kept = [column for column in columns if any(column.cells)]
     rest = rest if rest is not None and any(rest.cells) else None

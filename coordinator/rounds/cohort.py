@@ -12,7 +12,8 @@ __all__ = ["choose_cohort"]
 def choose_cohort(online: Iterable[str], size: int, cohort_seed: int, server_round: int) -> tuple[str, ...]:
     """A uniformly drawn cohort, sorted by node id; all nodes where `size` is 0 or not below their number.
 
-    Each node's place in the draw is a hash of (seed, round, node), so that who else is online does not shuffle the others.
+    Each node's place in the draw is a hash of (seed, round, node), so that who else is online does not shuffle the
+    others.
 
     Example:
         >>> choose_cohort(["b", "a"], 0, 7, 1)

@@ -80,7 +80,7 @@ class Arriving:
 
 @dataclass(frozen=True)
 class RoundPublished:
-    """The round's outcome is out."""
+    """The round's published state is out."""
 
     round: int
 
@@ -129,7 +129,18 @@ class Readmit:
 
 
 Command = Pause | Resume | EndRound | Exclude | Readmit
-Event = NodeOnline | NodeOffline | Revoked | Declined | Arriving | UpdateAccepted | RoundPublished | DigestReported | Tick | Command
+Event = (
+    NodeOnline
+    | NodeOffline
+    | Revoked
+    | Declined
+    | Arriving
+    | UpdateAccepted
+    | RoundPublished
+    | DigestReported
+    | Tick
+    | Command
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ class CloseRound:
 
 @dataclass(frozen=True)
 class FinishRun:
-    """Announce that nothing is trained any more; nodes take the last outcome and report."""
+    """Announce that nothing is trained any more; nodes take the last published state and report."""
 
 
 @dataclass(frozen=True)

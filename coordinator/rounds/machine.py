@@ -4,10 +4,11 @@
     waiting ──> open ──> closing ──> open (next round) ... ──> finishing ──> finished
                  └─ deadline without quorum: open again, same round, new cohort and deadline
 
-A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making progress.
+A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making
+progress.
 
-An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the same round again,
-and an excluded node is neither invited nor waited for.
+An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the
+same round again, and an excluded node is neither invited nor waited for.
 
 Every event is kept in `story`, which an illegal transition shows.
 """
@@ -71,7 +72,7 @@ class RoundMachine:
     Args:
         settings: The job's `[round]`.
         cohort_seed: For drawing cohorts.
-        published: The last round whose outcome is out (0 at the start; more when a run is resumed).
+        published: The last round whose published state is out (0 at the start; more when a run is resumed).
         seen: Nodes that took part before (a resumed run waits for their last word too).
         paused: As an earlier life of the run left it; and so `excluded`.
     """
@@ -187,7 +188,8 @@ class RoundMachine:
         return []
 
     def _still_arriving(self, waiting_for: set[str], now: float) -> bool:
-        """Whether an update is on its way and making progress: a slow link is no reason to lose it, within twice the time."""
+        """Whether an update is on its way and making progress: a slow link is no reason to lose it, within twice the
+        time."""
         if now >= self.deadline_at + self.settings.deadline_seconds:
             return False
         return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
@@ -203,9 +205,9 @@ class RoundMachine:
     def _open(self, now: float, *, late: bool = False) -> list[Action]:
         if self.paused:
             return []
-        # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes that
-        # declined are asked again only when there are too few others, and are waited for only once the deadline has passed:
-        # all that there are may be resting, and would decline at once, again and again.
+        # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes
+        # that declined are asked again only when there are too few others, and are waited for only once the deadline
+        # has passed: all that there are may be resting, and would decline at once, again and again.
         kept = self.accepted if self.phase == "open" else set()
         willing = self._able - self.declined if self.phase == "open" else self._able
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
@@ -265,7 +267,11 @@ class RoundMachine:
                     return [Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
                 return [Answer(True, f"ended: {counted}"), *self._close()]
             case Exclude(node):
-                text = f"{node} is already excluded" if node in self.excluded else f"{node} is excluded: {self._without(node)}"
+                text = (
+                    f"{node} is already excluded"
+                    if node in self.excluded
+                    else f"{node} is excluded: {self._without(node)}"
+                )
                 self.excluded.add(node)
             case Readmit(node):
                 text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
@@ -285,7 +291,11 @@ class RoundMachine:
         else:
             text = f"round {self.round} does not wait for it, and it is not invited to further rounds"
         left = len(self._able - {node})
-        return text if left >= self.settings.quorum else f"{text}; {left} nodes are left, and the quorum is {self.settings.quorum}"
+        return (
+            text
+            if left >= self.settings.quorum
+            else f"{text}; {left} nodes are left, and the quorum is {self.settings.quorum}"
+        )
 
     def _go(self, phase: Phase) -> None:
         if (self.phase, phase) not in TRANSITIONS:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one participant may do to a round: a bound on its update's norm, and a limit on its share of the mean.
 
-Pure functions of what the ledger keeps. A clip is chosen once, when the update arrives, and kept with it; weights follow from the
-set of accepted updates alone. So the outcome depends on no order and no restart.
+Pure functions of what the ledger keeps. A clip is chosen once, when the update arrives, and kept with it; weights
+follow from the set of accepted updates alone. So the published state depends on no order and no restart.
 
 With every update's norm at most B, a participant of weight w in a round of total weight W moves the round's mean by
 w / W * |u - m|, where m is the mean of the others: by at most 2 B w / W. The share limit bounds w / W: a liar reaches
-`max_share_ratio` times what an ordinary participant has, whatever it claims. Majorities that lie are beyond what a mean can stand.
-"""
+`max_share_ratio` times what an ordinary participant has, whatever it claims. Majorities that lie are beyond what a mean
+can stand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def clip_for(update: CheckedUpdate, safety: SafetySection) -> Clip | None:
     clip = clip_within(update.squared, safety.norm_bound)
     if clip is not None and safety.norm_policy == "refuse":
         raise UpdateRefused(
-            f"a norm of {norm_of(update.squared):.6g} is beyond the bound of {safety.norm_bound:g}", place=update.header.node
+            f"a norm of {norm_of(update.squared):.6g} is beyond the bound of {safety.norm_bound:g}",
+            place=update.header.node,
         )
     return clip
 
@@ -58,8 +59,9 @@ class Shares:
 def round_shares(claimed: Mapping[str, int], share: Literal["examples", "uniform"], safety: SafetySection) -> Shares:
     """The weights of a round's participants, from the number of examples each claims.
 
-    With `uniform` shares everybody weighs 1. The lower median is a number that somebody claimed, and no minority of liars moves it
-    beyond the honest claims. Weights that exceed what exact sums allow together are halved until they fit.
+    With `uniform` shares everybody weighs 1. The lower median is a number that somebody claimed, and no minority of
+    liars moves it beyond the honest claims. Weights that exceed what exact sums allow together are halved until they
+    fit.
 
     Args:
         claimed: Examples by participant, each from 1 to `MAX_EXAMPLES`.

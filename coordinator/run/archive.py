@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published objects: what a plan lists for those who were away, what stays on disk, and the base made anew from them.
 
-With refreshed seeds, whoever was away needs the end of every generation that it missed, or a snapshot. The list goes back from the
-present to the last snapshot (or to the checkpoint), and beyond the snapshot as long as those older ends together weigh less than it does.
-When the ends after the last snapshot weigh as much as another one would, another is made. So the list, the disk and what anybody has to
-fetch stay bounded, however many generations there were.
-"""
+With refreshed seeds, whoever was away needs the end of every generation that it missed, or a snapshot. The list goes
+back from the present to the last snapshot (or to the checkpoint), and beyond the snapshot as long as those older ends
+together weigh less than it does. When the ends after the last snapshot weigh as much as another one would, another is
+made. So the list, the disk and what anybody has to fetch stay bounded, however many generations there were."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
 from fedcore.model.base import Base
 from fedcore.model.snapshot import snapshot_bytes, take_snapshot, write_snapshot
 from fedcore.model.state import PublishedState, model_digest
-from fedcore.round.plan import OutcomeObject, Plan
+from fedcore.round.plan import Plan, StateObject
 from fedcore.wire.files import manifest_of
 
 __all__ = ["Archive", "listed", "snapshot_is_due"]
 
 
-def listed(objects: Objects, version: int, generation: int) -> tuple[OutcomeObject, ...]:
+def listed(objects: Objects, version: int, generation: int) -> tuple[StateObject, ...]:
     """What a plan says is there, oldest first and the present version last.
 
     Args:
@@ -50,7 +49,7 @@ def listed(objects: Objects, version: int, generation: int) -> tuple[OutcomeObje
 
 
 def snapshot_is_due(objects: Objects, generation: int, weigh: Callable[[int], int]) -> bool:
-    """Whether a base that was just folded should be written as a snapshot.
+    """Whether a base that was just merged should be written as a snapshot.
 
     Args:
         objects: All published objects.
@@ -66,13 +65,13 @@ def snapshot_is_due(objects: Objects, generation: int, weigh: Callable[[int], in
     return chain >= (snapshot.manifest.size_bytes if snapshot is not None else weigh(chain))
 
 
-def _ends(objects: Objects, generation: int) -> dict[int, OutcomeObject]:
+def _ends(objects: Objects, generation: int) -> dict[int, StateObject]:
     """The last whole state of each finished generation."""
     wholes = [obj for obj in objects.values() if obj.kind == "whole" and obj.generation < generation]
     return {obj.generation: obj for obj in sorted(wholes, key=lambda o: o.version)}
 
 
-def _last_snapshot(objects: Objects, generation: int) -> OutcomeObject | None:
+def _last_snapshot(objects: Objects, generation: int) -> StateObject | None:
     snapshots = [obj for obj in objects.values() if obj.kind == "snapshot" and obj.generation <= generation]
     return max(snapshots, key=lambda o: o.generation, default=None)
 
@@ -83,20 +82,21 @@ class Archive:
     Args:
         folder: The run's.
         ledger: The run's.
-        keep_outcomes: Versions that stay whatever happens.
+        keep_published: Versions that stay whatever happens.
     """
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, keep_outcomes: int) -> None:
-        self._folder, self._ledger, self._keep_outcomes = folder, ledger, keep_outcomes
-        self.objects: dict[Key, OutcomeObject] = {key_of(obj): obj for obj in ledger.outcomes()}
+    def __init__(self, folder: RunFolder, ledger: Ledger, keep_published: int) -> None:
+        self._folder, self._ledger, self._keep_published = folder, ledger, keep_published
+        self.objects: dict[Key, StateObject] = {key_of(obj): obj for obj in ledger.published_states()}
         self._weight = 0
 
-    def path(self, obj: OutcomeObject) -> Path:
+    def path(self, obj: StateObject) -> Path:
         """An object's file."""
-        return self._folder.outcome(obj.version, obj.kind)
+        return self._folder.published_state(obj.version, obj.kind)
 
-    def add_snapshot(self, base: Base, state: PublishedState, chunk_bytes: int) -> OutcomeObject | None:
-        """Write a snapshot of a base that was just folded, if one is due: file first, then the ledger. Repeating it changes nothing.
+    def add_snapshot(self, base: Base, state: PublishedState, chunk_bytes: int) -> StateObject | None:
+        """Write a snapshot of a base that was just merged, if one is due: file first, then the ledger. Repeating it
+        changes nothing.
 
         Args:
             base: At the generation that begins.
@@ -112,34 +112,36 @@ class Archive:
 
         if not snapshot_is_due(self.objects, base.generation, weigh):
             return None
-        path = self._folder.outcome(state.version, "snapshot")
+        path = self._folder.published_state(state.version, "snapshot")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_snapshot(path, base, state)
         digest = model_digest(base.digest(), state)
-        obj = OutcomeObject(state.version, base.generation, None, digest, manifest_of(path, chunk_bytes), snapshot=True)
+        obj = StateObject(state.version, base.generation, None, digest, manifest_of(path, chunk_bytes), snapshot=True)
         self._ledger.put_objects([obj])
         self.objects[key_of(obj)] = obj
         return obj
 
-    def tidy(self, plan: Plan, reading: Collection[OutcomeObject]) -> None:
-        """Drop what nobody can need any more once a plan is out: rows first, then files, also those that a kill left behind.
+    def tidy(self, plan: Plan, reading: Collection[StateObject]) -> None:
+        """Drop what nobody can need any more once a plan is out: rows first, then files, also those that a kill left
+        behind.
 
         Args:
             plan: The present one; who follows an older one gets it too, and then asks for what it lists.
             reading: What this machine still reads.
         """
         keep = {key_of(obj) for obj in (*plan.objects, *reading)}
-        keep |= {key for key in self.objects if key[0] > plan.version - self._keep_outcomes}
+        keep |= {key for key in self.objects if key[0] > plan.version - self._keep_published}
         self._ledger.drop_objects([obj for key, obj in self.objects.items() if key not in keep])
         for gone in [key for key in self.objects if key not in keep]:
             del self.objects[gone]
         wanted = {self.path(obj).name for obj in self.objects.values()}
-        for file in self._folder.outcomes.glob("*"):
+        for file in self._folder.published_states.glob("*"):
             if file.name not in wanted:
                 file.unlink()
 
     def sound(self, base: Base, plan: Plan | None, published: int) -> None:
-        """Make sure that a base is the one that the run left off with; what is damaged is made anew from what was published.
+        """Make sure that a base is the one that the run left off with; what is damaged is made anew from what was
+        published.
 
         Args:
             base: As found on disk.
@@ -151,7 +153,7 @@ class Archive:
             RunError: The base cannot be made anew.
         """
         generation = plan.training.generation if plan is not None else 0
-        # After a round is closed the next fold may be there, whose round was not announced yet.
+        # After a round is closed the next merge may be there, whose round was not announced yet.
         ahead = int(plan is not None and plan.round <= published)
         with contextlib.suppress(BaseDamaged):
             if generation <= base.generation <= generation + ahead and self._is_of(base, plan):
@@ -180,15 +182,19 @@ class Archive:
                 take_snapshot(self.path(snapshot), base, training.at(snapshot.generation))
             shapes = training.shapes(schema)
             for generation in range(base.generation, training.generation):
-                base.fold(PublishedState.read(self.path(ends[generation]), shapes), generation + 1)
+                base.merge(PublishedState.read(self.path(ends[generation]), shapes), generation + 1)
         except (KeyError, OSError, WireError) as error:
-            raise RunError(f"the base is damaged, and so is what it was made from: {error}", place=str(self._folder.root)) from None
+            raise RunError(
+                f"the base is damaged, and so is what it was made from: {error}", place=str(self._folder.root)
+            ) from None
         if base.digest() == plan.base_digest:
             return
         if base.generation and plan.checkpoint_digest in ("", self._checkpoint(base)):
             raise RunError("the base cannot be made anew from what was published", place=str(self._folder.root))
         remedy = "put the model folder back as it was when the run began"
-        raise ModelError("these weights are not those that the run began with", place=str(base.checkpoint.folder), remedy=remedy)
+        raise ModelError(
+            "these weights are not those that the run began with", place=str(base.checkpoint.folder), remedy=remedy
+        )
 
     def _checkpoint(self, base: Base) -> str:
         base.reset()

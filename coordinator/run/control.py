@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An operator's commands on their way into the coordinator's loop.
 
-Anybody may ask from any thread; the loop alone obeys. What a command changes for good (paused, excluded nodes) and its line in the event
-log are in the ledger before the operator hears of it, so that a coordinator that is resumed is as it was left. To end a round is told when
-the round is published: a coordinator killed before that still has the round open, with every update.
-"""
+Anybody may ask from any thread; the loop alone obeys. What a command changes for good (paused, excluded nodes) and its
+line in the event log are in the ledger before the operator hears of it, so that a coordinator that is resumed is as it
+was left. To end a round is told when the round is published: a coordinator killed before that still has the round open,
+with every update."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ class Control:
         if not isinstance(command, Exclude) or command.node in self._view.nodes or command.node in self._machine.seen:
             return ""
         near = difflib.get_close_matches(command.node, self._view.nodes, 1)
-        return f"no node {clean_text(command.node)[:64]!r} was heard in this run" + (f"; {near[0]!r} was" if near else "")
+        return f"no node {clean_text(command.node)[:64]!r} was heard in this run" + (
+            f"; {near[0]!r} was" if near else ""
+        )
 
 
 def refuse_all(events: queue.Queue[Any]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedcore.config.sections import DataSection
 from fedcore.errors import FedkrsoError, WorkerError
-from fedcore.round.plan import OutcomeObject, Plan, Position, cheapest_way
+from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
 from fedcore.worker.messages import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready
 from fedcore.worker.process import WorkerDied, WorkerProcess
 
@@ -42,7 +42,9 @@ def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> E
         worker.stop()
     if isinstance(answer, WorkerDied):
         last = answer.tail.splitlines()[-1] if answer.tail else "no output"
-        raise WorkerError(f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'")
+        raise WorkerError(
+            f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
+        )
     if isinstance(answer, Failed):
         raise_failure(answer)
     return answer
@@ -86,7 +88,7 @@ class Evaluator:
             )
         )
         self._held: Position | None = None
-        self._asked: deque[tuple[Position, tuple[OutcomeObject, ...], Callable[[OutcomeObject], Path]]] = deque()
+        self._asked: deque[tuple[Position, tuple[StateObject, ...], Callable[[StateObject], Path]]] = deque()
         self._sent = 0
 
     @property
@@ -95,7 +97,7 @@ class Evaluator:
         return len(self._asked)
 
     @property
-    def reading(self) -> set[OutcomeObject]:
+    def reading(self) -> set[StateObject]:
         """Objects that the process may still read."""
         return {obj for _, objects, _ in self._asked for obj in objects}
 
@@ -104,7 +106,7 @@ class Evaluator:
         self._held = event.version, event.generation
         self._send()
 
-    def evaluate(self, goal: Position, objects: tuple[OutcomeObject, ...], path: Callable[[OutcomeObject], Path]) -> None:
+    def evaluate(self, goal: Position, objects: tuple[StateObject, ...], path: Callable[[StateObject], Path]) -> None:
         """Queue the evaluation of a version, which the process reaches from wherever it stands.
 
         Args:

@@ -18,7 +18,7 @@ from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
 from fedcore.round.checksums import checksums
-from fedcore.round.plan import InformedObject, OutcomeObject, Plan
+from fedcore.round.plan import InformedObject, Plan, StateObject
 from fedcore.round.training import Training
 from fedcore.subspaces.informed import read_informed
 from fedcore.weights.checkpoint import Checkpoint
@@ -50,11 +50,11 @@ class GlobalModel:
         size = first.informed_subspaces, first.rank
         self._informed = read_informed(folder.informed, first.informed, self._schema, *size) if first.informed else None
         self._base = Base(Checkpoint(prepared.model_folder), self._schema, job.model.base, folder.base)
-        self.archive = Archive(folder, ledger, job.round.keep_outcomes)
+        self.archive = Archive(folder, ledger, job.round.keep_published)
         opened = ledger.plan(rounds + 1)
         self.archive.sound(self._base, opened or ledger.plan(rounds), rounds)
         if self._base.generation == 0:
-            # Known from before the first fold.
+            # Known from before the first merge.
             ledger.put_fact("checkpoint_digest", self._base.digest())
         self._checkpoint_digest = ledger.fact("checkpoint_digest", str) or ""
         self._state = load_state(folder.state(rounds)) if rounds else ExactState.zero(first, self._schema)
@@ -64,7 +64,8 @@ class GlobalModel:
             self._state = self._opened(opened.training)
 
     def begin(self, server_round: int, chunk_bytes: int, damaged: Callable[[str], None]) -> None:
-        """Stand where a round starts: where seeds change, with what was learned folded into the base, and a snapshot of it if one is due.
+        """Stand where a round starts: where seeds change, with what was learned merged into the base, and a snapshot of
+        it if one is due.
 
         Args:
             server_round: Which.
@@ -73,11 +74,13 @@ class GlobalModel:
         """
         training = self._half.training(server_round, self._job.seed)
         if training.generation != self._base.generation:
-            self._fold(training.generation, damaged)
+            self._merge(training.generation, damaged)
         self.archive.add_snapshot(self._base, self._start_state(training), chunk_bytes)
         self._state = self._opened(training)
 
-    def plan(self, server_round: int, version: int, cohort: tuple[str, ...], deadline_at: float, chunk_bytes: int) -> Plan:
+    def plan(
+        self, server_round: int, version: int, cohort: tuple[str, ...], deadline_at: float, chunk_bytes: int
+    ) -> Plan:
         """A round's plan.
 
         Args:
@@ -107,8 +110,8 @@ class GlobalModel:
             informed=InformedObject(manifest_of(self._folder.informed, chunk_bytes)) if training.informed else None,
         )
 
-    def close(self, plan: Plan, updates: Sequence[WeightedUpdate], chunk_bytes: int) -> list[OutcomeObject]:
-        """Take a round's updates into the state, and write its outcome and the state to disk.
+    def close(self, plan: Plan, updates: Sequence[WeightedUpdate], chunk_bytes: int) -> list[StateObject]:
+        """Take a round's updates into the state, and write its published state and the state to disk.
 
         Args:
             plan: The round's.
@@ -116,7 +119,7 @@ class GlobalModel:
             chunk_bytes: Of transfers.
 
         Returns:
-            The outcome's objects, all with the digest of the model; they count once they are in the ledger.
+            The published state's objects, all with the digest of the model; they count once they are in the ledger.
         """
         self._state = self._half.aggregate(self._state, plan, updates)
         previous, self._published = self._published, self._state.publish()
@@ -125,23 +128,25 @@ class GlobalModel:
         for whole in (True, False):
             if not whole and (previous.version == 0 or not self._published.follows(previous)):
                 continue
-            path = self._folder.outcome(plan.round, "whole" if whole else "difference")
+            path = self._folder.published_state(plan.round, "whole" if whole else "difference")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._published.write(path, previous=None if whole else previous)
             base_version = None if whole else previous.version
-            objects.append(OutcomeObject(plan.round, plan.training.generation, base_version, digest, manifest_of(path, chunk_bytes)))
+            objects.append(
+                StateObject(plan.round, plan.training.generation, base_version, digest, manifest_of(path, chunk_bytes))
+            )
         save_state(self._folder.state(plan.round), self._state)
         return objects
 
-    def _fold(self, generation: int, damaged: Callable[[str], None]) -> None:
+    def _merge(self, generation: int, damaged: Callable[[str], None]) -> None:
         try:
-            self._base.fold(self._published, generation)
+            self._base.merge(self._published, generation)
         except BaseDamaged as error:
             damaged(f"{error.one_line()}: made anew from what was published")
             plan = self._ledger.plan(self._published.version)
-            assert plan is not None, "a fold comes after a round"
+            assert plan is not None, "a merge comes after a round"
             self.archive.rebuild(self._base, plan)
-            self._base.fold(self._published, generation)
+            self._base.merge(self._published, generation)
 
     def _opened(self, training: Training) -> ExactState:
         """The exact state that a round starts from: the same, or zero layers under new seeds."""
@@ -154,7 +159,7 @@ class GlobalModel:
         return self._published.refreshed(training, self._schema)
 
     def _start_digest(self, training: Training) -> str:
-        """The model digest that a round starts from; empty before its fold."""
+        """The model digest that a round starts from; empty before its merge."""
         if training.generation != self._base.generation:
             return ""
         return model_digest(self._base.digest(), self._start_state(training))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coordinator's shell: one loop that takes events from the wire, the evaluator and the clock, and does what the round machine says.
+"""The coordinator's shell: one loop that takes events from the wire, the evaluator and the clock, and does what the
+round machine says.
 
-Order of things that decide the model: file flushed and renamed, then the ledger, then the wire. So a kill at any instant loses no
-acknowledged update and publishes nothing that a resumed run would not publish again, bit for bit.
-"""
+Order of things that decide the model: file flushed and renamed, then the ledger, then the wire. So a kill at any
+instant loses no acknowledged update and publishes nothing that a resumed run would not publish again, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from coordinator.messages.probe import usable_chunk_bytes
 from coordinator.messages.publisher import Publisher, key_of
 from coordinator.messages.reception import Reception
 from coordinator.messages.senders import Senders
-from coordinator.rounds.events import Action, Arriving, CloseRound, EndRun, Event, FinishRun, OpenRound, RoundPublished, Tick
+from coordinator.rounds.events import (
+    Action,
+    Arriving,
+    CloseRound,
+    EndRun,
+    Event,
+    FinishRun,
+    OpenRound,
+    RoundPublished,
+    Tick,
+)
 from coordinator.rounds.machine import RoundMachine
 from coordinator.rounds.policy import Shares, round_shares
 from coordinator.run.archive import listed
@@ -88,11 +98,12 @@ class Coordinator:
         start = start_number(ledger.fact("start", int) or 0, clock())
         ledger.put_fact("start", start)
         post = Post(job.run, "", key, start)
-        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_outcomes, self._listeners)
+        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
         self._model = GlobalModel(prepared, folder, ledger)
         self._objects = self._model.archive.objects
-        # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last word.
+        # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
+        # word.
         part = {node for row in rows for node in row.participants}
         self._machine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
@@ -131,7 +142,9 @@ class Coordinator:
         if self._job.evaluation is not None:
             first = self._plan_of(self._machine.round, (), 0.0)
             files, data, model = self._folder, self._job.evaluation, str(self._model_folder)
-            self._evaluator = Evaluator(self._queue.put, first, self._job.run, data, model, files.evaluator, files.informed)
+            self._evaluator = Evaluator(
+                self._queue.put, first, self._job.run, data, model, files.evaluator, files.informed
+            )
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
@@ -139,12 +152,16 @@ class Coordinator:
             limits = self._transport.wait_connected(20.0)
             nonce = secrets.token_bytes(16)
             wanted = self._job.round.chunk_bytes
-            self._chunk_bytes = usable_chunk_bytes(self._transport, self._queue, self._topics.probe, limits, wanted, nonce)
+            self._chunk_bytes = usable_chunk_bytes(
+                self._transport, self._queue, self._topics.probe, limits, wanted, nonce
+            )
             if self._chunk_bytes < wanted:
                 self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
             if self._plan is not None and self._machine.published < self._job.round.rounds:
                 rows = self._ledger.updates(self._plan.round)
-                accepted = {row.header.node for row in rows if not self._senders.revoked(row.header.node)} & set(self._plan.cohort)
+                accepted = {row.header.node for row in rows if not self._senders.revoked(row.header.node)} & set(
+                    self._plan.cohort
+                )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
             while not (self._ended and not (self._evaluator and self._evaluator.pending)):
                 self._turn()
@@ -152,7 +169,9 @@ class Coordinator:
             if not is_full(error):
                 raise
             remedy = f"free space there, then: fedkrso coordinator resume {self._job.run}"
-            raise StorageError(f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy) from None
+            raise StorageError(
+                f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy
+            ) from None
         finally:
             if self._evaluator is not None:
                 self._evaluator.stop()
@@ -161,7 +180,8 @@ class Coordinator:
         return self.view
 
     def command(self, command: Command, by: str) -> Future[Answer]:
-        """Ask the loop to obey an operator, from any thread; the answer comes when the command is done and in the ledger.
+        """Ask the loop to obey an operator, from any thread; the answer comes when the command is done and in the
+        ledger.
 
         Args:
             command: What is to be done.
@@ -184,7 +204,7 @@ class Coordinator:
                 # A broker without persistence has forgotten what was retained.
                 self._publisher.forgotten()
                 if self._machine.published and self._objects:
-                    self._publisher.outcome(self._machine.published, self._objects)
+                    self._publisher.published_state(self._machine.published, self._objects)
                 if self._plan is not None:
                     self._publisher.plan(self._plan)
             case Disconnected(reason):
@@ -235,7 +255,9 @@ class Coordinator:
             case CloseRound(server_round, participants):
                 self._close(server_round, participants)
             case FinishRun():
-                self._announce(msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished"))
+                self._announce(
+                    msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished")
+                )
             case EndRun():
                 self._ended = True
             case Answer():
@@ -265,17 +287,26 @@ class Coordinator:
         self._show()
         self._reception.round_over()
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
-        shares = round_shares({row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety)
-        weighted = [WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip) for row in updates]
+        shares = round_shares(
+            {row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety
+        )
+        weighted = [
+            WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip)
+            for row in updates
+        ]
         objects = self._model.close(plan, weighted, self._chunk_bytes)
         row = self._round_row(server_round, updates, shares)
-        self._ledger.put_outcome(objects, row)
+        self._ledger.put_published(objects, row)
         for node, (claimed, weight) in row.capped.items():
-            self._note("capped", node, f"round {server_round}: {claimed} examples count as {weight}, at most {shares.limit} may")
+            self._note(
+                "capped",
+                node,
+                f"round {server_round}: {claimed} examples count as {weight}, at most {shares.limit} may",
+            )
         self._objects |= {key_of(obj): obj for obj in objects}
         self._folder.state(server_round - 2).unlink(missing_ok=True)
         self.view.digest = objects[0].digest
-        self._publisher.outcome(server_round, self._objects)
+        self._publisher.published_state(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self.view.rows = self._ledger.rounds()
         if self._evaluator is not None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The event log: who did what, for the operator, and never more of it than an operator can read.
 
-A node (or whoever pretends to be one) can send thousands of bad messages a second; each line of the log is flushed to the disk. So a line
-that was told within the last minute is counted and told again with its count.
-"""
+A node (or whoever pretends to be one) can send thousands of bad messages a second; each line of the log is flushed to
+the disk. So a line that was told within the last minute is counted and told again with its count."""
 
 from __future__ import annotations
 

@@ -19,7 +19,18 @@ from fedcore.system.durable import flush_folder
 __all__ = ["RunFolder", "load_state", "save_state"]
 
 # What NumPy and zipfile raise on a file that is not what it was; a damaged shape asks for more memory than there is.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,13 @@ class RunFolder:
         return self.root / "updates" / str(server_round) / f"{node}.bin"
 
     @property
-    def outcomes(self) -> Path:
+    def published_states(self) -> Path:
         """Published objects."""
-        return self.root / "outcomes"
+        return self.root / "published"
 
-    def outcome(self, version: int, kind: ObjectKind) -> Path:
+    def published_state(self, version: int, kind: ObjectKind) -> Path:
         """A published object."""
-        return self.outcomes / f"{version}-{kind}.bin"
+        return self.published_states / f"{version}-{kind}.bin"
 
     def state(self, version: int) -> Path:
         """The exact state of a version."""
@@ -94,7 +105,11 @@ def save_state(path: Path, state: ExactState) -> None:
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     head = np.array([state.version, state.rank], np.uint64)
-    arrays |= {"seeds": np.array(state.seeds, np.uint64), "rows_from": np.array(state.rows_from), "bits": np.array(state.bits)}
+    arrays |= {
+        "seeds": np.array(state.seeds, np.uint64),
+        "rows_from": np.array(state.rows_from),
+        "bits": np.array(state.bits),
+    }
     with part.open("wb") as file:
         np.savez(file, head=head, **arrays)  # type: ignore[arg-type]
         file.flush()
@@ -122,6 +137,8 @@ def load_state(path: Path) -> ExactState:
             bits = int(stored["bits"]) if "bits" in stored.files else 16
             if not 8 <= bits <= 16:
                 raise ValueError(f"{bits} bits a number")
-            return ExactState(version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from, bits)
+            return ExactState(
+                version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from, bits
+            )
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

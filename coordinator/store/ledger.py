@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Durable state of a run: what decides the model is here before anybody is told.
 
-SQLite in WAL mode with full synchronisation: what `commit` returned from survives a power cut. Large things (updates, outcomes, the
-exact state) are files, flushed and renamed before their row is written. Another engine is another implementation of `Ledger`.
-"""
+SQLite in WAL mode with full synchronisation: what `commit` returned from survives a power cut. Large things (updates,
+published states, the exact state) are files, flushed and renamed before their row is written. Another engine is another
+implementation of `Ledger`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import msgspec
 from fedcore.errors import RunError, StorageError
 from fedcore.numbers.accumulator import Clip
 from fedcore.round.header import UpdateHeader
-from fedcore.round.plan import ObjectKind, OutcomeObject, Plan
+from fedcore.round.plan import ObjectKind, Plan, StateObject
 
 __all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "read_events"]
 
@@ -31,14 +31,14 @@ CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS updates (
     round INTEGER NOT NULL, node TEXT NOT NULL, row BLOB NOT NULL, PRIMARY KEY (round, node)
 );
-CREATE TABLE IF NOT EXISTS outcomes (version INTEGER NOT NULL, whole INTEGER NOT NULL, object BLOB NOT NULL,
+CREATE TABLE IF NOT EXISTS published (version INTEGER NOT NULL, whole INTEGER NOT NULL, object BLOB NOT NULL,
     PRIMARY KEY (version, whole));
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, row BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
     round INTEGER NOT NULL DEFAULT 0);
 """
-# To a ledger from before events had a round.
-_ADD_EVENT_ROUND = "ALTER TABLE events ADD COLUMN round INTEGER NOT NULL DEFAULT 0"
+_VERSION: Final = 2
+"""Of the schema and of what rows hold; 0 where nobody wrote it down, which fedkrso 0.1 did not."""
 
 
 class UpdateRow(msgspec.Struct, frozen=True):
@@ -55,7 +55,8 @@ class UpdateRow(msgspec.Struct, frozen=True):
 
 
 class RoundRow(msgspec.Struct, frozen=True):
-    """What a round came to. Accuracy and loss are of the outcome on held-out data; None where it is not measured."""
+    """What a round came to. Accuracy and loss are of the published state on held-out data; None where it is not
+    measured."""
 
     round: int
     participants: tuple[str, ...]
@@ -120,19 +121,19 @@ class Ledger(Protocol):
         """A round's updates, by node."""
         ...
 
-    def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
+    def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
         """Keep a round's published objects and its row, both or neither."""
         ...
 
-    def put_objects(self, objects: list[OutcomeObject]) -> None:
-        """Keep published objects that are no round's outcome."""
+    def put_objects(self, objects: list[StateObject]) -> None:
+        """Keep published objects that are no round's published state."""
         ...
 
-    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+    def drop_objects(self, objects: list[StateObject]) -> None:
         """Forget published objects, all of them or none."""
         ...
 
-    def outcomes(self) -> list[OutcomeObject]:
+    def published_states(self) -> list[StateObject]:
         """All published objects, oldest first."""
         ...
 
@@ -170,18 +171,32 @@ class SqliteLedger:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._check_version()
             self._db.executescript(_SCHEMA)
-            if "round" not in {row[1] for row in self._db.execute("PRAGMA table_info(events)")}:
-                self._db.execute(_ADD_EVENT_ROUND)
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
+
+    def _check_version(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        tables = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        if tables and version != _VERSION:
+            self._db.close()
+            wrote = "fedkrso 0.1" if version == 0 else f"another version of fedkrso (format {version})"
+            raise RunError(
+                f"the ledger is of {wrote}, this program reads format {_VERSION}",
+                place=str(self._path),
+                remedy="go on with the version that began the run, or begin a new one",
+            )
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except sqlite3.DatabaseError as error:
             if "full" in str(error):
-                raise StorageError(f"the ledger cannot be written: {error}", place=str(self._path), remedy="free space there") from None
+                raise StorageError(
+                    f"the ledger cannot be written: {error}", place=str(self._path), remedy="free space there"
+                ) from None
             raise RunError(f"the ledger cannot be used: {error}", place=str(self._path)) from None
 
     @contextlib.contextmanager
@@ -220,7 +235,8 @@ class SqliteLedger:
     def put_update(self, row: UpdateRow) -> bool:
         """See `Ledger`."""
         done = self._execute(
-            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)", (row.header.round, row.header.node, msgspec.msgpack.encode(row))
+            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)",
+            (row.header.round, row.header.node, msgspec.msgpack.encode(row)),
         )
         return done.rowcount == 1
 
@@ -234,32 +250,34 @@ class SqliteLedger:
         rows = self._execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
         return [msgspec.msgpack.decode(row[0], type=UpdateRow) for row in rows]
 
-    def put_outcome(self, objects: list[OutcomeObject], row: RoundRow) -> None:
+    def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
         """See `Ledger`."""
         with self._together():
             self._put(objects)
             self.put_round(row)
 
-    def put_objects(self, objects: list[OutcomeObject]) -> None:
+    def put_objects(self, objects: list[StateObject]) -> None:
         """See `Ledger`."""
         with self._together():
             self._put(objects)
 
-    def drop_objects(self, objects: list[OutcomeObject]) -> None:
+    def drop_objects(self, objects: list[StateObject]) -> None:
         """See `Ledger`."""
         with self._together():
             for obj in objects:
-                self._execute("DELETE FROM outcomes WHERE version = ? AND whole = ?", (obj.version, _KINDS.index(obj.kind)))
+                self._execute(
+                    "DELETE FROM published WHERE version = ? AND whole = ?", (obj.version, _KINDS.index(obj.kind))
+                )
 
-    def _put(self, objects: list[OutcomeObject]) -> None:
+    def _put(self, objects: list[StateObject]) -> None:
         for obj in objects:
             key = (obj.version, _KINDS.index(obj.kind), msgspec.msgpack.encode(obj))
-            self._execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", key)
+            self._execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?)", key)
 
-    def outcomes(self) -> list[OutcomeObject]:
+    def published_states(self) -> list[StateObject]:
         """See `Ledger`."""
-        rows = self._execute("SELECT object FROM outcomes ORDER BY version, whole")
-        return [msgspec.msgpack.decode(row[0], type=OutcomeObject) for row in rows]
+        rows = self._execute("SELECT object FROM published ORDER BY version, whole")
+        return [msgspec.msgpack.decode(row[0], type=StateObject) for row in rows]
 
     def put_round(self, row: RoundRow) -> None:
         """See `Ledger`."""
@@ -272,7 +290,10 @@ class SqliteLedger:
 
     def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
         """See `Ledger`."""
-        self._execute("INSERT INTO events (at, kind, node, text, round) VALUES (?, ?, ?, ?, ?)", (at, kind, node, text, server_round))
+        self._execute(
+            "INSERT INTO events (at, kind, node, text, round) VALUES (?, ?, ?, ?, ?)",
+            (at, kind, node, text, server_round),
+        )
 
     def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
         """See `Ledger`."""
@@ -287,7 +308,9 @@ class SqliteLedger:
 
     def counts(self, kind: str) -> dict[str, int]:
         """See `Ledger`."""
-        return dict(self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,)))
+        return dict(
+            self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,))
+        )
 
 
 def read_events(path: Path, after: int, most: int) -> list[EventRow]:
@@ -302,9 +325,12 @@ def read_events(path: Path, after: int, most: int) -> list[EventRow]:
         RunError: There is no ledger, or it cannot be read.
     """
     order = "number" if after else "number DESC"
-    statement = f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
+    statement = (
+        f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
+    )
     try:
-        # Opened for this alone: a connection serves one thread, and one that stays open keeps the log from being tidied.
+        # Opened for this alone: a connection serves one thread, and one that stays open keeps the log from being
+        # tidied.
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
             rows = [EventRow(*row) for row in db.execute(statement, (after, most))]
     except sqlite3.Error as error:

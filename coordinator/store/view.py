@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator sees of a run: nodes, rounds and the last events, as plain values.
 
-The coordinator's loop alone changes a view. Others get it encoded (`RunView.encoded`), so that no thread reads what another writes.
-"""
+The coordinator's loop alone changes a view. Others get it encoded (`RunView.encoded`), so that no thread reads what
+another writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.store.ledger import RoundRow
-from fedcore.device.memoryplan import Parts
+from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 
 __all__ = ["EventView", "NodeView", "RunView"]
@@ -60,8 +60,8 @@ class NodeView:
     available_bytes: int | None = None
     peak_bytes: int = 0
     agent_peak_rss_bytes: int = 0
-    enclosure: str = ""
-    parts: Parts | None = None
+    memory_group: str = ""
+    components: MemoryComponents | None = None
     readings: Readings | None = None
     uplink_bytes: int = 0
     downlink_bytes: int = 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The view as a file in the run's folder, for whoever looks at a run from another process.
 
-It is a picture and decides nothing: written beside and renamed, so that nobody reads half of it, and not flushed. Who wrote it is in it,
-by process id and start time, so that a reader can say whether that coordinator still runs, also when its id has been given away again.
-"""
+It is a picture and decides nothing: written beside and renamed, so that nobody reads half of it, and not flushed. Who
+wrote it is in it, by process id and start time, so that a reader can say whether that coordinator still runs, also when
+its id has been given away again."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class _Written(msgspec.Struct):
 class Seen:
     """What was read.
 
-    `ended` is the writer's own word, `finished`, `failed` or `interrupted`, and empty before it had one; `error` is the line it ended with.
-    """
+    `ended` is the writer's own word, `finished`, `failed` or `interrupted`, and empty before it had one; `error` is the
+    line it ended with."""
 
     view: RunView
     writer: Writer
@@ -122,7 +122,9 @@ class ViewFile:
         self.show(self._view)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._write("interrupted", "interrupted")
         elif isinstance(error, FedkrsoError):
@@ -175,7 +177,8 @@ def read_view(path: Path) -> Seen | None:
 
 
 def running_coordinator(path: Path, patience_seconds: float = 3.0) -> int | None:
-    """The process id of a coordinator that serves this run on this machine; None if none does. One that was killed may take a moment."""
+    """The process id of a coordinator that serves this run on this machine; None if none does. One that was killed may
+    take a moment."""
     until = time.monotonic() + patience_seconds
     while (seen := read_view(path)) is not None and seen.running:
         if time.monotonic() >= until:

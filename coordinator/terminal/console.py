@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the terminal commands share: a console for every terminal, small pictures of numbers, and a page that is kept current."""
+"""What the terminal commands share: a console for every terminal, small pictures of numbers, and a page that is kept
+current."""
 
 from __future__ import annotations
 
@@ -122,7 +123,8 @@ class Page:
     plain: str
     """The same for a stream: what `--json` prints, or empty."""
     key: object
-    """Equal while nothing has happened: a stream gets a new block only when it differs. Times and measurements are not in it."""
+    """Equal while nothing has happened: a stream gets a new block only when it differs. Times and measurements are not
+    in it."""
     ended: bool
     """Nothing more will happen."""
 
@@ -130,8 +132,8 @@ class Page:
 def watch(console: Console, read: Callable[[], Page], *, as_json: bool) -> None:
     """Keep a page current until the run has ended, or until `q` or Ctrl-C.
 
-    On a terminal the page has the screen for itself, whatever size it is given, and is left on the terminal at the end. A stream gets a
-    fresh block whenever something has happened.
+    On a terminal the page has the screen for itself, whatever size it is given, and is left on the terminal at the end.
+    A stream gets a fresh block whenever something has happened.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.

@@ -74,7 +74,14 @@ def rounds_table(rows: list[RoundRow]) -> Table:
     for row in rows:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
         megabytes = (f"{size / 1e6:.2f}" for size in (row.uplink_bytes, row.downlink_bytes))
-        table.add_row(str(row.round), str(len(row.participants)), accuracy, f"{row.train_loss:.3f}", *megabytes, f"{row.seconds:.1f}")
+        table.add_row(
+            str(row.round),
+            str(len(row.participants)),
+            accuracy,
+            f"{row.train_loss:.3f}",
+            *megabytes,
+            f"{row.seconds:.1f}",
+        )
     return table
 
 
@@ -98,7 +105,9 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
     if record.measured:
         facts.append(("accuracy", _accuracy(record, max(8, width - 56), ascii_only=ascii_only), ""))
     if record.rows:
-        up, down = (sum(sizes) for sizes in zip(*((row.uplink_bytes, row.downlink_bytes) for row in record.rows), strict=True))
+        up, down = (
+            sum(sizes) for sizes in zip(*((row.uplink_bytes, row.downlink_bytes) for row in record.rows), strict=True)
+        )
         facts.append(("wire", f"{megabytes(up)} up, {megabytes(down)} down in {len(record.rows)} rounds", ""))
     if view.nodes:
         facts.append(("nodes", _nodes(record), ""))
@@ -128,7 +137,9 @@ def _accuracy(record: RunRecord, width: int, *, ascii_only: bool) -> str:
     values = [row.accuracy for row in record.measured if row.accuracy is not None]
     best = max(record.measured, key=lambda row: row.accuracy or 0.0)
     line = sparkline(values, width, ascii_only=ascii_only)
-    return f"{line}  {values[-1]:.3f} in round {record.measured[-1].round}, best {best.accuracy:.3f} in round {best.round}"
+    return (
+        f"{line}  {values[-1]:.3f} in round {record.measured[-1].round}, best {best.accuracy:.3f} in round {best.round}"
+    )
 
 
 def _nodes(record: RunRecord) -> str:
@@ -165,17 +176,26 @@ def nodes_page(record: RunRecord, rows: list[NodeRow], now: float, *, width: int
         Column("memory", [_memory(row, 8 if width >= 100 else 5, ascii_only=ascii_only) for row in rows], 7),
         Column("model", [f"{max(row.view.version, 0)} {row.digest}".strip() for row in rows], 4),
         Column("temp", ["" if row.celsius is None else f"{row.celsius:.0f} C" for row in rows], 6, right=True),
-        Column("seen", ["" if row.view.last_seen_at is None else ago(now - row.view.last_seen_at) for row in rows], 5, right=True),
+        Column(
+            "seen",
+            ["" if row.view.last_seen_at is None else ago(now - row.view.last_seen_at) for row in rows],
+            5,
+            right=True,
+        ),
         Column("power", ["" if row.watts is None else f"{row.watts:.1f} W" for row in rows], 3, right=True),
         Column("device", [_short(row.view.device, most) for row in rows], 2),
         Column("version", [_short(row.view.software, most) for row in rows], 1),
     ]
     notes = Column("attention", ["; ".join(row.notes) for row in rows], 0)
-    styles = ["red" if row.view.trouble else "dim" if not row.view.online else "yellow" if row.notes else "" for row in rows]
+    styles = [
+        "red" if row.view.trouble else "dim" if not row.view.online else "yellow" if row.notes else "" for row in rows
+    ]
     head = _head(record)
     head.append(f"; {phase_words(record, now)}" if not record.why else "")
     nobody = Text("no node needs attention" if record.view.nodes else "no node has been seen yet")
-    return Group(_cut(head, width), fitted(columns, width, styles=styles, rest=notes) if rows else nobody, _foot(record, now))
+    return Group(
+        _cut(head, width), fitted(columns, width, styles=styles, rest=notes) if rows else nobody, _foot(record, now)
+    )
 
 
 def _short(text: str, most: int) -> str:

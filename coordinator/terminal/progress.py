@@ -53,7 +53,8 @@ class Story:
 
     def lines(self, view: RunView) -> list[Line]:
         """Take a view; what is new in it, in order."""
-        # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about them.
+        # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about
+        # them.
         online = [node.online for node in view.nodes.values()]
         states = view.phase, view.round, view.round_opened_at, view.paused, view.security
         seen = (*states, view.cohort, view.accepted, view.rows, view.events, online)
@@ -80,7 +81,9 @@ class Story:
             if self._online.get(node.node) != node.online:
                 self._online[node.node] = node.online
                 state = "online" if node.online else "offline"
-                lines.append(Line(f"node {node.node} is {state}", event=f"node_{state}", round=view.round, node=node.node))
+                lines.append(
+                    Line(f"node {node.node} is {state}", event=f"node_{state}", round=view.round, node=node.node)
+                )
         return lines
 
     def _published(self, view: RunView) -> list[Line]:
@@ -118,8 +121,14 @@ class Story:
             self._opened = opened
             self._accepted = {number: nodes for number, nodes in self._accepted.items() if number == view.round}
             words = f"round {view.round} is open for {_names(view.cohort)}"
-            seconds = None if view.deadline_at is None or view.round_opened_at is None else view.deadline_at - view.round_opened_at
-            lines.append(Line(words, event="round_opened", round=view.round, invited=len(view.cohort), deadline_seconds=seconds))
+            seconds = (
+                None
+                if view.deadline_at is None or view.round_opened_at is None
+                else view.deadline_at - view.round_opened_at
+            )
+            lines.append(
+                Line(words, event="round_opened", round=view.round, invited=len(view.cohort), deadline_seconds=seconds)
+            )
         return lines + self._updates(view.round, view.accepted)
 
     def _updates(self, server_round: int, nodes: tuple[str, ...]) -> list[Line]:
@@ -170,7 +179,9 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._live is not None:
             self._live.stop()
         if self._log is not None and self._form == "json" and isinstance(error, FedkrsoError):
@@ -195,7 +206,12 @@ class Progress:
         final, rounds = summary["final"], summary["rounds"]
         sent = {key: sum(row[key] for row in rounds) for key in ("uplink_bytes", "downlink_bytes")}
         words = f"finished after {len(rounds)} rounds; summary: {files.summary}; report: {files.report}"
-        numbers = {"accuracy": final["accuracy"], "digest": final["digest"], "rounds": len(rounds), "nodes": len(summary["nodes"])}
+        numbers = {
+            "accuracy": final["accuracy"],
+            "digest": final["digest"],
+            "rounds": len(rounds),
+            "nodes": len(summary["nodes"]),
+        }
         self._log.say(Line(words, event="run_finished", round=len(rounds), **numbers, **sent))
         if self._as_json:
             self._console.file.write(json.dumps(summary) + "\n")
@@ -217,14 +233,18 @@ class Progress:
             )
         self._console.print(table)
         same = sum(node["digest"] == summary["final"]["digest"] for node in summary["nodes"].values())
-        self._console.print(f"digest {summary['final']['digest'][:16]}, the same on {same} of {len(summary['nodes'])} nodes")
+        self._console.print(
+            f"digest {summary['final']['digest'][:16]}, the same on {same} of {len(summary['nodes'])} nodes"
+        )
         for name, node in summary["nodes"].items():
             peak, budget = node["peak_bytes"] / 2**20, node["budget_bytes"] / 2**20
             agent = node["agent_peak_rss_bytes"] / 1e6
             self._console.print(f"  {name}: peak {peak:.0f} of {budget:.0f} MiB, agent {agent:.1f} MB")
 
     def _page(self, view: RunView) -> Group:
-        head = f"{view.run}  {view.method}  round {min(view.round, view.total_rounds)}/{view.total_rounds}  {view.phase}"
+        head = (
+            f"{view.run}  {view.method}  round {min(view.round, view.total_rounds)}/{view.total_rounds}  {view.phase}"
+        )
         lines: list[Any] = [Text(head, style="bold")]
         lines.append(Text(view.security, style="yellow" if "INSECURE" in view.security else "dim"))
         nodes = Table(box=None, padding=(0, 2, 0, 0))
@@ -236,7 +256,11 @@ class Progress:
         for row in view.rows[-6:]:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
             megabytes = f"{row.uplink_bytes / 1e6:.1f} MB up, {row.downlink_bytes / 1e6:.1f} MB down"
-            lines.append(Text(f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"))
+            lines.append(
+                Text(
+                    f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"
+                )
+            )
         lines += [Text(event.line(), style="dim") for event in view.events[-3:]]
         return Group(*lines)
 

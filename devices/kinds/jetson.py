@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA Jetson: Nano, TX2, Xavier, Orin, Thor. Processor and GPU share one memory, which is counted once.
 
-Orin's driver (nvgpu) shows the GPU's load as a file and nothing to `nvidia-smi`; Thor's shows it to `nvidia-smi`. What neither tells
-is taken from `tegrastats`, which is started only then.
-"""
+Orin's driver (nvgpu) shows the GPU's load as a file and nothing to `nvidia-smi`; Thor's shows it to `nvidia-smi`. What
+neither tells is taken from `tegrastats`, which is started only then."""
 
 from __future__ import annotations
 
@@ -87,7 +86,10 @@ def detect(host: Host) -> Device | None:
     """The Jetson, if it is one: by device tree, release file, kernel, in this order."""
     tree = compatible(host.root)
     # In a container the device tree may be hidden.
-    named = any(name.startswith("nvidia,tegra") for name in tree) or read_text(host.root / "etc/nv_tegra_release", 64) is not None
+    named = (
+        any(name.startswith("nvidia,tegra") for name in tree)
+        or read_text(host.root / "etc/nv_tegra_release", 64) is not None
+    )
     if not named and not (read_text(host.root / "proc/sys/kernel/osrelease", 128) or "").endswith("tegra"):
         return None
     model, chip = device_tree_model(host.root), chip_of(tree)

@@ -16,13 +16,15 @@ from devices.sensors.supply import has_battery
 
 __all__ = ["Laptop", "detect"]
 
-# Portable, laptop, notebook, sub notebook, tablet, convertible, detachable (SMBIOS specification, table "System enclosure types").
+# Portable, laptop, notebook, sub notebook, tablet, convertible, detachable (SMBIOS specification, table "System
+# enclosure types").
 _PORTABLE = frozenset({8, 9, 10, 14, 30, 31, 32})
 _SIZES_GB = (8, 16)
 
 
 class Laptop(LinuxDevice):
-    """A laptop. Its power is known only while it runs on battery: mains power is measured by nothing that can be read."""
+    """A laptop. Its power is known only while it runs on battery: mains power is measured by nothing that can be
+    read."""
 
     def values(self) -> dict[str, object]:
         """With the platform profile as power mode."""

@@ -89,7 +89,9 @@ class LinuxDevice:
         """Of every source that may know of throttling."""
         cooling, grown = self._cooling.verdict(), self._growth.verdict()
         gpu = self._gpu.read() if self._gpu is not None else None
-        slowed = Verdict() if gpu is None or gpu.slow_reason is None else Verdict(bool(gpu.slow_reason), gpu.slow_reason)
+        slowed = (
+            Verdict() if gpu is None or gpu.slow_reason is None else Verdict(bool(gpu.slow_reason), gpu.slow_reason)
+        )
         # What cools a device tells more surely than what should start to cool it.
         trips = self._trips.verdict() if cooling.throttled is None else Verdict()
         return [cooling, trips, grown, slowed]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """macOS, as far as its own programs tell without root: memory, mains, battery, and whether heat slows the processor.
 
-Temperatures, power and the GPU's load need root (`powermetrics`) or interfaces that Apple does not document: they are None.
-"""
+Temperatures, power and the GPU's load need root (`powermetrics`) or interfaces that Apple does not document: they are
+None."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def parse_vm_stat(text: str) -> int | None:
         262144
     """
     size = re.search(r"page size of (\d{3,6}) bytes", text)
-    pages = {name: int(count) for name, count in re.findall(r"^Pages (free|inactive|speculative): +(\d{1,12})\.$", text, re.MULTILINE)}
+    pages = {
+        name: int(count)
+        for name, count in re.findall(r"^Pages (free|inactive|speculative): +(\d{1,12})\.$", text, re.MULTILINE)
+    }
     return int(size.group(1)) * sum(pages.values()) if size and len(pages) == 3 else None
 
 
@@ -49,7 +52,8 @@ def parse_pmset_battery(text: str) -> tuple[bool | None, float | None]:
 
 
 def parse_pmset_thermal(text: str) -> bool | None:
-    """Whether heat slows the processor, from `pmset -g therm`: a limit below 100 on Intel, a warning level on Apple's own chips.
+    """Whether heat slows the processor, from `pmset -g therm`: a limit below 100 on Intel, a warning level on Apple's
+    own chips.
 
     Example:
         >>> parse_pmset_thermal(" CPU_Speed_Limit = 85"), parse_pmset_thermal("Note: No thermal warning level has been recorded")
@@ -96,7 +100,9 @@ class MacOs:
         return checked(
             {
                 "memory_total_bytes": total,
-                "memory_available_bytes": available if available is not None and total is not None and available <= total else None,
+                "memory_available_bytes": available
+                if available is not None and total is not None and available <= total
+                else None,
                 "on_mains": found.on_mains,
                 "battery_percent": found.battery_percent,
                 "throttled": found.throttled,
@@ -123,13 +129,17 @@ def detect(host: Host) -> Device | None:
         machine=host.machine or told.get("hw.machine"),
         memory_total_bytes=int(size) if re.fullmatch(r"\d{9,15}", size) else None,
         # On Apple's own chips the GPU is a part of the chip and of its memory.
-        accelerator=Accelerator(f"{brand} GPU", unified=True) if brand is not None and brand.startswith("Apple ") else None,
+        accelerator=Accelerator(f"{brand} GPU", unified=True)
+        if brand is not None and brand.startswith("Apple ")
+        else None,
     )
     return MacOs(facts, host)
 
 
 def _snapshot(run: RunProgram) -> _Snapshot | None:
-    told = [run(command, _TIMEOUT_SECONDS) for command in (["vm_stat"], ["pmset", "-g", "batt"], ["pmset", "-g", "therm"])]
+    told = [
+        run(command, _TIMEOUT_SECONDS) for command in (["vm_stat"], ["pmset", "-g", "batt"], ["pmset", "-g", "therm"])
+    ]
     if all(text is None for text in told):
         return None
     memory, battery, thermal = (text or "" for text in told)

@@ -56,11 +56,14 @@ class RaspberryPi(LinuxDevice):
             if firmware.endswith(":firmware")
         )
         self._firmware = next((str(path) for path in words if path.exists()), None)
-        chips = (name for name in folder_names(hwmon, "hwmon") or () if read_text(hwmon / name / "name", 64) == "rpi_volt")
+        chips = (
+            name for name in folder_names(hwmon, "hwmon") or () if read_text(hwmon / name / "name", 64) == "rpi_volt"
+        )
         self._alarm = next((str(hwmon / name / "in0_lcrit_alarm") for name in chips), None)
 
     def verdicts(self) -> list[Verdict]:
-        """With the firmware's word; where the kernel does not show it, its alarm of under-voltage in the last seconds."""
+        """With the firmware's word; where the kernel does not show it, its alarm of under-voltage in the last
+        seconds."""
         firmware = firmware_verdict(read_text(self._firmware, 64)) if self._firmware is not None else Verdict()
         if firmware.throttled is None and self._alarm is not None:
             alarm = read_integer(self._alarm)
@@ -71,7 +74,9 @@ class RaspberryPi(LinuxDevice):
 def detect(host: Host) -> Device | None:
     """The Raspberry Pi, if it is one."""
     model = device_tree_model(host.root)
-    if not any(name.startswith("raspberrypi,") for name in compatible(host.root)) and not (model or "").startswith("Raspberry Pi"):
+    if not any(name.startswith("raspberrypi,") for name in compatible(host.root)) and not (model or "").startswith(
+        "Raspberry Pi"
+    ):
         return None
     facts = facts_of("raspberry-pi", model or "Raspberry Pi", host)
     generation = re.match(r"Raspberry Pi (?:Compute Module )?(\d)(?:00)?\b", model or "")

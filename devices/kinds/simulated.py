@@ -59,7 +59,9 @@ class Simulated:
         (91, 44)
     """
 
-    def __init__(self, steps: Sequence[Step] = (), facts: Facts | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, steps: Sequence[Step] = (), facts: Facts | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._steps, self._clock = sorted(steps, key=lambda step: step.after_seconds), clock
         self._facts = facts if facts is not None else Facts("simulated", "simulated device")
         self._started: float | None = None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory from /proc/meminfo. On unified memory this is all there is: CUDA's own "free" counts page cache as used and is not asked."""
+"""Memory from /proc/meminfo. On unified memory this is all there is: CUDA's own "free" counts page cache as used and is
+not asked."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An NVIDIA GPU as `nvidia-smi` tells. It costs a process and some 50 ms of the driver's time, so it runs seldom and in the background.
+"""An NVIDIA GPU as `nvidia-smi` tells. It costs a process and some 50 ms of the driver's time, so it runs seldom and in
+the background.
 
-On a laptop it would also wake a GPU that sleeps, and keep it awake: a sleeping one is left alone, and an idle one is asked rarely.
-"""
+On a laptop it would also wake a GPU that sleeps, and keep it awake: a sleeping one is left alone, and an idle one is
+asked rarely."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _FIELDS = ("name", "memory.total", "memory.free", "utilization.gpu", "temperatur
 _REASONS = "clocks_throttle_reasons.active"
 _TIMEOUT_SECONDS = 4.0
 _BUSY_PAUSE_SECONDS, _IDLE_PAUSE_SECONDS = 5.0, 30.0
-# What slows the GPU below what its settings allow. A power limit of its own (0x4) is how every loaded GPU works, and no throttling.
+# What slows the GPU below what its settings allow. A power limit of its own (0x4) is how every loaded GPU works, and no
+# throttling.
 _SLOWDOWNS = {0x20: "heat", 0x40: "heat", 0x80: "power brake", 0x8: "hardware slowdown"}
 _PLAIN = re.compile(r"-?\d{1,12}(?:\.\d{1,6})?")
 _NVIDIA = "0x10de"
@@ -47,7 +49,8 @@ def parse_gpus(text: str) -> list[GpuReading]:
 
     Example:
         >>> parse_gpus("Orin (nvgpu), [N/A], [N/A], [N/A], [N/A], [N/A], [N/A]")
-        [GpuReading(name='Orin (nvgpu)', total_bytes=None, free_bytes=None, percent=None, celsius=None, watts=None, slow_reason=None)]
+        [GpuReading(name='Orin (nvgpu)', total_bytes=None, free_bytes=None, percent=None, celsius=None, watts=None,
+        slow_reason=None)]
     """
     found = []
     for line in text.splitlines():
@@ -59,7 +62,9 @@ def parse_gpus(text: str) -> list[GpuReading]:
         if total_bytes is not None and free_bytes is not None and free_bytes > total_bytes:
             total_bytes = free_bytes = None
         reason = _slow_reason(cells[len(_FIELDS)]) if len(cells) > len(_FIELDS) else None
-        found.append(GpuReading(clean_text(cells[0])[:80], total_bytes or None, free_bytes, percent, celsius, watts, reason))
+        found.append(
+            GpuReading(clean_text(cells[0])[:80], total_bytes or None, free_bytes, percent, celsius, watts, reason)
+        )
     return found
 
 
@@ -75,14 +80,21 @@ class NvidiaGpu:
     """
 
     def __init__(
-        self, accelerator: Accelerator, first: GpuReading, ask: Callable[[], GpuReading | None], root: Path, clock: Callable[[], float]
+        self,
+        accelerator: Accelerator,
+        first: GpuReading,
+        ask: Callable[[], GpuReading | None],
+        root: Path,
+        clock: Callable[[], float],
     ) -> None:
         self.accelerator = accelerator
         self._states = _power_states(root)
         self._seldom = Seldom(ask, _pause_seconds, first=first, clock=clock)
 
     @classmethod
-    def found(cls, root: Path, run: RunProgram, clock: Callable[[], float], *, unified: bool = False) -> NvidiaGpu | None:
+    def found(
+        cls, root: Path, run: RunProgram, clock: Callable[[], float], *, unified: bool = False
+    ) -> NvidiaGpu | None:
         """The GPU, if there is one and its driver answers.
 
         Args:
@@ -93,7 +105,9 @@ class NvidiaGpu:
         """
 
         def ask(fields: Sequence[str]) -> GpuReading | None:
-            text = run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], _TIMEOUT_SECONDS)
+            text = run(
+                ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], _TIMEOUT_SECONDS
+            )
             return next(iter(parse_gpus(text or "")), None)
 
         # A driver that does not know one of the fields answers nothing at all.
@@ -129,7 +143,8 @@ def _power_states(root: Path) -> list[str]:
     return [
         str(folder / name / "power/runtime_status")
         for name in folder_names(folder) or ()
-        if read_text(folder / name / "vendor", 32) == _NVIDIA and (read_text(folder / name / "class", 32) or "").startswith("0x03")
+        if read_text(folder / name / "vendor", 32) == _NVIDIA
+        and (read_text(folder / name / "class", 32) or "").startswith("0x03")
     ]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Power of a Jetson's supply rails, from its current monitors (INA3221; on Thor's carrier board an INA238 too).
 
-Which rails make up the board differs: one input rail where there is one; on AGX boards the sum of the module's inputs. All other rails
-lie behind these and are never added (`VDDQ_VDD2_1V8AO` behind `VIN_SYS_5V0`, `POM_5V_GPU` behind `POM_5V_IN`).
-"""
+Which rails make up the board differs: one input rail where there is one; on AGX boards the sum of the module's inputs.
+All other rails lie behind these and are never added (`VDDQ_VDD2_1V8AO` behind `VIN_SYS_5V0`, `POM_5V_GPU` behind
+`POM_5V_IN`)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,11 @@ class Rails:
                 name = read_text(path / f"in{channel}_label", 256)
                 if name is not None and name != "NC":
                     found.append(
-                        _Rail(name, voltage_path=str(path / f"in{channel}_input"), current_path=str(path / f"curr{channel}_input"))
+                        _Rail(
+                            name,
+                            voltage_path=str(path / f"in{channel}_input"),
+                            current_path=str(path / f"curr{channel}_input"),
+                        )
                     )
         return found
 

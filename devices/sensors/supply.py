@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mains and battery from /sys/class/power_supply.
 
-The kernel asks a laptop's embedded controller for these, which takes milliseconds: `PowerSupply` does so every five seconds.
-"""
+The kernel asks a laptop's embedded controller for these, which takes milliseconds: `PowerSupply` does so every five
+seconds."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def _read(folder: Path) -> Supply:
     found = [_properties(folder / name) for name in names]
     batteries = [each for each in found if _is_battery(each)]
     # Type-C ports are of type USB here whatever they carry.
-    plugs = [each for each in found if (each.get("TYPE") == "Mains" or each.get("TYPE", "").startswith("USB")) and "ONLINE" in each]
+    plugs = [
+        each
+        for each in found
+        if (each.get("TYPE") == "Mains" or each.get("TYPE", "").startswith("USB")) and "ONLINE" in each
+    ]
     states = [each.get("STATUS", "") for each in batteries]
     on_mains: bool | None = None
     if not batteries:
@@ -86,7 +90,11 @@ def _properties(folder: Path) -> dict[str, str]:
 
 def _is_battery(properties: dict[str, str]) -> bool:
     """A mouse's battery is of scope `Device`; a bay without one says that none is present."""
-    return properties.get("TYPE") in ("Battery", "UPS") and properties.get("SCOPE") != "Device" and properties.get("PRESENT") != "0"
+    return (
+        properties.get("TYPE") in ("Battery", "UPS")
+        and properties.get("SCOPE") != "Device"
+        and properties.get("PRESENT") != "0"
+    )
 
 
 def _percent(batteries: list[dict[str, str]]) -> float | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`tegrastats`: its line, and the program as a source where the system's files do not tell what it tells.
 
-The line has no specification and changes with every release: a date in front or not, SWAP or not, cores that are `off`, the GPU as
-`0%`, `0%@[305]` or only `@[314,314,314]`, temperatures once or twice, power with or without `mW`, as two or three numbers.
-"""
+The line has no specification and changes with every release: a date in front or not, SWAP or not, cores that are `off`,
+the GPU as `0%`, `0%@[305]` or only `@[314,314,314]`, temperatures once or twice, power with or without `mW`, as two or
+three numbers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def parse_tegrastats(line: str) -> TegrastatsLine:
     ram, cores, gpu = _RAM.search(line), _CORES.search(line), _GPU.search(line)
     loads = [int(load) for load in _CORE.findall(cores.group(1))] if cores else []
     used, total = (int(ram.group(1)) * 2**20, int(ram.group(2)) * 2**20) if ram else (None, None)
-    temperatures = {sensor_name(name): float(value) for name, value in _TEMPERATURE.findall(line) if name.lower() not in _NO_SENSORS}
+    temperatures = {
+        sensor_name(name): float(value) for name, value in _TEMPERATURE.findall(line) if name.lower() not in _NO_SENSORS
+    }
     gpu_percent = float(gpu.group(1)) if gpu else None
     return TegrastatsLine(
         used if total and used is not None and used <= total else None,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temperatures: thermal zones, and those sensors of hwmon that measure something real.
 
-Left out are zones that are no sensors (a policy's, an estimate) and the PMIC of older Jetsons, which says 100 degrees always; and
-hwmon chips of desktop boards, whose open inputs say 127.
-"""
+Left out are zones that are no sensors (a policy's, an estimate) and the PMIC of older Jetsons, which says 100 degrees
+always; and hwmon chips of desktop boards, whose open inputs say 127."""
 
 from __future__ import annotations
 
@@ -96,5 +95,7 @@ class Temperatures:
                     label = read_text(folder / entry / f"{file.removesuffix('_input')}_label", 256) or ""
                     if wanted.fullmatch(label):
                         # A ThinkPad names sensors that it does not have; they say 0.
-                        found.append((sensor_name(f"{chip} {label}".strip()), str(folder / entry / file), chip == "thinkpad"))
+                        found.append(
+                            (sensor_name(f"{chip} {label}".strip()), str(folder / entry / file), chip == "thinkpad")
+                        )
         return found

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the kernel or the hardware slows the device down, and why.
 
-Heat: cooling devices that act on a processor's or GPU's clock and are in use; where a device has none, passive trip points that are
-passed. Power and voltage: counters of events, which mean something only while they grow. A source that cannot be read says nothing;
-only if one can be read and none says yes is a device not throttled.
-"""
+Heat: cooling devices that act on a processor's or GPU's clock and are in use; where a device has none, passive trip
+points that are passed. Power and voltage: counters of events, which mean something only while they grow. A source that
+cannot be read says nothing; only if one can be read and none says yes is a device not throttled."""
 
 from __future__ import annotations
 
@@ -15,10 +14,19 @@ from pathlib import Path
 
 from devices.files import folder_names, read_integer, read_number, read_text
 
-__all__ = ["CoolingDevices", "Growth", "TripPoints", "Verdict", "over_current_counters", "together", "x86_throttle_counters"]
+__all__ = [
+    "CoolingDevices",
+    "Growth",
+    "TripPoints",
+    "Verdict",
+    "over_current_counters",
+    "together",
+    "x86_throttle_counters",
+]
 
 _SLOWING = re.compile(
-    r".*throttle-alert|.*balanced|(?:thermal-)?(?:cpufreq|devfreq|cpuidle|cpu-idle).*|processor|intel-powerclamp", re.IGNORECASE
+    r".*throttle-alert|.*balanced|(?:thermal-)?(?:cpufreq|devfreq|cpuidle|cpu-idle).*|processor|intel-powerclamp",
+    re.IGNORECASE,
 )
 # Zones whose trips are set by a program that wants to be told, and cool nothing.
 _TOLD_ONLY = re.compile(r"x86_pkg_temp|int3400.*|b0d4|tcpu|sen\d+|ts.{2}", re.IGNORECASE)
@@ -103,7 +111,9 @@ class TripPoints:
 
     def verdict(self) -> Verdict:
         """Throttled in those zones that are at their lowest passive trip point or above."""
-        temperatures = [(kind, value, limit) for kind, path, limit in self._trips if (value := read_number(path)) is not None]
+        temperatures = [
+            (kind, value, limit) for kind, path, limit in self._trips if (value := read_number(path)) is not None
+        ]
         if not temperatures:
             return Verdict()
         hot = [kind for kind, value, limit in temperatures if value >= limit]
@@ -127,7 +137,9 @@ class Growth:
         before, self._before = self._before, now
         if not now.keys() & before.keys():
             return Verdict()
-        grown = dict.fromkeys(reason for reason, path in self._counters if path in now and now[path] > before.get(path, now[path]))
+        grown = dict.fromkeys(
+            reason for reason, path in self._counters if path in now and now[path] > before.get(path, now[path])
+        )
         return Verdict(bool(grown), ", ".join(grown))
 
 

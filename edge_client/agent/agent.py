@@ -16,12 +16,12 @@ from pathlib import Path
 import edge_client.agent.events as s
 from devices.base import Device
 from devices.detection import detect
-from edge_client.agent.messages import Mail
+from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import status, telemetry
-from edge_client.agent.transfers import Courier
+from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from edge_client.owner.policy import Conditions, PolicySection, Watch
 from edge_client.owner.sensing import Sensing
@@ -47,7 +47,7 @@ from fedcore.system.logs import Line
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.wire.identity import PublicKey, SigningKey
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
-from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Sketched, Trained
+from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Traced, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
@@ -72,7 +72,7 @@ class Agent:
         transport: A transport that is not started yet.
         jitter: Spreads this node's requests.
         key: Signs this node's messages; None in a run without keys.
-        coordinator: Whose signature plans and outcomes must have; None in a run without keys.
+        coordinator: Whose signature plans and published states must have; None in a run without keys.
         say: Gets one line for each thing that happens, for a person.
         supervise: Makes what starts and watches the worker; a simulation of many nodes has one without a worker.
         heartbeat: Called at every turn of the loop, with what the node is doing: for a watchdog.
@@ -99,9 +99,11 @@ class Agent:
         self._node, self._heartbeat = node, heartbeat
         self._transport, self._jitter, self._say = transport, jitter, say
         self._folder = Path(node.folder)
-        self._mail = Mail(node, self._folder, transport, key, coordinator)
+        self._messages = Messages(node, self._folder, transport, key, coordinator)
         self._storage = Storage(
-            self._folder, parse_size(node.disk_limit, place="disk_limit"), parse_size(node.disk_reserve, place="disk_reserve")
+            self._folder,
+            parse_size(node.disk_limit, place="disk_limit"),
+            parse_size(node.disk_reserve, place="disk_reserve"),
         )
         self._outbox = Outbox(self._folder / "outbox")
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
@@ -109,7 +111,9 @@ class Agent:
         informed = sha256_of(self._rows_path) if self._rows_path.exists() else ""
         self.session = Session(node.node, sent_round=sent, update_round=waiting, informed=informed)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
-        self._courier = Courier(self._outbox, self._folder / "inbox", transport, self._mail, jitter, self._fetched, self._gone)
+        self._transfers = Transfers(
+            self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
+        )
         self._supervisor = supervise(node, model_folder, budget_bytes, self._queue.put, say)
         self._new_budget: int | None = None
         device = device or detect()
@@ -140,9 +144,9 @@ class Agent:
         Raises:
             FedkrsoError: The node's own data, model or budget is wrong: nothing that waiting would mend.
         """
-        self._mail.subscribe()
+        self._messages.subscribe()
         self._sensing.start()
-        self._transport.start(self._queue.put, self._mail.will())
+        self._transport.start(self._queue.put, self._messages.will())
         try:
             self._transport.wait_connected(20.0)
             if self._watch.policy.asks:
@@ -156,7 +160,9 @@ class Agent:
         finally:
             session = self.session
             state, version, generation, digest = session.state, session.version, session.generation, session.digest
-            self._mail.tell(Status(online=False, state=state, version=version, generation=generation, digest=digest))
+            self._messages.tell(
+                Status(online=False, state=state, version=version, generation=generation, digest=digest)
+            )
             self._transport.stop()
             self._supervisor.end()
             self._sensing.stop()
@@ -183,9 +189,9 @@ class Agent:
         if self._new_budget is not None:
             budget, self._new_budget = self._new_budget, None
             self._say(Line(f"memory budget is now {budget / 2**20:,.0f} MiB", event="budget", budget_bytes=budget))
-            self._supervisor.lower_budget(budget)
+            self._supervisor.set_budget(budget)
             self._tell()
-        self._stored(lambda: self._courier.tick(now))
+        self._stored(lambda: self._transfers.tick(now))
         if "storage" in self.session.rests and now >= self._storage_at:
             self._storage_at = now + _STORAGE_SECONDS
             self._stored(self._look_for_room)
@@ -205,16 +211,23 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(Line(f"connected ({limits.protocol}; {self._mail.security})", event="connected"))
+                self._say(Line(f"connected ({limits.protocol}; {self._messages.security})", event="connected"))
                 self._tell()
-                self._courier.link_came(limits)
+                self._transfers.link_came(limits)
             case Disconnected(reason):
                 self._say(Line(f"disconnected: {reason}", event="disconnected", level="warning"))
-            case Sketched() if self._supervisor.running:
-                self._guarded(lambda: self._supervisor.sketched(event))
+            case Traced() if self._supervisor.running:
+                self._guarded(lambda: self._supervisor.traced(event))
             case Ready(version=version, generation=generation, digest=digest, examples=examples):
                 self._supervisor.ready(event)
-                self._say(Line(f"model loaded, {examples} examples, version {version}", event="loaded", examples=examples, version=version))
+                self._say(
+                    Line(
+                        f"model loaded, {examples} examples, version {version}",
+                        event="loaded",
+                        examples=examples,
+                        version=version,
+                    )
+                )
                 self._feed(s.WorkerReady(version, generation, digest))
             case Adopted(version, generation, digest):
                 self._say(Line(f"version {version} {digest[:12]}", event="adopted", version=version, digest=digest))
@@ -223,8 +236,19 @@ class Agent:
                 self._supervisor.progressed(event, time.monotonic())
             case Trained(server_round, _, examples, loss, seconds, restored):
                 before = f", {restored} intervals from before" if restored else ""
-                words = f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}"
-                self._say(Line(words, event="trained", round=server_round, examples=examples, seconds=round(seconds, 3), loss=loss))
+                words = (
+                    f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}"
+                )
+                self._say(
+                    Line(
+                        words,
+                        event="trained",
+                        round=server_round,
+                        examples=examples,
+                        seconds=round(seconds, 3),
+                        loss=loss,
+                    )
+                )
                 if not self._node.keep_worker:
                     self._end_worker()
                 self._outbox.seal(server_round)
@@ -233,7 +257,7 @@ class Agent:
                 self._failed(event)
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
                 self._worker_died(event)
-            case Evaluated() | Described() | Sketched() | WorkerDied():
+            case Evaluated() | Described() | Traced() | WorkerDied():
                 pass
 
     # From the wire
@@ -242,16 +266,18 @@ class Agent:
         if not payload:
             return
         try:
-            body = self._mail.open(topic, payload)
+            body = self._messages.open(topic, payload)
         except WireError as error:
-            self._say(Line(f"refused a message on {topic}: {error.one_line()}", event="message_refused", level="warning"))
+            self._say(
+                Line(f"refused a message on {topic}: {error.one_line()}", event="message_refused", level="warning")
+            )
             return
         match body:
-            case Plan() if topic in (self._mail.topics.plan, self._mail.topics.down(self._node.node, "plan")):
+            case Plan() if topic in (self._messages.topics.plan, self._messages.topics.down(self._node.node, "plan")):
                 self._say(Line(f"plan of round {body.round} ({body.phase})", event="plan", round=body.round))
                 self._feed(s.PlanArrived(body))
             case Grant() | Ack() | Commit() | Refuse() | Chunk():
-                self._courier.handle(body, time.monotonic())
+                self._transfers.handle(body, time.monotonic())
 
     # What the session says
 
@@ -266,39 +292,54 @@ class Agent:
             case s.Fetch(obj):
                 self._guarded(lambda: self._fetch(obj))
             case s.KeepInformed(obj):
-                self._courier.object_path(obj).replace(self._rows_path)
+                self._transfers.object_path(obj).replace(self._rows_path)
                 flush_folder(self._folder)
-                self._say(Line(f"informed rows {obj.manifest.sha256[:12]} fetched", event="informed", size_bytes=obj.manifest.size_bytes))
+                self._say(
+                    Line(
+                        f"informed rows {obj.manifest.sha256[:12]} fetched",
+                        event="informed",
+                        size_bytes=obj.manifest.size_bytes,
+                    )
+                )
             case s.AdoptObject(obj):
-                path = str(self._courier.object_path(obj))
+                path = str(self._transfers.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
             case s.TrainRound(plan):
                 self._guarded(lambda: self._train(plan))
             case s.SendUpdate(server_round):
                 assert self.session.plan is not None
-                self._courier.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
+                self._transfers.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
             case s.Decline(server_round, reason):
-                self._say(Line(f"declined round {server_round}: {reason}", event="declined", level="warning", round=server_round))
-                self._mail.up("declined", Declined(reason), server_round)
+                self._say(
+                    Line(
+                        f"declined round {server_round}: {reason}",
+                        event="declined",
+                        level="warning",
+                        round=server_round,
+                    )
+                )
+                self._messages.up("declined", Declined(reason), server_round)
             case s.LetGo():
-                self._courier.pause()
+                self._transfers.pause()
                 self._supervisor.release()
             case s.TellStatus():
                 self._tell()
 
     def _fetch(self, obj: PublishedObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
-        self._courier.fetch(obj, time.monotonic())
+        self._transfers.fetch(obj, time.monotonic())
 
     def _train(self, plan: Plan) -> None:
         self._storage.require(round_bytes(plan), f"round {plan.round}")
-        self._courier.forget_before(plan.round)
+        self._transfers.forget_before(plan.round)
         self._supervisor.train(plan, self._outbox.path(plan.round))
 
     def _obey_policy(self) -> None:
         """Rest while the owner's policy objects to work, and go on when it does no more."""
         sensed = self._sensing.latest()
-        reason = self._watch.take(Conditions(self._local_time(), sensed.readings, sensed.others_percent), time.monotonic())
+        reason = self._watch.take(
+            Conditions(self._local_time(), sensed.readings, sensed.others_percent), time.monotonic()
+        )
         resting = self.session.rests.get("policy")
         if reason is not None and reason != resting:
             self._say(Line(f"resting: {reason}", event="resting"))
@@ -325,8 +366,10 @@ class Agent:
         except OSError as error:
             if not is_full(error):
                 raise
-            self._courier.pause()
-            self._storage_full(StorageError(f"the disk is full: {error.strerror}", place=str(self._folder), remedy="free space there"))
+            self._transfers.pause()
+            self._storage_full(
+                StorageError(f"the disk is full: {error.strerror}", place=str(self._folder), remedy="free space there")
+            )
 
     def _storage_full(self, error: StorageError) -> None:
         self._say(Line(error.one_line(), event="disk_full", level="warning"))
@@ -340,7 +383,13 @@ class Agent:
             self._queue.put(Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code))
 
     def _failed(self, event: Failed) -> None:
-        self._say(Line(f"{event.place}: {event.message}" if event.place else event.message, event="worker_failed", level="warning"))
+        self._say(
+            Line(
+                f"{event.place}: {event.message}" if event.place else event.message,
+                event="worker_failed",
+                level="warning",
+            )
+        )
         if event.error == StorageError.__name__:
             self._feed(s.MustRest("storage", f"{event.message} ({event.remedy})"))
             return
@@ -351,11 +400,15 @@ class Agent:
             self._give_up(error)
             return
         not_equal = event.error in (ExactnessError.__name__, BaseDamaged.__name__)
-        self._feed(s.WorkerFailed(event.message, died=False, not_equal=not_equal, uninformed=event.error == InformedDamaged.__name__))
+        self._feed(
+            s.WorkerFailed(
+                event.message, died=False, not_equal=not_equal, uninformed=event.error == InformedDamaged.__name__
+            )
+        )
 
     def _give_up(self, error: FedkrsoError) -> None:
         """End this node, for a reason that waiting would not mend; the coordinator hears it too."""
-        self._mail.up("declined", Declined(error.message), self.session.plan.round if self.session.plan else 0)
+        self._messages.up("declined", Declined(error.message), self.session.plan.round if self.session.plan else 0)
         self._fatal = error
 
     def _worker_died(self, event: WorkerDied) -> None:
@@ -388,9 +441,9 @@ class Agent:
     # To the wire
 
     def _tell(self) -> None:
-        self._mail.tell(status(self.session, self._supervisor, self._name, self._mail.security))
+        self._messages.tell(status(self.session, self._supervisor, self._name, self._messages.security))
 
     def _sample(self) -> None:
         reading = self._supervisor.sample(time.monotonic())
-        numbers = telemetry(self.session, self._supervisor, reading, self._sensing.latest().readings, self._mail)
-        self._mail.up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)
+        numbers = telemetry(self.session, self._supervisor, reading, self._sensing.latest().readings, self._messages)
+        self._messages.up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedcore.round.plan import InformedObject, OutcomeObject, Plan, PublishedObject
+from fedcore.round.plan import InformedObject, Plan, PublishedObject, StateObject
 
 __all__ = [
     "Action",
@@ -87,9 +87,8 @@ class UpdateGone:
 class WorkerFailed:
     """A command failed or the worker died.
 
-    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `uninformed`: the informed rows on the disk
-    were not the run's.
-    """
+    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `uninformed`: the informed
+    rows on the disk were not the run's."""
 
     reason: str
     died: bool
@@ -140,7 +139,7 @@ class KeepInformed:
 class AdoptObject:
     """Have the worker take a fetched object."""
 
-    obj: OutcomeObject
+    obj: StateObject
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,8 @@ class Decline:
 
 @dataclass(frozen=True)
 class LetGo:
-    """End the worker in peace and stop fetching. What is finished stays on disk; the worker's further words count no more."""
+    """End the worker in peace and stop fetching. What is finished stays on disk; the worker's further words count no
+    more."""
 
 
 @dataclass(frozen=True)

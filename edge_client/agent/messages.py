@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's messages: what it says goes out numbered and signed, what it hears counts only from this run's coordinator."""
+"""The agent's messages: what it says goes out numbered and signed, what it hears counts only from this run's
+coordinator."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from fedcore.wire.identity import PublicKey, SigningKey, security
 from fedcore.wire.messages import Body, Envelope, Status, Topics
 from fedcore.wire.post import Post, start_number
 
-__all__ = ["Mail"]
+__all__ = ["Messages"]
 
 
-class Mail:
+class Messages:
     """Both directions of one node.
 
     Args:
@@ -27,15 +28,22 @@ class Mail:
         folder: Where numbers are kept that must not go back after a restart.
         transport: A transport that is not started yet.
         key: Signs what goes out; None in a run without keys.
-        coordinator: Whose signature plans, outcomes and answers must have; None in a run without keys.
+        coordinator: Whose signature plans, published states and answers must have; None in a run without keys.
     """
 
     def __init__(
-        self, node: Node, folder: Path, transport: Transport, key: SigningKey | None = None, coordinator: PublicKey | None = None
+        self,
+        node: Node,
+        folder: Path,
+        transport: Transport,
+        key: SigningKey | None = None,
+        coordinator: PublicKey | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.topics = Topics(node.run)
-        self.security = security(tls=node.broker.url.startswith("mqtts:"), signed=key is not None and coordinator is not None)
+        self.security = security(
+            tls=node.broker.url.startswith("mqtts:"), signed=key is not None and coordinator is not None
+        )
         self.uplink_bytes = self.downlink_bytes = 0
         self._run, self._node, self._transport, self._coordinator = node.run, node.node, transport, coordinator
         start = DurableNumber(folder / "start")
@@ -66,7 +74,8 @@ class Mail:
         """What came on a topic.
 
         Raises:
-            ForgedMessage: Not signed by the coordinator, of another run, for another node, or an older plan played again.
+            ForgedMessage: Not signed by the coordinator, of another run, for another node, or an older plan played
+                again.
             MalformedMessage: Not a message.
         """
         self.downlink_bytes += len(payload)
@@ -78,7 +87,8 @@ class Mail:
         return envelope.body
 
     def _check_order(self, envelope: Envelope, topic: str) -> None:
-        """An older plan, late or played again, would take this node back. The last number is kept on disk where it can be believed."""
+        """An older plan, late or played again, would take this node back. The last number is kept on disk where it can
+        be believed."""
         if envelope.sequence < self._last_plan.value:
             raise ForgedMessage("an older plan, played again", place=topic)
         if envelope.sequence > self._last_plan.value and self._coordinator is not None:

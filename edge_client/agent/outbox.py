@@ -40,7 +40,8 @@ class Outbox:
         return max((int(path.stem) for path in self._waiting()), default=0)
 
     def seal(self, server_round: int) -> None:
-        """Keep the SHA-256 of an update that is whole: one that a disk has damaged since is trained again instead of refused."""
+        """Keep the SHA-256 of an update that is whole: one that a disk has damaged since is trained again instead of
+        refused."""
         path = self.path(server_round)
         write_durably(path.with_suffix(".sha256"), manifest_of(path, _ANY_CHUNK_BYTES).sha256.encode("ascii"))
 
@@ -65,6 +66,7 @@ class Outbox:
         return [path for path in self._folder.glob("*.bin") if path.stem.isdecimal()]
 
     def _is_torn(self, path: Path) -> bool:
-        # Without a seal: killed between the update and its seal. Whether it is whole cannot be told; trained again, it is the same.
+        # Without a seal: killed between the update and its seal. Whether it is whole cannot be told; trained again, it
+        # is the same.
         seal = path.with_suffix(".sha256")
         return not seal.exists() or seal.read_bytes() != manifest_of(path, _ANY_CHUNK_BYTES).sha256.encode("ascii")

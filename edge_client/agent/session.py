@@ -6,9 +6,9 @@
     idle ──a plan with informed rows that are not here──> fetching ──kept──> loading
     any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
 
-An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A node that rests
-says so and declines; if the round is still open when it goes on, it takes part after all, from its last finished interval.
-"""
+An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A
+node that rests says so and declines; if the round is still open when it goes on, it takes part after all, from its last
+finished interval."""
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class Session:
                 self.version, self.generation, self.digest = version, generation, digest
                 self.wanted = None
                 self.reason = self._why_resting()
-                # Also while fetching: an object that was being taken when the disk filled up changes what is still needed.
+                # Also while fetching: an object that was being taken when the disk filled up changes what is still
+                # needed.
                 return self._next() if self.state in ("adopting", "fetching") else []
             case UpdateReady(server_round):
                 if self.plan is None or self.plan.round != server_round or self.state not in ("training", "resting"):
@@ -200,7 +201,13 @@ class Session:
     def _send_waiting(self) -> list[Action]:
         """Offer the present round's update, if it lies on the disk and nobody offers it yet."""
         plan = self.plan
-        if plan is None or not self._invited(plan) or self.update_round != plan.round or "storage" in self.rests or self.state == "sending":
+        if (
+            plan is None
+            or not self._invited(plan)
+            or self.update_round != plan.round
+            or "storage" in self.rests
+            or self.state == "sending"
+        ):
             return []
         self.state = "sending"
         return [SendUpdate(plan.round)]
@@ -213,7 +220,9 @@ class Session:
         published = published_digest(plan, self.version, self.generation)
         if published in (None, self.digest):
             return self.version
-        self.reason = f"version {self.version} is {self.digest[:12]}, not the published {published[:12]}: resynchronising"
+        self.reason = (
+            f"version {self.version} is {self.digest[:12]}, not the published {published[:12]}: resynchronising"
+        )
         return 0
 
     def _next(self) -> list[Action]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Room on the disk for what a node keeps: a round's update, its finished intervals, one fetched object.
 
-A disk that is full is a state, not a crash: the node keeps what it has, declines work with the numbers, and goes on when there is room.
-"""
+A disk that is full is a state, not a crash: the node keeps what it has, declines work with the numbers, and goes on
+when there is room."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _RECORD_BYTES = 512
 
 
 def round_bytes(plan: Plan) -> int:
-    """The most that a round leaves on this node's disk: the update, what each finished interval learned, and what stays here, twice."""
+    """The most that a round leaves on this node's disk: the update, what each finished interval learned, and what stays
+    here, twice."""
     training, schema = plan.training, plan.model_schema
     layers = training.update_layer_shapes(schema)
     tensors = [tensor.matrix for tensor in training.shared_tensors(schema)]

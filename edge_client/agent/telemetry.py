@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from edge_client.agent.messages import Mail
+from edge_client.agent.messages import Messages
 from edge_client.agent.session import Session
 from edge_client.memory.monitor import Reading
 from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
@@ -33,7 +33,7 @@ def status(session: Session, supervisor: Supervisor, device: str, security: str)
         generation=session.generation,
         digest=session.digest,
         budget_bytes=supervisor.monitor.budget_bytes,
-        enclosure=supervisor.enclosure,
+        memory_group=supervisor.memory_group,
         reason=session.reason,
         security=security,
         software=_software(),
@@ -41,7 +41,9 @@ def status(session: Session, supervisor: Supervisor, device: str, security: str)
     )
 
 
-def telemetry(session: Session, supervisor: Supervisor, reading: Reading, readings: Readings | None, mail: Mail) -> Telemetry:
+def telemetry(
+    session: Session, supervisor: Supervisor, reading: Reading, readings: Readings | None, messages: Messages
+) -> Telemetry:
     """The node's numbers.
 
     Args:
@@ -49,7 +51,7 @@ def telemetry(session: Session, supervisor: Supervisor, reading: Reading, readin
         supervisor: What it does it with.
         reading: Memory, just sampled.
         readings: The device's sensors; None while they do not answer.
-        mail: Counts what crossed the wire.
+        messages: Counts what crossed the wire.
     """
     progress, worker = supervisor.progress, supervisor.worker_memory
     return Telemetry(
@@ -66,14 +68,14 @@ def telemetry(session: Session, supervisor: Supervisor, reading: Reading, readin
         budget_bytes=supervisor.monitor.budget_bytes,
         available_bytes=reading.device_available_bytes,
         pressure_percent=reading.pressure_percent,
-        parts=supervisor.parts,
+        components=supervisor.components,
         readings=readings,
         version=session.version,
         generation=session.generation,
         digest=session.digest,
         plan=session.plan.key if session.plan is not None else "",
-        uplink_bytes=mail.uplink_bytes,
-        downlink_bytes=mail.downlink_bytes,
+        uplink_bytes=messages.uplink_bytes,
+        downlink_bytes=messages.downlink_bytes,
     )
 
 

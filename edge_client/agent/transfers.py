@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's transfers: one update on its way up, one published object on its way down, both chunk by chunk from and to the disk."""
+"""The agent's transfers: one update on its way up, one published object on its way down, both chunk by chunk from and
+to the disk."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_client.agent.messages import Mail
+from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from fedcore.round.plan import PublishedObject
 from fedcore.transport.base import Limits, Transport
@@ -15,21 +16,21 @@ from fedcore.wire.files import PartialFile, manifest_of, read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
 
-__all__ = ["Courier"]
+__all__ = ["Transfers"]
 
 _CHUNK_BYTES = 262_144
 # Room for topic and envelope within the broker's largest packet.
 _ENVELOPE_BYTES = 2048
 
 
-class Courier:
+class Transfers:
     """Drives `Sender` and `Gather`.
 
     Args:
         outbox: Where updates lie.
         inbox: Folder for fetched objects; only the present one is kept.
         transport: To subscribe to an object's chunks while it is fetched.
-        mail: Publishes under this node's prefix.
+        messages: Publishes under this node's prefix.
         jitter: Spreads requests of many nodes.
         fetched: Told the SHA-256 of an object that is whole and on disk.
         gone: Told (round, refusal or "") when an update needs no more sending.
@@ -40,12 +41,12 @@ class Courier:
         outbox: Outbox,
         inbox: Path,
         transport: Transport,
-        mail: Mail,
+        messages: Messages,
         jitter: random.Random,
         fetched: Callable[[str], None],
         gone: Callable[[int, str], None],
     ) -> None:
-        self._outbox, self._inbox, self._transport, self._mail = outbox, inbox, transport, mail
+        self._outbox, self._inbox, self._transport, self._messages = outbox, inbox, transport, messages
         self._jitter, self._fetched, self._gone = jitter, fetched, gone
         self._chunk_bytes = _CHUNK_BYTES
         self._sender: Sender | None = None
@@ -79,7 +80,8 @@ class Courier:
         self._run_sender(self._sender, self._sender.tick(now))
 
     def forget_before(self, server_round: int) -> None:
-        """Offer updates of earlier rounds no more, and remove them: their rounds are over, whether or not we heard of their commit."""
+        """Offer updates of earlier rounds no more, and remove them: their rounds are over, whether or not we heard of
+        their commit."""
         if self._round < server_round:
             self._sender = None
         self._outbox.forget_before(server_round)
@@ -96,7 +98,7 @@ class Courier:
         part = PartialFile(self.object_path(obj), obj.manifest)
         self._fetching = obj, Gather(obj.manifest, part.bitmap.tobytes(), now, self._jitter), part
         # After a reconnect only what is missing is asked for: all chunks again would fill a slow link.
-        self._transport.subscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"), again=False)
+        self._transport.subscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"), again=False)
 
     def handle(self, body: Grant | Ack | Commit | Refuse | Chunk, now: float) -> None:
         """A message about a transfer."""
@@ -117,7 +119,7 @@ class Courier:
         """Stop fetching without another write; what was flushed stays, and another `fetch` goes on from there."""
         if self._fetching is not None:
             obj, _, part = self._fetching
-            self._transport.unsubscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"))
+            self._transport.unsubscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"))
             part.abandon()
         self._fetching = None
 
@@ -125,10 +127,12 @@ class Courier:
         for action in actions:
             match action:
                 case Send(Offer() as offer):
-                    self._mail.up("offer", offer, self._round)
+                    self._messages.up("offer", offer, self._round)
                 case SendChunk(index):
                     path = self._outbox.path(self._round)
-                    self._mail.up("chunk", read_chunk(path, sender.transfer, index, sender.manifest.chunk_bytes), self._round)
+                    self._messages.up(
+                        "chunk", read_chunk(path, sender.transfer, index, sender.manifest.chunk_bytes), self._round
+                    )
                 case Done():
                     self._sender = None
                     self._gone(self._round, "")
@@ -143,7 +147,7 @@ class Courier:
         for action in actions:
             match action:
                 case Send(Missing() as missing):
-                    self._mail.up("missing", missing, obj.version)
+                    self._messages.up("missing", missing, obj.version)
                 case Store(index, data):
                     part.write(index, data)
                 case Verify():
@@ -156,6 +160,6 @@ class Courier:
     def _end_fetch(self) -> None:
         if self._fetching is not None:
             obj, _, part = self._fetching
-            self._transport.unsubscribe(self._mail.topics.outcome(obj.manifest.sha256[:16], "+"))
+            self._transport.unsubscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"))
             part.close()
         self._fetching = None

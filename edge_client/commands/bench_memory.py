@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory training takes, side by side: this project's layer, PEFT LoRA on bitsandbytes int8, full fine-tuning.
 
-Each row runs in a process of its own, because what an allocator keeps is a large part of the answer and cannot be taken back.
-The model has the shape of Llama-160M (12 layers, width 768, MLP 3,072, 32,000 words; 162 million random parameters), batch 4
-of 256 tokens, float32 on two CPU threads. Linux only: it reads /proc.
+Each row runs in a process of its own, because what an allocator keeps is a large part of the answer and cannot be taken
+back. The model has the shape of Llama-160M (12 layers, width 768, MLP 3,072, 32,000 words; 162 million random
+parameters), batch 4 of 256 tokens, float32 on two CPU threads. Linux only: it reads /proc.
 
-Run all rows with `fedkrso bench memory`, one with `python -m edge_client.commands.bench_memory fedkrso --checkpointing`.
-"""
+Run all rows with `fedkrso bench memory`, one with `python -m edge_client.commands.bench_memory fedkrso
+--checkpointing`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def rows(
                 yield spawn(method, checkpointing, allocator, sizes)
 
 
-def spawn(method: str, checkpointing: bool, allocator: str, sizes: dict[str, int], model_config: Path | None = None) -> Row:
+def spawn(
+    method: str, checkpointing: bool, allocator: str, sizes: dict[str, int], model_config: Path | None = None
+) -> Row:
     """Measure one row in a process of its own.
 
     Args:

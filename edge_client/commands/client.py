@@ -23,15 +23,16 @@ __all__ = ["bench_memory", "client_run", "doctor", "model_describe"]
 @click.argument("node_file", type=click.Path(path_type=Path), metavar="NODE.toml")
 @click.option("--check", is_flag=True, help="Check the file and leave.")
 @click.option("--stay", is_flag=True, help="Stay when the run is finished, for the next one of the same name.")
-@click.option("--log-format", "form", type=click.Choice(LOG_FORMATS), default="text", show_default=True, help="One line an event.")
+@click.option(
+    "--log-format", "form", type=click.Choice(LOG_FORMATS), default="text", show_default=True, help="One line an event."
+)
 @click.option("--json", "as_json", is_flag=True, help="As --log-format json.")
 def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_json: bool) -> None:
     """Take part in a run with this device's own data, until the run is finished.
 
-    NODE.toml names the node, the run, the model folder, the data and the broker. The text never leaves this machine: what goes
-    out are accumulators, the number of examples, the mean loss, and readings of memory and sensors. SIGHUP reads memory_budget and
-    [policy] anew.
-    """
+    NODE.toml names the node, the run, the model folder, the data and the broker. The text never leaves this machine:
+    what goes out are accumulators, the number of examples, the mean loss, and readings of memory and sensors. SIGHUP
+    reads memory_budget and [policy] anew."""
     from edge_client.agent.agent import Agent
     from edge_client.install.notify import ServiceManager
     from edge_client.memory.allocator import keep_agent_small
@@ -68,7 +69,9 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
     # Spreads reconnects of many nodes; decides nothing in the model.
     jitter = random.Random(secrets.randbits(64))  # noqa: S311
     transport = MqttTransport(settings, jitter)
-    agent = Agent(node, model_folder, budget, transport, jitter, key=key, coordinator=coordinator, say=say, heartbeat=manager.beat)
+    agent = Agent(
+        node, model_folder, budget, transport, jitter, key=key, coordinator=coordinator, say=say, heartbeat=manager.beat
+    )
 
     def reload(*_: object) -> None:
         # A file that is being edited must not end a node: all stays until it can be read.
@@ -104,7 +107,8 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
 @click.option("--labels", default="", help="Comma-separated label set.")
 @click.option("--max-length", default=128, show_default=True)
 def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
-    """Print, as JSON, which layers and tensors of MODEL are trained. For `model.schema_file` of a coordinator without torch."""
+    """Print, as JSON, which layers and tensors of MODEL are trained. For `model.schema_file` of a coordinator without
+    torch."""
     from edge_client.worker.model.loading import describe
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.sections import TaskSection
@@ -112,7 +116,9 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     from fedcore.worker.messages import Described
 
     try:
-        section = msgspec.convert({"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection)
+        section = msgspec.convert(
+            {"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection
+        )
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), place="--task") from None
     schema = describe(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
@@ -120,25 +126,40 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
 
 
 @click.command()
-@click.option("--node", "node_file", type=click.Path(path_type=Path), metavar="NODE.toml", help="Also check a node file and what it names.")
-@click.option("--broker", "url", help="Check this broker instead: mqtts://host:port, or mqtt://host:port without encryption.")
+@click.option(
+    "--node",
+    "node_file",
+    type=click.Path(path_type=Path),
+    metavar="NODE.toml",
+    help="Also check a node file and what it names.",
+)
+@click.option(
+    "--broker", "url", help="Check this broker instead: mqtts://host:port, or mqtt://host:port without encryption."
+)
 @click.option("--username", help="Login at the broker.")
 @click.option("--password", help="Its password.", envvar="FEDKRSO_PASSWORD")
 @click.option("--ca-file", help="Authority that the broker's certificate must come from; the system's by default.")
 @click.option("--certificate-file", help="Our certificate; an agent connected with it loses its link for a moment.")
 @click.option("--key-file", help="Its key.")
-@click.option("--quick", is_flag=True, help="Leave out what takes more than a moment: nothing is measured, no library is loaded.")
+@click.option(
+    "--quick", is_flag=True, help="Leave out what takes more than a moment: nothing is measured, no library is loaded."
+)
 @click.option("--again", is_flag=True, help="Measure the compute route anew, also where it is remembered.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: a list of group, check, state, found, remedy.")
 def doctor(
-    node_file: Path | None, url: str | None, username: str | None, password: str | None, quick: bool, again: bool, as_json: bool,
+    node_file: Path | None,
+    url: str | None,
+    username: str | None,
+    password: str | None,
+    quick: bool,
+    again: bool,
+    as_json: bool,
     **files: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """Check this machine, each check with what was found and the remedy. Ends with 1 if any is an error.
 
-    Software, device, memory, how it computes (real products, forward and backward), clock and service; with --node also the node's data,
-    model, certificates, disk and broker.
-    """
+    Software, device, memory, how it computes (real products, forward and backward), clock and service; with --node also
+    the node's data, model, certificates, disk and broker."""
     import os
     import time
 
@@ -154,8 +175,14 @@ def doctor(
     device = detect()
     try:
         around = Surroundings(
-            device, environment=os.environ, node_file=node_file, broker=broker, quick=quick, again=again, clock=time.time
-        )  # fmt: skip
+            device,
+            environment=os.environ,
+            node_file=node_file,
+            broker=broker,
+            quick=quick,
+            again=again,
+            clock=time.time,
+        )
         found = list(examine(around))
     finally:
         device.close()
@@ -167,7 +194,8 @@ def doctor(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def bench_memory(as_json: bool) -> None:
-    """Training memory and step time against PEFT LoRA on bitsandbytes int8 and full fine-tuning, each row in its own process."""
+    """Training memory and step time against PEFT LoRA on bitsandbytes int8 and full fine-tuning, each row in its own
+    process."""
     from edge_client.commands.bench_memory import rows
 
     found = list(rows())

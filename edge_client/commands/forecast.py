@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedkrso profile`: does this model train within that budget, and where would the memory go; before weights are downloaded.
+"""`fedkrso profile`: does this model train within that budget, and where would the memory go; before weights are
+downloaded.
 
-Full fine-tuning, LoRA on int8 weights and FedKRSO side by side, each with the best plan that fits the budget or, where none does, its
-smallest. This module is torch-free: values in, a table or a page out.
-"""
+Full fine-tuning, LoRA on int8 weights and FedKRSO side by side, each with the best plan that fits the budget or, where
+none does, its smallest. This module is torch-free: values in, a table or a page out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 
 from edge_client.memory.planner import Bounds, Calibration, described, fit, plans
 from edge_client.process.measuring import Measurement
-from fedcore.device.memoryplan import PART_NAMES, Footprint, MemoryPlan, Parts
+from fedcore.device.memoryplan import COMPONENT_NAMES, Footprint, MemoryComponents, MemoryPlan
 from fedcore.errors import BudgetError
 
 __all__ = ["Column", "Profile", "as_html", "as_text", "column"]
@@ -41,7 +41,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
     plan: str
     """The choices, in words."""
-    parts: Parts
+    components: MemoryComponents
     shortfall_bytes: int
     """What is missing; 0 where it fits."""
     memory: MemoryPlan
@@ -69,30 +69,43 @@ def column(method: str, footprint: Footprint, bounds: Bounds, room_bytes: int) -
         plan = fit(footprint, bounds, room_bytes, calibration)
         missing = 0
     except BudgetError:
-        plan = min(plans(footprint, bounds, calibration), key=lambda p: p.parts.total_bytes)
-        missing = max(1, plan.parts.total_bytes - room_bytes)
-    return Column(method=method, fits=not missing, plan=described(plan, bounds), parts=plan.parts, shortfall_bytes=missing, memory=plan)
+        plan = min(plans(footprint, bounds, calibration), key=lambda p: p.components.total_bytes)
+        missing = max(1, plan.components.total_bytes - room_bytes)
+    return Column(
+        method=method,
+        fits=not missing,
+        plan=described(plan, bounds),
+        components=plan.components,
+        shortfall_bytes=missing,
+        memory=plan,
+    )
 
 
 def as_text(profile: Profile) -> str:
     """The answer as a table for a terminal."""
     rows = [["MB", *(c.method for c in profile.columns)]]
-    for name, label in PART_NAMES.items():
-        values = [getattr(c.parts, name) for c in profile.columns]
+    for name, label in COMPONENT_NAMES.items():
+        values = [getattr(c.components, name) for c in profile.columns]
         if any(values):
             rows.append([label, *(_mb(value) for value in values)])
     rows.append(["agent", *(_mb(profile.agent_bytes) for _ in profile.columns)])
-    totals = [c.parts.total_bytes + profile.agent_bytes for c in profile.columns]
+    totals = [c.components.total_bytes + profile.agent_bytes for c in profile.columns]
     rows.append(["peak", *(_mb(total) for total in totals)])
     rows.append(["head room", *(_mb(profile.budget_bytes - total) for total in totals)])
     rows.append(["fits", *("yes" if c.fits else "no" for c in profile.columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [_title(profile), ""]
     for row in rows:
-        lines.append("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]))
+        lines.append(
+            "  ".join(
+                [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            )
+        )
     lines.append("")
     for c in profile.columns:
-        verdict = f"fits: {c.plan}" if c.fits else f"does not fit: {c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}"
+        verdict = (
+            f"fits: {c.plan}" if c.fits else f"does not fit: {c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}"
+        )
         lines.append(f"{c.method}: {verdict}")
     if profile.measured is not None:
         lines += ["", _measured(profile.measured)]
@@ -104,7 +117,7 @@ def as_html(profile: Profile) -> str:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(loader=PackageLoader("edge_client.commands"), autoescape=select_autoescape())
-    totals = [c.parts.total_bytes + profile.agent_bytes for c in profile.columns]
+    totals = [c.components.total_bytes + profile.agent_bytes for c in profile.columns]
     widest = max([*totals, profile.budget_bytes]) * 1.04
     bars = [
         {
@@ -112,12 +125,14 @@ def as_html(profile: Profile) -> str:
             "fits": c.fits,
             "verdict": c.plan if c.fits else f"{c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}",
             "total": _mb(total),
-            "pieces": _pieces(c.parts, profile.agent_bytes, widest),
+            "pieces": _pieces(c.components, profile.agent_bytes, widest),
         }
         for c, total in zip(profile.columns, totals, strict=True)
     ]
-    rows = [(label, [_mb(getattr(c.parts, name)) for c in profile.columns]) for name, label in PART_NAMES.items()]
-    legend = [("agent", "#2a9d8f"), *((label, _COLOURS[name]) for name, label in PART_NAMES.items())]
+    rows = [
+        (label, [_mb(getattr(c.components, name)) for c in profile.columns]) for name, label in COMPONENT_NAMES.items()
+    ]
+    legend = [("agent", "#2a9d8f"), *((label, _COLOURS[name]) for name, label in COMPONENT_NAMES.items())]
     return environment.get_template("profile.html").render(
         title=_title(profile),
         profile=profile,
@@ -130,9 +145,16 @@ def as_html(profile: Profile) -> str:
     )
 
 
-def _pieces(parts: Parts, agent_bytes: int, widest: float) -> Sequence[dict[str, Any]]:
-    found = [("agent", agent_bytes, "#2a9d8f"), *((label, getattr(parts, name), _COLOURS[name]) for name, label in PART_NAMES.items())]
-    return [{"label": f"{label}: {_mb(size)} MB", "width": 100 * size / widest, "colour": colour} for label, size, colour in found if size]
+def _pieces(components: MemoryComponents, agent_bytes: int, widest: float) -> Sequence[dict[str, Any]]:
+    found = [
+        ("agent", agent_bytes, "#2a9d8f"),
+        *((label, getattr(components, name), _COLOURS[name]) for name, label in COMPONENT_NAMES.items()),
+    ]
+    return [
+        {"label": f"{label}: {_mb(size)} MB", "width": 100 * size / widest, "colour": colour}
+        for label, size, colour in found
+        if size
+    ]
 
 
 def _title(profile: Profile) -> str:
@@ -144,7 +166,7 @@ def _title(profile: Profile) -> str:
 
 
 def _measured(found: Measurement) -> str:
-    peak, predicted = _mb(found.peak_bytes), _mb(found.sketched.total_bytes)
+    peak, predicted = _mb(found.peak_bytes), _mb(found.traced.total_bytes)
     return (
         f"measured here with the plan for FedKRSO: worker's peak {peak} MB, predicted {predicted} MB ({found.error:+.1%}), "
         f"calibrated {_mb(found.predicted.total_bytes)} MB; {found.step_seconds:.2f} s a step"

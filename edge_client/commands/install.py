@@ -33,7 +33,10 @@ _ASKED = {
 _path = click.Path(path_type=Path)
 _user = click.option("--user", is_flag=True, help="A service of yours, without root: it runs while you are logged in.")
 _root = click.option(
-    "--root", type=_path, default=Path("/"), help="A system that is not running, such as a mounted card; nothing is started."
+    "--root",
+    type=_path,
+    default=Path("/"),
+    help="A system that is not running, such as a mounted card; nothing is started.",
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Show every file and command, and change nothing.")
 
@@ -42,16 +45,24 @@ def _about_the_node(command: F) -> F:
     """Flags that say what a node file says; each is a dotted key of it."""
     for option in reversed(
         (
-            click.option("--from", "source", type=_path, help="The node's folder, as `fedkrso provision` made it: nodes/ID."),
+            click.option(
+                "--from", "source", type=_path, help="The node's folder, as `fedkrso provision` made it: nodes/ID."
+            ),
             click.option("--node", help="This node's id; the certificate's name by default."),
             click.option("--run", help="The run it takes part in."),
-            click.option("--broker", "broker_url", help="mqtts://host:port, if it is not the one of the node's folder."),
+            click.option(
+                "--broker", "broker_url", help="mqtts://host:port, if it is not the one of the node's folder."
+            ),
             click.option("--model", "model_folder", help="Folder of the run's model, or package:folder."),
             click.option("--data", "data_source", help="File with this device's text: .csv, .tsv or .jsonl."),
             click.option("--text", "data_text", help="Its column with the text."),
             click.option("--text-pair", "data_text_pair", help="Its column with the second text."),
             click.option("--label", "data_label", help="Its column with the label."),
-            click.option("--budget", "memory_budget", help="Memory for agent and worker together: 2.5GiB, or 60% of the device's."),
+            click.option(
+                "--budget",
+                "memory_budget",
+                help="Memory for agent and worker together: 2.5GiB, or 60% of the device's.",
+            ),
         )
     ):
         command = option(command)
@@ -60,20 +71,28 @@ def _about_the_node(command: F) -> F:
 
 @click.command()
 @_about_the_node
-@click.option("--copy-model", is_flag=True, help="Copy the model folder to the device's state, instead of using it where it lies.")
+@click.option(
+    "--copy-model", is_flag=True, help="Copy the model folder to the device's state, instead of using it where it lies."
+)
 @click.option("--no-start", is_flag=True, help="Enable it for the next start of the device, and do not start it now.")
 @_user
 @_root
 @click.option("--program", type=_path, help="The program that the service runs; this one by default.")
 @_dry_run
 def client_install(
-    source: Path | None, copy_model: bool, no_start: bool, user: bool, root: Path, program: Path | None, dry_run: bool, **said: str | None
+    source: Path | None,
+    copy_model: bool,
+    no_start: bool,
+    user: bool,
+    root: Path,
+    program: Path | None,
+    dry_run: bool,
+    **said: str | None,
 ) -> None:
     """Make this node a service of its device: configuration, keys, a systemd unit within the memory budget.
 
-    Asks for what is missing where there is a terminal. What is installed already is kept or brought up to date: a second time with
-    nothing new changes nothing, and what you wrote into the node file stays.
-    """
+    Asks for what is missing where there is a terminal. What is installed already is kept or brought up to date: a
+    second time with nothing new changes nothing, and what you wrote into the node file stays."""
     from edge_client.install.machine import run_program
     from edge_client.install.nodefile import finished, merge, open_kit, started
     from edge_client.install.plan import check_readable, install_plan
@@ -88,7 +107,9 @@ def client_install(
     installed = machine.path(layout.node_file)
     if source is None and not installed.exists():
         raise ConfigError(
-            "nothing is installed yet", place="--from", remedy="write the node's folder that `fedkrso provision` made: --from nodes/ID"
+            "nothing is installed yet",
+            place="--from",
+            remedy="write the node's folder that `fedkrso provision` made: --from nodes/ID",
         )
     # What is installed is a node's folder too; its modes are put right, and its certificate is looked at.
     kit = open_kit(source or installed.parent)
@@ -111,7 +132,9 @@ def client_install(
 
 
 @click.command()
-@click.option("--purge", is_flag=True, help="Its configuration, keys, model and state too: updates that were not sent are lost.")
+@click.option(
+    "--purge", is_flag=True, help="Its configuration, keys, model and state too: updates that were not sent are lost."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_user
 @_root
@@ -141,7 +164,8 @@ def client_uninstall(purge: bool, yes: bool, user: bool, root: Path, dry_run: bo
 @_user
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def client_status(lines: int, user: bool, as_json: bool) -> None:
-    """Show the installed agent: its service, what the node does, its memory, its last lines. Exit code 1 if it does not run."""
+    """Show the installed agent: its service, what the node does, its memory, its last lines. Exit code 1 if it does not
+    run."""
     from edge_client.install.machine import run_program
     from edge_client.install.service import service_status
 
@@ -173,8 +197,14 @@ def client_logs(lines: int, follow: bool, user: bool) -> None:
 @click.argument("folder", type=_path, metavar="DIR")
 @_about_the_node
 @click.option("--verify", is_flag=True, help="Check the bundle in DIR, and make nothing.")
-@click.option("--target", help="The board: jetpack-6, jetpack-7, raspberry-pi-os-12, ubuntu-22.04, ...; this machine by default.")
-@click.option("--light", is_flag=True, help="The agent alone, which cannot train: the board has or gets the training packages otherwise.")
+@click.option(
+    "--target", help="The board: jetpack-6, jetpack-7, raspberry-pi-os-12, ubuntu-22.04, ...; this machine by default."
+)
+@click.option(
+    "--light",
+    is_flag=True,
+    help="The agent alone, which cannot train: the board has or gets the training packages otherwise.",
+)
 @click.option("--torch-wheel", type=_path, help="The board's own wheel of torch, as from NVIDIA's index for Jetson.")
 @click.option("--system-torch", is_flag=True, help="The board's own Python has torch already.")
 @click.option("--wheel", "own", type=_path, help="fedkrso's own wheel; built from the checkout or fetched by default.")
@@ -202,13 +232,17 @@ def client_bundle(
         return
     if source is None:
         raise ConfigError(
-            "a bundle is for one node", place="--from", remedy="write the node's folder that `fedkrso provision` made: --from nodes/ID"
+            "a bundle is for one node",
+            place="--from",
+            remedy="write the node's folder that `fedkrso provision` made: --from nodes/ID",
         )
     kit = open_kit(source)
     data = said["data_source"]
     if data is not None and not Path(data).is_absolute() and (":" not in data or "/" in data):
         raise ConfigError(
-            "where on the board is it?", place=f"--data: {data}", remedy="write its whole path there, or leave it for install.sh"
+            "where on the board is it?",
+            place=f"--data: {data}",
+            remedy="write its whole path there, or leave it for install.sh",
         )
     model = said.pop("model_folder")
     document = started(None, kit, _dotted(said))
@@ -228,7 +262,9 @@ def _layout(*, user: bool) -> Layout:
 
 def _dotted(said: Mapping[str, str | None]) -> dict[str, str | None]:
     """Flags by the key that they stand for."""
-    return {key.replace("_", ".", 1) if key.startswith(("data_", "broker_")) else key: value for key, value in said.items()}
+    return {
+        key.replace("_", ".", 1) if key.startswith(("data_", "broker_")) else key: value for key, value in said.items()
+    }
 
 
 def _from_here(said: dict[str, str | None]) -> dict[str, str | None]:
@@ -270,7 +306,9 @@ def _machine(root: Path, *, user: bool, dry_run: bool) -> Machine:
     from edge_client.install.machine import Machine, look, run_program
 
     if user and root != Path("/"):
-        raise ConfigError("a service of one user belongs to a running system", place="--root", remedy="leave --user or --root out")
+        raise ConfigError(
+            "a service of one user belongs to a running system", place="--root", remedy="leave --user or --root out"
+        )
     try:
         return look(root, run_program, user=user)
     except FedkrsoError:
@@ -287,7 +325,9 @@ def _program(given: Path | None) -> Program:
     path = (given or Path(sys.prefix) / "bin/fedkrso").absolute()
     if not path.is_file():
         raise ConfigError(
-            "no such program", place=f"--program: {path}", remedy="install fedkrso into an environment: python3 -m venv /opt/fedkrso"
+            "no such program",
+            place=f"--program: {path}",
+            remedy="install fedkrso into an environment: python3 -m venv /opt/fedkrso",
         )
     folders = () if given is not None else tuple(dict.fromkeys(map(Path, (sys.prefix, sys.base_prefix))))
     return Program(path, folders)

@@ -23,9 +23,16 @@ _AGENT_BYTES = 40_000_000
 
 @click.command()
 @click.argument("model")
-@click.option("--budget", help="Memory for agent and worker: 4GiB, 60%, auto. Default: what --device can spare, else auto.")
+@click.option(
+    "--budget", help="Memory for agent and worker: 4GiB, 60%, auto. Default: what --device can spare, else auto."
+)
 @click.option("--device", "device_name", help="Plan for a device of the catalogue, e.g. jetson-orin-nano-8gb.")
-@click.option("--task", default="causal-lm", show_default=True, help="causal-lm, text-classification, pair-classification or regression.")
+@click.option(
+    "--task",
+    default="causal-lm",
+    show_default=True,
+    help="causal-lm, text-classification, pair-classification or regression.",
+)
 @click.option("--labels", default=2, show_default=True, help="Number of labels, for classification.")
 @click.option("--batch", default=16, show_default=True, help="Examples in an optimiser step.")
 @click.option("--length", default=128, show_default=True, help="Tokens of the longest example.")
@@ -33,7 +40,9 @@ _AGENT_BYTES = 40_000_000
 @click.option("--rank", default=8, show_default=True)
 @click.option("--min-rank", default=0, help="Smallest rank that may be trained if nothing else fits; default: --rank.")
 @click.option("--pool", default=5, show_default=True, help="Seeds of the pool.")
-@click.option("--measure", is_flag=True, help="Run real steps with the plan and compare; without weights, with random ones.")
+@click.option(
+    "--measure", is_flag=True, help="Run real steps with the plan and compare; without weights, with random ones."
+)
 @click.option("--html", "html_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def profile(
@@ -54,9 +63,8 @@ def profile(
 ) -> None:
     """Does MODEL train within a memory budget, and where would the memory go?
 
-    MODEL is a folder with a config.json, that file itself, PACKAGE:FOLDER, or a name on the Hugging Face hub, of which only config.json is
-    fetched. No weights are needed. Ends with exit code 8 where FedKRSO does not fit.
-    """
+    MODEL is a folder with a config.json, that file itself, PACKAGE:FOLDER, or a name on the Hugging Face hub, of which
+    only config.json is fetched. No weights are needed. Ends with exit code 8 where FedKRSO does not fit."""
     from devices.catalogue import device_by_name
     from edge_client.memory.planner import Bounds
 
@@ -68,7 +76,9 @@ def profile(
             raise ConfigError(f"{value} is not a positive number", place=f"--{name}", remedy="write 1 or more")
     words = tuple(map(str, range(labels))) if task not in ("causal-lm", "regression") else ()
     try:
-        section = msgspec.convert({"kind": task, "labels": words, "max_length": length, "min_length": min_length}, TaskSection)
+        section = msgspec.convert(
+            {"kind": task, "labels": words, "max_length": length, "min_length": min_length}, TaskSection
+        )
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).split(" - at ")[0].lower(), place="--task", remedy="see --help") from None
     folder = _folder_of(model)
@@ -91,7 +101,9 @@ def profile(
     fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
     bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
     columns = (
-        column("full fine-tuning", full, Bounds(batch_size=batch, rank=0, min_rank=0, mapped=False), room - _AGENT_BYTES),
+        column(
+            "full fine-tuning", full, Bounds(batch_size=batch, rank=0, min_rank=0, mapped=False), room - _AGENT_BYTES
+        ),
         column("LoRA", lora, fixed, room - _AGENT_BYTES),
         column("FedKRSO", own, bounds, room - _AGENT_BYTES),
     )
@@ -112,7 +124,7 @@ def profile(
     if html_file is not None:
         html_file.write_text(as_html(found), encoding="utf-8")
     if not columns[-1].fits:
-        needed = (found.columns[-1].parts.total_bytes + _AGENT_BYTES) / 0.96
+        needed = (found.columns[-1].components.total_bytes + _AGENT_BYTES) / 0.96
         remedy = f"at least {needed / 2**20:,.0f} MiB, a shorter --length or a smaller --rank"
         raise BudgetError(f"{columns[-1].shortfall_bytes / 1e6:,.0f} MB short", place="--budget", remedy=remedy)
 

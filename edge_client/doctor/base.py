@@ -14,7 +14,7 @@ import msgspec
 
 from devices.base import Device
 from devices.programs import RunProgram, run_program
-from edge_client.memory.group import Enclosure, enclose
+from edge_client.memory.group import MemoryGroup, confine
 from edge_client.node import Node
 from edge_client.process.route import Part
 from edge_client.process.route_probe import measured_part
@@ -54,7 +54,7 @@ class Surroundings:
     clock: Callable[[], float] = lambda: 0.0
     """Unix seconds."""
     probe: Callable[[str, int, Mapping[str, str]], Part] = measured_part
-    enclose: Callable[[int, str, Path], Enclosure] = enclose
+    confine: Callable[[int, str, Path], MemoryGroup] = confine
     services: bool = True
     """Whether the service manager may be asked."""
 
@@ -65,7 +65,9 @@ Group = Callable[[Surroundings, Node | None], Sequence[Check]]
 def refused(group: str, name: str, error: FedkrsoError) -> Check:
     """An error of ours as a finding."""
     found = f"{error.place}: {error.message}" if error.place else error.message
-    return Check(group, name, "error", found, error.remedy or "mend what is named there; docs/files.md explains each key")
+    return Check(
+        group, name, "error", found, error.remedy or "mend what is named there; docs/files.md explains each key"
+    )
 
 
 def within(seconds: float, group: str, act: Callable[[], Sequence[Check]]) -> list[Check]:
@@ -89,7 +91,13 @@ def within(seconds: float, group: str, act: Callable[[], Sequence[Check]]) -> li
             found.append(refused(group, group, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checks go on
             found.append(
-                Check(group, group, "error", f"{type(error).__name__}: {error}".splitlines()[0], "report this as a fault of fedkrso")
+                Check(
+                    group,
+                    group,
+                    "error",
+                    f"{type(error).__name__}: {error}".splitlines()[0],
+                    "report this as a fault of fedkrso",
+                )
             )
 
     thread = threading.Thread(target=look, name=f"doctor {group}", daemon=True)
@@ -98,6 +106,12 @@ def within(seconds: float, group: str, act: Callable[[], Sequence[Check]]) -> li
     if thread.is_alive():
         return [
             *found,
-            Check(group, group, "error", f"no answer within {seconds:.0f} s", "something hangs there: a disk, a driver, a network"),
+            Check(
+                group,
+                group,
+                "error",
+                f"no answer within {seconds:.0f} s",
+                "something hangs there: a disk, a driver, a network",
+            ),
         ]
     return found

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How this machine computes: every way measured with real products, the route that follows, and known mismatches of torch and GPU."""
+"""How this machine computes: every way measured with real products, the route that follows, and known mismatches of
+torch and GPU."""
 
 from __future__ import annotations
 
@@ -21,13 +22,29 @@ __all__ = ["compute"]
 _GROUP = "compute"
 _LOAD_SECONDS = 180.0
 # L4T's first numbers, and the CUDA that its libraries are.
-_CUDA_OF_L4T = {"35": "11.4", "36.2": "12.2", "36.3": "12.4", "36.4": "12.6", "36.5": "12.6", "38": "13.0", "39": "13.2"}
+_CUDA_OF_L4T = {
+    "35": "11.4",
+    "36.2": "12.2",
+    "36.3": "12.4",
+    "36.4": "12.6",
+    "36.5": "12.6",
+    "38": "13.0",
+    "39": "13.2",
+}
 
 
 def compute(around: Surroundings, node: Node | None) -> Sequence[Check]:
     """All of it."""
     if find_spec("torch") is None:
-        return [Check(_GROUP, "route", "error" if node else "warning", "torch is not installed", "pip install 'fedkrso[train]'")]
+        return [
+            Check(
+                _GROUP,
+                "route",
+                "error" if node else "warning",
+                "torch is not installed",
+                "pip install 'fedkrso[train]'",
+            )
+        ]
     checks = [] if around.quick else [_worker(around)]
     gpu = around.device.facts.accelerator
     names = ["cpu", *(["cuda"] if gpu is not None or (node is not None and node.torch_device != "cpu") else [])]
@@ -59,12 +76,18 @@ def _worker(around: Surroundings) -> Check:
     """Loads everything that a worker does."""
     command = [sys.executable, "-c", "import edge_client.worker.programs.serve"]
     try:
-        done = subprocess.run(command, env=dict(around.environment), capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=dict(around.environment), capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        return Check(_GROUP, "worker", "error", f"its libraries did not load within {_LOAD_SECONDS:.0f} s", "a faster disk")
+        return Check(
+            _GROUP, "worker", "error", f"its libraries did not load within {_LOAD_SECONDS:.0f} s", "a faster disk"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return Check(_GROUP, "worker", "error", f"its libraries do not load: {last}", "pip install --upgrade 'fedkrso[train]'")
+        return Check(
+            _GROUP, "worker", "error", f"its libraries do not load: {last}", "pip install --upgrade 'fedkrso[train]'"
+        )
     return Check(_GROUP, "worker", "ok", "its libraries load")
 
 
@@ -118,7 +141,11 @@ def _remedy(around: Surroundings, name: str, part: Part) -> str:
     cuda = part.facts.get("cuda", "")
     if l4t is not None:
         wanted = _CUDA_OF_L4T.get(f"{l4t.group(1)}.{l4t.group(2)}") or _CUDA_OF_L4T.get(l4t.group(1), "")
-        theirs = f" (this one is for CUDA {cuda}, the system has {wanted})" if cuda and wanted and not cuda.startswith(wanted) else ""
+        theirs = (
+            f" (this one is for CUDA {cuda}, the system has {wanted})"
+            if cuda and wanted and not cuda.startswith(wanted)
+            else ""
+        )
         return f"install the torch that is made for this JetPack, not the one from PyPI, which is for servers{theirs}"
     built, capability = part.facts.get("built for", ""), part.facts.get("compute capability", "")
     if built and capability and f"sm_{capability.replace('.', '')}" not in built:

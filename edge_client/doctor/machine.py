@@ -25,10 +25,16 @@ def device(around: Surroundings, node: Node | None) -> Sequence[Check]:
     checks = [Check("device", "kind", "ok", f"{facts.kind}: {'; '.join(filter(None, about))}")]
     if (gpu := facts.accelerator) is not None:
         capability = (
-            "" if gpu.compute_capability is None else f", compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}"
+            ""
+            if gpu.compute_capability is None
+            else f", compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}"
         )
         own = (
-            f", {gpu.total_bytes / 2**30:.1f} GiB of its own" if gpu.total_bytes else ", shares the system's memory" if gpu.unified else ""
+            f", {gpu.total_bytes / 2**30:.1f} GiB of its own"
+            if gpu.total_bytes
+            else ", shares the system's memory"
+            if gpu.unified
+            else ""
         )
         checks.append(Check("device", "accelerator", "ok", f"{gpu.name}{capability}{own}"))
     readings = around.device.read()
@@ -48,7 +54,9 @@ def sensors(readings: Readings, node: Node | None) -> Iterator[Check]:
     if readings.power_mode:
         yield Check("device", "power mode", "ok", readings.power_mode)
     if readings.throttled is not None:
-        why = f"slower than it could be: {readings.throttle_reason or 'no reason told'}" if readings.throttled else "none"
+        why = (
+            f"slower than it could be: {readings.throttle_reason or 'no reason told'}" if readings.throttled else "none"
+        )
         remedy = "better cooling, a stronger power supply, or a higher power mode" if readings.throttled else ""
         yield Check("device", "throttling", "warning" if readings.throttled else "ok", why, remedy)
     if node is None:
@@ -76,7 +84,11 @@ def clock(around: Surroundings, node: Node | None) -> Sequence[Check]:
     if now.tm_year < _FIRST_YEAR:
         return [
             Check(
-                "clock", "date", "error", f"{text}: certificates would not be valid yet", "sudo timedatectl set-ntp true, or set the date"
+                "clock",
+                "date",
+                "error",
+                f"{text}: certificates would not be valid yet",
+                "sudo timedatectl set-ntp true, or set the date",
             )
         ]
     checks = [Check("clock", "date", "ok", text)]

@@ -31,7 +31,7 @@ def memory(around: Surroundings, node: Node | None) -> Sequence[Check]:
         _available(around.root),
         *_limits(around.root),
         *_budget(around.root, node),
-        _enclosure(around),
+        _memory_group(around),
         *_swap(around),
         _pressure(around.root),
         _allocator(platform.libc_ver()[0]),
@@ -44,7 +44,13 @@ def _available(root: Path) -> Check:
         return Check(_GROUP, "available", "warning", "this system does not tell", "write memory_budget as a size")
     text = f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB"
     if available < _LEAST_BYTES:
-        return Check(_GROUP, "available", "error", text, "close other programs; on a Jetson: sudo systemctl set-default multi-user.target")
+        return Check(
+            _GROUP,
+            "available",
+            "error",
+            text,
+            "close other programs; on a Jetson: sudo systemctl set-default multi-user.target",
+        )
     few = available < _FEW_BYTES
     return Check(_GROUP, "available", "warning" if few else "ok", text, "close other programs" if few else "")
 
@@ -55,7 +61,9 @@ def _limits(root: Path) -> Iterator[Check]:
         yield Check(_GROUP, "limits", "ok", "none below the device's memory")
         return
     left = room(root)
-    text = f"{lowest.size_bytes / _MIB:,.0f} MiB ({lowest.source})" + (f", {left.size_bytes / _MIB:,.0f} MiB left" if left else "")
+    text = f"{lowest.size_bytes / _MIB:,.0f} MiB ({lowest.source})" + (
+        f", {left.size_bytes / _MIB:,.0f} MiB left" if left else ""
+    )
     few = lowest.size_bytes < _LEAST_BYTES
     yield Check(_GROUP, "limits", "error" if few else "ok", text, f"raise {lowest.source}" if few else "")
 
@@ -71,23 +79,45 @@ def _budget(root: Path, node: Node | None) -> Iterator[Check]:
         yield Check(_GROUP, "budget", "ok", f"{size / _MIB:,.0f} MiB ({node.memory_budget})")
 
 
-def _enclosure(around: Surroundings) -> Check:
+def _memory_group(around: Surroundings) -> Check:
     """Makes one as for a worker, and has a process enter it."""
-    enclosure = around.enclose(_TRY_BYTES, f"fedkrso-doctor-{os.getpid()}", around.root)
+    memory_group = around.confine(_TRY_BYTES, f"fedkrso-doctor-{os.getpid()}", around.root)
     try:
-        kind = enclosure.kind
-        done = subprocess.run([sys.executable, "-S", "-c", ""], preexec_fn=enclosure.prepare, check=False, timeout=20, capture_output=True)
+        kind = memory_group.kind
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", ""],
+            preexec_fn=memory_group.prepare,
+            check=False,
+            timeout=20,
+            capture_output=True,
+        )
         entered = done.returncode == 0
     except (subprocess.SubprocessError, OSError):
         entered = False
     finally:
-        enclosure.close()
+        memory_group.close()
     if not entered:
-        return Check(_GROUP, "worker's limit", "error", f"{kind}, but no process can be started in it", "report this as a fault of fedkrso")
+        return Check(
+            _GROUP,
+            "worker's limit",
+            "error",
+            f"{kind}, but no process can be started in it",
+            "report this as a fault of fedkrso",
+        )
     if kind.startswith("cgroup"):
         return Check(_GROUP, "worker's limit", "ok", f"{kind}, for this user and session")
-    weak = "an rlimit: the kernel counts what is asked for, not what is used" if kind == "rlimit" else "none: only the agent watches"
-    return Check(_GROUP, "worker's limit", "warning", weak, "fedkrso client install makes a service with a memory cgroup of its own")
+    weak = (
+        "an rlimit: the kernel counts what is asked for, not what is used"
+        if kind == "rlimit"
+        else "none: only the agent watches"
+    )
+    return Check(
+        _GROUP,
+        "worker's limit",
+        "warning",
+        weak,
+        "fedkrso client install makes a service with a memory cgroup of its own",
+    )
 
 
 def _swap(around: Surroundings) -> Iterator[Check]:
@@ -125,4 +155,10 @@ def _pressure(root: Path) -> Check:
 def _allocator(libc: str) -> Check:
     if libc == "glibc":
         return Check(_GROUP, "allocator", "ok", "glibc: freed memory is given back")
-    return Check(_GROUP, "allocator", "warning", f"{libc or 'not glibc'}: freed memory may be kept", "leave more room in memory_budget")
+    return Check(
+        _GROUP,
+        "allocator",
+        "warning",
+        f"{libc or 'not glibc'}: freed memory may be kept",
+        "leave more room in memory_budget",
+    )

@@ -57,7 +57,9 @@ def _guarded(name: str, look: Callable[[], str]) -> Check:
     except FedkrsoError as error:
         return refused(_GROUP, name, error)
     except OSError as error:
-        return Check(_GROUP, name, "error", f"{error.filename or ''}: {error.strerror}", "give this user the right to read it")
+        return Check(
+            _GROUP, name, "error", f"{error.filename or ''}: {error.strerror}", "give this user the right to read it"
+        )
 
 
 def _model(node: Node) -> str:
@@ -74,7 +76,9 @@ def _data(around: Surroundings, node: Node) -> str:
         return f"{node.data.source}: not called (--quick)"
     command = [sys.executable, "-m", "edge_client.worker.programs.first_rows", msgspec.json.encode(node.data).decode()]
     try:
-        done = subprocess.run(command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False)
+        done = subprocess.run(
+            command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         raise DataError(f"no rows within {_DATA_SECONDS:.0f} s", place=node.data.source) from None
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
@@ -100,7 +104,11 @@ def _certificates(around: Surroundings, node: Node) -> Iterator[Check]:
         yield refused(_GROUP, "certificate", error)
     except OSError as error:
         yield Check(
-            _GROUP, "certificate", "error", f"{error.filename or authority}: {error.strerror or error}", "copy the node's folder again"
+            _GROUP,
+            "certificate",
+            "error",
+            f"{error.filename or authority}: {error.strerror or error}",
+            "copy the node's folder again",
         )
 
 
@@ -108,12 +116,22 @@ def _authority_ends(path: Path) -> float:
     """The first of its certificates to end, Unix seconds."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(path)
-    return min((ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()), default=float("inf"))
+    return min(
+        (ssl.cert_time_to_seconds(str(found["notAfter"])) for found in context.get_ca_certs()), default=float("inf")
+    )
 
 
 def _days(around: Surroundings, name: str, until_seconds: float) -> Check:
     left = (until_seconds - around.clock()) / _DAY_SECONDS
     if left < 0:
-        return Check(_GROUP, name, "error", f"ended {-left:.0f} days ago", "fedkrso provision RUN --renew NODE, and take the new files")
+        return Check(
+            _GROUP,
+            name,
+            "error",
+            f"ended {-left:.0f} days ago",
+            "fedkrso provision RUN --renew NODE, and take the new files",
+        )
     soon = left < _SOON_DAYS
-    return Check(_GROUP, name, "warning" if soon else "ok", f"{left:,.0f} days left", "renew it: docs/deploy.md" if soon else "")
+    return Check(
+        _GROUP, name, "warning" if soon else "ok", f"{left:,.0f} days left", "renew it: docs/deploy.md" if soon else ""
+    )

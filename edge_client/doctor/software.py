@@ -32,7 +32,13 @@ def software(around: Surroundings, node: Node | None) -> Sequence[Check]:
 
 def _python(found: tuple[int, ...]) -> Check:
     right = (3, 10) <= found[:2] <= (3, 12)
-    return Check(_GROUP, "Python", "ok" if right else "error", ".".join(map(str, found)), "" if right else "use Python 3.10 to 3.12")
+    return Check(
+        _GROUP,
+        "Python",
+        "ok" if right else "error",
+        ".".join(map(str, found)),
+        "" if right else "use Python 3.10 to 3.12",
+    )
 
 
 def packages(needed: Sequence[str], *, training: bool) -> Iterator[Check]:

@@ -34,14 +34,35 @@ def storage(around: Surroundings, node: Node | None) -> Sequence[Check]:
             file.flush()
         free = shutil.disk_usage(there).free
     except OSError as error:
-        return [Check("storage", "folder", "error", f"{there}: {error.strerror}", "give this user the right to write there, or set folder")]
-    limit, reserve = parse_size(node.disk_limit, place="disk_limit"), parse_size(node.disk_reserve, place="disk_reserve")
+        return [
+            Check(
+                "storage",
+                "folder",
+                "error",
+                f"{there}: {error.strerror}",
+                "give this user the right to write there, or set folder",
+            )
+        ]
+    limit, reserve = (
+        parse_size(node.disk_limit, place="disk_limit"),
+        parse_size(node.disk_reserve, place="disk_reserve"),
+    )
     text = f"{folder}: {free / 2**30:.1f} GiB free"
     if free < reserve:
-        return [Check("storage", "folder", "error", f"{text}, less than disk_reserve ({node.disk_reserve})", "free space there")]
+        return [
+            Check(
+                "storage",
+                "folder",
+                "error",
+                f"{text}, less than disk_reserve ({node.disk_reserve})",
+                "free space there",
+            )
+        ]
     if free < reserve + limit:
         short = f"{text}, less than disk_limit and disk_reserve ({node.disk_limit}, {node.disk_reserve})"
-        return [Check("storage", "folder", "warning", short, "free space there, or set disk_limit to what a round needs")]
+        return [
+            Check("storage", "folder", "warning", short, "free space there, or set disk_limit to what a round needs")
+        ]
     return [Check("storage", "folder", "ok", text)]
 
 
@@ -57,7 +78,9 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
         limits = transport.wait_connected(_CONNECT_SECONDS)
     finally:
         transport.stop()
-    largest = "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"
+    largest = (
+        "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"
+    )
     text = f"{limits.protocol}, {largest}, {'TLS' if settings.tls else 'INSECURE: no encryption'}"
     if settings.tls:
         return [Check("network", "broker", "ok", text)]
@@ -78,7 +101,15 @@ def service(around: Surroundings, node: Node | None) -> Sequence[Check]:
         text = f"{words}: {state} ({said.get('SubState', '')}), {restarts} restarts"
         if state in ("active", "activating", "reloading"):
             often = restarts.isdigit() and int(restarts) > 3
-            return [Check("service", SERVICE, "warning" if often else "ok", text, "fedkrso client logs says why" if often else "")]
+            return [
+                Check(
+                    "service",
+                    SERVICE,
+                    "warning" if often else "ok",
+                    text,
+                    "fedkrso client logs says why" if often else "",
+                )
+            ]
         failed = state == "failed"
         remedy = "fedkrso client logs says why" if failed else f"systemctl {scope} start {SERVICE}"
         return [Check("service", SERVICE, "error" if failed else "warning", text, remedy)]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder to carry to a board without internet: wheels, model, the node's keys and node file, and a script that installs them."""
+"""A folder to carry to a board without internet: wheels, model, the node's keys and node file, and a script that
+installs them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's certificate, looked at before the broker does: whose it is, by which authority, until when, and whether the key is its own.
+"""A node's certificate, looked at before the broker does: whose it is, by which authority, until when, and whether the
+key is its own.
 
 Python reads a certificate only as a peer's. So the node shakes hands with itself, in memory, as broker and as client.
 """
@@ -35,7 +36,8 @@ def client_certificate(authority: Path, certificate: Path, key: Path) -> Certifi
     """Check a client's certificate as a broker would.
 
     Raises:
-        ConfigError: A file cannot be read, the key is another's, or a broker with this authority would refuse the certificate.
+        ConfigError: A file cannot be read, the key is another's, or a broker with this authority would refuse the
+            certificate.
     """
     broker, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Only the client's side of this handshake is of interest.

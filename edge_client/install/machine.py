@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be known of a device before a service can be planned for it, and the one way in which its programs are called."""
+"""What has to be known of a device before a service can be planned for it, and the one way in which its programs are
+called."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from fedcore.errors import ConfigError
 __all__ = ["Called", "Machine", "Runner", "look", "run_program"]
 
 _PROGRAM_SECONDS = 120.0
-# For a root folder that is not running: what its systemd can do is not asked, and this is what every supported system has.
+# For a root folder that is not running: what its systemd can do is not asked, and this is what every supported system
+# has.
 _LEAST_SYSTEMD = 245
 
 
@@ -71,10 +73,16 @@ def look(root: Path, runner: Runner, *, user: bool) -> Machine:
         )
     if running and user and runner(("systemctl", "--user", "show-environment")).code != 0:
         raise ConfigError(
-            "your own systemd cannot be reached", place="--user", remedy="log in on the device itself or with ssh, not with su or sudo"
+            "your own systemd cannot be reached",
+            place="--user",
+            remedy="log in on the device itself or with ssh, not with su or sudo",
         )
     if running and not user and not is_root:
-        raise ConfigError("only root may install a service of the device", place="fedkrso client install", remedy="use sudo, or --user")
+        raise ConfigError(
+            "only root may install a service of the device",
+            place="fedkrso client install",
+            remedy="use sudo, or --user",
+        )
     return Machine(root, _version(runner) if running else _LEAST_SYSTEMD, _groups(root), is_root)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a bundle holds, by SHA-256: a copy that went wrong is found before anything of it runs.
 
-`SHA256SUMS` is in the form that `sha256sum --check` reads, so that a board can check it before it has Python packages. It guards
-against damage. Against somebody who changes the bundle, compare the digest of `SHA256SUMS` itself, which making and checking both print.
-"""
+`SHA256SUMS` is in the form that `sha256sum --check` reads, so that a board can check it before it has Python packages.
+It guards against damage. Against somebody who changes the bundle, compare the digest of `SHA256SUMS` itself, which
+making and checking both print."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def check_sums(folder: Path) -> str:
         lines = (folder / SUMS).read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
-            f"no {SUMS} that can be read", place=str(folder), remedy="write the folder that `fedkrso client bundle` made"
+            f"no {SUMS} that can be read",
+            place=str(folder),
+            remedy="write the folder that `fedkrso client bundle` made",
         ) from None
     wanted: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -48,7 +50,9 @@ def check_sums(folder: Path) -> str:
     there = set(_names(folder))
     wrong = [f"{name} is missing" for name in sorted(wanted.keys() - there)]
     wrong += [f"{name} was never in the bundle" for name in sorted(there - wanted.keys())]
-    wrong += [f"{name} is damaged" for name in sorted(wanted.keys() & there) if file_sha256(folder / name) != wanted[name]]
+    wrong += [
+        f"{name} is damaged" for name in sorted(wanted.keys() & there) if file_sha256(folder / name) != wanted[name]
+    ]
     if wrong:
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ConfigError("; ".join(wrong[:3]) + more, place=str(folder), remedy="copy the bundle again")
@@ -65,4 +69,6 @@ def file_sha256(path: Path) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(name for path in folder.rglob("*") if path.is_file() and (name := path.relative_to(folder).as_posix()) != SUMS)
+    return sorted(
+        name for path in folder.rglob("*") if path.is_file() and (name := path.relative_to(folder).as_posix()) != SUMS
+    )

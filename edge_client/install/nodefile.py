@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node file that is installed: what was provisioned, what was said now, and what its owner wrote into it before, which stays."""
+"""The node file that is installed: what was provisioned, what was said now, and what its owner wrote into it before,
+which stays."""
 
 from __future__ import annotations
 
@@ -132,7 +133,9 @@ def started(existing: Path | None, kit: Kit, said: Mapping[str, Any]) -> tomlkit
         document = _read(existing)
     else:
         document = tomlkit.document()
-        document.add(tomlkit.comment("Made by `fedkrso client install`; what you change here stays. See docs/files.md."))
+        document.add(
+            tomlkit.comment("Made by `fedkrso client install`; what you change here stays. See docs/files.md.")
+        )
     for key, value in kit.document.items():
         # A share of what is free now must not become another budget each time.
         if key != "memory_budget" or value != "auto" or "memory_budget" not in document:
@@ -179,7 +182,9 @@ def finished(document: tomlkit.TOMLDocument, layout: Layout, kit: Kit, *, root: 
     gone = missing(document)
     if gone:
         raise ConfigError(
-            f"{', '.join(gone)} missing", place=str(layout.node_file), remedy=f"write {' '.join(f'{flag} ...' for flag in gone.values())}"
+            f"{', '.join(gone)} missing",
+            place=str(layout.node_file),
+            remedy=f"write {' '.join(f'{flag} ...' for flag in gone.values())}",
         )
     fresh = "folder" not in document
     document["folder"] = str(layout.state)
@@ -191,7 +196,9 @@ def finished(document: tomlkit.TOMLDocument, layout: Layout, kit: Kit, *, root: 
     model = resolve_model_folder(_present(str(document["model_folder"]), layout, root), place="model_folder")
     if not (model / "config.json").is_file():
         raise ConfigError(
-            "no config.json in this model folder", place=f"model_folder: {model}", remedy="set it to a Hugging Face model folder"
+            "no config.json in this model folder",
+            place=f"model_folder: {model}",
+            remedy="set it to a Hugging Face model folder",
         )
     if copied is not None:
         document["model_folder"] = str(copied)
@@ -199,7 +206,9 @@ def finished(document: tomlkit.TOMLDocument, layout: Layout, kit: Kit, *, root: 
     node = _loaded(text, layout)
     if kit.name and kit.name != node.node:
         raise ConfigError(
-            f"the certificate is of {kit.name!r}, the node file of {node.node!r}", place="node", remedy=f"write --node {kit.name}"
+            f"the certificate is of {kit.name!r}, the node file of {node.node!r}",
+            place="node",
+            remedy=f"write --node {kit.name}",
         )
     reads = [] if node.model_folder == str(layout.model) or ":" in node.model_folder else [model]
     if (source := _data_file(node)) is not None:
@@ -217,7 +226,9 @@ def _data_file(node: Node) -> Path | None:
     if ":" in source and "/" not in source:
         return None
     if not Path(source).is_file():
-        raise ConfigError("no such file", place=f"data.source: {source}", remedy="write --data with a CSV, TSV or JSONL file")
+        raise ConfigError(
+            "no such file", place=f"data.source: {source}", remedy="write --data with a CSV, TSV or JSONL file"
+        )
     return Path(source)
 
 
@@ -246,7 +257,9 @@ def _checked(paths: Mapping[str, Path]) -> Certificate:
                 load_signing_key(key)
             except ConfigError as error:
                 raise ConfigError(
-                    error.message, place=f"trust.signing_key: {paths['signing_key']}", remedy="fedkrso provision makes it"
+                    error.message,
+                    place=f"trust.signing_key: {paths['signing_key']}",
+                    remedy="fedkrso provision makes it",
                 ) from None
     if {"ca_file", "certificate_file", "key_file"} <= paths.keys():
         return client_certificate(paths["ca_file"], paths["certificate_file"], paths["key_file"])
@@ -268,7 +281,9 @@ def _bytes(path: Path, place: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"cannot be read: {error.strerror}", place=f"{place}: {path}", remedy="take the whole folder that `fedkrso provision` made"
+            f"cannot be read: {error.strerror}",
+            place=f"{place}: {path}",
+            remedy="take the whole folder that `fedkrso provision` made",
         ) from None
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd hears of the agent: that it is ready, that it lives, what it does, that it leaves. Without systemd nothing is sent."""
+"""What systemd hears of the agent: that it is ready, that it lives, what it does, that it leaves. Without systemd
+nothing is sent."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class ServiceManager:
     """One agent's line to systemd; call every method from the agent's loop, so that what is told is what the loop does.
 
     Args:
-        monotonic: Seconds that never go back. A board without a clock of its own is set by the network while the agent runs.
+        monotonic: Seconds that never go back. A board without a clock of its own is set by the network while the agent
+            runs.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +36,8 @@ class ServiceManager:
         self._line, self._state, self._told = "", "", ""
 
     def beat(self, state: str) -> None:
-        """The loop turns, and the session is in this state. The first beat, which comes after the first connection, means ready."""
+        """The loop turns, and the session is in this state. The first beat, which comes after the first connection,
+        means ready."""
         if not self._manager.is_enabled or self._stopping:
             return
         # A manager that restarts is away for a moment; that must not end the agent.

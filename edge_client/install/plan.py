@@ -30,7 +30,14 @@ class Program:
 
 
 def install_plan(
-    layout: Layout, machine: Machine, program: Program, node_file: NodeFile, kit: Kit, *, copy_model: Path | None = None, start: bool = True
+    layout: Layout,
+    machine: Machine,
+    program: Program,
+    node_file: NodeFile,
+    kit: Kit,
+    *,
+    copy_model: Path | None = None,
+    start: bool = True,
 ) -> list[Step]:
     """Everything that an installed agent needs, in order.
 
@@ -54,16 +61,30 @@ def install_plan(
         steps.append(Tree(layout.model, copy_model))
     # A private key must be readable by its user alone, group and root's own group included.
     files = [
-        File(layout.configuration / file.name, file.content, 0o600 if file.secret else 0o640, own if file.secret else shared, file.secret)
+        File(
+            layout.configuration / file.name,
+            file.content,
+            0o600 if file.secret else 0o640,
+            own if file.secret else shared,
+            file.secret,
+        )
         for file in kit.files
     ]
     files.append(File(layout.node_file, node_file.text.encode(), 0o600 if layout.user else 0o640, shared))
     command = (str(program.path), "client", "run", str(layout.node_file), "--stay")
     # Only a service of the device has walls that paths must be let through.
-    reads = () if layout.user else reading([*node_file.reads, *(path for path in program.folders if not path.is_relative_to("/usr"))])
+    reads = (
+        ()
+        if layout.user
+        else reading([*node_file.reads, *(path for path in program.folders if not path.is_relative_to("/usr"))])
+    )
     unit = unit_text(layout, Service(command, node_file.budget_bytes, reads), machine.systemd)
     files.append(File(layout.unit, unit.encode(), 0o644))
-    return [*steps, *files, *_service(layout, machine, [step.path for step in steps + files if not isinstance(step, Command)], start=start)]
+    return [
+        *steps,
+        *files,
+        *_service(layout, machine, [step.path for step in steps + files if not isinstance(step, Command)], start=start),
+    ]
 
 
 def uninstall_plan(layout: Layout, machine: Machine, *, purge: bool) -> list[Step]:
@@ -108,11 +129,16 @@ def _account(layout: Layout, machine: Machine) -> Iterable[Step]:
     if layout.accounts is None:
         return
     groups = [group for group in _DEVICE_GROUPS if group in machine.groups]
-    lines = [f'u {layout.account} - "fedkrso edge client" {layout.state}', *(f"m {layout.account} {group}" for group in groups)]
+    lines = [
+        f'u {layout.account} - "fedkrso edge client" {layout.state}',
+        *(f"m {layout.account} {group}" for group in groups),
+    ]
     yield File(layout.accounts, ("\n".join(lines) + "\n").encode(), 0o644)
     place = () if machine.running else (f"--root={machine.root}",)
     unless = ("getent", "passwd", layout.account) if machine.running else ()
-    yield Command(("systemd-sysusers", *place, str(machine.path(layout.accounts))), if_changed=(layout.accounts,), unless=unless)
+    yield Command(
+        ("systemd-sysusers", *place, str(machine.path(layout.accounts))), if_changed=(layout.accounts,), unless=unless
+    )
 
 
 def _service(layout: Layout, machine: Machine, everything: Sequence[Path], *, start: bool) -> Iterable[Step]:
@@ -125,7 +151,11 @@ def _service(layout: Layout, machine: Machine, everything: Sequence[Path], *, st
     yield Command((*systemctl, "daemon-reload"), if_changed=(layout.unit,))
     yield Command((*systemctl, "enable", SERVICE), unless=(*systemctl, "is-enabled", "--quiet", SERVICE))
     if start:
-        yield Command((*systemctl, "restart", SERVICE), if_changed=tuple(everything), unless=(*systemctl, "is-active", "--quiet", SERVICE))
+        yield Command(
+            (*systemctl, "restart", SERVICE),
+            if_changed=tuple(everything),
+            unless=(*systemctl, "is-active", "--quiet", SERVICE),
+        )
 
 
 def _systemctl(layout: Layout, machine: Machine) -> tuple[str, ...]:

@@ -11,9 +11,7 @@ from fedcore.errors import ConfigError, RunError
 
 __all__ = ["ServiceStatus", "journal", "service_status"]
 
-_PROPERTIES = (
-    "LoadState,ActiveState,SubState,StatusText,MainPID,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,MemoryHigh,MemoryMax"
-)
+_PROPERTIES = "LoadState,ActiveState,SubState,StatusText,MainPID,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,MemoryHigh,MemoryMax"
 _UNKNOWN = 2**64 - 1
 
 
@@ -47,12 +45,16 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     def text(self) -> str:
         """For a person."""
-        rows = [("service", self.state + (f" since {self.since}" if self.since else "")), ("node", self.said or "has not said anything")]
+        rows = [
+            ("service", self.state + (f" since {self.since}" if self.since else "")),
+            ("node", self.said or "has not said anything"),
+        ]
         if self.memory_bytes is not None:
             rows.append(
                 (
                     "memory",
-                    f"{self.memory_bytes / 2**20:,.0f} MiB" + (f" of {self.budget_bytes / 2**20:,.0f} MiB" if self.budget_bytes else ""),
+                    f"{self.memory_bytes / 2**20:,.0f} MiB"
+                    + (f" of {self.budget_bytes / 2**20:,.0f} MiB" if self.budget_bytes else ""),
                 )
             )
         rows.append(("process", f"{self.pid}" if self.pid else f"none; the last one ended with code {self.exit_code}"))
@@ -94,7 +96,16 @@ def service_status(layout: Layout, runner: Runner, *, lines: int) -> ServiceStat
 def journal(layout: Layout, *, lines: int, follow: bool, style: str = "short-iso") -> tuple[str, ...]:
     """The command that shows the agent's log."""
     unit = "--user-unit" if layout.user else "--unit"
-    return ("journalctl", unit, SERVICE, "--lines", str(lines), "--output", style, "--follow" if follow else "--no-pager")
+    return (
+        "journalctl",
+        unit,
+        SERVICE,
+        "--lines",
+        str(lines),
+        "--output",
+        style,
+        "--follow" if follow else "--no-pager",
+    )
 
 
 def _number(text: str | None) -> int | None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan of what to change on a device, step by step: as text for a person, and carried out so that a second time changes nothing."""
+"""A plan of what to change on a device, step by step: as text for a person, and carried out so that a second time
+changes nothing."""
 
 from __future__ import annotations
 
@@ -75,15 +76,21 @@ def described(step: Step) -> str:
             head = f"file     {path}  {mode:04o} {owner}".rstrip()
             if secret:
                 return f"{head}\n    (secret, {len(content)} bytes)"
-            return "\n".join([head, *(f"    {line}".rstrip() for line in content.decode("utf-8", "replace").splitlines())])
+            return "\n".join(
+                [head, *(f"    {line}".rstrip() for line in content.decode("utf-8", "replace").splitlines())]
+            )
         case Tree(path, source):
             return f"copy     {path}  from {source}"
         case Gone(path):
             return f"remove   {path}"
         case Command(arguments, if_changed, unless):
-            reasons = ([f"{if_changed[0]} changes"] if len(if_changed) == 1 else ["anything above changes"] if if_changed else []) + (
-                [f"`{shlex.join(unless)}` fails"] if unless else []
-            )
+            reasons = (
+                [f"{if_changed[0]} changes"]
+                if len(if_changed) == 1
+                else ["anything above changes"]
+                if if_changed
+                else []
+            ) + ([f"`{shlex.join(unless)}` fails"] if unless else [])
             return f"command  {shlex.join(arguments)}" + (f"\n    if {' or '.join(reasons)}" if reasons else "")
 
 
@@ -112,7 +119,9 @@ def apply(steps: Sequence[Step], machine: Machine, runner: Runner, say: Callable
             try:
                 happened = _put(step, machine)
             except OSError as error:
-                raise ConfigError(f"cannot be written: {error.strerror or error}", place=str(error.filename or step.path)) from None
+                raise ConfigError(
+                    f"cannot be written: {error.strerror or error}", place=str(error.filename or step.path)
+                ) from None
             if happened:
                 changed.add(step.path)
         if happened:
@@ -123,7 +132,11 @@ def apply(steps: Sequence[Step], machine: Machine, runner: Runner, say: Callable
 
 def _call(command: Command, changed: set[Path], runner: Runner) -> bool:
     conditional = command.if_changed or command.unless
-    if conditional and changed.isdisjoint(command.if_changed) and not (command.unless and runner(command.unless).code != 0):
+    if (
+        conditional
+        and changed.isdisjoint(command.if_changed)
+        and not (command.unless and runner(command.unless).code != 0)
+    ):
         return False
     called = runner(command.arguments)
     if called.code != 0:
@@ -197,7 +210,9 @@ def _number(machine: Machine, table: str, name: str) -> int:
         if fields[0] == name:
             return int(fields[2])
     raise ConfigError(
-        f"there is no {name!r}", place=str(machine.root / table), remedy="systemd-sysusers makes it from /etc/sysusers.d/fedkrso.conf"
+        f"there is no {name!r}",
+        place=str(machine.root / table),
+        remedy="systemd-sysusers makes it from /etc/sysusers.d/fedkrso.conf",
     )
 
 

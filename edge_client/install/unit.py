@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The systemd unit of the agent, as a pure function of what is installed.
 
-What is not in it, because it breaks the work: `PrivateDevices=` and `ProtectClock=` (the latter allows one device and so forbids the
-rest) hide the accelerator, `ProcSubset=pid` hides /proc/meminfo and memory pressure, `MemoryDenyWriteExecute=` forbids the code that
-torch makes while it runs, `ProtectControlGroups=` the worker's own memory cgroup.
-"""
+What is not in it, because it breaks the work: `PrivateDevices=` and `ProtectClock=` (the latter allows one device and
+so forbids the rest) hide the accelerator, `ProcSubset=pid` hides /proc/meminfo and memory pressure,
+`MemoryDenyWriteExecute=` forbids the code that torch makes while it runs, `ProtectControlGroups=` the worker's own
+memory cgroup."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["Service", "is_hidden", "reading", "unit_text"]
 
 # What ProtectHome= and PrivateTmp= take out of sight; a path in one of these is bound into the service.
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 (named, not used)
-# While the training libraries are loaded, the worker may have 512 MiB whatever the budget is, so that a small one is refused with numbers.
+# While the training libraries are loaded, the worker may have 512 MiB whatever the budget is, so that a small one is
+# refused with numbers.
 _LEAST_MEMORY_BYTES = 576 * 2**20
 _WATCHDOG_SECONDS = 120
 _MIB = 2**20
@@ -62,15 +63,14 @@ def unit_text(layout: Layout, service: Service, systemd: int) -> str:
         "Service": [*_life(layout, service, systemd), *_memory(layout, service, systemd), *_walls(layout, service)],
         "Install": ["WantedBy=default.target" if layout.user else "WantedBy=multi-user.target"],
     }
-    head = (
-        f"# Made by `fedkrso client install`, which makes it again. Your own changes: systemctl {'--user ' * layout.user}edit {SERVICE}\n"
-    )
+    head = f"# Made by `fedkrso client install`, which makes it again. Your own changes: systemctl {'--user ' * layout.user}edit {SERVICE}\n"
     return head + "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())
 
 
 def _unit(layout: Layout, service: Service) -> Iterable[str]:
     yield "Description=fedkrso edge client"
-    # A system's targets are not known to a user's own systemd; there the agent waits for the broker by being started again.
+    # A system's targets are not known to a user's own systemd; there the agent waits for the broker by being started
+    # again.
     if not layout.user:
         yield "Wants=network-online.target"
         # Certificates have a first day, and a board without a clock of its own learns the time from the network.
@@ -90,7 +90,12 @@ def _life(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
         yield f"WorkingDirectory={_specified(str(layout.state))}"
     else:
         yield from (f"User={layout.account}", f"Group={layout.account}", "WorkingDirectory=/var/lib/fedkrso")
-        yield from ("StateDirectory=fedkrso", "StateDirectoryMode=0750", "CacheDirectory=fedkrso", "CacheDirectoryMode=0750")
+        yield from (
+            "StateDirectory=fedkrso",
+            "StateDirectoryMode=0750",
+            "CacheDirectory=fedkrso",
+            "CacheDirectoryMode=0750",
+        )
     yield "Environment=HF_HUB_OFFLINE=1"
     yield "UMask=0077"
     yield f"WatchdogSec={_WATCHDOG_SECONDS}"

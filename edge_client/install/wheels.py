@@ -21,7 +21,8 @@ from fedcore.errors import ConfigError, RunError
 
 __all__ = ["TARGETS", "Target", "fetch_wheels", "requirements", "this_machine"]
 
-# Stands for the board's own torch while pip works out the rest; above every real one, so that no requirement is in its way.
+# Stands for the board's own torch while pip works out the rest; above every real one, so that no requirement is in its
+# way.
 _STAND_IN = "2.999+board"
 _OLDEST_GLIBC = 17
 
@@ -69,12 +70,21 @@ def this_machine() -> Target:
     """
     found = re.fullmatch(r"2\.(\d+)", platform.libc_ver()[1])
     if found is None:
-        raise ConfigError("this machine is no board with glibc", place="--target", remedy=f"write one of {', '.join(TARGETS)}")
+        raise ConfigError(
+            "this machine is no board with glibc", place="--target", remedy=f"write one of {', '.join(TARGETS)}"
+        )
     return Target(f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine(), int(found.group(1)))
 
 
 def fetch_wheels(
-    folder: Path, target: Target, runner: Runner, *, own: Path | None, extras: str, torch: Path | None, system_torch: bool
+    folder: Path,
+    target: Target,
+    runner: Runner,
+    *,
+    own: Path | None,
+    extras: str,
+    torch: Path | None,
+    system_torch: bool,
 ) -> None:
     """Fill a folder with wheels for a board: ours, and everything that it needs.
 
@@ -106,9 +116,22 @@ def fetch_wheels(
         wanted = f"{ours}[{extras}]" if extras else str(ours)
         there = [part for tag in target.platforms for part in ("--platform", tag)]
         _pip(
-            runner, "download", "--dest", str(folder), "--only-binary=:all:", "--find-links", str(links), "--constraint", str(constraints),
-            "--python-version", target.python, "--implementation", "cp", *there, wanted,
-        )  # fmt: skip
+            runner,
+            "download",
+            "--dest",
+            str(folder),
+            "--only-binary=:all:",
+            "--find-links",
+            str(links),
+            "--constraint",
+            str(constraints),
+            "--python-version",
+            target.python,
+            "--implementation",
+            "cp",
+            *there,
+            wanted,
+        )
     for stand_in in folder.glob(f"torch-{_STAND_IN}-*.whl"):
         stand_in.unlink()
 
@@ -135,7 +158,9 @@ def _own_wheel(folder: Path, own: Path | None, runner: Runner) -> None:
         try:
             _pip(runner, "wheel", "--no-deps", "--wheel-dir", str(folder), source)
         except RunError as error:
-            raise RunError(error.message, place="fedkrso's own wheel", remedy="give it: --wheel fedkrso-VERSION-py3-none-any.whl") from None
+            raise RunError(
+                error.message, place="fedkrso's own wheel", remedy="give it: --wheel fedkrso-VERSION-py3-none-any.whl"
+            ) from None
 
 
 def _sources(checkout: Path, target: Path) -> Path:
@@ -150,8 +175,16 @@ def _sources(checkout: Path, target: Path) -> Path:
 def _pip(runner: Runner, *arguments: str) -> None:
     called = runner((sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments))
     if called.code != 0:
-        lines = [line for line in called.output.splitlines() if line.startswith("ERROR")] or called.output.splitlines() or ["no word"]
-        raise RunError(lines[-1].removeprefix("ERROR: "), place=f"pip {arguments[0]}", remedy="check the network, or take another --target")
+        lines = (
+            [line for line in called.output.splitlines() if line.startswith("ERROR")]
+            or called.output.splitlines()
+            or ["no word"]
+        )
+        raise RunError(
+            lines[-1].removeprefix("ERROR: "),
+            place=f"pip {arguments[0]}",
+            remedy="check the network, or take another --target",
+        )
 
 
 def _stand_in(folder: Path) -> None:
@@ -159,7 +192,9 @@ def _stand_in(folder: Path) -> None:
     info = f"torch-{_STAND_IN}.dist-info"
     with zipfile.ZipFile(folder / f"torch-{_STAND_IN}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {_STAND_IN}\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: fedkrso\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: fedkrso\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
@@ -167,6 +202,8 @@ def _version(wheel: Path) -> str:
     parts = wheel.name.removesuffix(".whl").split("-")
     if not wheel.is_file() or not wheel.name.endswith(".whl") or len(parts) < 5 or parts[0] != "torch":
         raise ConfigError(
-            "not a wheel of torch", place=f"--torch-wheel: {wheel}", remedy="write torch-VERSION-....whl, as its maker named it"
+            "not a wheel of torch",
+            place=f"--torch-wheel: {wheel}",
+            remedy="write torch-VERSION-....whl, as its maker named it",
         )
     return parts[1]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the allocators of worker and agent are set: freed memory that one keeps is the largest single item on processors (design 4)."""
+"""How the allocators of worker and agent are set: freed memory that one keeps is the largest single item on processors
+(design 4)."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ __all__ = ["ALLOCATORS", "keep_agent_small", "set_thresholds"]
 
 # glibc's mallopt numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-# From which size on memory comes from the system by itself, and how much free memory at the heap's end is kept; default: where glibc's own
-# adaptation ends.
+# From which size on memory comes from the system by itself, and how much free memory at the heap's end is kept;
+# default: where glibc's own adaptation ends.
 _THRESHOLDS: dict[Allocator, tuple[int, int]] = {"tuned": (65_536, 65_536), "default": (32 * 2**20, 64 * 2**20)}
 
-# Environment of the worker. Tuned: whatever is larger than 64 KiB goes back to the system when it is freed, and the heap is
-# not kept either. Huge pages (glibc 2.35; older ones ignore it) take back a fifth of what the page faults cost.
+# Environment of the worker. Tuned: whatever is larger than 64 KiB goes back to the system when it is freed, and the
+# heap is not kept either. Huge pages (glibc 2.35; older ones ignore it) take back a fifth of what the page faults cost.
 ALLOCATORS: dict[str, dict[str, str]] = {
     "default": {},
     "tuned": {
@@ -34,7 +35,8 @@ def set_thresholds(allocator: Allocator) -> None:
 
 
 def keep_agent_small() -> None:
-    """Have this process keep no freed memory and share one heap between its threads (glibc; elsewhere nothing). Before the first thread."""
+    """Have this process keep no freed memory and share one heap between its threads (glibc; elsewhere nothing). Before
+    the first thread."""
     _mallopt((_M_ARENA_MAX, 1))
     set_thresholds("tuned")
 

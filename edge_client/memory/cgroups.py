@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a process stands in the memory cgroups: version 2, version 1's memory controller (JetPack 5), both, or none.
 
-`/proc/<pid>/cgroup` says the path inside the hierarchy, `/proc/<pid>/mountinfo` where that hierarchy is mounted and which of its
-folders the mount shows: in a container the mount's root is the container's own cgroup, and the path is relative to it or not.
-"""
+`/proc/<pid>/cgroup` says the path inside the hierarchy, `/proc/<pid>/mountinfo` where that hierarchy is mounted and
+which of its folders the mount shows: in a container the mount's root is the container's own cgroup, and the path is
+relative to it or not."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker under an operating-system limit: a memory cgroup where the agent may make one, else an rlimit.
 
-A memory cgroup counts everything the worker uses, page cache among it (which the kernel drops before it kills). RLIMIT_DATA counts private
-writable memory that is asked for, not used, and makes an allocation fail instead of killing. RLIMIT_AS would count every library and
-mapped weight as well: a training worker has mapped 1.2 to 2.5 GB where it uses 0.7.
+A memory cgroup counts everything the worker uses, page cache among it (which the kernel drops before it kills).
+RLIMIT_DATA counts private writable memory that is asked for, not used, and makes an allocation fail instead of killing.
+RLIMIT_AS would count every library and mapped weight as well: a training worker has mapped 1.2 to 2.5 GB where it uses
+0.7.
 
-What a worker asks for beyond what it touches (VmData less RssAnon; x86-64): 157 MiB after a step with the worker's modules and two
-threads, and 16.4 MiB for each further thread, which has a stack in the forward and one in the backward pool. That is allowed on top.
-"""
+What a worker asks for beyond what it touches (VmData less RssAnon; x86-64): 157 MiB after a step with the worker's
+modules and two threads, and 16.4 MiB for each further thread, which has a stack in the forward and one in the backward
+pool. That is allowed on top."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from edge_client.memory.cgroups import MemoryCgroup, memory_cgroup, number
 from edge_client.memory.limits import droppable_bytes
 from fedcore.system.processes import die_with_parent
 
-__all__ = ["V1", "V2", "Enclosure", "Rlimit", "Unenclosed", "enclose"]
+__all__ = ["V1", "V2", "MemoryGroup", "Rlimit", "Unconfined", "confine"]
 
 # Arenas and libraries' private tables that a worker asks for and does not touch; thread stacks come on top.
 _UNTOUCHED_BYTES = 140 * 2**20
@@ -37,7 +38,7 @@ _WORKER_OOM_SCORE = b"900"
 _LEAF = "agent"
 
 
-class Enclosure(Protocol):
+class MemoryGroup(Protocol):
     """What holds one worker process to a limit."""
 
     kind: str
@@ -51,7 +52,8 @@ class Enclosure(Protocol):
         """Told the child's process id."""
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Another limit, also while the worker runs. A cgroup's that is below what is used and cannot be dropped is not taken."""
+        """Another limit, also while the worker runs. A cgroup's that is below what is used and cannot be dropped is not
+        taken."""
 
     def peak_bytes(self) -> int | None:
         """Highest use so far, page cache included; None where it is not counted."""
@@ -66,25 +68,28 @@ class Enclosure(Protocol):
         """Remove it; harmless when repeated."""
 
 
-def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | None = None) -> Enclosure:
-    """The best enclosure that this process may make: a memory cgroup, an rlimit, or none where the system has neither.
+def confine(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | None = None) -> MemoryGroup:
+    """The best memory group that this process may make: a memory cgroup, an rlimit, or none where the system has
+    neither.
 
-    A worker never leaves a limit that its agent is under. With version 2 its group is made inside the agent's own, and the agent, if it is
-    alone there with its children, moves to a leaf `agent`, since processes and controllers do not mix in one group; else beside it, if it
-    has no limit. In a systemd unit with `Delegate=memory` that is the unit's own group; where systemd (254) starts the agent in the leaf
-    (`DelegateSubgroup=agent`), the worker's group is beside the leaf and inside the unit's all the same.
+    A worker never leaves a limit that its agent is under. With version 2 its group is made inside the agent's own, and
+    the agent, if it is alone there with its children, moves to a leaf `agent`, since processes and controllers do not
+    mix in one group; else beside it, if it has no limit. In a systemd unit with `Delegate=memory` that is the unit's
+    own group; where systemd (254) starts the agent in the leaf (`DelegateSubgroup=agent`), the worker's group is beside
+    the leaf and inside the unit's all the same.
 
     Args:
         limit_bytes: For the worker.
-        name: Of a cgroup; ends with this process' id, so that no two agents share one. Empty ones of agents that are gone are removed.
+        name: Of a cgroup; ends with this process' id, so that no two agents share one. Empty ones of agents that are
+            gone are removed.
         root: Of the file system.
         threads: That the worker will train with; all of the device's by default. Only an rlimit needs to know.
 
     Example:
-        >>> enclosure = enclose(512 * 2**20, f"fedkrso-doc-{os.getpid()}")
-        >>> enclosure.kind in ("cgroup v2", "cgroup v1", "rlimit", "none")
+        >>> memory_group = confine(512 * 2**20, f"fedkrso-doc-{os.getpid()}")
+        >>> memory_group.kind in ("cgroup v2", "cgroup v1", "rlimit", "none")
         True
-        >>> enclosure.close()
+        >>> memory_group.close()
     """
     group = memory_cgroup(root=root)
     if group is not None:
@@ -95,7 +100,7 @@ def enclose(limit_bytes: int, name: str, root: Path = Path("/"), threads: int | 
                 folder = place(group)
                 _sweep(folder)
                 return kind(folder / name, limit_bytes)
-    return Rlimit(limit_bytes, threads) if sys.platform == "linux" else Unenclosed(limit_bytes)
+    return Rlimit(limit_bytes, threads) if sys.platform == "linux" else Unconfined(limit_bytes)
 
 
 def _sweep(folder: Path) -> None:
@@ -116,7 +121,8 @@ class _Cgroup:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
-        # One that a dead agent left goes first. Where a process of it still ends, it is taken over, and its kills are not ours.
+        # One that a dead agent left goes first. Where a process of it still ends, it is taken over, and its kills are
+        # not ours.
         with contextlib.suppress(OSError):
             folder.rmdir()
         folder.mkdir(exist_ok=True)
@@ -149,7 +155,9 @@ class _Cgroup:
 
     def kills(self) -> int | None:
         with contextlib.suppress(OSError):
-            found = re.search(r"^oom_kill (\d+)$", (self.folder / self._EVENTS).read_text(encoding="ascii"), re.MULTILINE)
+            found = re.search(
+                r"^oom_kill (\d+)$", (self.folder / self._EVENTS).read_text(encoding="ascii"), re.MULTILINE
+            )
             return int(found.group(1)) - self._kills_before if found else None
         return None
 
@@ -211,7 +219,8 @@ class V1(_Cgroup):
                 if (self.folder / name).exists():
                     self._write(name, limit_bytes)
         except OSError:
-            # Below what it cannot take back. Memory alone may have been lowered, by swapping; the worker is not left to thrash.
+            # Below what it cannot take back. Memory alone may have been lowered, by swapping; the worker is not left to
+            # thrash.
             self._try("memory.limit_in_bytes", self.limit_bytes)
             return
         self.limit_bytes = limit_bytes
@@ -236,7 +245,7 @@ class _Uncounted:
         self._pid = None
 
 
-class Unenclosed(_Uncounted):
+class Unconfined(_Uncounted):
     """No limit that the system keeps: the monitor's readings are all there is. For systems other than Linux."""
 
     kind = "none"
@@ -251,7 +260,8 @@ class Unenclosed(_Uncounted):
 
 
 class Rlimit(_Uncounted):
-    """RLIMIT_DATA: an allocation beyond the limit and the allowance for these threads fails. Where no cgroup can be made."""
+    """RLIMIT_DATA: an allocation beyond the limit and the allowance for these threads fails. Where no cgroup can be
+    made."""
 
     kind = "rlimit"
 
@@ -276,13 +286,17 @@ class Rlimit(_Uncounted):
 
     def _soft_and_hard(self, hard: int) -> tuple[int, int]:
         # A soft limit beyond the hard one is refused, and a worker that cannot be given its limit would not start.
-        return min(self.limit_bytes + self.allowance_bytes, sys.maxsize if hard == resource.RLIM_INFINITY else hard), hard
+        return min(
+            self.limit_bytes + self.allowance_bytes, sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        ), hard
 
 
 def _emptied(group: MemoryCgroup) -> Path:
-    """Our own group, with us in a leaf of it; everything as before where that is refused. From the leaf, the place is beside it."""
+    """Our own group, with us in a leaf of it; everything as before where that is refused. From the leaf, the place is
+    beside it."""
     folder, leaf = group.folder, group.folder / _LEAF
-    # A program that reads a sensor is our child, and comes along. What else is there is a session's, and stays where it is.
+    # A program that reads a sensor is our child, and comes along. What else is there is a session's, and stays where it
+    # is.
     ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     there = _processes(folder)
     if folder.name == _LEAF or os.getpid() not in there or not there <= ours:

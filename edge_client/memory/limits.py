@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel will really let this device's client have, and the budget that its owner asks for.
 
-Precedence: the lowest limit of any cgroup above this process, of its own rlimits, or the device's memory wins. What can be had now
-(`room`) is less: what those cgroups already use is taken off, and MemAvailable bounds it. MemAvailable is no limit, since it passes.
-"""
+Precedence: the lowest limit of any cgroup above this process, of its own rlimits, or the device's memory wins. What can
+be had now (`room`) is less: what those cgroups already use is taken off, and MemAvailable bounds it. MemAvailable is no
+limit, since it passes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def kernel_limits(root: Path = Path("/"), pid: int | str = "self") -> tuple[Limi
 
 
 def room(root: Path = Path("/")) -> Limit | None:
-    """What can still be had: the least of MemAvailable and of each cgroup's limit less its use, page cache that can be dropped apart."""
+    """What can still be had: the least of MemAvailable and of each cgroup's limit less its use, page cache that can be
+    dropped apart."""
     found = []
     group = memory_cgroup(root=root)
     if group is not None:
@@ -101,15 +102,25 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
         )
     if text.strip().lower() == "auto":
         if now is None:
-            raise BudgetError("this machine does not tell how much memory is available", place=place, remedy="write a size: 2.5 GiB")
-        return _checked(int(now.size_bytes * _AUTO_SHARE), f"60 % of {now.size_bytes / 2**20:,.0f} MiB ({now.source})", place)
+            raise BudgetError(
+                "this machine does not tell how much memory is available", place=place, remedy="write a size: 2.5 GiB"
+            )
+        return _checked(
+            int(now.size_bytes * _AUTO_SHARE), f"60 % of {now.size_bytes / 2**20:,.0f} MiB ({now.source})", place
+        )
     if found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text):
         share = float(found.group(1))
         if not 0 < share <= 100:
             raise ConfigError(f"{share:g}% is outside 0 to 100", place=place, remedy="write 60%")
         if most is None:
-            raise BudgetError("this machine does not tell how much memory it has", place=place, remedy="write a size: 2.5 GiB")
-        return _checked(int(most.size_bytes * share / 100), f"{text.strip()} of {most.size_bytes / 2**20:,.0f} MiB ({most.source})", place)
+            raise BudgetError(
+                "this machine does not tell how much memory it has", place=place, remedy="write a size: 2.5 GiB"
+            )
+        return _checked(
+            int(most.size_bytes * share / 100),
+            f"{text.strip()} of {most.size_bytes / 2**20:,.0f} MiB ({most.source})",
+            place,
+        )
     if found := re.match(r"\s*(\d+(?:\.\d+)?)\s*(?:%|per|pct)", text, re.IGNORECASE):
         meant = found.group(1) if 0 < float(found.group(1)) <= 100 else "60"
         raise ConfigError(f"{text!r} is not a budget", place=place, remedy=f"write {meant}%")
@@ -126,7 +137,8 @@ def budget_bytes(text: str, *, place: str = "memory_budget", root: Path = Path("
 
 
 def droppable_bytes(folder: Path) -> int:
-    """Page cache in a memory cgroup that the kernel drops before it kills (inactive_file); 0 where the group does not tell.
+    """Page cache in a memory cgroup that the kernel drops before it kills (inactive_file); 0 where the group does not
+    tell.
 
     Args:
         folder: Of the cgroup.
@@ -143,7 +155,8 @@ def droppable_bytes(folder: Path) -> int:
 
 
 def _rlimits(root: Path, pid: int | str) -> list[Limit]:
-    """A process' soft limits on private writable memory and on address space: allocations beyond them fail, and workers inherit them."""
+    """A process' soft limits on private writable memory and on address space: allocations beyond them fail, and workers
+    inherit them."""
     path = root / "proc" / str(pid) / "limits"
     try:
         text = path.read_text(encoding="ascii")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory monitor: readings in, advice out; no I/O and no clock.
 
-A node plans so that it fits. What was planned can still be overtaken: another program takes the device's memory, the owner lowers the
-budget, a data loader leaks. The monitor says when to step down, and when stepping down was not enough.
+A node plans so that it fits. What was planned can still be overtaken: another program takes the device's memory, the
+owner lowers the budget, a data loader leaks. The monitor says when to step down, and when stepping down was not enough.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Advice(Enum):
     STEP_DOWN = "step down"
     """Before the next micro-batch."""
     END = "end"
-    """The worker is over its budget although it was told to step down: end it, it goes on smaller from its last finished interval."""
+    """The worker is over its budget although it was told to step down: end it, it goes on smaller from its last
+    finished interval."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Monitor:
         self._rest_until = reading.at_seconds + _REST_SECONDS
         return advice
 
-    def lower_budget(self, budget_bytes: int) -> None:
+    def set_budget(self, budget_bytes: int) -> None:
         """The owner changed the budget."""
         self.budget_bytes = budget_bytes
         self._rest_until = 0.0

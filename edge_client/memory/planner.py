@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory planner: from a model's footprint, the job's bounds and the room there is, to the choices that fit.
 
-Pure functions. What is learned comes first: the job's length and rank are given up only when nothing else fits; then weights stay
-in memory rather than on disk; then the plan that is estimated fastest wins.
-"""
+Pure functions. What is learned comes first: the job's length and rank are given up only when nothing else fits; then
+weights stay in memory rather than on disk; then the plan that is estimated fastest wins."""
 
 from __future__ import annotations
 
@@ -13,13 +12,25 @@ from typing import Annotated
 
 import msgspec
 
-from fedcore.device.memoryplan import Allocator, Footprint, MemoryPlan, Parts
+from fedcore.device.memoryplan import Allocator, Footprint, MemoryComponents, MemoryPlan
 from fedcore.errors import BudgetError
 from fedcore.worker.messages import Measured
 
-__all__ = ["Bounds", "Calibration", "calibrated", "described", "fit", "halvings", "ladder", "plans", "predict", "smaller"]
+__all__ = [
+    "Bounds",
+    "Calibration",
+    "calibrated",
+    "described",
+    "fit",
+    "halvings",
+    "plan_steps",
+    "plans",
+    "predict",
+    "smaller",
+]
 
-# Checkpointing computes the forward pass again: one third more products. Gates alone took 5 to 7 % more time (docs/benchmarks.md).
+# Checkpointing computes the forward pass again: one third more products. Gates alone took 5 to 7 % more time
+# (docs/benchmarks.md).
 _CHECKPOINTING_TIME, _GATES_TIME = 4 / 3, 1.06
 # Every pass dequantises all weights, forward and backward: as much time as this many tokens take.
 _PASS_TOKENS = 16
@@ -59,12 +70,12 @@ class Calibration(msgspec.Struct, frozen=True):
     share: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.02
 
 
-def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *, rank: int) -> Parts:
+def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *, rank: int) -> MemoryComponents:
     """The worker's peak with a plan, by component. The footprint must know the length.
 
     Args:
         footprint: Of the model.
-        plan: The choices; its `parts` are not looked at.
+        plan: The choices; its `components` are not looked at.
         calibration: Measured or estimated.
         rank: The round's rank, which `plan.rank` 0 stands for.
     """
@@ -74,7 +85,7 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
     weights, embeddings = footprint.weights_bytes, footprint.embeddings_bytes
     if plan.mapped:
         weights, embeddings = footprint.largest_layer_bytes, embeddings - footprint.mappable_embeddings_bytes
-    return Parts(
+    return MemoryComponents(
         runtime_bytes=footprint.runtime_bytes,
         weights_bytes=weights,
         embeddings_bytes=embeddings,
@@ -94,9 +105,12 @@ def _trained(footprint: Footprint, plan: MemoryPlan, rank: int) -> int:
 
 
 def _live(footprint: Footprint, plan: MemoryPlan, length: int) -> tuple[int, int, int]:
-    """Activations, logits and working bytes of a pass: as traced, or on the line through the two nearest sizes that were."""
+    """Activations, logits and working bytes of a pass: as traced, or on the line through the two nearest sizes that
+    were."""
     wanted = plan.checkpointing, plan.recompute_gates, length
-    traced = {p.micro_batch_size: p for p in footprint.points if (p.checkpointing, p.recompute_gates, p.length) == wanted}
+    traced = {
+        p.micro_batch_size: p for p in footprint.points if (p.checkpointing, p.recompute_gates, p.length) == wanted
+    }
     size = plan.micro_batch_size
     low, high = (found := sorted(sorted(traced, key=lambda known: abs(known - size))[:2]))[0], found[-1]
     if size in traced:
@@ -121,7 +135,10 @@ def plans(footprint: Footprint, bounds: Bounds, calibration: Calibration) -> lis
         if plan.micro_batch_size <= bounds.batch_size
     ]
     found.sort(key=lambda entry: entry[:3])
-    return [msgspec.structs.replace(plan, parts=predict(footprint, plan, calibration, rank=bounds.rank)) for *_, plan in found]
+    return [
+        msgspec.structs.replace(plan, components=predict(footprint, plan, calibration, rank=bounds.rank))
+        for *_, plan in found
+    ]
 
 
 def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Calibration) -> MemoryPlan:
@@ -138,10 +155,10 @@ def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Cali
     """
     possible = plans(footprint, bounds, calibration)
     for plan in possible:
-        if plan.parts.total_bytes <= room_bytes * (1 - _MARGIN):
+        if plan.components.total_bytes <= room_bytes * (1 - _MARGIN):
             return plan
-    least = min(possible, key=lambda plan: plan.parts.total_bytes)
-    needed = least.parts.total_bytes / (1 - _MARGIN)
+    least = min(possible, key=lambda plan: plan.components.total_bytes)
+    needed = least.components.total_bytes / (1 - _MARGIN)
     raise BudgetError(
         f"training needs {needed / 1e6:,.0f} MB with the smallest plan ({described(least, bounds)}); "
         f"the worker may have {room_bytes / 1e6:,.0f} MB: {(needed - room_bytes) / 1e6:,.0f} MB short",
@@ -153,9 +170,8 @@ def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Cali
 def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: Calibration) -> MemoryPlan | None:
     """The next plan with a lower peak than `now` that a running worker can take at once, or None.
 
-    Rank, length and the place of the weights stay: they cannot change within an interval. Halving the micro-batch comes before
-    checkpointing, checkpointing before shorter blocks, as far as each of them saves anything.
-    """
+    Rank, length and the place of the weights stay: they cannot change within an interval. Halving the micro-batch comes
+        before checkpointing, checkpointing before shorter blocks, as far as each of them saves anything."""
     if now.allocator == "default":
         # What the allocator keeps is the largest part, and giving it back costs the least.
         return _repredicted(footprint, bounds, msgspec.structs.replace(now, allocator="tuned"), calibration)
@@ -169,11 +185,13 @@ def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: 
     ]
     # A step down must be worth it: two percent of what comes and goes.
     present = predict(footprint, now, calibration, rank=bounds.rank).total_bytes
-    lower = [plan for plan in fixed if plan.parts.total_bytes < present - 1_000_000]
+    lower = [plan for plan in fixed if plan.components.total_bytes < present - 1_000_000]
     return lower[0] if lower else None
 
 
-def ladder(footprint: Footprint, bounds: Bounds, top: MemoryPlan, calibration: Calibration) -> tuple[MemoryPlan, ...]:
+def plan_steps(
+    footprint: Footprint, bounds: Bounds, top: MemoryPlan, calibration: Calibration
+) -> tuple[MemoryPlan, ...]:
     """`top` and every smaller plan below it, in order."""
     found = [top]
     while (lower := smaller(footprint, bounds, found[-1], calibration)) is not None:
@@ -181,7 +199,9 @@ def ladder(footprint: Footprint, bounds: Bounds, top: MemoryPlan, calibration: C
     return tuple(found)
 
 
-def calibrated(footprint: Footprint, loaded: MemoryPlan, measured: Sequence[Measured], *, rank: int, before: Calibration) -> Calibration:
+def calibrated(
+    footprint: Footprint, loaded: MemoryPlan, measured: Sequence[Measured], *, rank: int, before: Calibration
+) -> Calibration:
     """What a process takes beyond the tensors that were foreseen, from tiny steps.
 
     Args:
@@ -195,10 +215,12 @@ def calibrated(footprint: Footprint, loaded: MemoryPlan, measured: Sequence[Meas
         return before
     slacks = []
     for step in measured:
-        tiny = msgspec.structs.replace(loaded, micro_batch_size=step.micro_batch_size, length=step.length, checkpointing=False)
-        parts = predict(footprint, tiny, Calibration(0, before.share), rank=rank)
+        tiny = msgspec.structs.replace(
+            loaded, micro_batch_size=step.micro_batch_size, length=step.length, checkpointing=False
+        )
+        components = predict(footprint, tiny, Calibration(0, before.share), rank=rank)
         # Tiny steps run without an optimiser and, in a first round, without accumulators.
-        slacks.append(step.peak_bytes - (parts.total_bytes - _trained(footprint, tiny, rank)))
+        slacks.append(step.peak_bytes - (components.total_bytes - _trained(footprint, tiny, rank)))
     return Calibration(max(0, *slacks), before.share)
 
 
@@ -221,7 +243,7 @@ def described(plan: MemoryPlan, bounds: Bounds) -> str:
 
 
 def _repredicted(footprint: Footprint, bounds: Bounds, plan: MemoryPlan, calibration: Calibration) -> MemoryPlan:
-    return msgspec.structs.replace(plan, parts=predict(footprint, plan, calibration, rank=bounds.rank))
+    return msgspec.structs.replace(plan, components=predict(footprint, plan, calibration, rank=bounds.rank))
 
 
 def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
@@ -230,9 +252,24 @@ def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
     lengths = (
         [bounds.fixed_length]
         if bounds.fixed_length is not None
-        else [0, *sorted({p.length for p in footprint.points if bounds.min_length and bounds.min_length <= p.length < footprint.longest})]
+        else [
+            0,
+            *sorted(
+                {
+                    p.length
+                    for p in footprint.points
+                    if bounds.min_length and bounds.min_length <= p.length < footprint.longest
+                }
+            ),
+        ]
     )
-    ways = sorted({(p.checkpointing, p.recompute_gates) for p in footprint.points if bounds.checkpointing in (None, p.checkpointing)})
+    ways = sorted(
+        {
+            (p.checkpointing, p.recompute_gates)
+            for p in footprint.points
+            if bounds.checkpointing in (None, p.checkpointing)
+        }
+    )
     for size in sizes:
         for checkpointing, gates in ways:
             for mapped in (False, True) if bounds.mapped is None else (bounds.mapped,):
@@ -279,7 +316,7 @@ def _time(footprint: Footprint, plan: MemoryPlan) -> float:
 
 
 def _remedy(footprint: Footprint, least: MemoryPlan, missing_bytes: float) -> str:
-    if least.parts.runtime_bytes > least.parts.total_bytes - missing_bytes:
-        return f"the libraries alone take {least.parts.runtime_bytes / 1e6:,.0f} MB; raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
+    if least.components.runtime_bytes > least.components.total_bytes - missing_bytes:
+        return f"the libraries alone take {least.components.runtime_bytes / 1e6:,.0f} MB; raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
     more = f"raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
     return f"{more}, lower task.max_length (now {footprint.longest} tokens) or take a smaller model"

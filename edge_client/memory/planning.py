@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's memory plans through its life: for loading, for each round, and one rung lower after a kill."""
+"""A node's memory plans through its life: for loading, for each round, and one step lower after a kill."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from edge_client.memory.limits import Limit
-from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder
+from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, plan_steps
 from edge_client.node import Node
-from fedcore.device.memoryplan import Allocator, Footprint, MemoryPlan, Parts
+from fedcore.device.memoryplan import Allocator, Footprint, MemoryComponents, MemoryPlan
 from fedcore.errors import BudgetError, WorkerError
 from fedcore.round.plan import Plan
 from fedcore.worker.messages import Measured
@@ -34,16 +34,16 @@ class Planning:
         self._footprint: Footprint | None = None
         self._calibration = Calibration()
         self._plan: Plan | None = None
-        self._first_rung = 0
+        self._first_memory_step = 0
         self._round = 0
         self.loaded: MemoryPlan | None = None
         """How the present worker was told to load; None until it was."""
-        self.ladder: tuple[MemoryPlan, ...] = ()
+        self.memory_steps: tuple[MemoryPlan, ...] = ()
         """The present round's plans."""
 
     def forget(self) -> None:
         """A new worker begins."""
-        self.loaded, self.ladder = None, ()
+        self.loaded, self.memory_steps = None, ()
 
     def load(self, footprint: Footprint, plan: Plan, budget_room: int, now: Limit) -> tuple[MemoryPlan, bool]:
         """How to load, and whether this process still has to be calibrated.
@@ -76,41 +76,41 @@ class Planning:
         self._file.write_bytes(msgspec.json.encode((self._footprint.key, self._calibration)))
 
     def begin(self, plan: Plan, now: Limit) -> tuple[MemoryPlan, ...]:
-        """The ladder of a round; after kills in this round it begins lower.
+        """The sequence of memory plans of a round; after kills in this round it begins lower.
 
         Raises:
-            WorkerError: Nothing fits now, or the worker was killed on every rung.
+            WorkerError: Nothing fits now, or the worker was killed on every step.
         """
         assert self._footprint is not None and self.loaded is not None
         if plan.round != self._round:
-            self._round, self._first_rung = plan.round, 0
+            self._round, self._first_memory_step = plan.round, 0
         self._plan = plan
         bounds = self._bounds(plan)
-        whole = ladder(self._footprint, bounds, self._fit(bounds, now), self._calibration)
-        if self._first_rung >= len(whole):
+        whole = plan_steps(self._footprint, bounds, self._fit(bounds, now), self._calibration)
+        if self._first_memory_step >= len(whole):
             raise WorkerError("the worker was killed on every plan", place="memory_budget", remedy="raise it")
-        self.ladder = whole[self._first_rung :]
-        return self.ladder
+        self.memory_steps = whole[self._first_memory_step :]
+        return self.memory_steps
 
-    def killed(self, rung: int) -> None:
-        """The worker was killed for its memory on this rung: the next try begins below it."""
-        self._first_rung += rung + 1
+    def killed(self, memory_step: int) -> None:
+        """The worker was killed for its memory on this step: the next try begins below it."""
+        self._first_memory_step += memory_step + 1
 
-    def rung_for(self, room_bytes: int) -> int:
-        """The first rung that fits, or the last one; 0 where there is no ladder."""
-        fitting = [i for i, plan in enumerate(self.ladder) if plan.parts.total_bytes <= room_bytes]
-        return fitting[0] if fitting else max(0, len(self.ladder) - 1)
+    def memory_step_for(self, room_bytes: int) -> int:
+        """The first step that fits, or the last one; 0 where there is no sequence of memory plans."""
+        fitting = [i for i, plan in enumerate(self.memory_steps) if plan.components.total_bytes <= room_bytes]
+        return fitting[0] if fitting else max(0, len(self.memory_steps) - 1)
 
-    def words(self, rung: int) -> str:
-        """A rung in words."""
+    def words(self, memory_step: int) -> str:
+        """A step in words."""
         assert self._plan is not None
-        return described(self.ladder[rung], self._bounds(self._plan))
+        return described(self.memory_steps[memory_step], self._bounds(self._plan))
 
-    def parts(self, rung: int) -> Parts | None:
-        """The foreseen components on a rung of the present round, or as loaded."""
-        if self.ladder:
-            return self.ladder[min(rung, len(self.ladder) - 1)].parts
-        return self.loaded.parts if self.loaded is not None else None
+    def components(self, memory_step: int) -> MemoryComponents | None:
+        """The foreseen components on a step of the present round, or as loaded."""
+        if self.memory_steps:
+            return self.memory_steps[min(memory_step, len(self.memory_steps) - 1)].components
+        return self.loaded.components if self.loaded is not None else None
 
     def _bounds(self, plan: Plan) -> Bounds:
         node, training, loaded = self._node, plan.training, self.loaded

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory readings on Linux, from the kernel's own files. What cannot be read is None, never a number.
 
-A process' use is its proportional set size (PSS): pages shared by agent and worker count once between them, where RSS would
-count them twice. psutil gives the resident size where PSS is not to be had. `root` stands for `/`, so that tests can show another
-machine's files.
+A process' use is its proportional set size (PSS): pages shared by agent and worker count once between them, where RSS
+would count them twice. psutil gives the resident size where PSS is not to be had. `root` stands for `/`, so that tests
+can show another machine's files.
 
-What one reading costs (two slow cores, a worker of 500 MB): `smaps_rollup` 5.9 ms of processor time, growing with the process, since the
-kernel walks its page tables; `status` 0.04 ms whatever the size; pressure and available memory 0.05 ms. So a large process is read
-exactly now and then, and followed by its resident size in between: `Sampler`.
-"""
+What one reading costs (two slow cores, a worker of 500 MB): `smaps_rollup` 5.9 ms of processor time, growing with the
+process, since the kernel walks its page tables; `status` 0.04 ms whatever the size; pressure and available memory 0.05
+ms. So a large process is read exactly now and then, and followed by its resident size in between: `Sampler`."""
 
 from __future__ import annotations
 
@@ -43,7 +42,8 @@ class ProcessMemory:
     """What a process uses; None is unknown.
 
     Attributes:
-        total_bytes: Resident, each shared page counted in part where the kernel tells (PSS), whole where it does not (RSS).
+        total_bytes: Resident, each shared page counted in part where the kernel tells (PSS), whole where it does not
+            (RSS).
         anonymous_bytes: Its own memory, which only swap or its end gives back.
         file_bytes: Mapped files and shared memory; a file's clean pages can be dropped and read again.
         swap_bytes: Swapped out, not in the total.
@@ -87,8 +87,8 @@ def process_memory(pid: int, root: Path = _ROOT) -> ProcessMemory | None:
 class Sampler:
     """Follows one process' memory at little cost.
 
-    The exact reading is taken as often as it may cost `share` of a core; between two of them, the change of the resident size is added
-    to the last one. Private memory, which is what grows, is followed exactly.
+    The exact reading is taken as often as it may cost `share` of a core; between two of them, the change of the
+    resident size is added to the last one. Private memory, which is what grows, is followed exactly.
 
     Args:
         pid: The process.
@@ -123,7 +123,12 @@ class Sampler:
         """What the process uses now; None if it is gone."""
         now = self._clock()
         resident = _resident(self._pid, self._root)
-        if self._exact is not None and self._resident_then is not None and resident is not None and now < self._exact_until:
+        if (
+            self._exact is not None
+            and self._resident_then is not None
+            and resident is not None
+            and now < self._exact_until
+        ):
             return _moved(self._exact, self._resident_then, resident)
         started = self._processor_clock()
         self._exact, self._resident_then = process_memory(self._pid, self._root), resident
@@ -153,7 +158,8 @@ def own_peak_rss_bytes() -> int | None:
 
 
 def available_bytes(root: Path = _ROOT) -> int | None:
-    """What the device could still give without swapping (MemAvailable); on unified memory the accelerator's share is in it."""
+    """What the device could still give without swapping (MemAvailable); on unified memory the accelerator's share is in
+    it."""
     return _kilobytes(root / "proc" / "meminfo").get("MemAvailable")
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a node may work: what its owner allows (`[policy]` in the node file), judged from the device's readings; no I/O and no clock.
+"""When a node may work: what its owner allows (`[policy]` in the node file), judged from the device's readings; no I/O
+and no clock.
 
-A limit that a reading flickers around must neither end nor begin work every second. So something has to be wrong for a while before work
-ends, and everything right for longer before it begins again, with a margin. What a policy needs and nobody tells counts as wrong.
-"""
+A limit that a reading flickers around must neither end nor begin work every second. So something has to be wrong for a
+while before work ends, and everything right for longer before it begins again, with a margin. What a policy needs and
+nobody tells counts as wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ __all__ = ["Conditions", "Objection", "PolicySection", "Span", "Watch", "objecti
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SPAN = re.compile(r"(?:(?P<first>[a-z]{3})(?:-(?P<last>[a-z]{3}))? +)?(?P<start>\d{1,2}:\d\d)-(?P<end>\d{1,2}:\d\d)")
 _HOURS_REMEDY = 'write hours = "22:00-06:00", or "mon-fri 22:00-06:00, sat-sun 00:00-24:00"'
-# While it rests, a device must be cooler by this much, and others' load lower by this share, before the limit counts as kept.
+# While it rests, a device must be cooler by this much, and others' load lower by this share, before the limit counts as
+# kept.
 _COOLER_CELSIUS, _QUIETER_SHARE = 5.0, 0.25
 # A board without a battery for its clock starts in 1970, or on the day on which its system was built.
 _FIRST_YEAR = 2025
@@ -33,8 +35,8 @@ Rule = Literal["hours", "mains_only", "max_temperature_celsius", "idle_only"]
 class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[policy]`: when this node may work; without it, always.
 
-    Work is everything that loads the device: reading the model, catching up, training. A finished update is sent in any case.
-    """
+    Work is everything that loads the device: reading the model, catching up, training. A finished update is sent in any
+        case."""
 
     mains_only: bool = False
     """Only while the device is fed from the mains."""
@@ -72,7 +74,8 @@ class PolicySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 @dataclass(frozen=True)
 class Span:
-    """Hours of some days; over midnight where the end is not after the start, and then of the day on which it begins."""
+    """Hours of some days; over midnight where the end is not after the start, and then of the day on which it
+    begins."""
 
     days: frozenset[int]
     """0 is Monday."""
@@ -84,7 +87,9 @@ class Span:
         minute, today, yesterday = 60 * now.hour + now.minute, now.weekday(), (now.weekday() - 1) % 7
         if self.start_minute < self.end_minute:
             return today in self.days and self.start_minute <= minute < self.end_minute
-        return (today in self.days and minute >= self.start_minute) or (yesterday in self.days and minute < self.end_minute)
+        return (today in self.days and minute >= self.start_minute) or (
+            yesterday in self.days and minute < self.end_minute
+        )
 
 
 def parse_hours(text: str, *, place: str = "policy.hours") -> tuple[Span, ...]:
@@ -169,7 +174,9 @@ def objection(policy: PolicySection, conditions: Conditions, *, resting: bool = 
         return Objection("hours", f"policy: {found}")
     if policy.mains_only and (found := _off_mains(readings)):
         return Objection("mains_only", f"policy: {found}")
-    if policy.max_temperature_celsius is not None and (found := _too_hot(policy.max_temperature_celsius, readings, resting)):
+    if policy.max_temperature_celsius is not None and (
+        found := _too_hot(policy.max_temperature_celsius, readings, resting)
+    ):
         return Objection("max_temperature_celsius", f"policy: {found}")
     if policy.idle_only and (found := _in_use(policy.idle_percent, conditions.others_percent, resting)):
         return Objection("idle_only", f"policy: {found}")
@@ -212,7 +219,8 @@ class Watch:
 
     Args:
         policy: What the owner allows.
-        working: Whether the node is at work already: then the first judgement ends it only if it lasts, like every other.
+        working: Whether the node is at work already: then the first judgement ends it only if it lasts, like every
+            other.
 
     Example:
         >>> watch = Watch(PolicySection(mains_only=True, patience_seconds=10, settle_seconds=60))
@@ -228,7 +236,8 @@ class Watch:
         self._changing_since: float | None = None
 
     def take(self, conditions: Conditions, at_seconds: float) -> str | None:
-        """Judge how things are: the reason why the node must rest, or None if it may work. The first judgement counts at once.
+        """Judge how things are: the reason why the node must rest, or None if it may work. The first judgement counts
+        at once.
 
         Args:
             conditions: How things are.

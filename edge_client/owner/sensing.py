@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device's sensors and how busy others keep its processors, read in a thread of its own.
 
-A sensor can hang: a driver that answers late, a program that does not end. The agent's loop must turn all the same, so it never reads
-one itself: it gets the last readings, or None once they are old.
-"""
+A sensor can hang: a driver that answers late, a program that does not end. The agent's loop must turn all the same, so
+it never reads one itself: it gets the last readings, or None once they are old."""
 
 from __future__ import annotations
 
@@ -109,7 +108,8 @@ class Sensing:
 
     Args:
         device: The device.
-        wants_load: Whether anybody asks how busy others keep the processors: finding our own processes takes some milliseconds.
+        wants_load: Whether anybody asks how busy others keep the processors: finding our own processes takes some
+            milliseconds.
         interval_seconds: Between two readings.
         clock: Seconds, never backwards.
     """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring real training steps in a process of their own: what is asked, what comes back, and how the process is started."""
+"""Measuring real training steps in a process of their own: what is asked, what comes back, and how the process is
+started."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from pathlib import Path
 import msgspec
 
 from edge_client.memory.allocator import ALLOCATORS
-from edge_client.memory.group import Enclosure
+from edge_client.memory.group import MemoryGroup
 from fedcore.config.sections import TaskSection
-from fedcore.device.memoryplan import MemoryPlan, Parts
+from fedcore.device.memoryplan import MemoryComponents, MemoryPlan
 from fedcore.errors import WorkerError
 from fedcore.fields.types import BaseKind
 from fedcore.round.training import AnyTraining, SubspaceTraining
@@ -69,9 +70,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """What came out."""
 
-    sketched: Parts
+    traced: MemoryComponents
     """Predicted before anything was loaded."""
-    predicted: Parts
+    predicted: MemoryComponents
     """Predicted after calibration."""
     static_bytes: int
     """Resident with the model loaded, before the first step."""
@@ -85,23 +86,33 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def error(self) -> float:
         """Of the prediction before loading, relative to the measurement."""
-        return self.sketched.total_bytes / self.peak_bytes - 1
+        return self.traced.total_bytes / self.peak_bytes - 1
 
 
-def measured(request: Request, scratch: Path, enclosure: Enclosure | None = None) -> Measurement:
+def measured(request: Request, scratch: Path, memory_group: MemoryGroup | None = None) -> Measurement:
     """Measure in a process of its own.
 
     Args:
         request: What.
         scratch: Folder for weights on disk; measurements of one model may share it.
-        enclosure: Limit to run under.
+        memory_group: Limit to run under.
 
     Raises:
         WorkerError: The process failed or was killed; the message has its last line.
     """
-    environment = os.environ | ALLOCATORS[request.memory.allocator] | {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "edge_client.worker.programs.measure", msgspec.json.encode(request).decode(), str(scratch)]
-    prepare = None if enclosure is None else enclosure.prepare
+    environment = (
+        os.environ
+        | ALLOCATORS[request.memory.allocator]
+        | {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "edge_client.worker.programs.measure",
+        msgspec.json.encode(request).decode(),
+        str(scratch),
+    ]
+    prepare = None if memory_group is None else memory_group.prepare
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=prepare)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on its error output"])[-1]

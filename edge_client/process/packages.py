@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what the worker needs is installed. The agent itself is light and imports none of it, and does not do so to find out."""
+"""Whether what the worker needs is installed. The agent itself is light and imports none of it, and does not do so to
+find out."""
 
 from __future__ import annotations
 
@@ -29,11 +30,16 @@ def require_training_packages() -> None:
 
 
 def import_failure(tail: str) -> WorkerError | None:
-    """The refusal for a worker whose last words are that a package cannot be imported: starting it again would not help. Else None.
+    """The refusal for a worker whose last words are that a package cannot be imported: starting it again would not
+    help. Else None.
 
     Args:
         tail: End of what the worker wrote.
     """
     lines = tail.strip().splitlines()
     found = _FAILED_IMPORT.fullmatch(lines[-1].strip()) if lines else None
-    return None if found is None else WorkerError(f"this installation cannot train: {found.group(1) or found.group(2)}", remedy=_REMEDY)
+    return (
+        None
+        if found is None
+        else WorkerError(f"this installation cannot train: {found.group(1) or found.group(2)}", remedy=_REMEDY)
+    )

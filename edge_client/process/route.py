@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node computes: where (`cpu`, `cuda`) and in which dtype, chosen from what was measured on this very machine, and remembered.
+"""How a node computes: where (`cpu`, `cuda`) and in which dtype, chosen from what was measured on this very machine,
+and remembered.
 
-Processors differ by orders of magnitude where one would not look: on those with AVX2 alone a bfloat16 product is over a hundred times
-slower backward than float32, on those with AVX-512 BF16 it is three times faster. So the layer that trains is measured
-(`edge_client.process.route_probe`, in processes of their own) and the choice is a pure function of the measurements. They are kept in a file whose
-name is a hash of all that decides them; with the file there, the choice never changes by itself.
+Processors differ by orders of magnitude where one would not look: on those with AVX2 alone a bfloat16 product is over a
+hundred times slower backward than float32, on those with AVX-512 BF16 it is three times faster. So the layer that
+trains is measured (`edge_client.process.route_probe`, in processes of their own) and the choice is a pure function of
+the measurements. They are kept in a file whose name is a hash of all that decides them; with the file there, the choice
+never changes by itself.
 
 This half imports no torch: values, choice and file.
 """
@@ -25,7 +27,20 @@ from fedcore.errors import ConfigError, WorkerError
 from fedcore.fields.types import BaseKind
 from fedcore.worker.messages import Route
 
-__all__ = ["DTYPES", "SHAPES", "Part", "Probe", "Shape", "Timing", "cache_folder", "choose", "deciding", "load", "needed_parts", "store"]
+__all__ = [
+    "DTYPES",
+    "SHAPES",
+    "Part",
+    "Probe",
+    "Shape",
+    "Timing",
+    "cache_folder",
+    "choose",
+    "deciding",
+    "load",
+    "needed_parts",
+    "store",
+]
 
 # Another number makes every machine measure again.
 PROBE_VERSION = 1
@@ -53,7 +68,8 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 SHAPES = (Shape(384, 384, 320), Shape(2816, 1024, 512))
-"""What is measured: attention of a small sentence model under a batch of short texts, and the MLP of one of half a billion parameters."""
+"""What is measured: attention of a small sentence model under a batch of short texts, and the MLP of one of half a
+billion parameters."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,9 +128,10 @@ def needed_parts(torch_device: str, compute_dtype: str, base_kind: BaseKind) -> 
 def choose(parts: Mapping[str, Part], torch_device: str, compute_dtype: str, base_kind: BaseKind) -> Route:
     """The route of a node; pure.
 
-    bfloat16 is taken where it is clearly faster in both directions, and an accelerator where its best is clearly faster than the
-    processor's best. float16 is never chosen by itself: its gradients vanish below 6e-8 and its activations end at 65,504, and nothing here
-    scales the loss. A float32 base is computed in float32: whoever keeps it wants its digits.
+    bfloat16 is taken where it is clearly faster in both directions, and an accelerator where its best is clearly faster
+    than the processor's best. float16 is never chosen by itself: its gradients vanish below 6e-8 and its activations
+    end at 65,504, and nothing here scales the loss. A float32 base is computed in float32: whoever keeps it wants its
+    digits.
 
     Args:
         parts: What was measured.
@@ -130,7 +147,9 @@ def choose(parts: Mapping[str, Part], torch_device: str, compute_dtype: str, bas
     if not needed_parts(torch_device, compute_dtype, base_kind):
         named = "as the node file says" if compute_dtype != "auto" else "the run's base is float32"
         return Route(torch_device, dtype, named)
-    found = {name: _best(parts.get(name), dtype) for name in (("cpu", "cuda") if torch_device == "auto" else (torch_device,))}
+    found = {
+        name: _best(parts.get(name), dtype) for name in (("cpu", "cuda") if torch_device == "auto" else (torch_device,))
+    }
     working = {name: best for name, best in found.items() if best[0] is not None}
     if not working:
         return _nothing_works(parts, found, torch_device, dtype)
@@ -165,11 +184,17 @@ def cache_folder(environment: Mapping[str, str]) -> Path | None:
 
 
 def deciding(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
-    """All that decides what a probe would find: libraries, processor, GPU with its driver, and variables that steer libraries."""
+    """All that decides what a probe would find: libraries, processor, GPU with its driver, and variables that steer
+    libraries."""
     # Takes megabytes, which an agent that only knows where the file is does not need.
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"probe": str(PROBE_VERSION), "machine": platform.machine(), "processor": _processor(root), "gpu": _gpu(root)}
+    found = {
+        "probe": str(PROBE_VERSION),
+        "machine": platform.machine(),
+        "processor": _processor(root),
+        "gpu": _gpu(root),
+    }
     for name in ("torch", "bitsandbytes"):
         try:
             found[name] = version(name)
@@ -245,7 +270,9 @@ def _ratios(slow: Timing, fast: Timing) -> tuple[list[float], list[float]]:
     return [a / b for a, b in forward], [a / b for a, b in backward]
 
 
-def _nothing_works(parts: Mapping[str, Part], found: Mapping[str, tuple[Timing | None, str]], torch_device: str, dtype: str) -> Route:
+def _nothing_works(
+    parts: Mapping[str, Part], found: Mapping[str, tuple[Timing | None, str]], torch_device: str, dtype: str
+) -> Route:
     cpu = parts.get("cpu")
     plain = cpu.timing("float32") if cpu is not None else None
     if torch_device != "cuda" and dtype == "auto" and not (plain is not None and plain.problem):
@@ -260,7 +287,9 @@ def _nothing_works(parts: Mapping[str, Part], found: Mapping[str, tuple[Timing |
         )
     if dtype != "auto":
         raise ConfigError(f"{dtype} does not work on this machine: {why}", place="compute_dtype", remedy='write "auto"')
-    raise WorkerError(f"nothing computes on this machine: {why}", remedy="install torch anew; `fedkrso doctor` shows each way")
+    raise WorkerError(
+        f"nothing computes on this machine: {why}", remedy="install torch anew; `fedkrso doctor` shows each way"
+    )
 
 
 def _processor(root: Path) -> str:
@@ -271,7 +300,9 @@ def _processor(root: Path) -> str:
         return platform.processor()
     model = re.search(r"^(?:model name|Model|CPU part)\s*:\s*(.+)$", text, re.MULTILINE)
     # Big and little cores of one processor may differ: all that occur.
-    flags = sorted({word for line in re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE) for word in line.split()})
+    flags = sorted(
+        {word for line in re.findall(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE) for word in line.split()}
+    )
     return f"{model.group(1).strip() if model else ''} {hashlib.sha256(' '.join(flags).encode()).hexdigest()[:12]}"
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring the compute route in processes of their own, under a time limit, and remembering what came out.
 
-A library that was built for another machine may import, say that all is well, and then end the process at its first kernel: the process
-that asks must not be the one that dies. What was begun and not finished names the culprit, and the rest is measured without it.
-"""
+A library that was built for another machine may import, say that all is well, and then end the process at its first
+kernel: the process that asks must not be the one that dies. What was begun and not finished names the culprit, and the
+rest is measured without it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def chosen_route(
-    torch_device: str, compute_dtype: str, base_kind: BaseKind, threads: int, folder: Path | None, environment: Mapping[str, str]
+    torch_device: str,
+    compute_dtype: str,
+    base_kind: BaseKind,
+    threads: int,
+    folder: Path | None,
+    environment: Mapping[str, str],
 ) -> Route:
     """The route that a node file's two keys lead to, measured first where it has to be.
 
@@ -85,7 +90,9 @@ def known_probe(environment: Mapping[str, str], folder: Path | None = None) -> t
     return (Probe(key=key), None) if folder is None else (load(folder, key), path_of(folder, key))
 
 
-def probed(names: Iterable[str], threads: int, folder: Path | None, environment: Mapping[str, str], *, again: bool = False) -> Probe:
+def probed(
+    names: Iterable[str], threads: int, folder: Path | None, environment: Mapping[str, str], *, again: bool = False
+) -> Probe:
     """These parts, measured where they are not remembered. Two processes that ask at once measure once.
 
     A part that could not be measured at all (no time, no memory) is not remembered.
@@ -104,7 +111,12 @@ def probed(names: Iterable[str], threads: int, folder: Path | None, environment:
 
 
 def measured_part(
-    name: str, threads: int, environment: Mapping[str, str], *, limit_seconds: float = LIMIT_SECONDS, command: tuple[str, ...] = ()
+    name: str,
+    threads: int,
+    environment: Mapping[str, str],
+    *,
+    limit_seconds: float = LIMIT_SECONDS,
+    command: tuple[str, ...] = (),
 ) -> Part:
     """Measure a part now.
 
@@ -134,7 +146,12 @@ def measured_part(
 
 
 def _run(
-    name: str, candidates: tuple[str, ...], threads: int, environment: Mapping[str, str], limit_seconds: float, command: tuple[str, ...]
+    name: str,
+    candidates: tuple[str, ...],
+    threads: int,
+    environment: Mapping[str, str],
+    limit_seconds: float,
+    command: tuple[str, ...],
 ) -> tuple[list[Line], str]:
     """One process: what it said, and how it ended if not well."""
     program = command or (sys.executable, "-m", "edge_client.worker.programs.route")

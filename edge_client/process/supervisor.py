@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's hold on its worker: started under the budget, planned for before a weight is loaded, watched, and let go.
 
-A round trains down a ladder of memory plans: the best that fits, then smaller ones. The worker goes down a rung when the monitor says so
-or when an allocation fails; a worker that the kernel killed for its memory starts again one rung lower, from its last finished interval.
-Every round begins at the top again.
-"""
+A round trains down a sequence of memory plans: the best that fits, then smaller ones. The worker goes down a step when
+the monitor says so or when an allocation fails; a worker that the kernel killed for its memory starts again one step
+lower, from its last finished interval. Every round begins at the top again."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_client.memory.allocator import ALLOCATORS
-from edge_client.memory.group import Enclosure, enclose
+from edge_client.memory.group import MemoryGroup, confine
 from edge_client.memory.limits import Limit, kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planning import Planning
@@ -23,10 +22,22 @@ from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pre
 from edge_client.node import Node
 from edge_client.process.paths import informed_path
 from edge_client.process.route import cache_folder
-from fedcore.device.memoryplan import Parts
+from fedcore.device.memoryplan import MemoryComponents
 from fedcore.round.plan import Plan
 from fedcore.system.logs import Line
-from fedcore.worker.messages import Adopt, Configure, Event, Progress, Ready, Route, Sketch, Sketched, StepDown, Train, Trained
+from fedcore.worker.messages import (
+    Adopt,
+    Configure,
+    Event,
+    Progress,
+    Ready,
+    Route,
+    StepDown,
+    Trace,
+    Traced,
+    Train,
+    Trained,
+)
 from fedcore.worker.process import WorkerDied, WorkerProcess
 
 __all__ = ["Supervisor", "worker_environment"]
@@ -34,7 +45,7 @@ __all__ = ["Supervisor", "worker_environment"]
 # The agent's own memory is measured; it may still grow by this much.
 _AGENT_RESERVE_BYTES = 12_000_000
 # Enough to load the libraries anywhere, so that a budget below that is refused with numbers instead of a kill.
-_SKETCH_BYTES = 512 * 2**20
+_TRACE_BYTES = 512 * 2**20
 
 
 def worker_environment(allocator: str) -> dict[str, str]:
@@ -66,7 +77,7 @@ class Supervisor:
         self.monitor = Monitor(budget_bytes)
         self.progress = Progress(0, 0, 0.0)
         self._worker: WorkerProcess | None = None
-        self._enclosure: Enclosure | None = None
+        self._memory_group: MemoryGroup | None = None
         self._sampler: Sampler | None = None
         self._plan: Plan | None = None
         self._planning = Planning(node, self._folder / "replica")
@@ -101,20 +112,23 @@ class Supervisor:
             self._wait_for_leaving()
             self._planning.forget()
             self._hears = _Hearing(self._sink)
-            # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the budget.
-            self._enclosure = enclose(
-                max(self._worker_room(), _SKETCH_BYTES), f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}", threads=self._threads
+            # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the
+            # budget.
+            self._memory_group = confine(
+                max(self._worker_room(), _TRACE_BYTES),
+                f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}",
+                threads=self._threads,
             )
             self._worker = WorkerProcess(
                 self._hears,
                 self._folder / "worker.log",
                 environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
-                prepare=self._enclosure.prepare,
+                prepare=self._memory_group.prepare,
             )
-            self._enclosure.attach(self._worker.pid)
+            self._memory_group.attach(self._worker.pid)
             self._sampler = Sampler(self._worker.pid)
         self._worker.send(
-            Sketch(
+            Trace(
                 plan=plan,
                 model_folder=str(self._model_folder),
                 data=self._node.data,
@@ -126,19 +140,19 @@ class Supervisor:
             )
         )
 
-    def sketched(self, event: Sketched) -> None:
+    def traced(self, event: Traced) -> None:
         """Choose a plan and have the worker load.
 
         Raises:
             BudgetError: Nothing fits the budget; the message has the numbers.
             WorkerError: Something would, but the device has too little memory left now.
         """
-        assert self._worker is not None and self._plan is not None and self._enclosure is not None
+        assert self._worker is not None and self._plan is not None and self._memory_group is not None
         if not self.route:
             self._say(f"computes in {event.route.words}" + (f" ({event.route.reason})" if event.route.reason else ""))
         self._route, self.route = event.route, event.route.words
         memory, unmeasured = self._planning.load(event.footprint, self._plan, self._worker_room(), self._now())
-        self._enclosure.set_limit(self._worker_room())
+        self._memory_group.set_limit(self._worker_room())
         self._worker.send(
             Configure(
                 plan=self._plan,
@@ -175,22 +189,21 @@ class Supervisor:
         """
         assert self._worker is not None
         self.progress = Progress(0, 0, 0.0)
-        rungs = self._planning.begin(plan, self._now())
-        foreseen = rungs[0].parts.total_bytes
+        memory_steps = self._planning.begin(plan, self._now())
+        foreseen = memory_steps[0].components.total_bytes
         words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
         self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
-        self._worker.send(Train(plan, str(path), rungs))
+        self._worker.send(Train(plan, str(path), memory_steps))
 
-    def lower_budget(self, budget_bytes: int) -> None:
+    def set_budget(self, budget_bytes: int) -> None:
         """The owner changed the budget.
 
-        A worker that trains takes the first rung that fits it; the monitor keeps to it from now on, and the kernel's limit follows when the
-        worker is below it.
-        """
-        self.monitor.lower_budget(budget_bytes)
-        rung = self._planning.rung_for(self._worker_room())
-        if self._worker is not None and rung > self.progress.rung:
-            self._worker.send(StepDown(rung))
+        A worker that trains takes the first step that fits it; the monitor keeps to it from now on, and the kernel's
+        limit follows when the worker is below it."""
+        self.monitor.set_budget(budget_bytes)
+        memory_step = self._planning.memory_step_for(self._worker_room())
+        if self._worker is not None and memory_step > self.progress.memory_step:
+            self._worker.send(StepDown(memory_step))
         self._follow_budget()
 
     def end(self) -> None:
@@ -198,21 +211,22 @@ class Supervisor:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
-        self._close_enclosure()
+        self._close_memory_group()
         self._wait_for_leaving()
 
     def release(self) -> None:
-        """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no more."""
-        worker, enclosure = self._worker, self._enclosure
-        self._worker, self._enclosure = None, None
+        """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no
+        more."""
+        worker, memory_group = self._worker, self._memory_group
+        self._worker, self._memory_group = None, None
         if worker is None:
             return
         self._hears.past = True
 
         def leave() -> None:
             worker.stop()
-            if enclosure is not None:
-                enclosure.close()
+            if memory_group is not None:
+                memory_group.close()
 
         self._wait_for_leaving()
         self._leaving = threading.Thread(target=leave, name="worker-leaving", daemon=True)
@@ -227,18 +241,20 @@ class Supervisor:
         if worker is not None:
             # It has ended: only our end of its pipes is left.
             worker.stop()
-        self._close_enclosure()
+        self._close_memory_group()
         why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
         if not by_memory:
             return f"the worker ended ({why})"
-        self._planning.killed(self.progress.rung)
+        self._planning.killed(self.progress.memory_step)
         return f"the worker was killed for its memory ({why}; {self._last_reading()})"
 
     def progressed(self, event: Progress, at_seconds: float) -> None:
         """A step is done."""
-        if event.rung > self.progress.rung and event.rung < len(self._planning.ladder):
+        if event.memory_step > self.progress.memory_step and event.memory_step < len(self._planning.memory_steps):
             self.monitor.stepped_down(at_seconds)
-            self._say(Line(f"stepped down: {self._planning.words(event.rung)}", event="stepped_down", level="warning"))
+            self._say(
+                Line(f"stepped down: {self._planning.words(event.memory_step)}", event="stepped_down", level="warning")
+            )
         self.progress, self.accelerator_bytes = event, event.accelerator_bytes
         self._worker_peak = max(self._worker_peak, event.peak_bytes or 0)
 
@@ -271,14 +287,14 @@ class Supervisor:
         return max(self.monitor.peak_bytes, agent + self._worker_peak)
 
     @property
-    def parts(self) -> Parts | None:
+    def components(self) -> MemoryComponents | None:
         """The present plan's foreseen components."""
-        return self._planning.parts(self.progress.rung)
+        return self._planning.components(self.progress.memory_step)
 
     @property
-    def enclosure(self) -> str:
+    def memory_group(self) -> str:
         """What holds the worker to its budget: `cgroup v2`, `cgroup v1`, `rlimit` or `none`."""
-        return self._enclosure.kind if self._enclosure is not None else ""
+        return self._memory_group.kind if self._memory_group is not None else ""
 
     # Inside
 
@@ -302,28 +318,29 @@ class Supervisor:
         return min(budget, have, key=lambda limit: limit.size_bytes)
 
     def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
-        rung = self.progress.rung + 1
-        if advice is Advice.STEP_DOWN and rung < len(self._planning.ladder):
+        memory_step = self.progress.memory_step + 1
+        if advice is Advice.STEP_DOWN and memory_step < len(self._planning.memory_steps):
             self._say(Line(f"memory: {self.monitor.reason}; stepping down", event="memory", level="warning"))
-            worker.send(StepDown(rung))
+            worker.send(StepDown(memory_step))
         elif self.monitor.last is not None and self.monitor.last.used_bytes > self.monitor.budget_bytes:
             self._say(Line(f"memory: {self.monitor.reason}; ending the worker", event="memory", level="warning"))
             worker.kill()
 
     def _follow_budget(self) -> None:
-        """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill it at once."""
-        if self._enclosure is None or self._worker is None or self._planning.loaded is None:
+        """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill
+        it at once."""
+        if self._memory_group is None or self._worker is None or self._planning.loaded is None:
             return
-        wanted, limit, last = self._worker_room(), self._enclosure.limit_bytes, self.monitor.last
+        wanted, limit, last = self._worker_room(), self._memory_group.limit_bytes, self.monitor.last
         below = last is not None and (last.worker_bytes or 0) < wanted
         if (wanted > limit or below) and abs(wanted - limit) > _AGENT_RESERVE_BYTES:
-            self._enclosure.set_limit(wanted)
+            self._memory_group.set_limit(wanted)
 
     def _killed_for_memory(self, event: WorkerDied) -> bool:
         if event.returncode != -signal.SIGKILL:
             said = event.tail.lower()
             return any(words in said for words in ("memoryerror", "out of memory", "allocate memory"))
-        kills = self._enclosure.kills() if self._enclosure is not None else None
+        kills = self._memory_group.kills() if self._memory_group is not None else None
         if kills:
             return True
         last = self.monitor.last
@@ -343,14 +360,15 @@ class Supervisor:
         if leaving is not None:
             leaving.join()
 
-    def _close_enclosure(self) -> None:
-        enclosure, self._enclosure = self._enclosure, None
-        if enclosure is not None:
-            enclosure.close()
+    def _close_memory_group(self) -> None:
+        memory_group, self._memory_group = self._memory_group, None
+        if memory_group is not None:
+            memory_group.close()
 
 
 class _Hearing:
-    """What one worker says, on its way to the agent. Once the worker is let go, only an update that it finished all the same counts."""
+    """What one worker says, on its way to the agent. Once the worker is let go, only an update that it finished all the
+    same counts."""
 
     def __init__(self, sink: Callable[[Event | WorkerDied], None]) -> None:
         self._sink, self.past = sink, False

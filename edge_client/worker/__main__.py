@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: `python -m edge_client.worker COMMANDS_FD EVENTS_FD`. Started by an agent or a coordinator, never by hand.
+"""The worker: `python -m edge_client.worker COMMANDS_FD EVENTS_FD`. Started by an agent or a coordinator, never by
+hand.
 
-The compute route is measured before torch is loaded here: its processes are then alone with the memory that the worker may have.
-"""
+The compute route is measured before torch is loaded here: its processes are then alone with the memory that the worker
+may have."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from edge_client.process.route_probe import chosen_route
 from fedcore.errors import FedkrsoError
-from fedcore.worker.messages import Command, Route, Sketch
+from fedcore.worker.messages import Command, Route, Trace
 from fedcore.worker.process import read_message
 
 __all__ = ["main"]
@@ -25,17 +26,19 @@ def main(commands: BinaryIO, events: BinaryIO) -> None:
     first: Command | None = read_message(commands, Command)
     if first is None:
         return
-    route = _route(first) if isinstance(first, Sketch) and "auto" in (first.torch_device, first.compute_dtype) else None
+    route = _route(first) if isinstance(first, Trace) and "auto" in (first.torch_device, first.compute_dtype) else None
     from edge_client.worker.programs import serve
 
     serve.main(commands, events, first, route)
 
 
-def _route(sketch: Sketch) -> Route | FedkrsoError:
+def _route(trace: Trace) -> Route | FedkrsoError:
     """What the first command leaves open, or why it cannot be found: `serve` answers with it."""
-    folder = Path(sketch.route_folder) if sketch.route_folder else None
+    folder = Path(trace.route_folder) if trace.route_folder else None
     try:
-        return chosen_route(sketch.torch_device, sketch.compute_dtype, sketch.plan.base_kind, sketch.threads, folder, os.environ)
+        return chosen_route(
+            trace.torch_device, trace.compute_dtype, trace.plan.base_kind, trace.threads, folder, os.environ
+        )
     except FedkrsoError as error:
         return error
 

@@ -2,12 +2,12 @@
 """Utterances of homes, from Home Assistant's own sentence templates.
 
 The package `home-assistant-intents` ships the templates; `hassil` parses and samples them. A template such as
-`<turn> on [<the>] {name}` stands for thousands of sentences, so each utterance is one random walk: every alternative of the
-parsed template is narrowed to one choice, every list to one of the home's own names, and hassil samples what is left.
+`<turn> on [<the>] {name}` stands for thousands of sentences, so each utterance is one random walk: every alternative of
+the parsed template is narrowed to one choice, every list to one of the home's own names, and hassil samples what is
+left.
 
-The split is by template: held-out templates are spoken by no home. Each home has its own names and its own mix of intents
-(Dirichlet 0.5), so that the data is as uneven as that of real homes.
-"""
+The split is by template: held-out templates are spoken by no home. Each home has its own names and its own mix of
+intents (Dirichlet 0.5), so that the data is as uneven as that of real homes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from typing import Any
 
 import hassil.sample
 from hassil.errors import MissingListError
-from hassil.expression import Alternative, Expression, Group, ListReference, Permutation, RuleReference, Sentence, Sequence
+from hassil.expression import (
+    Alternative,
+    Expression,
+    Group,
+    ListReference,
+    Permutation,
+    RuleReference,
+    Sentence,
+    Sequence,
+)
 from hassil.intents import IntentData, Intents, RangeSlotList, SlotList, TextSlotList, WildcardSlotList
 from home_assistant_intents import get_intents
 
@@ -138,7 +147,9 @@ def _by_intent(*, held_out_templates: bool, seed: int) -> dict[str, tuple[_Templ
     out = {}
     for intent in labels():
         own = [template for template in _templates() if template.intent == intent]
-        own.sort(key=lambda template: hashlib.sha256(f"split/{seed}/{template.intent}/{template.text}".encode()).digest())
+        own.sort(
+            key=lambda template: hashlib.sha256(f"split/{seed}/{template.intent}/{template.text}".encode()).digest()
+        )
         count = max(1, round(_HELD_OUT_SHARE * len(own)))
         out[intent] = tuple(own[:count] if held_out_templates else own[count:])
     return out
@@ -177,7 +188,9 @@ def _narrowed(expression: Expression, rules: dict[str, Sentence], chance: random
     return expression
 
 
-def _chosen_lists(expression: Expression, block: IntentData, names: _Home, chance: random.Random) -> Iterator[tuple[str, SlotList]]:
+def _chosen_lists(
+    expression: Expression, block: IntentData, names: _Home, chance: random.Random
+) -> Iterator[tuple[str, SlotList]]:
     references = expression.list_references() if isinstance(expression, Group) else iter(())
     for reference in references:
         name = reference.list_name
@@ -197,7 +210,9 @@ def _value(reference: ListReference, name: str, block: IntentData, names: _Home,
     if isinstance(known, RangeSlotList):
         return str(chance.choice(list(known.get_numbers())))
     if isinstance(known, TextSlotList):
-        (value, *_) = hassil.sample.sample_expression(_narrowed(chance.choice(known.values).text_in, {}, chance), {}, {})
+        (value, *_) = hassil.sample.sample_expression(
+            _narrowed(chance.choice(known.values).text_in, {}, chance), {}, {}
+        )
         return str(value)
     if isinstance(known, WildcardSlotList) or known is None:
         raise MissingListError(f"no words for {{{name}}} in {reference}")

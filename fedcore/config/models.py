@@ -26,5 +26,7 @@ def resolve_model_folder(text: str, *, place: str) -> Path:
     else:
         path = Path(text).expanduser()
     if not path.is_dir():
-        raise ModelError("no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder")
+        raise ModelError(
+            "no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder"
+        )
     return path

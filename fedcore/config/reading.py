@@ -40,6 +40,8 @@ _HEX_KEY = re.compile(r"[0-9a-fA-F]{64}")
 _MAX_BYTES = 2**20
 _MAX_ERROR = 500
 _MAX_SIZE_TEXT = 40
+_RENAMED = {"outcome_bits": "published_bits", "keep_outcomes": "keep_published"}
+"""Keys of 0.1 that have another name since."""
 _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$")
 _OTHER = re.compile(r"^(.*?)(?: - at `\$\.?(.*?)`)?$")
 
@@ -48,8 +50,8 @@ def load_config(path: Path, kind: type[S]) -> S:
     """Read a TOML file as a frozen struct; relative paths in it are seen from the file's own folder.
 
     Raises:
-        ConfigError: No such file, not TOML, an unknown or missing key, a value of the wrong type or outside its range. The
-            place is `file: section.key`; for an unknown key the remedy is the nearest one that exists.
+        ConfigError: No such file, not TOML, an unknown or missing key, a value of the wrong type or outside its range.
+            The place is `file: section.key`; for an unknown key the remedy is the nearest one that exists.
     """
     raw = _read_toml(path)
     try:
@@ -133,6 +135,10 @@ def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str,
         key, section = found.group(1), found.group(2) or ""
         known = _keys(kind, section, raw)
         near = difflib.get_close_matches(key, known, 1)
+        if _RENAMED.get(key) in known:
+            return ConfigError(
+                f"{key!r} has another name since 0.2", place=f"{path}: {section}", remedy=f"write {_RENAMED[key]}"
+            )
         remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return ConfigError(f"unknown key {key!r}", place=f"{path}: {section or 'top level'}", remedy=remedy)
     found = _OTHER.match(text)
@@ -181,7 +187,9 @@ def parse_size(text: str, *, place: str = "") -> int:
         1610612736
     """
     if len(text) > _MAX_SIZE_TEXT:
-        raise ConfigError(f"{text[:_MAX_SIZE_TEXT]!r}... is not a size", place=place, remedy="write a number and a unit: 2.5 GiB")
+        raise ConfigError(
+            f"{text[:_MAX_SIZE_TEXT]!r}... is not a size", place=place, remedy="write a number and a unit: 2.5 GiB"
+        )
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found.group(2).lower() if found else None
     if found is None or unit not in _UNITS:

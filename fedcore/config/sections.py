@@ -28,12 +28,15 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     min_length: int = 0
     """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
     middle: Start = 0.0
-    """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the start, and does
-    not spend its first rounds on learning it from clients that each see a part of the scale. Heads without a bias (Llama's) begin at 0."""
+    """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the
+    start, and does not spend its first rounds on learning it from clients that each see a part of the scale. Heads
+    without a bias (Llama's) begin at 0."""
 
     def __post_init__(self) -> None:
         if self.middle and self.kind != "regression":
-            raise ConfigError(f"{self.kind} has no scale", place="task.middle", remedy="leave it out, or set task.kind to regression")
+            raise ConfigError(
+                f"{self.kind} has no scale", place="task.middle", remedy="leave it out, or set task.kind to regression"
+            )
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,9 +59,11 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`[broker]`: where the MQTT broker is and who we are there."""
 
     url: str
-    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with `insecure`."""
+    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with
+    `insecure`."""
     insecure: bool = False
-    """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords too."""
+    """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords
+    too."""
     username: str | None = None
     password: str | None = None
     password_file: PathText | None = None
@@ -79,10 +84,11 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class TrustSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[trust]`: Ed25519 keys that sign plans, outcomes and updates end to end, so that not even the broker has to be trusted.
+    """`[trust]`: Ed25519 keys that sign plans, published states and updates end to end, so that not even the broker has
+    to be trusted.
 
-    `fedkrso provision` makes them. A coordinator names `signing_key` and `enrolled`, a node `signing_key` and `coordinator_key`.
-    """
+    `fedkrso provision` makes them. A coordinator names `signing_key` and `enrolled`, a node `signing_key` and
+    `coordinator_key`."""
 
     signing_key: PathText | None = None
     """File with our own secret key: 64 hex characters, readable by its owner only."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training memory goes, and the choices that make it fit: values that the worker, the agent and the wire share."""
+"""Where training memory goes, and the choices that make it fit: values that the worker, the agent and the wire
+share."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["PART_NAMES", "Footprint", "MemoryPlan", "Parts", "Point"]
+__all__ = ["COMPONENT_NAMES", "Footprint", "MemoryComponents", "MemoryPlan", "Point"]
 
 Allocator = Literal["default", "tuned"]
 
-PART_NAMES = {
+COMPONENT_NAMES = {
     "runtime_bytes": "runtime base",
     "weights_bytes": "layer weights",
     "embeddings_bytes": "embeddings and norms",
@@ -23,10 +24,11 @@ PART_NAMES = {
     "working_bytes": "backward temporaries",
     "slack_bytes": "allocator and libraries",
 }
-"""What the components are called, in the order in which they are shown: always there first, then what comes and goes."""
+"""What the components are called, in the order in which they are shown: always there first, then what comes and
+goes."""
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryComponents(msgspec.Struct, frozen=True, kw_only=True):
     """Memory by component at the moment of the peak, in bytes; the sum is the peak.
 
     Example:
@@ -41,7 +43,8 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     embeddings_bytes: int = 0
     """Every other tensor of the model: embeddings, norms, biases, heads."""
     subspaces_bytes: int = 0
-    """What was learned, and what goes with it: signs of projections, the round's accumulators, integers of directions."""
+    """What was learned, and what goes with it: signs of projections, the round's accumulators, integers of
+    directions."""
     optimiser_bytes: int = 0
     """What trains now: factors or weights, and whole tensors, with gradients and Adam's moments."""
     buffer_bytes: int = 0
@@ -76,12 +79,13 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """A model's memory as a function of the choices, before any weight is loaded.
 
-    `points` holds the micro-batches that a plan may choose. What a pass keeps is nearly affine in the number of examples, but not quite:
-    the loss takes no more than a chunk of tokens at a time, and the peak moves from one place of the pass to another.
-    """
+    `points` holds the micro-batches that a plan may choose. What a pass keeps is nearly affine in the number of
+    examples, but not quite: the loss takes no more than a chunk of tokens at a time, and the peak moves from one place
+    of the pass to another."""
 
     key: str = ""
-    """Stands for the model, the round's shape and the library versions; what is measured for one footprint is good for its key."""
+    """Stands for the model, the round's shape and the library versions; what is measured for one footprint is good for
+    its key."""
     longest: int
     """Tokens of the longest example after truncation."""
     runtime_bytes: int
@@ -109,14 +113,16 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's own choices. None of them changes what is learned, beyond float rounding; length and rank do, within the job's bounds."""
+    """A node's own choices. None of them changes what is learned, beyond float rounding; length and rank do, within the
+    job's bounds."""
 
     micro_batch_size: int
     """Examples at a time through the model; gradients of the rest of the batch are added up."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     recompute_gates: bool = False
-    """Recompute only the gates of gated MLPs: a fifth less, 5 to 7 % more time. Means nothing with checkpointing, which does more."""
+    """Recompute only the gates of gated MLPs: a fifth less, 5 to 7 % more time. Means nothing with checkpointing, which
+    does more."""
     length: int = 0
     """Tokens that longer examples are cut to; 0 for the job's length."""
     rank: int = 0
@@ -127,5 +133,5 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Weights stay on disk and are mapped: their pages come and go."""
     allocator: Allocator = "tuned"
     """`tuned` gives freed memory back at once; `default` is faster and larger."""
-    parts: Parts = Parts()
+    components: MemoryComponents = MemoryComponents()
     """The predicted peak of the worker."""

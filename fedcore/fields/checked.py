@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of message fields with their limits, each said once. What is outside is refused when a message is decoded.
 
-Names from the wire become topics and file names, so they are letters, digits, `.`, `_` and `-` and begin with a letter or digit: no path
-and no wildcard can be written with them. Floats are finite: a bound refuses NaN and infinity too.
-"""
+Names from the wire become topics and file names, so they are letters, digits, `.`, `_` and `-` and begin with a letter
+or digit: no path and no wildcard can be written with them. Floats are finite: a bound refuses NaN and infinity too."""
 
 from __future__ import annotations
 
@@ -88,7 +87,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def clean_texts(message: S, *names: str) -> None:
-    """Clean a message's texts where it is made: so no reason, however long, makes a message that its receiver refuses."""
+    """Clean a message's texts where it is made: so no reason, however long, makes a message that its receiver
+    refuses."""
     for name in names:
         text = getattr(message, name)
         if (cleaned := clean_text(text)) != text:

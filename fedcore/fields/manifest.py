@@ -24,7 +24,9 @@ class Manifest(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.chunk_bytes < 1 or self.chunks > MAX_CHUNKS:
-            raise ValueError(f"{self.size_bytes} bytes in chunks of {self.chunk_bytes} are more than {MAX_CHUNKS} chunks")
+            raise ValueError(
+                f"{self.size_bytes} bytes in chunks of {self.chunk_bytes} are more than {MAX_CHUNKS} chunks"
+            )
 
     @property
     def chunks(self) -> int:

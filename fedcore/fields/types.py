@@ -19,10 +19,12 @@ Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""
 
 Moments = Literal["reset", "carried", "averaged"]
-"""What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes and rounds."""
+"""What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes
+and rounds."""
 
 ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
-"""What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from (`fedcore.subspaces.informed`)."""
+"""What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from
+(`fedcore.subspaces.informed`)."""
 
 Start = Annotated[float, Meta(ge=-1e6, le=1e6)]
 """What a new bias holds before the first round."""

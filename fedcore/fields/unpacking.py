@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """msgpack from elsewhere, unpacked within limits.
 
-msgpack's own limits are on single strings and lists. Two things are missing: a header may promise a list of millions that is not there
-(the list is made first), and small lists nested in each other multiply what few bytes cost. So the bytes are walked once without making
-anything, and lists and maps are counted while they are made.
-"""
+msgpack's own limits are on single strings and lists. Two things are missing: a header may promise a list of millions
+that is not there (the list is made first), and small lists nested in each other multiply what few bytes cost. So the
+bytes are walked once without making anything, and lists and maps are counted while they are made."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server halves of the federated methods: found by their settings through one table. A new method is a file, a line in each of the two."""
+"""Server halves of the federated methods: found by their settings through one table. A new method is a file, a line in
+each of the two."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def server_half(settings: MethodSettings, informed: str = "") -> ServerHalf:
 
     Args:
         settings: `[method]` of the job.
-        informed: SHA-256 of the run's informed rows, for a method whose plans say that it has some (`Training.informed_subspaces`).
+        informed: SHA-256 of the run's informed rows, for a method whose plans say that it has some
+            (`Training.informed_subspaces`).
     """
     half = SERVER_HALVES[type(settings)]
     return half(settings, informed) if informed else half(settings)

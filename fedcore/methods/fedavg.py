@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Federated averaging of full fine-tuning: every number of every target layer goes up as its change, and down as the mean of the changes.
+"""Federated averaging of full fine-tuning: every number of every target layer goes up as its change, and down as the
+mean of the changes.
 
-Source: McMahan et al., arXiv 1602.05629, algorithm 1, with changes in place of weights (GradualDiff-Fed sends the same).
+Source: McMahan et al., arXiv 1602.05629, algorithm 1, with changes in place of weights (GradualDiff-Fed sends the
+same).
 
-How a change travels is the `codec`. With `top-k` only the largest numbers of each layer do. What does not is lost: a client that keeps the
-rest for its next round (error feedback) has to be there in the next round, with 4 bytes a number on its disk; here nodes come and go.
-"""
+How a change travels is the `codec`. With `top-k` only the largest numbers of each layer do. What does not is lost: a
+client that keeps the rest for its next round (error feedback) has to be there in the next round, with 4 bytes a number
+on its disk; here nodes come and go."""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _CODECS: dict[str, tuple[DenseCodec, Bits | None]] = {
 }
 
 
-class FedAvgSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedavg"):
+class FedAvgSettings(
+    SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedavg"
+):
     """`name = "fedavg"`."""
 
     codec: Literal["", "int4", "int8", "int16", "float32", "bfloat16", "top-k"] = ""
@@ -48,7 +52,9 @@ class FedAvgSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, k
         said = _CODECS[self.codec][1]
         # 8 is also what a job has that does not say it.
         if said is not None and self.bits not in (said, 8):
-            raise ConfigError(f"codec {self.codec!r} and {self.bits} bits", place="method.codec", remedy="leave one of them out")
+            raise ConfigError(
+                f"codec {self.codec!r} and {self.bits} bits", place="method.codec", remedy="leave one of them out"
+            )
 
     def described(self) -> str:
         """For a person, in short."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedEx-LoRA's server half (arXiv 2410.09432): factors are averaged as in FedIT, and what that loses is folded into the base.
+"""FedEx-LoRA's server half (arXiv 2410.09432): factors are averaged as in FedIT, and what that loses is merged into the
+base.
 
-The loss is mean(B_k A_k) - mean(B) mean(A) = sum over k of p_k dB_k (dA_k - mean(dA)), where d is what a participant changed: all began
-with the same factors, and what is the same for all cancels. So the residual is a product of the updates' own numbers, stacked.
-"""
+The loss is mean(B_k A_k) - mean(B) mean(A) = sum over k of p_k dB_k (dA_k - mean(dA)), where d is what a participant
+changed: all began with the same factors, and what is the same for all cancels. So the residual is a product of the
+updates' own numbers, stacked."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from fedcore.subspaces.schedule import generation_of
 __all__ = ["FedExLoRA", "FedExLoRASettings"]
 
 
-class FedExLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedex-lora"):
+class FedExLoRASettings(
+    LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedex-lora"
+):
     """`name = "fedex-lora"`."""
 
     @property
-    def folds_every(self) -> int:
-        """Each round's residual is folded."""
+    def merges_every(self) -> int:
+        """Each round's residual is merged."""
         return 1
 
 
@@ -38,7 +41,7 @@ class FedExLoRA:
     def training(self, server_round: int, run_seed: int) -> ResidualTraining:
         """A generation for each round; A and B go on through all of them."""
         settings = self._settings
-        generation = generation_of(server_round, settings.folds_every)
+        generation = generation_of(server_round, settings.merges_every)
         return ResidualTraining(**settings.factors(server_round), **settings.common(server_round, generation, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedKRSO's server half (arXiv 2602.03019, algorithm 1), with exact sums and, by default, a pool of seeds that stays."""
+"""FedKRSO's server half (arXiv 2602.03019, algorithm 1), with exact sums and, by default, a pool of seeds that
+stays."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from fedcore.subspaces.schedule import generation_of, pool_seeds
 __all__ = ["FedKRSO", "FedKRSOSettings"]
 
 
-class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"):
+class FedKRSOSettings(
+    SteppedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkrso"
+):
     """`name = "fedkrso"`."""
 
     rank: int = 16
@@ -28,21 +31,24 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
     num_seeds: int = 5
     """Subspaces in the pool, K."""
     schedule: Literal["pool", "fresh"] = "pool"
-    """`pool` keeps the seeds; `fresh` draws new ones every `refresh_every` rounds and folds the old into the base."""
+    """`pool` keeps the seeds; `fresh` draws new ones every `refresh_every` rounds and merges the old into the base."""
     refresh_every: int = 1
     """Rounds that seeds last with `fresh`."""
     order: Order = "cycle"
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
     moments: Moments = "reset"
-    """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over nodes, seed by seed."""
+    """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over
+    nodes, seed by seed."""
     projection: ProjectionName = "coordinate"
     """What rows of subspaces are made of: docs/methods.md."""
     informed_share: float = 1.0
     """With `informed`: that part of the subspaces, one at least; the others have signs."""
     bits: Bits = 4
-    """Bits of an update's numbers on the wire: 4, 8 or 16. What 4 save is better spent on the rank (docs/results.md)."""
-    outcome_bits: int = 8
-    """Bits of an outcome's numbers, 8 to 16: what is rounded once is far less than what updates of 4 bits leave open."""
+    """Bits of an update's numbers on the wire: 4, 8 or 16. What 4 save is better spent on the rank
+    (docs/results.md)."""
+    published_bits: int = 8
+    """Bits of a published state's numbers, 8 to 16: what is rounded once is far less than what updates of 4 bits leave
+    open."""
 
     def __post_init__(self) -> None:
         SteppedSettings.__post_init__(self)
@@ -51,14 +57,20 @@ class FedKRSOSettings(SteppedSettings, frozen=True, forbid_unknown_fields=True, 
             raise ConfigError(f"min_rank {self.min_rank} is outside 1 to rank {self.rank}", place="method.min_rank")
         if self.projection == "informed" and self.schedule == "fresh":
             remedy = 'use schedule = "pool", or another projection'
-            raise ConfigError("informed rows are there once, and fresh asks for new ones", place="method.schedule", remedy=remedy)
+            raise ConfigError(
+                "informed rows are there once, and fresh asks for new ones", place="method.schedule", remedy=remedy
+            )
         if not 0 < self.informed_share <= 1 or (self.informed_share < 1 and self.projection != "informed"):
             remedy = 'from above 0 to 1, with projection = "informed"'
-            raise ConfigError(f"informed_share {self.informed_share:g} means nothing here", place="method.informed_share", remedy=remedy)
+            raise ConfigError(
+                f"informed_share {self.informed_share:g} means nothing here",
+                place="method.informed_share",
+                remedy=remedy,
+            )
 
     @property
-    def folds_every(self) -> int:
-        """Rounds between folds; 0 for never."""
+    def merges_every(self) -> int:
+        """Rounds between merges; 0 for never."""
         return self.refresh_every if self.schedule == "fresh" else 0
 
     @property
@@ -86,7 +98,7 @@ class FedKRSO:
     def training(self, server_round: int, run_seed: int) -> SubspaceTraining:
         """The round's seeds and bounds."""
         settings = self._settings
-        generation = generation_of(server_round, settings.folds_every)
+        generation = generation_of(server_round, settings.merges_every)
         return SubspaceTraining(
             seeds=pool_seeds(run_seed, generation, settings.num_seeds),
             rank=settings.rank,

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedKSeed and FedKSeed-Pro, server halves (arXiv 2312.06353): one scalar for each of K directions up and down, and forward passes only.
+"""FedKSeed and FedKSeed-Pro, server halves (arXiv 2312.06353): one scalar for each of K directions up and down, and
+forward passes only.
 
-Every weight of the target layers may move, along K directions that are drawn once for the run. What is learned is the table of the K
-coefficients, so whoever was away needs nothing but the table. Tensors that are trained whole (a task head) go as in every method.
+Every weight of the target layers may move, along K directions that are drawn once for the run. What is learned is the
+table of the K coefficients, so whoever was away needs nothing but the table. Tensors that are trained whole (a task
+head) go as in every method.
 
-Unlike the paper's table of slopes, which needs one learning rate for the whole run, ours holds steps (slope times learning rate): it means
-the same whatever a learning rate's course is.
-"""
+Unlike the paper's table of slopes, which needs one learning rate for the whole run, ours holds steps (slope times
+learning rate): it means the same whatever a learning rate's course is."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from fedcore.round.training import MAX_DIRECTIONS, ScalarTraining
 __all__ = ["FedKSeed", "FedKSeedProSettings", "FedKSeedSettings"]
 
 
-class FedKSeedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkseed"):
+class FedKSeedSettings(
+    MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkseed"
+):
     """`name = "fedkseed"`."""
 
     num_seeds: int = 1024
@@ -31,7 +34,8 @@ class FedKSeedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, 
     perturbation: float = 5e-4
     """How far a weight is moved either way to measure the loss's slope, epsilon; the paper's."""
     learning_rate: float = 1e-3
-    """A step moves every weight by this times one slope. The paper has 3e-7 for 3 billion weights, where slopes are steeper."""
+    """A step moves every weight by this times one slope. The paper has 3e-7 for 3 billion weights, where slopes are
+    steeper."""
     bits: Bits = 16
 
     def __post_init__(self) -> None:
@@ -39,7 +43,9 @@ class FedKSeedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, 
         require_within(self, num_seeds=MAX_DIRECTIONS, perturbation=1.0)
         if self.learning_rate_decay != 1.0:
             raise ConfigError(
-                "coefficients are in units of the learning rate, which must stay", place="method.learning_rate_decay", remedy="leave it out"
+                "coefficients are in units of the learning rate, which must stay",
+                place="method.learning_rate_decay",
+                remedy="leave it out",
             )
 
     @property
@@ -48,12 +54,13 @@ class FedKSeedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, 
         return False
 
 
-class FedKSeedProSettings(FedKSeedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkseed-pro"):
+class FedKSeedProSettings(
+    FedKSeedSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedkseed-pro"
+):
     """`name = "fedkseed-pro"`: directions along which the loss changed more are drawn more often, so fewer are needed.
 
-    The paper's server sends probabilities. Here the sums that they follow from are two more rows of the state, and each node
-    draws by what was published.
-    """
+    The paper's server sends probabilities. Here the sums that they follow from are two more rows of the state, and each
+    node draws by what was published."""
 
     num_seeds: int = 512
 

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ferret's server half (arXiv 2409.06277): nodes train every weight as in full fine-tuning, and send K numbers of a layer.
+"""Ferret's server half (arXiv 2409.06277): nodes train every weight as in full fine-tuning, and send K numbers of a
+layer.
 
-A layer's change d is sent as its inner products with K random directions. (1 / K) sum over k of z_k (z_k . d) is d on average, with a
-random error of sqrt((numbers - 1) / K) times its size; participants share the directions, so their mean has that error once.
+A layer's change d is sent as its inner products with K random directions. (1 / K) sum over k of z_k (z_k . d) is d on
+average, with a random error of sqrt((numbers - 1) / K) times its size; participants share the directions, so their mean
+has that error once.
 
-The paper draws new directions each round (`fresh`), and so the errors of the rounds average out: what a round learned is folded into
-the base. The authors' code (github.com/allen4747/Ferret) keeps its directions (`pool`); then a layer moves in a space of K dimensions, and
-only there, but nothing is folded. Their directions are normal ones cut off at 1 / sqrt(numbers), which without the paper's factor rebuild
-about a third of a change; a server learning rate of up to 10 makes up for it. With signs there is no such factor.
-"""
+The paper draws new directions each round (`fresh`), and so the errors of the rounds average out: what a round learned
+is merged into the base. The authors' code (github.com/allen4747/Ferret) keeps its directions (`pool`); then a layer
+moves in a space of K dimensions, and only there, but nothing is merged. Their directions are normal ones cut off at 1 /
+sqrt(numbers), which without the paper's factor rebuild about a third of a change; a server learning rate of up to 10
+makes up for it. With signs there is no such factor."""
 
 from __future__ import annotations
 
@@ -26,15 +28,19 @@ from fedcore.subspaces.schedule import generation_of
 __all__ = ["Ferret", "FerretSettings"]
 
 
-class FerretSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="ferret"):
+class FerretSettings(
+    MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="ferret"
+):
     """`name = "ferret"`."""
 
     num_directions: int = 200
     """Of a layer, K; as in the authors' script."""
     schedule: Literal["fresh", "pool"] = "fresh"
-    """`fresh`: new directions each round, and what was learned is folded into the base; `pool`: the same for the whole run."""
+    """`fresh`: new directions each round, and what was learned is merged into the base; `pool`: the same for the whole
+    run."""
     allocation: Literal["norm", "equal"] = "norm"
-    """`norm`: a node uses fewer of the directions, drawn at random, for a layer that changed less, as the paper does; `equal`: all."""
+    """`norm`: a node uses fewer of the directions, drawn at random, for a layer that changed less, as the paper does;
+    `equal`: all."""
     server_learning_rate: float = 1.0
     """Factor on what is rebuilt. At 1 it is right on average; less of it has less random error."""
     bits: Bits = 16
@@ -44,8 +50,8 @@ class FerretSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw
         require_within(self, num_directions=MAX_DIRECTIONS, server_learning_rate=1e6)
 
     @property
-    def folds_every(self) -> int:
-        """Each round's change is folded with `fresh`."""
+    def merges_every(self) -> int:
+        """Each round's change is merged with `fresh`."""
         return 1 if self.schedule == "fresh" else 0
 
 
@@ -58,7 +64,7 @@ class Ferret:
     def training(self, server_round: int, run_seed: int) -> SketchTraining:
         """The round's bounds; the directions follow from the run's seed and the generation."""
         settings = self._settings
-        generation = generation_of(server_round, settings.folds_every)
+        generation = generation_of(server_round, settings.merges_every)
         return SketchTraining(
             num_directions=settings.num_directions,
             allocation=settings.allocation,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLoRA's server half (arXiv 2409.05976): participants' factors are stacked instead of averaged, and their product goes into the base.
+"""FLoRA's server half (arXiv 2409.05976): participants' factors are stacked instead of averaged, and their product goes
+into the base.
 
-sum over k of p_k B_k A_k is one product of stacked factors, so the round is exact, where the product of averaged factors is not. Every
-replica folds it before the next round, in which A is drawn anew and B is zero: the learned part is not bound to rank r over rounds.
-"""
+sum over k of p_k B_k A_k is one product of stacked factors, so the round is exact, where the product of averaged
+factors is not. Every replica merges it before the next round, in which A is drawn anew and B is zero: the learned part
+is not bound to rank r over rounds."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ class FLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_on
     """`name = "flora"`."""
 
     @property
-    def folds_every(self) -> int:
-        """Each round's product is folded."""
+    def merges_every(self) -> int:
+        """Each round's product is merged."""
         return 1
 
 
@@ -43,7 +44,7 @@ class FLoRA:
     def training(self, server_round: int, run_seed: int) -> StackedTraining:
         """A generation for each round."""
         settings = self._settings
-        generation = generation_of(server_round, settings.folds_every)
+        generation = generation_of(server_round, settings.merges_every)
         return StackedTraining(**settings.factors(server_round), **settings.common(server_round, generation, run_seed))
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:

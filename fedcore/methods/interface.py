@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a federated method is, seen from the coordinator: settings, and a server half of pure functions over explicit state.
+"""What a federated method is, seen from the coordinator: settings, and a server half of pure functions over explicit
+state.
 
-A method has two halves. The server half (here and in `fedcore.methods`) decides what a round's plan says and how updates become
-the next state; the client half (`edge_client.worker.methods`) trains and writes an update. Between them lie only files and the plan.
-"""
+A method has two halves. The server half (here and in `fedcore.methods`) decides what a round's plan says and how
+updates become the next state; the client half (`edge_client.worker.methods`) trains and writes an update. Between them
+lie only files and the plan."""
 
 from __future__ import annotations
 
@@ -39,17 +40,26 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Factor on both learning rates from each round to the next."""
     bits: Bits = 8
     """Bits of an update's numbers on the wire: 4, 8 or 16."""
-    outcome_bits: int = 16
-    """Bits of an outcome's numbers, 8 to 16: what the coordinator knows exactly is rounded to them once, so fewer make what nodes
-    fetch smaller, and nothing adds up."""
+    published_bits: int = 16
+    """Bits of a published state's numbers, 8 to 16: what the coordinator knows exactly is rounded to them once, so
+    fewer make what nodes fetch smaller, and nothing adds up."""
     share: Literal["examples", "uniform"] = "examples"
     """A participant's part in the average."""
 
     def __post_init__(self) -> None:
-        require_within(self, interval_steps=2**31 - 1, steps=2**31 - 1, batch_size=2**31 - 1, learning_rate=1e6, tensor_learning_rate=1e6)
+        require_within(
+            self,
+            interval_steps=2**31 - 1,
+            steps=2**31 - 1,
+            batch_size=2**31 - 1,
+            learning_rate=1e6,
+            tensor_learning_rate=1e6,
+        )
         require_within(self, learning_rate_decay=1)
-        if not 8 <= self.outcome_bits <= 16:
-            raise ConfigError(f"outcome_bits is {self.outcome_bits}, outside 8 to 16", place="method.outcome_bits")
+        if not 8 <= self.published_bits <= 16:
+            raise ConfigError(
+                f"published_bits is {self.published_bits}, outside 8 to 16", place="method.published_bits"
+            )
         if self.steps % self.interval_steps:
             raise ConfigError(
                 f"{self.steps} steps are not a whole number of intervals of {self.interval_steps}",
@@ -63,8 +73,8 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return str(self.__struct_config__.tag)
 
     @property
-    def folds_every(self) -> int:
-        """Rounds between folds of what was learned into the base; 0 for never."""
+    def merges_every(self) -> int:
+        """Rounds between merges of what was learned into the base; 0 for never."""
         return 0
 
     def described(self) -> str:
@@ -82,14 +92,15 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             "learning_rate": self.learning_rate * decayed,
             "tensor_learning_rate": self.tensor_learning_rate * decayed,
             "bits": self.bits,
-            "outcome_bits": self.outcome_bits,
+            "published_bits": self.published_bits,
             "share": self.share,
             "run_seed": run_seed,
         }
 
 
 class SteppedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
-    """Of methods whose server may take more or less than the mean (Reddi et al., arXiv 2003.00295, with SGD and momentum)."""
+    """Of methods whose server may take more or less than the mean (Reddi et al., arXiv 2003.00295, with SGD and
+    momentum)."""
 
     server_step: float = 1.0
     """Factor on what the coordinator adds to the state, up to 4."""
@@ -100,7 +111,9 @@ class SteppedSettings(MethodSettings, frozen=True, forbid_unknown_fields=True, k
         MethodSettings.__post_init__(self)
         require_within(self, server_step=4)
         if not 0 <= self.server_momentum <= 0.95:
-            raise ConfigError(f"server_momentum is {self.server_momentum}, outside 0 to 0.95", place="method.server_momentum")
+            raise ConfigError(
+                f"server_momentum is {self.server_momentum}, outside 0 to 0.95", place="method.server_momentum"
+            )
 
 
 def require_within(settings: MethodSettings, **most: float) -> None:
@@ -129,14 +142,18 @@ class ServerHalf(Protocol):
         ...
 
 
-def exact_mean(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], *, step: float = 1.0, momentum: float = 0.0) -> ExactState:
-    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero, or not at all.
+def exact_mean(
+    state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], *, step: float = 1.0, momentum: float = 0.0
+) -> ExactState:
+    """The state plus the exact weighted mean of the updates; what an update does not have of an entry counts as zero,
+    or not at all.
 
     Args:
         state: Before the round.
         plan: The round's.
         updates: In any order.
-        step: Factor on what is added to what is learned; what is known about it (`averaged_by_column`) is not stretched.
+        step: Factor on what is added to what is learned; what is known about it (`averaged_by_column`) is not
+            stretched.
         momentum: Part of what was added last that is added again.
     """
     training, schema = plan.training, plan.model_schema

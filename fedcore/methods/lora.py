@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server halves of the methods that average LoRA's factors: W + alpha / r B A, with A (r, n) from the run's seed and B (m, r) from zero.
+"""Server halves of the methods that average LoRA's factors: W + alpha / r B A, with A (r, n) from the run's seed and B
+(m, r) from zero.
 
-- FedIT (github.com/JayZhang42/FederatedGPT-Shepherd): A and B train and are averaged each by itself. The mean of products is not the
-  product of means, so the model is not the mean of the participants' models: the only method here that is not exact.
+- FedIT (github.com/JayZhang42/FederatedGPT-Shepherd): A and B train and are averaged each by itself. The mean of
+  products is not the product of means, so the model is not the mean of the participants' models: the only method here
+  that is not exact.
 - FFA-LoRA (arXiv 2403.12313): A stays as it was drawn, B trains: exact.
 - RoLoRA (arXiv 2502.01755): one factor trains in odd rounds, the other in even ones, the same for everybody: exact.
 - FedSA-LoRA (arXiv 2410.01463): both train, only A is shared; B and the task head stay on their node.
@@ -58,7 +60,9 @@ class FedITSettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_on
     """`name = "fedit"`."""
 
 
-class FFALoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="ffa-lora"):
+class FFALoRASettings(
+    LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="ffa-lora"
+):
     """`name = "ffa-lora"`."""
 
     @property
@@ -71,7 +75,9 @@ class FFALoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_
         return ("B",)
 
 
-class RoLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="rolora"):
+class RoLoRASettings(
+    LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="rolora"
+):
     """`name = "rolora"`."""
 
     def trained(self, server_round: int) -> tuple[Factor, ...]:
@@ -79,7 +85,9 @@ class RoLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_o
         return ("B",) if server_round % 2 else ("A",)
 
 
-class FedSALoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedsa-lora"):
+class FedSALoRASettings(
+    LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedsa-lora"
+):
     """`name = "fedsa-lora"`."""
 
     @property

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base W0: what every replica starts from, and its digest.
 
-The base is a pure function of the checkpoint and its kind. `int8` rounds each target layer by `fedcore.weights.quantise` (or takes a
-bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. What a generation learned (`fedcore.model.merge`) is folded
-into a master copy on disk (`fedcore.weights.masters`), some rows at a time, and the weights are made anew from it: generation g has seen g folds.
+The base is a pure function of the checkpoint and its kind. `int8` rounds each target layer by
+`fedcore.weights.quantise` (or takes a bitsandbytes 8-bit checkpoint's integers as they are); a float kind casts. What a
+generation learned (`fedcore.model.merge`) is merged into a master copy on disk (`fedcore.weights.masters`), some rows
+at a time, and the weights are made anew from it: generation g has seen g merges.
 
-What is damaged on disk is never used. Weights in a file are made anew; a generation whose master copies are damaged is dropped, and
-its owner begins again at the checkpoint (`reset`) and catches up, or takes the generation from a snapshot (`replace`).
-"""
+What is damaged on disk is never used. Weights in a file are made anew; a generation whose master copies are damaged is
+dropped, and its owner begins again at the checkpoint (`reset`) and catches up, or takes the generation from a snapshot
+(`replace`)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedcore.errors import ExactnessError, ModelError
 from fedcore.fields.types import BaseKind
-from fedcore.model.merge import folded, layer_change
+from fedcore.model.merge import layer_change, merged
 from fedcore.model.state import PublishedState
 from fedcore.weights.checkpoint import Checkpoint, TensorEntry, from_float32, hash_entry, read_entry, to_float32
 from fedcore.weights.masters import MasterCopies
@@ -44,7 +45,7 @@ class Base:
         checkpoint: The model folder's tensors.
         schema: Which layers are targets.
         kind: How target layers are held.
-        scratch: Folder for master copies of later generations; needed only by methods that fold.
+        scratch: Folder for master copies of later generations; needed only by methods that merge.
     """
 
     def __init__(self, checkpoint: Checkpoint, schema: ModelSchema, kind: BaseKind, scratch: Path) -> None:
@@ -68,7 +69,7 @@ class Base:
 
     @property
     def generation(self) -> int:
-        """Folds that this base has seen."""
+        """Merges that this base has seen."""
         return self._masters.generation if self._masters is not None else 0
 
     def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
@@ -76,8 +77,8 @@ class Base:
 
         Args:
             layer: Which.
-            mapped: Give the numbers as pages of a file where there is one: an int8 base after `store`, or a float base that is
-                stored in its own dtype.
+            mapped: Give the numbers as pages of a file where there is one: an int8 base after `store`, or a float base
+                that is stored in its own dtype.
         """
         name = f"{layer.name}.weight"
         entry = self.checkpoint.tensors[name]
@@ -96,8 +97,8 @@ class Base:
     def store(self) -> None:
         """Have the int8 weights of the present generation in one file on disk, made now if it is not there yet.
 
-        From then on layers are read from it, so that a restart need not quantise again; it reads the file once, since a damaged one is
-        made anew. Float bases have nothing to store.
+        From then on layers are read from it, so that a restart need not quantise again; it reads the file once, since a
+        damaged one is made anew. Float bases have nothing to store.
 
         Raises:
             BaseDamaged: The master copies that the file would be made from are damaged.
@@ -113,7 +114,9 @@ class Base:
             try:
                 stored = WeightFile.make(folder, stamp, self.schema.layers, self.layer, hashes)
             except OSError as error:
-                raise ModelError(f"cannot write the int8 weights: {error.strerror}", place=str(folder), remedy="free space there") from None
+                raise ModelError(
+                    f"cannot write the int8 weights: {error.strerror}", place=str(folder), remedy="free space there"
+                ) from None
         self._stored = stored
         self._hashes.update(stored.hashes)
 
@@ -125,7 +128,7 @@ class Base:
         return hashlib.sha256(repr((self.generation, self.kind, seen, masters, layers)).encode()).hexdigest()
 
     def master(self, layer: LayerSpec) -> NDArray[np.float32]:
-        """A target layer's float weight (m, n) that folds go into.
+        """A target layer's float weight (m, n) that merges go into.
 
         Raises:
             BaseDamaged: The master copy is damaged.
@@ -133,16 +136,18 @@ class Base:
         return self.master_rows(layer, slice(0, layer.rows))
 
     def master_rows(self, layer: LayerSpec, rows: slice, *, of_checkpoint: bool = False) -> NDArray[np.float32]:
-        """Some rows of `master`; with `of_checkpoint` as they were before any fold."""
+        """Some rows of `master`; with `of_checkpoint` as they were before any merge."""
         entry = self._master_entry(layer, of_checkpoint=of_checkpoint)
         numbers = _read_rows(entry, rows)
         if entry.dtype == "I8":
-            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1)[rows] / np.float32(INT8_MAX)
+            scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1)[rows] / np.float32(
+                INT8_MAX
+            )
             return np.asarray(numbers.astype(np.float32) * scale[:, None], np.float32)
         return to_float32(numbers, entry.dtype)
 
     def _master_entry(self, layer: LayerSpec, *, of_checkpoint: bool = False) -> TensorEntry:
-        """Where a layer's master copy lies: in the checkpoint, or, after a fold, in a file of its own."""
+        """Where a layer's master copy lies: in the checkpoint, or, after a merge, in a file of its own."""
         if self._masters is None or of_checkpoint:
             return self.checkpoint.tensors[f"{layer.name}.weight"]
         return self._masters.entry(layer)
@@ -157,7 +162,7 @@ class Base:
             self._masters.check(layer)
 
     def master_dtype(self, layer: LayerSpec) -> str:
-        """The dtype of master copies after a fold, in safetensors' words."""
+        """The dtype of master copies after a merge, in safetensors' words."""
         return "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
 
     def _quantised(self, layer: LayerSpec) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -169,7 +174,9 @@ class Base:
 
     def others(self) -> Iterator[tuple[str, TensorEntry]]:
         """The tensors that are not target layers, in name order: kept in the checkpoint's precision."""
-        targets = {f"{layer.name}{ending}" for layer in self.schema.layers for ending in (".weight", ".SCB", ".weight_format")}
+        targets = {
+            f"{layer.name}{ending}" for layer in self.schema.layers for ending in (".weight", ".SCB", ".weight_format")
+        }
         for name in sorted(self.checkpoint.tensors):
             if name not in targets:
                 yield name, self.checkpoint.tensors[name]
@@ -177,7 +184,9 @@ class Base:
     def digest(self) -> str:
         """SHA-256 over every tensor in name order: int8 values and scales of target layers, the others as stored."""
         total = hashlib.sha256(f"fedkrso base 1/{self.kind}".encode())
-        for name in sorted([*(f"{layer.name}.weight" for layer in self.schema.layers), *(name for name, _ in self.others())]):
+        for name in sorted(
+            [*(f"{layer.name}.weight" for layer in self.schema.layers), *(name for name, _ in self.others())]
+        ):
             total.update(f"/{name}/{self._hash(name)}".encode())
         return total.hexdigest()
 
@@ -188,25 +197,26 @@ class Base:
             self._hashes[name] = hash_numbers(self.layer(layer)) if layer else hash_entry(self.checkpoint.tensors[name])
         return self._hashes[name]
 
-    def fold(self, state: PublishedState, generation: int) -> None:
-        """Fold a finished state into the master copy; afterwards this base is of that generation, also after a power cut.
+    def merge(self, state: PublishedState, generation: int) -> None:
+        """Merge a finished state into the master copy; afterwards this base is of that generation, also after a power
+        cut.
 
-        Folding into a base that is already there does nothing, so a restart may repeat the call.
+        Merging into a base that is already there does nothing, so a restart may repeat the call.
 
         Raises:
             BaseDamaged: The master copy is damaged; this base is as it was.
-            ExactnessError: The generation is not the next one, or the state cannot be folded exactly.
+            ExactnessError: The generation is not the next one, or the state cannot be merged exactly.
         """
         if generation == self.generation:
             return
         if generation != self.generation + 1:
-            raise ExactnessError(f"a fold to generation {generation} on a base of generation {self.generation}")
+            raise ExactnessError(f"a merge to generation {generation} on a base of generation {self.generation}")
 
         def rows_after(layer: LayerSpec) -> Iterator[NDArray[Any]]:
             self.check_master(layer)
             change, dtype = layer_change(state, layer), self.master_dtype(layer)
             for rows in _blocks(layer):
-                yield from_float32(folded(self.master_rows(layer, rows), change(rows)), dtype)
+                yield from_float32(merged(self.master_rows(layer, rows), change(rows)), dtype)
 
         self.replace(generation, rows_after)
 
@@ -215,8 +225,8 @@ class Base:
 
         Args:
             generation: From 1.
-            blocks: A layer's master copy in `master_dtype` (bfloat16 as uint16), rows from the first to the last. It is called for
-                each layer in the schema's order, and may read this base.
+            blocks: A layer's master copy in `master_dtype` (bfloat16 as uint16), rows from the first to the last. It is
+                called for each layer in the schema's order, and may read this base.
         """
         self._take(MasterCopies.write(self._scratch, generation, self.schema.layers, self.master_dtype, blocks))
 
@@ -239,4 +249,6 @@ def _read_rows(entry: TensorEntry, rows: slice) -> NDArray[Any]:
     """Some rows of a tensor, read from its file; a mapping would count as this process' memory."""
     columns = entry.shape[1]
     row_bytes = entry.size_bytes // entry.shape[0] if entry.shape[0] else 0
-    return read_entry(TensorEntry(entry.file, entry.offset + rows.start * row_bytes, entry.dtype, (rows.stop - rows.start, columns)))
+    return read_entry(
+        TensorEntry(entry.file, entry.offset + rows.start * row_bytes, entry.dtype, (rows.stop - rows.start, columns))
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a published state means for a target layer's weight, as one matrix: for export, and for the tests that a method is exact."""
+"""What a published state means for a target layer's weight, as one matrix: for export, and for the tests that a method
+is exact."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import ConfigError
-from fedcore.model.merge import fold_update, layer_change
+from fedcore.model.merge import layer_change, merge_update
 from fedcore.model.state import PublishedState
 from fedcore.round.training import (
     DenseTraining,
@@ -34,11 +35,15 @@ def require_shared_model(training: Training) -> None:
         ConfigError: A part of it stays with each node.
     """
     if not training.shares_model:
-        raise ConfigError("every node has a model of its own", place="method.name", remedy="what is shared is in the outcomes")
+        raise ConfigError(
+            "every node has a model of its own", place="method.name", remedy="what is shared is in the published states"
+        )
 
 
-def layer_update(training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None) -> NDArray[np.float32]:
-    """What was learned of a layer since the last fold, float32 (m, n): its weight is the base plus this.
+def layer_update(
+    training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None
+) -> NDArray[np.float32]:
+    """What was learned of a layer since the last merge, float32 (m, n): its weight is the base plus this.
 
     Args:
         training: Of the run.
@@ -52,7 +57,7 @@ def layer_update(training: Training, state: PublishedState, layer: LayerSpec, in
     match training:
         case SubspaceTraining():
             projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, informed)
-            return fold_update(state.entries[layer.name], projection, layer.name)
+            return merge_update(state.entries[layer.name], projection, layer.name)
         case DenseTraining():
             return state.entries[layer.name].values()
         case DirectionTraining():

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folded base as one file, for who missed more folds than it weighs.
+"""A merged base as one file, for who missed more merges than it weighs.
 
-It holds the master copies of a generation and the state that the generation began with, so whoever takes it stands exactly where a
-replica stands that folded every time. What is written of a weight is the difference of its bits to the checkpoint's: every replica has
-the checkpoint, and training moves weights little. As whole numbers, with small changes of either sign made small, and with bytes of
-equal weight together, a bfloat16 model after a change of 1 % takes 0.36 of its size and a float32 one 0.68; compressed as they are,
-0.72 and 0.86.
+It holds the master copies of a generation and the state that the generation began with, so whoever takes it stands
+exactly where a replica stands that merged every time. What is written of a weight is the difference of its bits to the
+checkpoint's: every replica has the checkpoint, and training moves weights little. As whole numbers, with small changes
+of either sign made small, and with bytes of equal weight together, a bfloat16 model after a change of 1 % takes 0.36 of
+its size and a float32 one 0.68; compressed as they are, 0.72 and 0.86.
 
-The file is a record file (`fedcore.numbers.records`): first what a fold leaves in the state (tensors trained whole), then layers in the schema's
-order, in blocks of rows. A writer and a reader hold one block.
-"""
+The file is a record file (`fedcore.numbers.records`): first what a merge leaves in the state (tensors trained whole),
+then layers in the schema's order, in blocks of rows. A writer and a reader hold one block."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from fedcore.model.base import Base
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.numbers.records import Record, pack_record, read_header, read_records, write_records
-from fedcore.round.training import Training, folded_entries
+from fedcore.round.training import Training, merged_entries
 from fedcore.weights.checkpoint import from_float32
 from fedcore.weights.schema import LayerSpec
 
@@ -53,14 +52,14 @@ def write_snapshot(path: Path, base: Base, state: PublishedState) -> None:
     Args:
         path: The file.
         base: Of generation 1 or later.
-        state: Refreshed: what was folded is zero in it, in the subspaces of the base's generation.
+        state: Refreshed: what was merged is zero in it, in the subspaces of the base's generation.
 
     Raises:
         BaseDamaged: The master copies are damaged.
-        ExactnessError: The state has learned something that is not folded.
+        ExactnessError: The state has learned something that is not merged.
     """
-    if any(state.entries[name].q.any() for name in folded_entries(base.schema) & state.entries.keys()):
-        raise ExactnessError("a snapshot is of a state that was folded", place=path.name)
+    if any(state.entries[name].q.any() for name in merged_entries(base.schema) & state.entries.keys()):
+        raise ExactnessError("a snapshot is of a state that was merged", place=path.name)
     header = _Header(version=state.version, generation=base.generation, seeds=state.seeds, rank=state.rank)
     write_records(path, msgspec.to_builtins(header), _records(base, state), level=_LEVEL)
 
@@ -94,9 +93,11 @@ def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"not a snapshot: {error}", place=path.name) from None
     if (header.generation, header.seeds, header.rank) != (training.generation, training.seeds, training.rank):
-        raise MalformedMessage(f"a snapshot of generation {header.generation} where the plan has {training.generation}", place=path.name)
+        raise MalformedMessage(
+            f"a snapshot of generation {header.generation} where the plan has {training.generation}", place=path.name
+        )
     zero = PublishedState.zero(training, base.schema)
-    kept = {name: part.q.shape for name, part in zero.entries.items() if name not in folded_entries(base.schema)}
+    kept = {name: part.q.shape for name, part in zero.entries.items() if name not in merged_entries(base.schema)}
     records = read_records(path, largest=max(_largest(base), *map(math.prod, kept.values()), 0))
     entries: dict[str, RowScaled] = {}
     for name in sorted(kept):
@@ -104,12 +105,17 @@ def take_snapshot(path: Path, base: Base, training: Training) -> PublishedState:
         if record is None or record.name != name or record.integers.q.shape != kept[name] or record.difference:
             raise MalformedMessage("a snapshot without a part of the state", place=f"{path.name}: {name}")
         entries[name] = record.integers
-    base.replace(training.generation, lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]))
-    return PublishedState(header.version, training.seeds, training.rank, {**zero.entries, **entries}, training.rows_from)
+    base.replace(
+        training.generation,
+        lambda layer: _masters(base, layer, records, path.name, last=layer == base.schema.layers[-1]),
+    )
+    return PublishedState(
+        header.version, training.seeds, training.rank, {**zero.entries, **entries}, training.rows_from
+    )
 
 
 def _records(base: Base, state: PublishedState) -> Iterator[Record]:
-    for name in sorted(state.entries.keys() - folded_entries(base.schema)):
+    for name in sorted(state.entries.keys() - merged_entries(base.schema)):
         yield Record(name, state.entries[name], 16)
     for layer in base.schema.layers:
         base.check_master(layer)
@@ -143,8 +149,8 @@ def _block(base: Base, layer: LayerSpec, rows: slice) -> Record:
     change = _bits(base, layer, rows, of_checkpoint=False) - _bits(base, layer, rows, of_checkpoint=True)
     # 0, -1, 1, -2, ... as 0, 1, 2, 3, ...: the high bytes of small changes are zero.
     signed = change.view(np.int16 if change.itemsize == 2 else np.int32)
-    folded = ((signed << 1) ^ (signed >> (8 * change.itemsize - 1))).view(change.dtype)
-    words = folded if change.itemsize == 2 else np.concatenate([folded & 0xFFFF, folded >> 16])
+    merged = ((signed << 1) ^ (signed >> (8 * change.itemsize - 1))).view(change.dtype)
+    words = merged if change.itemsize == 2 else np.concatenate([merged & 0xFFFF, merged >> 16])
     q = words.astype(np.uint16).view(np.int16)
     return Record(f"{layer.name}/{rows.start}", RowScaled(q, np.zeros(len(q), np.int8)), 16, difference=True)
 
@@ -154,18 +160,25 @@ def _numbers(base: Base, layer: LayerSpec, rows: slice, record: Record) -> NDArr
     words = np.ascontiguousarray(record.integers.q).view(np.uint16)
     origin = _bits(base, layer, rows, of_checkpoint=True)
     half = len(words) // 2
-    folded = words if origin.itemsize == 2 else words[:half] | (words[half:].astype(np.uint32) << np.uint32(16))
+    merged = words if origin.itemsize == 2 else words[:half] | (words[half:].astype(np.uint32) << np.uint32(16))
     one = origin.dtype.type(1)
-    change = (folded >> one) ^ (~(folded & one) + one)
+    change = (merged >> one) ^ (~(merged & one) + one)
     total: NDArray[Any] = origin + change
     return total
 
 
-def _masters(base: Base, layer: LayerSpec, records: Iterator[Record], place: str, *, last: bool) -> Iterator[NDArray[Any]]:
+def _masters(
+    base: Base, layer: LayerSpec, records: Iterator[Record], place: str, *, last: bool
+) -> Iterator[NDArray[Any]]:
     for rows in _blocks(base, layer):
         record = next(records, None)
         shape = ((rows.stop - rows.start) * _words(base, layer), layer.columns)
-        if record is None or record.name != f"{layer.name}/{rows.start}" or record.integers.q.shape != shape or not record.difference:
+        if (
+            record is None
+            or record.name != f"{layer.name}/{rows.start}"
+            or record.integers.q.shape != shape
+            or not record.difference
+        ):
             raise MalformedMessage("a snapshot without a part of the model", place=f"{place}: {layer.name}")
         yield _numbers(base, layer, rows, record)
     if last and next(records, None) is not None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A round's factors side by side: the exact mean of products B_k A_k, as one product of stacked factors.
 
-    sum over k of p_k alpha / r B_k A_k = up @ down,   up = alpha / r [p_1 B_1, p_2 B_2, ...] (m, s),   down = [A_1; A_2; ...] (s, n)
+    sum over k of p_k alpha / r B_k A_k = up @ down,   up = alpha / r [p_1 B_1, p_2 B_2, ...] (m, s),   down = [A_1;
+    A_2; ...] (s, n)
 
-s is r times the number of participants, who are taken in the order of their names, so that the order in which updates came changes nothing.
-Unlike a mean, a stack grows with the participants: at the coordinator, on the wire and in the fold.
-"""
+s is r times the number of participants, who are taken in the order of their names, so that the order in which updates
+came changes nothing. Unlike a mean, a stack grows with the participants: at the coordinator, on the wire and in the
+merge."""
 
 from __future__ import annotations
 
@@ -36,10 +37,11 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
         state: As the round began, without a stack.
         plan: The round.
         updates: Of the round; read twice, one in memory at a time.
-        offset: From the name of an entry A and the mean of its changes, what is added to each participant's change of it.
+        offset: From the name of an entry A and the mean of its changes, what is added to each participant's change of
+            it.
 
     Raises:
-        RunError: The stack would be larger than an outcome can be.
+        RunError: The stack would be larger than a published state can be.
     """
     training, schema = plan.training, plan.model_schema
     assert isinstance(training, FactorTraining)
@@ -47,7 +49,9 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
     rows = len(ordered) * training.rank
     widest = max((max(layer.rows, layer.columns) for layer in schema.layers), default=0)
     if rows > MAX_STACKED or rows * widest > MAX_NUMBERS:
-        raise RunError(f"{len(ordered)} participants' factors are too many to stack", remedy="lower method.rank or round.cohort")
+        raise RunError(
+            f"{len(ordered)} participants' factors are too many to stack", remedy="lower method.rank or round.cohort"
+        )
     total = RunningSum(training.update_shapes(schema))
     for update in ordered:
         add_update(update, plan, total)

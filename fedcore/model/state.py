@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cumulative state, exact at the coordinator, rounded once for publication, the same at every replica.
 
-W(t) = W0 + sum over k of S_k P_k. The coordinator keeps S (m, K r) as 64-bit integers in units of 2**-32 and adds each round's
-mean to it. What it publishes is integers of 8 to 16 bits with one power-of-two scale per row, shared by all seeds: roundings do not
-accumulate, and because scales only ever double, the difference between two published versions is exact and small.
-Tensors trained whole (a task head) are the same thing with one subspace, the identity: their published part is what training
-added to the initial value.
+W(t) = W0 + sum over k of S_k P_k. The coordinator keeps S (m, K r) as 64-bit integers in units of 2**-32 and adds each
+round's mean to it. What it publishes is integers of 8 to 16 bits with one power-of-two scale per row, shared by all
+seeds: roundings do not accumulate, and because scales only ever double, the difference between two published versions
+is exact and small. Tensors trained whole (a task head) are the same thing with one subspace, the identity: their
+published part is what training added to the initial value.
 
-An outcome may bring factors of a product that is folded before the next round (`fedcore.round.training.UP`): matrices with as many columns
-or rows as that round's participants need, and none in the state that a generation begins with. An empty matrix has no record.
-"""
+A published state may bring factors of a product that is merged before the next round (`fedcore.round.training.UP`):
+matrices with as many columns or rows as that round's participants need, and none in the state that a generation begins
+with. An empty matrix has no record."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.fields.checked import RoundNumber
 from fedcore.numbers.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_exponents, scaled_fixed
 from fedcore.numbers.records import Record, read_header, read_records, write_records
-from fedcore.round.training import SECOND, UP, Training, folded_entries
+from fedcore.round.training import SECOND, UP, Training, merged_entries
 from fedcore.weights.schema import ModelSchema
 
 __all__ = ["MAX_STACKED", "ExactState", "PublishedState", "model_digest"]
 
-OUTCOME_FORMAT = "fedkrso outcome 1"
+PUBLISHED_FORMAT = "fedkrso published state 2"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
 _FINEST_EXPONENT = -28
 MAX_STACKED = 2**16
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """What an outcome file says about itself."""
+    """What a published state file says about itself."""
 
     version: RoundNumber
     seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=1024)]
@@ -57,7 +57,7 @@ class PublishedState:
     """The learned state that every replica computes with: exactly these numbers.
 
     Attributes:
-        version: The round whose outcome it is; 0 before the first.
+        version: The round whose published state it is; 0 before the first.
         seeds: The pool that the layers' columns belong to; none in methods without subspaces.
         rank: Columns per seed, or of the factors.
         entries: By name, int16 (m, c) and int8 exponents (m,).
@@ -83,11 +83,12 @@ class PublishedState:
 
     @property
     def stacked(self) -> int:
-        """Columns of the left factors of the products that the next fold takes; 0 for none."""
+        """Columns of the left factors of the products that the next merge takes; 0 for none."""
         return next((part.q.shape[1] for name, part in self.entries.items() if name.endswith(UP)), 0)
 
     def digest(self) -> str:
-        """SHA-256 over seeds, rank, what rows come from, and every entry in name order; independent of how the state travelled."""
+        """SHA-256 over seeds, rank, what rows come from, and every entry in name order; independent of how the state
+        travelled."""
         digest = hashlib.sha256(f"fedkrso state 1/{self.version}/{self.rank}/{self.seeds}".encode())
         if self.rows_from != "signs":
             digest.update(f"/{self.rows_from}".encode())
@@ -99,9 +100,9 @@ class PublishedState:
         return digest.hexdigest()
 
     def refreshed(self, training: Training, schema: ModelSchema) -> PublishedState:
-        """The state after a fold: what was folded is zero under new seeds, the rest kept."""
-        folded = folded_entries(schema)
-        zero = {name: _zero_rows(shape) for name, shape in training.layer_shapes(schema).items() if name in folded}
+        """The state after a merge: what was merged is zero under new seeds, the rest kept."""
+        merged = merged_entries(schema)
+        zero = {name: _zero_rows(shape) for name, shape in training.layer_shapes(schema).items() if name in merged}
         return PublishedState(self.version, training.seeds, training.rank, {**self.entries, **zero}, training.rows_from)
 
     def follows(self, previous: PublishedState) -> bool:
@@ -114,7 +115,7 @@ class PublishedState:
         if previous is not None and not self.follows(previous):
             raise ExactnessError("a difference needs the same subspaces and shapes on both sides", place=path.name)
         header = {
-            "format": OUTCOME_FORMAT,
+            "format": PUBLISHED_FORMAT,
             "version": self.version,
             "seeds": list(self.seeds),
             "rank": self.rank,
@@ -139,7 +140,9 @@ class PublishedState:
                 yield Record(name, RowScaled(q, part.exponent), 16, difference=True)
 
     @classmethod
-    def read(cls, path: Path, shapes: Mapping[str, tuple[int, int]], *, previous: PublishedState | None = None) -> PublishedState:
+    def read(
+        cls, path: Path, shapes: Mapping[str, tuple[int, int]], *, previous: PublishedState | None = None
+    ) -> PublishedState:
         """Read what `write` wrote, against the shapes the plan promises.
 
         Args:
@@ -151,7 +154,7 @@ class PublishedState:
             MalformedMessage: Damaged, or other entries than the plan's.
             ExactnessError: A difference to a version that this node does not hold.
         """
-        header = _checked_header(read_header(path, OUTCOME_FORMAT), path.name)
+        header = _checked_header(read_header(path, PUBLISHED_FORMAT), path.name)
         version, base, subspaces = header.version, header.base_version, (header.seeds, header.rank, header.rows_from)
         shapes = {name: (m or header.stacked, c or header.stacked) for name, (m, c) in shapes.items()}
         if base is not None and (previous is None or (previous.version, *previous.subspaces) != (base, *subspaces)):
@@ -167,7 +170,9 @@ class PublishedState:
             if record.difference and previous is not None:
                 held_part = previous.entries.get(record.name)
                 if held_part is None or held_part.q.shape != part.q.shape:
-                    raise MalformedMessage("a difference to an entry of another shape", place=f"{path.name}: {record.name}")
+                    raise MalformedMessage(
+                        "a difference to an entry of another shape", place=f"{path.name}: {record.name}"
+                    )
                 part = RowScaled(_coarser(held_part, part.exponent) + part.q, part.exponent)
             entries[record.name] = part
         entries |= {name: _zero_rows(shape) for name, shape in shapes.items() if not math.prod(shape)}
@@ -185,10 +190,11 @@ class ExactState:
         version: The last round added.
         sums: By name int64 (m, c).
         exponents: By name int64 (m,).
-        velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never published.
+        velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never
+            published.
         rows_from: What rows of P come from.
-        bits: Of a published number, 8 to 16: the row's largest takes them all (second moments: 16). Fewer make outcomes smaller, and S
-            stays what it is.
+        bits: Of a published number, 8 to 16: the row's largest takes them all (second moments: 16). Fewer make
+            published states smaller, and S stays what it is.
     """
 
     version: int
@@ -204,15 +210,16 @@ class ExactState:
     def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
         """Nothing learned yet."""
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
-        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=training.outcome_bits)
+        return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=training.published_bits)
 
-    def after(self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()) -> ExactState:
+    def after(
+        self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()
+    ) -> ExactState:
         """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
 
-        Without momentum and at a step of one that is S plus the mean. A new object, so that a failed round leaves nothing behind. All
-        numbers stay integers: a mean is at most 2**39, so V is below 2**44 with momentum up to 0.95, and its product with a step up
-        to 4 below 2**62. Entries in `plain` take the mean as it is.
-        """
+        Without momentum and at a step of one that is S plus the mean. A new object, so that a failed round leaves
+        nothing behind. All numbers stay integers: a mean is at most 2**39, so V is below 2**44 with momentum up to
+        0.95, and its product with a step up to 4 below 2**62. Entries in `plain` take the mean as it is."""
         sums, velocity = {}, {}
         for name, mean in total.means():
             if name in plain:
@@ -226,10 +233,14 @@ class ExactState:
         return replace(self, version=self.version + 1, sums=sums, exponents=dict(self.exponents), velocity=velocity)
 
     def refreshed(self, training: Training, schema: ModelSchema) -> ExactState:
-        """After a fold: what was folded is zero under new seeds, the rest kept."""
-        folded = folded_entries(schema)
-        zero = {name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items() if name in folded}
-        exponents, velocity = ({n: v for n, v in table.items() if n not in zero} for table in (self.exponents, self.velocity))
+        """After a merge: what was merged is zero under new seeds, the rest kept."""
+        merged = merged_entries(schema)
+        zero = {
+            name: np.zeros(shape, np.int64) for name, shape in training.layer_shapes(schema).items() if name in merged
+        }
+        exponents, velocity = (
+            {n: v for n, v in table.items() if n not in zero} for table in (self.exponents, self.velocity)
+        )
         return replace(
             self,
             seeds=training.seeds,
@@ -246,7 +257,8 @@ class ExactState:
         for name, total in self.sums.items():
             # Adam divides by roots of second moments: none of them may be rounded to zero for a larger one's sake.
             largest = 2 ** ((16 if name.endswith(SECOND) else self.bits) - 1) - 1
-            # int64 -> float64 may round S by 2**-53 of itself: harmless for a bound that leaves the exponent one step of room.
+            # int64 -> float64 may round S by 2**-53 of itself: harmless for a bound that leaves the exponent one step
+            # of room.
             absmax = np.abs(total).max(axis=1, initial=0).astype(np.float64) * 2.0**-FRACTION_BITS
             needed = np.maximum(row_exponents(absmax, largest), _FINEST_EXPONENT)
             exponent = np.maximum(needed, self.exponents.get(name, needed))
@@ -291,4 +303,4 @@ def _checked_header(raw: dict[str, Any], place: str) -> _Header:
     try:
         return msgspec.convert(raw, _Header)
     except msgspec.ValidationError as error:
-        raise MalformedMessage(f"an outcome's header: {error}", place=place) from None
+        raise MalformedMessage(f"a published state's header: {error}", place=place) from None

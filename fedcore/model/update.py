@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An update: one participant's accumulators and full tensors as a record file, and the checks before it may enter the sum."""
+"""An update: one participant's accumulators and full tensors as a record file, and the checks before it may enter the
+sum."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
     """Check an update whole, header and every record, against the plan and its sender.
 
     Raises:
-        UpdateRefused: Not an update for this round, with values outside the plan's bounds or those of exact sums, or a record
-            is missing, foreign, repeated, damaged, or has another shape or precision than the plan says.
+        UpdateRefused: Not an update for this round, with values outside the plan's bounds or those of exact sums, or a
+            record is missing, foreign, repeated, damaged, or has another shape or precision than the plan says.
     """
     header = _read_header(path, plan, run, node)
     return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _checked_records(path, plan, header)))
@@ -89,7 +90,9 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
     expected = {"run": run, "round": plan.round, "node": node, "version": plan.version}
     for key, value in expected.items():
         if getattr(header, key) != value:
-            raise UpdateRefused(f"{key} is {reprlib.repr(getattr(header, key))} where the plan has {value!r}", place=node)
+            raise UpdateRefused(
+                f"{key} is {reprlib.repr(getattr(header, key))} where the plan has {value!r}", place=node
+            )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(f"{header.examples} examples is outside 1 to {MAX_EXAMPLES}", place=node)
     return header
@@ -105,16 +108,20 @@ def _columns(want: Expected) -> NDArray[np.intp] | slice:
 
 
 def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[tuple[Record, NDArray[np.intp] | slice]]:
-    """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was missing."""
+    """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was
+    missing."""
     expected = plan.training.expected(plan.model_schema, header)
-    # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is unpacked.
+    # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is
+    # unpacked.
     largest = max((math.prod(want.shape) for want in expected.values()), default=1)
     kinds: set[Kind] = {want.coding.kind for want in expected.values()} or {"integers"}
     try:
         for record in read_records(path, largest=largest, kinds=kinds):
             want = expected.pop(record.name, None)
             if want is None:
-                raise UpdateRefused("a tensor that the plan does not have, or twice", place=f"{header.node}: {clean_text(record.name)}")
+                raise UpdateRefused(
+                    "a tensor that the plan does not have, or twice", place=f"{header.node}: {clean_text(record.name)}"
+                )
             place = f"{header.node}: {record.name}"
             if record.part.shape != want.shape or (record.kind, record.bits) != want.coding[:2] or record.difference:
                 found = f"{'x'.join(map(str, record.part.shape))} with {Coding(record.kind, record.bits)}"

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantised accumulators and the exact running sum.
 
-An accumulator A (m, c) travels as small integers with one power-of-two scale per row: A ~ q * 2**e. The coordinator adds
-`examples * q * 2**(e + 32)` as 64-bit integers. Integer addition is associative, so arrival order, restarts and the number
-of aggregation workers cannot change one bit, and memory is one running sum however many participants there are.
+An accumulator A (m, c) travels as small integers with one power-of-two scale per row: A ~ q * 2**e. The coordinator
+adds `examples * q * 2**(e + 32)` as 64-bit integers. Integer addition is associative, so arrival order, restarts and
+the number of aggregation workers cannot change one bit, and memory is one running sum however many participants there
+are.
 
-Bounds that keep every partial sum below 2**63: -32 <= e <= 7 and |q * 2**e| <= 2**7, so that a number is an integer a of
-2**-32 with |a| <= 2**39 (`within_bounds`), and at most 2**24 - 1 examples in a round.
+Bounds that keep every partial sum below 2**63: -32 <= e <= 7 and |q * 2**e| <= 2**7, so that a number is an integer a
+of 2**-32 with |a| <= 2**39 (`within_bounds`), and at most 2**24 - 1 examples in a round.
 
-An update may be scaled down before it is added (`Clip`). Its numbers are then the integers trunc(a * f / 2**k) with f < 2**16:
+An update may be scaled down before it is added (`Clip`). Its numbers are then the integers trunc(a * f / 2**k) with f <
+2**16:
 |a * f| < 2**55, and rounding towards zero gives |trunc(a * f / 2**k)| <= |a| * f / 2**k, so the bounds above hold as they are and
-the norm of what is added is at most f / 2**k times the norm of what came. Clipped numbers depend on the update and its factor
-alone: their sum is as exact and as independent of order as any other.
-"""
+the norm of what is added is at most f / 2**k times the norm of what came. Clipped numbers depend on the update and its
+factor alone: their sum is as exact and as independent of order as any other."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedcore.errors import ExactnessError, UpdateRefused
 from fedcore.fields.types import Bits
-from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, Part, RowScaled
+from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEntry, RowScaled
 
 __all__ = [
     "FRACTION_BITS",
@@ -33,7 +34,7 @@ __all__ = [
     "VALUE_BITS",
     "Clip",
     "Floats",
-    "Part",
+    "MatrixEntry",
     "RowScaled",
     "RunningSum",
     "clip_within",
@@ -95,16 +96,18 @@ def require_range(largest: float, place: str) -> None:
         raise UpdateRefused("an accumulator is not finite", place=place, remedy="lower the learning rate")
     if largest > 2**VALUE_BITS:
         raise UpdateRefused(
-            f"an accumulator reaches {largest:.3g}, more than {2**VALUE_BITS}", place=place, remedy="lower the learning rate"
+            f"an accumulator reaches {largest:.3g}, more than {2**VALUE_BITS}",
+            place=place,
+            remedy="lower the learning rate",
         )
 
 
-def within_bounds(part: Part) -> bool:
+def within_bounds(part: MatrixEntry) -> bool:
     """Whether exact sums allow every number: at most 2**7, and exponents of rows from -32 to 7."""
     return part.largest() <= 1 << (FRACTION_BITS + VALUE_BITS)
 
 
-def squared_norm(part: Part) -> int:
+def squared_norm(part: MatrixEntry) -> int:
     """The sum of squares in units of 2**-64: an exact integer, the same for any order of rows, entries and machines.
 
     Args:
@@ -139,7 +142,8 @@ def _blocks(shape: tuple[int, int]) -> Iterator[slice]:
 
 
 def norm_of(squared: int) -> float:
-    """The norm, from the sum of squares in units of 2**-64; two correctly rounded operations, so the same on every machine."""
+    """The norm, from the sum of squares in units of 2**-64; two correctly rounded operations, so the same on every
+    machine."""
     return math.sqrt(squared / (1 << 2 * FRACTION_BITS))
 
 
@@ -154,7 +158,11 @@ class Clip(msgspec.Struct, frozen=True):
     shift: int
 
     def __post_init__(self) -> None:
-        if not (0 <= self.shift <= _LARGEST_SHIFT and 0 <= self.numerator < 2**_CLIP_BITS and self.numerator <= 2**self.shift):
+        if not (
+            0 <= self.shift <= _LARGEST_SHIFT
+            and 0 <= self.numerator < 2**_CLIP_BITS
+            and self.numerator <= 2**self.shift
+        ):
             raise ExactnessError(f"{self.numerator} / 2**{self.shift} is no factor that exact sums allow")
 
     @property
@@ -184,7 +192,8 @@ def clip_within(squared: int, bound: float) -> Clip | None:
     if found <= allowed:
         return None
     shift = _CLIP_BITS
-    # The largest f with (f / 2**k)**2 * found <= allowed: f < 2**k since found > allowed, and doubling stops below 2**16.
+    # The largest f with (f / 2**k)**2 * found <= allowed: f < 2**k since found > allowed, and doubling stops below
+    # 2**16.
     while (numerator := math.isqrt((allowed << 2 * shift) // found)) < 2 ** (_CLIP_BITS - 1) and shift < _LARGEST_SHIFT:
         shift += 1
     return Clip(numerator, shift)
@@ -219,7 +228,7 @@ class RunningSum:
     def add(
         self,
         name: str,
-        part: Part,
+        part: MatrixEntry,
         examples: int,
         columns: NDArray[np.intp] | slice = slice(None),
         clip: Clip | None = None,

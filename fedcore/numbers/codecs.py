@@ -7,12 +7,13 @@
 | `floats` | 16, 32 | bfloat16 or float32 of each number | rounded to a multiple of 2**-32, half to even |
 | `sparse` | 4, 8, 16 | q of the numbers that are not zero, where they are, and the exponents | as `integers`, zero elsewhere |
 
-A float32 of 2**-9 or more is a multiple of 2**-32 already; smaller ones are off by 2**-33 at most. Once rounded, all of them are integers,
-so their sums are as exact, and as independent of order, as those of the others.
+A float32 of 2**-9 or more is a multiple of 2**-32 already; smaller ones are off by 2**-33 at most. Once rounded, all of
+them are integers, so their sums are as exact, and as independent of order, as those of the others.
 
-Where a number lies is told by how many come between it and the one before: in base 255, with 255 for "so many and more". zlib gives
-these bytes codes by how frequent they are (looking for repetitions made them longer). That is near what can be had: of random places at
-densities of 10, 1 and 0.1 % a place takes 4.7, 8.1 and 12.9 bits, and 4.7, 8.1 and 11.4 is the least.
+Where a number lies is told by how many come between it and the one before: in base 255, with 255 for "so many and
+more". zlib gives these bytes codes by how frequent they are (looking for repetitions made them longer). That is near
+what can be had: of random places at densities of 10, 1 and 0.1 % a place takes 4.7, 8.1 and 12.9 bits, and 4.7, 8.1 and
+11.4 is the least.
 
 Bytes come from elsewhere: every size is checked before anything of that size is made.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import MalformedMessage
-from fedcore.numbers.accumulator import FRACTION_BITS, Floats, Part, RowScaled, quantise_rows, require_range
+from fedcore.numbers.accumulator import FRACTION_BITS, Floats, MatrixEntry, RowScaled, quantise_rows, require_range
 from fedcore.numbers.coding import Coding, Kind, Width, most_index_bytes
 from fedcore.weights.checkpoint import from_float32, to_float32
 
@@ -45,7 +46,7 @@ class Codec(Protocol):
 
     widths: tuple[Width, ...]
 
-    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> Part:
+    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
         """Round a matrix to what travels.
 
         Raises:
@@ -53,11 +54,11 @@ class Codec(Protocol):
         """
         ...
 
-    def pack(self, part: Part, bits: Width, level: int) -> dict[str, Any]:
+    def pack(self, part: MatrixEntry, bits: Width, level: int) -> dict[str, Any]:
         """What a record has of it beside name, shape and bits; compressed without loss where that is smaller."""
         ...
 
-    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> Part:
+    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> MatrixEntry:
         """A part from what `pack` gave.
 
         Raises:
@@ -66,7 +67,7 @@ class Codec(Protocol):
         ...
 
 
-def encoded(values: NDArray[np.float32], coding: Coding, place: str) -> Part:
+def encoded(values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
     """A matrix as it travels; see `Codec.encode`."""
     return CODECS[coding.kind].encode(values, coding, place)
 
@@ -74,15 +75,19 @@ def encoded(values: NDArray[np.float32], coding: Coding, place: str) -> Part:
 class _Integers:
     widths: tuple[Width, ...] = (4, 8, 16)
 
-    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> Part:
+    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
         return quantise_rows(values, _integer_bits(coding.bits), place=place)
 
-    def pack(self, part: Part, bits: Width, level: int) -> dict[str, Any]:
+    def pack(self, part: MatrixEntry, bits: Width, level: int) -> dict[str, Any]:
         assert isinstance(part, RowScaled)
         packed = _by_columns(part.q, level) if bits == 16 else _deflated(_to_bytes(part.q, bits), bits, level)
-        return {"coding": packed["coding"], "exponent": zlib.compress(part.exponent.tobytes(), 6), "data": packed["data"]}
+        return {
+            "coding": packed["coding"],
+            "exponent": zlib.compress(part.exponent.tobytes(), 6),
+            "data": packed["data"],
+        }
 
-    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> Part:
+    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> MatrixEntry:
         exponents = _exponents(raw, shape[0], place)
         if bits == 16 and raw.get("coding") == _COLUMNS:
             return RowScaled(_from_columns(raw, shape, place), exponents)
@@ -94,15 +99,15 @@ class _Integers:
 class _Floats:
     widths: tuple[Width, ...] = (16, 32)
 
-    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> Part:
+    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
         require_range(np.abs(values).max(initial=0), place)
         return Floats(to_float32(from_float32(values, _FLOATS[coding.bits]), _FLOATS[coding.bits]))
 
-    def pack(self, part: Part, bits: Width, level: int) -> dict[str, Any]:
+    def pack(self, part: MatrixEntry, bits: Width, level: int) -> dict[str, Any]:
         stored = from_float32(part.values(), _FLOATS[bits])
         return _deflated(stored.astype(_STORED[bits], copy=False).tobytes(), bits, level)
 
-    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> Part:
+    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> MatrixEntry:
         data = _inflated(raw, shape[0] * shape[1] * bits // 8, bits, place)
         values = to_float32(np.frombuffer(data, _STORED[bits]).reshape(shape), _FLOATS[bits])
         if not np.isfinite(values).all():
@@ -117,10 +122,10 @@ _STORED: Final[dict[int, str]] = {16: "<u2", 32: "<f4"}
 class _Sparse:
     widths: tuple[Width, ...] = (4, 8, 16)
 
-    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> Part:
+    def encode(self, values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
         return quantise_rows(_largest(values, coding.kept(values.size)), _integer_bits(coding.bits), place=place)
 
-    def pack(self, part: Part, bits: Width, level: int) -> dict[str, Any]:
+    def pack(self, part: MatrixEntry, bits: Width, level: int) -> dict[str, Any]:
         assert isinstance(part, RowScaled)
         flat = part.q.reshape(-1)
         places = np.flatnonzero(flat)
@@ -133,16 +138,25 @@ class _Sparse:
             **_deflated(_to_bytes(flat[places], bits), bits, level),
         }
 
-    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> Part:
-        numbers, count, index_bytes, index = shape[0] * shape[1], raw.get("count"), raw.get("index_bytes"), raw.get("index")
+    def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> MatrixEntry:
+        numbers, count, index_bytes, index = (
+            shape[0] * shape[1],
+            raw.get("count"),
+            raw.get("index_bytes"),
+            raw.get("index"),
+        )
         if not (type(count) is int and type(index_bytes) is int and type(index) is bytes):
             raise MalformedMessage("a record has fields of the wrong type", place=place)
         if not (0 <= count <= numbers and count <= index_bytes <= most_index_bytes(count, numbers)):
-            raise MalformedMessage(f"{count} numbers of {numbers}, told by {index_bytes} bytes, are outside the limits", place=place)
+            raise MalformedMessage(
+                f"{count} numbers of {numbers}, told by {index_bytes} bytes, are outside the limits", place=place
+            )
         index = _inflate(index, index_bytes, place)
         places = _places(index)
         if index.endswith(b"\xff") or len(places) != count or (count and places[-1] >= numbers):
-            raise MalformedMessage(f"the places of {len(places)} numbers where {count} of {numbers} belong", place=place)
+            raise MalformedMessage(
+                f"the places of {len(places)} numbers where {count} of {numbers} belong", place=place
+            )
         data = _inflated(raw, -(-count * bits // 8), bits, place)
         exponents = _exponents(raw, shape[0], place)
         flat = np.zeros(numbers, np.int16)
@@ -210,16 +224,23 @@ def _from_bytes(data: bytes, count: int, bits: Width) -> NDArray[np.int16]:
 
 
 def _by_columns(q: NDArray[np.int16], level: int) -> dict[str, Any]:
-    """Numbers of 16 bits, most of whose columns may be zero and whose values small: a subspace that no one trained, fewer `outcome_bits`.
+    """Numbers of 16 bits, most of whose columns may be zero and whose values small: a subspace that no one trained,
+    fewer `published_bits`.
 
-    Column after column, with the sign in the lowest bit, first all high bytes and then all low ones. Both have codes of their own, and
-    only runs are looked for, since nothing else repeats.
-    """
-    folded = ((q << 1) ^ (q >> 15)).T.astype("<u2")
-    planes = np.ascontiguousarray(folded).view(np.uint8).reshape(-1, 2).T
+    Column after column, with the sign in the lowest bit, first all high bytes and then all low ones. Both have codes of
+    their own, and only runs are looked for, since nothing else repeats."""
+    zigzag = ((q << 1) ^ (q >> 15)).T.astype("<u2")
+    planes = np.ascontiguousarray(zigzag).view(np.uint8).reshape(-1, 2).T
     engine = zlib.compressobj(level, strategy=zlib.Z_RLE)
-    packed = engine.compress(planes[1].tobytes()) + engine.flush(zlib.Z_SYNC_FLUSH) + engine.compress(planes[0].tobytes()) + engine.flush()
-    return {"coding": _COLUMNS, "data": packed} if len(packed) < q.nbytes else {"coding": _RAW, "data": _to_bytes(q, 16)}
+    packed = (
+        engine.compress(planes[1].tobytes())
+        + engine.flush(zlib.Z_SYNC_FLUSH)
+        + engine.compress(planes[0].tobytes())
+        + engine.flush()
+    )
+    return (
+        {"coding": _COLUMNS, "data": packed} if len(packed) < q.nbytes else {"coding": _RAW, "data": _to_bytes(q, 16)}
+    )
 
 
 def _from_columns(raw: Any, shape: tuple[int, int], place: str) -> NDArray[np.int16]:
@@ -228,8 +249,8 @@ def _from_columns(raw: Any, shape: tuple[int, int], place: str) -> NDArray[np.in
         raise MalformedMessage("a record has fields of the wrong type", place=place)
     count = shape[0] * shape[1]
     planes = np.frombuffer(_inflate(data, 2 * count, place), np.uint8).reshape(2, count)
-    folded = (planes[0].astype(np.uint16) << 8) | planes[1]
-    q = (folded >> 1).astype(np.int16) ^ -(folded & 1).astype(np.int16)
+    zigzag = (planes[0].astype(np.uint16) << 8) | planes[1]
+    q = (zigzag >> 1).astype(np.int16) ^ -(zigzag & 1).astype(np.int16)
     return np.ascontiguousarray(q.reshape(shape[::-1]).T)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the numbers of an update's entry travel, as a plan says it (the agent imports this file; it must stay free of NumPy).
+"""How the numbers of an update's entry travel, as a plan says it (the agent imports this file; it must stay free of
+NumPy).
 
 What each kind is in bytes, and how it is made and read, is in `fedcore.numbers.codecs`.
 """
@@ -11,7 +12,8 @@ from typing import Literal, NamedTuple
 __all__ = ["Coding", "Kind", "Width"]
 
 Kind = Literal["integers", "floats", "sparse"]
-"""`integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest of them."""
+"""`integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest
+of them."""
 
 Width = Literal[4, 8, 16, 32]
 """Bits of a number."""

@@ -10,14 +10,14 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FRACTION_BITS", "VALUE_BITS", "Floats", "Part", "RowScaled"]
+__all__ = ["FRACTION_BITS", "VALUE_BITS", "Floats", "MatrixEntry", "RowScaled"]
 
 FRACTION_BITS: Final = 32
 VALUE_BITS: Final = 7
 """A number of an update is at most 2**7 (`fedcore.numbers.accumulator`)."""
 
 
-class Part(Protocol):
+class MatrixEntry(Protocol):
     """A matrix as it travelled. What is summed of it are integers in units of 2**-32."""
 
     @property
@@ -105,4 +105,6 @@ class RowScaled:
 
     def units(self, rows: slice) -> NDArray[np.int64]:
         """Exact."""
-        return np.asarray(self.q[rows].astype(np.int64) << (self.exponent[rows].astype(np.int64) + FRACTION_BITS)[:, None])
+        return np.asarray(
+            self.q[rows].astype(np.int64) << (self.exponent[rows].astype(np.int64) + FRACTION_BITS)[:, None]
+        )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record files: how accumulators and states lie on disk and cross the wire.
 
-A file is a sequence of msgpack objects: one header (a map with `format`), then one map per record, then an end marker with
-the number of records, so that a file cut short is noticed. Readers hold one record at a time. Numbers are little-endian.
+A file is a sequence of msgpack objects: one header (a map with `format`), then one map per record, then an end marker
+with the number of records, so that a file cut short is noticed. Readers hold one record at a time. Numbers are
+little-endian.
 
-Files come from elsewhere. A reader's memory is below 2 MB plus 24 bytes for each number of the largest record that it allows: it refuses a
-larger one by its shape before anything is unpacked.
-"""
+Files come from elsewhere. A reader's memory is below 2 MB plus 24 bytes for each number of the largest record that it
+allows: it refuses a larger one by its shape before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import msgpack
 
 from fedcore.errors import MalformedMessage
 from fedcore.fields.unpacking import Containers
-from fedcore.numbers.accumulator import Part, RowScaled
+from fedcore.numbers.accumulator import MatrixEntry, RowScaled
 from fedcore.numbers.codecs import CODECS
 from fedcore.numbers.coding import Kind, Width
 from fedcore.system.durable import flush_folder
@@ -42,7 +42,7 @@ class Record:
     """One named matrix; `difference` says that q is modulo 2**16 against an earlier version."""
 
     name: str
-    part: Part
+    part: MatrixEntry
     bits: Width
     difference: bool = False
     kind: Kind = "integers"
@@ -159,7 +159,13 @@ class _Objects:
         return int(self._unpacker.tell())
 
 
-_SMALL: Final[dict[str, Any]] = {"raw": False, "strict_map_key": True, "max_map_len": 16, "max_str_len": 4 * _MAX_NAME, "max_ext_len": 0}
+_SMALL: Final[dict[str, Any]] = {
+    "raw": False,
+    "strict_map_key": True,
+    "max_map_len": 16,
+    "max_str_len": 4 * _MAX_NAME,
+    "max_ext_len": 0,
+}
 
 
 def _unpacked(unpacker: msgpack.Unpacker, place: str) -> dict[str, Any]:
@@ -200,11 +206,13 @@ def read_records(path: Path, *, largest: int = MAX_NUMBERS, kinds: Collection[Ki
 
     Args:
         path: The file.
-        largest: Numbers that the largest record may have. Pass what the reader expects: a few compressed bytes can claim a hundred million.
+        largest: Numbers that the largest record may have. Pass what the reader expects: a few compressed bytes can
+            claim a hundred million.
         kinds: What kinds of numbers are expected.
 
     Raises:
-        MalformedMessage: The file is cut short, damaged, holds a larger record or one of another kind, or more than it says.
+        MalformedMessage: The file is cut short, damaged, holds a larger record or one of another kind, or more than it
+            says.
     """
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums of a plan's projections: a machine that computes others refuses the round instead of training in other subspaces."""
+"""Checksums of a plan's projections: a machine that computes others refuses the round instead of training in other
+subspaces."""
 
 from __future__ import annotations
 
@@ -19,9 +20,8 @@ __all__ = ["checksums", "signs_checksum"]
 def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
     """16 hex digits over the signs of all `seeds` of a layer.
 
-    The plan carries it, so that a client whose hash library or byte order differs refuses the round instead of training in
-    other subspaces.
-    """
+    The plan carries it, so that a client whose hash library or byte order differs refuses the round instead of training
+    in other subspaces."""
     digest = hashlib.sha256()
     for seed in seeds:
         digest.update(sign_bytes(seed, layer, r, n))
@@ -36,7 +36,9 @@ def checksums(training: Training, schema: ModelSchema, informed: InformedRows | 
         return tuple(checksum(training.seeds[0], layer) for layer in schema.layers)
     if training.rows_from == "signs":
         # As packed bits: so were the first plans checked.
-        return tuple(signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers)
+        return tuple(
+            signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers
+        )
     pool = training.rows_from, training.seeds, training.rank
     made = (projection_of(*pool, layer.name, layer.columns, informed) for layer in schema.layers)
     return tuple(projection.checksum() for projection in made)

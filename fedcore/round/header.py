@@ -38,7 +38,8 @@ class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a record of an update must be: its shape, how its numbers travel, and the columns of the entry that it changes."""
+    """What a record of an update must be: its shape, how its numbers travel, and the columns of the entry that it
+    changes."""
 
     shape: tuple[int, int]
     coding: Coding

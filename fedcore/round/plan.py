@@ -19,10 +19,10 @@ from fedcore.weights.schema import ModelSchema
 __all__ = [
     "InformedObject",
     "ObjectKind",
-    "OutcomeObject",
     "Plan",
     "Position",
     "PublishedObject",
+    "StateObject",
     "cheapest_way",
     "objects_needed",
     "published_digest",
@@ -35,19 +35,19 @@ _MAX_NUMBERS = 2**27
 ObjectKind = Literal["whole", "difference", "snapshot"]
 
 
-class OutcomeObject(msgspec.Struct, frozen=True):
+class StateObject(msgspec.Struct, frozen=True):
     """A published file that takes a replica to a version.
 
     - `whole`: the learned state, in the subspaces of its generation.
     - `difference`: the same, as the difference to `base_version`.
-    - `snapshot`: the base of its generation, folded as often as that says, with the state that the generation began with.
-    """
+    - `snapshot`: the base of its generation, merged as often as that says, with the state that the generation began
+      with."""
 
     version: RoundNumber
     generation: RoundNumber
     base_version: RoundNumber | None
     digest: Sha256
-    """Model digest of a replica that has taken this object (before any further fold)."""
+    """Model digest of a replica that has taken this object (before any further merge)."""
     manifest: Manifest
     snapshot: bool = False
 
@@ -60,7 +60,8 @@ class OutcomeObject(msgspec.Struct, frozen=True):
 
 
 class InformedObject(msgspec.Struct, frozen=True):
-    """The published file of the run's informed rows (`fedcore.subspaces.informed`): fetched once, before a model is loaded, and kept."""
+    """The published file of the run's informed rows (`fedcore.subspaces.informed`): fetched once, before a model is
+    loaded, and kept."""
 
     manifest: Manifest
 
@@ -70,7 +71,7 @@ class InformedObject(msgspec.Struct, frozen=True):
         return 0
 
 
-PublishedObject = OutcomeObject | InformedObject
+PublishedObject = StateObject | InformedObject
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
@@ -78,7 +79,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
 
     round: RoundNumber
     phase: Literal["train", "finished"]
-    """`finished`: nothing is trained any more; take the last outcome and report its digest."""
+    """`finished`: nothing is trained any more; take the last published state and report its digest."""
     cohort: tuple[Name, ...]
     deadline_at: UnixSeconds
     """Unix time in seconds after which updates are late."""
@@ -94,12 +95,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """The state that the round starts from."""
     chunk_bytes: ChunkBytes
     """Largest chunk that the coordinator found to pass the broker."""
-    objects: tuple[OutcomeObject, ...]
+    objects: tuple[StateObject, ...]
     """Everything an absent node may need, oldest first; the present version is last."""
     start_digest: OptionalSha256 = ""
-    """Model digest of a replica that stands where the round starts: folded, in the round's subspaces."""
+    """Model digest of a replica that stands where the round starts: merged, in the round's subspaces."""
     checkpoint_digest: OptionalSha256 = ""
-    """Of the base at generation 0, which is the checkpoint; empty in a run that was begun before there was this field."""
+    """Of the base at generation 0, which is the checkpoint; empty in a run that was begun before there was this
+    field."""
     informed: InformedObject | None = None
     """What `training` says that rows come from, where they are informed."""
 
@@ -109,7 +111,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
         return f"{self.round}-{self.phase}-{round(1000 * self.deadline_at)}"
 
     def __post_init__(self) -> None:
-        # What no field can say alone. The label set is a list by now: a name would have nodes call a function that a plan names.
+        # What no field can say alone. The label set is a list by now: a name would have nodes call a function that a
+        # plan names.
         if isinstance(self.task.labels, str):
             raise ValueError("a plan carries its labels, not a function's name")
         if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
@@ -117,40 +120,46 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
         named = "" if self.informed is None else self.informed.manifest.sha256
         if self.training.informed != named or (named != "") != (self.training.informed_subspaces > 0):
             raise ValueError("a plan whose informed rows are not those of its training")
-        shapes = [*self.training.shapes(self.model_schema).values(), *self.training.update_shapes(self.model_schema).values()]
+        shapes = [
+            *self.training.shapes(self.model_schema).values(),
+            *self.training.update_shapes(self.model_schema).values(),
+        ]
         if max(map(math.prod, shapes), default=0) > _MAX_NUMBERS:
             # Where a plan is made, that is the job's fault; where it comes from elsewhere, the message's.
             raise MalformedMessage(
-                f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers", remedy="lower method.num_seeds or method.rank"
+                f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers",
+                remedy="lower method.num_seeds or method.rank",
             )
 
 
 Position = tuple[int, int]
-"""Where a replica stands: version, and folds that its base has seen."""
+"""Where a replica stands: version, and merges that its base has seen."""
 
 
-def objects_needed(plan: Plan, version: int, generation: int) -> tuple[OutcomeObject, ...] | None:
+def objects_needed(plan: Plan, version: int, generation: int) -> tuple[StateObject, ...] | None:
     """What a node that holds a version must fetch, in the order it applies them: the way with the fewest bytes.
 
     Args:
         plan: The present plan.
         version: What the node holds; 0 for nothing learned.
-        generation: Folds its base has seen.
+        generation: Merges its base has seen.
 
     Returns:
-        The objects, oldest first, empty if the node is up to date; None if the plan does not lead there from what it holds.
+        The objects, oldest first, empty if the node is up to date; None if the plan does not lead there from what it
+        holds.
     """
     return cheapest_way(plan.objects, (plan.version, plan.training.generation), (version, generation))
 
 
-def cheapest_way(objects: tuple[OutcomeObject, ...], goal: Position, held: Position) -> tuple[OutcomeObject, ...] | None:
-    """The objects that lead from one position to another with the fewest bytes, then the fewest objects; None if none do.
+def cheapest_way(objects: tuple[StateObject, ...], goal: Position, held: Position) -> tuple[StateObject, ...] | None:
+    """The objects that lead from one position to another with the fewest bytes, then the fewest objects; None if none
+    do.
 
-    - A whole state needs the base of its generation. The checkpoint is the base of generation 0, so a whole state of that one can be
-      taken from anywhere.
+    - A whole state needs the base of its generation. The checkpoint is the base of generation 0, so a whole state of
+      that one can be taken from anywhere.
     - A difference needs the very version before it.
     - A snapshot needs nothing.
-    - Who holds the last version of a generation folds it by itself and stands at the next.
+    - Who holds the last version of a generation merges it by itself and stands at the next.
     """
     last: dict[int, int] = {}
     for obj in objects:
@@ -159,29 +168,31 @@ def cheapest_way(objects: tuple[OutcomeObject, ...], goal: Position, held: Posit
         elif obj.kind == "whole" and obj.generation < goal[1]:
             last[obj.generation] = max(obj.version, last.get(obj.generation, 0))
 
-    def folded(position: Position) -> Position:
+    def merged(position: Position) -> Position:
         version, generation = position
         return (version, generation + 1) if generation < goal[1] and last.get(generation) == version else position
 
-    def leads_on(position: Position, obj: OutcomeObject) -> bool:
+    def leads_on(position: Position, obj: StateObject) -> bool:
         if obj.kind == "whole":
             return obj.generation in (0, position[1])
         return obj.kind == "snapshot" or position == (obj.base_version, obj.generation)
 
-    ways: dict[Position, tuple[int, int, tuple[OutcomeObject, ...]]] = {folded(held): (0, 0, ())}
+    ways: dict[Position, tuple[int, int, tuple[StateObject, ...]]] = {merged(held): (0, 0, ())}
     # In order of versions one pass finds the ways, and the next that there are no cheaper ones.
     better = True
     while better:
         better = False
         for obj in sorted(objects, key=lambda o: (o.generation, o.version)):
-            cost, steps, way = min((way for at, way in ways.items() if leads_on(at, obj)), key=lambda w: w[:2], default=(0, 0, None))
+            cost, steps, way = min(
+                (way for at, way in ways.items() if leads_on(at, obj)), key=lambda w: w[:2], default=(0, 0, None)
+            )
             if way is None:
                 continue
             found = cost + obj.manifest.size_bytes, steps + 1, (*way, obj)
-            there = folded((obj.version, obj.generation))
+            there = merged((obj.version, obj.generation))
             if there not in ways or found[:2] < ways[there][:2]:
                 ways[there], better = found, True
-    return ways[folded(goal)][2] if folded(goal) in ways else None
+    return ways[merged(goal)][2] if merged(goal) in ways else None
 
 
 def published_digest(plan: Plan, version: int, generation: int) -> str | None:

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeded full-rank directions, and the change of a layer that K coefficients along them stand for.
 
-Direction k of a seed has an entry of +1 or -1 for every number of every target layer. FedKSeed (arXiv 2312.06353) and Ferret (arXiv
-2409.06277) draw theirs from a normal distribution, the second cut off at 1 / sqrt(numbers). Signs have E[z z^T] = I as well, and of all
-entries with that the least spread: E|z z^T g|^2 is d |g|^2, where normal ones have (d + 2) |g|^2. They need one random bit where a
-sum of bytes that looks normal needs 64, and making the bits is most of the work.
+Direction k of a seed has an entry of +1 or -1 for every number of every target layer. FedKSeed (arXiv 2312.06353) and
+Ferret (arXiv 2409.06277) draw theirs from a normal distribution, the second cut off at 1 / sqrt(numbers). Signs have
+E[z z^T] = I as well, and of all entries with that the least spread: E|z z^T g|^2 is d |g|^2, where normal ones have (d
++ 2) |g|^2. They need one random bit where a sum of bytes that looks normal needs 64, and making the bits is most of the
+work.
 
-The bits are SHAKE-128 (FIPS 202), one stream for each 64 rows of a layer, so that any rows can be had without those before them.
+The bits are SHAKE-128 (FIPS 202), one stream for each 64 rows of a layer, so that any rows can be had without those
+before them.
 
     W = W0 + 2**u sum over k of q_k z_k
 
-Published coefficients are integers q_k of 16 bits with one power of two for all, so for K up to 65,536 the sum is a 32-bit integer a
-weight, and no order, library or machine changes a bit. It becomes a float32 in one rounding; 2**u is exact; then comes one addition.
+Published coefficients are integers q_k of 16 bits with one power of two for all, so for K up to 65,536 the sum is a
+32-bit integer a weight, and no order, library or machine changes a bit. It becomes a float32 in one rounding; 2**u is
+exact; then comes one addition.
 
-Who keeps that sum and adds to it, version after version and step after step, does so in one unit for the whole run, 2**-28 (`units_of`),
-and modulo 2**32. Then it could run over, and what is checked is its spread: entries are sums of random signs, and the bound is twelve
-standard deviations. Within it the sum is the same number, and rounds to the same float32.
-"""
+Who keeps that sum and adds to it, version after version and step after step, does so in one unit for the whole run,
+2**-28 (`units_of`), and modulo 2**32. Then it could run over, and what is checked is its spread: entries are sums of
+random signs, and the bound is twelve standard deviations. Within it the sum is the same number, and rounds to the same
+float32."""
 
 from __future__ import annotations
 
@@ -74,7 +77,9 @@ def _blocks(layer: LayerSpec, rows: slice) -> Iterator[slice]:
     return (slice(start, min(start + BLOCK_ROWS, layer.rows)) for start in range(first, rows.stop, BLOCK_ROWS))
 
 
-def direction(seed: int, index: int, layer: LayerSpec, rows: slice | None = None, out: NDArray[np.int8] | None = None) -> NDArray[np.int8]:
+def direction(
+    seed: int, index: int, layer: LayerSpec, rows: slice | None = None, out: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
     """Some rows of a direction, entries +1 and -1.
 
     Args:
@@ -97,7 +102,9 @@ def direction(seed: int, index: int, layer: LayerSpec, rows: slice | None = None
             wanted = slice(max(start, 0), min(start + len(bits), len(flat)))
             if wanted.start < wanted.stop:
                 np.add(bits, bits, out=bits)
-                np.subtract(np.int8(1), bits.view(np.int8)[wanted.start - start : wanted.stop - start], out=flat[wanted])
+                np.subtract(
+                    np.int8(1), bits.view(np.int8)[wanted.start - start : wanted.stop - start], out=flat[wanted]
+                )
     return out
 
 
@@ -124,14 +131,18 @@ def units_of(part: RowScaled, place: str) -> NDArray[np.int64]:
     """
     shift = int(part.exponent[0]) + UNIT_BITS
     if not 0 <= shift <= UNIT_BITS + 7:
-        raise ExactnessError(f"coefficients in units of 2**{shift - UNIT_BITS}", place=place, remedy="lower method.learning_rate")
+        raise ExactnessError(
+            f"coefficients in units of 2**{shift - UNIT_BITS}", place=place, remedy="lower method.learning_rate"
+        )
     units: NDArray[np.int64] = part.q[0].astype(np.int64) << np.int64(shift)
     if not spread_fits(units):
         raise ExactnessError("coefficients too large for exact sums", place=place, remedy="lower method.learning_rate")
     return units
 
 
-def add_directions(total: NDArray[np.int32], units: NDArray[np.int64], seed: int, layer: LayerSpec, block: slice) -> None:
+def add_directions(
+    total: NDArray[np.int32], units: NDArray[np.int64], seed: int, layer: LayerSpec, block: slice
+) -> None:
     """Add sum over k of units_k z_k to a block of rows, modulo 2**32.
 
     Args:
@@ -153,7 +164,8 @@ def add_directions(total: NDArray[np.int32], units: NDArray[np.int64], seed: int
 
 
 def change_of(part: RowScaled, seed: int, layer: LayerSpec, exponent: int) -> RowsOf:
-    """The change 2**exponent sum over k of c_k z_k, float32: a function that gives some rows of it, the same bits everywhere.
+    """The change 2**exponent sum over k of c_k z_k, float32: a function that gives some rows of it, the same bits
+    everywhere.
 
     Args:
         part: The published coefficients (1, K).
@@ -177,7 +189,8 @@ def change_of(part: RowScaled, seed: int, layer: LayerSpec, exponent: int) -> Ro
 
 
 def project(change: NDArray[np.float32], seed: int, layer: LayerSpec, indices: Sequence[int]) -> NDArray[np.float64]:
-    """Inner products of a layer's change (m, n) with directions; for a node's own use, so float sums are good enough."""
+    """Inner products of a layer's change (m, n) with directions; for a node's own use, so float sums are good
+    enough."""
     out = np.full(len(indices), change.sum(dtype=np.float64))
     ones = np.empty(_PART, np.float32)
     for block in _blocks(layer, slice(0, layer.rows)):
@@ -190,9 +203,11 @@ def project(change: NDArray[np.float32], seed: int, layer: LayerSpec, indices: S
 
 
 def seed_probabilities(amplitudes: NDArray[np.float64], uses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How likely each direction is drawn, from how large the loss's slopes along it were: softmax of their mean, brought to 0 .. 1.
+    """How likely each direction is drawn, from how large the loss's slopes along it were: softmax of their mean,
+    brought to 0 .. 1.
 
-    FedKSeed-Pro (arXiv 2312.06353, section 4.3, and the authors' code): a direction that was never used counts as slope zero.
+    FedKSeed-Pro (arXiv 2312.06353, section 4.3, and the authors' code): a direction that was never used counts as slope
+    zero.
 
     Args:
         amplitudes: Sums of absolute slopes (K,), in any unit.

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The informed pool: rows of P that are principal directions of a layer's input instead of random ones.
 
-The second moment E[x x^T] and the mean of what goes into each target layer are measured once, on calibration text without labels, by the
-coordinator. The direction of the mean is left out: it says the same of every text, and a step along it moves all of them to one class,
-which is what a client with few labels asks for (docs/results.md). Of what is left the first K r eigenvectors v, each divided by the root of
-its eigenvalue so that every row of z = P x varies alike, become the rows of K subspaces. All rows of a layer are brought to the size of
-random ones together (the mean square length of a row is n, before the scale 1 / sqrt(r)), and rounded to int8 with one power of two a row.
-Eigenvectors are floats that differ between machines: so they are computed in one place, and what everybody trains in is the file that this
-makes, named by its SHA-256 in plans and states.
+The second moment E[x x^T] and the mean of what goes into each target layer are measured once, on calibration text
+without labels, by the coordinator. The direction of the mean is left out: it says the same of every text, and a step
+along it moves all of them to one class, which is what a client with few labels asks for (docs/results.md). Of what is
+left the first K r eigenvectors v, each divided by the root of its eigenvalue so that every row of z = P x varies alike,
+become the rows of K subspaces. All rows of a layer are brought to the size of random ones together (the mean square
+length of a row is n, before the scale 1 / sqrt(r)), and rounded to int8 with one power of two a row. Eigenvectors are
+floats that differ between machines: so they are computed in one place, and what everybody trains in is the file that
+this makes, named by its SHA-256 in plans and states.
 
-Directions are dealt like cards, forth and back: row j of subspace k is direction j K + k, or j K + K - 1 - k where j is odd. So every
-subspace holds about as much of the input as any other, whichever trains in a round, and first rows, which are all that a device with less
-memory trains, are the strongest.
-"""
+Directions are dealt like cards, forth and back: row j of subspace k is direction j K + k, or j K + K - 1 - k where j is
+odd. So every subspace holds about as much of the input as any other, whichever trains in a round, and first rows, which
+are all that a device with less memory trains, are the strongest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ from fedcore.subspaces.rows.signs import signs
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
-__all__ = ["ROW_BITS", "InformedRows", "LayerRows", "largest_spread", "principal_rows", "read_informed", "rounded_rows", "write_informed"]
+__all__ = [
+    "ROW_BITS",
+    "InformedRows",
+    "LayerRows",
+    "largest_spread",
+    "principal_rows",
+    "read_informed",
+    "rounded_rows",
+    "write_informed",
+]
 
 INFORMED_FORMAT: Final = "fedkrso informed 1"
 ROW_BITS: Final = 7
@@ -68,7 +77,9 @@ class _Header(msgspec.Struct, frozen=True):
     rank: Annotated[int, Meta(ge=1, le=4096)]
 
 
-def principal_rows(moment: NDArray[np.float64], mean: NDArray[np.float64], subspaces: int, rank: int, place: str) -> NDArray[np.float64]:
+def principal_rows(
+    moment: NDArray[np.float64], mean: NDArray[np.float64], subspaces: int, rank: int, place: str
+) -> NDArray[np.float64]:
     """Whitened principal directions beside the mean, shared out over subspaces and of the size of random rows.
 
     Args:
@@ -79,15 +90,17 @@ def principal_rows(moment: NDArray[np.float64], mean: NDArray[np.float64], subsp
         place: The layer.
 
     Returns:
-        (K r, n), whose rows have a mean square length of n. Where the input has fewer directions (of a pooler few texts show few), the last
-        rows of subspaces are signs, less their part along the mean.
+        (K r, n), whose rows have a mean square length of n. Where the input has fewer directions (of a pooler few texts
+        show few), the last rows of subspaces are signs, less their part along the mean.
 
     Raises:
         ModelError: Nothing was measured of this layer's input.
     """
     columns, count = len(moment), subspaces * rank
     if not np.isfinite(moment).all() or not moment.any():
-        raise ModelError("nothing was measured of this layer's input", place=place, remedy="check the text of [calibration]")
+        raise ModelError(
+            "nothing was measured of this layer's input", place=place, remedy="check the text of [calibration]"
+        )
     beside = _beside(mean)
     values, vectors = np.linalg.eigh(beside @ moment @ beside)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -113,7 +126,8 @@ def _dealt(subspaces: int, rank: int) -> NDArray[np.intp]:
 
 
 def largest_spread(rows: int) -> int:
-    """How far the exponents of so many rows may lie apart: a sum over them of 16-bit integers is then exact in float64."""
+    """How far the exponents of so many rows may lie apart: a sum over them of 16-bit integers is then exact in
+    float64."""
     return _FLOAT64_BITS - _NUMBER_BITS - ROW_BITS - max(0, rows - 1).bit_length()
 
 
@@ -161,7 +175,9 @@ def read_informed(path: Path, sha256: str, schema: ModelSchema, subspaces: int, 
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"not informed rows: {error}", place=path.name) from None
     if (header.subspaces, header.rank) != (subspaces, rank):
-        raise MalformedMessage(f"{header.subspaces} subspaces of rank {header.rank}, not {subspaces} of {rank}", place=path.name)
+        raise MalformedMessage(
+            f"{header.subspaces} subspaces of rank {header.rank}, not {subspaces} of {rank}", place=path.name
+        )
     return dict(_read(path, {layer.name: layer for layer in schema.layers}, subspaces * rank))
 
 

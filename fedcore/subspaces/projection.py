@@ -41,7 +41,9 @@ class Projection:
     def values(self) -> NDArray[np.float64]:
         """P (K r, n) itself."""
         rows = self.rows.astype(np.float64)
-        return np.asarray((rows if self.exponent is None else np.ldexp(rows, self.exponent.astype(np.int32)[:, None])) * self.scale)
+        return np.asarray(
+            (rows if self.exponent is None else np.ldexp(rows, self.exponent.astype(np.int32)[:, None])) * self.scale
+        )
 
     def checksum(self) -> str:
         """16 hex digits over all numbers."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which seeds a round has, and which subspace each interval trains. Pure functions of the job's seed.
 
-- `pool`: the same K seeds for the whole run (the default on an int8 base: nothing is ever folded).
+- `pool`: the same K seeds for the whole run (the default on an int8 base: nothing is ever merged).
 - `fresh`: K new seeds every round, the paper's rule.
 - `refresh_every = E`: K new seeds every E rounds.
 
-Where seeds change, the finished subspaces are folded into the base first (`fedcore.model.merge`).
+Where seeds change, the finished subspaces are merged into the base first (`fedcore.model.merge`).
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ def pool_seeds(run_seed: int, generation: int, num_seeds: int) -> tuple[int, ...
     return tuple(drawn)[:num_seeds]
 
 
-def interval_order(order: Order, run_seed: int, server_round: int, num_seeds: int, intervals: int, node: str) -> tuple[int, ...]:
+def interval_order(
+    order: Order, run_seed: int, server_round: int, num_seeds: int, intervals: int, node: str
+) -> tuple[int, ...]:
     """The subspace index of each of a participant's intervals in a round.
 
     Args:
-        order: `cycle` goes through all subspaces without replacement before any comes again, continuing from round to round, and
-            is the same for all participants, so that their accumulators meet in the same subspaces; `uniform` draws with
-            replacement, for each node on its own (the paper's rule).
+        order: `cycle` goes through all subspaces without replacement before any comes again, continuing from round to
+            round, and is the same for all participants, so that their accumulators meet in the same subspaces;
+            `uniform` draws with replacement, for each node on its own (the paper's rule).
         run_seed: The job's seed.
         server_round: From 1.
         num_seeds: K.
@@ -77,7 +79,9 @@ def interval_order(order: Order, run_seed: int, server_round: int, num_seeds: in
     return tuple(out)
 
 
-def step_directions(run_seed: int, server_round: int, node: str, steps: int, probabilities: Sequence[float]) -> tuple[int, ...]:
+def step_directions(
+    run_seed: int, server_round: int, node: str, steps: int, probabilities: Sequence[float]
+) -> tuple[int, ...]:
     """The direction that each of a participant's steps takes, drawn with replacement.
 
     Args:

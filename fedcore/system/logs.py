@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The log: one line an event, as text for people or as JSON for journald and collectors.
 
-What happens is told as a `Line`: words for a person that also know their stable name, level, round and numbers. Whoever only wants words
-takes it for the `str` that it is. Levels are `info`, `warning` (somebody may have to do something) and `error` (it ends here).
-"""
+What happens is told as a `Line`: words for a person that also know their stable name, level, round and numbers. Whoever
+only wants words takes it for the `str` that it is. Levels are `info`, `warning` (somebody may have to do something) and
+`error` (it ends here)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Line(str):
 class LogWriter:
     """Writes lines to a stream, each in one piece.
 
-    A full disk under the log ends nobody: what could not be written is counted, and the count is told as soon as there is room.
+    A full disk under the log ends nobody: what could not be written is counted, and the count is told as soon as there
+        is room.
 
     Args:
         stream: Where to.
@@ -97,7 +98,14 @@ class LogWriter:
         prefix: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._stream, self._form, self._run, self._node, self._prefix, self._clock = stream, form, run, node, prefix, clock
+        self._stream, self._form, self._run, self._node, self._prefix, self._clock = (
+            stream,
+            form,
+            run,
+            node,
+            prefix,
+            clock,
+        )
         self._journal = journal_prefix(stream, os.environ)
         self._lost = 0
 
@@ -135,14 +143,17 @@ class LogWriter:
             "message": printable(line),
         }
         for name, value in line.numbers.items():
-            fields.setdefault(name, printable(value) if isinstance(value, str) else value if math.isfinite(value) else None)
+            fields.setdefault(
+                name, printable(value) if isinstance(value, str) else value if math.isfinite(value) else None
+            )
         # JSON is UTF-8; a stream that is not gets the same object in ASCII.
         utf8 = (self._stream.encoding or "utf-8").lower().replace("-", "") == "utf8"
         return json.dumps(fields, ensure_ascii=not utf8)
 
 
 def journal_prefix(stream: TextIO, environment: Mapping[str, str]) -> Callable[[Level], str]:
-    """What journald takes as a line's priority, `<4>` for a warning; nothing where the stream does not lead to journald.
+    """What journald takes as a line's priority, `<4>` for a warning; nothing where the stream does not lead to
+    journald.
 
     systemd names the stream that it listens to by device and inode, since a service's child may write elsewhere.
     """

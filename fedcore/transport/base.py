@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a transport is: at-least-once publish and subscribe, and nothing more.
 
-A transport may lose, repeat and reorder messages; transfers live with that. It never queues without bound: what cannot go out now is
-told to the caller, whose timers try again.
-"""
+A transport may lose, repeat and reorder messages; transfers live with that. It never queues without bound: what cannot
+go out now is told to the caller, whose timers try again."""
 
 from __future__ import annotations
 
@@ -83,8 +82,8 @@ class Transport(Protocol):
 
         Args:
             topic_filter: With `+` and `#`.
-            again: Whether retained messages come once more after a reconnect, also where the broker has kept the session. Not for what
-                is large and can be asked for piece by piece.
+            again: Whether retained messages come once more after a reconnect, also where the broker has kept the
+                session. Not for what is large and can be asked for piece by piece.
         """
         ...
 

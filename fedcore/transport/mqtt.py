@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MQTT over paho: version 5 where the broker has it, else 3.1.1, with a link that comes back by itself.
 
-paho's habits that matter here: callbacks run on its network thread and must not wait, so they only forward to the sink; it resends its
-whole queue after a reconnect, so no more than one window is ever handed to it; its reconnect has no jitter, so ours does it.
-"""
+paho's habits that matter here: callbacks run on its network thread and must not wait, so they only forward to the sink;
+it resends its whole queue after a reconnect, so no more than one window is ever handed to it; its reconnect has no
+jitter, so ours does it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class MqttSettings:
         except ValueError:
             port = -1
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1:
-            raise ConfigError(f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtts://host:8883")
+            raise ConfigError(
+                f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtts://host:8883"
+            )
         return parts.hostname, port or (8883 if self.tls else 1883)
 
     @property
@@ -196,7 +198,12 @@ class MqttTransport:
                 # paho's own loop thread, because only then does publish leave the writing to it.
                 client.loop_start()
                 five = self._protocol == MQTTProtocolVersion.MQTTv5
-                if five and not self._spoken and not self._wait_for_answer(_ANSWER_SECONDS) and not self._stopping.is_set():
+                if (
+                    five
+                    and not self._spoken
+                    and not self._wait_for_answer(_ANSWER_SECONDS)
+                    and not self._stopping.is_set()
+                ):
                     # Brokers that only know 3.1.1 (amqtt) may wait for ever inside a version 5 CONNECT.
                     self._other_version()
                 else:
@@ -210,14 +217,20 @@ class MqttTransport:
                 self._fail(BrokerRefused(error.message, place=error.place, remedy=error.remedy))
             except OSError as error:
                 reset = self._settings.tls and isinstance(error, ConnectionResetError)
-                remedy = "is the broker running there, and is this its port for TLS?" if reset else "is the broker running there?"
+                remedy = (
+                    "is the broker running there, and is this its port for TLS?"
+                    if reset
+                    else "is the broker running there?"
+                )
                 self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy=remedy))
             else:
                 self._no_answer(connected)
             if self._linked.is_set():
                 self._linked.clear()
                 self._sink(Disconnected("the connection was lost"))
-            elif self._lost_for is not None and self._failure is not None and self._failure.one_line() != self._lost_for:
+            elif (
+                self._lost_for is not None and self._failure is not None and self._failure.one_line() != self._lost_for
+            ):
                 # Why it does not come back: revoked meanwhile, another certificate there. Once for each reason.
                 self._lost_for = self._failure.one_line()
                 self._sink(Disconnected(self._lost_for))
@@ -274,7 +287,8 @@ class MqttTransport:
         for topic_filter in list(self._filters):
             self._subscribe(client, topic_filter)
         self._failure, self._lost_for = None, ""
-        # A broker that has answered once is not asked for its version again: a slow link must not cost the limits that version 5 tells.
+        # A broker that has answered once is not asked for its version again: a slow link must not cost the limits that
+        # version 5 tells.
         self._spoken = True
         self._linked.set()
         self._sink(Connected(self._limits))
@@ -320,7 +334,11 @@ class MqttTransport:
             if not self._spoken:
                 # Perhaps nobody was there behind a relay: the next attempt begins with version 5 again.
                 self._protocol = MQTTProtocolVersion.MQTTv5
-            doubt = "it may not take our certificate" if self._settings.tls else "if it wants TLS, write mqtts:// in broker.url"
+            doubt = (
+                "it may not take our certificate"
+                if self._settings.tls
+                else "if it wants TLS, write mqtts:// in broker.url"
+            )
             remedy = f"see the broker's log; {doubt}"
             self._fail(BrokerUnreachable("the broker closed the connection", place=self._place, remedy=remedy))
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS to the broker: 1.2 or later, the broker's certificate and host name always checked, and every refusal explained.
 
-With TLS 1.3 a client learns only after its own handshake that the broker does not want its certificate: the alert is the first thing it
-reads. paho would swallow it, so the socket remembers it.
-"""
+With TLS 1.3 a client learns only after its own handshake that the broker does not want its certificate: the alert is
+the first thing it reads. paho would swallow it, so the socket remembers it."""
 
 from __future__ import annotations
 
@@ -20,15 +19,39 @@ _HOST_MISMATCH, _NOT_YET_VALID, _EXPIRED = {62, 64}, 9, 10
 # Parts of OpenSSL's reasons, and what they mean to a person. `ALERT` is what the broker said of us.
 _EXPLAINED = (
     ("ALERT_CERTIFICATE_REVOKED", "our certificate is revoked", "give the device another id: fedkrso provision"),
-    ("ALERT_CERTIFICATE_EXPIRED", "our certificate has run out", "fedkrso provision --renew, and copy certificate.pem here"),
+    (
+        "ALERT_CERTIFICATE_EXPIRED",
+        "our certificate has run out",
+        "fedkrso provision --renew, and copy certificate.pem here",
+    ),
     ("ALERT_CERTIFICATE_REQUIRED", "the broker wants a certificate", "set broker.certificate_file and broker.key_file"),
-    ("ALERT_UNKNOWN_CA", "our certificate is of another authority", "use the one that `fedkrso provision` made with this broker's"),
-    ("ALERT_BAD_CERTIFICATE", "the broker does not take our certificate", "see the broker's log; check broker.certificate_file"),
+    (
+        "ALERT_UNKNOWN_CA",
+        "our certificate is of another authority",
+        "use the one that `fedkrso provision` made with this broker's",
+    ),
+    (
+        "ALERT_BAD_CERTIFICATE",
+        "the broker does not take our certificate",
+        "see the broker's log; check broker.certificate_file",
+    ),
     ("ALERT_UNSUPPORTED_CERTIFICATE", "our certificate is not one for clients", "check broker.certificate_file"),
     ("ALERT_HANDSHAKE_FAILURE", "the broker wants a certificate", "set broker.certificate_file and broker.key_file"),
-    ("ALERT_PROTOCOL_VERSION", "the broker speaks no TLS 1.2 or later", "set tls_version tlsv1.2 there, or take a newer broker"),
-    ("UNSUPPORTED_PROTOCOL", "the broker speaks no TLS 1.2 or later", "set tls_version tlsv1.2 there, or take a newer broker"),
-    ("WRONG_VERSION_NUMBER", "what answers there does not speak TLS", "check the port in broker.url: 8883 is usual for mqtts://"),
+    (
+        "ALERT_PROTOCOL_VERSION",
+        "the broker speaks no TLS 1.2 or later",
+        "set tls_version tlsv1.2 there, or take a newer broker",
+    ),
+    (
+        "UNSUPPORTED_PROTOCOL",
+        "the broker speaks no TLS 1.2 or later",
+        "set tls_version tlsv1.2 there, or take a newer broker",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "what answers there does not speak TLS",
+        "check the port in broker.url: 8883 is usual for mqtts://",
+    ),
 )
 
 
@@ -87,7 +110,11 @@ def client_context(ca_file: str | None, certificate_file: str | None, key_file: 
             # An empty password, so that an encrypted key is an error and not a question at the terminal.
             context.load_cert_chain(certificate_file, key_file, password="")
     except ssl.SSLError as error:
-        remedy = "certificate and key must be PEM, and belong together" if place.startswith("broker.cert") else "it must be PEM"
+        remedy = (
+            "certificate and key must be PEM, and belong together"
+            if place.startswith("broker.cert")
+            else "it must be PEM"
+        )
         raise ConfigError(f"cannot be used: {error.reason or error}", place=place, remedy=remedy) from None
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=place) from None
@@ -125,4 +152,7 @@ def _distrusted(error: ssl.SSLCertVerificationError, host: str) -> tuple[str, st
         return "the broker's certificate has run out", "fedkrso provision --renew broker; check this machine's clock"
     if code == _NOT_YET_VALID:
         return "the broker's certificate is not valid yet", "set this machine's clock"
-    return f"the broker's certificate is not trusted: {error.verify_message}", "set broker.ca_file to the authority.pem of its run"
+    return (
+        f"the broker's certificate is not trusted: {error.verify_message}",
+        "set broker.ca_file to the authority.pem of its run",
+    )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing checkpoints in the safetensors format, tensor by tensor, without torch.
 
-The safetensors package cannot give bfloat16 to NumPy, and maps files in ways that count as this process' memory; the format
-itself is a length, a JSON table and raw numbers, so it is read here directly. Pickled checkpoints are refused.
+The safetensors package cannot give bfloat16 to NumPy, and maps files in ways that count as this process' memory; the
+format itself is a length, a JSON table and raw numbers, so it is read here directly. Pickled checkpoints are refused.
 """
 
 from __future__ import annotations
@@ -99,13 +99,17 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not folder.is_dir():
-            raise ModelError("no such model folder", place=str(folder), remedy="set model.folder to a Hugging Face model folder")
+            raise ModelError(
+                "no such model folder", place=str(folder), remedy="set model.folder to a Hugging Face model folder"
+            )
         self.config = _read_config(folder / "config.json")
         files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
         if not files:
             pickled = sorted(p.name for p in folder.glob("*.bin"))
             why = f"only pickled weights ({pickled[0]}), which are never loaded" if pickled else "no weights"
-            raise ModelError(f"the model folder has {why}", place=str(folder), remedy="put the *.safetensors files there")
+            raise ModelError(
+                f"the model folder has {why}", place=str(folder), remedy="put the *.safetensors files there"
+            )
         self.files = files
         self.tensors: dict[str, TensorEntry] = {}
         for file in files:
@@ -125,7 +129,9 @@ class Checkpoint:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ModelError("the model folder has no config.json", place=str(path.parent), remedy="point at a Hugging Face model folder")
+        raise ModelError(
+            "the model folder has no config.json", place=str(path.parent), remedy="point at a Hugging Face model folder"
+        )
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise ModelError(f"more than {_MAX_CONFIG_BYTES} bytes", place=str(path))
     try:
@@ -142,8 +148,8 @@ def read_entry(entry: TensorEntry, *, mapped: bool = False) -> NDArray[Any]:
 
     Args:
         entry: Where it lies.
-        mapped: Map the file read-only instead of reading it: an `np.memmap`, whose pages the kernel can drop. Numbers that do not lie
-            at a multiple of their size are read all the same.
+        mapped: Map the file read-only instead of reading it: an `np.memmap`, whose pages the kernel can drop. Numbers
+            that do not lie at a multiple of their size are read all the same.
 
     Raises:
         ModelError: The file is shorter than when its table was read.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trained tensors hold before the first round: the checkpoint's numbers, or first values of what no checkpoint has, as a new head."""
+"""What trained tensors hold before the first round: the checkpoint's numbers, or first values of what no checkpoint
+has, as a new head."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], seed: int, *, bias: float 
 
 
 def initial_factor(name: str, rows: int, columns: int, seed: int) -> NDArray[np.float32]:
-    """LoRA's first A (r, n): uniform within 1 / sqrt(n), the scale that PEFT draws; integers of SHAKE-128 times one float32.
+    """LoRA's first A (r, n): uniform within 1 / sqrt(n), the scale that PEFT draws; integers of SHAKE-128 times one
+    float32.
 
     Example:
         >>> bool(abs(initial_factor("l/A", 4, 100, 0)).max() <= 0.1)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The master copies of a folded base on disk: one file a layer, and a table with the SHA-256 of each.
+"""The master copies of a merged base on disk: one file a layer, and a table with the SHA-256 of each.
 
-A generation is written beside its place, flushed and renamed, so that it is there whole or not at all, also after a power cut. What a
-disk does to it later is noticed: sizes when it is opened, hashes when a layer is first used, and again
-before anything lasting is made from it.
-"""
+A generation is written beside its place, flushed and renamed, so that it is there whole or not at all, also after a
+power cut. What a disk does to it later is noticed: sizes when it is opened, hashes when a layer is first used, and
+again before anything lasting is made from it."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ class MasterCopies:
     """One generation's master copies.
 
     Args:
-        generation: Folds they have seen.
+        generation: Merges they have seen.
         entries: Where each layer lies, by layer name.
         hashes: SHA-256 of each, by layer name.
     """
@@ -63,7 +62,9 @@ class MasterCopies:
     def _open(cls, folder: Path, layers: Sequence[LayerSpec]) -> MasterCopies | None:
         try:
             rows = msgspec.json.decode((folder / _TABLE).read_bytes(), type=list[_Row])
-            if [(row.layer, row.rows, row.columns) for row in rows] != [(layer.name, layer.rows, layer.columns) for layer in layers]:
+            if [(row.layer, row.rows, row.columns) for row in rows] != [
+                (layer.name, layer.rows, layer.columns) for layer in layers
+            ]:
                 return None
             entries = {row.layer: _entry(folder, index, row.dtype, layers[index]) for index, row in enumerate(rows)}
             if any(entry.file.stat().st_size != entry.size_bytes for entry in entries.values()):

@@ -18,7 +18,8 @@ from fedcore.fields.types import Start
 
 __all__ = ["LayerSpec", "ModelSchema", "TensorSpec", "is_target"]
 
-# Linear layers inside numbered blocks, and BERT's pooler; embeddings and relative position tables are not linear layers.
+# Linear layers inside numbered blocks, and BERT's pooler; embeddings and relative position tables are not linear
+# layers.
 _TARGET = re.compile(r"^(?!.*(embed|relative_attention_bias)).*(\.\d+\..+|pooler\.dense)$")
 
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The int8 weights of a base in one file, made once, layer by layer, and mapped by whoever trains.
 
-Beside it lies what a restart must not have to compute again: the hashes that make the base's digest. A stamp says what the file was made
-from; a file with another stamp, or one that was cut short, is made anew.
-"""
+Beside it lies what a restart must not have to compute again: the hashes that make the base's digest. A stamp says what
+the file was made from; a file with another stamp, or one that was cut short, is made anew."""
 
 from __future__ import annotations
 
@@ -75,9 +74,15 @@ class WeightFile:
 
     @classmethod
     def make(
-        cls, folder: Path, stamp: str, layers: Sequence[LayerSpec], read: Callable[[LayerSpec], LayerWeight], hashes: Mapping[str, str]
+        cls,
+        folder: Path,
+        stamp: str,
+        layers: Sequence[LayerSpec],
+        read: Callable[[LayerSpec], LayerWeight],
+        hashes: Mapping[str, str],
     ) -> WeightFile:
-        """Write the file; one layer is in memory at a time, and a kill in the middle leaves nothing that could be taken for it."""
+        """Write the file; one layer is in memory at a time, and a kill in the middle leaves nothing that could be taken
+        for it."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _ABOUT).unlink(missing_ok=True)
         by_name = {layer.name: layer for layer in layers}
@@ -95,7 +100,10 @@ class WeightFile:
 
         entries = []
         for layer in layers:
-            entries += [(f"{layer.name}.weight", "I8", (layer.rows, layer.columns)), (f"{layer.name}.scale", "F32", (layer.rows,))]
+            entries += [
+                (f"{layer.name}.weight", "I8", (layer.rows, layer.columns)),
+                (f"{layer.name}.scale", "F32", (layer.rows,)),
+            ]
         for name, write in (
             (_WEIGHTS, lambda path: write_safetensors(path, entries, numbers)),
             (_ABOUT, lambda path: path.write_text(json.dumps({"stamp": stamp, "hashes": found}), encoding="utf-8")),

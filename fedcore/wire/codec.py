@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages to bytes and back: a signature, then msgpack with limits between bytes and objects, msgspec between objects and typed messages.
+"""Messages to bytes and back: a signature, then msgpack with limits between bytes and objects, msgspec between objects
+and typed messages.
 
-Whatever arrives, `decode` gives an envelope or raises `MalformedMessage`, and allocates no more than the bytes it was given.
-"""
+Whatever arrives, `decode` gives an envelope or raises `MalformedMessage`, and allocates no more than the bytes it was
+given."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
 __all__ = ["MAX_MESSAGE_BYTES", "decode", "encode"]
 
 MAX_MESSAGE_BYTES: Final = 1_250_000
-# msgspec looks into a type when it is first used, and crashes the process if two threads do that at once: look now, in the importing one.
+# msgspec looks into a type when it is first used, and crashes the process if two threads do that at once: look now, in
+# the importing one.
 msgspec.msgpack.Decoder(Envelope)
 _UNSIGNED: Final = bytes(SIGNATURE_BYTES)
 
@@ -59,7 +61,8 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
     raw = unpack(packed)
     if isinstance(raw, dict) and raw.get("version") != PROTOCOL_VERSION:
         raise MalformedMessage(
-            f"protocol version {reprlib.repr(raw.get('version'))}, this program speaks {PROTOCOL_VERSION}", remedy="update the older side"
+            f"protocol version {reprlib.repr(raw.get('version'))}, this program speaks {PROTOCOL_VERSION}",
+            remedy="update the older side",
         )
     try:
         return msgspec.convert(raw, Envelope, builtin_types=(bytes,))

@@ -40,9 +40,8 @@ def read_chunk(path: Path, transfer: str, index: int, chunk_bytes: int) -> Chunk
 class PartialFile:
     """A file that arrives in chunks: `<path>.part`, with the manifest and bitmap of flushed chunks in `<path>.have`.
 
-    The bitmap on disk only ever says less than what is there, since chunks are flushed before it is written; so a crash costs
-    some chunks again, never a hole. A partial file of another manifest is discarded.
-    """
+    The bitmap on disk only ever says less than what is there, since chunks are flushed before it is written; so a crash
+    costs some chunks again, never a hole. A partial file of another manifest is discarded."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path

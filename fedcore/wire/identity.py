@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who signs what: Ed25519 keys of the coordinator and of enrolled nodes.
 
-A broker's login says who may connect; it does not protect from the broker itself. So every message carries its sender's signature over
-its exact bytes, and with them run, round, node and sequence: what is forged, foreign or played again is refused, whatever the broker does.
-Signing 256 KiB takes about a millisecond.
-"""
+A broker's login says who may connect; it does not protect from the broker itself. So every message carries its sender's
+signature over its exact bytes, and with them run, round, node and sequence: what is forged, foreign or played again is
+refused, whatever the broker does. Signing 256 KiB takes about a millisecond."""
 
 from __future__ import annotations
 
@@ -89,9 +88,13 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             found = msgspec.json.decode(path.read_bytes(), type=cls)
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", place=str(path), remedy="fedkrso provision makes it") from None
+            raise ConfigError(
+                f"cannot be read: {error.strerror}", place=str(path), remedy="fedkrso provision makes it"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"not an enrolment: {error}", place=str(path), remedy="fedkrso provision makes it") from None
+            raise ConfigError(
+                f"not an enrolment: {error}", place=str(path), remedy="fedkrso provision makes it"
+            ) from None
         for name, key in (("coordinator", found.coordinator), *found.nodes.items()):
             if not _HEX_KEY.fullmatch(key):
                 raise ConfigError(f"the key of {name!r} is not 64 hexadecimal characters", place=str(path))
@@ -120,9 +123,13 @@ def load_signing_key(path: Path) -> SigningKey:
         text = path.read_text(encoding="utf-8").strip()
         readable_by_others = path.stat().st_mode & 0o077
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot be read: {error}", place=f"trust.signing_key: {path}", remedy="fedkrso provision makes it") from None
+        raise ConfigError(
+            f"cannot be read: {error}", place=f"trust.signing_key: {path}", remedy="fedkrso provision makes it"
+        ) from None
     if readable_by_others:
-        raise ConfigError("others can read this private key", place=f"trust.signing_key: {path}", remedy=f"chmod 600 {path}")
+        raise ConfigError(
+            "others can read this private key", place=f"trust.signing_key: {path}", remedy=f"chmod 600 {path}"
+        )
     return SigningKey(bytes.fromhex(_hex_key(text, f"trust.signing_key: {path}")))
 
 
@@ -142,5 +149,7 @@ def load_public_key(text: str) -> PublicKey:
 
 def _hex_key(text: str, place: str) -> str:
     if not _HEX_KEY.fullmatch(text):
-        raise ConfigError("not a key: 64 hexadecimal characters are expected", place=place, remedy="fedkrso provision makes it")
+        raise ConfigError(
+            "not a key: 64 hexadecimal characters are expected", place=place, remedy="fedkrso provision makes it"
+        )
     return text

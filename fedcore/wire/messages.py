@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from fedcore.device.memoryplan import Parts
+from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 from fedcore.fields.checked import (
     Addressee,
@@ -46,7 +46,7 @@ __all__ = [
     "Topics",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer"):
@@ -57,7 +57,8 @@ class Offer(msgspec.Struct, frozen=True, tag="offer"):
 
 
 class Grant(msgspec.Struct, frozen=True, tag="grant"):
-    """Send it: at most `window` chunks unacknowledged; `have` is the bitmap of chunks already here, least significant bit first."""
+    """Send it: at most `window` chunks unacknowledged; `have` is the bitmap of chunks already here, least significant
+    bit first."""
 
     transfer: TransferId
     window: Window
@@ -124,7 +125,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     generation: RoundNumber = 0
     digest: str = ""
     budget_bytes: Bytes = 0
-    enclosure: str = ""
+    memory_group: str = ""
     """What holds the worker to the budget: a memory cgroup, an rlimit, or none."""
     reason: str = ""
     security: str = ""
@@ -135,7 +136,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """How the node computes: `float32 on cpu`."""
 
     def __post_init__(self) -> None:
-        clean_texts(self, "state", "device", "digest", "enclosure", "reason", "security", "software", "route")
+        clean_texts(self, "state", "device", "digest", "memory_group", "reason", "security", "software", "route")
 
 
 class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
@@ -159,7 +160,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     """Memory that the device still has; None where it does not tell."""
     pressure_percent: Number | None = None
     """Share of the last ten seconds in which some task waited for memory."""
-    parts: Parts | None = None
+    components: MemoryComponents | None = None
     """Where the worker's memory goes, as planned."""
     readings: Readings | None = None
     """The device's sensors."""
@@ -215,9 +216,9 @@ class Topics(msgspec.Struct, frozen=True):
         """The coordinator's own, to find out how large a message may be."""
         return f"{self.prefix}/probe"
 
-    def outcome(self, name: str, index: int | str) -> str:
+    def published_state(self, name: str, index: int | str) -> str:
         """A chunk of a published object, retained; `+` for all."""
-        return f"{self.prefix}/outcome/{name}/{index}"
+        return f"{self.prefix}/state/{name}/{index}"
 
     def status(self, node: str) -> str:
         """A node's status, retained; `+` for all nodes."""

@@ -15,17 +15,16 @@ _START_BITS = 32
 def start_number(last: int, now: float) -> int:
     """A number for this start of a program, above that of every earlier start.
 
-    Unix seconds, so that a program which lost its disk is still ahead; one more than the last where the clock is behind (boards without
-    a battery start in 1970).
-    """
+    Unix seconds, so that a program which lost its disk is still ahead; one more than the last where the clock is behind
+    (boards without a battery start in 1970)."""
     return max(last + 1, int(now))
 
 
 class Post:
     """Makes a sender's messages.
 
-    The sequence number rises with every message, across restarts. It protects what announces a state (plan, status) from being played
-    again; transfers need no order, they are bound to their object's SHA-256.
+    The sequence number rises with every message, across restarts. It protects what announces a state (plan, status)
+    from being played again; transfers need no order, they are bound to their object's SHA-256.
 
     Args:
         run: The run's name.

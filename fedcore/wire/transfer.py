@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transfers of large objects as state machines: no I/O and no clock; `now` is in seconds of any steady clock.
 
-A broker's acknowledgement is not a delivery receipt (a full queue drops messages after acknowledging them), so the receiver itself
-says what it has. Everything is idempotent by (transfer, index): lost, repeated and reordered messages only cost time.
+A broker's acknowledgement is not a delivery receipt (a full queue drops messages after acknowledging them), so the
+receiver itself says what it has. Everything is idempotent by (transfer, index): lost, repeated and reordered messages
+only cost time.
 
     Sender:    offer ──> grant ──> chunks, at most a window unacknowledged <──> acks ──> commit
     Receiver:  offer ──> grant, store chunks, ack ──> verify (fsync, SHA-256, ledger) ──> commit
-    Gather:    broadcast chunks in any order; what stays away is asked for again, one chunk first, then up to a window at a time
+    Gather:    broadcast chunks in any order; what stays away is asked for again, one chunk first, then up to a window
+        at a time
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def chunk_is_whole(chunk: Chunk, manifest: Manifest) -> bool:
 
 
 class _Timer:
-    """Due after a pause that doubles without progress, and with it is twice what the last step took: slow links are slow, not broken."""
+    """Due after a pause that doubles without progress, and with it is twice what the last step took: slow links are
+    slow, not broken."""
 
     def __init__(self, pause_seconds: float) -> None:
         self._shortest = pause_seconds
@@ -135,7 +138,8 @@ class Sender:
                 # A grant is the receiver's truth: after its restart it may have less than it once acknowledged.
                 self._window = max(1, window)
                 self._acked = Bitmap(self.manifest.chunks, have)
-                # Links keep order: what was sent before the offer that this answers is there or lost, later chunks are on their way.
+                # Links keep order: what was sent before the offer that this answers is there or lost, later chunks are
+                # on their way.
                 for index in self._doubtful:
                     self._in_flight.pop(index, None)
                 self._doubtful.clear()
@@ -148,7 +152,8 @@ class Sender:
         return self._fill()
 
     def tick(self, now: float) -> list[Action]:
-        """Offer again when there is no answer: the grant tells what is missing. Chunks sent again on suspicion would fill a slow link."""
+        """Offer again when there is no answer: the grant tells what is missing. Chunks sent again on suspicion would
+        fill a slow link."""
         if self.finished or now < self._timer.due_at:
             return []
         self._timer.back_off(now)
@@ -266,7 +271,12 @@ class Gather:
 
     def handle(self, chunk: Chunk, now: float) -> list[Action]:
         """Take a chunk, from whichever topic; its transfer id is the object's SHA-256."""
-        if self.finished or self._verifying or chunk.transfer != self.manifest.sha256 or not chunk_is_whole(chunk, self.manifest):
+        if (
+            self.finished
+            or self._verifying
+            or chunk.transfer != self.manifest.sha256
+            or not chunk_is_whole(chunk, self.manifest)
+        ):
             return []
         if not self.bitmap.add(chunk.index):
             return []

@@ -28,9 +28,9 @@ __all__ = [
     "Progress",
     "Ready",
     "Route",
-    "Sketch",
-    "Sketched",
     "StepDown",
+    "Trace",
+    "Traced",
     "Train",
     "Trained",
 ]
@@ -64,7 +64,7 @@ class Describe(msgspec.Struct, frozen=True, tag="describe"):
     """Names (or patterns with `*`) of checkpoint tensors that are trained whole beside the new head."""
 
 
-class Sketch(msgspec.Struct, frozen=True, kw_only=True, tag="sketch"):
+class Trace(msgspec.Struct, frozen=True, kw_only=True, tag="trace"):
     """Read the data, and find out what training on it would keep in memory. No weight is loaded."""
 
     plan: Plan
@@ -74,7 +74,8 @@ class Sketch(msgspec.Struct, frozen=True, kw_only=True, tag="sketch"):
     """The worker's own folder; traces are kept there for the next start."""
     threads: int = 1
     torch_device: str = "cpu"
-    """`auto`: whichever is faster here. A worker whose first command leaves this open measures before it loads its libraries."""
+    """`auto`: whichever is faster here. A worker whose first command leaves this open measures before it loads its
+    libraries."""
     compute_dtype: str = "float32"
     """`auto`: bfloat16 where it is faster in both directions."""
     route_folder: str = ""
@@ -125,7 +126,7 @@ class FindInformedRows(msgspec.Struct, frozen=True, kw_only=True, tag="find_info
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
-    """Take a published object (a fetched file), and fold first where generations say so."""
+    """Take a published object (a fetched file), and merge first where generations say so."""
 
     path: str
     version: int
@@ -135,18 +136,20 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
 
 
 class Train(msgspec.Struct, frozen=True, tag="train"):
-    """Train the plan's round from the held state and write the update to `path`; finished intervals on disk are not trained again."""
+    """Train the plan's round from the held state and write the update to `path`; finished intervals on disk are not
+    trained again."""
 
     plan: Plan
     path: str
-    ladder: tuple[MemoryPlan, ...]
+    memory_steps: tuple[MemoryPlan, ...]
     """The memory plan to begin with, then smaller ones in order."""
 
 
 class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
-    """Go down to this rung of the round's ladder before the next micro-batch. Has no answer; `Progress` tells."""
+    """Go down to this step of the round's sequence of memory plans before the next micro-batch. Has no answer;
+    `Progress` tells."""
 
-    rung: int
+    memory_step: int
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
@@ -155,7 +158,7 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-Command = Describe | Sketch | Configure | Adopt | Train | StepDown | Evaluate | FindInformedRows
+Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | FindInformedRows
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -166,8 +169,8 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     """With its labels as a list, also where the job names a function."""
 
 
-class Sketched(msgspec.Struct, frozen=True, tag="sketched"):
-    """Answer to `Sketch`."""
+class Traced(msgspec.Struct, frozen=True, tag="traced"):
+    """Answer to `Trace`."""
 
     footprint: Footprint
     examples: int
@@ -213,8 +216,8 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     step: int
     steps: int
     loss: float
-    rung: int = 0
-    """Of the round's ladder of memory plans."""
+    memory_step: int = 0
+    """Of the round's sequence of memory plans."""
     peak_bytes: int | None = None
     """Highest resident size of the worker during the step."""
     accelerator_bytes: int | None = None
@@ -259,7 +262,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     exit_code: int
 
 
-Event = Described | Sketched | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
+Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
 # As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
 for _kind in (Command, Event):
     msgspec.msgpack.Decoder(_kind)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker process from its supervisor's side (agent or coordinator).
 
-The worker is the only process with torch. It gets commands and gives events as length-prefixed msgpack over two pipes of its
-own, so that a library's print cannot be mistaken for a message. The supervisor only enqueues events; a dead worker is an event too.
-"""
+The worker is the only process with torch. It gets commands and gives events as length-prefixed msgpack over two pipes
+of its own, so that a library's print cannot be mistaken for a message. The supervisor only enqueues events; a dead
+worker is an event too."""
 
 from __future__ import annotations
 

@@ -74,7 +74,9 @@ def deal(classes: Sequence[Hashable], clients: int, split: Split, seed: int, *, 
         True
     """
     if len(classes) < clients * least:
-        raise ConfigError(f"{len(classes)} examples are too few for {clients} clients with {least} each", place="--split")
+        raise ConfigError(
+            f"{len(classes)} examples are too few for {clients} clients with {least} each", place="--split"
+        )
     chance = np.random.default_rng([seed, clients])
     if split.kind == "iid":
         return [sorted(part.tolist()) for part in np.array_split(chance.permutation(len(classes)), clients)]
@@ -84,14 +86,20 @@ def deal(classes: Sequence[Hashable], clients: int, split: Split, seed: int, *, 
     by_class = [members[kind] for kind in sorted(members, key=repr)]
     for _ in range(_DRAWS):
         parts = (
-            _whole_groups(by_class, clients, chance) if split.kind == "natural" else _by_dirichlet(by_class, clients, split.alpha, chance)
+            _whole_groups(by_class, clients, chance)
+            if split.kind == "natural"
+            else _by_dirichlet(by_class, clients, split.alpha, chance)
         )
         if min(map(len, parts)) >= least:
             return [sorted(part) for part in parts]
-    raise ConfigError(f"no draw of {split} gives {clients} clients {least} examples each", place="--split", remedy="fewer clients")
+    raise ConfigError(
+        f"no draw of {split} gives {clients} clients {least} examples each", place="--split", remedy="fewer clients"
+    )
 
 
-def _by_dirichlet(by_class: list[list[int]], clients: int, alpha: float, chance: np.random.Generator) -> list[list[int]]:
+def _by_dirichlet(
+    by_class: list[list[int]], clients: int, alpha: float, chance: np.random.Generator
+) -> list[list[int]]:
     parts: list[list[int]] = [[] for _ in range(clients)]
     for members in by_class:
         own = chance.permutation(members)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks as the files of a data folder, and what of them trains, tunes and is held out.
 
-GLUE's development sets are small (277 to 1,500 rows of those the tests know), so a part of the training rows is held out beside them: two
-methods that differ by a point cannot be told apart on 872 rows. Learning rates are chosen on a third part that nothing else sees.
-"""
+GLUE's development sets are small (277 to 1,500 rows of those the tests know), so a part of the training rows is held
+out beside them: two methods that differ by a point cannot be told apart on 872 rows. Learning rates are chosen on a
+third part that nothing else sees."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ class GlueTask:
     @property
     def metric_name(self) -> str:
         """For people."""
-        return {"matthews": "Matthews correlation"}.get(self.metric, "accuracy" if self.labels else "Spearman correlation")
+        return {"matthews": "Matthews correlation"}.get(
+            self.metric, "accuracy" if self.labels else "Spearman correlation"
+        )
 
     def section(self, max_length: int) -> TaskSection:
         """As a job has it."""
@@ -122,12 +124,15 @@ class GlueTask:
         return [Dealt(row, _class_of(row)) for row in rows], load_examples(self._data(folder, self.dev), section)
 
     def _data(self, folder: Path, name: str) -> DataSection:
-        return DataSection(source=str(folder / self.folder / f"{name}.tsv"), text=self.text, text_pair=self.text_pair, label=self.label)
+        return DataSection(
+            source=str(folder / self.folder / f"{name}.tsv"), text=self.text, text_pair=self.text_pair, label=self.label
+        )
 
 
 @dataclass(frozen=True)
 class PlayTask:
-    """Speeches of plays in one text file; a speaker's speeches are a group. The file's last tenth is the development set."""
+    """Speeches of plays in one text file; a speaker's speeches are a group. The file's last tenth is the development
+    set."""
 
     name: str
     file: str
@@ -147,7 +152,9 @@ class PlayTask:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot be read: {error}", place=str(path), remedy="set --data to the folder of data sets") from None
+            raise DataError(
+                f"cannot be read: {error}", place=str(path), remedy="set --data to the folder of data sets"
+            ) from None
         rows = []
         for block in filter(str.strip, text.split("\n\n")):
             speaker, separator, speech = block.strip().partition(":\n")
@@ -155,7 +162,9 @@ class PlayTask:
                 rows.append(Dealt(Example(speech, None, None), speaker))
         if len(rows) < 10:
             raise DataError(
-                f"{len(rows)} speeches are too few", place=str(path), remedy="each is a line `SPEAKER:`, lines of text and an empty line"
+                f"{len(rows)} speeches are too few",
+                place=str(path),
+                remedy="each is a line `SPEAKER:`, lines of text and an empty line",
             )
         cut = len(rows) - len(rows) // 10
         return rows[:cut], [row.example for row in rows[cut:]]
@@ -190,7 +199,8 @@ def task_by_name(name: str) -> Task:
 
 @dataclass(frozen=True)
 class Parts:
-    """A task's rows: those that clients train on, those held out of the training file, those to tune on, and the development set."""
+    """A task's rows: those that clients train on, those held out of the training file, those to tune on, and the
+    development set."""
 
     train: list[Dealt]
     held: list[Example]
@@ -215,10 +225,14 @@ def read_parts(task: Task, folder: Path, max_length: int, *, most_train: int, mo
     order = np.random.default_rng(_PARTS_SEED).permutation(len(rows))
     held = min(most_held, len(rows) // 7)
     if held < 1:
-        raise DataError(f"{len(rows)} rows are too few to hold some out", place=f"{folder}: {task.name}", remedy="use at least 7")
+        raise DataError(
+            f"{len(rows)} rows are too few to hold some out", place=f"{folder}: {task.name}", remedy="use at least 7"
+        )
     shuffled = [rows[index] for index in order]
     train = shuffled[2 * held :][: most_train or None]
-    return Parts(train, [row.example for row in shuffled[:held]], [row.example for row in shuffled[held : 2 * held]], dev)
+    return Parts(
+        train, [row.example for row in shuffled[:held]], [row.example for row in shuffled[held : 2 * held]], dev
+    )
 
 
 def check_split(task: Task, split: Split) -> None:
@@ -228,7 +242,9 @@ def check_split(task: Task, split: Split) -> None:
         ConfigError: It has no groups of its own.
     """
     if split.kind == "natural" and not task.natural:
-        raise ConfigError(f"{task.name} has no groups to stay whole", place="--split natural", remedy="use iid or dirichlet:0.5")
+        raise ConfigError(
+            f"{task.name} has no groups to stay whole", place="--split natural", remedy="use iid or dirichlet:0.5"
+        )
 
 
 def _class_of(example: Example) -> Hashable:

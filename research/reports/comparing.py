@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From runs to the numbers of a report: a group for each task and split, in it the methods side by side. Only predictions are read here."""
+"""From runs to the numbers of a report: a group for each task and split, in it the methods side by side. Only
+predictions are read here."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def total_bytes(row: Row) -> int:
 
 
 def reference_of(group: Group, wanted: str | None) -> str | None:
-    """The label that others are compared with: the one asked for, else `fedkrso`, else the first that begins so, else the first."""
+    """The label that others are compared with: the one asked for, else `fedkrso`, else the first that begins so, else
+    the first."""
     labels = sorted(group.without_dropout)
     if wanted in labels:
         return wanted
@@ -125,8 +127,12 @@ def check_reference(groups: Sequence[Group], wanted: str) -> None:
 
 
 def differences(group: Group, reference: str, resamples: int) -> dict[str, dict[Part, Difference]]:
-    """Of every other label: what the reference is better by in the last round, on each part of the rows; negative where it is worse."""
-    kind, found = group.task.section(2).kind, {label: dict[Part, Difference]() for label in group.without_dropout if label != reference}
+    """Of every other label: what the reference is better by in the last round, on each part of the rows; negative where
+    it is worse."""
+    kind, found = (
+        group.task.section(2).kind,
+        {label: dict[Part, Difference]() for label in group.without_dropout if label != reference},
+    )
     sign = 1.0 if group.task.higher_is_better else -1.0
     for part in PARTS:
         said = {label: _said(by_seed, part) for label, by_seed in group.without_dropout.items()}
@@ -138,8 +144,13 @@ def differences(group: Group, reference: str, resamples: int) -> dict[str, dict[
             for label, by_seed in said.items()
         }
         for label, by_part in found.items():
-            pairs = [(said[reference][seed], said[label][seed]) for seed in sorted(said[reference].keys() & said[label].keys())]
-            one = difference(values[reference], values[label], pairs if "classification" in kind else (), _BOOTSTRAP_SEED)
+            pairs = [
+                (said[reference][seed], said[label][seed])
+                for seed in sorted(said[reference].keys() & said[label].keys())
+            ]
+            one = difference(
+                values[reference], values[label], pairs if "classification" in kind else (), _BOOTSTRAP_SEED
+            )
             if one is not None:
                 by_part[part] = one
     return found
@@ -160,7 +171,8 @@ def _check_rows(group: Group, said: Mapping[str, Mapping[int, Predictions]], par
 
 
 def budgets(group: Group) -> list[float]:
-    """Bytes of one client, both ways, at which quality is told: 1, 2, 5, 10, ... from the cheapest round to the dearest run."""
+    """Bytes of one client, both ways, at which quality is told: 1, 2, 5, 10, ... from the cheapest round to the dearest
+    run."""
     runs = [run for by_seed in group.without_dropout.values() for run in by_seed.values()]
     least = min(total_bytes(run.rows[0]) / run.setup.clients for run in runs)
     most = max(total_bytes(run.rows[-1]) / run.setup.clients for run in runs)
@@ -172,9 +184,12 @@ def budgets(group: Group) -> list[float]:
 
 
 def targets_of(group: Group, wanted: Sequence[float]) -> list[float]:
-    """Values of the metric whose cost is told: those asked for, else shares of the best method's mean in the last round."""
+    """Values of the metric whose cost is told: those asked for, else shares of the best method's mean in the last
+    round."""
     if wanted:
         return list(wanted)
     last: Callable[[Run], float] = lambda run: run.rows[-1].held  # noqa: E731
-    top = best(group.task, [statistics.fmean(map(last, by_seed.values())) for by_seed in group.without_dropout.values()])
+    top = best(
+        group.task, [statistics.fmean(map(last, by_seed.values())) for by_seed in group.without_dropout.values()]
+    )
     return [top * share if group.task.higher_is_better else top / share for share in _SHARES]

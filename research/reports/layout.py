@@ -62,7 +62,9 @@ class Table:
         """Numbers as they are."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        titles = [[column.title, f"{column.title} deviation"] if column.spread else [column.title] for column in self.columns]
+        titles = [
+            [column.title, f"{column.title} deviation"] if column.spread else [column.title] for column in self.columns
+        ]
         writer.writerow([title for pair in titles for title in pair])
         for row in self.rows:
             cells = [_raw(cell, column) for column, cell in zip(self.columns, row, strict=True)]

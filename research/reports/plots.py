@@ -16,7 +16,18 @@ from research.reports.views import seconds_of
 
 __all__ = ["plots"]
 
-_COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d", "#8ab17d", "#bc6c25", "#5c6b78", "#b79bd0")
+_COLOURS = (
+    "#1b6ca8",
+    "#d1495b",
+    "#2a9d8f",
+    "#e9a23b",
+    "#6d597a",
+    "#457b9d",
+    "#8ab17d",
+    "#bc6c25",
+    "#5c6b78",
+    "#b79bd0",
+)
 _STYLES = ("-", "--", ":")
 
 
@@ -42,7 +53,9 @@ def plots(group: Group) -> list[dict[str, str]]:
     ]
 
 
-def _plot(group: Group, place: Callable[[Run], list[float]], label: str, title: str, *, log: bool = False) -> dict[str, str]:
+def _plot(
+    group: Group, place: Callable[[Run], list[float]], label: str, title: str, *, log: bool = False
+) -> dict[str, str]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -52,7 +65,9 @@ def _plot(group: Group, place: Callable[[Run], list[float]], label: str, title: 
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     styles = itertools.product(_STYLES, _COLOURS)
-    for (method, by_seed), (style, colour) in zip(sorted(group.without_dropout.items()), itertools.cycle(styles), strict=False):
+    for (method, by_seed), (style, colour) in zip(
+        sorted(group.without_dropout.items()), itertools.cycle(styles), strict=False
+    ):
         x, mean, deviation = _line(by_seed, place)
         axes.plot(x, mean, style, color=colour, label=method, linewidth=1.6)
         if len(by_seed) > 1:

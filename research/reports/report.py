@@ -20,10 +20,22 @@ from research.runs.rates import Rates
 
 __all__ = ["write_report"]
 
-_SIZES = ("clients", "rounds", "measure_every", "max_length", "most_train", "most_held", "base", "model", "trained_tensors")
+_SIZES = (
+    "clients",
+    "rounds",
+    "measure_every",
+    "max_length",
+    "most_train",
+    "most_held",
+    "base",
+    "model",
+    "trained_tensors",
+)
 
 
-def write_report(folder: Path, *, reference: str | None = None, targets: Sequence[float] = (), resamples: int = 2000) -> Path:
+def write_report(
+    folder: Path, *, reference: str | None = None, targets: Sequence[float] = (), resamples: int = 2000
+) -> Path:
     """Write `report.html`, `tables/` and `table.csv` into a folder of runs.
 
     Args:
@@ -49,7 +61,10 @@ def write_report(folder: Path, *, reference: str | None = None, targets: Sequenc
         for table in tables:
             write_durably(folder / "tables" / f"{stem}-{table.name}.csv", table.csv().encode())
         text = "\n".join(table.markdown() for table in tables)
-        write_durably(folder / "tables" / f"{stem}.md", f"## {group.task.name}, {group.split}\n\n{_facts(group)}\n\n{text}".encode())
+        write_durably(
+            folder / "tables" / f"{stem}.md",
+            f"## {group.task.name}, {group.split}\n\n{_facts(group)}\n\n{text}".encode(),
+        )
         sections.append({"group": group, "facts": _facts(group), "tables": tables, "plots": plots(group)})
     write_table(folder / "table.csv", runs)
     page = folder / "report.html"
@@ -80,10 +95,14 @@ def _facts(group: Group) -> str:
         ]:
             values.setdefault(name, set()).add(" ".join(value) if isinstance(value, list | tuple) else str(value))
     seeds = sorted({run.setup.seed for run in group.runs})
-    parts = [f"{name.replace('_', ' ')} {' or '.join(sorted(found))}" for name, found in values.items() if found != {""}]
+    parts = [
+        f"{name.replace('_', ' ')} {' or '.join(sorted(found))}" for name, found in values.items() if found != {""}
+    ]
     return f"{'; '.join(parts)}; seeds {', '.join(map(str, seeds))}."
 
 
 def _page(sections: list[dict[str, Any]], unfinished: Sequence[Run]) -> str:
     environment = Environment(loader=PackageLoader("research.reports"), autoescape=select_autoescape())
-    return environment.get_template("report.html").render(sections=sections, unfinished=[run.setup.name for run in unfinished])
+    return environment.get_template("report.html").render(
+        sections=sections, unfinished=[run.setup.name for run in unfinished]
+    )

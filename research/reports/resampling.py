@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is one method better than another? Paired bootstrap over seeds and rows; pure functions over NumPy arrays.
 
-Two methods were measured on the same rows with the same seeds, so their difference is far surer than either number. A resample draws
-rows with replacement, the same for both, and seeds with replacement, the same for both; its value is the mean difference over the drawn
-seeds. The interval holds the middle 95 % of these. Two or three seeds say little of how seeds differ, and no resampling can add it: such
-an interval is too narrow rather than too wide, so each seed's own difference stands beside it.
+Two methods were measured on the same rows with the same seeds, so their difference is far surer than either number. A
+resample draws rows with replacement, the same for both, and seeds with replacement, the same for both; its value is the
+mean difference over the drawn seeds. The interval holds the middle 95 % of these. Two or three seeds say little of how
+seeds differ, and no resampling can add it: such an interval is too narrow rather than too wide, so each seed's own
+difference stands beside it.
 
-A resample is a vector of weights, how often each row was drawn, and every metric here is computed from weights, for all resamples at once.
-"""
+A resample is a vector of weights, how often each row was drawn, and every metric here is computed from weights, for all
+resamples at once."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def metric_values(metric: str, kind: str, predictions: Predictions, weights: Flo
         weights: (resamples, rows).
     """
     if kind == "causal-lm":
-        values = [np.exp(np.minimum((weights @ said) / (weights @ predictions.wanted), 700.0)) for said in predictions.said]
+        values = [
+            np.exp(np.minimum((weights @ said) / (weights @ predictions.wanted), 700.0)) for said in predictions.said
+        ]
     elif kind == "regression":
         wanted = _ranks(predictions.wanted, weights)
         values = [_correlation(_ranks(said, weights), wanted, weights) for said in predictions.said]
@@ -113,7 +116,10 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 
 
 def difference(
-    first: Mapping[int, Floats], second: Mapping[int, Floats], said: Sequence[tuple[Predictions, Predictions]], seed: int
+    first: Mapping[int, Floats],
+    second: Mapping[int, Floats],
+    said: Sequence[tuple[Predictions, Predictions]],
+    seed: int,
 ) -> Difference | None:
     """What the first method is better by.
 
@@ -129,7 +135,9 @@ def difference(
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    gaps = np.stack([first[one] - second[one] for one in seeds])  # (seeds, resamples + 1); column 0 is what was measured
+    gaps = np.stack(
+        [first[one] - second[one] for one in seeds]
+    )  # (seeds, resamples + 1); column 0 is what was measured
     resamples = gaps.shape[1] - 1
     drawn = np.random.default_rng([seed, len(seeds)]).integers(len(seeds), size=(len(seeds), resamples))
     means = np.take_along_axis(gaps[:, 1:], drawn, axis=0).mean(axis=0)

@@ -58,24 +58,41 @@ def load_runs(folder: Path) -> list[Run]:
         try:
             setup = msgspec.json.decode(path.read_bytes(), type=Setup)
         except msgspec.DecodeError as error:
-            raise RunError(f"not a setup: {error}", place=str(path), remedy="delete the run's folder and run it again") from None
+            raise RunError(
+                f"not a setup: {error}", place=str(path), remedy="delete the run's folder and run it again"
+            ) from None
         files = RunFiles(path.parent)
         rows = tuple(files.rows())
         if rows:
             found.append(Run(setup, rows, files))
     if not found:
-        raise RunError("no runs with a finished round", place=str(folder), remedy="fedkrso bench paper --out FOLDER makes them")
+        raise RunError(
+            "no runs with a finished round", place=str(folder), remedy="fedkrso bench paper --out FOLDER makes them"
+        )
     return found
 
 
 def write_table(path: Path, runs: Sequence[Run]) -> None:
-    """One line a measurement; bytes are of all clients since the run began, peaks and seconds of the rounds since the one before."""
+    """One line a measurement; bytes are of all clients since the run began, peaks and seconds of the rounds since the
+    one before."""
     metrics = sorted({name for run in runs for row in run.rows for name in row.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_FIRST, *metrics, *_LAST])
     for run in runs:
         for row in run.rows:
-            first = (row.label, row.task, row.split, row.seed, row.dropout, run.setup.method.learning_rate, row.round, row.held, row.dev)
-            writer.writerow([*first, *(row.metrics.get(name) for name in metrics), *(getattr(row, name) for name in _LAST)])
+            first = (
+                row.label,
+                row.task,
+                row.split,
+                row.seed,
+                row.dropout,
+                run.setup.method.learning_rate,
+                row.round,
+                row.held,
+                row.dev,
+            )
+            writer.writerow(
+                [*first, *(row.metrics.get(name) for name in metrics), *(getattr(row, name) for name in _LAST)]
+            )
     write_durably(path, text.getvalue().encode())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a report: how good at the end, who is better than whom, and three views of who has to deploy it.
 
-The deployment views are those of EdgeFlowerTune (arXiv 2605.08636): quality under a budget, cost to a target, robustness.
-"""
+The deployment views are those of EdgeFlowerTune (arXiv 2605.08636): quality under a budget, cost to a target,
+robustness."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def final_table(group: Group, rates: Rates) -> Table:
             Column("method"),
             Column("learning rate"),
             Column("seeds", "d"),
-            *(Column(f"{part}, {which}", form, spread=True) for part in PARTS for which in ("last round", "best round")),
+            *(
+                Column(f"{part}, {which}", form, spread=True)
+                for part in PARTS
+                for which in ("last round", "best round")
+            ),
             *(Column(f"{part}, {group.task.beside.upper()}", form, spread=True) for part in PARTS if group.task.beside),
             Column("up, MB a round", ".3g"),
             Column("down, MB a round", ".3g"),
@@ -90,7 +94,9 @@ def final_table(group: Group, rates: Rates) -> Table:
     for label, runs in _ordered(group):
         one = [_each(runs, part, group, at_best=at_best) for part in PARTS for at_best in (False, True)]
         last = [run.rows[-1] for run in runs.values()]
-        beside = [spread([row.metrics[f"{part}_{group.task.beside}"] for row in last]) for part in PARTS if group.task.beside]
+        beside = [
+            spread([row.metrics[f"{part}_{group.task.beside}"] for row in last]) for part in PARTS if group.task.beside
+        ]
         clients = [run.setup.clients * run.setup.rounds for run in runs.values()]
         rows = [row for run in runs.values() for row in run.rows]
         peaks = [row.accelerator_peak_bytes or row.peak_bytes for row in rows]
@@ -126,7 +132,10 @@ def _rate(run: Run, rates: Rates) -> str:
 def _ordered(group: Group) -> list[tuple[str, BySeed]]:
     """Methods, the best first."""
     sign = -1.0 if group.task.higher_is_better else 1.0
-    return sorted(group.without_dropout.items(), key=lambda one: sign * statistics.fmean(run.rows[-1].held for run in one[1].values()))
+    return sorted(
+        group.without_dropout.items(),
+        key=lambda one: sign * statistics.fmean(run.rows[-1].held for run in one[1].values()),
+    )
 
 
 def difference_table(group: Group, reference: str, resamples: int) -> Table:
@@ -168,7 +177,9 @@ def budget_table(group: Group) -> Table:
     for label, runs in _ordered(group):
         cells: list[Cell] = [label]
         for value in values:
-            within = [[row.held for row in run.rows if total_bytes(row) <= value * run.setup.clients] for run in runs.values()]
+            within = [
+                [row.held for row in run.rows if total_bytes(row) <= value * run.setup.clients] for run in runs.values()
+            ]
             cells.append(spread([found[-1] for found in within]) if all(within) else None)
         table.rows.append(cells)
     return table
@@ -192,7 +203,11 @@ def cost_table(group: Group, wanted: Sequence[float]) -> Table:
     )
     for target in targets:
         for label, runs in _ordered(group):
-            costs = [cost for run in runs.values() if (cost := _cost(run, target, higher_is_better=group.task.higher_is_better))]
+            costs = [
+                cost
+                for run in runs.values()
+                if (cost := _cost(run, target, higher_is_better=group.task.higher_is_better))
+            ]
             columns = [spread(values) for values in zip(*costs, strict=True)] if costs else [None] * 3
             table.rows.append([label, target, f"{len(costs)} of {len(runs)}", *columns])
     return table
@@ -216,7 +231,10 @@ def dropout_table(group: Group) -> Table | None:
         "dropout",
         "Robustness to missing clients",
         _DROPOUT_NOTE.format(metric=_metric(group)),
-        [Column("method"), *(Column(f"missing {dropout:.0%}", _form(group), spread=True) for dropout in group.dropouts)],
+        [
+            Column("method"),
+            *(Column(f"missing {dropout:.0%}", _form(group), spread=True) for dropout in group.dropouts),
+        ],
     )
     labels = dict.fromkeys(label for by_label in group.dropouts.values() for label in by_label)
     for label in labels:

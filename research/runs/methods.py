@@ -87,7 +87,8 @@ def _parsed(text: str) -> Named:
 
 
 def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | None = None) -> AnySettings:
-    """The method's settings: its defaults, over them the preset's where the method has them, a tuned learning rate, and the brackets.
+    """The method's settings: its defaults, over them the preset's where the method has them, a tuned learning rate, and
+    the brackets.
 
     Args:
         named: The method.

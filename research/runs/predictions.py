@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's last model says of each row that was not trained on, compactly: enough to compare two runs row by row.
 
-Of a classification the label (uint8), of a regression the score (float32), of a causal-lm the loss (float32) of each piece of text. Where
-each client has a model of its own there is a line for each client.
-"""
+Of a classification the label (uint8), of a regression the score (float32), of a causal-lm the loss (float32) of each
+piece of text. Where each client has a model of its own there is a line for each client. """
 
 from __future__ import annotations
 

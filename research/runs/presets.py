@@ -83,7 +83,8 @@ _SMALL = Preset(
 
 PRESETS = {
     "small": _SMALL,
-    # As many steps in all, for tasks that take a model more of them one after the other: half the clients, twice the rounds.
+    # As many steps in all, for tasks that take a model more of them one after the other: half the clients, twice the
+    # rounds.
     "long": replace(_SMALL, clients=5, rounds=20, measure_every=4, common={**_SMALL.common, "learning_rate_decay": 0.9}),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
     "paper": Preset(

@@ -21,7 +21,8 @@ _FILE = "rates.json"
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """One learning rate of the grid, with the last round's metric and loss on the tuning rows; None where the run failed."""
+    """One learning rate of the grid, with the last round's metric and loss on the tuning rows; None where the run
+    failed."""
 
     learning_rate: float
     metric: float | None
@@ -72,7 +73,8 @@ class Rates:
         return next((rate for rate in self.all if (rate.task, rate.split, rate.label) == (task, split, label)), None)
 
     def of(self, task: str, split: str, named: Named) -> float | None:
-        """The learning rate of a method: its own, else that of the same method without options; None if there is neither."""
+        """The learning rate of a method: its own, else that of the same method without options; None if there is
+        neither."""
         found = self.find(task, split, named.label) or self.find(task, split, named.name)
         return None if found is None else found.learning_rate
 
@@ -85,7 +87,8 @@ class Rates:
 
 
 def chosen(runs: Sequence[tuple[Setup, Sequence[Row]]]) -> list[Rate]:
-    """The best learning rate of each task and label by the last round's metric; of equal ones that with the smaller loss, then the smaller.
+    """The best learning rate of each task and label by the last round's metric; of equal ones that with the smaller
+    loss, then the smaller.
 
     A label none of whose runs came to its end is left out.
     """

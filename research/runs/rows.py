@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is and what it gives, as files: `setup.json`, `rows.jsonl` with a line for each measurement, `finished`."""
+"""What a run is and what it gives, as files: `setup.json`, `rows.jsonl` with a line for each measurement,
+`finished`."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Mean over the updates of these rounds."""
     uplink_bytes: int
     downlink_bytes: int
-    outcome_bytes: tuple[dict[str, int], ...]
+    published_bytes: tuple[dict[str, int], ...]
     """Of each of these rounds: size of each file that was published (`whole`, `difference`)."""
     peak_bytes: int | None
     """Highest resident memory of the process while clients trained."""
@@ -112,7 +113,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def first_round(self) -> int:
         """The first of these rounds."""
-        return self.round - len(self.outcome_bytes) + 1
+        return self.round - len(self.published_bytes) + 1
 
 
 def rounds_done(rows: Sequence[Row]) -> int:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small slice of `python -m benchmarks.fleet`: real coordinator, real agents without workers, real chunked transfers."""
+"""A small slice of `python -m benchmarks.fleet`: real coordinator, real agents without workers, real chunked
+transfers."""
 
 from __future__ import annotations
 

@@ -29,7 +29,12 @@ FLAGS = [
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    binary = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    binary = (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if binary is None:
         pytest.skip("no chromium on this machine (apt-get install chromium, or set CHROMIUM)")
     with sync.sync_playwright() as playwright:
@@ -46,7 +51,9 @@ class Tab:
         self.complaints: list[str] = []
         self.requested: list[str] = []
         page.set_default_timeout(10_000)
-        page.on("console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text))
+        page.on(
+            "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
+        )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.requested.append(request.url))
 
@@ -64,7 +71,8 @@ class Tab:
         return text
 
     def until(self, expression: str, seconds: float = 10) -> None:
-        """Wait for a JavaScript expression to be true. (Playwright's own waiting evaluates text in the page, which its policy forbids.)"""
+        """Wait for a JavaScript expression to be true. (Playwright's own waiting evaluates text in the page, which its
+        policy forbids.)"""
         deadline = time.monotonic() + seconds
         while not self.page.evaluate(expression):
             assert time.monotonic() < deadline, f"never true: {expression}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from coordinator.store.ledger import RoundRow
 from coordinator.store.view import EventView, NodeView, RunView
-from fedcore.device.memoryplan import Parts
+from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 
 MIB = 2**20
@@ -59,7 +59,11 @@ def node(index: int, name: str, version: int, seed: int = 0) -> NodeView:
     state = draw.choice(("training", "training", "training", "sending", "idle", "adopting"))
     heat = draw.uniform(41, 68)
     laptop = not mode and index % len(DEVICES) == 3
-    temperatures = {"package": 71.0} if laptop else {"cpu": round(heat, 1), "gpu": round(heat - 1.6, 1), "soc": round(heat - 0.8, 1)}
+    temperatures = (
+        {"package": 71.0}
+        if laptop
+        else {"cpu": round(heat, 1), "gpu": round(heat - 1.6, 1), "soc": round(heat - 0.8, 1)}
+    )
     return NodeView(
         name,
         online=True,
@@ -81,8 +85,8 @@ def node(index: int, name: str, version: int, seed: int = 0) -> NodeView:
         available_bytes=3200 * MIB,
         peak_bytes=int(budget * MIB * min(0.97, share + 0.07)),
         agent_peak_rss_bytes=int(33.1 * MIB),
-        enclosure="cgroup v2: memory.max",
-        parts=parts(worker),
+        memory_group="cgroup v2: memory.max",
+        components=components(worker),
         readings=Readings(
             memory_total_bytes=7620 * MIB,
             memory_available_bytes=3200 * MIB,
@@ -100,9 +104,9 @@ def node(index: int, name: str, version: int, seed: int = 0) -> NodeView:
     )
 
 
-def parts(worker: int) -> Parts:
+def components(worker: int) -> MemoryComponents:
     share = worker // 100
-    return Parts(
+    return MemoryComponents(
         runtime_bytes=38 * share,
         weights_bytes=14 * share,
         embeddings_bytes=11 * share,
@@ -118,7 +122,9 @@ def parts(worker: int) -> Parts:
 
 def run(number: int, *, total_rounds: int = 12, done: int = 6, seed: int = 0, troubles: bool = True) -> RunView:
     """A run with so many nodes in the middle of a round; with `troubles`, a few nodes need attention."""
-    names = [f"{PLACES[i % len(PLACES)]}-{i // len(PLACES) + 1:02d}" if number > 4 else f"home-{i}" for i in range(number)]
+    names = [
+        f"{PLACES[i % len(PLACES)]}-{i // len(PLACES) + 1:02d}" if number > 4 else f"home-{i}" for i in range(number)
+    ]
     nodes = {name: node(i, name, done, seed) for i, name in enumerate(names)}
     view = RunView("voice-intents", "fedkrso rank 8, 5 seeds, pool", total_rounds)
     view.phase, view.round, view.written_at = "open", done + 1, NOW
@@ -144,7 +150,10 @@ def _trouble(view: RunView, names: list[str]) -> None:
     hot.readings = Readings(
         temperatures_celsius={"cpu": 84.5}, power_watts=7.9, power_mode="15W", throttled=True, throttle_reason="too hot"
     )
-    full.state, full.reason = "full", "no room for the round's update: 84 MB free, 120 MB needed; 100 MiB stay in reserve"
+    full.state, full.reason = (
+        "full",
+        "no room for the round's update: 84 MB free, 120 MB needed; 100 MiB stay in reserve",
+    )
     view.excluded = (names[14],)
     view.cohort = tuple(name for name in view.cohort if name != names[14])
     view.events += [
@@ -173,7 +182,9 @@ def history(seen: NodeView, points: int = 240) -> dict[str, list[Any]]:
         table["budget_bytes"].append(seen.budget_bytes)
         table["hottest_celsius"].append(52 + 9 * math.sin(i / 19) + draw.uniform(-0.6, 0.6))
         power = seen.readings.power_watts if seen.readings else None
-        table["power_watts"].append(None if power is None else power * (1.0 if active else 0.5) + draw.uniform(-0.4, 0.4))
+        table["power_watts"].append(
+            None if power is None else power * (1.0 if active else 0.5) + draw.uniform(-0.4, 0.4)
+        )
         table["step"].append(int(60 * phase) if active else None)
         table["loss"].append(0.3 + 1.4 * math.exp(-i / 60) + draw.uniform(-0.03, 0.03) if active else None)
     return table

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's files and canned answers over HTTP, for tests of the page alone: a stream can be cut, a command refused."""
+"""The page's files and canned answers over HTTP, for tests of the page alone: a stream can be cut, a command
+refused."""
 
 from __future__ import annotations
 
@@ -117,7 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream()
         elif path == "/api/session":
             authorized = self._authorized()
-            self._json(200, {"control": self.page.control, "authorized": authorized, "name": "operator" if authorized else ""})
+            self._json(
+                200, {"control": self.page.control, "authorized": authorized, "name": "operator" if authorized else ""}
+            )
         elif path == "/api/events":
             events = [{"number": i + 1, **msgspec.to_builtins(event)} for i, event in enumerate(self.page.view.events)]
             self._json(200, {"events": events, "last": len(events)})

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's files, without a browser: what is vendored is what it says, nothing parses HTML, and colours can be read."""
+"""The page's files, without a browser: what is vendored is what it says, nothing parses HTML, and colours can be
+read."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import re
 import pytest
 from browser.pageserver import STATIC
 
-from fedcore.device.memoryplan import PART_NAMES
+from fedcore.device.memoryplan import COMPONENT_NAMES
 
 OWN = sorted(path for path in STATIC.rglob("*") if path.is_file() and "vendor" not in path.parts)
 SOURCES = {path.relative_to(STATIC).as_posix(): path.read_text() for path in OWN}
@@ -20,7 +21,9 @@ def test_vendored_files_are_those_that_are_named() -> None:
     folder = STATIC / "vendor" / "uplot"
     text = (folder / "VENDORED").read_text()
     named = dict(reversed(line.split("  ")) for line in re.findall(r"^[0-9a-f]{64}  \S+$", text, re.M))  # type: ignore[arg-type]
-    assert named == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "VENDORED"}
+    assert named == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "VENDORED"
+    }
     assert "MIT" in (folder / "LICENSE").read_text() and sum(path.stat().st_size for path in folder.iterdir()) < 60_000
 
 
@@ -34,7 +37,10 @@ def test_nothing_parses_html_or_code_and_nothing_is_fetched_from_elsewhere() -> 
         assert not links, name
     page = SOURCES["index.html"]
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=", page)
-    assert all(re.match(r"<script src=\"/static/[^\"]+\" (defer|type=\"module\")></script>", tag) for tag in re.findall(r"<script.*", page))
+    assert all(
+        re.match(r"<script src=\"/static/[^\"]+\" (defer|type=\"module\")></script>", tag)
+        for tag in re.findall(r"<script.*", page)
+    )
 
 
 def test_every_file_that_is_named_is_there() -> None:
@@ -49,7 +55,7 @@ def test_parts_of_the_plan_have_the_names_that_the_planner_gives_them() -> None:
     found = re.search(r"export const PARTS = (\{.*?\});", SOURCES["js/views/nodeparts.js"], re.S)
     assert found is not None
     text = re.sub(r",\s*}", "}", re.sub(r"(\w+):", r'"\1":', found[1]))
-    assert list(json.loads(text).items()) == list(PART_NAMES.items())
+    assert list(json.loads(text).items()) == list(COMPONENT_NAMES.items())
 
 
 def schemes() -> dict[str, dict[str, str]]:
@@ -79,5 +85,9 @@ def test_contrast(scheme: str) -> None:
     text += [(key, f"{key}-wash") for key in ("good", "warn", "bad")]
     shapes = [(line, "card") for line in ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "edge")]
     shapes += [(fill, "meter") for fill in ("c1", "warn", "bad")]
-    found = {pair: (contrast(colours[pair[0]], colours[pair[1]]), least) for pairs, least in ((text, 4.5), (shapes, 3)) for pair in pairs}
+    found = {
+        pair: (contrast(colours[pair[0]], colours[pair[1]]), least)
+        for pairs, least in ((text, 4.5), (shapes, 3))
+        for pair in pairs
+    }
     assert {pair: round(has, 2) for pair, (has, least) in found.items() if has < least} == {}

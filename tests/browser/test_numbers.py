@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the page writes numbers: units, steps and what is unknown. Its modules are plain functions, called in the browser."""
+"""How the page writes numbers: units, steps and what is unknown. Its modules are plain functions, called in the
+browser."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ MIB = 2**20
 def test_numbers_as_words(open_page: Callable[..., Any]) -> None:
     tab, _ = open_page()
     cases: dict[str, list[tuple[list[Any], str]]] = {
-        "memory": [([512], "512 B"), ([1.5 * MIB], "1.50 MiB"), ([640 * MIB], "640 MiB"), ([2**30], "1 GiB"), ([None], "–")],
+        "memory": [
+            ([512], "512 B"),
+            ([1.5 * MIB], "1.50 MiB"),
+            ([640 * MIB], "640 MiB"),
+            ([2**30], "1 GiB"),
+            ([None], "–"),
+        ],
         "memoryOf": [
             ([412 * MIB, 640 * MIB], "412 / 640 MiB"),
             ([300 * MIB, 2**31], "0.29 / 2 GiB"),
@@ -25,7 +32,14 @@ def test_numbers_as_words(open_page: Callable[..., Any]) -> None:
         "loss": [([0.54821], "0.548"), ([12.345], "12.35"), ([None], "–")],
         "celsius": [([84.6], "85 °C"), ([None], "–")],
         "watts": [([7.94], "7.9 W"), ([142.4], "142 W")],
-        "duration": [([0.2], "0 s"), ([61], "1 min 1 s"), ([600], "10 min"), ([7300], "2 h 1 min"), ([200_000], "2 d"), ([-5], "0 s")],
+        "duration": [
+            ([0.2], "0 s"),
+            ([61], "1 min 1 s"),
+            ([600], "10 min"),
+            ([7300], "2 h 1 min"),
+            ([200_000], "2 d"),
+            ([-5], "0 s"),
+        ],
         "ago": [([2], "just now"), ([59], "55 s ago"), ([61], "1 min ago"), ([7300], "2 h ago"), ([None], "–")],
         "count": [([1, "node"], "1 node"), ([0, "node"], "0 nodes")],
     }

@@ -60,7 +60,9 @@ def test_the_focus_stays_on_a_row_that_moves(open_page: Opener) -> None:
     tab.page.get_by_role("link", name="hall-03").focus()
     server.view.nodes["hall-03"].online = False
     server.show()
-    tab.until("[...document.querySelectorAll('.nodes tbody tr')].findIndex((row) => row.innerText.startsWith('hall-03')) < 4")
+    tab.until(
+        "[...document.querySelectorAll('.nodes tbody tr')].findIndex((row) => row.innerText.startsWith('hall-03')) < 4"
+    )
     assert tab.focused() == "hall-03"
 
 
@@ -98,7 +100,9 @@ UNSEEN = """() => {
 }"""
 
 
-@pytest.mark.parametrize(("path", "width"), [("/", 1280), ("/", 390), ("/nodes/porch-01", 1280), ("/nodes/nobody", 390)])
+@pytest.mark.parametrize(
+    ("path", "width"), [("/", 1280), ("/", 390), ("/nodes/porch-01", 1280), ("/nodes/nobody", 390)]
+)
 def test_the_page_for_ears(open_page: Opener, path: str, width: int) -> None:
     tab, _ = open_page(path=path, width=width, token=True)
     tab.until("document.querySelector('canvas') || document.body.innerText.includes('No node of this name')")
@@ -121,7 +125,17 @@ def test_whatever_has_the_focus_is_seen_to_have_it(open_page: Opener) -> None:
             break
         assert tab.page.evaluate(UNSEEN) is None
         seen.add(tab.focused())
-    assert {"Skip to the content", "Pause", "End round now", "operator", "?", "Show as a table", "home-0", "home-1", "filter"} <= seen
+    assert {
+        "Skip to the content",
+        "Pause",
+        "End round now",
+        "operator",
+        "?",
+        "Show as a table",
+        "home-0",
+        "home-1",
+        "filter",
+    } <= seen
 
 
 def test_read_only_says_how_it_would_not_be(open_page: Opener) -> None:
@@ -152,7 +166,10 @@ def test_control_needs_the_token_and_only_this_tab_keeps_it(open_page: Opener) -
     tab.page.get_by_role("button", name="operator").click()
     tab.page.get_by_role("button", name="Give up control").click()
     tab.page.get_by_role("button", name="Take control").wait_for()
-    assert tab.page.evaluate("sessionStorage.length") == 0 and not tab.page.get_by_role("button", name="Pause").is_visible()
+    assert (
+        tab.page.evaluate("sessionStorage.length") == 0
+        and not tab.page.get_by_role("button", name="Pause").is_visible()
+    )
 
 
 def test_what_cannot_be_taken_back_is_asked_about(open_page: Opener) -> None:

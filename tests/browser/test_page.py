@@ -21,7 +21,11 @@ def test_a_run_at_a_glance(open_page: Opener) -> None:
     tab, _ = open_page()
     tiles = dict(tuple(text.split("\n")[:2]) for text in tab.page.locator(".tile").all_inner_texts())
     assert tiles["Round"] == "7 of 12" and tiles["Updates"] == "8 of 23" and tiles["Nodes online"] == "23 of 24"
-    assert tiles["Accuracy"] == "86.6 %" and tiles["Loss, held-out"] == "0.560" and tiles["Model digest"] == fleet.DIGEST[:12]
+    assert (
+        tiles["Accuracy"] == "86.6 %"
+        and tiles["Loss, held-out"] == "0.560"
+        and tiles["Model digest"] == fleet.DIGEST[:12]
+    )
     assert tab.page.title() == "7/12 round open · voice-intents"
     row = [text.strip() for text in tab.row("office-01").inner_text().split("\n")]
     assert row[:2] == ["office-01", "Raspberry Pi 5 Model B Rev 1.0"] and "version 6" in row and "digest same" in row
@@ -38,8 +42,10 @@ def test_rows_change_in_place_and_rounds_are_announced(open_page: Opener) -> Non
             window.kept = document.querySelector('.nodes tbody tr');
             window.changed = new Set();
             new MutationObserver((records) => {
-                for (const { target } of records) window.changed.add((target.closest ? target : target.parentElement).closest('tr'));
-            }).observe(document.querySelector('.nodes tbody'), { subtree: true, childList: true, characterData: true, attributes: true });
+                for (const { target } of records) window.changed.add((target.closest ? target :
+                target.parentElement).closest('tr'));
+            }).observe(document.querySelector('.nodes tbody'), { subtree: true, childList: true, characterData: true,
+            attributes: true });
         }"""
     )
     node = server.view.nodes["attic-01"]
@@ -52,7 +58,9 @@ def test_rows_change_in_place_and_rounds_are_announced(open_page: Opener) -> Non
     view.rows = fleet.rounds(7, sorted(view.nodes))
     view.round, view.accepted = 8, ()
     server.show()
-    tab.until("document.getElementById('announcer').textContent.startsWith('Round 8 of 12 is open for 23 nodes; accuracy after round 7')")
+    tab.until(
+        "document.getElementById('announcer').textContent.startsWith('Round 8 of 12 is open for 23 nodes; accuracy after round 7')"
+    )
     view.phase = "finished"
     server.show()
     tab.until("document.getElementById('announcer').textContent.startsWith('The run is finished')")
@@ -63,7 +71,10 @@ def test_rows_are_sorted_filtered_and_remembered_in_the_address(open_page: Opene
     tab, _ = open_page()
     assert tab.names() == sorted(tab.names())
     tab.page.get_by_role("button", name="Memory").click()
-    shares = [int(value) for value in tab.page.locator(".nodes tbody [role=meter]").evaluate_all("all => all.map(m => m.ariaValueNow)")]
+    shares = [
+        int(value)
+        for value in tab.page.locator(".nodes tbody [role=meter]").evaluate_all("all => all.map(m => m.ariaValueNow)")
+    ]
     assert shares == sorted(shares, reverse=True) and shares[0] == 94
     assert tab.page.locator("th[aria-sort]").all_inner_texts() == ["Memory"]
     assert tab.page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
@@ -97,13 +108,16 @@ def test_rows_sorted_by_what_changes_all_the_time_keep_their_places_for_a_while(
 
 def test_a_node_and_its_memory_over_time(open_page: Opener) -> None:
     tab, server = open_page(path="/nodes/porch-01")
-    assert tab.page.title() == "porch-01 · voice-intents" and tab.page.get_by_role("heading", level=1).inner_text() == "porch-01"
+    assert (
+        tab.page.title() == "porch-01 · voice-intents"
+        and tab.page.get_by_role("heading", level=1).inner_text() == "porch-01"
+    )
     tab.page.wait_for_selector(".node-memory canvas")
     assert tab.page.locator(".notes li").all_inner_texts() == [server.view.nodes["porch-01"].trouble]
     sentence = tab.page.locator(".node-memory .plot").get_attribute("aria-label")
     assert sentence.startswith("Memory over time: now agent 3") and "budget 2.50 GiB." in sentence
-    parts = dict(text.split("\n") for text in tab.page.locator(".parts > div").all_inner_texts())
-    assert list(parts)[:2] == ["runtime base", "layer weights"] and len(parts) == 10
+    components = dict(text.split("\n") for text in tab.page.locator(".parts > div").all_inner_texts())
+    assert list(components)[:2] == ["runtime base", "layer weights"] and len(components) == 10
     facts = dict(text.split("\n", 1) for text in tab.page.locator(".facts > div:not([hidden])").all_inner_texts())
     assert facts["Device"] == "NVIDIA Jetson Orin Nano Developer Kit" and facts["Held by"] == "cgroup v2: memory.max"
     assert "Battery" not in facts
@@ -138,11 +152,18 @@ def test_a_node_that_nobody_knows_and_a_history_that_cannot_be_had(open_page: Op
 def test_words_of_strangers_stay_words(open_page: Opener) -> None:
     view = fleet.run(24)
     node = view.nodes["attic-01"]
-    node.reason = node.device = node.state = node.route = node.software = node.enclosure = node.security = node.trouble = ATTACK
-    node.readings = Readings(power_mode=ATTACK, throttled=True, throttle_reason=ATTACK, temperatures_celsius={ATTACK[:40]: 50.0})
+    node.reason = node.device = node.state = node.route = node.software = node.memory_group = node.security = (
+        node.trouble
+    ) = ATTACK
+    node.readings = Readings(
+        power_mode=ATTACK, throttled=True, throttle_reason=ATTACK, temperatures_celsius={ATTACK[:40]: 50.0}
+    )
     view.nodes["../" + ATTACK] = fleet.node(3, "../" + ATTACK, 6)
     view.run = view.method = view.security = ATTACK
-    view.events = [EventView(fleet.NOW, ATTACK, "attic-01", 3, ATTACK), EventView(fleet.NOW, "refused", "../" + ATTACK, 3, "x")]
+    view.events = [
+        EventView(fleet.NOW, ATTACK, "attic-01", 3, ATTACK),
+        EventView(fleet.NOW, "refused", "../" + ATTACK, 3, "x"),
+    ]
     tab, _ = open_page(view)
     assert ATTACK in tab.page.locator(".event-text").all_inner_texts() and ATTACK in tab.row("attic-01").inner_text()
     assert ATTACK in tab.page.locator(".bar").inner_text()
@@ -153,7 +174,9 @@ def test_words_of_strangers_stay_words(open_page: Opener) -> None:
         assert tab.page.get_by_role("heading", level=1).inner_text() == name
         tab.page.keyboard.press("Escape")
         tab.page.wait_for_selector(".nodes")
-    assert tab.page.evaluate("window.attacked === undefined && document.querySelectorAll('main img, main script').length === 0")
+    assert tab.page.evaluate(
+        "window.attacked === undefined && document.querySelectorAll('main img, main script').length === 0"
+    )
 
 
 def test_a_lost_connection_is_said_and_comes_back(open_page: Opener) -> None:
@@ -186,7 +209,10 @@ def test_the_end_of_a_run_is_no_alarm(open_page: Opener) -> None:
     tab, server = open_page(view)
     server.stop()
     tab.page.locator(".lost", has_text="The run is finished; its coordinator left at").wait_for()
-    assert tab.page.locator(".live").inner_text() == "ended" and tab.page.locator("#notice").get_attribute("data-key") is None
+    assert (
+        tab.page.locator(".live").inner_text() == "ended"
+        and tab.page.locator("#notice").get_attribute("data-key") is None
+    )
     assert tab.page.get_by_role("button", name="Need attention 0").is_visible()
     tab.complaints.clear()
 
@@ -195,7 +221,10 @@ def test_nothing_yet(open_page: Opener) -> None:
     view = RunView("t", "fedkrso", 6, written_at=fleet.NOW, security="INSECURE: no TLS")
     tab, server = open_page(view)
     assert tab.page.get_by_text("No round is finished yet.").count() == 3
-    assert tab.page.get_by_text("No node has spoken yet.").is_visible() and not tab.page.get_by_role("searchbox").is_visible()
+    assert (
+        tab.page.get_by_text("No node has spoken yet.").is_visible()
+        and not tab.page.get_by_role("searchbox").is_visible()
+    )
     assert "bad-ink" in tab.page.locator(".security").get_attribute("class")
     server.show(fleet.run(2))
     tab.page.wait_for_selector(".chart canvas")
@@ -207,7 +236,10 @@ def test_three_hundred_rows_once_a_second(open_page: Opener) -> None:
     assert len(tab.names()) == 300
     for beat in range(1, 7):
         for index, node in enumerate(server.view.nodes.values()):
-            node.step, node.worker_bytes = (node.step + beat) % 60, (node.worker_bytes or 0) + (index % 7 - 3) * fleet.MIB
+            node.step, node.worker_bytes = (
+                (node.step + beat) % 60,
+                (node.worker_bytes or 0) + (index % 7 - 3) * fleet.MIB,
+            )
         server.view.written_at = fleet.NOW + beat
         server.show()
         tab.page.wait_for_timeout(150)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page on a real run: broker, coordinator with its dashboard, two homes that train, and an operator in a browser."""
+"""The page on a real run: broker, coordinator with its dashboard, two homes that train, and an operator in a
+browser."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         tab.until("/ 640 MiB$/.test(document.querySelector('.memory-now').innerText)")
         page.keyboard.press("Escape")
 
-        # The round ends, its outcome is evaluated, and no other opens until somebody says so.
+        # The round ends, its published state is evaluated, and no other opens until somebody says so.
         page.locator(".pill", has_text="2/2 · paused").wait_for(timeout=120_000)
         tab.until("/^Accuracy\\n[0-9.]+ %/.test(document.querySelectorAll('.tile')[3].innerText)", 60)
         assert page.locator(".chart canvas").count() == 3

@@ -46,12 +46,14 @@ def test_every_method_is_in_every_table() -> None:
 def test_every_replica_is_the_same_also_one_that_was_absent(run: Run) -> None:
     nodes = {name: run.replica(name) for name in ("a", "b")}
     for server_round in (1, 2):
-        updates = [run.train(name, replica, number, server_round) for number, (name, replica) in enumerate(nodes.items())]
+        updates = [
+            run.train(name, replica, number, server_round) for number, (name, replica) in enumerate(nodes.items())
+        ]
         run.close(server_round, updates[::-1])
         for replica in nodes.values():
             run.adopt(replica, server_round, whole=server_round == 1)
     absent = run.replica("absent")
-    if run.settings.folds_every:
+    if run.settings.merges_every:
         run.adopt(absent, 1, whole=True)
     run.adopt(absent, 2, whole=True)
     restarted = run.replica("a", 3)
@@ -69,9 +71,9 @@ def test_every_replica_is_the_same_also_one_that_was_absent(run: Run) -> None:
     assert absent.base.digest() == run.base.digest() == plan.base_digest
 
 
-def test_a_snapshot_stands_for_the_folds_that_a_node_missed(run: Run) -> None:
-    if not run.settings.folds_every:
-        pytest.skip("a method that never folds")
+def test_a_snapshot_stands_for_the_merges_that_a_node_missed(run: Run) -> None:
+    if not run.settings.merges_every:
+        pytest.skip("a method that never merges")
     always, absent = run.replica("a"), run.replica("absent")
     for server_round in (1, 2):
         run.close(server_round, [run.train("a", always, 0, server_round)])
@@ -100,7 +102,9 @@ def test_an_update_says_what_the_plan_asks_for_and_nothing_else(run: Run) -> Non
     update = run.train("a", run.replica("a"), 0)
     plan = run.plan(1)
     expected = plan.training.expected(run.schema, update.header)
-    assert {name: value.shape for name, value in values_of(update.path).items()} == {name: want.shape for name, want in expected.items()}
+    assert {name: value.shape for name, value in values_of(update.path).items()} == {
+        name: want.shape for name, want in expected.items()
+    }
     size_bytes = sum(want.coding.most_bytes(want.shape[0] * want.shape[1]) for want in expected.values())
     assert update.path.stat().st_size < size_bytes + 200 * len(expected) + 1000, "a number takes its bits, or less"
     # In floats bits are the codec's own.
@@ -156,7 +160,9 @@ def _target(replica: Replica, name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_an_export_computes_what_the_replica_computes(case: Case, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_export_computes_what_the_replica_computes(
+    case: Case, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     settings = settings_of(case)
     run = Run(settings, make_llama(dtype="float32"), tmp_path, "float32")
     replica = run.replica("a")
@@ -175,15 +181,15 @@ def test_an_export_computes_what_the_replica_computes(case: Case, make_llama: Ca
     with torch.no_grad():
         start, found, expected = (model.model(token).last_hidden_state for model in (before, exported, replica.model))
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, start, atol=1e-2)
-    if settings.folds_every:
+    if settings.merges_every:
         # The next round is open: what was learned is in the base already.
         following = run.plan(2).training
         state = run.published[1].refreshed(following, run.schema)
         export_model(run.base, state, run.schema, TASK, training, tmp_path / "later")
         one, other = (Checkpoint(folder) for folder in (out, tmp_path / "later"))
         for layer in run.schema.layers:
-            folded_first, folded_last = (point.read(f"{layer.name}.weight") for point in (one, other))
-            assert np.allclose(folded_first, folded_last, rtol=0, atol=1e-6)
+            merged_first, merged_last = (point.read(f"{layer.name}.weight") for point in (one, other))
+            assert np.allclose(merged_first, merged_last, rtol=0, atol=1e-6)
 
 
 def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[..., Path], tmp_path: Path) -> None:
@@ -193,8 +199,8 @@ def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[.
         run = Run(settings, make_llama(f"llama-{width}", width=width), tmp_path / f"{width}-{k}")
         update = run.train("a", run.replica("a"), 0)
         run.close(1, [update])
-        run.published[1].write(run.own / "outcome.bin")
-        assert max(update.path.stat().st_size, (run.own / "outcome.bin").stat().st_size) < 4096 + 2 * k
+        run.published[1].write(run.own / "published state.bin")
+        assert max(update.path.stat().st_size, (run.own / "published state.bin").stat().st_size) < 4096 + 2 * k
 
 
 def test_states_of_methods_without_subspaces_travel(tmp_path: Path) -> None:

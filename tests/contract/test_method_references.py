@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client's round of each method against an independent reference: an ordinary model of dequantised weights, a loop, textbook layers."""
+"""One client's round of each method against an independent reference: an ordinary model of dequantised weights, a loop,
+textbook layers."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Reference:
         self.weights: dict[str, nn.Parameter] = {}
         for layer in run.schema.layers:
             linear = self.model.get_submodule(layer.name)
-            linear.weight = nn.Parameter(torch.from_numpy(dequantise_weight(*quantise_weight(linear.weight.numpy()))), requires_grad=False)
+            linear.weight = nn.Parameter(
+                torch.from_numpy(dequantise_weight(*quantise_weight(linear.weight.numpy()))), requires_grad=False
+            )
             self.weights[layer.name] = linear.weight
 
     def train(self, run: Run, plan: Plan, trained: list[Tensor]) -> None:
@@ -60,7 +63,9 @@ class Reference:
 
 @pytest.mark.parametrize("codec", ["", *CODECS])
 def test_full_fine_tuning_equals_its_reference(codec: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    settings = FedAvgSettings(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, codec=codec, density=0.1)
+    settings = FedAvgSettings(
+        steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, codec=codec, density=0.1
+    )
     run = Run(settings, make_llama(), tmp_path)
     replica = run.replica("a")
     reference = Reference(run, replica)
@@ -83,13 +88,19 @@ def test_full_fine_tuning_equals_its_reference(codec: Any, make_llama: Callable[
 @pytest.mark.parametrize("name", ["fedit", "ffa-lora", "rolora", "fedsa-lora", "flora", "fedex-lora"])
 def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     kind = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
-    run = Run(kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, rank=4, alpha=8.0), make_llama(), tmp_path)
+    run = Run(
+        kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, rank=4, alpha=8.0),
+        make_llama(),
+        tmp_path,
+    )
     replica = run.replica("a")
     reference, factors, start = Reference(run, replica), {}, {}
     training = run.plan(1).training
     assert isinstance(training, FactorTraining)
     for layer in run.schema.layers:
-        a = nn.Parameter(torch.from_numpy(initial_factor(f"{layer.name}/A", 4, layer.columns, training.first_seed(training.seeds))))
+        a = nn.Parameter(
+            torch.from_numpy(initial_factor(f"{layer.name}/A", 4, layer.columns, training.first_seed(training.seeds)))
+        )
         b = nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
         linear.forward = lambda x, linear=linear, a=a, b=b: nn.functional.linear(x, linear.weight) + 2 * (x @ a.T) @ b.T
@@ -130,7 +141,11 @@ def _signs(training: DirectionTraining, index: int, layer: LayerSpec) -> np.ndar
     for start in range(0, layer.rows, 64):
         rows = min(64, layer.rows - start)
         words = (index, layer.columns, start // 64)
-        head = b"fedkrso direction 1" + training.seeds[0].to_bytes(8, "little") + b"".join(word.to_bytes(4, "little") for word in words)
+        head = (
+            b"fedkrso direction 1"
+            + training.seeds[0].to_bytes(8, "little")
+            + b"".join(word.to_bytes(4, "little") for word in words)
+        )
         data = hashlib.shake_128(head + layer.name.encode()).digest((rows * layer.columns + 7) // 8)
         bits = [data[i // 8] >> (i % 8) & 1 for i in range(rows * layer.columns)]
         out.append(1 - 2 * np.array(bits, np.float32).reshape(rows, layer.columns))
@@ -171,7 +186,9 @@ def test_fedkseed_equals_its_reference(name: str, make_llama: Callable[..., Path
 @pytest.mark.parametrize("allocation", ["norm", "equal"])
 def test_ferret_equals_its_reference(allocation: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
     kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "ferret")
-    settings = kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, num_directions=12, allocation=allocation)
+    settings = kind(
+        steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, num_directions=12, allocation=allocation
+    )
     run = Run(settings, make_llama(), tmp_path)
     replica, training = run.replica("a"), run.plan(1).training
     reference = Reference(run, replica)
@@ -204,7 +221,8 @@ def _adam(value: Tensor, gradient: Tensor, step: int, state: dict[str, Any], pri
 
 
 def _filled(roots: Tensor, mine: slice) -> Tensor:
-    """A subspace's roots; each that is not known as the mean of the row's known ones: here, or where there is none, in all subspaces."""
+    """A subspace's roots; each that is not known as the mean of the row's known ones: here, or where there is none, in
+    all subspaces."""
     out = roots[:, mine].clone()
     for row, values in enumerate(out):
         known = values[values > 0] if bool((values > 0).any()) else roots[row][roots[row] > 0]
@@ -213,7 +231,8 @@ def _filled(roots: Tensor, mine: slice) -> Tensor:
 
 
 def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A round of FedKRSO on an ordinary model: accumulators (m, K r) and roots of second moments; `known` are the roots of all before."""
+    """A round of FedKRSO on an ordinary model: accumulators (m, K r) and roots of second moments; `known` are the roots
+    of all before."""
     plan, replica = run.plan(1), run.replica("reference")
     reference, training = Reference(run, replica), plan.training
     seeds, rank, stream = training.seeds, training.rank, batches(examples(0), 4, 5, 1, "a")
@@ -224,7 +243,9 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
     for interval, k in enumerate(interval_order("cycle", 5, 1, 3, 4, "a")):
         projections, factors, mine = {}, {}, slice(k * rank, (k + 1) * rank)
         for layer in run.schema.layers:
-            all_of_them = [torch.from_numpy(signs(seed, layer.name, rank, layer.columns)).float() / rank**0.5 for seed in seeds]
+            all_of_them = [
+                torch.from_numpy(signs(seed, layer.name, rank, layer.columns)).float() / rank**0.5 for seed in seeds
+            ]
             projections[layer.name], factor = all_of_them[k], torch.zeros(layer.rows, rank, requires_grad=True)
             factors[layer.name], linear = factor, reference.model.get_submodule(layer.name)
             linear.forward = lambda x, w=linear.weight, b=factor, p=all_of_them[k]: nn.functional.linear(x, w + b @ p)
@@ -250,23 +271,42 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
 
 
 @pytest.mark.parametrize("moments", MOMENTS)
-def test_fedkrso_equals_its_reference_for_each_choice_of_moments(moments: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_fedkrso_equals_its_reference_for_each_choice_of_moments(
+    moments: Any, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     # Four intervals in three subspaces: one comes back.
     settings = FedKRSOSettings(
-        rank=4, num_seeds=3, steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, moments=moments, projection="signs"
+        rank=4,
+        num_seeds=3,
+        steps=8,
+        interval_steps=2,
+        batch_size=4,
+        learning_rate=1e-2,
+        bits=16,
+        moments=moments,
+        projection="signs",
     )
     run = Run(settings, make_llama(), tmp_path)
     known: dict[str, Tensor] = {}
     if moments == "averaged":
-        # As some round before left them: each row's in its own order of magnitude, one column and one subspace that nobody has trained.
+        # As some round before left them: each row's in its own order of magnitude, one column and one subspace that
+        # nobody has trained.
         for layer in run.schema.layers:
             chance = torch.Generator().manual_seed(len(known))
-            root = torch.rand(layer.rows, 12, generator=chance) * torch.rand(layer.rows, 1, generator=chance) * 1e-2 + 2.0**-20
+            root = (
+                torch.rand(layer.rows, 12, generator=chance) * torch.rand(layer.rows, 1, generator=chance) * 1e-2
+                + 2.0**-20
+            )
             root[:, 5] = root[:, 8:] = 0
-            run.state.sums[f"{layer.name}/second"] = np.rint(np.ldexp(root.numpy().astype(np.float64), 32)).astype(np.int64)
+            run.state.sums[f"{layer.name}/second"] = np.rint(np.ldexp(root.numpy().astype(np.float64), 32)).astype(
+                np.int64
+            )
             known[layer.name] = root
         run.published[0] = run.state.publish()
-        known = {layer.name: torch.from_numpy(run.published[0].entries[f"{layer.name}/second"].values()) for layer in run.schema.layers}
+        known = {
+            layer.name: torch.from_numpy(run.published[0].entries[f"{layer.name}/second"].values())
+            for layer in run.schema.layers
+        }
     replica = run.replica("a")
     replica.state = run.published[0]
     replica.state.write(run.own / "a" / "state.bin")
@@ -284,7 +324,15 @@ def test_fedkrso_equals_its_reference_for_each_choice_of_moments(moments: Any, m
 def test_a_mean_of_second_moments_is_over_those_who_know(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     # Two of three subspaces a round, each node's own draw; one node trains half of the rank.
     settings = FedKRSOSettings(
-        rank=4, min_rank=2, num_seeds=3, order="uniform", steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, moments="averaged"
+        rank=4,
+        min_rank=2,
+        num_seeds=3,
+        order="uniform",
+        steps=4,
+        interval_steps=2,
+        batch_size=4,
+        learning_rate=1e-2,
+        moments="averaged",
     )
     run = Run(settings, make_llama(), tmp_path)
     updates, weights, totals = [], np.zeros(12), np.zeros((run.schema.layers[0].rows, 12))
@@ -296,7 +344,9 @@ def test_a_mean_of_second_moments_is_over_those_who_know(make_llama: Callable[..
         updates.append(WeightedUpdate(path, header, header.examples))
         columns = [4 * k + row for k in header.subspaces for row in range(rank)]
         weights[columns] += header.examples
-        totals[:, columns] += header.examples * values_of(path)[f"{run.schema.layers[0].name}/second"].astype(np.float64)
+        totals[:, columns] += header.examples * values_of(path)[f"{run.schema.layers[0].name}/second"].astype(
+            np.float64
+        )
     assert len({update.header.subspaces for update in updates}) > 1 and (weights > 0).all() and len(set(weights)) > 2
     run.close(1, updates)
     found = run.published[1].entries[f"{run.schema.layers[0].name}/second"].values()

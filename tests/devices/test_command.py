@@ -16,14 +16,18 @@ from devices.record import recorded
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "devices", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "devices", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def test_this_machine_is_shown() -> None:
     done = run("--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["facts"]["name"] and found["readings"]["memory_total_bytes"] == found["facts"]["memory_total_bytes"] > 0
+    assert (
+        found["facts"]["name"] and found["readings"]["memory_total_bytes"] == found["facts"]["memory_total_bytes"] > 0
+    )
     assert 0 <= found["readings"]["processor_percent"] <= 100
 
 
@@ -37,7 +41,8 @@ def test_another_root_is_shown_for_a_person(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["jetson-orin-nano-jetpack-6", "jetson-nano-jetpack-4", "laptop-two-batteries", "raspberry-pi-4-under-voltage"]
+    "name",
+    ["jetson-orin-nano-jetpack-6", "jetson-nano-jetpack-4", "laptop-two-batteries", "raspberry-pi-4-under-voltage"],
 )
 def test_a_record_of_a_device_reads_like_the_device(name: str, tmp_path: Path) -> None:
     expected = recording(name)
@@ -57,7 +62,9 @@ def vars_of(found: object) -> dict[str, object]:
 def test_a_record_has_no_serial_numbers(tmp_path: Path) -> None:
     battery = tmp_path / "sys/class/power_supply/BAT0"
     battery.mkdir(parents=True)
-    (battery / "uevent").write_text("POWER_SUPPLY_TYPE=Battery\nPOWER_SUPPLY_SERIAL_NUMBER= 2958\nPOWER_SUPPLY_CAPACITY=9\n")
+    (battery / "uevent").write_text(
+        "POWER_SUPPLY_TYPE=Battery\nPOWER_SUPPLY_SERIAL_NUMBER= 2958\nPOWER_SUPPLY_CAPACITY=9\n"
+    )
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("Model\t: Raspberry Pi 5\nSerial\t\t: 10000000abcdef\n")
     text = recorded(tmp_path, lambda command, timeout_seconds: None)

@@ -17,9 +17,24 @@ from devices.sensors.nvidia_smi import parse_gpus
 from devices.sensors.tegrastats import parse_tegrastats
 from fedcore.device.readings import Readings
 
-ABSURD = [b"", b"\0", b"\xff\xfe\x00", b"-1", b"0", b"1", b"9" * 26, b"1e400", b"nan", b"4294967295\n", b"\n" * 50, b"-256000\n"]
+ABSURD = [
+    b"",
+    b"\0",
+    b"\xff\xfe\x00",
+    b"-1",
+    b"0",
+    b"1",
+    b"9" * 26,
+    b"1e400",
+    b"nan",
+    b"4294967295\n",
+    b"\n" * 50,
+    b"-256000\n",
+]
 
-quick = settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+quick = settings(
+    max_examples=15, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 
 
 @st.composite
@@ -54,7 +69,10 @@ def test_damaged_files_give_none_and_no_exception(name: str, tmp_path: Path) -> 
     def any_damage(data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(paths), min_size=1, max_size=5, unique=True))
         damaged = {path: data.draw(damages(whole.files[path].encode())) for path in chosen}
-        spoken = {command: data.draw(damages(text.encode())).decode("utf-8", "replace") for command, text in whole.programs.items()}
+        spoken = {
+            command: data.draw(damages(text.encode())).decode("utf-8", "replace")
+            for command, text in whole.programs.items()
+        }
         late = detect(root, whole.run)
         late.read()
         try:
@@ -64,7 +82,9 @@ def test_damaged_files_give_none_and_no_exception(name: str, tmp_path: Path) -> 
             for device in (early, late):
                 in_bounds(device.read())
                 in_bounds(device.read())
-                facts = dataclasses.asdict(device.facts) | {"gpu": device.facts.accelerator and device.facts.accelerator.name}
+                facts = dataclasses.asdict(device.facts) | {
+                    "gpu": device.facts.accelerator and device.facts.accelerator.name
+                }
                 assert facts["name"] and all(text.isprintable() for text in facts.values() if isinstance(text, str))
                 device.close()
         finally:

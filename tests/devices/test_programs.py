@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real programs that are slow, hang, die or talk: reading a sensor never waits for one, and none outlives its device."""
+"""Real programs that are slow, hang, die or talk: reading a sensor never waits for one, and none outlives its
+device."""
 
 from __future__ import annotations
 
@@ -139,7 +140,9 @@ def test_tegrastats_is_followed_started_again_and_ended(tmp_path: Path, monkeypa
     line = recording("jetson-orin-nano-jetpack-6").tegrastats
     times = [0.0]
     monkeypatch.chdir(tmp_path)
-    stats = Tegrastats([program(tmp_path, f'echo "$@" >arguments; echo "{line}"; printf "RAM 1/"; exec sleep 60')], lambda: times[0])
+    stats = Tegrastats(
+        [program(tmp_path, f'echo "$@" >arguments; echo "{line}"; printf "RAM 1/"; exec sleep 60')], lambda: times[0]
+    )
     wait(lambda: stats.latest() is not None)
     found = stats.latest()
     assert found is not None and found.rails_watts["VDD_IN"] == 5.704 and found.memory_total_bytes == 7620 * 2**20

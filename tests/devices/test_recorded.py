@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every recorded device is found as what it is, and says exactly what its files say: nothing is missing and nothing made up."""
+"""Every recorded device is found as what it is, and says exactly what its files say: nothing is missing and nothing
+made up."""
 
 from __future__ import annotations
 
@@ -30,12 +31,18 @@ def test_the_device_is_what_it_is(name: str, tmp_path: Path) -> None:
     accelerator, known = found.pop("accelerator"), dict(expected.facts)
     wanted = known.pop("accelerator", None)
     assert {key: value for key, value in found.items() if value is not None and key in known} == known
-    assert found["catalogue"] == known.get("catalogue") and (found["catalogue"] is None or found["catalogue"] in DEVICES)
+    assert found["catalogue"] == known.get("catalogue") and (
+        found["catalogue"] is None or found["catalogue"] in DEVICES
+    )
     if wanted is None:
         assert accelerator is None
     else:
         capability = wanted.pop("compute_capability", None)
-        assert accelerator == {"total_bytes": None, "compute_capability": tuple(capability) if capability else None, **wanted}
+        assert accelerator == {
+            "total_bytes": None,
+            "compute_capability": tuple(capability) if capability else None,
+            **wanted,
+        }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,7 +57,9 @@ def test_the_reading_is_what_the_files_say(name: str, tmp_path: Path) -> None:
         charge = found.pop("battery_percent")
         assert charge == pytest.approx(expected.readings.get("battery_percent"), abs=0.001)
         nothing = {**msgspec.structs.asdict(Readings()), "temperatures_celsius": {}}
-        known = {key: value for key, value in expected.readings.items() if key not in ("power_watts", "battery_percent")}
+        known = {
+            key: value for key, value in expected.readings.items() if key not in ("power_watts", "battery_percent")
+        }
         assert found == {**{key: nothing[key] for key in found}, **known}
     device.close()
 
@@ -60,7 +69,9 @@ def test_tegrastats_says_the_same_as_the_files(name: str) -> None:
     expected = recording(name)
     found = parse_tegrastats(expected.tegrastats)
     assert found.memory_total_bytes == expected.readings["memory_total_bytes"]
-    assert found.memory_used_bytes == expected.readings["memory_total_bytes"] - expected.readings["memory_available_bytes"]
+    assert (
+        found.memory_used_bytes == expected.readings["memory_total_bytes"] - expected.readings["memory_available_bytes"]
+    )
     assert found.gpu_percent == expected.readings.get("accelerator_percent")
     assert found.temperatures_celsius == expected.readings["temperatures_celsius"]
     assert board_watts(found.rails_watts) == pytest.approx(expected.readings["power_watts"])

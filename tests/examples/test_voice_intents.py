@@ -28,7 +28,9 @@ def test_homes_never_say_a_held_out_utterance_and_differ_in_names_and_mix() -> N
     assert not held & {row["text"] for home in homes for row in home}
     shares = [Counter(row["label"] for row in home) for home in homes]
     # An even mix would be 600 / 21 = 29 of each intent.
-    assert all(max(share.values()) > 2 * 600 / len(data.labels()) and len(share) < len(data.labels()) for share in shares)
+    assert all(
+        max(share.values()) > 2 * 600 / len(data.labels()) and len(share) < len(data.labels()) for share in shares
+    )
     assert len({share.most_common(1)[0][0] for share in shares}) > 1
     names = [data._names(0, index) for index in range(4)]
     assert len({home.areas for home in names}) == 4 and len({home.things["light"] for home in names}) == 4
@@ -38,7 +40,11 @@ def test_data_is_the_same_in_another_process_with_another_hash_seed() -> None:
     code = "from examples.voice_intents.data import home, held_out; print(home(1), held_out())"
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     }

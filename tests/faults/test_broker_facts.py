@@ -25,7 +25,8 @@ from fedcore.wire.files import manifest_of, read_chunk
 from fedcore.wire.messages import Topics
 
 STARVED = ("max_inflight_messages 1", "max_queued_messages 3")
-# Our own clients allow the broker 32 messages under way, so with the queue above 35 chunks at once are too many: eight nodes send 64.
+# Our own clients allow the broker 32 messages under way, so with the queue above 35 chunks at once are too many: eight
+# nodes send 64.
 MANY_NODES, MANY_CHUNKS = 8, 80
 
 
@@ -66,12 +67,14 @@ def test_an_acknowledgement_is_no_delivery_receipt_and_transfers_end_whole_all_t
         update = a_file(tmp_path / "update", 10)
         given = upload(nodes, coordinator, update, tmp_path / "in")
         assert given > 10 * MANY_NODES, "nothing was lost: this queue is not starved"
-        outcome = a_file(tmp_path / "outcome", MANY_CHUNKS)
+        published_state = a_file(tmp_path / "published_state", MANY_CHUNKS)
         for index in range(MANY_CHUNKS):
-            chunk = read_chunk(outcome, manifest_of(outcome, CHUNK_BYTES).sha256, index, CHUNK_BYTES)
-            while not coordinator.send(TOPICS.outcome("o", index), chunk, retain=True):
+            chunk = read_chunk(published_state, manifest_of(published_state, CHUNK_BYTES).sha256, index, CHUNK_BYTES)
+            while not coordinator.send(TOPICS.published_state("o", index), chunk, retain=True):
                 time.sleep(0.01)
-        assert download(nodes[0], coordinator, outcome, tmp_path / "outcome.in") > 0, "nothing was lost: this queue is not starved"
+        assert download(nodes[0], coordinator, published_state, tmp_path / "published state.in") > 0, (
+            "nothing was lost: this queue is not starved"
+        )
     finally:
         for side in (coordinator, *nodes):
             side.transport.stop()
@@ -96,7 +99,9 @@ def test_a_full_queue_of_an_absent_subscriber_drops_what_was_acknowledged(
     publisher.close()
 
 
-def test_a_transfer_to_an_absent_coordinator_ends_whole_when_it_is_back(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+def test_a_transfer_to_an_absent_coordinator_ends_whole_when_it_is_back(
+    start: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
     broker = start("max_queued_messages 5")
     node = Side(broker, "n", TOPICS.down("n", "#"))
     first = Side(broker, "coordinator", TOPICS.up("+", "#"))
@@ -113,7 +118,9 @@ def test_a_transfer_to_an_absent_coordinator_ends_whole_when_it_is_back(start: C
         again.transport.stop()
 
 
-def one_too_large(broker: Mosquitto, size_bytes: int, protocol: MQTTProtocolVersion) -> tuple[list[tuple[Any, ...]], int]:
+def one_too_large(
+    broker: Mosquitto, size_bytes: int, protocol: MQTTProtocolVersion
+) -> tuple[list[tuple[Any, ...]], int]:
     """What the publisher of a message sees, and how many arrive."""
     subscriber, publisher = Plain(broker, "subscriber", protocol), Plain(broker, "publisher", protocol)
     subscriber.subscribe("t")
@@ -133,12 +140,15 @@ def test_message_size_limit_is_told_nowhere_and_drops_with_a_good_acknowledgemen
     broker = start(f"message_size_limit {limit}")
     assert one_too_large(broker, limit, V5) == ([("connected", None), ("acknowledged", True)], 1)
     assert one_too_large(broker, limit + 1, V3) == ([("connected", None), ("acknowledged", True)], 0)
-    # mosquitto's reason (0x95) is none that an acknowledgement may have: paho takes the packet for malformed and closes.
+    # mosquitto's reason (0x95) is none that an acknowledgement may have: paho takes the packet for malformed and
+    # closes.
     assert one_too_large(broker, limit + 1, V5) == ([("connected", None), ("disconnected", "Protocol error")], 0)
 
 
 @pytest.mark.parametrize("limit", [131_072, 2_000_000])
-def test_max_packet_size_is_told_by_version_5_alone_and_costs_the_link(start: Callable[..., Mosquitto], limit: int) -> None:
+def test_max_packet_size_is_told_by_version_5_alone_and_costs_the_link(
+    start: Callable[..., Mosquitto], limit: int
+) -> None:
     broker = start(f"max_packet_size {limit}")
     assert one_too_large(broker, limit - 64, V5) == ([("connected", limit), ("acknowledged", True)], 1)
     assert one_too_large(broker, limit, V3) == ([("connected", None), ("disconnected", "Unspecified error")], 0)
@@ -157,7 +167,9 @@ def test_max_packet_size_is_told_by_version_5_alone_and_costs_the_link(start: Ca
         ("max_packet_size 2000000", 262_144),
     ],
 )
-def test_the_coordinator_finds_a_chunk_size_that_passes(start: Callable[..., Mosquitto], line: str, largest: int) -> None:
+def test_the_coordinator_finds_a_chunk_size_that_passes(
+    start: Callable[..., Mosquitto], line: str, largest: int
+) -> None:
     side = Side(start(line), "coordinator")
     try:
         limits: Limits = side.transport.wait_connected(10)
@@ -174,27 +186,29 @@ def test_a_run_through_a_silent_limit_of_128_kib(start: Callable[..., Mosquitto]
     assert row["exactly_once"] and row["nodes_with_the_digest"] == 3
 
 
-def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(
+    start: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
     broker = start()
     topics = Topics("fleet")
-    outcome: dict[str, Any] = {}
+    published_state: dict[str, Any] = {}
     with prepared(4, 2, tmp_path, broker, train_seconds=2.5) as fleet:
-        thread = threading.Thread(target=lambda: outcome.update(fleet.run(90.0)))
+        thread = threading.Thread(target=lambda: published_state.update(fleet.run(90.0)))
         thread.start()
         try:
             wait_for_round(tmp_path, 2)
             broker.kill()
             broker.start()
-            retained = retained_within(broker, 2.0, topics.plan, topics.status("+"), topics.outcome("+", "+"))
+            retained = retained_within(broker, 2.0, topics.plan, topics.status("+"), topics.published_state("+", "+"))
         finally:
             thread.join()
     plan = decode(retained.pop(topics.plan)).body
     assert plan.round == 2 and plan.phase == "train"
     statuses = {topic for topic in retained if topic.endswith("/status")}
     assert statuses == {topics.status(f"node-{index:03}") for index in range(4)}
-    chunks = {topic for topic in retained if "/outcome/" in topic}
+    chunks = {topic for topic in retained if "/state/" in topic}
     assert len(chunks) == plan.objects[-1].manifest.chunks, "the present version is there for who comes now"
-    assert outcome["exactly_once"] and outcome["nodes_with_the_digest"] == 4
+    assert published_state["exactly_once"] and published_state["nodes_with_the_digest"] == 4
 
 
 def wait_for_round(folder: Path, server_round: int, seconds: float = 60.0) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes that were away, lost what they had, or come new to a run in progress: real broker, coordinator, agents and workers."""
+"""Nodes that were away, lost what they had, or come new to a run in progress: real broker, coordinator, agents and
+workers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from forked_workers import ForkedWorkers
 from tiny import Recipe, Tiny, Workshop
 
 from coordinator.store.ledger import RoundRow, SqliteLedger
-from fedcore.round.plan import OutcomeObject
+from fedcore.round.plan import StateObject
 
 ROUNDS = 10
 AWAY_UNTIL = 7
@@ -24,9 +25,17 @@ class Village(Tiny):
 
     def _job_text(self) -> str:
         homes = self.recipe.homes
-        text = super()._job_text().replace(f"min_nodes = {homes}", "min_nodes = 1").replace(f"quorum = {homes}", "quorum = 1")
-        # Ends of generations weigh as much as a snapshot within a few rounds: those of single inputs, 4 bits up and 8 down would take many.
-        return text.replace('schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8\noutcome_bits = 16')
+        text = (
+            super()
+            ._job_text()
+            .replace(f"min_nodes = {homes}", "min_nodes = 1")
+            .replace(f"quorum = {homes}", "quorum = 1")
+        )
+        # Ends of generations weigh as much as a snapshot within a few rounds: those of single inputs, 4 bits up and 8
+        # down would take many.
+        return text.replace(
+            'schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8\noutcome_bits = 16'
+        )
 
     def wait(self, until: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -43,10 +52,10 @@ class Village(Tiny):
         home.wait(20)
         self.homes[index] = None
 
-    def published(self) -> tuple[list[RoundRow], list[OutcomeObject]]:
+    def published(self) -> tuple[list[RoundRow], list[StateObject]]:
         ledger = SqliteLedger(self.files.ledger)
         try:
-            return ledger.rounds(), ledger.outcomes()
+            return ledger.rounds(), ledger.published_states()
         finally:
             ledger.close()
 
@@ -88,7 +97,10 @@ def test_one_comes_back_after_many_rounds_and_one_comes_new(tmp_path: Path, work
         rows, objects = village.published()
         summary, final = village.found(), objects[-1]
         assert codes == [0, 0, 0] and final.version == ROUNDS, village.output()[-4000:]
-        assert list(rows[-1].participants) == village.names and [list(row.participants) for row in rows].count(["home-0"]) >= 2
+        assert (
+            list(rows[-1].participants) == village.names
+            and [list(row.participants) for row in rows].count(["home-0"]) >= 2
+        )
         for name in village.names:
             node = summary["nodes"][name]
             assert node["model_version"] == ROUNDS, village.output()[-4000:]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny real runs that are disturbed: each ends with the undisturbed digest, every update counted once. `make chaos` runs 200 of them."""
+"""Tiny real runs that are disturbed: each ends with the undisturbed digest, every update counted once. `make chaos`
+runs 200 of them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tiny import Recipe, Tiny, Workshop, run_name, undisturbed
 
 from benchmarks.disturbed import series, table
 
-# Folds, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
+# Merges, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
 SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
 
 
@@ -47,7 +48,10 @@ def test_a_disturbed_run_ends_with_the_undisturbed_digest(seed: int, workshop: W
 def test_lost_statuses_plans_and_commits_are_made_good(workshop: Workshop, tmp_path: Path) -> None:
     folder, recipe = tmp_path / "run", Recipe()
     digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)
-    lost = Script(up=Faults(drop=1.0, topics=("/status",)), down=Faults(drop=1.0, topics=(f"{run_name(folder)}/plan", "/down/commit")))
+    lost = Script(
+        up=Faults(drop=1.0, topics=("/status",)),
+        down=Faults(drop=1.0, topics=(f"{run_name(folder)}/plan", "/down/commit")),
+    )
     tiny, killer = _disturb(folder, workshop, recipe, lost)
     assert tiny.proxy.counts["drop"] >= 10 and killer.counts == {}
     assert tiny.check(digest)
@@ -61,10 +65,14 @@ def test_a_coordinator_killed_at_the_end_still_hears_everybody_s_last_word(works
     tiny, killer = _disturb(tmp_path / "run", workshop, recipe, Script(), strikes)
     assert killer.counts == {"kill coordinator": 1}
     assert tiny.check(digest)
-    assert {node["digest"] for node in tiny.found()["nodes"].values()} == {digest} and len(tiny.found()["nodes"]) == recipe.homes
+    assert {node["digest"] for node in tiny.found()["nodes"].values()} == {digest} and len(
+        tiny.found()["nodes"]
+    ) == recipe.homes
 
 
-def _disturb(folder: Path, workshop: Workshop, recipe: Recipe, script: Script, strikes: list[Strike] | None = None) -> tuple[Tiny, Killer]:
+def _disturb(
+    folder: Path, workshop: Workshop, recipe: Recipe, script: Script, strikes: list[Strike] | None = None
+) -> tuple[Tiny, Killer]:
     tiny = Tiny(folder, workshop, recipe, script)
     killer = Killer(tiny, strikes or [], Random(0))
     try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Informed rows on real parts: made once, fetched by every node, and fetched or made again where a disk lost or damaged them."""
+"""Informed rows on real parts: made once, fetched by every node, and fetched or made again where a disk lost or damaged
+them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ class Informed(Tiny):
     """A run whose subspaces are informed, but for the last."""
 
     def _job_text(self) -> str:
-        text = super()._job_text().replace("num_seeds = 4\n", 'num_seeds = 4\nprojection = "informed"\ninformed_share = 0.75\n')
+        text = (
+            super()
+            ._job_text()
+            .replace("num_seeds = 4\n", 'num_seeds = 4\nprojection = "informed"\ninformed_share = 0.75\n')
+        )
         texts = self.workshop.texts(7)
         return f'{text}\n[calibration]\nsource = "{texts}"\nrows = 20\n\n[evaluation]\nsource = "{texts}"\n'
 

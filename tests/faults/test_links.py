@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole transfers in both directions over bad links: slow, cut, repeating, reordering, losing, and with a broker that is killed.
+"""Whole transfers in both directions over bad links: slow, cut, repeating, reordering, losing, and with a broker that
+is killed.
 
-The node's side (`Courier`, outbox, inbox) reaches a real mosquitto through the proxy; the coordinator's side (`Inbox`, `Publisher`)
-sits at the broker.
-"""
+The node's side (`Transfers`, outbox, inbox) reaches a real mosquitto through the proxy; the coordinator's side
+(`Inbox`, `Publisher`) sits at the broker."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from coordinator.messages.probe import usable_chunk_bytes
 from coordinator.messages.publisher import Publisher
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.store.folder import RunFolder
-from edge_client.agent.messages import Mail
+from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
-from edge_client.agent.transfers import Courier
+from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from fedcore.config.sections import BrokerSection, DataSection
-from fedcore.round.plan import OutcomeObject
+from fedcore.round.plan import StateObject
 from fedcore.transport.base import Connected, Limits, Received
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
 from fedcore.wire.codec import decode
@@ -54,17 +54,17 @@ class NodeSide:
         node = Node(node="n", run=RUN, model_folder="none", data=DataSection(source="none"), broker=section)
         self.outbox = Outbox(folder / "outbox")
         self.transport = MqttTransport(settings, random.Random(1))
-        self.mail = Mail(node, folder, self.transport)
-        self.courier = Courier(
+        self.messages = Messages(node, folder, self.transport)
+        self.transfers = Transfers(
             self.outbox,
             folder / "inbox",
             self.transport,
-            self.mail,
+            self.messages,
             random.Random(1),
             self.fetched.append,
             lambda *gone: self.gone.append(gone),
         )
-        self.mail.subscribe()
+        self.messages.subscribe()
         self.transport.start(self.events.put)
         self.transport.wait_connected(10)
 
@@ -74,16 +74,16 @@ class NodeSide:
         except queue.Empty:
             event = None
         if isinstance(event, Connected):
-            self.courier.link_came(event.limits)
+            self.transfers.link_came(event.limits)
         elif isinstance(event, Received) and event.payload:
-            body = self.mail.open(event.topic, event.payload)
+            body = self.messages.open(event.topic, event.payload)
             if isinstance(body, Grant | Ack | Commit | Refuse | Chunk):
-                self.courier.handle(body, time.monotonic())
-        self.courier.tick(time.monotonic())
+                self.transfers.handle(body, time.monotonic())
+        self.transfers.tick(time.monotonic())
 
     def kill(self) -> None:
         self.transport.abandon()
-        self.courier.pause()
+        self.transfers.pause()
 
 
 class CoordinatorSide:
@@ -93,7 +93,7 @@ class CoordinatorSide:
         self.folder = RunFolder(folder)
         self.events: queue.Queue[Any] = queue.Queue()
         self.committed: list[Path] = []
-        self.objects: dict[Any, OutcomeObject] = {}
+        self.objects: dict[Any, StateObject] = {}
         self.transport = MqttTransport(settings, random.Random(2))
         self.publisher = Publisher(self.transport, Post(RUN, "", None, 1), TOPICS, self.folder, 2, lambda: 1)
         self.inbox = Inbox(self._accept, lambda node, body: self.publisher.reply(node, 1, body), window=WINDOW)
@@ -105,22 +105,22 @@ class CoordinatorSide:
         self.committed.append(path)
         return ""
 
-    def publish(self, size_bytes: int, chunk_bytes: int) -> OutcomeObject:
-        path = self.folder.outcome(1, "whole")
+    def publish(self, size_bytes: int, chunk_bytes: int) -> StateObject:
+        path = self.folder.published_state(1, "whole")
         path.parent.mkdir(parents=True)
-        path.write_bytes(random.Random("outcome").randbytes(size_bytes))
-        obj = OutcomeObject(1, 0, None, "0" * 64, manifest_of(path, chunk_bytes))
+        path.write_bytes(random.Random("published_state").randbytes(size_bytes))
+        obj = StateObject(1, 0, None, "0" * 64, manifest_of(path, chunk_bytes))
         # The first connection is no reason to publish again.
         self.turn()
         self.objects[1, "whole"] = obj
-        self.publisher.outcome(1, self.objects)
+        self.publisher.published_state(1, self.objects)
         return obj
 
     def turn(self) -> None:
         while not self.events.empty():
             event = self.events.get()
             if isinstance(event, Connected) and self.objects:
-                self.publisher.outcome(1, self.objects)
+                self.publisher.published_state(1, self.objects)
             elif isinstance(event, Received) and event.payload:
                 body, now = decode(event.payload).body, time.monotonic()
                 if isinstance(body, Offer):
@@ -166,7 +166,7 @@ class Link:
     def send(self, size_bytes: int, chunk_bytes: int) -> Path:
         path = self.node.outbox.path(1)
         path.write_bytes(random.Random("update").randbytes(size_bytes))
-        self.node.courier.send(1, chunk_bytes, time.monotonic())
+        self.node.transfers.send(1, chunk_bytes, time.monotonic())
         return path
 
     def turn_until(self, done: Callable[[], bool], seconds: float = 40.0) -> None:
@@ -182,7 +182,7 @@ class Link:
 
     @property
     def down_bytes(self) -> int:
-        return self.proxy.bytes_passed("down", "/outcome/") + self.proxy.bytes_passed("down", "/down/chunk")
+        return self.proxy.bytes_passed("down", "/state/") + self.proxy.bytes_passed("down", "/down/chunk")
 
     def close(self) -> None:
         self.node.kill()
@@ -209,7 +209,7 @@ def both_ways(link: Link, size_bytes: int, chunk_bytes: int) -> Callable[[], boo
     """Begin a transfer in each direction; whether both are whole."""
     link.send(size_bytes, chunk_bytes)
     obj = link.coordinator.publish(size_bytes, chunk_bytes)
-    link.node.courier.fetch(obj, time.monotonic())
+    link.node.transfers.fetch(obj, time.monotonic())
     return lambda: bool(link.node.gone and link.node.fetched)
 
 
@@ -217,14 +217,16 @@ def check(link: Link, size_bytes: int) -> None:
     assert link.node.gone == [(1, "")] and len(link.coordinator.committed) == 1
     assert link.coordinator.committed[0].read_bytes() == random.Random("update").randbytes(size_bytes)
     [obj] = link.coordinator.objects.values()
-    assert link.node.courier.object_path(obj).read_bytes() == random.Random("outcome").randbytes(size_bytes)
+    assert link.node.transfers.object_path(obj).read_bytes() == random.Random("published_state").randbytes(size_bytes)
 
 
 # A chunk takes more than two seconds: longer than any timer's first pause.
 SLOW, SLOW_SIZE, SLOW_CHUNK = Faults(bytes_per_second=90_000), 450_000, 200_000
 
 
-def test_a_slow_uplink_with_a_short_keepalive_times_nothing_out(make_link: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_uplink_with_a_short_keepalive_times_nothing_out(
+    make_link: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mqtt, "_KEEPALIVE_SECONDS", 3)
     link = make_link(Script(up=SLOW))
     link.send(SLOW_SIZE, SLOW_CHUNK)
@@ -234,13 +236,15 @@ def test_a_slow_uplink_with_a_short_keepalive_times_nothing_out(make_link: Calla
     assert link.up_bytes <= SLOW_SIZE + 4 * ENVELOPE_BYTES, "chunks were sent twice on suspicion"
 
 
-def test_a_slow_downlink_with_a_short_keepalive_times_nothing_out(make_link: Callable[..., Link], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_downlink_with_a_short_keepalive_times_nothing_out(
+    make_link: Callable[..., Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mqtt, "_KEEPALIVE_SECONDS", 3)
     link = make_link(Script(down=SLOW))
     obj = link.coordinator.publish(SLOW_SIZE, SLOW_CHUNK)
-    link.node.courier.fetch(obj, time.monotonic())
+    link.node.transfers.fetch(obj, time.monotonic())
     link.turn_until(lambda: bool(link.node.fetched))
-    assert link.node.courier.object_path(obj).read_bytes() == random.Random("outcome").randbytes(SLOW_SIZE)
+    assert link.node.transfers.object_path(obj).read_bytes() == random.Random("published_state").randbytes(SLOW_SIZE)
     assert link.proxy.connections["n"] == 1, "the link was given up while it made progress"
     # Requests that come before the speed of the link is known ask for one chunk each.
     assert link.down_bytes <= SLOW_SIZE + 2 * SLOW_CHUNK + 6 * ENVELOPE_BYTES
@@ -268,13 +272,13 @@ def test_a_killed_node_goes_on_from_what_was_flushed(make_link: Callable[..., Li
     size, chunk = 600_000, 2048
     link = make_link(Script(down=Faults(bytes_per_second=600_000)))
     obj = link.coordinator.publish(size, chunk)
-    link.node.courier.fetch(obj, time.monotonic())
+    link.node.transfers.fetch(obj, time.monotonic())
     link.turn_until(lambda: link.down_bytes > 0.6 * size)
     before = link.down_bytes
     link.restart_node()
-    link.node.courier.fetch(obj, time.monotonic())
+    link.node.transfers.fetch(obj, time.monotonic())
     link.turn_until(lambda: bool(link.node.fetched))
-    assert link.node.courier.object_path(obj).read_bytes() == random.Random("outcome").randbytes(size)
+    assert link.node.transfers.object_path(obj).read_bytes() == random.Random("published_state").randbytes(size)
     # The rest, what came since the last flush, and two windows.
     again = (64 + mqtt._MOST_UNDER_WAY + WINDOW) * chunk
     assert link.down_bytes - before <= (0.4 * size + again) * (1 + ENVELOPE_BYTES / chunk)
@@ -294,7 +298,7 @@ def test_a_killed_coordinator_grants_what_is_missing(make_link: Callable[..., Li
 
 def test_a_link_that_loses_repeats_and_reorders_brings_every_byte_once(make_link: Callable[..., Link]) -> None:
     size, chunk = 60_000, 2048
-    faults = Faults(drop=0.1, duplicate=0.25, reorder=0.25, topics=("chunk", "/outcome/", "grant", "ack", "offer"))
+    faults = Faults(drop=0.1, duplicate=0.25, reorder=0.25, topics=("chunk", "/state/", "grant", "ack", "offer"))
     link = make_link(Script(seed=5, up=faults, down=faults))
     link.turn_until(both_ways(link, size, chunk))
     check(link, size)
@@ -305,7 +309,9 @@ def test_a_link_that_loses_repeats_and_reorders_brings_every_byte_once(make_link
 @pytest.mark.parametrize("persistence", [False, True], ids=["forgets", "remembers"])
 def test_a_broker_killed_in_the_middle_costs_little(make_link: Callable[..., Link], persistence: bool) -> None:
     size, chunk = 300_000, 4096
-    link = make_link(Script(up=Faults(bytes_per_second=250_000), down=Faults(bytes_per_second=250_000)), persistence=persistence)
+    link = make_link(
+        Script(up=Faults(bytes_per_second=250_000), down=Faults(bytes_per_second=250_000)), persistence=persistence
+    )
     whole = both_ways(link, size, chunk)
     link.turn_until(lambda: link.up_bytes > 0.4 * size and link.down_bytes > 0.4 * size)
     link.broker.kill()
@@ -313,7 +319,9 @@ def test_a_broker_killed_in_the_middle_costs_little(make_link: Callable[..., Lin
     link.turn_until(whole)
     check(link, size)
     assert link.up_bytes <= 1.1 * size + 2 * WINDOW * chunk
-    assert link.node.transport.wait_connected(1).protocol == "MQTT 5", "a link that was lost is no reason to leave version 5"
+    assert link.node.transport.wait_connected(1).protocol == "MQTT 5", (
+        "a link that was lost is no reason to leave version 5"
+    )
 
 
 def test_a_lost_probe_says_nothing_about_sizes(make_link: Callable[..., Link]) -> None:
@@ -324,7 +332,9 @@ def test_a_lost_probe_says_nothing_about_sizes(make_link: Callable[..., Link]) -
     transport.start(events.put)
     try:
         limits: Limits = transport.wait_connected(10)
-        sizes = [usable_chunk_bytes(transport, events, TOPICS.probe, limits, 8192, bytes([number])) for number in range(3)]
+        sizes = [
+            usable_chunk_bytes(transport, events, TOPICS.probe, limits, 8192, bytes([number])) for number in range(3)
+        ]
     finally:
         transport.stop()
     assert sizes == [8192] * 3 and link.proxy.counts["drop"] >= 1

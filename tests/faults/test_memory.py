@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory faults on real parts: workers killed in every phase, a leak, a lower budget, a neighbour that takes the device's memory.
+"""Memory faults on real parts: workers killed in every phase, a leak, a lower budget, a neighbour that takes the
+device's memory.
 
-In each the agent lives, and the round ends with a correct update or a refusal with a reason; nothing finished is trained twice.
-"""
+In each the agent lives, and the round ends with a correct update or a refusal with a reason; nothing finished is
+trained twice."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def test_workers_killed_in_every_phase_leave_no_trace(make_cluster: Callable[...
     for interval in (0, 1):
         appears(own[0] / "intervals" / f"{interval}.safetensors")
         cluster.worker(homes[0]).kill()
-    # While it takes the outcome.
+    # While it takes the published state.
     wait_for(cluster, "round 2 is open")
     appears(tmp_path / "node-1" / "inbox")
     cluster.worker(homes[1]).kill()
@@ -64,18 +65,25 @@ def test_workers_killed_in_every_phase_leave_no_trace(make_cluster: Callable[...
     assert len(resumed) == 1 and int(resumed[0]) >= 1, output[-3000:]
 
 
-def test_a_budget_that_cannot_hold_the_model_is_refused_at_the_offer_with_the_numbers(make_cluster: Callable[..., Cluster]) -> None:
+def test_a_budget_that_cannot_hold_the_model_is_refused_at_the_offer_with_the_numbers(
+    make_cluster: Callable[..., Cluster],
+) -> None:
     cluster = make_cluster(quorum=1)
     coordinator = cluster.coordinator()
     small, large = cluster.home(0, memory_budget='"300 MiB"'), cluster.home(1)
     assert small.wait(60) == 8
     wait_for(cluster, "declined")
     output = cluster.output()
-    assert re.search(r"home-0: .*training needs \d+ MB with the smallest plan \(.*\); the worker may have \d+ MB: \d+ MB short", output)
+    assert re.search(
+        r"home-0: .*training needs \d+ MB with the smallest plan \(.*\); the worker may have \d+ MB: \d+ MB short",
+        output,
+    )
     assert re.search(r"error: memory_budget: training needs .*raise memory_budget by \d+ MB", output)
     assert coordinator.wait(200) == 0 and large.wait(30) == 0
     # The coordinator was told as well.
-    assert re.search(r"declined.*training needs \d+ MB|training needs \d+ MB.*declined", cluster.output()), cluster.output()[-3000:]
+    assert re.search(r"declined.*training needs \d+ MB|training needs \d+ MB.*declined", cluster.output()), (
+        cluster.output()[-3000:]
+    )
 
 
 @pytest.mark.chaos
@@ -99,7 +107,9 @@ def test_a_budget_lowered_in_mid_run_is_kept(make_cluster: Callable[..., Cluster
 
 
 @pytest.mark.chaos
-def test_a_leaking_data_loader_ends_in_updates_or_refusals_and_never_in_a_dead_agent(make_cluster: Callable[..., Cluster]) -> None:
+def test_a_leaking_data_loader_ends_in_updates_or_refusals_and_never_in_a_dead_agent(
+    make_cluster: Callable[..., Cluster],
+) -> None:
     cluster = make_cluster(steps=60, rounds=1, quorum=1)
     coordinator = cluster.coordinator()
     leaky, steady = cluster.home(0, memory_budget='"640 MiB"', source='"texts:leaky"'), cluster.home(1)
@@ -109,7 +119,9 @@ def test_a_leaking_data_loader_ends_in_updates_or_refusals_and_never_in_a_dead_a
     assert "home-0: memory: " in output or "killed for its memory" in output, output[-3000:]
     for row in summary["rounds"]:
         assert "home-1" in row["participants"]
-        assert "home-0" in row["participants"] or re.search(r"home-0: declined round \d: .*\d MB", output), output[-3000:]
+        assert "home-0" in row["participants"] or re.search(r"home-0: declined round \d: .*\d MB", output), output[
+            -3000:
+        ]
 
 
 @pytest.fixture
@@ -148,7 +160,9 @@ def test_a_neighbour_that_takes_the_device_s_memory_kills_no_agent(
     assert [home.wait(60) for home in homes] == [0, 0], cluster.output()[-3000:]
     output = cluster.output()
     assert "signal 9" in output, "the kernel took the worker"
-    assert re.search(r"killed for its memory \(signal 9; agent and worker [\d,]+ MB, [\d,]+ MB available", output), output[-3000:]
+    assert re.search(r"killed for its memory \(signal 9; agent and worker [\d,]+ MB, [\d,]+ MB available", output), (
+        output[-3000:]
+    )
     assert summary["nodes"]["home-0"]["digest"] == summary["final"]["digest"]
     # Either it made its update in the end or it said why not.
     for row in summary["rounds"]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that fold each round, keep a part on their node or send scalars, on real parts: a run with kills ends as one without."""
+"""Methods that merge each round, keep a part on their node or send scalars, on real parts: a run with kills ends as one
+without."""
 
 from __future__ import annotations
 
@@ -61,7 +62,10 @@ def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[
         digest = tiny.check()
         assert kills == (killed == {"worker", "leader"}), killed
         workshop.keep_traces(tiny.node_folder(0))
-        local = {name: (tiny.node_folder(index) / "replica" / "local").glob("*/*.local") for index, name in enumerate(tiny.names)}
+        local = {
+            name: (tiny.node_folder(index) / "replica" / "local").glob("*/*.local")
+            for index, name in enumerate(tiny.names)
+        }
         # Without the hash, which the run's name is in.
         kept = {f"{name}/{path.name}": path.read_bytes()[32:] for name, paths in local.items() for path in paths}
         assert all(tiny.found()["nodes"][name]["agent_peak_rss_bytes"] <= 40_000_000 for name in tiny.names)
@@ -75,5 +79,9 @@ def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[
 def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop, method: str) -> None:
     quiet, killed = (run(tmp_path / name, workshop, method, kills=name == "killed") for name in ("quiet", "killed"))
     assert quiet == killed
-    wanted = [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)] if method == "fedsa-lora" else []
+    wanted = (
+        [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)]
+        if method == "fedsa-lora"
+        else []
+    )
     assert sorted(quiet[1]) == wanted

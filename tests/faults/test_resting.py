@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose owner's policy objects to work: it says why, does nothing, and what it learns afterwards is the same to the bit.
+"""A node whose owner's policy objects to work: it says why, does nothing, and what it learns afterwards is the same to
+the bit.
 
 Real broker, coordinator, agents and workers; one agent runs on a simulated device that the test makes hot and cool.
 """
@@ -44,7 +45,9 @@ class Boards(Tiny):
     """A run whose first home is a board with a temperature."""
 
     def heat(self, celsius: float) -> None:
-        said = SimulatedFile(name="hot board", steps=(Step(0.0, Readings(temperatures_celsius={"cpu": celsius}, power_watts=7.5)),))
+        said = SimulatedFile(
+            name="hot board", steps=(Step(0.0, Readings(temperatures_celsius={"cpu": celsius}, power_watts=7.5)),)
+        )
         write_simulated(self.folder / "board", said)
 
     def join(self, index: int) -> None:
@@ -119,7 +122,8 @@ def test_a_hot_node_declines_with_the_reason_and_takes_part_when_it_is_cool(work
         tiny.said(f"declined home-0: {TOO_HOT}")
         tiny.said("home-1: update of round 1 committed")
         assert tiny.workers(0) == [], "a node that rests loads no model"
-        # The round waits for its quorum: what a node sends after it has declined counts, while the round is open and invites it.
+        # The round waits for its quorum: what a node sends after it has declined counts, while the round is open and
+        # invites it.
         tiny.heat(50.0)
         tiny.said("home-0: working again")
         end(tiny)
@@ -145,7 +149,9 @@ def test_a_node_that_rests_through_a_round_catches_up(workshop: Workshop, tmp_pa
         end(tiny)
         summary = tiny.found()
         assert summary["rounds"][0]["participants"] == ["home-1"]
-        assert summary["nodes"]["home-0"]["digest"] == summary["nodes"]["home-1"]["digest"] == summary["final"]["digest"]
+        assert (
+            summary["nodes"]["home-0"]["digest"] == summary["nodes"]["home-1"]["digest"] == summary["final"]["digest"]
+        )
         assert set(tiny.declined()) == {TOO_HOT}
     finally:
         tiny.close()
@@ -186,5 +192,7 @@ def _rest_in_the_middle(tiny: Boards) -> None:
     assert kept >= 3 and json.loads((tiny.folder / "board" / "simulated.json").read_text())["steps"]
     tiny.heat(50.0)
     tiny.said("home-0: round 1 trained")
-    resumed = re.search(r"home-0: round 1 trained on 24 examples in [\d.]+ s, (\d+) intervals from before", tiny.output())
+    resumed = re.search(
+        r"home-0: round 1 trained on 24 examples in [\d.]+ s, (\d+) intervals from before", tiny.output()
+    )
     assert resumed and int(resumed[1]) == kept, tiny.output()[-3000:]

@@ -26,7 +26,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MiB of its own."""
     folder = tmp_path / "node-0"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
     if made.returncode:
         pytest.skip("no right to mount a small file system here")
     yield folder
@@ -64,7 +66,9 @@ def test_a_full_disk_declines_with_a_reason_and_goes_on_from_what_was_kept(tmp_p
         assert [home.wait(30) for home in homes] == [0, 0]
     finally:
         cluster.close()
-    resumed = re.search(r"home-0: round 1 trained on 40 examples in [\d.]+ s, (\d) intervals from before", cluster.output())
+    resumed = re.search(
+        r"home-0: round 1 trained on 40 examples in [\d.]+ s, (\d) intervals from before", cluster.output()
+    )
     assert resumed and int(resumed[1]) >= 1, cluster.output()[-3000:]
 
 
@@ -75,8 +79,12 @@ def test_what_a_round_leaves_on_disk_is_counted_and_bounded(tmp_path: Path) -> N
     assert 4 * 1000 + 4 * 4 * 1000 < round_bytes(plan) < 30_000
     storage = Storage(tmp_path, 30_000, 0)
     storage.require(round_bytes(plan), "round 1")
-    with pytest.raises(StorageError, match=r"round 1 needs 26 MB of disk, more than the limit of 0 MB.*raise disk_limit"):
+    with pytest.raises(
+        StorageError, match=r"round 1 needs 26 MB of disk, more than the limit of 0 MB.*raise disk_limit"
+    ):
         storage.require(26_000_000, "round 1")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    with pytest.raises(StorageError, match=r"the disk is full: round 1 needs .* beside a reserve of .*free space there"):
+    with pytest.raises(
+        StorageError, match=r"the disk is full: round 1 needs .* beside a reserve of .*free space there"
+    ):
         Storage(tmp_path, 2 * free, free).require(free // 2, "round 1")

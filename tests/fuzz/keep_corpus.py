@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep what fuzzing found: `python tests/fuzz/keep_corpus.py FOLDER` adds `FOLDER/<target>/corpus/*` to `tests/fuzz/corpus/<target>.bin`.
+"""Keep what fuzzing found: `python tests/fuzz/keep_corpus.py FOLDER` adds `FOLDER/<target>/corpus/*` to
+`tests/fuzz/corpus/<target>.bin`.
 
-Kept are the fewest inputs, small ones first, that together take every step from line to line of our code that all of them take.
-`test_decoders.py` replays them.
-"""
+Kept are the fewest inputs, small ones first, that together take every step from line to line of our code that all of
+them take. `test_decoders.py` replays them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coverage-guided fuzzing of one target: `python tests/fuzz/run_atheris.py TARGET CORPUS [libFuzzer options]`; needs the extra `fuzz`.
+"""Coverage-guided fuzzing of one target: `python tests/fuzz/run_atheris.py TARGET CORPUS [libFuzzer options]`; needs
+the extra `fuzz`.
 
 libFuzzer keeps in CORPUS what reached new code; `-merge=1 SMALL CORPUS` puts a minimal part of it into SMALL.
 """
@@ -14,7 +15,9 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-with atheris.instrument_imports(include=["fedcore", "coordinator", "edge_client", "tomllib", "json"], enable_loader_override=False):
+with atheris.instrument_imports(
+    include=["fedcore", "coordinator", "edge_client", "tomllib", "json"], enable_loader_override=False
+):
     from fuzz.mutations import mutated
     from fuzz.samples import make_samples
     from fuzz.targets import TARGETS

@@ -13,7 +13,7 @@ import numpy as np
 
 from coordinator.store.folder import save_state
 from fedcore.config.sections import TaskSection
-from fedcore.device.memoryplan import Parts
+from fedcore.device.memoryplan import MemoryComponents
 from fedcore.fields.manifest import Manifest
 from fedcore.methods import server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
@@ -27,7 +27,7 @@ from fedcore.numbers.coding import Coding
 from fedcore.numbers.records import Record, write_records
 from fedcore.round.checksums import checksums
 from fedcore.round.header import UpdateHeader
-from fedcore.round.plan import OutcomeObject, Plan
+from fedcore.round.plan import Plan, StateObject
 from fedcore.weights.checkpoint import Checkpoint, write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.codec import encode
@@ -67,7 +67,7 @@ PLAN = Plan(
     training=_TRAINING,
     version=0,
     chunk_bytes=262_144,
-    objects=(OutcomeObject(1, 0, None, SHA, MANIFEST), OutcomeObject(1, 0, 0, SHA, MANIFEST)),
+    objects=(StateObject(1, 0, None, SHA, MANIFEST), StateObject(1, 0, 0, SHA, MANIFEST)),
 )
 _BODIES: tuple[Body, ...] = (
     PLAN,
@@ -90,7 +90,7 @@ _BODIES: tuple[Body, ...] = (
         worker_bytes=2**30,
         peak_bytes=2**30,
         budget_bytes=2**31,
-        parts=Parts(weights_bytes=5),
+        components=MemoryComponents(weights_bytes=5),
         uplink_bytes=7,
         downlink_bytes=8,
     ),
@@ -149,14 +149,18 @@ def _records(seed: int, bits: int = 8) -> list[Record]:
 def _records_of_other_kinds() -> list[Record]:
     values = (np.random.default_rng(9).normal(size=(5, 8)) * 0.01).astype(np.float32)
     codings = {"l": Coding("floats", 32), "k": Coding("floats", 16), "head.bias": Coding("sparse", 8, 0.2)}
-    return [Record(name, encoded(values, coding, name), coding.bits, kind=coding.kind) for name, coding in codings.items()]
+    return [
+        Record(name, encoded(values, coding, name), coding.bits, kind=coding.kind) for name, coding in codings.items()
+    ]
 
 
 def held_state(version: int = 0) -> PublishedState:
     """A state of the sample plan."""
     generator = np.random.default_rng(version)
     entries = {
-        name: RowScaled(generator.integers(-300, 300, shape).astype(np.int16), np.full(shape[0], -20 + version, np.int8))
+        name: RowScaled(
+            generator.integers(-300, 300, shape).astype(np.int16), np.full(shape[0], -20 + version, np.int8)
+        )
         for name, shape in SHAPES.items()
     }
     return PublishedState(version, _TRAINING.seeds, 4, entries)
@@ -178,21 +182,27 @@ def model_folder(folder: Path) -> Path:
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         generator = np.random.default_rng(3)
-        arrays = {f"{s.name}.weight": generator.normal(size=(s.rows, s.columns)).astype(np.float32) for s in SCHEMA.layers}
-        write_safetensors(folder / "model.safetensors", [(n, "F32", a.shape) for n, a in arrays.items()], lambda name: arrays[name])
+        arrays = {
+            f"{s.name}.weight": generator.normal(size=(s.rows, s.columns)).astype(np.float32) for s in SCHEMA.layers
+        }
+        write_safetensors(
+            folder / "model.safetensors", [(n, "F32", a.shape) for n, a in arrays.items()], lambda name: arrays[name]
+        )
         (folder / "config.json").write_text("{}")
     return folder
 
 
 def _snapshot(folder: Path, file: Path) -> None:
     base = Base(Checkpoint(model_folder(folder / "model")), SCHEMA, "int8", folder / "scratch")
-    base.fold(held_state(1), 1)
+    base.merge(held_state(1), 1)
     write_snapshot(file, base, held_state(1).refreshed(_TRAINING.at(1), SCHEMA))
 
 
 def make_samples() -> dict[str, list[bytes]]:
     """Valid inputs by target."""
-    header = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
+    header = UpdateHeader(
+        run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0
+    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "f"
 
@@ -205,23 +215,31 @@ def make_samples() -> dict[str, list[bytes]]:
                 written(lambda: write_update(file, header, _records(0))),
                 written(lambda: write_update(file, msgspec.structs.replace(header, subspaces=(2, 0)), _records(1))),
             ],
-            "outcome": [
+            "published_state": [
                 written(lambda: held_state(1).write(file)),
                 written(lambda: held_state(1).write(file, previous=held_state(0))),
             ],
             "records": [
-                *(written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits))) for bits in (4, 8, 16)),
+                *(
+                    written(lambda bits=bits: write_records(file, {"format": "x"}, _records(bits, bits)))
+                    for bits in (4, 8, 16)
+                ),
                 written(lambda: write_records(file, {"format": "x"}, _records_of_other_kinds())),
             ],
             "safetensors": [written(lambda: _tensors(file))],
             "state": [written(lambda: save_state(file, ExactState.zero(_TRAINING, SCHEMA)))],
             "snapshot": [written(lambda: _snapshot(Path(folder), file))],
         }
-    messages = [encode(Envelope(run="r", round=1, node="a", body=body, sequence=i, expires_at=1.8e9)) for i, body in enumerate(_BODIES)]
+    messages = [
+        encode(Envelope(run="r", round=1, node="a", body=body, sequence=i, expires_at=1.8e9))
+        for i, body in enumerate(_BODIES)
+    ]
     return files | {
         "message": messages,
         "have": [msgspec.msgpack.encode((MANIFEST, b"\x0b")), msgspec.msgpack.encode((MANIFEST, b"\xff" * 9))],
-        "config": [json.dumps({"architectures": ["BertModel"], "hidden_size": 8, "nested": {"a": [1, 2.5, None]}}).encode()],
+        "config": [
+            json.dumps({"architectures": ["BertModel"], "hidden_size": 8, "nested": {"a": [1, 2.5, None]}}).encode()
+        ],
         "weights": [json.dumps({"stamp": "s", "hashes": {"a.weight": SHA}}).encode()],
         "enrolled": [json.dumps({"coordinator": SHA, "nodes": {"a": SHA}, "revoked": ["b"]}).encode()],
         "job": [_JOB.encode()],

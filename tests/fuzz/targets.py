@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is fuzzed: for each kind of foreign bytes, a function that takes any bytes and raises only if a promise is broken.
+"""What is fuzzed: for each kind of foreign bytes, a function that takes any bytes and raises only if a promise is
+broken.
 
-The promises: an error of our own tree or a value, nothing else; what is accepted means the same when it is written again; what is accepted
-stays within the limits and within its folder. Time and memory are the caller's business.
-"""
+The promises: an error of our own tree or a value, nothing else; what is accepted means the same when it is written
+again; what is accepted stays within the limits and within its folder. Time and memory are the caller's business."""
 
 from __future__ import annotations
 
@@ -48,12 +48,25 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - files that are written 10,000 times a
 _SCRATCH = Path(tempfile.mkdtemp(prefix="fedkrso-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None))
 atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_NODE = Node(node="a", run="r", model_folder="m", data=DataSection(source="d.csv"), broker=BrokerSection(url="mqtts://b"))
+_NODE = Node(
+    node="a", run="r", model_folder="m", data=DataSection(source="d.csv"), broker=BrokerSection(url="mqtts://b")
+)
 _FOOTPRINT = Footprint(
-    key="key", longest=8, runtime_bytes=0, weights_bytes=0, largest_layer_bytes=0, embeddings_bytes=0, mappable_embeddings_bytes=0,
-    subspaces_bytes=0, rank_bytes=0, tensors_bytes=0, row_bytes=0, signs_bytes=0, points=(),
-)  # fmt: skip
-_FORMATS = ("x", "fedkrso update 1", "fedkrso outcome 1")
+    key="key",
+    longest=8,
+    runtime_bytes=0,
+    weights_bytes=0,
+    largest_layer_bytes=0,
+    embeddings_bytes=0,
+    mappable_embeddings_bytes=0,
+    subspaces_bytes=0,
+    rank_bytes=0,
+    tensors_bytes=0,
+    row_bytes=0,
+    signs_bytes=0,
+    points=(),
+)
+_FORMATS = ("x", "fedkrso update 1", "fedkrso published state 1")
 
 
 def _file(data: bytes, name: str = "f") -> Path:
@@ -89,7 +102,7 @@ def _update(data: bytes) -> None:
     add_update(WeightedUpdate(path, header, header.examples), PLAN, RunningSum(SHAPES))
 
 
-def _outcome(data: bytes) -> None:
+def _published_state(data: bytes) -> None:
     path, again = _file(data), _SCRATCH / "again"
     for previous in (None, held_state(0)):
         try:
@@ -116,7 +129,9 @@ def _records(data: bytes) -> None:
         if old.kind == "floats":
             assert np.array_equal(old.part.values(), new.part.values())
         else:
-            assert np.array_equal(old.integers.q, new.integers.q) and np.array_equal(old.integers.exponent, new.integers.exponent)
+            assert np.array_equal(old.integers.q, new.integers.q) and np.array_equal(
+                old.integers.exponent, new.integers.exponent
+            )
 
 
 def _have(data: bytes) -> None:
@@ -215,7 +230,7 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {
     for name, take in {
         "message": _message,
         "update": _update,
-        "outcome": _outcome,
+        "published_state": _published_state,
         "records": _records,
         "have": _have,
         "safetensors": _safetensors,

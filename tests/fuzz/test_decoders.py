@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 SAMPLES = make_samples() | {"number": [b"17", b"-3\n"]}
 CORPUS = Path(__file__).parent / "corpus"
-# Samples are below 4 KB. What a decoder makes of as much, with the error, its traceback and a tokenised TOML file, is below this.
+# Samples are below 4 KB. What a decoder makes of as much, with the error, its traceback and a tokenised TOML file, is
+# below this.
 _MEMORY_BYTES = 3_000_000
 _SECONDS = 2.0
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -40,7 +41,8 @@ def take(target: str, data: bytes) -> bool:
 
 
 def kept(target: str) -> list[bytes]:
-    """The corpus of a target: one file, a msgpack list of inputs that together reach all the code that fuzzing reached."""
+    """The corpus of a target: one file, a msgpack list of inputs that together reach all the code that fuzzing
+    reached."""
     path = CORPUS / f"{target}.bin"
     return msgspec.msgpack.decode(path.read_bytes(), type=list[bytes]) if path.exists() else []
 

@@ -32,7 +32,19 @@ from fedcore.weights.checkpoint import Checkpoint, read_table
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile
-from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Envelope, Missing, Offer, Refuse, Status, Telemetry, Topics
+from fedcore.wire.messages import (
+    Ack,
+    Chunk,
+    Commit,
+    Declined,
+    Envelope,
+    Missing,
+    Offer,
+    Refuse,
+    Status,
+    Telemetry,
+    Topics,
+)
 from fedcore.wire.transfer import Receiver, Sender
 
 SAMPLES = make_samples()
@@ -69,9 +81,20 @@ def at_most(limit_bytes: int) -> Iterator[None]:
         msgpack.packb({"version": "x" * 100_000}),
         msgpack.packb({"version": 1, "body": {"type": "\x1b[2J" * 10_000}}),
     ],
-    ids=["lists promised", "a list of two billions", "a map promised", "bytes promised", "ext promised", "deep", "empty lists",
-         "lists of maps", "long key", "long version", "long kind"],
-)  # fmt: skip
+    ids=[
+        "lists promised",
+        "a list of two billions",
+        "a map promised",
+        "bytes promised",
+        "ext promised",
+        "deep",
+        "empty lists",
+        "lists of maps",
+        "long key",
+        "long version",
+        "long kind",
+    ],
+)
 def test_a_message_costs_in_proportion_to_its_bytes(packed: bytes) -> None:
     with at_most(8_000_000), pytest.raises(MalformedMessage) as unpacked:
         unpack(packed)
@@ -90,9 +113,18 @@ def raw_message(change: Callable[[dict[str, Any]], None], body: Any) -> bytes:
 
 
 TELEMETRY = Telemetry(
-    state="training", step=1, steps=2, loss=None, agent_rss_bytes=1, agent_peak_rss_bytes=1, worker_bytes=None, peak_bytes=1,
-    budget_bytes=1, uplink_bytes=1, downlink_bytes=1,
-)  # fmt: skip
+    state="training",
+    step=1,
+    steps=2,
+    loss=None,
+    agent_rss_bytes=1,
+    agent_peak_rss_bytes=1,
+    worker_bytes=None,
+    peak_bytes=1,
+    budget_bytes=1,
+    uplink_bytes=1,
+    downlink_bytes=1,
+)
 NAN, INF = float("nan"), float("inf")
 BAD_NAMES = ["..", "../x", "/etc", "a/b", "a\0", "+", "#", "a+", ".x", "a b", "x" * 65, "\u202e", "a\n", "ａ"]
 WRONG: list[tuple[Any, str, list[Any]]] = [
@@ -106,7 +138,11 @@ WRONG: list[tuple[Any, str, list[Any]]] = [
     (Offer("t", MANIFEST), "body.manifest.size_bytes", [-1, 2**60, 2**36 + 1]),
     (Offer("t", MANIFEST), "body.manifest.chunk_bytes", [0, -1, 1_000_001, 2**63]),
     (Offer("t", msgspec.structs.replace(MANIFEST, size_bytes=2**30)), "body.manifest.chunk_bytes", [1, 1000]),
-    (Offer("t", MANIFEST), "body.manifest.sha256", ["", "ab", "../" * 21 + "a", SHA[:-1] + "/", SHA.upper(), SHA + "\n"]),
+    (
+        Offer("t", MANIFEST),
+        "body.manifest.sha256",
+        ["", "ab", "../" * 21 + "a", SHA[:-1] + "/", SHA.upper(), SHA + "\n"],
+    ),
     (Offer("t", MANIFEST), "body.manifest.name", ["", *[n for n in BAD_NAMES if len(n) < 60]]),
     (Chunk("t", 0, 0, b""), "body.index", [-1, MAX_CHUNKS]),
     (Chunk("t", 0, 0, b""), "body.crc32", [-1, 2**32]),
@@ -130,10 +166,14 @@ WRONG: list[tuple[Any, str, list[Any]]] = [
     (PLAN, "body.training.learning_rate", [0.0, -1.0, NAN, INF]),
     (PLAN, "body.training.interval_steps", [0, -1]),
     (PLAN, "body.training.batch_size", [0, 2**40]),
-    (PLAN, "body.model_schema.layers", [[{"name": "l", "rows": 2**31 - 1, "columns": 2}] * 2, [{"name": "", "rows": 1, "columns": 1}] * 2]),
+    (
+        PLAN,
+        "body.model_schema.layers",
+        [[{"name": "l", "rows": 2**31 - 1, "columns": 2}] * 2, [{"name": "", "rows": 1, "columns": 1}] * 2],
+    ),
     (PLAN, "body.model_schema.tensors", [[{"name": "t", "shape": [2**20, 2**20], "in_checkpoint": False}]]),
     (PLAN, "body.objects", [[{"version": 1, "generation": 0, "base_version": None, "digest": "x", "manifest": {}}]]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "path", "value"), [(b, p, v) for b, p, values in WRONG for v in values])
@@ -159,18 +199,21 @@ def test_words_for_people_are_one_short_printable_line() -> None:
     assert decode(raw).body == Declined(evil)
     assert Status(online=True, device=evil).device.isprintable()
     assert clean_text("Grüße, 日本") == "Grüße, 日本"
-    assert len(FedkrsoError(evil, place=evil, remedy=evil).one_line()) <= 2000 and FedkrsoError(evil).one_line().isprintable()
+    assert (
+        len(FedkrsoError(evil, place=evil, remedy=evil).one_line()) <= 2000
+        and FedkrsoError(evil).one_line().isprintable()
+    )
 
 
 def test_a_node_is_named_by_topics_of_the_run_alone() -> None:
     topics = Topics("r")
-    assert topics.node_of("fedkrso/1/r/node/a/status") == "a"
+    assert topics.node_of("fedkrso/2/r/node/a/status") == "a"
     for topic in (
         "node/a/status",
-        "fedkrso/1/s/node/a/status",
-        "x/fedkrso/1/r/node/a/status",
-        "fedkrso/1/r/node/a",
-        "fedkrso/1/r/node//up",
+        "fedkrso/2/s/node/a/status",
+        "x/fedkrso/2/r/node/a/status",
+        "fedkrso/2/r/node/a",
+        "fedkrso/2/r/node//up",
     ):
         assert topics.node_of(topic) is None
 
@@ -226,12 +269,20 @@ def changed_file(path: Path, sample: bytes, change: Callable[[list[Any]], None])
     return path
 
 
-@pytest.mark.parametrize(("side", "match"), [(2**10, "a record of 1024 x 1024 is outside the limits"), (2**13, "exceeds max_bin_len")])
+@pytest.mark.parametrize(
+    ("side", "match"), [(2**10, "a record of 1024 x 1024 is outside the limits"), (2**13, "exceeds max_bin_len")]
+)
 def test_a_few_bytes_that_claim_millions_of_numbers_are_not_unpacked(side: int, match: str, tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(side * side), 9)
 
     def change(objects: list[Any]) -> None:
-        objects[1] |= {"rows": side, "columns": side, "coding": "zlib-shuffled", "data": bomb, "exponent": zlib.compress(bytes(side))}
+        objects[1] |= {
+            "rows": side,
+            "columns": side,
+            "coding": "zlib-shuffled",
+            "data": bomb,
+            "exponent": zlib.compress(bytes(side)),
+        }
 
     path = changed_file(tmp_path / "u", SAMPLES["update"][0], change)
     assert path.stat().st_size < side * side / 500
@@ -274,7 +325,7 @@ def test_data_that_inflates_beyond_its_shape_is_refused(tmp_path: Path) -> None:
         ({"extra": {"nested": 1}}, "cut short or damaged"),
         ({"difference": 1}, "wrong type"),
     ],
-)  # fmt: skip
+)
 def test_records_with_a_wrong_field_are_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:
     path = changed_file(tmp_path / "u", SAMPLES["update"][0], lambda objects: objects[1].update(change))
     with pytest.raises(MalformedMessage, match=match):
@@ -313,9 +364,9 @@ def of_next_rank(state: PublishedState) -> PublishedState:
 
 
 @pytest.mark.parametrize("change", [{"rank": -1}, {"rank": 2**62}, {"seeds": [-1]}, {"version": -1}, {"version": True}])
-def test_outcomes_with_a_wrong_header_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    path = changed_file(tmp_path / "o", SAMPLES["outcome"][0], lambda objects: objects[0].update(change))
-    with pytest.raises(MalformedMessage, match="an outcome's header"):
+def test_published_states_with_a_wrong_header_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    path = changed_file(tmp_path / "o", SAMPLES["published_state"][0], lambda objects: objects[0].update(change))
+    with pytest.raises(MalformedMessage, match="a published state's header"):
         PublishedState.read(path, SHAPES)
 
 
@@ -369,7 +420,11 @@ def test_tables_that_lie_are_refused(content: bytes, match: str, tmp_path: Path)
 def test_tables_with_gaps_and_empty_tensors_are_read(tmp_path: Path) -> None:
     table = {"b": entry([4], 16, 32), "a": entry([2], 0, 8), "e": entry([0, 7], 8, 8), "__metadata__": {"format": "pt"}}
     (tmp_path / "m.safetensors").write_bytes(safetensors(table))
-    assert {name: found.shape for name, found in read_table(tmp_path / "m.safetensors").items()} == {"a": (2,), "b": (4,), "e": (0, 7)}
+    assert {name: found.shape for name, found in read_table(tmp_path / "m.safetensors").items()} == {
+        "a": (2,),
+        "b": (4,),
+        "e": (0, 7),
+    }
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b'{"a":"\xff"}', b"null"])

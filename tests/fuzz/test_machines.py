@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State machines under any sequence of events, sensible or not: they never raise, and what they promise holds after each event."""
+"""State machines under any sequence of events, sensible or not: they never raise, and what they promise holds after
+each event."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ from coordinator.job import RoundSection
 from coordinator.rounds.machine import RoundMachine
 from edge_client.agent.session import Session
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, OutcomeObject, Plan
+from fedcore.round.plan import InformedObject, Plan, StateObject
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
 
 # No shrinking: it takes minutes, and a machine tells its own story.
-quick = settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+quick = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 DATA = random.Random(7).randbytes(5000)
 SHA = "cd" * 32
 MANIFEST = Manifest("o", len(DATA), SHA, 1024)
@@ -44,7 +47,9 @@ def real_chunk(index: int, transfer: str = "t") -> Chunk:
 
 
 def chunks(transfer: str) -> st.SearchStrategy[Chunk]:
-    foreign = st.builds(Chunk, transfers, indices, st.integers(0, 2**32 - 1), st.binary(max_size=20) | st.just(DATA[:1024]))
+    foreign = st.builds(
+        Chunk, transfers, indices, st.integers(0, 2**32 - 1), st.binary(max_size=20) | st.just(DATA[:1024])
+    )
     return st.builds(real_chunk, st.integers(0, CHUNKS - 1), st.just(transfer)) | foreign
 
 
@@ -137,7 +142,11 @@ def test_gather_asks_for_a_window_and_takes_only_its_own(events: list[Any], have
         while actions:
             match actions.pop(0):
                 case Store(index, data):
-                    assert event.transfer == SHA and data == DATA[index * 1024 : (index + 1) * 1024] and index not in stored
+                    assert (
+                        event.transfer == SHA
+                        and data == DATA[index * 1024 : (index + 1) * 1024]
+                        and index not in stored
+                    )
                     stored.add(index)
                 case Verify():
                     assert stored == set(range(CHUNKS))
@@ -145,7 +154,12 @@ def test_gather_asks_for_a_window_and_takes_only_its_own(events: list[Any], have
                     stored = stored if whole else set()
                     actions += gather.verified(whole)
                 case Send(Missing(sha256, wanted)):
-                    assert sha256 == SHA and 0 < len(wanted) <= 3 and not set(wanted) & stored and set(wanted) < set(range(CHUNKS))
+                    assert (
+                        sha256 == SHA
+                        and 0 < len(wanted) <= 3
+                        and not set(wanted) & stored
+                        and set(wanted) < set(range(CHUNKS))
+                    )
                 case Done():
                     done = True
                 case action:
@@ -170,7 +184,7 @@ def test_a_transfer_of_the_most_chunks_takes_no_time_for_each_message() -> None:
 rounds = st.integers(0, 4)
 shas = st.sampled_from(["1" * 64, "2" * 64, "3" * 64])
 manifests = st.builds(Manifest, st.just("o"), st.integers(0, 9), shas, st.just(4))
-objects = st.builds(OutcomeObject, rounds, st.integers(0, 2), st.none() | rounds, shas, manifests, st.booleans())
+objects = st.builds(StateObject, rounds, st.integers(0, 2), st.none() | rounds, shas, manifests, st.booleans())
 
 
 @st.composite
@@ -181,14 +195,16 @@ def plans(draw: st.DrawFn) -> Plan:
     if informed is not None:
         rows = {"projection": "informed", "informed": informed.manifest.sha256, "informed_subspaces": 1}
         training = msgspec.structs.replace(training, **rows)
-    present = OutcomeObject(version, generation, None, draw(shas), draw(manifests))
+    present = StateObject(version, generation, None, draw(shas), draw(manifests))
     return msgspec.structs.replace(
         PLAN,
         round=draw(rounds),
         version=version,
         phase=draw(st.sampled_from(["train", "train", "finished"])),
         cohort=draw(st.sampled_from([("a", "b"), ("b",), ()])),
-        objects=(present, *draw(st.lists(objects, max_size=3))) if draw(st.booleans()) else tuple(draw(st.lists(objects, max_size=4))),
+        objects=(present, *draw(st.lists(objects, max_size=3)))
+        if draw(st.booleans())
+        else tuple(draw(st.lists(objects, max_size=4))),
         training=training,
         informed=informed,
     )
@@ -217,7 +233,7 @@ def next_plan(session: Session) -> Plan:
     """A sensible plan: the next round, from the version that the last one led to."""
     number = session.plan.round + 1 if session.plan is not None else 1
     sha = f"{number % 10}" * 64
-    objects = (OutcomeObject(number - 1, 0, None, sha, Manifest("o", 9, sha, 4)),) if number > 1 else ()
+    objects = (StateObject(number - 1, 0, None, sha, Manifest("o", 9, sha, 4)),) if number > 1 else ()
     training = msgspec.structs.replace(PLAN.training, generation=0)
     return msgspec.structs.replace(PLAN, round=number, version=number - 1, objects=objects, training=training)
 
@@ -268,7 +284,7 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
 
 @pytest.mark.parametrize("died", [True, False])
 def test_a_worker_that_fails_while_an_object_is_fetched_does_not_leave_the_node_waiting_for_ever(died: bool) -> None:
-    whole = OutcomeObject(1, 0, None, "1" * 64, Manifest("o", 9, "2" * 64, 4))
+    whole = StateObject(1, 0, None, "1" * 64, Manifest("o", 9, "2" * 64, 4))
     plan = msgspec.structs.replace(PLAN, round=2, version=1, objects=(whole,))
     session = Session("a")
     for event in (s.PlanArrived(plan), s.WorkerReady(0, 0, "")):
@@ -309,8 +325,12 @@ round_events = st.one_of(
     cohort=st.integers(0, 3),
     resumed=st.booleans(),
 )
-def test_round_machine_keeps_its_invariants_whatever_happens(events: list[Any], quorum: int, cohort: int, resumed: bool) -> None:
-    settings = RoundSection(rounds=3, quorum=quorum, min_nodes=3, cohort=cohort and max(cohort, quorum), deadline_seconds=100)
+def test_round_machine_keeps_its_invariants_whatever_happens(
+    events: list[Any], quorum: int, cohort: int, resumed: bool
+) -> None:
+    settings = RoundSection(
+        rounds=3, quorum=quorum, min_nodes=3, cohort=cohort and max(cohort, quorum), deadline_seconds=100
+    )
     machine, now = RoundMachine(settings, 7), 1000.0
     if resumed:
         machine.resume_open(("a", "b", "c"), {"a"}, 1050.0)
@@ -322,12 +342,16 @@ def test_round_machine_keeps_its_invariants_whatever_happens(events: list[Any], 
         before = machine.phase, machine.paused, set(machine.excluded), set(machine.accepted)
         actions = machine.handle(r.RoundPublished(machine.round) if event == "publish" else event, now)
         commanded = isinstance(event, r.Pause | r.Resume | r.EndRound | r.Exclude | r.Readmit)
-        assert [isinstance(action, r.Answer) for action in actions] == [commanded and index == 0 for index in range(len(actions))]
+        assert [isinstance(action, r.Answer) for action in actions] == [
+            commanded and index == 0 for index in range(len(actions))
+        ]
         if commanded:
             answer = actions[0]
             assert isinstance(answer, r.Answer) and answer.text
             # Refused: nothing follows and nothing is another.
-            assert answer.done or (len(actions) == 1 and before[:3] == (machine.phase, machine.paused, machine.excluded))
+            assert answer.done or (
+                len(actions) == 1 and before[:3] == (machine.phase, machine.paused, machine.excluded)
+            )
         for action in actions:
             if isinstance(action, r.CloseRound):
                 assert len(action.participants) >= quorum and set(action.participants) <= set(machine.cohort)

@@ -41,7 +41,8 @@ def divided(number: int, divisor: int) -> int:
 
 
 def orthonormal(seed: int, layer: str, r: int, n: int) -> list[list[int]]:
-    """Gram-Schmidt on quantiles in units of 2**-10; each row to length 32 sqrt(n), roots to 15 bits; little rests are passed over."""
+    """Gram-Schmidt on quantiles in units of 2**-10; each row to length 32 sqrt(n), roots to 15 bits; little rests are
+    passed over."""
     data = hashlib.shake_128(head("orthonormal", seed, layer, n)).digest(100 * r * n)
     rows: list[list[int]] = []
     for at in range(100 * r):
@@ -61,11 +62,28 @@ def orthonormal(seed: int, layer: str, r: int, n: int) -> list[list[int]]:
 def main() -> None:
     others = []
     for make in (gaussian, coordinate, orthonormal):
-        for seed, layer, r, n in ((7, "encoder.layer.0.output.dense", 4, 13), (2**64 - 1, "schicht.ü", 3, 20), (1, "a", 4, 4)):
-            others.append({"kind": make.__name__, "seed": str(seed), "layer": layer, "r": r, "n": n, "rows": make(seed, layer, r, n)})
+        for seed, layer, r, n in (
+            (7, "encoder.layer.0.output.dense", 4, 13),
+            (2**64 - 1, "schicht.ü", 3, 20),
+            (1, "a", 4, 4),
+        ):
+            others.append(
+                {
+                    "kind": make.__name__,
+                    "seed": str(seed),
+                    "layer": layer,
+                    "r": r,
+                    "n": n,
+                    "rows": make(seed, layer, r, n),
+                }
+            )
     Path(__file__).with_name("projections.json").write_text(json.dumps(others) + "\n", encoding="utf-8")
     cases = []
-    for seed, layer, r, n in ((0, "a", 1, 8), (7, "encoder.layer.0.output.dense", 4, 13), (2**64 - 1, "schicht.ü", 3, 20)):
+    for seed, layer, r, n in (
+        (0, "a", 1, 8),
+        (7, "encoder.layer.0.output.dense", 4, 13),
+        (2**64 - 1, "schicht.ü", 3, 20),
+    ):
         rows = sign_rows(seed, layer, r, n)
         first = [-1 if int(rows[0][2 * (j // 8) : 2 * (j // 8) + 2], 16) >> (j % 8) & 1 else 1 for j in range(n)]
         cases.append({"seed": str(seed), "layer": layer, "r": r, "n": n, "rows_hex": rows, "first_row": first})

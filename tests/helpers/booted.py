@@ -62,7 +62,18 @@ class BootedDevice:
         # Where version 2 has the memory controller, the device has it too.
         with contextlib.suppress(OSError):
             (self._group.parent / "cgroup.subtree_control").write_text("+memory")
-        command = ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "sh", str(script)]
+        command = [
+            "unshare",
+            "--fork",
+            "--kill-child",
+            "--pid",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "sh",
+            str(script),
+        ]
         with (shared / "boot.log").open("wb") as log:
             self._outer = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=self._enter)
         try:
@@ -75,7 +86,9 @@ class BootedDevice:
         """Run a program on the device, as root."""
         environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
         spaces = ["nsenter", "--target", str(self._first), "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--"]
-        done = subprocess.run([*spaces, *environment, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd="/")
+        done = subprocess.run(
+            [*spaces, *environment, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd="/"
+        )
         assert done.returncode == 0 or not check, f"{arguments}: {done.stdout}{done.stderr}"
         return done
 
@@ -124,7 +137,9 @@ class BootedDevice:
                 if done.stdout.strip() == "active":
                     return
             time.sleep(0.1)
-        pytest.skip(f"no systemd could be started in name spaces: {(self._layer.parent / 'boot.log').read_text()[-300:]}")
+        pytest.skip(
+            f"no systemd could be started in name spaces: {(self._layer.parent / 'boot.log').read_text()[-300:]}"
+        )
 
 
 def _cgroup2() -> Path:

@@ -42,7 +42,9 @@ class Cluster:
         self.broker = broker or LocalBroker(folder / "broker", users, kind=kind, tls=True, run="t")  # type: ignore[arg-type]
         self.log = (folder / "log").open("w+b")
         self.processes: list[subprocess.Popen[bytes]] = []
-        text = job_text("t", self.broker.sections("coordinator"), rounds=rounds, homes=HOMES, seed=3, base=base, method=method)
+        text = job_text(
+            "t", self.broker.sections("coordinator"), rounds=rounds, homes=HOMES, seed=3, base=base, method=method
+        )
         text = text.replace("interval_steps = 15", f"interval_steps = {steps // 3}")
         text = text.replace("\nsteps = 60", f"\nsteps = {steps}").replace(f"quorum = {HOMES}", f"quorum = {quorum}")
         (folder / "job.toml").write_text(text.replace(f"homes = {HOMES} }}", f"homes = {HOMES}, examples = 60 }}"))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both ends of a message and of a transfer on a real broker: bare paho for the facts, our own transport for what we make of them."""
+"""Both ends of a message and of a transfer on a real broker: bare paho for the facts, our own transport for what we
+make of them."""
 
 from __future__ import annotations
 
@@ -38,8 +39,12 @@ class Plain:
         self.idle = threading.Event()
         self.idle.set()
         options: dict[str, Any] = {} if protocol == V5 else {"clean_session": False}
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=protocol, reconnect_on_failure=False, **options)
-        self.client.on_connect = lambda c, u, f, reason, p: self.happened.put(("connected", getattr(p, "MaximumPacketSize", None)))
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=name, protocol=protocol, reconnect_on_failure=False, **options
+        )
+        self.client.on_connect = lambda c, u, f, reason, p: self.happened.put(
+            ("connected", getattr(p, "MaximumPacketSize", None))
+        )
         self.client.on_subscribe = lambda c, u, mid, reasons, p: self.happened.put(("subscribed",))
         self.client.on_publish = lambda c, u, mid, reason, p: self.happened.put(("acknowledged", not reason.is_failure))
         self.client.on_disconnect = lambda c, u, f, reason, p: self.happened.put(("disconnected", str(reason)))
@@ -96,7 +101,9 @@ class Side:
         self.transport.wait_connected(10)
 
     def send(self, topic: str, body: Any, *, retain: bool = False) -> bool:
-        return self.transport.publish(Message(topic, encode(Envelope(run="facts", round=1, node=self.name, body=body)), retain))
+        return self.transport.publish(
+            Message(topic, encode(Envelope(run="facts", round=1, node=self.name, body=body)), retain)
+        )
 
     def arrived(self, seconds: float = 0.02) -> Iterator[Envelope]:
         """What has come since the last call."""
@@ -116,10 +123,13 @@ def a_file(path: Path, chunks: int, chunk_bytes: int = CHUNK_BYTES) -> Path:
 
 
 def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds: float = 20.0) -> int:
-    """Send a file as nodes do, all at once, and take it as the coordinator does; returns how many chunks the broker was given."""
+    """Send a file as nodes do, all at once, and take it as the coordinator does; returns how many chunks the broker was
+    given."""
     manifest = manifest_of(path, CHUNK_BYTES)
     senders = {node.name: Sender("1-t", manifest, resend_seconds=0.3) for node in nodes}
-    inbox = Inbox(lambda name, offer, file: "", lambda name, body: coordinator.send(TOPICS.down(name, "x"), body) and None)
+    inbox = Inbox(
+        lambda name, offer, file: "", lambda name, body: coordinator.send(TOPICS.down(name, "x"), body) and None
+    )
     chunks, deadline = 0, time.monotonic() + seconds
     while not all(sender.finished for sender in senders.values()):
         now = time.monotonic()
@@ -135,7 +145,9 @@ def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds
                     case Send(Offer() as offer):
                         node.send(TOPICS.up(node.name, "offer"), offer)
                     case SendChunk(index):
-                        chunks += node.send(TOPICS.up(node.name, "chunk"), read_chunk(path, sender.transfer, index, CHUNK_BYTES))
+                        chunks += node.send(
+                            TOPICS.up(node.name, "chunk"), read_chunk(path, sender.transfer, index, CHUNK_BYTES)
+                        )
         for envelope in coordinator.arrived(0.001):
             if isinstance(envelope.body, Offer):
                 inbox.offer(envelope.node, envelope.body, into / envelope.node, now)
@@ -150,7 +162,7 @@ def download(node: Side, coordinator: Side, path: Path, into: Path, seconds: flo
     manifest = manifest_of(path, CHUNK_BYTES)
     part = PartialFile(into, manifest)
     gather = Gather(manifest, b"", time.monotonic(), random.Random(0), patience_seconds=0.3)
-    node.transport.subscribe(TOPICS.outcome("o", "+"))
+    node.transport.subscribe(TOPICS.published_state("o", "+"))
     asked, deadline = 0, time.monotonic() + seconds
     while not gather.finished:
         now = time.monotonic()
@@ -171,6 +183,8 @@ def download(node: Side, coordinator: Side, path: Path, into: Path, seconds: flo
         for envelope in coordinator.arrived():
             if isinstance(envelope.body, Missing):
                 for index in envelope.body.indices:
-                    coordinator.send(TOPICS.down(envelope.node, "chunk"), read_chunk(path, manifest.sha256, index, CHUNK_BYTES))
+                    coordinator.send(
+                        TOPICS.down(envelope.node, "chunk"), read_chunk(path, manifest.sha256, index, CHUNK_BYTES)
+                    )
     assert into.read_bytes() == path.read_bytes()
     return asked

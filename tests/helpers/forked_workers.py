@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workers that start at once: forked from a process that has torch and the rest loaded, instead of loading them anew.
 
-For tests that start hundreds of workers. The program that runs is the worker's own (`edge_client.worker`); only its interpreter's start is
-saved. A small stand-in process sits where the agent expects its child: it dies with its worker and the worker with it, by the same signal.
+For tests that start hundreds of workers. The program that runs is the worker's own (`edge_client.worker`); only its
+interpreter's start is saved. A small stand-in process sits where the agent expects its child: it dies with its worker
+and the worker with it, by the same signal.
 
     agent ──starts──> stand-in ──unix socket, file descriptors──> nursery ──forks──> keeper ──forks──> worker
 """

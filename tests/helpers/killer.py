@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A killer with a schedule: who is struck when, what is damaged on its disk, and how long until it starts again; all from one seed.
+"""A killer with a schedule: who is struck when, what is damaged on its disk, and how long until it starts again; all
+from one seed.
 
-Instants are drawn uniformly over the undisturbed run and belong to its rounds: a strike half a second into the undisturbed round 2 comes
-half a second after the disturbed run's own round 2 has opened. So every phase is struck, however much longer the disturbed run takes.
-"""
+Instants are drawn uniformly over the undisturbed run and belong to its rounds: a strike half a second into the
+undisturbed round 2 comes half a second after the disturbed run's own round 2 has opened. So every phase is struck,
+however much longer the disturbed run takes."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ __all__ = ["Disturbance", "Killer", "Strike", "disturbance", "run_disturbed"]
 
 Target = Literal["coordinator", "agent", "worker", "broker"]
 _TARGETS: tuple[Target, ...] = ("coordinator", "coordinator", "agent", "agent", "worker", "worker", "broker")
-# What a power cut may leave behind: files that were being written, and those that hold what can be fetched or trained again.
+# What a power cut may leave behind: files that were being written, and those that hold what can be fetched or trained
+# again.
 _FRAGILE = {
     "agent": ("inbox/*", "outbox/*.bin", "replica/state.bin", "replica/*.part", "replica/intervals/*", "outbox/*.part"),
-    "coordinator": ("updates/*/*.part", "updates/*/*.have", "outcomes/*.part", "state/*.part"),
+    "coordinator": ("updates/*/*.part", "updates/*/*.have", "published states/*.part", "state/*.part"),
 }
 # A run that has not ended by then hangs.
 _LONGEST_SECONDS = 150.0
@@ -36,7 +38,8 @@ _LONGEST_SECONDS = 150.0
 
 @dataclass(frozen=True)
 class Strike:
-    """One kill: in which part of the run (see `Tiny.mark`) and how long after it began, whom, for how long, and with what damage."""
+    """One kill: in which part of the run (see `Tiny.mark`) and how long after it began, whom, for how long, and with
+    what damage."""
 
     mark: int
     after_seconds: float
@@ -58,7 +61,7 @@ class Disturbance:
 
 
 def recipe_of(seed: int) -> Recipe:
-    """Which run a seed disturbs: two homes or three, a pool that stays or fresh seeds and folds."""
+    """Which run a seed disturbs: two homes or three, a pool that stays or fresh seeds and merges."""
     chance = Random(f"recipe {seed}")
     return Recipe(homes=3 if chance.random() < 0.25 else 2, schedule="fresh" if chance.random() < 0.4 else "pool")
 
@@ -173,7 +176,14 @@ class Killer:
 
     def _damage(self, strike: Strike, folder: Path, whose: str) -> None:
         """Cut a file short at some length, or leave zeros where its end was: what a disk may show after a power cut."""
-        found = sorted({path for pattern in _FRAGILE[whose] for path in folder.glob(pattern) if path.is_file() and path.stat().st_size})
+        found = sorted(
+            {
+                path
+                for pattern in _FRAGILE[whose]
+                for path in folder.glob(pattern)
+                if path.is_file() and path.stat().st_size
+            }
+        )
         if not strike.damage or not found:
             return
         path = self.chance.choice(found)
@@ -188,7 +198,8 @@ class Killer:
 
 
 def run_disturbed(seed: int, folder: Path, workshop: Workshop) -> dict[str, Any]:
-    """One disturbed run, checked against the undisturbed one of the same recipe; the folder is removed when all is right.
+    """One disturbed run, checked against the undisturbed one of the same recipe; the folder is removed when all is
+    right.
 
     Returns:
         Counts of what was done to it, and how long it took.
@@ -207,4 +218,10 @@ def run_disturbed(seed: int, folder: Path, workshop: Workshop) -> dict[str, Any]
         tiny.close()
     counts = killer.counts + Counter({fault: number for fault, number in tiny.proxy.counts.items() if fault != "pass"})
     shutil.rmtree(folder / str(seed))
-    return {"seed": seed, "recipe": plan.recipe.name, "seconds": round(seconds, 2), "persistence": plan.persistence, **counts}
+    return {
+        "seed": seed,
+        "recipe": plan.recipe.name,
+        "seconds": round(seconds, 2),
+        "persistence": plan.persistence,
+        **counts,
+    }

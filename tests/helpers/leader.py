@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real coordinator in a thread, over a broker in memory, that goes on by one round when told: its only node sends random updates."""
+"""A real coordinator in a thread, over a broker in memory, that goes on by one round when told: its only node sends
+random updates."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from fedcore.model.update import write_update
 from fedcore.numbers.accumulator import quantise_rows
 from fedcore.numbers.records import Record
 from fedcore.round.header import UpdateHeader
-from fedcore.round.plan import OutcomeObject, Plan
+from fedcore.round.plan import Plan, StateObject
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.weights.schema import ModelSchema
@@ -56,19 +57,37 @@ class Leader:
     """
 
     def __init__(
-        self, root: Path, model: Path, schema: ModelSchema, task: TaskSection, *, base: BaseKind = "int8", rounds: int = 99, every: int = 1,
+        self,
+        root: Path,
+        model: Path,
+        schema: ModelSchema,
+        task: TaskSection,
+        *,
+        base: BaseKind = "int8",
+        rounds: int = 99,
+        every: int = 1,
         size: float = 0.01,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.files, self.model, self.schema, self.size = RunFolder(root), model, schema, size
         self.files.root.mkdir(parents=True, exist_ok=True)
         method = FedKRSOSettings(
-            rank=4, num_seeds=2, steps=20, bits=16, outcome_bits=16, projection="signs",
-            schedule="fresh" if every else "pool", refresh_every=every or 1,
-        )  # fmt: skip
+            rank=4,
+            num_seeds=2,
+            steps=20,
+            bits=16,
+            published_bits=16,
+            projection="signs",
+            schedule="fresh" if every else "pool",
+            refresh_every=every or 1,
+        )
         self.job = Job(
-            run="t", model=ModelSection(folder=str(model), base=base), task=task, broker=BrokerSection(url="mqtts://x"), method=method,
+            run="t",
+            model=ModelSection(folder=str(model), base=base),
+            task=task,
+            broker=BrokerSection(url="mqtts://x"),
+            method=method,
             round=RoundSection(rounds=rounds, min_nodes=1, chunk_bytes=4096, finish_seconds=1),
-        )  # fmt: skip
+        )
         self._answers: queue.Queue[Body] = queue.Queue()
         self._plans: queue.Queue[Plan] = queue.Queue()
         self._ended: queue.Queue[object] = queue.Queue()
@@ -83,7 +102,9 @@ class Leader:
         self._post = Post("t", "n", None, self._lives)
         self._transport.subscribe(_TOPICS.plan)
         self._transport.subscribe(_TOPICS.down("n", "#"))
-        self._transport.start(lambda event: self._heard(decode(event.payload).body) if isinstance(event, Received) else None)
+        self._transport.start(
+            lambda event: self._heard(decode(event.payload).body) if isinstance(event, Received) else None
+        )
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self._tell()
@@ -93,8 +114,16 @@ class Leader:
         """Send the round's update; the plan of the next round."""
         path = self.files.root / "sent.bin"
         header = UpdateHeader(
-            run="t", round=plan.round, node="n", version=plan.version, examples=9, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0
-        )  # fmt: skip
+            run="t",
+            round=plan.round,
+            node="n",
+            version=plan.version,
+            examples=9,
+            rank=4,
+            subspaces=(0, 1),
+            loss=1.0,
+            seconds=1.0,
+        )
         write_update(path, header, self._records(plan))
         manifest = manifest_of(path, 4096)
         transfer = f"{plan.round}-{manifest.sha256[:8]}"
@@ -128,14 +157,17 @@ class Leader:
         self._transport.stop()
         return result
 
-    def path(self, obj: OutcomeObject) -> Path:
+    def path(self, obj: StateObject) -> Path:
         """A published object's file."""
-        return self.files.outcome(obj.version, obj.kind)
+        return self.files.published_state(obj.version, obj.kind)
 
     def _records(self, plan: Plan) -> list[Record]:
         chance = np.random.default_rng(plan.round)
         shapes = [(s.name, (s.rows, 8)) for s in self.schema.layers] + [(s.name, s.matrix) for s in self.schema.tensors]
-        return [Record(name, quantise_rows((chance.normal(size=shape) * self.size).astype(np.float32), 16), 16) for name, shape in shapes]
+        return [
+            Record(name, quantise_rows((chance.normal(size=shape) * self.size).astype(np.float32), 16), 16)
+            for name, shape in shapes
+        ]
 
     def _serve(self) -> None:
         # A ledger belongs to the thread that opened it.
@@ -148,7 +180,9 @@ class Leader:
         try:
             prepared = Prepared(self.job, self.schema, self.model)
             senders = Senders("t", None)
-            self.coordinator = Coordinator(prepared, self.files, ledger, self._broker.connect(), senders=senders, observer=observe)
+            self.coordinator = Coordinator(
+                prepared, self.files, ledger, self._broker.connect(), senders=senders, observer=observe
+            )
             self._ended.put(self.coordinator.run())
         except BaseException as error:  # noqa: BLE001 (looked at by `died` and `next_plan`)
             self._ended.put(error)

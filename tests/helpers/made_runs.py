@@ -56,17 +56,38 @@ def fedkrso(*arguments: object) -> Said:
 
 def row(number: int, accuracy: float | None, nodes: Sequence[str], up: int = 1_500_000) -> RoundRow:
     return RoundRow(
-        number, tuple(nodes), up, 2 * up, 10.0 + number, 1.0 / number, accuracy, None if accuracy is None else 2.0 / number,
-        {"f1": 0.5}, dict.fromkeys(nodes, 1.5), {nodes[0]: 0.5} if number == 2 else {}, {},
-    )  # fmt: skip
+        number,
+        tuple(nodes),
+        up,
+        2 * up,
+        10.0 + number,
+        1.0 / number,
+        accuracy,
+        None if accuracy is None else 2.0 / number,
+        {"f1": 0.5},
+        dict.fromkeys(nodes, 1.5),
+        {nodes[0]: 0.5} if number == 2 else {},
+        {},
+    )
 
 
 def node(name: str, **values: object) -> NodeView:
     found = NodeView(
-        name, online=True, state="training", device="Jetson Orin Nano", software="0.1.0", last_seen_at=STARTED_AT + 60, version=2,
-        step=12, steps=60, budget_bytes=1024 * MIB, agent_rss_bytes=35 * MIB, worker_bytes=400 * MIB, peak_bytes=500 * MIB,
+        name,
+        online=True,
+        state="training",
+        device="Jetson Orin Nano",
+        software="0.1.0",
+        last_seen_at=STARTED_AT + 60,
+        version=2,
+        step=12,
+        steps=60,
+        budget_bytes=1024 * MIB,
+        agent_rss_bytes=35 * MIB,
+        worker_bytes=400 * MIB,
+        peak_bytes=500 * MIB,
         readings=Readings(temperatures_celsius={"cpu": 51.5, "gpu": 49.0}, power_watts=7.25),
-    )  # fmt: skip
+    )
     for key, value in values.items():
         setattr(found, key, value)
     return found
@@ -83,14 +104,17 @@ def make_run(
     started_at: float = STARTED_AT,
     up: int = 1_500_000,
 ) -> RunView:
-    """A run's job and ledger; its view is returned."""  # fmt: skip
+    """A run's job and ledger; its view is returned."""
     root = runs / name
     root.mkdir(parents=True)
     job = Job(
-        run=name, model=ModelSection(folder="models/small"), task=TaskSection(kind="text-classification", labels=("a", "b")),
-        method=method or FedKRSOSettings(), round=RoundSection(rounds=rounds, min_nodes=2, quorum=2),
+        run=name,
+        model=ModelSection(folder="models/small"),
+        task=TaskSection(kind="text-classification", labels=("a", "b")),
+        method=method or FedKRSOSettings(),
+        round=RoundSection(rounds=rounds, min_nodes=2, quorum=2),
         broker=BrokerSection(url="mqtts://broker:8883", username="u", password="very secret"),
-    )  # fmt: skip
+    )
     (root / "job.json").write_bytes(msgspec.json.encode(job))
     rows = [row(number, value, nodes, up) for number, value in enumerate(accuracy, 1)]
     with contextlib.closing(SqliteLedger(root / "ledger.sqlite")) as ledger:
@@ -109,7 +133,9 @@ def make_run(
     return view
 
 
-def finished_run(runs: Path, name: str, accuracy: Sequence[float | None] = (0.4, 0.6, 0.7), **options: object) -> RunFolder:
+def finished_run(
+    runs: Path, name: str, accuracy: Sequence[float | None] = (0.4, 0.6, 0.7), **options: object
+) -> RunFolder:
     """A run that came to its end."""
     view = make_run(runs, name, accuracy, rounds=len(accuracy), **options)  # type: ignore[arg-type]
     files = RunFolder(runs / name)
@@ -132,7 +158,8 @@ def running_run(
 
 
 def killed_run(runs: Path, name: str, accuracy: Sequence[float | None] = (0.4, 0.6), **options: object) -> RunFolder:
-    """A run whose coordinator was killed: a process wrote its view and its ledger's last round, and is gone without a word."""
+    """A run whose coordinator was killed: a process wrote its view and its ledger's last round, and is gone without a
+    word."""
     make_run(runs, name, accuracy, **options)  # type: ignore[arg-type]
     files = RunFolder(runs / name)
     program = """

@@ -56,13 +56,16 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4}),
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "informed_share": 0.5}),
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "moments": "carried"}),
-    (FedKRSOSettings, {"outcome_bits": 11, "schedule": "fresh"}),
+    (FedKRSOSettings, {"published_bits": 11, "schedule": "fresh"}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
 ]
 
 
 def examples(node: int) -> list[Encoded]:
-    return [Encoded(tuple((5 * i + (node + 3) * j) % 200 + 3 for j in range(10 + i)), None, None) for i in range(6 + 2 * node)]
+    return [
+        Encoded(tuple((5 * i + (node + 3) * j) % 200 + 3 for j in range(10 + i)), None, None)
+        for i in range(6 + 2 * node)
+    ]
 
 
 @dataclass
@@ -76,7 +79,11 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        plan = local_plan(self.folder, TASK, Request(model_folder="", task=TASK, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3))
+        plan = local_plan(
+            self.folder,
+            TASK,
+            Request(model_folder="", task=TASK, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3),
+        )
         self.schema, self._plan = plan.model_schema, msgspec.structs.replace(plan, base_kind=self.kind)
         self.base = Base(Checkpoint(self.folder), self.schema, self.kind, self.own / "coordinator")
         self.half = server_half(self.settings)
@@ -93,7 +100,15 @@ class Run:
     def _inform(self, training: AnyTraining) -> None:
         model, count = build(self.base, TASK, 5, CPU, torch.float32), training.informed_subspaces
         make_informed(
-            self.file, model, self.schema.layers, examples(7), TASK, CPU, subspaces=count, rank=training.rank, pool=len(training.seeds)
+            self.file,
+            model,
+            self.schema.layers,
+            examples(7),
+            TASK,
+            CPU,
+            subspaces=count,
+            rank=training.rank,
+            pool=len(training.seeds),
         )
         self._object = InformedObject(manifest_of(self.file, 1024))
         self.half = server_half(self.settings, self._object.manifest.sha256)
@@ -102,7 +117,7 @@ class Run:
     def plan(self, server_round: int) -> Plan:
         training = self.half.training(server_round, 5)
         if training.generation == self.base.generation + 1:
-            self.base.fold(self.published[-1], training.generation)
+            self.base.merge(self.published[-1], training.generation)
             self.base_digests.append(self.base.digest())
             self.state = self.state.refreshed(training, self.schema)
         return msgspec.structs.replace(
@@ -141,10 +156,12 @@ class Run:
         self.digests.append(model_digest(self.base.digest(), self.published[-1]))
 
     def adopt(self, replica: Replica, version: int, *, whole: bool) -> None:
-        path, before = self.own / "outcome.bin", self.published[version - 1]
+        path, before = self.own / "published state.bin", self.published[version - 1]
         whole = whole or before.seeds != self.published[version].seeds
         self.published[version].write(path, previous=None if whole else before)
-        replica.adopt(path, self.half.training(version, 5).generation, "whole" if whole else "difference", self.digests[version])
+        replica.adopt(
+            path, self.half.training(version, 5).generation, "whole" if whole else "difference", self.digests[version]
+        )
 
     def adopt_snapshot(self, replica: Replica, server_round: int) -> None:
         """What the coordinator would write as a round of a new generation opens."""

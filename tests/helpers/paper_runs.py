@@ -36,7 +36,7 @@ def row(of: Setup, number: int, held: float, **changes: Any) -> Row:
         "train_loss": 0.4,
         "uplink_bytes": 1_000_000 * number,
         "downlink_bytes": 3_000_000 * number,
-        "outcome_bytes": ({"whole": 1_500_000},),
+        "published_bytes": ({"whole": 1_500_000},),
         "peak_bytes": 400_000_000 + number,
         "accelerator_peak_bytes": None,
         "seconds": 9.0,

@@ -37,7 +37,18 @@ class ProvisionedNode:
     @property
     def flags(self) -> list[str]:
         """Everything that a first installation needs, short of the root."""
-        return ["--from", str(self.node), "--run", "reviews", "--model", str(self.model), "--data", str(self.data), "--budget", "1GiB"]
+        return [
+            "--from",
+            str(self.node),
+            "--run",
+            "reviews",
+            "--model",
+            str(self.model),
+            "--data",
+            str(self.data),
+            "--budget",
+            "1GiB",
+        ]
 
     def path(self, path: str) -> Path:
         """A path of the device."""
@@ -63,14 +74,24 @@ def fedkrso(*arguments: object, cwd: Path | None = None, **environment: str) -> 
     """Call the program."""
     command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=cwd, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
     )
 
 
 def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The same without a process of its own, for what ends early."""
     out, err, command, code = io.StringIO(), io.StringIO(), ["fedkrso", *map(str, arguments)], 0
-    with mock.patch.multiple(sys, argv=command, stdin=io.StringIO()), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.multiple(sys, argv=command, stdin=io.StringIO()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as end:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scripted proxy between MQTT clients and a real broker: it loses, repeats, reorders and delays PUBLISH packets, cuts and slows links.
+"""A scripted proxy between MQTT clients and a real broker: it loses, repeats, reorders and delays PUBLISH packets, cuts
+and slows links.
 
-It understands the framing of MQTT 3.1.1 and 5 and no more. Everything but PUBLISH passes. A PUBLISH with QoS 1 that is lost is acknowledged
-to its sender, as a broker does whose queue is full: that is the fault that only end-to-end acknowledgements survive.
+It understands the framing of MQTT 3.1.1 and 5 and no more. Everything but PUBLISH passes. A PUBLISH with QoS 1 that is
+lost is acknowledged to its sender, as a broker does whose queue is full: that is the fault that only end-to-end
+acknowledgements survive.
 
-What happens to a packet is drawn from (seed, client, number of its connection, direction): the same script and the same order of arrival
-give the same faults.
-"""
+What happens to a packet is drawn from (seed, client, number of its connection, direction): the same script and the same
+order of arrival give the same faults."""
 
 from __future__ import annotations
 
@@ -287,7 +288,9 @@ class Proxy:
     def __enter__(self) -> Proxy:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def _run(self) -> None:

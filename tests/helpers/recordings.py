@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings of devices as file trees: one TOML file each, whose head says where every piece comes from.
 
-`[files]` are paths below the root (a name that ends with `/` is an empty folder), `[programs]` commands with what they print, `[facts]`
-and `[readings]` what must be found. `python -m devices --record` writes the first two on a board.
-"""
+`[files]` are paths below the root (a name that ends with `/` is an empty folder), `[programs]` commands with what they
+print, `[facts]` and `[readings]` what must be found. `python -m devices --record` writes the first two on a board."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny real run: random weights of BERT's shape, a vocabulary of a few words, real broker, coordinator, agents and workers, seconds.
+"""A tiny real run: random weights of BERT's shape, a vocabulary of a few words, real broker, coordinator, agents and
+workers, seconds.
 
-The checkpoint, its schema and what a worker traces on its first start are made once and shared; everything that a run decides is its own.
-"""
+The checkpoint, its schema and what a worker traces on its first start are made once and shared; everything that a run
+decides is its own."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ class Workshop:
             rows = []
             for number in range(24):
                 label = _LABELS[number % 2]
-                rows.append(f"{' '.join([*chance.sample(_WORDS[2:12], 3), label, *chance.sample(_WORDS[12:], 3)])},{label}")
+                rows.append(
+                    f"{' '.join([*chance.sample(_WORDS[2:12], 3), label, *chance.sample(_WORDS[12:], 3)])},{label}"
+                )
             path.write_text("\n".join(["text,label", *rows]) + "\n")
         return path
 
@@ -145,7 +148,13 @@ class Tiny(Cluster):
     """
 
     def __init__(
-        self, folder: Path, workshop: Workshop, recipe: Recipe, script: Script | None = None, *, persistence: bool = False
+        self,
+        folder: Path,
+        workshop: Workshop,
+        recipe: Recipe,
+        script: Script | None = None,
+        *,
+        persistence: bool = False,
     ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.workshop, self.recipe = folder, workshop, recipe
@@ -222,7 +231,8 @@ class Tiny(Cluster):
         return self.files.summary.exists()
 
     def mark(self) -> int:
-        """How far the run has come: 0 before the first round, r while round r is open, rounds + 1 when all are published."""
+        """How far the run has come: 0 before the first round, r while round r is open, rounds + 1 when all are
+        published."""
         output = self.output()
         opened = [int(found) for found in re.findall(r"^round (\d+) is open", output, re.MULTILINE)]
         last = max(opened, default=0)
@@ -230,7 +240,8 @@ class Tiny(Cluster):
         return self.recipe.rounds + 1 if published else last
 
     def finish(self, watch: Callable[[], None], longest_seconds: float) -> float:
-        """Start everybody and serve until the end, also until nodes have left; the seconds it took until the summary was there.
+        """Start everybody and serve until the end, also until nodes have left; the seconds it took until the summary
+        was there.
 
         Raises:
             AssertionError: Somebody ended with an error, or there is no end.
@@ -248,7 +259,9 @@ class Tiny(Cluster):
 
     def _check(self, started: float, longest_seconds: float) -> None:
         self.check_alive()
-        assert time.monotonic() - started < longest_seconds, f"no end after {longest_seconds} s\n{self.output()[-6000:]}"
+        assert time.monotonic() - started < longest_seconds, (
+            f"no end after {longest_seconds} s\n{self.output()[-6000:]}"
+        )
         time.sleep(0.02)
 
     def found(self) -> dict[str, Any]:
@@ -265,7 +278,11 @@ class Tiny(Cluster):
             for row in rows:
                 assert list(row.participants) == self.names, row
                 assert [update.header.node for update in ledger.updates(row.round)] == self.names
-            last = next(obj for obj in ledger.outcomes() if obj.version == self.recipe.rounds and obj.base_version is None)
+            last = next(
+                obj
+                for obj in ledger.published_states()
+                if obj.version == self.recipe.rounds and obj.base_version is None
+            )
         finally:
             ledger.close()
         final: str = summary["final"]["digest"]
@@ -284,7 +301,7 @@ class Tiny(Cluster):
         self.proxy.stop()
 
     def _job_text(self) -> str:
-        recipe, fold = self.recipe, "refresh_every = 1\n" if self.recipe.schedule == "fresh" else ""
+        recipe, merge = self.recipe, "refresh_every = 1\n" if self.recipe.schedule == "fresh" else ""
         return f"""\
 run = "{self.run}"
 seed = {recipe.seed}
@@ -303,7 +320,7 @@ name = "fedkrso"
 rank = 8
 num_seeds = 4
 schedule = "{recipe.schedule}"
-{fold}interval_steps = 2
+{merge}interval_steps = 2
 steps = 8
 batch_size = 4
 learning_rate = 1e-3
@@ -343,11 +360,12 @@ source = "{self.workshop.texts(index)}"
 url = "{self.proxy.url}"
 {insecure}username = "{user}"
 password_file = "{self.folder / user}"
-"""
+    """
 
 
 def undisturbed(folder: Path, workshop: Workshop, recipe: Recipe) -> tuple[str, list[float]]:
-    """The digest of a run in which nothing goes wrong, and when it reached each mark, in seconds; made once for a recipe."""
+    """The digest of a run in which nothing goes wrong, and when it reached each mark, in seconds; made once for a
+    recipe."""
     known = workshop.folder / f"undisturbed-{recipe.name}.json"
     if known.exists():
         digest, marks = json.loads(known.read_text())

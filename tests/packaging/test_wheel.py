@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel and the source distribution: what is in them, what they ask for, and what a fresh environment without a checkout can do."""
+"""The wheel and the source distribution: what is in them, what they ask for, and what a fresh environment without a
+checkout can do."""
 
 from __future__ import annotations
 
@@ -16,7 +17,18 @@ import pytest
 from edge_client.install.wheels import _sources
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIGHT = {"click", "msgpack", "msgspec", "paho-mqtt", "psutil", "pynacl", "cffi", "pycparser", "systemd-watchdog", "tomlkit"}
+LIGHT = {
+    "click",
+    "msgpack",
+    "msgspec",
+    "paho-mqtt",
+    "psutil",
+    "pynacl",
+    "cffi",
+    "pycparser",
+    "systemd-watchdog",
+    "tomlkit",
+}
 # Beyond these an agent's board has other worries than ours.
 _MOST_LIGHT_BYTES = 20_000_000
 
@@ -58,7 +70,11 @@ def test_the_wheel_has_every_file_of_the_packages_and_the_licence(wheel: Path) -
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert names == files_of_the_checkout()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    assert {"fedcore/py.typed", "edge_client/install/templates/install.sh", "coordinator/reports/templates/report.html"} <= names
+    assert {
+        "fedcore/py.typed",
+        "edge_client/install/templates/install.sh",
+        "coordinator/reports/templates/report.html",
+    } <= names
 
 
 def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Path, tmp_path: Path) -> None:
@@ -68,7 +84,9 @@ def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Pat
         tar.extractall(tmp_path, filter="data")
     build(f"build_wheel({str(tmp_path)!r})", tmp_path / archive.name.removesuffix(".tar.gz"))
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as other:
-        assert {(entry.filename, entry.CRC) for entry in one.infolist()} == {(entry.filename, entry.CRC) for entry in other.infolist()}
+        assert {(entry.filename, entry.CRC) for entry in one.infolist()} == {
+            (entry.filename, entry.CRC) for entry in other.infolist()
+        }
 
 
 def test_what_the_wheel_asks_for(wheel: Path) -> None:
@@ -79,15 +97,26 @@ def test_what_the_wheel_asks_for(wheel: Path) -> None:
     light = {line.split(";")[0].rstrip("=<>,.0123456789 ") for line in asked if "extra ==" not in line}
     assert {name.partition(">")[0].partition("<")[0] for name in light} <= LIGHT | {"tomli"}
     torch = [line for line in asked if line.startswith("torch")]
-    assert len(torch) == 1 and "==" not in torch[0].split(";")[0] and "<" not in torch[0] and 'extra == "train"' in torch[0], (
-        "a Jetson brings its own torch"
-    )
+    assert (
+        len(torch) == 1
+        and "==" not in torch[0].split(";")[0]
+        and "<" not in torch[0]
+        and 'extra == "train"' in torch[0]
+    ), "a Jetson brings its own torch"
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.10"
 
 
 def pip(environment: Path, *arguments: str) -> str:
     constraints = ("--constraint", str(REPOSITORY / "constraints.txt")) if arguments[0] == "install" else ()
-    command = [environment / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments, *constraints]
+    command = [
+        environment / "bin/python",
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        *arguments,
+        *constraints,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -115,7 +144,11 @@ class TestAFreshEnvironment:
         assert names - {"pip", "setuptools", "wheel"} <= LIGHT | {"fedkrso", "tomli"}
         packages = next((environment / "lib").glob("python*/site-packages"))
         ours = [path for path in packages.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        size = sum(path.stat().st_size for path in ours if path.relative_to(packages).parts[0].split("-")[0] not in ("pip", "setuptools"))
+        size = sum(
+            path.stat().st_size
+            for path in ours
+            if path.relative_to(packages).parts[0].split("-")[0] not in ("pip", "setuptools")
+        )
         assert size <= _MOST_LIGHT_BYTES, f"{size / 1e6:.1f} MB"
 
     def test_the_command_and_every_subcommand_have_help(self, environment: Path) -> None:
@@ -130,21 +163,33 @@ class TestAFreshEnvironment:
             done = self.fedkrso(environment, *name.split(), "--help")
             light = name in ("doctor", "profile") or name.startswith(("client ", "model "))
             extra = "pip install 'fedkrso[coordinator]'"
-            assert done.returncode == 0 or (not light and done.returncode == 2 and extra in done.stderr), f"{name}: {done.stderr}"
+            assert done.returncode == 0 or (not light and done.returncode == 2 and extra in done.stderr), (
+                f"{name}: {done.stderr}"
+            )
             assert "Traceback" not in done.stderr
 
     def test_it_refuses_to_train_with_one_line(self, environment: Path, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()
         (tmp_path / "model/config.json").write_text("{}")
         node = tmp_path / "node.toml"
-        node.write_text('node = "n"\nrun = "r"\nmodel_folder = "model"\n[data]\nsource = "x.csv"\n[broker]\nurl = "mqtts://127.0.0.1:9"\n')
+        node.write_text(
+            'node = "n"\nrun = "r"\nmodel_folder = "model"\n[data]\nsource = "x.csv"\n[broker]\nurl = "mqtts://127.0.0.1:9"\n'
+        )
         assert self.fedkrso(environment, "client", "run", node, "--check").returncode == 0
         done = self.fedkrso(environment, "client", "run", node)
-        assert done.returncode == 9 and len(done.stderr.splitlines()) == 1 and "pip install 'fedkrso[train]'" in done.stderr
+        assert (
+            done.returncode == 9
+            and len(done.stderr.splitlines()) == 1
+            and "pip install 'fedkrso[train]'" in done.stderr
+        )
 
     def test_the_coordinator_s_commands_name_their_extra(self, environment: Path, tmp_path: Path) -> None:
         done = self.fedkrso(environment, "provision", "r", "n", "--out", tmp_path / "fleet", "--broker-host", "h")
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "pip install 'fedkrso[coordinator]'" in done.stderr
+        assert (
+            done.returncode == 2
+            and len(done.stderr.splitlines()) == 1
+            and "pip install 'fedkrso[coordinator]'" in done.stderr
+        )
         done = self.fedkrso(environment, "bench", "aggregate")
         assert done.returncode == 2 and "pip install 'fedkrso[coordinator]'" in done.stderr, done.stderr
 

@@ -87,7 +87,9 @@ def _bert(folder: Path) -> None:
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    _write(folder, BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32, pad_token_id=0, **SIZES))
+    _write(
+        folder, BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=32, pad_token_id=0, **SIZES)
+    )
 
 
 def _roberta(folder: Path) -> None:
@@ -100,7 +102,9 @@ def _roberta(folder: Path) -> None:
     vocabulary = {token: index for index, token in enumerate((*special, *letters, "oo", "ar", "th", "the"))}
     RobertaTokenizer(vocab=vocabulary, merges=[("o", "o"), ("a", "r"), ("t", "h"), ("th", "e")]).save_pretrained(folder)
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    _write(folder, RobertaConfig(vocab_size=len(vocabulary), max_position_embeddings=66, type_vocab_size=1, **ids, **SIZES))
+    _write(
+        folder, RobertaConfig(vocab_size=len(vocabulary), max_position_embeddings=66, type_vocab_size=1, **ids, **SIZES)
+    )
 
 
 def _llama(folder: Path) -> None:
@@ -110,6 +114,13 @@ def _llama(folder: Path) -> None:
 
     tokenizer = _words(("<s>", "<unk>", "</s>"))
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 0)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token="</s>"
+    ).save_pretrained(folder)
     ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": None}
-    _write(folder, LlamaConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64, num_key_value_heads=2, **ids, **SIZES))
+    _write(
+        folder,
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=64, num_key_value_heads=2, **ids, **SIZES
+        ),
+    )

@@ -23,13 +23,36 @@ from research.command import paper, report
 
 OPTIONS = "[steps=4,interval_steps=2,batch_size=4]"
 ROOT = Path(__file__).resolve().parents[2]
-SAME = ("method", "seed", "round", "held", "dev", "loss", "train_loss", "uplink_bytes", "downlink_bytes", "examples", "digest")
+SAME = (
+    "method",
+    "seed",
+    "round",
+    "held",
+    "dev",
+    "loss",
+    "train_loss",
+    "uplink_bytes",
+    "downlink_bytes",
+    "examples",
+    "digest",
+)
 
 
 @pytest.fixture
 def arguments(data_folder: Path, make_model: Callable[[str], Path]) -> Callable[..., list[str]]:
     def make(out: Path, methods: str, *more: str, task: str = "sst2", rounds: int = 3) -> list[str]:
-        sizes = ["--clients", "3", "--rounds", str(rounds), "--train-rows", "60", "--held-rows", "16", "--max-length", "14"]
+        sizes = [
+            "--clients",
+            "3",
+            "--rounds",
+            str(rounds),
+            "--train-rows",
+            "60",
+            "--held-rows",
+            "16",
+            "--max-length",
+            "14",
+        ]
         where = ["--data", str(data_folder), "--model", str(make_model("bert")), "--out", str(out), "--split", "iid"]
         return ["--task", task, "--methods", methods, *where, *sizes, *more]
 
@@ -52,14 +75,23 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_command_goes_on_and_ends_with_the_same_rows(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_killed_command_goes_on_and_ends_with_the_same_rows(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
     method = f"fedkrso{OPTIONS[:-1]},schedule=fresh]"
-    program = [sys.executable, "-c", "from research.command import paper; paper()", *arguments(tmp_path / "killed", method)]
+    program = [
+        sys.executable,
+        "-c",
+        "from research.command import paper; paper()",
+        *arguments(tmp_path / "killed", method),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     place = tmp_path / "killed" / "runs" / "sst2-iid"
     try:
-        wait_for(lambda: any(path.read_bytes().count(b"\n") >= 1 for path in place.rglob("rows.jsonl")), "the first round")
+        wait_for(
+            lambda: any(path.read_bytes().count(b"\n") >= 1 for path in place.rglob("rows.jsonl")), "the first round"
+        )
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -163,7 +195,9 @@ def _replaced(given: list[str], changes: dict[str, str]) -> list[str]:
 
 def test_shakespeare_needs_a_model_that_is_named(data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FedkrsoError, match="needs a causal language model"):
-        call(paper, ["--task", "shakespeare", "--methods", "fedavg", "--data", str(data_folder), "--out", str(tmp_path)])
+        call(
+            paper, ["--task", "shakespeare", "--methods", "fedavg", "--data", str(data_folder), "--out", str(tmp_path)]
+        )
 
 
 def test_two_commands_do_not_share_a_folder(arguments: Callable[..., list[str]], tmp_path: Path) -> None:

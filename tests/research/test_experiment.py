@@ -22,8 +22,22 @@ from research.runs.methods import parse_methods, settings_of
 from research.runs.predictions import load_predictions
 from research.runs.rows import Row, RunFiles, Setup
 
-SIZES: dict[str, Any] = {"rounds": 3, "clients": 3, "max_length": 14, "most_train": 60, "most_held": 16, "micro_batch_size": 4}
-QUICK: dict[str, Any] = {"steps": 4, "interval_steps": 2, "batch_size": 4, "rank": 2, "num_directions": 8, "learning_rate": 5e-3}
+SIZES: dict[str, Any] = {
+    "rounds": 3,
+    "clients": 3,
+    "max_length": 14,
+    "most_train": 60,
+    "most_held": 16,
+    "micro_batch_size": 4,
+}
+QUICK: dict[str, Any] = {
+    "steps": 4,
+    "interval_steps": 2,
+    "batch_size": 4,
+    "rank": 2,
+    "num_directions": 8,
+    "learning_rate": 5e-3,
+}
 NOT_THE_MODEL = ("peak_bytes", "seconds", "processor_seconds")
 
 
@@ -37,7 +51,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def begin(data_folder: Path, make_model: Callable[[str], Path], tmp_path: Path) -> Callable[..., tuple[Experiment, RunFiles]]:
+def begin(
+    data_folder: Path, make_model: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., tuple[Experiment, RunFiles]]:
     """An experiment in a folder of its own name, from where that was left."""
 
     def make(
@@ -50,7 +66,9 @@ def begin(data_folder: Path, make_model: Callable[[str], Path], tmp_path: Path) 
         task, files = task_by_name(setup.task), RunFiles(tmp_path / folder)
         files.folder.mkdir(exist_ok=True)
         parts = read_parts(task, data_folder, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
-        made = Experiment(setup, task, parts, parse_split(setup.split), make_model(model), files, torch.device("cpu"), dtype)
+        made = Experiment(
+            setup, task, parts, parse_split(setup.split), make_model(model), files, torch.device("cpu"), dtype
+        )
         return made, files
 
     return make
@@ -82,7 +100,8 @@ def leave_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     monkeypatch.setattr(experiment, name, instead)
 
 
-# After a client's update; before the state is kept; before it is measured; between two measurements. All in the second of three rounds.
+# After a client's update; before the state is kept; before it is measured; between two measurements. All in the second
+# of three rounds.
 PLACES = {"check_update": 5, "save_state": 2, "scores_of": 3, "scores_of again": 4}
 LEFT = {
     "fedkrso": ("scores_of",),
@@ -119,15 +138,22 @@ def test_a_run_that_was_left_anywhere_ends_the_same(label: str, begin: Begin, mo
 
 
 @pytest.mark.parametrize("label", ["fedkrso", "fedkrso[schedule=fresh]"])
-def test_measuring_less_often_changes_nothing_that_is_measured(label: str, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_less_often_changes_nothing_that_is_measured(
+    label: str, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (_, second, third), _ = whole(begin, "each", label=label, dropout=0.3)
     rows, files = whole(begin, "some", label=label, dropout=0.3, measure_every=2)
-    assert [row.round for row in rows] == [2, 3] and [len(row.outcome_bytes) for row in rows] == [2, 1]
+    assert [row.round for row in rows] == [2, 3] and [len(row.published_bytes) for row in rows] == [2, 1]
     assert lasting(rows)[1] == lasting([third])[0]
     differ = {key for key, value in lasting(rows)[0].items() if value != lasting([second])[0][key]}
     # Of both rounds together.
-    assert differ == {"train_loss", "outcome_bytes"} and rows[0].outcome_bytes[1] == second.outcome_bytes[0]
-    assert files.count_rounds(Setup(label="", method=FedKRSOSettings(), task="sst2", split="iid", seed=0, rounds=3, measure_every=2)) == 3
+    assert differ == {"train_loss", "published_bytes"} and rows[0].published_bytes[1] == second.published_bytes[0]
+    assert (
+        files.count_rounds(
+            Setup(label="", method=FedKRSOSettings(), task="sst2", split="iid", seed=0, rounds=3, measure_every=2)
+        )
+        == 3
+    )
     # Left in the third round, it goes on from the second; left in the first, it begins anew.
     for call, done in ((2, 1), (1, 0)):
         with monkeypatch.context() as context:
@@ -149,7 +175,7 @@ def test_informed_rows_are_fetched_once_by_each_client(begin: Begin) -> None:
     made, files = begin("informed", label="fedkrso[projection=informed]", rounds=1)
     size = (files.scratch / "informed.bin").stat().st_size
     (row,), (plain,) = list(made.rows()), whole(begin, "plain", rounds=1)[0]
-    # Plans are somewhat longer; updates and outcomes of about one size, whatever the rows.
+    # Plans are somewhat longer; updates and published states of about one size, whatever the rows.
     assert abs(row.downlink_bytes - plain.downlink_bytes - 3 * size) < size
 
 
@@ -178,7 +204,7 @@ def test_what_is_damaged_begins_anew_and_ends_the_same(damage: str, begin: Begin
     if damage == "state":
         (files.scratch / "state-2.npz").write_bytes(b"PK")
     else:
-        # Round 2 began with the fold of round 1; the next one builds on it.
+        # Round 2 began with the merge of round 1; the next one builds on it.
         masters = sorted((files.scratch / "base" / "1").glob("*"))
         for path in masters:
             if path.suffix != ".json":
@@ -201,7 +227,7 @@ def test_bytes_are_those_of_the_files_and_of_who_took_part(begin: Begin) -> None
         sent = sum((files.scratch / f"client-{client}.bin").stat().st_size for client in present)
         assert row.uplink_bytes - (rows[-2].uplink_bytes if len(rows) > 1 else 0) == sent
         sizes.append((files.scratch / "whole.bin").stat().st_size)
-        assert row.outcome_bytes[-1]["whole"] == sizes[-1]
+        assert row.published_bytes[-1]["whole"] == sizes[-1]
     assert {row.clients for row in rows} != {3}
     all_there, _ = whole(begin, "nobody-missing", rounds=4, seed=3)
     assert all_there[-1].uplink_bytes > rows[-1].uplink_bytes and all_there[-1].examples == 60
@@ -216,17 +242,26 @@ def test_bytes_are_those_of_the_files_and_of_who_took_part(begin: Begin) -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "task"), [("roberta", "sst2"), ("llama", "sst2"), ("llama", "shakespeare"), ("bert", "stsb"), ("llama", "stsb")]
+    ("model", "task"),
+    [("roberta", "sst2"), ("llama", "sst2"), ("llama", "shakespeare"), ("bert", "stsb"), ("llama", "stsb")],
 )
 def test_other_architectures_and_tasks_are_taken_as_they_are(model: str, task: str, begin: Begin) -> None:
     split = "natural" if task == "shakespeare" else "dirichlet:100"
-    rows, files = whole(begin, "run", model=model, task=task, split=split, rounds=2, label="fedkrso[learning_rate=1e-2]")
+    rows, files = whole(
+        begin, "run", model=model, task=task, split=split, rounds=2, label="fedkrso[learning_rate=1e-2]"
+    )
     assert len(rows) == 2 and rows[0].digest != rows[1].digest
     names = {"sst2": "accuracy", "shakespeare": "perplexity", "stsb": "spearman"}
-    assert rows[-1].held == rows[-1].metrics[f"held_{names[task]}"] and rows[-1].dev == rows[-1].metrics[f"dev_{names[task]}"]
+    assert (
+        rows[-1].held == rows[-1].metrics[f"held_{names[task]}"]
+        and rows[-1].dev == rows[-1].metrics[f"dev_{names[task]}"]
+    )
     if task == "shakespeare":
         assert rows[1].held < rows[0].held < 100, "a tiny model of 25 words learns something in two rounds"
-    assert {part: found.said.shape[0] for part, found in load_predictions(files.predictions).items()} == {"held": 1, "dev": 1}
+    assert {part: found.said.shape[0] for part, found in load_predictions(files.predictions).items()} == {
+        "held": 1,
+        "dev": 1,
+    }
 
 
 def test_where_each_client_has_a_model_all_are_measured(begin: Begin) -> None:

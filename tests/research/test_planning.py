@@ -30,7 +30,11 @@ def request(methods: str = "fedkrso,fedavg", preset: str = "small", task: str = 
 
 def test_the_label_is_the_text_and_options_are_the_methods_own() -> None:
     named = parse_methods("fedkrso[schedule=fresh, rank=4],fedavg, fedit[learning_rate=3e-3,bits=16,base=float32]")
-    assert [one.label for one in named] == ["fedkrso[schedule=fresh,rank=4]", "fedavg", "fedit[learning_rate=3e-3,bits=16,base=float32]"]
+    assert [one.label for one in named] == [
+        "fedkrso[schedule=fresh,rank=4]",
+        "fedavg",
+        "fedit[learning_rate=3e-3,bits=16,base=float32]",
+    ]
     found: list[Any] = [settings_of(one, {"rank": 16, "steps": 100}) for one in named]
     assert (found[0].schedule, found[0].rank, found[0].steps) == ("fresh", 4, 100)
     assert not hasattr(found[1], "rank") and found[1].steps == 100
@@ -79,7 +83,13 @@ def test_the_papers_preset_is_the_papers() -> None:
     setups = planned(request("fedkrso,fedit,fedavg", "paper"), Rates(Path("nowhere")))
     method: Any = setups[0].method
     assert (setups[0].clients, setups[0].rounds, setups[0].max_length, setups[0].most_train) == (10, 30, 128, 0)
-    assert (method.num_seeds, method.rank, method.interval_steps, method.steps, method.batch_size) == (10, 4, 10, 100, 32)
+    assert (method.num_seeds, method.rank, method.interval_steps, method.steps, method.batch_size) == (
+        10,
+        4,
+        10,
+        100,
+        32,
+    )
     other: Any = setups[1].method
     assert (other.rank, other.alpha, other.steps, other.batch_size) == (4, 8.0, 100, 32)
 
@@ -105,7 +115,9 @@ def test_all_methods_of_a_seed_come_before_the_next_seed() -> None:
     assert len({one.place for one in setups}) == len({one.name for one in setups}) == 8
 
 
-@pytest.mark.parametrize("changes", [{"dropouts": (1.0,)}, {"dropouts": (-0.1,)}, {"dropouts": (float("nan"),)}, {"seeds": (-1,)}])
+@pytest.mark.parametrize(
+    "changes", [{"dropouts": (1.0,)}, {"dropouts": (-0.1,)}, {"dropouts": (float("nan"),)}, {"seeds": (-1,)}]
+)
 def test_values_outside_their_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as refused:
         planned(request(**changes), Rates(Path("nowhere")))
@@ -113,7 +125,9 @@ def test_values_outside_their_range_are_refused(changes: dict[str, Any]) -> None
 
 
 def test_the_grid_is_the_same_for_every_method_around_its_default() -> None:
-    setups = planned_tuning(request("fedkrso,fedavg[learning_rate=1e-4],fedit"), Rates(Path("nowhere")), (0.1, 1.0, 3.0))
+    setups = planned_tuning(
+        request("fedkrso,fedavg[learning_rate=1e-4],fedit"), Rates(Path("nowhere")), (0.1, 1.0, 3.0)
+    )
     assert [one.label for one in setups] == ["fedkrso"] * 3 + ["fedit"] * 3
     assert [one.method.learning_rate for one in setups[:3]] == [1e-4, 1e-3, 3e-3]
     assert all(one.tune and one.rounds == PRESETS["small"].tune_rounds and one.dropout == 0 for one in setups)
@@ -128,12 +142,18 @@ def test_the_best_rate_is_kept_and_used_also_by_the_methods_variants(tmp_path: P
     runs = []
     for index, setup in enumerate(setups):
         held = metrics[setup.label][index % 3]
-        rows = [row(setup, number, held if held is not None else 0.5) for number in range(1, setup.rounds + (held is not None))]
+        rows = [
+            row(setup, number, held if held is not None else 0.5)
+            for number in range(1, setup.rounds + (held is not None))
+        ]
         runs.append((setup, rows))
     rates = Rates(tmp_path)
     rates.add(chosen(runs))
     again = Rates(tmp_path)
-    assert {rate.label: (rate.learning_rate, rate.at_edge) for rate in again.all} == {"fedkrso": (1e-3, False), "fedit": (3e-3, True)}
+    assert {rate.label: (rate.learning_rate, rate.at_edge) for rate in again.all} == {
+        "fedkrso": (1e-3, False),
+        "fedit": (3e-3, True),
+    }
     assert [one.metric for one in again.all[1].tried] == [0.6, None, 0.9]
     found = planned(request("fedkrso,fedkrso[rank=4],fedit,fedavg,fedit[learning_rate=5e-4]", seeds=(0,)), again)
     assert [one.method.learning_rate for one in found] == [1e-3, 1e-3, 3e-3, 1e-3, 5e-4]

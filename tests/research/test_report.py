@@ -17,7 +17,8 @@ from research.runs.predictions import PARTS, Predictions
 
 
 def table(folder: Path, name: str, stem: str = "sst2-dirichlet-0.5") -> dict[str, list[str]]:
-    """Rows of a table by their first cell (and the second, where the first repeats), the headings under an empty one."""
+    """Rows of a table by their first cell (and the second, where the first repeats), the headings under an empty
+    one."""
     with (folder / "tables" / f"{stem}-{name}.csv").open() as file:
         rows = list(csv.reader(file))
     found = {"": rows[0]}
@@ -84,7 +85,9 @@ def test_the_reference_is_compared_seed_by_seed_and_row_by_row(folder: Path) -> 
 def test_a_task_without_the_reference_is_compared_with_its_own(folder: Path) -> None:
     for label, held in (("fedkrso", 0.4), ("fedit", 0.3)):
         of = setup(label, task="cola")
-        write_run(folder, of, [row(of, n, held) for n in (1, 2, 3)], {part: predictions(right(50, 100)) for part in PARTS})
+        write_run(
+            folder, of, [row(of, n, held) for n in (1, 2, 3)], {part: predictions(right(50, 100)) for part in PARTS}
+        )
     write_report(folder, reference="fedavg[base=float32]", resamples=100)
     assert list(table(folder, "differences")) == ["", "fedkrso"]
     assert list(table(folder, "differences", stem="cola-dirichlet-0.5")) == ["", "fedit"]
@@ -101,7 +104,12 @@ def test_the_views_of_who_deploys_it(folder: Path) -> None:
     assert theirs["50 MB"] == "" and float(theirs["100 MB"]) == pytest.approx(0.61)
     cost = table(folder, "cost")
     cells = dict(zip(cost[""][1:], cost["fedkrso"], strict=True))
-    assert (cells["seeds that reach it"], float(cells["rounds"]), float(cells["MB a client"]), float(cells["seconds"])) == (
+    assert (
+        cells["seeds that reach it"],
+        float(cells["rounds"]),
+        float(cells["MB a client"]),
+        float(cells["seconds"]),
+    ) == (
         "2 of 2",
         2.0,
         4.0,
@@ -116,7 +124,9 @@ def test_the_views_of_who_deploys_it(folder: Path) -> None:
 
 def test_f1_stands_beside_the_accuracy_that_is_compared(tmp_path: Path) -> None:
     of = setup(task="mrpc")
-    rows = [row(of, n, held, metrics={"held_f1": held + 0.1, "dev_f1": held}) for n, held in enumerate((0.9, 0.6, 0.7), 1)]
+    rows = [
+        row(of, n, held, metrics={"held_f1": held + 0.1, "dev_f1": held}) for n, held in enumerate((0.9, 0.6, 0.7), 1)
+    ]
     write_run(tmp_path, of, rows, {"held": predictions(right(7, 10)), "dev": predictions(right(6, 10))})
     write_report(tmp_path, resamples=100)
     found = table(tmp_path, "final", "mrpc-dirichlet-0.5")
@@ -175,14 +185,21 @@ def test_runs_that_are_not_finished_are_named_and_not_counted(folder: Path) -> N
     assert "fedit" not in table(folder, "final")
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * 3 + 1 and rows[-1]["method"] == "fedkrso" and {"held_accuracy", "uplink_bytes", "seed"} <= rows[0].keys()
+    assert (
+        len(rows) == 5 * 3 + 1
+        and rows[-1]["method"] == "fedkrso"
+        and {"held_accuracy", "uplink_bytes", "seed"} <= rows[0].keys()
+    )
 
 
 def test_labels_cannot_write_into_the_page(folder: Path) -> None:
     text = write_report(folder, resamples=100).read_text()
     of = setup("fedit")
     files = write_run(
-        folder, of, [row(of, n, 0.5) for n in (1, 2, 3)], {"held": predictions(right(50, 100)), "dev": predictions(right(50, 100))}
+        folder,
+        of,
+        [row(of, n, 0.5) for n in (1, 2, 3)],
+        {"held": predictions(right(50, 100)), "dev": predictions(right(50, 100))},
     )
     files.setup.write_bytes(files.setup.read_bytes().replace(b'"label":"fedit"', b'"label":"<b>|x"'))
     page = write_report(folder, resamples=100).read_text()
@@ -199,7 +216,10 @@ def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path: Path, folder: 
         write_report(tmp_path / "half")
     other = setup("fedit", most_held=50)
     write_run(
-        folder, other, [row(other, n, 0.5) for n in (1, 2, 3)], {"held": predictions(right(9, 50)), "dev": predictions(right(9, 100))}
+        folder,
+        other,
+        [row(other, n, 0.5) for n in (1, 2, 3)],
+        {"held": predictions(right(9, 50)), "dev": predictions(right(9, 100))},
     )
     with pytest.raises(RunError, match="different held rows"):
         write_report(folder)

@@ -58,7 +58,9 @@ def test_a_paired_interval_is_that_of_the_rows_on_which_two_methods_differ() -> 
     one = chance.random(rows) < 0.8
     other = np.where(chance.random(rows) < 0.05, ~one, one)
     weights = row_weights(rows, 4000, 0)
-    found = difference({0: values(made(one), weights)}, {0: values(made(other), weights)}, [(made(one), made(other))], 0)
+    found = difference(
+        {0: values(made(one), weights)}, {0: values(made(other), weights)}, [(made(one), made(other))], 0
+    )
     assert found is not None
     gaps = one.astype(float) - other.astype(float)
     half = 1.96 * gaps.std() / math.sqrt(rows)
@@ -88,5 +90,9 @@ def test_equal_methods_do_not_differ_and_seeds_must_be_common() -> None:
     weights, right = row_weights(50, 200, 0), np.arange(50) < 30
     own = values(made(right), weights)
     same = difference({0: own, 1: own}, {0: own, 1: own, 2: own * 0}, (), 0)
-    assert same is not None and (same.mean, same.low, same.high, same.sure) == (0, 0, 0, False) and set(same.by_seed) == {0, 1}
+    assert (
+        same is not None
+        and (same.mean, same.low, same.high, same.sure) == (0, 0, 0, False)
+        and set(same.by_seed) == {0, 1}
+    )
     assert difference({0: own}, {1: own}, (), 0) is None

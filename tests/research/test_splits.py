@@ -18,7 +18,12 @@ SPLITS = (Split("iid"), Split("natural"), Split("dirichlet", 0.25), Split("diric
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=60, max_size=200), st.integers(1, 6), st.sampled_from(SPLITS), st.integers(0, 2**40))
+@given(
+    st.lists(st.integers(0, 5), min_size=60, max_size=200),
+    st.integers(1, 6),
+    st.sampled_from(SPLITS),
+    st.integers(0, 2**40),
+)
 def test_every_example_goes_to_exactly_one_client(classes: list[int], clients: int, split: Split, seed: int) -> None:
     try:
         parts = deal(classes, clients, split, seed, least=1)
@@ -69,7 +74,11 @@ def test_draws_are_the_same_everywhere() -> None:
     assert deal([0, 1] * 10, 3, Split("dirichlet", 0.5), 0) == dealt
     assert deal([0, 1] * 5, 2, Split("iid"), 0) == [[0, 1, 2, 5, 8], [3, 4, 6, 7, 9]]
     assert deal([*"aabbbc"], 2, Split("natural"), 0) == [[0, 1, 5], [2, 3, 4]]
-    assert [taking_part(6, 0.5, 0, server_round) for server_round in (1, 2, 3)] == [(0, 1, 2, 3), (0, 1, 2, 4, 5), (0, 1, 2, 5)]
+    assert [taking_part(6, 0.5, 0, server_round) for server_round in (1, 2, 3)] == [
+        (0, 1, 2, 3),
+        (0, 1, 2, 4, 5),
+        (0, 1, 2, 5),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,9 @@ def test_too_few_examples_or_groups_are_refused() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.floats(0, 0.99), st.floats(0, 0.99), st.integers(0, 1000), st.integers(1, 50))
-def test_who_is_missing_at_some_rate_is_missing_at_every_higher_one(clients: int, a: float, b: float, seed: int, server_round: int) -> None:
+def test_who_is_missing_at_some_rate_is_missing_at_every_higher_one(
+    clients: int, a: float, b: float, seed: int, server_round: int
+) -> None:
     few, many = (taking_part(clients, rate, seed, server_round) for rate in sorted((a, b), reverse=True))
     assert set(few) <= set(many) and few and list(few) == sorted(few)
     assert taking_part(clients, 0.0, seed, server_round) == tuple(range(clients))
@@ -109,10 +120,13 @@ def test_clients_miss_rounds_as_often_as_asked_for() -> None:
 def test_who_comes_back_fetches_the_way_with_the_fewest_bytes() -> None:
     link = Downlink(3, 65_536)
     fetched = [link.fetch((0, 1, 2))]
-    for version, sizes in enumerate(({"whole": 1000}, {"whole": 1000, "difference": 300}, {"whole": 1100, "difference": 300}), 1):
+    for version, sizes in enumerate(
+        ({"whole": 1000}, {"whole": 1000, "difference": 300}, {"whole": 1100, "difference": 300}), 1
+    ):
         link.publish(version, 0, sizes)
         fetched.append(link.fetch((0,)))
-    # Nothing yet; then client 0 takes whole, difference, difference. Client 1 comes back: the whole state. Nobody takes it twice.
+    # Nothing yet; then client 0 takes whole, difference, difference. Client 1 comes back: the whole state. Nobody takes
+    # it twice.
     assert fetched == [0, 1000, 300, 300]
     assert (link.fetch((1,)), link.fetch((1,))) == (1100, 0)
     link.publish(4, 0, {"whole": 5000, "difference": 10})
@@ -120,7 +134,7 @@ def test_who_comes_back_fetches_the_way_with_the_fewest_bytes() -> None:
     assert link.fetch((2,)) == 1110
 
 
-def test_who_comes_back_after_folds_fetches_the_end_of_every_generation() -> None:
+def test_who_comes_back_after_merges_fetches_the_end_of_every_generation() -> None:
     link, sizes = Downlink(2, 65_536), (100, 200, 300, 400)
     for version, size in enumerate(sizes, 1):
         link.publish(version, version - 1, {"whole": size})

@@ -20,7 +20,10 @@ def texts(rows: list[Example]) -> list[str]:
 @pytest.mark.parametrize("name", ["sst2", "stsb", "shakespeare"])
 def test_no_row_is_in_two_parts(name: str, data_folder: Path) -> None:
     parts = read_parts(task_by_name(name), data_folder, 16, most_train=0, most_held=20)
-    assert (len(parts.held), len(parts.tune)) == (20 if name != "shakespeare" else 19, 20 if name != "shakespeare" else 19)
+    assert (len(parts.held), len(parts.tune)) == (
+        20 if name != "shakespeare" else 19,
+        20 if name != "shakespeare" else 19,
+    )
     everything = sorted(texts([row.example for row in parts.train]) + texts(parts.held) + texts(parts.tune))
     rows, dev = task_by_name(name).read(data_folder, task_by_name(name).section(16))
     assert everything == sorted(texts([row.example for row in rows])) and texts(parts.dev) == texts(dev)
@@ -62,7 +65,9 @@ def test_a_task_without_groups_has_no_natural_split() -> None:
         ("shakespeare", "tinyshakespeare/input.txt", "Words without a speaker\n", "0 speeches are too few"),
     ],
 )
-def test_wrong_files_are_refused_in_one_line(task: str, place: str, text: str | None, said: str, data_folder: Path, tmp_path: Path) -> None:
+def test_wrong_files_are_refused_in_one_line(
+    task: str, place: str, text: str | None, said: str, data_folder: Path, tmp_path: Path
+) -> None:
     for path in data_folder.rglob("*.*"):
         own = tmp_path / path.relative_to(data_folder)
         own.parent.mkdir(exist_ok=True)
@@ -82,5 +87,7 @@ def test_all_tasks_have_names_and_metrics_for_people() -> None:
     names = {name: task.metric_name for name, task in TASKS.items()}
     assert names["cola"] == "Matthews correlation" and names["stsb"] == "Spearman correlation"
     # F1 is the larger class's own where a model says nothing else, so it stands beside what is compared.
-    assert names["mrpc"] == names["qqp"] == "accuracy" and {name for name, task in TASKS.items() if task.beside == "f1"} == {"mrpc", "qqp"}
+    assert names["mrpc"] == names["qqp"] == "accuracy" and {
+        name for name, task in TASKS.items() if task.beside == "f1"
+    } == {"mrpc", "qqp"}
     assert [name for name, task in TASKS.items() if not task.higher_is_better] == ["shakespeare"]

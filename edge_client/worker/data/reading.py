@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's own text: CSV, TSV (GLUE's layout, no quoting), JSON lines, or a Python function.
 
-Every wrong row is refused with its line and the remedy: a typo in a column's name must not become a model trained on nothing.
-"""
+Every wrong row is refused with its line and the remedy: a typo in a column's name must not become a model trained on
+nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def load_texts(section: DataSection, most: int) -> list[Example]:
     chosen = [rows[index * len(rows) // most] for index in range(most)] if most < len(rows) else rows
     pair = section.text_pair
     return [
-        Example(_text(row, section.text, "text", place), None if pair is None else _text(row, pair, "text_pair", place), None)
+        Example(
+            _text(row, section.text, "text", place),
+            None if pair is None else _text(row, pair, "text_pair", place),
+            None,
+        )
         for place, row in chosen
     ]
 
@@ -75,12 +79,18 @@ def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise DataError(f"cannot import {module_name!r}: {error}", place=key, remedy="install it, or start where it lies") from None
+        raise DataError(
+            f"cannot import {module_name!r}: {error}", place=key, remedy="install it, or start where it lies"
+        ) from None
     function = getattr(module, function_name, None)
     if not callable(function):
         known = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
         near = difflib.get_close_matches(function_name, known, 1)
-        raise DataError(f"{module_name} has no function {function_name!r}", place=key, remedy=f"did you mean {near[0]!r}?" if near else "")
+        raise DataError(
+            f"{module_name} has no function {function_name!r}",
+            place=key,
+            remedy=f"did you mean {near[0]!r}?" if near else "",
+        )
     try:
         return function(**arguments)
     except (TypeError, ValueError) as error:
@@ -118,13 +128,17 @@ def rows_of(section: DataSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError("no such file", place=source, remedy="set data.source to a file or package.module:function")
     kind = path.suffix[1:].lower() if section.format == "auto" else section.format
     if kind not in ("csv", "tsv", "jsonl"):
-        raise DataError(f"cannot tell the format from {path.suffix!r}", place=source, remedy="set data.format to csv, tsv or jsonl")
+        raise DataError(
+            f"cannot tell the format from {path.suffix!r}", place=source, remedy="set data.format to csv, tsv or jsonl"
+        )
     try:
         # utf-8-sig also takes files without a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _json_rows(file, source) if kind == "jsonl" else _table_rows(file, source, kind)
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error.reason} at byte {error.start}", place=source, remedy="convert it to UTF-8") from None
+        raise DataError(
+            f"not UTF-8: {error.reason} at byte {error.start}", place=source, remedy="convert it to UTF-8"
+        ) from None
 
 
 def _json_rows(file: Iterable[str], source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -136,7 +150,9 @@ def _json_rows(file: Iterable[str], source: str) -> Iterator[tuple[str, Mapping[
         except ValueError as error:
             raise DataError(f"not JSON: {error}", place=f"{source}:{number}") from None
         if not isinstance(row, dict):
-            raise DataError("not a JSON object", place=f"{source}:{number}", remedy='each line is {"text": ..., "label": ...}')
+            raise DataError(
+                "not a JSON object", place=f"{source}:{number}", remedy='each line is {"text": ..., "label": ...}'
+            )
         yield f"{source}:{number}", row
 
 
@@ -151,7 +167,9 @@ def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[s
             continue
         place = f"{source}:{reader.line_num}"
         if len(row) != len(header):
-            raise DataError(f"{len(row)} columns where the header has {len(header)}", place=place, remedy="repair the line")
+            raise DataError(
+                f"{len(row)} columns where the header has {len(header)}", place=place, remedy="repair the line"
+            )
         yield place, dict(zip(header, row, strict=True))
 
 
@@ -174,7 +192,9 @@ def _column(row: Mapping[str, Any], name: str, key: str, place: str) -> Any:
     if name not in row:
         near = difflib.get_close_matches(name, map(str, row), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"no column {name!r}", place=f"{place}: {key}", remedy=f"{hint}columns: {', '.join(map(str, row))}")
+        raise DataError(
+            f"no column {name!r}", place=f"{place}: {key}", remedy=f"{hint}columns: {', '.join(map(str, row))}"
+        )
     return row[name]
 
 

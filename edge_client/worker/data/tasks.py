@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks: from examples to batches, from a model to a loss, and the numbers that say how good it is.
 
-A batch is the same whatever the micro-batch: losses are summed over examples (tokens, for causal-lm) and divided by the whole batch's
-count, so that gradient accumulation gives the whole batch's gradient up to float rounding.
-"""
+A batch is the same whatever the micro-batch: losses are summed over examples (tokens, for causal-lm) and divided by the
+whole batch's count, so that gradient accumulation gives the whole batch's gradient up to float rounding."""
 
 from __future__ import annotations
 
@@ -105,7 +104,9 @@ def _inputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: tor
     return inputs
 
 
-def summed_loss(model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
+def summed_loss(
+    model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
+) -> Tensor:
     """Loss of a micro-batch, summed over its examples (tokens, for causal-lm); a scalar with a graph."""
     if task.kind == "causal-lm":
         return _summed_token_loss(model, batch, pad_id, torch_device)
@@ -117,8 +118,11 @@ def summed_loss(model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id:
     return nn.functional.cross_entropy(logits, torch.tensor(targets, device=torch_device), reduction="sum")
 
 
-def states_and_labels(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1) that follows it."""
+def states_and_labels(
+    model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1)
+    that follows it."""
     inputs = _inputs(model, batch, pad_id, torch_device)
     hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)

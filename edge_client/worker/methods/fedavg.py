@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Federated averaging's client half: every weight of the target layers trains, in float32, with one Adam for the round."""
+"""Federated averaging's client half: every weight of the target layers trains, in float32, with one Adam for the
+round."""
 
 from __future__ import annotations
 
@@ -124,7 +125,9 @@ class _Dense(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m)."""
-        return self._padding.left_out(x.reshape(-1, self.in_features), self._computed).view(*x.shape[:-1], self.out_features)
+        return self._padding.left_out(x.reshape(-1, self.in_features), self._computed).view(
+            *x.shape[:-1], self.out_features
+        )
 
     def _computed(self, x: Tensor) -> Tensor:
         """(t, n) to (t, m)."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """FedKRSO's client half (arXiv 2602.03019, algorithm 2): local training in the round's subspaces, interval by interval.
 
-Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own; what of Adam goes on to the next
-interval is in `edge_client.worker.methods.moments`. Weight decay is zero: decay of W cannot be expressed in accumulators.
-"""
+Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own; what of Adam goes on
+to the next interval is in `edge_client.worker.methods.moments`. Weight decay is zero: decay of W cannot be expressed in
+accumulators."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class FedKRSO:
         used = 4 + {"reset": 0, "carried": 8, "averaged": 4}[training.moments]
         return Kept(
             # Signs int8; the state int16 twice, in the layers and as published, published second moments once.
-            state_bytes=pool * rank * (columns + (4 + 2 * averaged) * rows) + min(pool, training.intervals) * rank * rows * used,
+            state_bytes=pool * rank * (columns + (4 + 2 * averaged) * rows)
+            + min(pool, training.intervals) * rank * rows * used,
             rank_bytes=4 * 4 * rows,
             signs_bytes=max(pool * rank * layer.in_features * layer.compute_dtype.itemsize for layer in layers),
             block_bytes=max(layer.compute_dtype.itemsize for layer in layers),
@@ -85,8 +86,12 @@ class FedKRSO:
         self._state, self._moments, self._adam = state, None, None
         for name, layer in self._layers.items():
             part = state.entries[name]
-            projection = projection_of(state.rows_from, state.seeds, state.rank, name, layer.in_features, self._informed)
-            row_scale = None if projection.exponent is None else np.ldexp(np.float32(1), projection.exponent.astype(np.int32))
+            projection = projection_of(
+                state.rows_from, state.seeds, state.rank, name, layer.in_features, self._informed
+            )
+            row_scale = (
+                None if projection.exponent is None else np.ldexp(np.float32(1), projection.exponent.astype(np.int32))
+            )
             learned = bool(part.q.any())
             layer.install(
                 torch.from_numpy(projection.rows),
@@ -101,7 +106,9 @@ class FedKRSO:
         """Which subspace each interval trains."""
         training = plan.training
         assert isinstance(training, SubspaceTraining)
-        self._order = interval_order(training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node)
+        self._order = interval_order(
+            training.order, training.run_seed, plan.round, len(training.seeds), training.intervals, node
+        )
         self._rank = self._largest = rank
         self._learning_rate = training.learning_rate
         assert self._state is not None

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """FedKSeed's client half (arXiv 2312.06353): forward passes only, one seeded direction a step.
 
-A step measures the loss at W + eps z and at W - eps z, and moves W along z by the learning rate times the slope between them. No
-activation is kept and no gradient of a target layer exists. What a weight needs beside the base's int8 is the 32-bit integer of what was
-learned (`fedcore.subspaces.directions`); the moved weights are made in blocks while a product needs them. Tensors trained whole (a head behind the
-trunk) take their gradient from the same two passes, which keep nothing but what lies behind the first such tensor.
+A step measures the loss at W + eps z and at W - eps z, and moves W along z by the learning rate times the slope between
+them. No activation is kept and no gradient of a target layer exists. What a weight needs beside the base's int8 is the
+32-bit integer of what was learned (`fedcore.subspaces.directions`); the moved weights are made in blocks while a
+product needs them. Tensors trained whole (a head behind the trunk) take their gradient from the same two passes, which
+keep nothing but what lies behind the first such tensor.
 
-All moves are integers, so a round that is killed and goes on, and a model that drops what a round learned, end with the same bits.
-"""
+All moves are integers, so a round that is killed and goes on, and a model that drops what a round learned, end with the
+same bits."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class FedKSeed:
         width = max(layer.compute_dtype.itemsize for layer in layers)
         return Kept(
             state_bytes=sum(4 * layer.out_features * layer.in_features for layer in layers),
-            # A block of the sum, of the change or the direction as floats, and of the direction; in 16-bit types the sum as floats too.
+            # A block of the sum, of the change or the direction as floats, and of the direction; in 16-bit types the
+            # sum as floats too.
             block_bytes=width + 4 + 1 + (4 if width < 4 else 0),
         )
 
@@ -141,7 +143,12 @@ class FedKSeed:
         yield COEFFICIENTS, _row(np.ldexp(self._learned().astype(np.float64), -UNIT_BITS))
         if self._training.biased:
             clipped = np.minimum(self._slopes.astype(np.float64), _LARGEST_SLOPE)
-            yield AMPLITUDES, _row(self._by_direction(np.ldexp(clipped * self._training.learning_rate, -self._training.unit_exponent)))
+            yield (
+                AMPLITUDES,
+                _row(
+                    self._by_direction(np.ldexp(clipped * self._training.learning_rate, -self._training.unit_exponent))
+                ),
+            )
             yield USES, _row(self._by_direction(np.full(len(self._drawn), _USE)))
 
     def _pass(self, length: float, index: int, run: Callable[[], float]) -> float:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a federated method is in the worker: the client half, which `edge_client.worker.train.round` trains and `replica` installs states in.
+"""What a federated method is in the worker: the client half, which `edge_client.worker.train.round` trains and
+`replica` installs states in.
 
-A half changes a built model's target layers to what the method trains, makes them compute with a published state, and says what training
-changed. Everything else (batches, the learning rate's course, tensors trained whole, finished intervals on disk) is the same for all.
-"""
+A half changes a built model's target layers to what the method trains, makes them compute with a published state, and
+says what training changed. Everything else (batches, the learning rate's course, tensors trained whole, finished
+intervals on disk) is the same for all."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ __all__ = ["ClientHalf", "Kept", "adam_state", "restore_adam"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What a method keeps in memory in the middle of a run, beyond the model as it was built and what a pass leaves behind; in bytes."""
+    """What a method keeps in memory in the middle of a run, beyond the model as it was built and what a pass leaves
+    behind; in bytes."""
 
     state_bytes: int = 0
-    """There all the time: what was learned, projections, accumulators, and weights of the method's own that do not train."""
+    """There all the time: what was learned, projections, accumulators, and weights of the method's own that do not
+    train."""
     rank_bytes: int = 0
     """Of a factor whose rank a device may choose: value, gradient and two moments, for one unit of rank."""
     trained_bytes: int = 0
-    """Of all else that trains: values that the model as built does not have, values that the round began with, and gradients."""
+    """Of all else that trains: values that the model as built does not have, values that the round began with, and
+    gradients."""
     moments_bytes: int = 0
     """The moments of that."""
     signs_bytes: int = 0
@@ -46,8 +50,8 @@ class Kept:
 class ClientHalf(Protocol):
     """A method on one model.
 
-    A round is `open`, then for each interval `begin`, for each step `measure` and the optimiser, and `finish`, then `changes`.
-    """
+    A round is `open`, then for each interval `begin`, for each step `measure` and the optimiser, and `finish`, then
+    `changes`."""
 
     supersedes: ClassVar[bool]
     """Whether what a finished interval keeps makes what earlier ones kept unnecessary."""
@@ -64,16 +68,15 @@ class ClientHalf(Protocol):
 
     @property
     def local(self) -> Mapping[str, nn.Parameter]:
-        """What the method trains and leaves on this node, by name; none in most methods. `install` sets first values, and who keeps them
-        the later ones."""
+        """What the method trains and leaves on this node, by name; none in most methods. `install` sets first values,
+        and who keeps them the later ones."""
         ...
 
     def outline(self, training: Training) -> Kept:
         """Make the layers what they are in training, of shapes only, and say what is kept beside them.
 
-        Called in place of all else, on a model of fake tensors, under their mode: what is made by it takes no memory. Where rounds differ,
-        as the one that needs the most.
-        """
+        Called in place of all else, on a model of fake tensors, under their mode: what is made by it takes no memory.
+            Where rounds differ, as the one that needs the most."""
         ...
 
     def install(self, state: PublishedState) -> None:
@@ -97,8 +100,8 @@ class ClientHalf(Protocol):
     def measure(self, step: int, run: Callable[[], float]) -> float:
         """Leave gradients of a step's batch in what trains, and give its mean loss.
 
-        Most methods call `run` once, which goes forward and backward. One without a backward pass of its own may change the model and call
-        it several times; then the tensors trained whole need one gradient from all of them.
+        Most methods call `run` once, which goes forward and backward. One without a backward pass of its own may change
+        the model and call it several times; then the tensors trained whole need one gradient from all of them.
 
         Args:
             step: Of the round, from 0.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LoRA family's client half: PEFT's layer on the frozen base, W + alpha / r B A, with A from the run's seed and B from zero.
+"""The LoRA family's client half: PEFT's layer on the frozen base, W + alpha / r B A, with A from the run's seed and B
+from zero.
 
-The base under PEFT's layer is our own frozen product, so that all methods compute with the same 8-bit weights. Where an outcome brings
-factors that the next round folds into the base, they are a second adapter until then.
-"""
+The base under PEFT's layer is our own frozen product, so that all methods compute with the same 8-bit weights. Where a
+published state brings factors that the next round merges into the base, they are a second adapter until then."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class LoRA:
     @property
     def local(self) -> Mapping[str, nn.Parameter]:
         """The factors that train and are not shared."""
-        return {name: parameter for name, parameter in self._factors.items() if _factor_of(name) in self._training.local}
+        return {
+            name: parameter for name, parameter in self._factors.items() if _factor_of(name) in self._training.local
+        }
 
     def outline(self, training: Training) -> Kept:
         """The factors, those that train in any round with gradients and moments, and what a round began with.
@@ -71,10 +73,12 @@ class LoRA:
         ever = (*training.trained, *training.shared)
         trained = [parameter.requires_grad_(_factor_of(name) in ever) for name, parameter in self._factors.items()]
         numbers = sum(parameter.numel() for parameter in trained if parameter.requires_grad)
-        shared = sum(parameter.numel() for name, parameter in self._factors.items() if _factor_of(name) in training.shared)
+        shared = sum(
+            parameter.numel() for name, parameter in self._factors.items() if _factor_of(name) in training.shared
+        )
         own = [wrapped.get_base_layer() for wrapped in self._wrapped.values()]
         return Kept(
-            # As published, where entries go on; those that are folded are gone by the time that training begins.
+            # As published, where entries go on; those that are merged are gone by the time that training begins.
             state_bytes=0 if isinstance(training, StackedTraining) else 2 * shared,
             trained_bytes=2 * 4 * sum(parameter.numel() for parameter in trained) + 4 * numbers,
             moments_bytes=2 * 4 * numbers,
@@ -83,7 +87,7 @@ class LoRA:
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:
-        """First values plus published changes; beside them what the next fold takes, if there is anything."""
+        """First values plus published changes; beside them what the next merge takes, if there is anything."""
         self._adam, self._seed = None, self._training.first_seed(state.seeds)
         for name, wrapped in self._wrapped.items():
             _stack(wrapped, state.entries.get(name + UP), state.entries.get(name + DOWN))
@@ -136,7 +140,9 @@ class LoRA:
                 yield name, (parameter.cpu() - self._start[name]).numpy()
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, parameter) for name, parameter in self._factors.items() if _factor_of(name) in self._training.trained)
+        return (
+            (name, parameter) for name, parameter in self._factors.items() if _factor_of(name) in self._training.trained
+        )
 
     def _first(self, name: str) -> Tensor:
         parameter = self._factors[name]
@@ -153,7 +159,9 @@ def _stack(wrapped: LoraLinear, up: RowScaled | None, down: RowScaled | None) ->
     if up is None or down is None or not up.q.size:
         return
     rank = len(down.q)
-    wrapped.update_layer(_STACK, rank, rank, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, init_lora_weights=False))
+    wrapped.update_layer(
+        _STACK, rank, rank, LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, init_lora_weights=False)
+    )
     wrapped.lora_A[_STACK].weight.copy_(torch.from_numpy(down.values()))
     wrapped.lora_B[_STACK].weight.copy_(torch.from_numpy(up.values()))
     wrapped.set_adapter([_ADAPTER, _STACK])

@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of Adam goes on from one interval of FedKRSO to the next: nothing, the round's own moments, or the federation's second ones.
+"""What of Adam goes on from one interval of FedKRSO to the next: nothing, the round's own moments, or the federation's
+second ones.
 
-An interval trains a factor B (m, r) in the coordinates of its projection P (r, n). Its gradient is G P^T, where G (m, n) is the whole
-weight's. So moments belong to a subspace: M is a mean of G P^T, V one of (G P^T)**2.
+An interval trains a factor B (m, r) in the coordinates of its projection P (r, n). Its gradient is G P^T, where G (m,
+n) is the whole weight's. So moments belong to a subspace: M is a mean of G P^T, V one of (G P^T)**2.
 
 `reset`: each interval's Adam begins with nothing, the paper's rule.
 
-`carried`: it begins with what the round's last interval left. The step counter t goes on as well: it says how many gradients are in the
-moments, and bias correction divides by 1 - beta**t; begun again at 1 it would divide moments of full size by 0.1 and 0.001.
+`carried`: it begins with what the round's last interval left. The step counter t goes on as well: it says how many
+gradients are in the moments, and bias correction divides by 1 - beta**t; begun again at 1 it would divide moments of
+full size by 0.1 and 0.001.
 
-- M goes into the new subspace. The mean of G that explains M with the least is M (P P^T)^-1 P, and P P^T is close to n / r times one
-  for all projections with E[P^T P] = I; so the new one is r / n M P_old P_new^T. In the same subspace that is M again. M P_old P_new^T
-  alone would be right on average too, but with a random error of sqrt(n / r) times its size, as steps of that size.
-- V stays as it is. Squares cannot be transported: of G P^T one sees r mixtures of a row of G, and for another P they are other
-  mixtures. Yet under random P all r have the same expectation, |g|^2 / r for a row g. Its mean over r is what carries, and that is in V
-  whichever way the columns are turned.
+- M goes into the new subspace. The mean of G that explains M with the least is M (P P^T)^-1 P, and P P^T is close to n
+  / r times one for all projections with E[P^T P] = I; so the new one is r / n M P_old P_new^T. In the same subspace
+  that is M again. M P_old P_new^T alone would be right on average too, but with a random error of sqrt(n / r) times its
+  size, as steps of that size.
+- V stays as it is. Squares cannot be transported: of G P^T one sees r mixtures of a row of G, and for another P they
+  are other mixtures. Yet under random P all r have the same expectation, |g|^2 / r for a row g. Its mean over r is what
+  carries, and that is in V whichever way the columns are turned.
 - An interval that comes back to a subspace takes up the moments, and the counter, that it left there.
 
-`averaged`: the columns of V are the same coordinates on every node that uses the same seed, so nodes can average them. What is sent is
-the root, s = sqrt(v), which needs half of v's range in bits, and of it the change, as of every entry of a state. Adam then begins with
-M = 0 and with the published s as if that were J gradients, an interval's worth: v_0 = (1 - beta2**J) s**2, and after t steps
+`averaged`: the columns of V are the same coordinates on every node that uses the same seed, so nodes can average them.
+What is sent is the root, s = sqrt(v), which needs half of v's range in bits, and of it the change, as of every entry of
+a state. Adam then begins with M = 0 and with the published s as if that were J gradients, an interval's worth: v_0 = (1
+- beta2**J) s**2, and after t steps
 
-    v_t / (1 - beta2**(J + t)) = [beta2**t (1 - beta2**J) s**2 + (1 - beta2) sum of beta2**(t - i) g_i**2] / (1 - beta2**(J + t)),
+    v_t / (1 - beta2**(J + t)) = [beta2**t (1 - beta2**J) s**2 + (1 - beta2) sum of beta2**(t - i) g_i**2] / (1 -
+    beta2**(J + t)),
 
-whose weights add up to one: a mean of what all knew and of what this node sees, half and half at the interval's end. M has seen t
-gradients only, and is divided by 1 - beta1**t. Where s is zero though the row has others (a column that no node has trained yet), it is
-taken as their mean: of its own subspace, or, where that has not been used yet, of all that have (under random P they have the same
-expectation). Roots below Adam's epsilon (1e-8) are the finest that a state tells apart (2**-28), so nothing is lost by rounding.
-"""
+whose weights add up to one: a mean of what all knew and of what this node sees, half and half at the interval's end. M
+has seen t gradients only, and is divided by 1 - beta1**t. Where s is zero though the row has others (a column that no
+node has trained yet), it is taken as their mean: of its own subspace, or, where that has not been used yet, of all that
+have (under random P they have the same expectation). Roots below Adam's epsilon (1e-8) are the finest that a state
+tells apart (2**-28), so nothing is lost by rounding."""
 
 from __future__ import annotations
 
@@ -90,7 +95,8 @@ def moments_of(training: SubspaceTraining, layers: _Layers, state: PublishedStat
 
 
 def transported(first: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """A first moment (m, r) of the rows of `old` (r, n) in the coordinates of the rows of `new` (r', n), which have the same scale.
+    """A first moment (m, r) of the rows of `old` (r, n) in the coordinates of the rows of `new` (r', n), which have the
+    same scale.
 
     Rows of `old` are nearly orthogonal; M (P P^T)^-1 P is taken with their squared lengths alone (n of rows of signs).
     """
@@ -147,7 +153,9 @@ class _Carried(_Reset):
             factor, held = _factor(layer), self._held[source][name]
             width, first = factor.shape[1], held["exp_avg"]
             if source != subspace or first.shape[1] != width:
-                first = transported(first, layer.subspace_rows(source, first.shape[1]), layer.subspace_rows(subspace, width))
+                first = transported(
+                    first, layer.subspace_rows(source, first.shape[1]), layer.subspace_rows(subspace, width)
+                )
             second = _with_columns(held["exp_avg_sq"], width)
             adam.state[factor] = {"step": held["step"].clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
         return adam
@@ -166,7 +174,9 @@ class _Carried(_Reset):
     def restore(self, subspace: int, read: Callable[[str], Tensor]) -> None:
         """All of it; the counter stays on the processor, where Adam has it."""
         self._held[subspace] = {
-            name: {part: read(f"{name}.{part}").to("cpu" if part == "step" else layer.base.device) for part in self._PARTS}
+            name: {
+                part: read(f"{name}.{part}").to("cpu" if part == "step" else layer.base.device) for part in self._PARTS
+            }
             for name, layer in self._layers.items()
         }
         self._newest = subspace
@@ -185,8 +195,8 @@ def _with_columns(second: Tensor, width: int) -> Tensor:
 class _PriorAdam(torch.optim.Adam):
     """Adam whose second moments have seen a number of gradients more than its first ones.
 
-    The library has one counter for both; here it is that of the second, and the rate makes up for the first. Without any that is Adam.
-    """
+    The library has one counter for both; here it is that of the second, and the rate makes up for the first. Without
+    any that is Adam."""
 
     def __init__(self, factors: list[torch.nn.Parameter], learning_rate: float, prior: int) -> None:
         super().__init__(factors, lr=learning_rate)
@@ -219,7 +229,8 @@ class _Averaged(_Reset):
         self._own: dict[int, dict[str, Tensor]] = {}
 
     def begin(self, subspace: int, learning_rate: float) -> torch.optim.Adam:
-        """One that begins with the roots of this subspace, or of those that were used; with nothing in a generation's first interval."""
+        """One that begins with the roots of this subspace, or of those that were used; with nothing in a generation's
+        first interval."""
         roots = {name: self._known(subspace, name) for name in self._layers}
         prior = self._interval_steps if any(bool(root.any()) for root in roots.values()) else 0
         adam = _PriorAdam([_factor(layer) for layer in self._layers.values()], learning_rate, prior)
@@ -253,7 +264,9 @@ class _Averaged(_Reset):
 
     def restore(self, subspace: int, read: Callable[[str], Tensor]) -> None:
         """The roots."""
-        self._own[subspace] = {name: read(f"{name}{SECOND}").to(layer.base.device) for name, layer in self._layers.items()}
+        self._own[subspace] = {
+            name: read(f"{name}{SECOND}").to(layer.base.device) for name, layer in self._layers.items()
+        }
 
     def changes(self, subspaces: tuple[int, ...], rank: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """The roots less what was published."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Informed rows from text: the base model reads it once, and what goes into each target layer is summed up, and its second moment.
+"""Informed rows from text: the base model reads it once, and what goes into each target layer is summed up, and its
+second moment.
 
-No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32 within a batch and
-float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are measured in one pass.
-"""
+No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32
+within a batch and float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are
+measured in one pass."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def make_informed(
     Raises:
         ModelError: A layer got no input.
     """
-    write_informed(path, subspaces, rank, informed_layers(model, layers, encoded, task, torch_device, subspaces, rank, pool))
+    write_informed(
+        path, subspaces, rank, informed_layers(model, layers, encoded, task, torch_device, subspaces, rank, pool)
+    )
 
 
 def informed_layers(

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frozen embedding in the dtype that it is stored in, in memory or on disk.
 
-A float32 copy of a bfloat16 embedding takes twice its bytes and gives the same numbers: rows are widened exactly when they are
-looked up.
-"""
+A float32 copy of a bfloat16 embedding takes twice its bytes and gives the same numbers: rows are widened exactly when
+they are looked up."""
 
 from __future__ import annotations
 

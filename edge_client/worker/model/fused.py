@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of transformers rewritten to keep less for the backward pass. Same numbers, same parameter names.
 
-- RMS norm: keeps x in its own dtype and one number per token (the original keeps a float32 copy of a 16-bit x, and the normed x
-  where the weight trains), and goes back in blocks of tokens instead of through six matrices of x's size.
-- Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept. Where memory is short it
-  keeps its input instead of the (wider) gate, and computes the gate once more.
+- RMS norm: keeps x in its own dtype and one number per token (the original keeps a float32 copy of a 16-bit x, and the
+  normed x where the weight trains), and goes back in blocks of tokens instead of through six matrices of x's size.
+- Gated MLP: keeps what gate and up gave, recomputes silu(gate) * up, and writes the gradients over what was kept. Where
+  memory is short it keeps its input instead of the (wider) gate, and computes the gate once more.
 
 LayerNorm, GELU and scaled dot-product attention have native backward passes that keep as little; they stay.
 
-`fuse` knows a module by its parts and then by its numbers: whatever does not give the same output as the replacement on a
-small probe (Gemma's norm, which multiplies by 1 + weight; another activation; another order of operations) is left alone.
+`fuse` knows a module by its parts and then by its numbers: whatever does not give the same output as the replacement on
+a small probe (Gemma's norm, which multiplies by 1 + weight; another activation; another order of operations) is left
+alone.
 
 Legend: t tokens, n features, i features inside the MLP.
 """
@@ -55,7 +56,10 @@ def _fused(module: nn.Module) -> nn.Module | None:
     children = dict(module.named_children())
     own = dict(module.named_parameters(recurse=False))
     if children.keys() >= {"gate_proj", "up_proj", "down_proj"} and not own:
-        twin = _twin(module, modules={**children, **{part: _small_linear(part) for part in ("gate_proj", "up_proj", "down_proj")}})
+        twin = _twin(
+            module,
+            modules={**children, **{part: _small_linear(part) for part in ("gate_proj", "up_proj", "down_proj")}},
+        )
         return _made(FusedGatedMLP, module) if _agree(twin, _made(FusedGatedMLP, twin)) else None
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not children and own.keys() == {"weight"} and own["weight"].ndim == 1 and isinstance(eps, float):
@@ -71,7 +75,9 @@ def _made(kind: type[nn.Module], module: Any) -> nn.Module:
     if kind is FusedGatedMLP:
         new = FusedGatedMLP(module.gate_proj, module.up_proj, module.down_proj)
     else:
-        new = FusedRMSNorm(module.weight, module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
+        new = FusedRMSNorm(
+            module.weight, module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+        )
     return new.train(module.training)
 
 

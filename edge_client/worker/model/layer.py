@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear layer that is trained in random subspaces, and the frozen weights below it.
 
-    y = x W^T + bias + (x P^T) F^T        W (m, n) frozen, P (K r, n) small integers times a scale, F (m, K r) the side factor
+    y = x W^T + bias + (x P^T) F^T        W (m, n) frozen, P (K r, n) small integers times a scale, F (m, K r) the side
+    factor
 
 F is the published state plus the round's accumulators plus, in the r columns of the subspace that trains, the factor B.
-Training memory is what decides whether a device can take part, so of a forward pass only z = x P_k^T (tokens, r) is kept:
-the gradient of B is gy^T z, and the gradient of x needs only W and F, which are there anyway. W is dequantised in blocks
-of rows, so that no more than one block of it exists in floating point.
+Training memory is what decides whether a device can take part, so of a forward pass only z = x P_k^T (tokens, r) is
+kept: the gradient of B is gy^T z, and the gradient of x needs only W and F, which are there anyway. W is dequantised in
+blocks of rows, so that no more than one block of it exists in floating point.
 
 z is computed and kept by a node of its own, in front of the large product. Checkpointing (torch stops recomputing once
 the last kept tensor is back) therefore never recomputes the last large product of a block.
@@ -43,7 +44,8 @@ class SubspaceLinear(nn.Module):
         name: The layer's canonical name; errors carry it.
         base: The frozen W (m, n).
         bias: (m,), or None. A parameter is kept as it is, so that it can be trained or frozen.
-        compute_dtype: dtype of the large products; what goes in and comes out is float32, cast back to the input's dtype.
+        compute_dtype: dtype of the large products; what goes in and comes out is float32, cast back to the input's
+            dtype.
         block_rows: Rows of W that are dequantised at a time; each takes n floats. No faster beyond 256.
         scratch: Buffer for the blocks, shared by the layers of a model. None: from the allocator on each call.
         padding: Says which tokens are real, shared by the layers of a model. None: all.
@@ -118,7 +120,9 @@ class SubspaceLinear(nn.Module):
         width = projection.shape[0]
         fits = projection.dtype == torch.int8 and projection.shape == (width, self.in_features)
         if not fits or rank < 1 or width % rank:
-            raise ExactnessError(f"projection {projection.dtype} {tuple(projection.shape)}, rank {rank}", place=self.name)
+            raise ExactnessError(
+                f"projection {projection.dtype} {tuple(projection.shape)}, rank {rank}", place=self.name
+            )
         if (state is None) != (state_scale is None):
             raise ExactnessError("a state comes with its row scales", place=self.name)
         if state is not None and state_scale is not None:
@@ -178,7 +182,9 @@ class SubspaceLinear(nn.Module):
         """
         pool = 0 if self.projection is None else self.projection.shape[0] // self.rank
         if not 0 <= subspace_index < pool or accumulator.shape != (self.out_features, self.rank):
-            raise ExactnessError(f"accumulator {tuple(accumulator.shape)} of subspace {subspace_index}", place=self.name)
+            raise ExactnessError(
+                f"accumulator {tuple(accumulator.shape)} of subspace {subspace_index}", place=self.name
+            )
         self._accumulators[subspace_index] = accumulator.to(self.base.device, torch.float32, copy=True)
 
     def accumulators(self) -> dict[int, Tensor]:
@@ -236,12 +242,15 @@ class SubspaceLinear(nn.Module):
         return side
 
     def signs(self, *, with_factor: bool) -> Tensor | None:
-        """P / scale (K r, n), signs or not, in the compute dtype, or None where the side factor is zero; valid until the next call."""
+        """P / scale (K r, n), signs or not, in the compute dtype, or None where the side factor is zero; valid until
+        the next call."""
         learned = self.state is not None or bool(self._accumulators)
         if self.projection is None or not (learned or (with_factor and self.factor is not None)):
             return None
         scratch = self.scratch or Scratch()
-        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device).copy_(self.projection)
+        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device).copy_(
+            self.projection
+        )
         return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 
     def _merges(self, tokens: int) -> bool:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a Hugging Face folder to a model whose target layers are `SubspaceLinear`, layer by layer.
 
-The model is built without weights; each target layer then gets its quantised base and each other tensor its numbers, one at a
-time, so that the float model is never whole in memory. Dropout is off: with it, results would depend on the micro-batch,
-which is the device's own choice.
-"""
+The model is built without weights; each target layer then gets its quantised base and each other tensor its numbers,
+one at a time, so that the float model is never whole in memory. Dropout is off: with it, results would depend on the
+micro-batch, which is the device's own choice."""
 
 from __future__ import annotations
 
@@ -77,7 +76,11 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
         elif name in linear and is_target(stored, tuple(parameter.shape)):
             layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
     if not layers:
-        raise ModelError("no linear layer to train was found", place=str(checkpoint.folder), remedy="use a model made of nn.Linear blocks")
+        raise ModelError(
+            "no linear layer to train was found",
+            place=str(checkpoint.folder),
+            remedy="use a model made of nn.Linear blocks",
+        )
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
             raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
@@ -87,16 +90,23 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
 
 
 def build(
-    base: Source, task: TaskSection, run_seed: int, torch_device: torch.device, compute_dtype: torch.dtype, *, mapped: bool = False
+    base: Source,
+    task: TaskSection,
+    run_seed: int,
+    torch_device: torch.device,
+    compute_dtype: torch.dtype,
+    *,
+    mapped: bool = False,
 ) -> Any:
-    """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest frozen.
+    """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest
+    frozen.
 
     Large embeddings stay in the dtype that they are stored in. With `mapped`, they and the target layers stay on disk.
 
     Returns:
         The model in training mode, without dropout; `model.subspace_layers` maps canonical names to layers and
-        `model.trained_tensors` canonical names to parameters, `model.padding` is what layers share about a micro-batch; for
-        causal-lm `model.output_weight` is the output embedding.
+        `model.trained_tensors` canonical names to parameters, `model.padding` is what layers share about a micro-batch;
+        for causal-lm `model.output_weight` is the output embedding.
     """
     checkpoint, schema = base.checkpoint, base.schema
     # Another device gets copies: there is nothing to be mapped.
@@ -114,7 +124,9 @@ def build(
         if layer is not None and isinstance(module, nn.Linear):
             weight = float_weight(base.layer(layer, mapped=mapped), torch_device)
             bias = None if module.bias is None else _numbers(checkpoint, names[f"{name}.bias"], torch_device)
-            own = SubspaceLinear(layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch, padding=padding)
+            own = SubspaceLinear(
+                layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch, padding=padding
+            )
             _replace(model, name, own)
             subspace_layers[layer.name] = own
     for name, parameter in list(model.named_parameters()):
@@ -132,7 +144,9 @@ def build(
         else:
             parameter.requires_grad_(False)
     if (missing := layers.keys() - subspace_layers.keys()) or (missing := tensors.keys() - trained.keys()):
-        raise ModelError(f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder))
+        raise ModelError(
+            f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder)
+        )
     model.tie_weights()
     model.to(torch_device)
     if task.kind == "causal-lm":
@@ -158,18 +172,21 @@ def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight 
 
 
 def install_weight(layer: SubspaceLinear, weight: LayerWeight) -> None:
-    """Replace a layer's base, after a fold."""
+    """Replace a layer's base, after a merge."""
     layer.base = float_weight(weight, layer.base.device)
 
 
 def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSection) -> bool:
-    """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only the weight is used."""
+    """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only the
+    weight is used."""
     module = model.get_submodule(name.rpartition(".")[0])
     output = task.kind == "causal-lm" and module is model.get_output_embeddings()
     return (type(module) is nn.Embedding or output) and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
 
 
-def _place_embedding(model: Any, name: str, value: Tensor, mapping: mmap.mmap | None, torch_device: torch.device) -> None:
+def _place_embedding(
+    model: Any, name: str, value: Tensor, mapping: mmap.mmap | None, torch_device: torch.device
+) -> None:
     weight = nn.Parameter(value.to(torch_device), requires_grad=False)
     place = name.rpartition(".")[0]
     if isinstance(model.get_submodule(place), nn.Embedding):
@@ -181,7 +198,8 @@ def _place_embedding(model: Any, name: str, value: Tensor, mapping: mmap.mmap | 
 
 
 def _mapping_of(model: Any, weight: nn.Parameter) -> mmap.mmap | None:
-    """Where an output embedding is mapped from: its own file place, or that of the input embedding that it is tied to."""
+    """Where an output embedding is mapped from: its own file place, or that of the input embedding that it is tied
+    to."""
     for own, mapping in model.__dict__.get("mappings", []):
         if own is weight:
             found: mmap.mmap | None = mapping
@@ -236,7 +254,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _checkpoint_names(model: Any, checkpoint: Tensors) -> dict[str, str | None]:
-    """The checkpoint's name of each parameter: the same, or with the base model's prefix off or on; None for a new head."""
+    """The checkpoint's name of each parameter: the same, or with the base model's prefix off or on; None for a new
+    head."""
     prefix = f"{model.base_model_prefix}."
     found: dict[str, str | None] = {}
     for name, _ in model.named_parameters():
@@ -244,7 +263,9 @@ def _checkpoint_names(model: Any, checkpoint: Tensors) -> dict[str, str | None]:
         found[name] = next((c for c in candidates if c in checkpoint.tensors), None)
         if found[name] is None and name.startswith(prefix) and not name.startswith(f"{prefix}pooler."):
             raise ModelError(
-                f"the checkpoint has no weights for {name!r}", place=str(checkpoint.folder), remedy="use a complete checkpoint"
+                f"the checkpoint has no weights for {name!r}",
+                place=str(checkpoint.folder),
+                remedy="use a complete checkpoint",
             )
     return found
 

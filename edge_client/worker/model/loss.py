@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-entropy over a large vocabulary without its logits.
 
-With 32,000 words the logits of 1,024 tokens take 131 MB, and a plain loss holds three to four matrices of that size: more than
-all else that training keeps. Since the output embedding is frozen, loss and gradient of the hidden states can be had chunk
-by chunk of tokens in the forward pass, and the backward pass only scales the gradient.
+With 32,000 words the logits of 1,024 tokens take 131 MB, and a plain loss holds three to four matrices of that size:
+more than all else that training keeps. Since the output embedding is frozen, loss and gradient of the hidden states can
+be had chunk by chunk of tokens in the forward pass, and the backward pass only scales the gradient.
 
 Legend: t tokens, n features, v words, W (v, n) the output embedding.
 """
@@ -56,12 +56,14 @@ def chunked_cross_entropy(
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Weight, labels: Tensor, count: int, chunk_tokens: int, block_rows: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Weight, labels: Tensor, count: int, chunk_tokens: int, block_rows: int
+    ) -> Tensor:
         keep = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if keep else None
-        # The same blocks of words wherever W lies and whatever its dtype: the sums are then the same bit for bit. A float W in the right
-        # dtype and in memory is used as it is; anything else is copied block by block.
+        # The same blocks of words wherever W lies and whatever its dtype: the sums are then the same bit for bit. A
+        # float W in the right dtype and in memory is used as it is; anything else is copied block by block.
         fits = isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype and not weight.mapped
         whole = weight.weight if isinstance(weight, FloatWeight) and fits else None
         words = weight.shape[0]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens that only fill up a micro-batch, left out of the large products.
 
-Texts of a micro-batch are padded to the longest: of SST-2, with 16 sentences at a time, 6 tokens of 10 are padding. Nothing that a
-model says of a real token depends on them, so a target layer computes the real ones alone and says zero for the rest.
+Texts of a micro-batch are padded to the longest: of SST-2, with 16 sentences at a time, 6 tokens of 10 are padding.
+Nothing that a model says of a real token depends on them, so a target layer computes the real ones alone and says zero
+for the rest.
 
-A layer then holds the real tokens' rows beside all rows for a moment. A memory plan foresees as many tokens as its micro-batch has at full
-length; where rows of both kinds are no more than that, the plan's peak holds, and only there is padding left out.
-"""
+A layer then holds the real tokens' rows beside all rows for a moment. A memory plan foresees as many tokens as its
+micro-batch has at full length; where rows of both kinds are no more than that, the plan's peak holds, and only there is
+padding left out."""
 
 from __future__ import annotations
 
@@ -45,11 +46,13 @@ class Padding:
             self._real = real
 
     def real(self, x: Tensor) -> Tensor | None:
-        """Which rows of a layer's input (rows, n) are real tokens; None for all, and where rows are not the micro-batch's tokens."""
+        """Which rows of a layer's input (rows, n) are real tokens; None for all, and where rows are not the
+        micro-batch's tokens."""
         return self._real if x.shape[0] == self._tokens else None
 
     def left_out(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        """A layer's output (rows, m) of its input (rows, n): the product of the real tokens' rows, zero for the rest."""
+        """A layer's output (rows, m) of its input (rows, n): the product of the real tokens' rows, zero for the
+        rest."""
         real = self.real(x)
         if real is None:
             return product(x)

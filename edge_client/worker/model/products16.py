@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of a layer in a 16-bit type, with float32 around them.
 
-Each block of W is a 16-bit matrix; what blocks give is added up in float32 (of the gradient, every few of them), so that the error does not
-grow with their number, which is each device's own choice. Inputs, outputs and their gradients are float32.
+Each block of W is a 16-bit matrix; what blocks give is added up in float32 (of the gradient, every few of them), so
+that the error does not grow with their number, which is each device's own choice. Inputs, outputs and their gradients
+are float32.
 
-On a processor tokens go through in chunks of two fixed sizes, the last one filled up with zeros. The library behind these products
-(oneDNN) writes code for each shape that it meets and keeps it: with texts of changing length, 14 MB for every new number of
-tokens and 600 MB in all were measured on MiniLM's three layer shapes. With two sizes it writes little, once.
+On a processor tokens go through in chunks of two fixed sizes, the last one filled up with zeros. The library behind
+these products (oneDNN) writes code for each shape that it meets and keeps it: with texts of changing length, 14 MB for
+every new number of tokens and 600 MB in all were measured on MiniLM's three layer shapes. With two sizes it writes
+little, once.
 
 Legend: m features out, n in, t tokens, r rank, K subspaces.
 """
@@ -36,7 +38,8 @@ _Chunk = tuple[slice, int]
 
 
 class BlockedLayer(Protocol):
-    """What a product needs of a layer: W in blocks of rows, and the projections and side factors of what was learned."""
+    """What a product needs of a layer: W in blocks of rows, and the projections and side factors of what was
+    learned."""
 
     in_features: int
     out_features: int
@@ -49,7 +52,9 @@ class BlockedLayer(Protocol):
         """P / scale (K r, n) in the compute dtype; None where nothing is learned."""
         ...
 
-    def blocks(self, signs: Tensor | None, *, merge: bool, with_factor: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    def blocks(
+        self, signs: Tensor | None, *, merge: bool, with_factor: bool
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Rows of W, their values, and their side factor."""
         ...
 
@@ -79,8 +84,9 @@ def token_chunks(tokens: int, *, fixed: bool) -> Iterator[_Chunk]:
 class _Chunks:
     """A product's tokens in chunks, and buffers for one chunk at a time.
 
-    All buffers are the model's scratch: whatever is allocated anew costs more in page faults than the product gains, where the
-    allocator gives memory back at once. Sums of the two types go through a float32 buffer for the same reason.
+    All buffers are the model's scratch: whatever is allocated anew costs more in page faults than the product gains,
+    where the allocator gives memory back at once. Sums of the two types go through a float32 buffer for the same
+    reason.
 
     Args:
         layer: Whose product.

@@ -2,9 +2,9 @@
 """Frozen weight matrices that give out their rows in floating point, one block at a time.
 
 A block of rows of W (m out, n in) is all that ever exists of an int8 weight in floating point. On two AVX-512 cores
-dequantising costs below one percent of the product it serves at 1,024 tokens, so nothing is gained by keeping it. Nor need the
-int8 weight itself be in memory: mapped from disk, its pages come when they are used and go again after each product.
-"""
+dequantising costs below one percent of the product it serves at 1,024 tokens, so nothing is gained by keeping it. Nor
+need the int8 weight itself be in memory: mapped from disk, its pages come when they are used and go again after each
+product."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def release(mapping: mmap.mmap | None) -> None:
 
 
 def tensor_of(numbers: NDArray[Any]) -> tuple[Tensor, mmap.mmap | None]:
-    """Stored numbers as a tensor that shares their memory (uint16 is bfloat16), and the mapping they come from, if any."""
+    """Stored numbers as a tensor that shares their memory (uint16 is bfloat16), and the mapping they come from, if
+    any."""
     with warnings.catch_warnings():
         # torch warns that a mapped array cannot be written; nothing writes it.
         warnings.simplefilter("ignore", UserWarning)
@@ -165,8 +166,8 @@ class FloatWeight(nn.Module):
 class ShiftedWeight(nn.Module):
     """A frozen W plus a change in whole units, and for a while plus a step along a direction.
 
-    Blocks are made as they are asked for: neither the sum nor the direction exists whole. The change does, 4 bytes a weight, from the
-    start, so that calibration sees it before anything is learned.
+    Blocks are made as they are asked for: neither the sum nor the direction exists whole. The change does, 4 bytes a
+        weight, from the start, so that calibration sees it before anything is learned.
 
     Args:
         base: W (m, n).
@@ -211,7 +212,8 @@ class ShiftedWeight(nn.Module):
             self.change[rows] += torch.from_numpy(more).to(self.device)
 
     def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
-        """The sum's `rows` into `out` (rows, n) of any floating dtype; added in float32, where a small step is not rounded away."""
+        """The sum's `rows` into `out` (rows, n) of any floating dtype; added in float32, where a small step is not
+        rounded away."""
         take = self._scratch.take
         total = out if out.dtype == torch.float32 else take("total", out.shape, torch.float32, out.device)
         self.base.copy_rows(rows, total)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One row of the memory benchmark: builds a method's model, trains some steps, reads /proc/self/status.
 
-LoRA is measured as people run it: `load_in_8bit`'s layers (all linear layers but the output embedding), PEFT adapters on all of
-them, the model's own loss, AdamW. FedKRSO carries what it carries in the middle of a run: a pool of eight subspaces, a
-published state in all of them and the round's first accumulator.
-"""
+LoRA is measured as people run it: `load_in_8bit`'s layers (all linear layers but the output embedding), PEFT adapters
+on all of them, the model's own loss, AdamW. FedKRSO carries what it carries in the middle of a run: a pool of eight
+subspaces, a published state in all of them and the round's first accumulator."""
 
 from __future__ import annotations
 
@@ -56,7 +55,8 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, shape
         shape: Of model and batch.
 
     Returns:
-        Anonymous resident bytes before the first step, the highest during the steps, and the median step time in seconds.
+        Anonymous resident bytes before the first step, the highest during the steps, and the median step time in
+        seconds.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -143,7 +143,9 @@ def _lora(model: Any) -> tuple[Any, Loss]:
     from peft import LoraConfig, get_peft_model
 
     for name, linear in _linear_layers(model):
-        layer = bitsandbytes.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer = bitsandbytes.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, bias=False, has_fp16_weights=False, threshold=6.0
+        )
         layer.weight = bitsandbytes.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
         _put(model, name, layer.to("cpu"))
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first rows of a node's data, read as the worker reads them: `python -m edge_client.worker.programs.first_rows SECTION`, for `fedkrso doctor`.
+"""The first rows of a node's data, read as the worker reads them: `python -m edge_client.worker.programs.first_rows
+SECTION`, for `fedkrso doctor`.
 
 What the task wants of a label only the run's plan says; here a row has its columns, and its text is text.
 """

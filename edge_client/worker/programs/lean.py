@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A smaller runtime: transformers imports scipy and its like where they are installed, for models that are not trained here."""
+"""A smaller runtime: transformers imports scipy and its like where they are installed, for models that are not trained
+here."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ _HIDDEN = ("scipy", "sklearn", "pandas", "torchvision")
 def hide_optional_packages() -> None:
     """Have transformers believe that scipy, sklearn, pandas and torchvision are absent; saves some 30 MB in a worker.
 
-    Only its answers to "is it there?" are fixed, which it remembers; a user's own data function still imports what it likes.
-    """
+    Only its answers to "is it there?" are fixed, which it remembers; a user's own data function still imports what it
+    likes."""
     from transformers.utils import import_utils
 
     present = {name: sys.modules.pop(name) for name in _HIDDEN if name in sys.modules}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real training steps of a model under a memory plan for `fedkrso profile --measure` and the benchmarks, in a process of its own.
+"""Real training steps of a model under a memory plan for `fedkrso profile --measure` and the benchmarks, in a process
+of its own.
 
-Everything is the node's own path (footprint, replica, calibration, trainer, update) but the texts, which are random tokens of one length,
-so that length and micro-batch are exactly what was asked for.
-"""
+Everything is the node's own path (footprint, replica, calibration, trainer, update) but the texts, which are random
+tokens of one length, so that length and micro-batch are exactly what was asked for."""
 
 from __future__ import annotations
 
@@ -75,10 +75,16 @@ def measure(request: Request, scratch: Path) -> Measurement:
     plan = _kept_plan(folder, request, scratch)
     training = plan.training
     dtype: torch.dtype = getattr(torch, request.compute_dtype)
-    sketch = footprint(
-        folder, plan.model_schema, plan.task, request.base_kind, training, longest=request.length, compute_dtype=request.compute_dtype
+    trace = footprint(
+        folder,
+        plan.model_schema,
+        plan.task,
+        request.base_kind,
+        training,
+        longest=request.length,
+        compute_dtype=request.compute_dtype,
     )
-    before = predict(sketch, memory, Calibration(), rank=training.rank)
+    before = predict(trace, memory, Calibration(), rank=training.rank)
     begin_peak()
     replica = Replica(plan, folder, scratch, torch.device("cpu"), dtype, mapped=memory.mapped)
     loading = peak_bytes() or 0
@@ -86,7 +92,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
     fuse(replica.model)
     apply(replica.model, memory)
     measured = calibrate(replica, plan, min(request.length, TINY_LENGTH), 0, torch.device("cpu"))
-    calibration = calibrated(sketch, memory, measured, rank=training.rank, before=Calibration())
+    calibration = calibrated(trace, memory, measured, rank=training.rank, before=Calibration())
     static, seconds, times = status_bytes("VmRSS") or 0, time.monotonic(), []
 
     def report(*_: object) -> None:
@@ -104,12 +110,14 @@ def measure(request: Request, scratch: Path) -> Measurement:
         return Encoded(tuple((7 * index + j) % 97 + 3 for j in range(tokens)), (0,) * tokens if typed else None, target)
 
     examples = [example(index) for index in range(request.batch_size)]
-    trainer = Trainer(replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), report, lambda: 0)
+    trainer = Trainer(
+        replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), report, lambda: 0
+    )
     begin_peak()
     header, _ = trainer.train(plan, (memory,), scratch / "update.bin")
     return Measurement(
-        sketched=before,
-        predicted=predict(sketch, memory, calibration, rank=training.rank),
+        traced=before,
+        predicted=predict(trace, memory, calibration, rank=training.rank),
         static_bytes=static,
         peak_bytes=peak_bytes() or 0,
         peak_loading_bytes=loading,

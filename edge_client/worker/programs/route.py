@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The probing program: `python -m edge_client.worker.programs.route FD PART CANDIDATES THREADS`. Started by `edge_client.process.route_probe`.
+"""The probing program: `python -m edge_client.worker.programs.route FD PART CANDIDATES THREADS`. Started by
+`edge_client.process.route_probe`.
 
-Runs the layer that trains, forward and backward, as it is in the middle of a run: int8 weight, a published state in every subspace, one
-subspace training. Candidates take turns, so that what else the machine does meets them all; the best time of each counts. Results are
-compared with float32 on the processor, and float32 itself with dense arithmetic.
+Runs the layer that trains, forward and backward, as it is in the middle of a run: int8 weight, a published state in
+every subspace, one subspace training. Candidates take turns, so that what else the machine does meets them all; the
+best time of each counts. Results are compared with float32 on the processor, and float32 itself with dense arithmetic.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ def _gradient(tensor: Tensor) -> Tensor:
 
 def _difference(found: Results, expected: Results) -> float:
     """Largest relative difference; not a number where something is not finite."""
-    return max(float((a.cpu().float() - b).norm() / b.norm()) if a.isfinite().all() else float("nan") for a, b in zip(found, expected))  # noqa: B905 - the bitsandbytes product has no factor
+    return max(
+        float((a.cpu().float() - b).norm() / b.norm()) if a.isfinite().all() else float("nan")
+        for a, b in zip(found, expected, strict=False)
+    )
 
 
 def _dense(numbers: _Numbers) -> Results:
@@ -251,7 +255,12 @@ def main(fd: int, part: str, candidates: list[str], threads: int) -> None:
             say(Line(problem="this torch is built without CUDA"))
             return
         if torch_device == "cuda" and not torch.cuda.is_available():
-            say(Line(problem="torch finds no CUDA device", facts={"torch": str(torch.__version__), "cuda": str(torch.version.cuda)}))
+            say(
+                Line(
+                    problem="torch finds no CUDA device",
+                    facts={"torch": str(torch.__version__), "cuda": str(torch.version.cuda)},
+                )
+            )
             return
         say(Line(facts=_facts(torch_device)))
         if part.startswith("bitsandbytes-"):

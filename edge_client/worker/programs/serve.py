@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker does with its commands.
 
-They come one at a time and each gets one answer (training also gives progress). A command that fails answers `Failed` with the
-error's own words; the worker lives on. The end of the command stream ends the worker.
-"""
+They come one at a time and each gets one answer (training also gives progress). A command that fails answers `Failed`
+with the error's own words; the worker lives on. The end of the command stream ends the worker."""
 
 from __future__ import annotations
 
@@ -51,9 +50,9 @@ from fedcore.worker.messages import (
     Progress,
     Ready,
     Route,
-    Sketch,
-    Sketched,
     StepDown,
+    Trace,
+    Traced,
     Train,
     Trained,
 )
@@ -73,7 +72,7 @@ class Worker:
         self._events = events
         self._route = route
         self._replica: Replica | None = None
-        self._wanted_rung = 0
+        self._wanted_memory_step = 0
         self._leaving = False
 
     def answer(self, command: Command) -> Event | None:
@@ -88,8 +87,8 @@ class Worker:
                 return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
             case FindInformedRows():
                 return _find_informed_rows(command)
-            case Sketch():
-                return self._sketch(command)
+            case Trace():
+                return self._trace(command)
             case Configure():
                 return self._configure(command)
             case Adopt(path, version, generation, kind, digest):
@@ -104,12 +103,13 @@ class Worker:
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
                 return Evaluated(version, *found)
 
-    def step_down(self, rung: int) -> None:
-        """From the thread that reads commands: the next micro-batch takes this rung."""
-        self._wanted_rung = max(self._wanted_rung, rung)
+    def step_down(self, memory_step: int) -> None:
+        """From the thread that reads commands: the next micro-batch takes this step."""
+        self._wanted_memory_step = max(self._wanted_memory_step, memory_step)
 
     def leave(self) -> None:
-        """From the thread that reads commands: nobody waits for what is being trained; finished intervals are on disk."""
+        """From the thread that reads commands: nobody waits for what is being trained; finished intervals are on
+        disk."""
         self._leaving = True
 
     @property
@@ -118,7 +118,7 @@ class Worker:
             raise WorkerError("no model is loaded yet")
         return self._replica
 
-    def _sketch(self, command: Sketch) -> Sketched:
+    def _trace(self, command: Trace) -> Traced:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
@@ -135,9 +135,9 @@ class Worker:
             min_length=plan.task.min_length,
             compute_dtype=route.compute_dtype,
         )
-        return Sketched(found, len(encoded), route)
+        return Traced(found, len(encoded), route)
 
-    def _route_of(self, command: Sketch) -> Route:
+    def _route_of(self, command: Trace) -> Route:
         """As the command names it, or as it was found before the libraries were loaded."""
         if "auto" not in (command.torch_device, command.compute_dtype):
             return Route(command.torch_device, command.compute_dtype)
@@ -159,7 +159,9 @@ class Worker:
         self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
         own = Path(command.folder)
         informed = Path(command.informed) if command.informed else None
-        self._replica = Replica(command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, informed=informed)
+        self._replica = Replica(
+            command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, informed=informed
+        )
         model: Any = self._replica.model
         # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
         self._pad_id = model.config.pad_token_id or 0
@@ -183,10 +185,12 @@ class Worker:
             measured = calibrate(self._replica, command.plan, tiny, self._pad_id, self._torch_device)
         state, base = self._replica.state, self._replica.base
         held = self._accelerator_bytes()
-        return Ready(state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held)
+        return Ready(
+            state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
+        )
 
-    def _report(self, done: int, steps: int, loss: float, rung: int) -> None:
-        write_message(self._events, Progress(done, steps, loss, rung, peak_bytes(), self._accelerator_bytes()))
+    def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
+        write_message(self._events, Progress(done, steps, loss, memory_step, peak_bytes(), self._accelerator_bytes()))
         begin_peak()
 
     def _accelerator_bytes(self) -> int | None:
@@ -197,12 +201,12 @@ class Worker:
         """Asked before every micro-batch."""
         if self._leaving:
             raise _Leave
-        return self._wanted_rung
+        return self._wanted_memory_step
 
     def _train(self, command: Train) -> Trained:
-        self._wanted_rung = 0
+        self._wanted_memory_step = 0
         begin_peak()
-        header, trained = self._trainer.train(command.plan, command.ladder, Path(command.path))
+        header, trained = self._trainer.train(command.plan, command.memory_steps, Path(command.path))
         return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
@@ -223,7 +227,9 @@ def _tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ModelError(f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder") from None
+        raise ModelError(
+            f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder"
+        ) from None
 
 
 def resolved_task(task: TaskSection) -> TaskSection:
@@ -234,7 +240,9 @@ def resolved_task(task: TaskSection) -> TaskSection:
     return msgspec.structs.replace(task, labels=labels)
 
 
-def main(commands: BinaryIO, events: BinaryIO, first: Command | None = None, route: Route | FedkrsoError | None = None) -> None:
+def main(
+    commands: BinaryIO, events: BinaryIO, first: Command | None = None, route: Route | FedkrsoError | None = None
+) -> None:
     """Serve commands until their stream ends.
 
     Args:
@@ -258,7 +266,7 @@ def main(commands: BinaryIO, events: BinaryIO, first: Command | None = None, rou
         try:
             while (command := read_message(commands, Command)) is not None:
                 if isinstance(command, StepDown):
-                    worker.step_down(command.rung)
+                    worker.step_down(command.memory_step)
                 else:
                     waiting.put(command)
         except (WorkerError, msgspec.DecodeError) as error:
@@ -278,7 +286,13 @@ def main(commands: BinaryIO, events: BinaryIO, first: Command | None = None, rou
         except OSError as error:
             if not is_full(error):
                 raise
-            event = Failed("StorageError", f"the disk is full: {error.strerror}", error.filename or "folder", "free space there", 11)
+            event = Failed(
+                "StorageError",
+                f"the disk is full: {error.strerror}",
+                error.filename or "folder",
+                "free space there",
+                11,
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

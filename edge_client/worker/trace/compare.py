@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Footprints of the methods that FedKRSO is compared with, traced in the same way: full fine-tuning, and LoRA on bitsandbytes' int8.
+"""Footprints of the methods that FedKRSO is compared with, traced in the same way: full fine-tuning, and LoRA on
+bitsandbytes' int8.
 
-LoRA's layer does what PEFT and bitsandbytes do on a processor: the weight is dequantised whole, forward and backward, and the whole
-input stays on the autograd context although the weight is frozen. docs/benchmarks.md compares these traces with the real packages.
-"""
+LoRA's layer does what PEFT and bitsandbytes do on a processor: the weight is dequantised whole, forward and backward,
+and the whole input stays on the autograd context although the weight is frozen. docs/benchmarks.md compares these
+traces with the real packages."""
 
 from __future__ import annotations
 
@@ -64,7 +65,14 @@ class _LoraLinear(nn.Module):
 
 
 def lora_footprint(
-    folder: Path, schema: ModelSchema, task: TaskSection, *, rank: int, batch_size: int, longest: int, runtime_bytes: int
+    folder: Path,
+    schema: ModelSchema,
+    task: TaskSection,
+    *,
+    rank: int,
+    batch_size: int,
+    longest: int,
+    runtime_bytes: int,
 ) -> Footprint:
     """LoRA of a rank on all linear layers that FedKRSO trains, int8 weights, AdamW in float32."""
     model = empty_model(folder, task)
@@ -100,7 +108,13 @@ def full_footprint(folder: Path, task: TaskSection, *, batch_size: int, longest:
 
 
 def _as_footprint(
-    points: tuple[Point, ...], longest: int, runtime_bytes: int, weights: int, others: int, rank_bytes: int, tensors_bytes: int
+    points: tuple[Point, ...],
+    longest: int,
+    runtime_bytes: int,
+    weights: int,
+    others: int,
+    rank_bytes: int,
+    tensors_bytes: int,
 ) -> Footprint:
     return Footprint(
         longest=longest,
@@ -118,7 +132,9 @@ def _as_footprint(
     )
 
 
-def _points(model: Any, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool) -> tuple[Point, ...]:
+def _points(
+    model: Any, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool
+) -> tuple[Point, ...]:
     def loss(model: Any, batch: list[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
         """The model's own loss: all logits at once."""
         inputs = pad(batch, pad_id, torch_device)

@@ -37,7 +37,8 @@ __all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprin
 # What calibration measures.
 TINY_LENGTH = 32
 TINY_BATCHES = (1, 2)
-# What oneDNN writes and keeps for the 16-bit products of one layer shape (`products16`); 13 to 26 MB were measured for three.
+# What oneDNN writes and keeps for the 16-bit products of one layer shape (`products16`); 13 to 26 MB were measured for
+# three.
 _KERNELS_BYTES = 5_000_000
 
 
@@ -160,7 +161,17 @@ def cached_footprint(
         return msgspec.structs.replace(known, runtime_bytes=max(known.runtime_bytes, status_bytes("VmRSS") or 0))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         found = msgspec.structs.replace(
-            footprint(folder, schema, task, kind, training, longest=longest, min_length=min_length, compute_dtype=compute_dtype), key=key
+            footprint(
+                folder,
+                schema,
+                task,
+                kind,
+                training,
+                longest=longest,
+                min_length=min_length,
+                compute_dtype=compute_dtype,
+            ),
+            key=key,
         )
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("footprint-*.json"):

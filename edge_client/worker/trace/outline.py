@@ -22,14 +22,16 @@ _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def untouched(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Zeros that take no memory until they are written: pages of their own from the system, since an allocator may clear used ones."""
+    """Zeros that take no memory until they are written: pages of their own from the system, since an allocator may
+    clear used ones."""
     kind = np.dtype(dtype)
     pages = mmap.mmap(-1, max(1, math.prod(shape) * kind.itemsize))
     return np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
 
 
 class Outline:
-    """Stands where a `Checkpoint` does, with the names and shapes of the weights that lie there, or else that the architecture gives.
+    """Stands where a `Checkpoint` does, with the names and shapes of the weights that lie there, or else that the
+    architecture gives.
 
     Args:
         folder: With a `config.json`.
@@ -58,7 +60,8 @@ class Outline:
 
 
 def write_random_checkpoint(outline: Outline, path: Path, seed: int) -> None:
-    """Weights of the right shapes with small random numbers, written tensor by tensor: for measurements where no checkpoint is at hand."""
+    """Weights of the right shapes with small random numbers, written tensor by tensor: for measurements where no
+    checkpoint is at hand."""
     generator = np.random.default_rng(seed)
 
     def numbers(name: str) -> NDArray[Any]:

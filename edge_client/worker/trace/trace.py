@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training will keep in memory, found without memory: the real model and the real training step on tensors that are only shapes.
+"""What training will keep in memory, found without memory: the real model and the real training step on tensors that
+are only shapes.
 
-PyTorch's fake tensors know shape, dtype and device but hold no numbers. Every operation of a step runs on them, so that the
-kernel that a processor would choose, what autograd keeps and when it lets go are all as in training; a dispatch mode counts the
-bytes that are alive. No formula per architecture can drift from the code that trains.
-"""
+PyTorch's fake tensors know shape, dtype and device but hold no numbers. Every operation of a step runs on them, so that
+the kernel that a processor would choose, what autograd keeps and when it lets go are all as in training; a dispatch
+mode counts the bytes that are alive. No formula per architecture can drift from the code that trains."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def fake_model(model: nn.Module) -> FakeTensorMode:
         if id(tensor) not in made:
             originals.append(tensor)
             shape_only = mode.from_tensor(tensor.detach())
-            made[id(tensor)] = nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
+            made[id(tensor)] = (
+                nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
+            )
         return made[id(tensor)]
 
     for module in model.modules():
@@ -142,16 +144,17 @@ class Step:
     Attributes:
         task: Decides the batch.
         loss_of: The loss that trains.
-        gradients_apart: Leave gradients out of the peak: they are planned for with the optimiser, since those of earlier micro-batches are
-            there all the time. Where they are as large as the model, counting them as they come is closer.
+        gradients_apart: Leave gradients out of the peak: they are planned for with the optimiser, since those of
+            earlier micro-batches are there all the time. Where they are as large as the model, counting them as they
+            come is closer.
     """
 
     task: TaskSection
     loss_of: LossOf = summed_loss
     gradients_apart: bool = True
     batch_size: int = 0
-    """Examples in an optimiser step. A pass over fewer of them but the first finds the gradients of those before it. 0: as if it were
-    the first."""
+    """Examples in an optimiser step. A pass over fewer of them but the first finds the gradients of those before it. 0:
+    as if it were the first."""
     after_bytes: int = 0
     """What an optimiser's step and the rest take after the passes."""
     tiny_length: int = 0
@@ -194,7 +197,8 @@ def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step:
 
 
 def _without(peak: Mapping[str, int], gradients: int, after_bytes: int) -> Peak:
-    """A peak beyond gradients that are planned for elsewhere: those that came after it leave less for the phases before."""
+    """A peak beyond gradients that are planned for elsewhere: those that came after it leave less for the phases
+    before."""
     backward = peak["backward"] - gradients
     loss = peak["loss"] + min(0, backward)
     forward = max(0, peak["forward"] + min(0, loss))
@@ -218,7 +222,9 @@ def _phases(model: Any, counter: LiveBytes) -> Iterator[None]:
         hook.remove()
 
 
-def point(model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool) -> Point:
+def point(
+    model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool
+) -> Point:
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
     target = {"causal-lm": None, "regression": 0.5}.get(step.task.kind, 0)
     example = Encoded((1,) * length, (0,) * length if _takes_types(model) else None, target)
@@ -237,7 +243,11 @@ def point(model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int
 
 
 def sketch_points(
-    model: Any, mode: FakeTensorMode, step: Step, shapes: Sequence[tuple[int, int]], recompute: Callable[[Any, bool, bool], bool]
+    model: Any,
+    mode: FakeTensorMode,
+    step: Step,
+    shapes: Sequence[tuple[int, int]],
+    recompute: Callable[[Any, bool, bool], bool],
 ) -> tuple[Point, ...]:
     """A point for each shape and each way of recomputing.
 

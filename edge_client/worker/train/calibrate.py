@@ -14,7 +14,9 @@ from fedcore.worker.messages import Measured
 __all__ = ["calibrate"]
 
 
-def calibrate(replica: Replica, plan: Plan, length: int, pad_id: int, torch_device: torch.device) -> tuple[Measured, ...]:
+def calibrate(
+    replica: Replica, plan: Plan, length: int, pad_id: int, torch_device: torch.device
+) -> tuple[Measured, ...]:
     """Forward and backward over one and over two short examples, with a subspace selected; nothing is learned.
 
     Returns:

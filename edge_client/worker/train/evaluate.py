@@ -43,13 +43,14 @@ def evaluate(
 ) -> tuple[float, float, dict[str, float]]:
     """Accuracy, mean loss, and the task's other metrics.
 
-    `accuracy` is Spearman's correlation for regression, and the share of tokens foreseen is not measured for causal-lm: there it is
-    exp(-loss), the mean probability of the right token.
-    """
+    `accuracy` is Spearman's correlation for regression, and the share of tokens foreseen is not measured for causal-lm:
+    there it is exp(-loss), the mean probability of the right token."""
     return measures(scores_of(model, encoded, task, pad_id, torch_device), encoded, task)
 
 
-def scores_of(model: Any, encoded: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Scores:
+def scores_of(
+    model: Any, encoded: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
+) -> Scores:
     """What a model says of each example."""
     # Texts of like length together: less padding.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
@@ -62,7 +63,9 @@ def scores_of(model: Any, encoded: Sequence[Encoded], task: TaskSection, pad_id:
             if task.kind == "causal-lm":
                 hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
                 rows = zip(hidden, labels, strict=True)
-                losses[places] = [float(chunked_cross_entropy(h, model.output_weight, label, count=1)) for h, label in rows]
+                losses[places] = [
+                    float(chunked_cross_entropy(h, model.output_weight, label, count=1)) for h, label in rows
+                ]
             else:
                 said = outputs(model, batch, pad_id, torch_device).float()
                 losses[places] = _losses(said, batch, task).cpu().numpy()
@@ -77,7 +80,9 @@ def scores_of(model: Any, encoded: Sequence[Encoded], task: TaskSection, pad_id:
 def _losses(said: torch.Tensor, batch: Sequence[Encoded], task: TaskSection) -> torch.Tensor:
     targets = [e.target for e in batch]
     if task.kind == "regression":
-        return F.mse_loss(said.squeeze(-1), torch.tensor(targets, dtype=torch.float32, device=said.device), reduction="none")
+        return F.mse_loss(
+            said.squeeze(-1), torch.tensor(targets, dtype=torch.float32, device=said.device), reduction="none"
+        )
     return F.cross_entropy(said, torch.tensor(targets, device=said.device), reduction="none")
 
 

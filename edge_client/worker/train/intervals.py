@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished intervals on disk, so that a worker that is killed in the middle of a round trains none of them again.
 
-One file an interval: what the method keeps of it, the tensors trained whole with their Adam, and the loss so far. Numbers are float32 as
-they are in memory: a round that was interrupted ends with the same update, bit for bit.
-"""
+One file an interval: what the method keeps of it, the tensors trained whole with their Adam, and the loss so far.
+Numbers are float32 as they are in memory: a round that was interrupted ends with the same update, bit for bit."""
 
 from __future__ import annotations
 
@@ -93,7 +92,9 @@ class FinishedIntervals:
             if loaded is None:
                 break
             progressed, table = loaded
-            replica.half.restore(interval, progressed.rank, lambda name, table=table: torch.from_numpy(read_entry(table[name])))  # type: ignore[misc]
+            replica.half.restore(
+                interval, progressed.rank, lambda name, table=table: torch.from_numpy(read_entry(table[name]))
+            )  # type: ignore[misc]
             found.append(progressed)
         for path in self._folder.iterdir():
             if path.name not in {f"{p.interval}.safetensors" for p in found}:
@@ -125,7 +126,9 @@ class FinishedIntervals:
             # Torn by a power cut: that interval is trained again.
             return None
         ours = progressed.key == self._key and progressed.interval == interval
-        whole = ours and progressed.sha256 == _sha256(progressed, table.keys() - {"progress"}, lambda name: read_entry(table[name]))
+        whole = ours and progressed.sha256 == _sha256(
+            progressed, table.keys() - {"progress"}, lambda name: read_entry(table[name])
+        )
         return (progressed, table) if whole else None
 
     def _restore_tensors(self, interval: int, replica: Replica, whole: torch.optim.Adam | None) -> None:

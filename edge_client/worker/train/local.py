@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a method leaves on its node (a factor of its own, a head): named tensors on disk, one file for each round that was trained.
+"""What a method leaves on its node (a factor of its own, a head): named tensors on disk, one file for each round that
+was trained.
 
-A round begins with what an earlier round left, never with what an interrupted attempt at the same round left: trained again after a
-kill, or opened again by the coordinator, it ends the same. A file that is damaged, or of another run, counts as not there.
-"""
+A round begins with what an earlier round left, never with what an interrupted attempt at the same round left: trained
+again after a kill, or opened again by the coordinator, it ends the same. A file that is damaged, or of another run,
+counts as not there."""
 
 from __future__ import annotations
 

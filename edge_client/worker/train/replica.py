@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A replica: base plus published state as a torch model, always at a version that it can prove by its digest.
 
-What the replica holds lies in its folder: the state file, written beside and renamed, and the base's master copy where seeds are
-refreshed. A restarted worker continues from there. What lies there is believed as far as its hashes and the plan's digests say; the rest is
-dropped, down to the checkpoint if need be, and comes again like on a fresh node. Only a wrong checkpoint is refused.
-"""
+What the replica holds lies in its folder: the state file, written beside and renamed, and the base's master copy where
+seeds are refreshed. A restarted worker continues from there. What lies there is believed as far as its hashes and the
+plan's digests say; the rest is dropped, down to the checkpoint if need be, and comes again like on a fresh node. Only a
+wrong checkpoint is refused."""
 
 from __future__ import annotations
 
@@ -101,31 +101,31 @@ class Replica:
         return model_digest(self.base.digest(), self.state)
 
     def adopt(self, path: Path, generation: int, kind: ObjectKind, digest: str) -> None:
-        """Take a published object from a file, after folding what the new generation says is finished.
+        """Take a published object from a file, after merging what the new generation says is finished.
 
         Args:
             path: The file; its SHA-256 was checked when it came.
             generation: Of the object.
-            kind: Of the object. A whole state of generation 0 is put on the checkpoint, whatever was folded before.
+            kind: Of the object. A whole state of generation 0 is put on the checkpoint, whatever was merged before.
             digest: What the replica's must be then.
 
         Raises:
-            ExactnessError: The result is not the model that the coordinator published, or what it had to be put on is damaged. What is
-                wrong is dropped from the disk, and this replica has to be loaded again: it then holds what it can prove, at the
-                least the checkpoint. A file that cannot be read changes nothing.
+            ExactnessError: The result is not the model that the coordinator published, or what it had to be put on is
+                damaged. What is wrong is dropped from the disk, and this replica has to be loaded again: it then holds
+                what it can prove, at the least the checkpoint. A file that cannot be read changes nothing.
         """
         self._require_held()
         try:
             state = self._taken(path, generation, kind)
         except WireError as error:
-            raise ExactnessError(f"the outcome cannot be read: {error}", place=path.name) from None
+            raise ExactnessError(f"the published state cannot be read: {error}", place=path.name) from None
         except BaseDamaged:
             self._drop(base=True)
             raise
         if model_digest(self.base.digest(), state) != digest:
             # The file is right. What a difference was added to may be only the state; for the others it is the base.
             self._drop(base=kind != "difference")
-            raise ExactnessError("the outcome leads to another model than the coordinator's", place=path.name)
+            raise ExactnessError("the published state leads to another model than the coordinator's", place=path.name)
         state.write(self._state_path)
         self.state = state
         self._install()
@@ -138,7 +138,7 @@ class Replica:
         if kind == "whole" and generation == 0 and self.base.generation > 0:
             self.base.reset()
             self._install_base()
-        self._fold_until(generation)
+        self._merge_until(generation)
         return PublishedState.read(path, self._shapes, previous=self.state if kind == "difference" else None)
 
     def become(self, run: str, node: str) -> None:
@@ -149,23 +149,27 @@ class Replica:
 
     def keep_local(self, server_round: int) -> None:
         """Write down what a trained round leaves on this node; nothing in methods where all is shared."""
-        values = {name: parameter.detach().float().cpu().numpy() for name, parameter in self._local_parameters().items()}
+        values = {
+            name: parameter.detach().float().cpu().numpy() for name, parameter in self._local_parameters().items()
+        }
         if values:
             self._local.save(server_round, values)
 
     def open(self, plan: Plan) -> None:
-        """Stand where the plan's round starts: fold and take the new seeds if they changed.
+        """Stand where the plan's round starts: merge and take the new seeds if they changed.
 
         Raises:
-            ExactnessError: The replica does not hold the plan's version; or it does not have the digest of it, and then what is wrong is
-                dropped from the disk, and this replica has to be loaded again.
+            ExactnessError: The replica does not hold the plan's version; or it does not have the digest of it, and then
+                what is wrong is dropped from the disk, and this replica has to be loaded again.
         """
         self._require_held()
         if self.state.version != plan.version:
-            raise ExactnessError(f"the round starts from version {plan.version}, this replica holds {self.state.version}")
+            raise ExactnessError(
+                f"the round starts from version {plan.version}, this replica holds {self.state.version}"
+            )
         self._check_projections(plan)
         try:
-            self._fold_until(plan.training.generation)
+            self._merge_until(plan.training.generation)
         except BaseDamaged:
             self._drop(base=True)
             raise
@@ -178,11 +182,13 @@ class Replica:
         self._install(before=plan.round)
 
     def restore(self) -> None:
-        """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for itself."""
+        """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for
+        itself."""
         self._install()
 
     def start_values(self) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        """Each whole tensor's value at the held version: initial plus published, one float32 addition; of shared ones only."""
+        """Each whole tensor's value at the held version: initial plus published, one float32 addition; of shared ones
+        only."""
         out = {}
         for spec in self._training.shared_tensors(self._schema):
             learned = self.state.entries[spec.name].values().reshape(spec.shape)
@@ -227,12 +233,12 @@ class Replica:
         if base:
             self.base.reset()
 
-    def _fold_until(self, generation: int) -> None:
+    def _merge_until(self, generation: int) -> None:
         if generation == self.base.generation:
             return
         if self.base.generation + 1 != generation:
             raise ExactnessError(f"generation {generation} does not follow {self.base.generation}")
-        self.base.fold(self.state, generation)
+        self.base.merge(self.state, generation)
         self._install_base()
         self.state = self.state.refreshed(self._training.at(generation), self._schema)
 
@@ -262,13 +268,14 @@ class Replica:
         return LocalTensors(self._folder / "local", key)
 
     def _stored_state(self, plan: Plan) -> PublishedState:
-        """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing learned."""
+        """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing
+        learned."""
         generation = self.base.generation
         training = self._training.at(generation)
         try:
             state = PublishedState.read(self._state_path, self._shapes)
             if generation and state.seeds == self._training.at(generation - 1).seeds:
-                # Killed between the fold and what was to come after it.
+                # Killed between the merge and what was to come after it.
                 state = state.refreshed(training, self._schema)
             right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
             if right and state.subspaces == (training.seeds, training.rank, training.rows_from):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A participant's round, whatever the method: its intervals with the learning rate's course, tensors trained whole beside, what is finished
-on disk, and at the end the update's records."""
+"""A participant's round, whatever the method: its intervals with the learning rate's course, tensors trained whole
+beside, what is finished on disk, and at the end the update's records."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Round:
 
 
 StepFunction = Callable[[int], float]
-"""Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss. May be called again."""
+"""Runs forward and backward of one whole batch (number of the step in), leaves gradients, gives the mean loss. May be
+called again."""
 
 _WARM_UP = 0.05
 
@@ -126,5 +127,9 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
         yield Record(name, encoded(change, coding, name), coding.bits, kind=coding.kind)
     start = replica.start_values()
     for spec in plan.training.shared_tensors(plan.model_schema):
-        change = (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name]).astype(np.float32).reshape(spec.matrix)
+        change = (
+            (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name])
+            .astype(np.float32)
+            .reshape(spec.matrix)
+        )
         yield Record(spec.name, quantise_rows(change, TENSOR_BITS, place=spec.name), TENSOR_BITS)

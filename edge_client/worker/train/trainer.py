@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's local training under a memory plan that may get smaller between two micro-batches, and only smaller until the round ends.
+"""A node's local training under a memory plan that may get smaller between two micro-batches, and only smaller until
+the round ends.
 
-Which plans there are, the node's planner has decided; here they are a ladder from the present one downwards. A step down is asked for
-from outside (the agent's monitor) or comes from within: an allocation that fails drops the batch's gradients and repeats the batch
-one rung lower. Gradients are sums over micro-batches, so the batch stays what the round asks for.
-"""
+Which plans there are, the node's planner has decided; here they are a sequence of memory plans from the present one
+downwards. A step down is asked for from outside (the agent's monitor) or comes from within: an allocation that fails
+drops the batch's gradients and repeats the batch one step lower. Gradients are sums over micro-batches, so the batch
+stays what the round asks for."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ class Trainer:
         node: This node's.
         pad_id: Token that pads.
         torch_device: Where to compute.
-        report: Called after every step with (step from 1, steps, loss, rung of the ladder).
-        wanted: Asked before every micro-batch for the lowest rung that was asked for from outside.
+        report: Called after every step with (step from 1, steps, loss, step of the sequence of memory plans).
+        wanted: Asked before every micro-batch for the lowest step that was asked for from outside.
     """
 
     def __init__(
@@ -65,38 +66,40 @@ class Trainer:
         self._replica, self._encoded, self._folder = replica, encoded, folder
         self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
         self._report, self._wanted = report, wanted
-        self._ladder: Sequence[MemoryPlan] = ()
+        self._memory_steps: Sequence[MemoryPlan] = ()
         self._length = 0
-        self.rung = 0
+        self.memory_step = 0
 
-    def train(self, plan: Plan, ladder: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
+    def train(self, plan: Plan, memory_steps: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
         """Train a round and write its update to `path`; afterwards the replica is back at the published state.
 
         Args:
             plan: The round.
-            ladder: The memory plan to begin with and smaller ones, in order.
+            memory_steps: The memory plan to begin with and smaller ones, in order.
             path: The update's file.
 
         Raises:
-            BudgetError: An allocation failed on the lowest rung.
+            BudgetError: An allocation failed on the lowest step.
             WorkerError: The loss is not finite.
         """
         started = time.monotonic()
-        self._ladder, self.rung, self._length = ladder, -1, plan.task.max_length
+        self._memory_steps, self.memory_step, self._length = memory_steps, -1, plan.task.max_length
         self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
-        stream = _Numbered(batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node))
+        stream = _Numbered(
+            batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node)
+        )
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
-        key = round_key(plan, self._run, self._node, len(self._encoded), ladder[0].length, computes)
+        key = round_key(plan, self._run, self._node, len(self._encoded), memory_steps[0].length, computes)
         finished = FinishedIntervals(self._folder, key)
         trained = train_round(
             self._replica,
             plan,
             self._node,
-            ladder[0].rank or plan.training.rank,
+            memory_steps[0].rank or plan.training.rank,
             lambda number: self._whole_batch(stream.batch(number), plan),
-            lambda done, steps, loss: self._report(done, steps, loss, self.rung),
+            lambda done, steps, loss: self._report(done, steps, loss, self.memory_step),
             finished,
         )
         header = UpdateHeader(
@@ -118,7 +121,7 @@ class Trainer:
         return header, trained
 
     def _whole_batch(self, batch: Sequence[Encoded], plan: Plan) -> float:
-        """Forward and backward of a batch, in micro-batches; repeated on a lower rung if memory runs out."""
+        """Forward and backward of a batch, in micro-batches; repeated on a lower step if memory runs out."""
         while True:
             try:
                 return self._micro_batches(batch, plan)
@@ -128,17 +131,21 @@ class Trainer:
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             # Outside of the handler: its traceback kept the failed step's tensors alive.
             self._drop_gradients()
-            if self.rung + 1 >= len(self._ladder):
-                raise BudgetError(f"out of memory with the smallest plan: {problem}", place="memory_budget", remedy="raise it")
-            self._descend(self.rung + 1)
+            if self.memory_step + 1 >= len(self._memory_steps):
+                raise BudgetError(
+                    f"out of memory with the smallest plan: {problem}", place="memory_budget", remedy="raise it"
+                )
+            self._descend(self.memory_step + 1)
 
     def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
         weight, loss, start = sum(e.weight for e in batch), 0.0, 0
         while start < len(batch):
-            if self._wanted() > self.rung:
-                self._descend(min(self._wanted(), len(self._ladder) - 1))
-            size = self._ladder[self.rung].micro_batch_size
-            part = summed_loss(self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device)
+            if self._wanted() > self.memory_step:
+                self._descend(min(self._wanted(), len(self._memory_steps) - 1))
+            size = self._memory_steps[self.memory_step].micro_batch_size
+            part = summed_loss(
+                self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device
+            )
             if part.requires_grad:
                 # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
                 (part / weight).backward()  # type: ignore[no-untyped-call]
@@ -146,9 +153,9 @@ class Trainer:
             start += size
         return loss / weight
 
-    def _descend(self, rung: int) -> None:
-        if rung != self.rung:
-            self.rung, memory = rung, self._ladder[rung]
+    def _descend(self, memory_step: int) -> None:
+        if memory_step != self.memory_step:
+            self.memory_step, memory = memory_step, self._memory_steps[memory_step]
             apply(self._replica.model, memory)
             self._replica.padding.room_tokens = memory.micro_batch_size * (memory.length or self._length)
 
@@ -206,16 +213,22 @@ def set_recompute_gates(model: Any, on: bool) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, in any of the ways in which torch and drivers say it."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "error 12", "nvml_success")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "error 12",
+        "nvml_success",
+    )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _set_allocator(allocator: Allocator) -> None:
     """Keep freed memory, or give it back from now on (glibc only).
 
-    A process is started with the thresholds of `tuned`. Going back to them later helps less: what lies free inside the heap by then is used
-    again before the system is asked.
-    """
+    A process is started with the thresholds of `tuned`. Going back to them later helps less: what lies free inside the
+    heap by then is used again before the system is asked."""
     set_thresholds(allocator)
     if allocator == "tuned":
         give_back_freed_memory()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method's part of a plan, one struct for each way of training: how a participant trains, and what the entries of state and update are.
+"""A method's part of a plan, one struct for each way of training: how a participant trains, and what the entries of
+state and update are.
 
-The state of every method is a set of named matrices, its entries; an update carries what training changed of them, and the outcome is the
-exact weighted mean of the updates added to the state (`fedcore.model.state`). So a method says here which entries there are, of what shape,
-and which of them one participant's update must have.
+The state of every method is a set of named matrices, its entries; an update carries what training changed of them, and
+the published state is the exact weighted mean of the updates added to the state (`fedcore.model.state`). So a method
+says here which entries there are, of what shape, and which of them one participant's update must have.
 
 | struct | methods | entries |
 |---|---|---|
@@ -17,9 +18,9 @@ and which of them one participant's update must have.
 
 Every method has one entry more for each tensor that is trained whole and shared.
 
-Some entries are folded into the base before the next generation begins, and are zero then: a layer's accumulators (`<layer>`), and the two
-factors of a product, which have as many columns or rows as an outcome brings (0 in `shapes`; a generation begins with none).
-"""
+Some entries are merged into the base before the next generation begins, and are zero then: a layer's accumulators
+(`<layer>`), and the two factors of a product, which have as many columns or rows as a published state brings (0 in
+`shapes`; a generation begins with none)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ from fedcore.round.training.base import (
     UP,
     USES,
     Training,
-    folded_entries,
+    merged_entries,
 )
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
@@ -63,7 +64,15 @@ __all__ = [
     "StackedTraining",
     "SubspaceTraining",
     "Training",
-    "folded_entries",
+    "merged_entries",
 ]
 
-AnyTraining = SubspaceTraining | DenseTraining | FactorTraining | StackedTraining | ResidualTraining | ScalarTraining | SketchTraining
+AnyTraining = (
+    SubspaceTraining
+    | DenseTraining
+    | FactorTraining
+    | StackedTraining
+    | ResidualTraining
+    | ScalarTraining
+    | SketchTraining
+)

@@ -31,13 +31,13 @@ __all__ = [
     "Seed",
     "Shapes",
     "Training",
-    "folded_entries",
+    "merged_entries",
     "numbers",
 ]
 
 TENSOR_BITS: Final[Bits] = 16
 UP: Final = "/up"
-"""Ends the name of a left factor that is folded: `up @ down` is added to the layer's weight."""
+"""Ends the name of a left factor that is merged: `up @ down` is added to the layer's weight."""
 DOWN: Final = "/down"
 """Ends the name of its right factor."""
 COEFFICIENTS: Final = "/coefficients"
@@ -49,7 +49,8 @@ USES: Final = "/uses"
 SECOND: Final = "/second"
 """Ends the name of the roots of second moments of a layer's factors, column by column those of its accumulators."""
 SECOND_BITS: Final[Bits] = 8
-"""Of a root in an update. At 8 bits it is off by 1 % (median); at 4 by 19 %, and a quarter of them are rounded to zero."""
+"""Of a root in an update. At 8 bits it is off by 1 % (median); at 4 by 19 %, and a quarter of them are rounded to
+zero."""
 MAX_DIRECTIONS: Final = 2**16
 Rank = Annotated[int, Meta(ge=1, le=4096)]
 Seed = Annotated[int, Meta(ge=0)]
@@ -57,8 +58,8 @@ LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
 Shapes = dict[str, tuple[int, int]]
 
 
-def folded_entries(schema: ModelSchema) -> frozenset[str]:
-    """Names of the entries that begin again at a fold, where a method has them; the others stay as they are.
+def merged_entries(schema: ModelSchema) -> frozenset[str]:
+    """Names of the entries that begin again at a merge, where a method has them; the others stay as they are.
 
     Second moments are added to nothing: they belong to the seeds that end with the generation.
     """
@@ -69,7 +70,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """What all methods say."""
 
     generation: RoundNumber
-    """How often what was learned was folded into the base."""
+    """How often what was learned was merged into the base."""
     intervals: Positive
     """Intervals in the round; what a finished one learned is never trained again. T / J."""
     interval_steps: Positive
@@ -83,7 +84,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """Bits of an update's numbers, but for tensors trained whole."""
     share: Literal["examples", "uniform"]
     run_seed: Seed
-    outcome_bits: Annotated[int, Meta(ge=8, le=16)] = 16
+    published_bits: Annotated[int, Meta(ge=8, le=16)] = 16
     """Bits of a published number, but for second moments, which have 16."""
 
     @property
@@ -93,7 +94,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """What the entries that are folded belong to, new in each generation: the pool, or one number. None in methods that never fold."""
+        """What the entries that are merged belong to, new in each generation: the pool, or one number. None in methods
+        that never merge."""
         return ()
 
     @property
@@ -103,7 +105,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def rows_from(self) -> str:
-        """What rows of P come from, in methods with subspaces: a kind of `fedcore.subspaces.rows`, or `informed/SUBSPACES/SHA256`."""
+        """What rows of P come from, in methods with subspaces: a kind of `fedcore.subspaces.rows`, or
+        `informed/SUBSPACES/SHA256`."""
         return "signs"
 
     @property
@@ -131,7 +134,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return msgspec.structs.replace(self, generation=generation)
 
     def shapes(self, schema: ModelSchema) -> Shapes:
-        """(rows, columns) of every entry of the state; 0 where each outcome has a number of its own."""
+        """(rows, columns) of every entry of the state; 0 where each published state has a number of its own."""
         return self.layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
 
     @property
@@ -162,7 +165,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
             UpdateRefused: The header does not say what the plan asks for.
         """
         self.check_header(header)
-        tensors = {tensor.name: Expected(tensor.matrix, Coding("integers", TENSOR_BITS)) for tensor in self.shared_tensors(schema)}
+        tensors = {
+            tensor.name: Expected(tensor.matrix, Coding("integers", TENSOR_BITS))
+            for tensor in self.shared_tensors(schema)
+        }
         return self.expected_layers(schema, header) | tensors
 
     def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
@@ -174,7 +180,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return Coding("integers", self.bits)
 
     def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
-        """Entries whose mean is, column by column, over the participants that have the column; elsewhere who lacks it counts as zero."""
+        """Entries whose mean is, column by column, over the participants that have the column; elsewhere who lacks it
+        counts as zero."""
         return frozenset()
 
     def check_header(self, header: UpdateHeader) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LoRA family, and those of it that stack factors for a fold."""
+"""The LoRA family, and those of it that stack factors for a merge."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
 
     def interval_numbers(self, schema: ModelSchema) -> int:
         """The factors that train and the whole tensors, with two moments of each."""
-        return 3 * (numbers(self._factors(schema, self.trained)) + numbers({tensor.name: tensor.matrix for tensor in schema.tensors}))
+        return 3 * (
+            numbers(self._factors(schema, self.trained))
+            + numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
+        )
 
     def local_numbers(self, schema: ModelSchema) -> int:
         """The factors that stay, and the head with them."""
@@ -70,7 +73,7 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
 
 
 class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="flora"):
-    """FLoRA: what all participants learned is folded after each round, and factors begin again."""
+    """FLoRA: what all participants learned is merged after each round, and factors begin again."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -91,7 +94,8 @@ class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="meth
 
 
 class ResidualTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="fedex-lora"):
-    """FedEx-LoRA: factors are averaged, and what the product of the means lacks to the mean of the products is folded after each round."""
+    """FedEx-LoRA: factors are averaged, and what the product of the means lacks to the mean of the products is merged
+    after each round."""
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -37,21 +37,31 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     @property
     def rows_from(self) -> str:
         """As the job says."""
-        return f"{self.projection}/{self.informed_subspaces}/{self.informed}" if self.projection == "informed" else self.projection
+        return (
+            f"{self.projection}/{self.informed_subspaces}/{self.informed}"
+            if self.projection == "informed"
+            else self.projection
+        )
 
     def at(self, generation: int) -> Training:
         """In another generation, with its seeds."""
-        return msgspec.structs.replace(self, generation=generation, seeds=pool_seeds(self.run_seed, generation, len(self.seeds)))
+        return msgspec.structs.replace(
+            self, generation=generation, seeds=pool_seeds(self.run_seed, generation, len(self.seeds))
+        )
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """K r columns for a layer."""
-        return {name: (layer.rows, len(self.seeds) * self.rank) for layer in schema.layers for name in self._names(layer)}
+        return {
+            name: (layer.rows, len(self.seeds) * self.rank) for layer in schema.layers for name in self._names(layer)
+        }
 
     def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
         """The columns of the seeds used, and of the rank trained."""
         columns = tuple(k * self.rank + row for k in header.subspaces for row in range(header.rank))
         return {
-            name: Expected((layer.rows, len(columns)), self.coding(name), columns) for layer in schema.layers for name in self._names(layer)
+            name: Expected((layer.rows, len(columns)), self.coding(name), columns)
+            for layer in schema.layers
+            for name in self._names(layer)
         }
 
     def coding(self, name: str) -> Coding:
@@ -59,7 +69,8 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
         return Coding("integers", SECOND_BITS if name.endswith(SECOND) else self.bits)
 
     def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
-        """Second moments: who did not use a subspace knows nothing of it, where an unused accumulator is known to be zero."""
+        """Second moments: who did not use a subspace knows nothing of it, where an unused accumulator is known to be
+        zero."""
         return frozenset(layer.name + SECOND for layer in schema.layers) if self.moments == "averaged" else frozenset()
 
     def _names(self, layer: LayerSpec) -> tuple[str, ...]:
@@ -71,7 +82,9 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
             raise UpdateRefused(f"rank {header.rank} is outside {self.min_rank} to {self.rank}", place=header.node)
         used = header.subspaces
         if len(set(used)) != len(used) or not used or not all(0 <= k < len(self.seeds) for k in used):
-            raise UpdateRefused(f"subspaces {reprlib.repr(used)} are not distinct indices of {len(self.seeds)} seeds", place=header.node)
+            raise UpdateRefused(
+                f"subspaces {reprlib.repr(used)} are not distinct indices of {len(self.seeds)} seeds", place=header.node
+            )
 
     def interval_numbers(self, schema: ModelSchema) -> int:
         """One accumulator of every layer with the moments that go on, and the whole tensors with theirs."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How rows of a projection are made from a seed: one function a kind, found through one table.
 
-Rows are small integers and a kind's scale makes E[P^T P] = I. They come from SHAKE-128 and integer operations alone (a scale: division and
-square root, which IEEE 754 rounds correctly), so they are the same in every language, library and device. Row j does not depend on r.
-"""
+Rows are small integers and a kind's scale makes E[P^T P] = I. They come from SHAKE-128 and integer operations alone (a
+scale: division and square root, which IEEE 754 rounds correctly), so they are the same in every language, library and
+device. Row j does not depend on r."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ def coordinate(seed: int, layer: str, r: int, n: int) -> NDArray[np.int8]:
     """
     words = np.frombuffer(stream(_DOMAIN, seed, layer, r, n, 8 * n), "<u8")
     if r > n:
-        raise ConfigError(f"{r} of {n} inputs cannot be picked", place=layer, remedy="lower method.rank, or use another projection")
+        raise ConfigError(
+            f"{r} of {n} inputs cannot be picked", place=layer, remedy="lower method.rank, or use another projection"
+        )
     picked = np.argsort(words >> np.uint64(1), kind="stable")[:r]
     rows = np.zeros((r, n), np.int8)
     rows[np.arange(r), picked] = 1 - 2 * (words[picked] & np.uint64(1)).astype(np.int8)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of normal numbers in 256 steps: a byte of the stream chooses one of as many quantiles, rounded to integers.
 
-Quantile i is that of (i + 1/2) / 256, times 44, which brings the largest to 127. The table is written out: no library's inverse of the
-normal distribution decides a bit of it. Its mean square is known exactly, and the scale follows from it.
+Quantile i is that of (i + 1/2) / 256, times 44, which brings the largest to 127. The table is written out: no library's
+inverse of the normal distribution decides a bit of it. Its mean square is known exactly, and the scale follows from it.
 """
 
 from __future__ import annotations

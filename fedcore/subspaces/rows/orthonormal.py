@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Orthogonal rows of equal length, by Gram-Schmidt on rows of normal numbers, in integers.
 
-A row is a row of quantiles (`fedcore.subspaces.rows.gaussian`) less its part along the rows before it, brought to length sqrt(n) and rounded
-to units of 1/32. Nothing but integers is used, and every division rounds alike on both sides of zero: so turning the sign of a column, or
-exchanging two, turns P alike, and E[P^T P] has equal numbers on its diagonal and zeros beside it; rounding puts the diagonal off by a
-thousandth. Rows are orthogonal up to their own rounding. (Signs would have whole rows rounded the same way: the second has two values.)
-"""
+A row is a row of quantiles (`fedcore.subspaces.rows.gaussian`) less its part along the rows before it, brought to
+length sqrt(n) and rounded to units of 1/32. Nothing but integers is used, and every division rounds alike on both sides
+of zero: so turning the sign of a column, or exchanging two, turns P alike, and E[P^T P] has equal numbers on its
+diagonal and zeros beside it; rounding puts the diagonal off by a thousandth. Rows are orthogonal up to their own
+rounding. (Signs would have whole rows rounded the same way: the second has two values.)"""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def orthonormal(seed: int, layer: str, r: int, n: int) -> NDArray[np.int8]:
     """
     if r > n:
         raise ConfigError(
-            f"{r} rows of {n} inputs cannot be orthogonal", place=layer, remedy="lower method.rank, or use another projection"
+            f"{r} rows of {n} inputs cannot be orthogonal",
+            place=layer,
+            remedy="lower method.rank, or use another projection",
         )
     rows = np.zeros((r, n), np.int8)
     found, candidate, count = 0, 0, r + _SPARE

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes that a projection is made from: SHAKE-128 (FIPS 202) over a domain, the seed, the width and the layer's name."""
+"""The bytes that a projection is made from: SHAKE-128 (FIPS 202) over a domain, the seed, the width and the layer's
+name."""
 
 from __future__ import annotations
 
@@ -30,4 +31,6 @@ def stream(domain: bytes, seed: int, layer: str, r: int, n: int, size_bytes: int
         raise ConfigError(f"seed {seed} is not an unsigned 64-bit integer", place=layer)
     if r < 1 or not 1 <= n < 2**32:
         raise ConfigError(f"a projection of {r} x {n} does not exist", place=layer)
-    return hashlib.shake_128(domain + seed.to_bytes(8, "little") + n.to_bytes(4, "little") + layer.encode()).digest(size_bytes)
+    return hashlib.shake_128(domain + seed.to_bytes(8, "little") + n.to_bytes(4, "little") + layer.encode()).digest(
+        size_bytes
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fedkrso runs list|show|export|compare`: what they say of finished, killed and foreign folders, and what other programs read."""
+"""`fedkrso runs list|show|export|compare`: what they say of finished, killed and foreign folders, and what other
+programs read."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ def runs(tmp_path: Path) -> Path:
     folder.mkdir()
     finished_run(folder, "pool", [0.4, None, 0.8, 0.75], started_at=1_800_000_000.0)
     finished_run(
-        folder, "fresh", [0.5, 0.6, 0.7], started_at=1_800_000_500.0, up=3_000_000, method=FedKRSOSettings(schedule="fresh", rank=4)
+        folder,
+        "fresh",
+        [0.5, 0.6, 0.7],
+        started_at=1_800_000_500.0,
+        up=3_000_000,
+        method=FedKRSOSettings(schedule="fresh", rank=4),
     )
     (folder / "pool-nodes").mkdir()
     return folder
@@ -37,7 +43,10 @@ def runs(tmp_path: Path) -> Path:
 def test_list_names_every_run_and_what_is_none(runs: Path) -> None:
     killed_run(runs, "killed", started_at=1_800_000_900.0)
     with running_run(runs, "live", started_at=1_800_001_000.0):
-        said, found = fedkrso("runs", "list", "--runs", runs), json.loads(fedkrso("runs", "list", "--runs", runs, "--json").stdout)
+        said, found = (
+            fedkrso("runs", "list", "--runs", runs),
+            json.loads(fedkrso("runs", "list", "--runs", runs, "--json").stdout),
+        )
     assert said.returncode == 0 and [line.split()[0] for line in said.stdout.splitlines()] == [
         "run",
         "live",
@@ -49,8 +58,16 @@ def test_list_names_every_run_and_what_is_none(runs: Path) -> None:
     assert "skipped pool-nodes: no run: neither job.json nor ledger.sqlite" in said.stdout
     by_name = {run["run"]: run for run in found["runs"]}
     assert [run["state"] for run in found["runs"]] == ["running", "stopped", "finished", "finished"]
-    assert (by_name["pool"]["last_accuracy"], by_name["pool"]["best_accuracy"], by_name["pool"]["rounds"]) == (0.75, 0.8, 4)
-    assert by_name["killed"]["rounds"] == 3 and by_name["killed"]["total_rounds"] == 6 and by_name["fresh"]["uplink_bytes"] == 9_000_000
+    assert (by_name["pool"]["last_accuracy"], by_name["pool"]["best_accuracy"], by_name["pool"]["rounds"]) == (
+        0.75,
+        0.8,
+        4,
+    )
+    assert (
+        by_name["killed"]["rounds"] == 3
+        and by_name["killed"]["total_rounds"] == 6
+        and by_name["fresh"]["uplink_bytes"] == 9_000_000
+    )
     assert by_name["pool"]["folder_bytes"] > 10_000 and by_name["pool"]["nodes"] == 2
     assert found["skipped"] == [{"folder": "pool-nodes", "why": "no run: neither job.json nor ledger.sqlite"}]
 
@@ -70,8 +87,14 @@ def test_show_says_who_was_refused_and_why_also_of_a_killed_run(runs: Path) -> N
         assert "rank 16, 5 seeds (pool), 40 steps, 4 bits" in text and "very secret" not in text
         found = json.loads(fedkrso("runs", "show", name, "--runs", runs, "--json").stdout)
         assert [(reason["kind"], reason["times"]) for reason in found["reasons"]] == [("refused", 2), ("clipped", 1)]
-        assert found["nodes"][0]["refused"] == 2 and found["nodes"][0]["largest_norm"] == 1.5 and found["nodes"][1]["refused"] == 0
-    assert found["state"] == "stopped" and "coordinator resume killed" in found["why"] and found["published_rounds"] == 3
+        assert (
+            found["nodes"][0]["refused"] == 2
+            and found["nodes"][0]["largest_norm"] == 1.5
+            and found["nodes"][1]["refused"] == 0
+        )
+    assert (
+        found["state"] == "stopped" and "coordinator resume killed" in found["why"] and found["published_rounds"] == 3
+    )
     wrong = fedkrso("runs", "show", "pol", "--runs", runs)
     assert wrong.returncode == 10 and "did you mean 'pool'?" in wrong.stderr
 
@@ -81,9 +104,16 @@ def test_exports_have_one_row_a_round_and_names_that_stay(runs: Path) -> None:
     assert list(rows[0]) == [*ROUND_COLUMNS, "metric_f1"]
     assert [row["accuracy"] for row in rows] == ["0.4", "", "0.8", "0.75"], "not measured is empty, not zero"
     assert [int(row["uplink_bytes_total"]) for row in rows] == [1_500_000, 3_000_000, 4_500_000, 6_000_000]
-    assert float(rows[-1]["seconds_total"]) == 11 + 12 + 13 + 14 and rows[1]["clipped"] == "1" and rows[0]["nodes"] == "home-0;home-1"
+    assert (
+        float(rows[-1]["seconds_total"]) == 11 + 12 + 13 + 14
+        and rows[1]["clipped"] == "1"
+        and rows[0]["nodes"] == "home-0;home-1"
+    )
     whole = json.loads(fedkrso("runs", "export", "pool", "--runs", runs, "--format", "json").stdout)
-    lines = [json.loads(line) for line in fedkrso("runs", "export", "pool", "--runs", runs, "--format", "jsonl").stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in fedkrso("runs", "export", "pool", "--runs", runs, "--format", "jsonl").stdout.splitlines()
+    ]
     assert whole == lines == round_objects(read_run(runs / "pool")) and whole[1]["accuracy"] is None
 
 
@@ -95,7 +125,10 @@ def test_an_export_of_no_rounds_has_its_columns(runs: Path) -> None:
 
 def test_export_to_a_file_by_its_ending(runs: Path, tmp_path: Path) -> None:
     for name, first in (("a.csv", "run,round"), ("a.json", "["), ("a.jsonl", '{"run"'), ("a.txt", "run,round")):
-        assert fedkrso("runs", "export", "pool", "--runs", runs, "--out", tmp_path / name).stdout == f"{tmp_path / name}: 4 rounds\n"
+        assert (
+            fedkrso("runs", "export", "pool", "--runs", runs, "--out", tmp_path / name).stdout
+            == f"{tmp_path / name}: 4 rounds\n"
+        )
         assert (tmp_path / name).read_text().startswith(first)
     wrong = fedkrso("runs", "export", "pool", "--runs", runs, "--out", tmp_path / "no" / "a.csv")
     assert wrong.returncode == 2 and "a.csv: cannot be written: No such file or directory" in wrong.stderr
@@ -112,12 +145,19 @@ def test_runs_at_equal_rounds_megabytes_and_seconds(runs: Path) -> None:
     # 1.5 MB a round against 3: after 6 MB one has four rounds, the other two.
     assert dict(found.by_megabytes)[6.0] == [0.75, 0.6] and dict(found.by_megabytes)[1.5] == [0.4, None]
     assert dict(found.by_seconds)[36.0] == [0.8, 0.7]
-    assert found.jobs == [("method.rank", ["16", "4"]), ("method.schedule", ["pool", "fresh"]), ("round.rounds", ["4", "3"])]
+    assert found.jobs == [
+        ("method.rank", ["16", "4"]),
+        ("method.schedule", ["pool", "fresh"]),
+        ("round.rounds", ["4", "3"]),
+    ]
 
 
 def test_compare_in_the_terminal_and_as_json(runs: Path) -> None:
     said = fedkrso("runs", "compare", "pool", "fresh", "pool", "--runs", runs)
-    assert said.returncode == 0 and "B against A, 2 equal rounds: mean +0.000, least -0.100, largest +0.100, last -0.100" in said.stdout
+    assert (
+        said.returncode == 0
+        and "B against A, 2 equal rounds: mean +0.000, least -0.100, largest +0.100, last -0.100" in said.stdout
+    )
     assert "method.schedule     pool  fresh  pool" in said.stdout and "secret" not in said.stdout
     found = json.loads(fedkrso("runs", "compare", "pool", "fresh", "--runs", runs, "--json").stdout)
     assert [curve["name"] for curve in found["curves"]] == ["pool", "fresh"]
@@ -141,7 +181,9 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attributes if name in ("src", "href") and not (value or "").startswith("#")]
+        self.links += [
+            value or "" for name, value in attributes if name in ("src", "href") and not (value or "").startswith("#")
+        ]
 
 
 def test_the_page_needs_nothing_else_and_takes_no_run_s_words_for_tags(runs: Path, tmp_path: Path) -> None:

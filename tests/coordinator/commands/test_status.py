@@ -42,7 +42,10 @@ def fleet() -> RunView:
         "n4": node("n4", worker_bytes=980 * MIB),
         "n5": node("n5", reason="too hot: 81 C", state="resting", readings=None),
         "n6": node("n6", trouble="excluded nodes are somebody's decision"),
-        "n10": node("n10", readings=Readings(throttled=True, throttle_reason="under-voltage", temperatures_celsius={"soc": 88.0})),
+        "n10": node(
+            "n10",
+            readings=Readings(throttled=True, throttle_reason="under-voltage", temperatures_celsius={"soc": 88.0}),
+        ),
     }
     return view
 
@@ -64,7 +67,11 @@ def test_who_needs_attention_and_why() -> None:
         "n10": ("throttled: under-voltage",),
     }
     assert [row.view.node for row in node_rows(fleet(), attention_only=True)] == ["n2", "n3", "n4", "n5", "n10"]
-    assert rows["n1"].activity == "training 12/60" and rows["n6"].activity == "excluded" and rows["n2"].activity == "offline"
+    assert (
+        rows["n1"].activity == "training 12/60"
+        and rows["n6"].activity == "excluded"
+        and rows["n2"].activity == "offline"
+    )
 
 
 def test_nobody_is_missed_who_left_a_finished_run() -> None:
@@ -74,7 +81,8 @@ def test_nobody_is_missed_who_left_a_finished_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sort", "first"), [("name", "n1"), ("state", "n2"), ("memory", "n4"), ("temperature", "n10"), ("power", "n1"), ("seen", "n1")]
+    ("sort", "first"),
+    [("name", "n1"), ("state", "n2"), ("memory", "n4"), ("temperature", "n10"), ("power", "n1"), ("seen", "n1")],
 )
 def test_sorting(sort: str, first: str) -> None:
     rows = node_rows(fleet(), sort=sort)
@@ -88,7 +96,9 @@ def test_numbers_in_names_are_numbers() -> None:
 
 @pytest.mark.parametrize("ascii_only", [False, True])
 @pytest.mark.parametrize("width", [40, 80, 140])
-def test_pages_fit_their_terminal_and_strangers_words_are_only_words(tmp_path: Path, width: int, ascii_only: bool) -> None:
+def test_pages_fit_their_terminal_and_strangers_words_are_only_words(
+    tmp_path: Path, width: int, ascii_only: bool
+) -> None:
     make_run(tmp_path, "r", [0.2, 0.9, 0.5])
     with running_run(tmp_path, "live") as (view, picture):
         view.nodes |= fleet().nodes
@@ -123,7 +133,10 @@ def test_the_truth_about_a_finished_a_killed_and_an_unborn_run(tmp_path: Path) -
     killed_run(tmp_path, "killed")
     make_run(tmp_path, "unborn")
     (tmp_path / "unborn" / "ledger.sqlite").unlink()
-    first = {name: fedkrso("status", name, "--runs", tmp_path).stdout.splitlines()[0] for name in ("done", "killed", "unborn")}
+    first = {
+        name: fedkrso("status", name, "--runs", tmp_path).stdout.splitlines()[0]
+        for name in ("done", "killed", "unborn")
+    }
     assert first["done"] == "done  fedkrso  finished"
     assert first["killed"].startswith("killed  fedkrso  stopped: its coordinator (process ")
     assert first["unborn"].startswith("unborn  fedkrso  stopped: never started")
@@ -142,7 +155,11 @@ def test_json_is_for_machines(tmp_path: Path) -> None:
         every = json.loads(fedkrso("nodes", "--runs", tmp_path, "--json").stdout)
     assert (found["state"], found["phase"], found["round"], found["published_rounds"]) == ("running", "open", 3, 2)
     assert found["accuracy_by_round"] == {"1": 0.4, "2": 0.6} and found["age_seconds"] < 30
-    assert found["invited"] == ["home-0", "home-1"] and found["accepted"] == ["home-0"] and found["events"][0]["kind"] == "declined"
+    assert (
+        found["invited"] == ["home-0", "home-1"]
+        and found["accepted"] == ["home-0"]
+        and found["events"][0]["kind"] == "declined"
+    )
     assert "very secret" not in json.dumps(found)
     assert nodes["nodes"] == [] and [each["node"] for each in every["nodes"]] == ["home-0", "home-1"]
     assert every["nodes"][0]["used_bytes"] == 435 * MIB and every["nodes"][0]["readings"]["power_watts"] == 7.25
@@ -177,7 +194,9 @@ class Watching:
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self._screen)
         command = [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")
+        }
         self.process = subprocess.Popen(
             command, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, preexec_fn=_own_terminal,
             env={**environment, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
@@ -247,7 +266,10 @@ def is_put_back(screen: Watching) -> None:
 
 
 def test_a_watched_run_is_current_takes_any_size_and_is_left_with_q(tmp_path: Path) -> None:
-    with running_run(tmp_path, "live") as (view, picture), watching("status", "live", "--runs", tmp_path, "--watch") as screen:
+    with (
+        running_run(tmp_path, "live") as (view, picture),
+        watching("status", "live", "--runs", tmp_path, "--watch") as screen,
+    ):
         screen.until("round 3 of 6 is open")
         modes = termios.tcgetattr(screen._screen)
         view.round, view.accepted = 4, ()
@@ -295,7 +317,15 @@ def test_watching_ends_with_the_run(tmp_path: Path) -> None:
 
 
 def test_a_stream_gets_a_fresh_block_when_something_happens(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from fedcore.command import main; main()", "status", "--runs", str(tmp_path), "--watch"]
+    command = [
+        sys.executable,
+        "-c",
+        "from fedcore.command import main; main()",
+        "status",
+        "--runs",
+        str(tmp_path),
+        "--watch",
+    ]
     with running_run(tmp_path, "live", rounds=3) as (view, picture):
         plain = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
         lines = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)

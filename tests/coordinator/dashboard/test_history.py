@@ -20,7 +20,10 @@ def test_a_day_of_seconds_fits_and_its_one_peak_is_still_there() -> None:
     found = track.plain()
     assert {len(column) for column in found.values()} == {len(found["at"])} and 150 <= len(found["at"]) <= 300
     assert set(found) == {"at", *COLUMNS}
-    assert max(v for v in found["agent_bytes"] if v is not None) == 900 and min(v for v in found["available_bytes"] if v is not None) == 3
+    assert (
+        max(v for v in found["agent_bytes"] if v is not None) == 900
+        and min(v for v in found["available_bytes"] if v is not None) == 3
+    )
     times = [at for at in found["at"] if at is not None]
     assert times[0] == 1e9 and times == sorted(times) and times[-1] > 1e9 + seconds - 2 * track.interval_seconds
     # The peak is where it was.
@@ -46,12 +49,27 @@ def test_values_within_an_interval_become_one_point_that_keeps_the_worst() -> No
     track.add(6.0, {"agent_bytes": 6, "available_bytes": 4, "loss": 1.5})
     track.add(10.0, {"agent_bytes": 1})
     found = track.plain()
-    assert (found["at"], found["agent_bytes"], found["available_bytes"], found["loss"]) == ([0, 10], [7, 1], [4, None], [1.5, None])
+    assert (found["at"], found["agent_bytes"], found["available_bytes"], found["loss"]) == (
+        [0, 10],
+        [7, 1],
+        [4, None],
+        [1.5, None],
+    )
 
 
 def test_a_node_is_sampled_when_it_was_heard_and_leaves_a_gap_when_it_goes() -> None:
-    node = NodeView("a", online=True, last_seen_at=1.0, agent_rss_bytes=10, worker_bytes=100, worker_anonymous_bytes=70, budget_bytes=500)
-    node.readings = Readings(temperatures_celsius={"cpu": 40.0, "gpu": 50.5}, power_watts=7.5, memory_available_bytes=2000)
+    node = NodeView(
+        "a",
+        online=True,
+        last_seen_at=1.0,
+        agent_rss_bytes=10,
+        worker_bytes=100,
+        worker_anonymous_bytes=70,
+        budget_bytes=500,
+    )
+    node.readings = Readings(
+        temperatures_celsius={"cpu": 40.0, "gpu": 50.5}, power_watts=7.5, memory_available_bytes=2000
+    )
     view, history = RunView("r", "m", 3, nodes={"a": node}, written_at=10.0), History()
     history.add(view)
     view.written_at = 12.0
@@ -73,7 +91,11 @@ def test_a_node_is_sampled_when_it_was_heard_and_leaves_a_gap_when_it_goes() -> 
 def test_names_from_the_wire_do_not_take_memory_without_end() -> None:
     history = History()
     names = [f"n{number}" for number in range(3000)]
-    history.add(RunView("r", "m", 1, nodes={name: NodeView(name, online=True, last_seen_at=1.0) for name in names}, written_at=1.0))
+    history.add(
+        RunView(
+            "r", "m", 1, nodes={name: NodeView(name, online=True, last_seen_at=1.0) for name in names}, written_at=1.0
+        )
+    )
     assert sum(bool(history.plain(name)["at"]) for name in names) == 2000
 
 

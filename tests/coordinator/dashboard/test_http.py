@@ -39,11 +39,30 @@ def make_view() -> RunView:
         RoundRow(1, ("a", "b"), 1000, 2000, 30.0, 0.9, accuracy=0.5, loss=1.5),
         RoundRow(2, ("a",), 500, 1000, 20.0, 0.7),
     ]
-    a = NodeView("a", online=True, state="training", digest="d" * 64, version=2, agent_rss_bytes=30, worker_bytes=100, last_seen_at=5.0)
+    a = NodeView(
+        "a",
+        online=True,
+        state="training",
+        digest="d" * 64,
+        version=2,
+        agent_rss_bytes=30,
+        worker_bytes=100,
+        last_seen_at=5.0,
+    )
     a.worker_anonymous_bytes, a.budget_bytes, a.step, a.steps, a.loss = 60, 400, 3, 40, 0.25
-    a.readings = Readings(temperatures_celsius={"cpu": 41.0, "gpu": 55.5}, power_watts=7.5, battery_percent=50.0, throttled=True)
-    b = NodeView("b", digest="e" * 64, version=2, trouble="version 2 is eeee: resynchronising", reason='<img src=x onerror="alert(1)">')
-    view = RunView("t", "fedkrso", 6, phase="open", round=3, cohort=("a", "b"), accepted=("a",), rows=rows, nodes={"a": a, "b": b})
+    a.readings = Readings(
+        temperatures_celsius={"cpu": 41.0, "gpu": 55.5}, power_watts=7.5, battery_percent=50.0, throttled=True
+    )
+    b = NodeView(
+        "b",
+        digest="e" * 64,
+        version=2,
+        trouble="version 2 is eeee: resynchronising",
+        reason='<img src=x onerror="alert(1)">',
+    )
+    view = RunView(
+        "t", "fedkrso", 6, phase="open", round=3, cohort=("a", "b"), accepted=("a",), rows=rows, nodes={"a": a, "b": b}
+    )
     view.counts, view.events = {"refused": 4}, [EventView(1.0, "refused", "b", 2, "late")]
     return view
 
@@ -64,7 +83,9 @@ class Site:
             future.set_result(self.answer)
         return future
 
-    def ask(self, path: str, method: str = "GET", body: str | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, path: str, method: str = "GET", body: str | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -201,7 +222,8 @@ def test_a_node_with_its_history(site: Site) -> None:
     site.view.nodes["a"].last_seen_at, site.view.nodes["a"].worker_anonymous_bytes = 6.0, 70
     site.change(written_at=0.0)
     found = until(
-        lambda: site.json("/api/nodes/a")[1], lambda found: len(found["history"]["at"]) >= 1 and found["node"]["last_seen_at"] == 6.0
+        lambda: site.json("/api/nodes/a")[1],
+        lambda found: len(found["history"]["at"]) >= 1 and found["node"]["last_seen_at"] == 6.0,
     )
     history = found["history"]
     assert {len(column) for column in history.values()} == {len(history["at"])}
@@ -260,14 +282,22 @@ def test_without_a_token_file_nobody_commands(folder: Path) -> None:
     with served(folder, control=False) as site:
         refused = (403, {"error": "read-only: start with --dashboard-token-file"})
         assert site.post({"command": "pause"}, Authorization=f"Bearer {TOKEN}") == refused and not site.asked
-        assert site.json("/api/session", Authorization=f"Bearer {TOKEN}")[1] == {"control": False, "authorized": False, "name": ""}
+        assert site.json("/api/session", Authorization=f"Bearer {TOKEN}")[1] == {
+            "control": False,
+            "authorized": False,
+            "name": "",
+        }
         assert site.dashboard.about.endswith("(read-only)")
 
 
 def test_the_session_tells_whether_a_token_is_right(site: Site) -> None:
     assert site.json("/api/session") == (200, {"control": True, "authorized": False, "name": ""})
     assert site.json("/api/session", Authorization="Bearer wrong")[1]["authorized"] is False
-    assert site.json("/api/session", Authorization=f"Bearer {TOKEN}")[1] == {"control": True, "authorized": True, "name": "alice"}
+    assert site.json("/api/session", Authorization=f"Bearer {TOKEN}")[1] == {
+        "control": True,
+        "authorized": True,
+        "name": "alice",
+    }
 
 
 def test_a_loop_that_does_not_answer_or_turn_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +322,14 @@ def impatient() -> Any:
 
 def test_names_that_are_not_ours_are_refused(folder: Path) -> None:
     with served(folder, names=("fleet.example",)) as site:
-        for host in (f"127.0.0.1:{site.port}", "localhost", "10.1.2.3:8080", "[::1]:8080", "fleet.example", socket.gethostname()):
+        for host in (
+            f"127.0.0.1:{site.port}",
+            "localhost",
+            "10.1.2.3:8080",
+            "[::1]:8080",
+            "fleet.example",
+            socket.gethostname(),
+        ):
             assert site.ask("/api/run", Host=host)[0] == 200, host
         for host in (
             "evil.example",
@@ -315,7 +352,9 @@ def test_every_answer_has_its_headers_and_the_page_needs_nothing_inline(site: Si
         headers = site.ask(path)[1]
         policy = headers["content-security-policy"]
         assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-        assert headers["x-content-type-options"] == "nosniff" and "set-cookie" not in headers and "server" not in headers
+        assert (
+            headers["x-content-type-options"] == "nosniff" and "set-cookie" not in headers and "server" not in headers
+        )
         assert not any(name.startswith("access-control") for name in headers)
 
 
@@ -330,7 +369,14 @@ def test_the_page_and_its_files(site: Site) -> None:
         assert site.ask(path, If_None_Match=headers["etag"])[0] == 304
     squeezed = [site.ask(path, Accept_Encoding="gzip") for path in files]
     assert any(headers.get("content-encoding") == "gzip" and zlib.decompress(data, 31) for _, headers, data in squeezed)
-    for path in ("/static/", "/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/app.py", "/static//etc/passwd"):
+    for path in (
+        "/static/",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/app.py",
+        "/static//etc/passwd",
+    ):
         assert site.ask(path)[0] == 404, path
 
 
@@ -342,15 +388,28 @@ def test_metrics_have_units_and_say_only_what_is_known(site: Site) -> None:
         for family in text_string_to_metric_families(body.decode())
         for sample in family.samples
     }
-    assert found["fedkrso_round",] == 3 and found["fedkrso_rounds_planned",] == 6 and found["fedkrso_phase", "open"] == 1
+    assert (
+        found["fedkrso_round",] == 3 and found["fedkrso_rounds_planned",] == 6 and found["fedkrso_phase", "open"] == 1
+    )
     assert found["fedkrso_updates_accepted_total",] == 4 and found["fedkrso_updates_refused_total",] == 4
     assert found["fedkrso_uplink_bytes_total",] == 1500 and found["fedkrso_downlink_bytes_total",] == 3000
     assert found["fedkrso_round_seconds_total",] == 50 and found["fedkrso_last_round_seconds",] == 20
-    assert (found["fedkrso_accuracy_ratio",], found["fedkrso_loss",], found["fedkrso_evaluated_round",]) == (0.5, 1.5, 1)
+    assert (found["fedkrso_accuracy_ratio",], found["fedkrso_loss",], found["fedkrso_evaluated_round",]) == (
+        0.5,
+        1.5,
+        1,
+    )
     assert found["fedkrso_node_online", "a"] == 1 and found["fedkrso_node_online", "b"] == 0
     assert found["fedkrso_node_digest_ok", "a"] == 1 and found["fedkrso_node_digest_ok", "b"] == 0
-    parts = {labels[0]: value for (name, *labels), value in found.items() if name == "fedkrso_node_memory_bytes" and labels[1] == "a"}
-    assert parts == {"agent": 30, "worker_anonymous": 60, "worker_file": 40} and found["fedkrso_node_budget_bytes", "a"] == 400
+    parts = {
+        labels[0]: value
+        for (name, *labels), value in found.items()
+        if name == "fedkrso_node_memory_bytes" and labels[1] == "a"
+    }
+    assert (
+        parts == {"agent": 30, "worker_anonymous": 60, "worker_file": 40}
+        and found["fedkrso_node_budget_bytes", "a"] == 400
+    )
     assert found["fedkrso_node_temperature_celsius", "a"] == 55.5 and found["fedkrso_node_power_watts", "a"] == 7.5
     assert found["fedkrso_node_battery_ratio", "a"] == 0.5 and found["fedkrso_node_throttled", "a"] == 1
     assert ("fedkrso_node_power_watts", "b") not in found and ("fedkrso_node_battery_ratio", "b") not in found
@@ -398,7 +457,8 @@ def test_an_address_that_cannot_be_had_is_one_line(folder: Path) -> None:
     with Dashboard("127.0.0.1:0") as first:
         port = first.url.rstrip("/").rpartition(":")[2]
         with pytest.raises(
-            ConfigError, match=rf"^127.0.0.1:{port}: the dashboard cannot listen: Address already in use \(another --dashboard"
+            ConfigError,
+            match=rf"^127.0.0.1:{port}: the dashboard cannot listen: Address already in use \(another --dashboard",
         ):
             Dashboard(f"127.0.0.1:{port}")
     with pytest.raises(ConfigError, match="no such address|cannot listen"):
@@ -440,9 +500,21 @@ def test_flags_of_a_dashboard_that_make_no_sense_are_one_line(tmp_path: Path) ->
     (tmp_path / "x" / "job.json").write_text(job)
     run = ["x", "--runs", str(tmp_path)]
     cases = [
-        (coordinator_resume, [*run, "--dashboard-token-file", "x"], "a dashboard's flags without --dashboard (add --dashboard)"),
-        (coordinator_resume, [*run, "--dashboard-name", "x"], "a dashboard's flags without --dashboard (add --dashboard)"),
-        (coordinator_resume, [*run, "--dashboard", "--dashboard-token-file", str(tmp_path / "t")], "the token file cannot be read"),
+        (
+            coordinator_resume,
+            [*run, "--dashboard-token-file", "x"],
+            "a dashboard's flags without --dashboard (add --dashboard)",
+        ),
+        (
+            coordinator_resume,
+            [*run, "--dashboard-name", "x"],
+            "a dashboard's flags without --dashboard (add --dashboard)",
+        ),
+        (
+            coordinator_resume,
+            [*run, "--dashboard", "--dashboard-token-file", str(tmp_path / "t")],
+            "the token file cannot be read",
+        ),
         (coordinator_run, ["--dashboard", "job.toml"], "--dashboard: 'job.toml' is not HOST:PORT"),
     ]
     for command, arguments, said in cases:

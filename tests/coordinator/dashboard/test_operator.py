@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator at the dashboard of a real run: broker, coordinator and agents as processes, the same commands as the page sends."""
+"""An operator at the dashboard of a real run: broker, coordinator and agents as processes, the same commands as the
+page sends."""
 
 from __future__ import annotations
 
@@ -27,19 +28,21 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
     tokens.chmod(0o600)
     flags = ("--dashboard=127.0.0.1:0", f"--dashboard-token-file={tokens}")
     users = ("coordinator", *node_names(NODES))
-    outcome: list[Any] = []
+    published_state: list[Any] = []
     with (
         LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
         prepared(NODES, 3, tmp_path, broker, train_seconds=1.0, flags=flags, quorum=3) as fleet,
     ):
-        thread = threading.Thread(target=lambda: outcome.append(fleet.run(120.0)))
+        thread = threading.Thread(target=lambda: published_state.append(fleet.run(120.0)))
         thread.start()
         address = url_of(fleet)
 
         def ask(path: str, body: dict[str, str] | None = None) -> tuple[int, Any]:
             connection = http.client.HTTPConnection(*address, timeout=40)
             headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-            connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
+            connection.request(
+                "GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers
+            )
             answer = connection.getresponse()
             found = answer.status, json.loads(answer.read())
             connection.close()
@@ -61,17 +64,26 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
         assert ask("/api/commands", {"command": "exclude", "node": "node-004"})[0] == 202
         time.sleep(1.5)
         view = run_until(lambda view: view["excluded"])
-        assert (view["phase"], view["paused"], view["excluded"], len(view["rows"])) == ("waiting", True, ["node-004"], 1)
+        assert (view["phase"], view["paused"], view["excluded"], len(view["rows"])) == (
+            "waiting",
+            True,
+            ["node-004"],
+            1,
+        )
         assert ask("/api/commands", {"command": "resume"})[0] == 202
         view = run_until(lambda view: len(view["rows"]) >= 2 or view["phase"] == "finishing")
         node = ask("/api/nodes/node-001")[1]
         assert node["node"]["readings"]["power_watts"] == 7.4 and any(node["history"]["worker_anonymous_bytes"])
         events = ask("/api/events")[1]["events"]
         thread.join(100)
-    assert outcome and not outcome[0]["trouble"] and outcome[0]["nodes_with_the_digest"] == 0, outcome
+    assert published_state and not published_state[0]["trouble"] and published_state[0]["nodes_with_the_digest"] == 0, (
+        published_state
+    )
     summary = json.loads((tmp_path / "fleet" / "summary.json").read_text())
     assert [row["participants"] for row in summary["rounds"]] == [node_names(NODES), node_names(4), node_names(4)]
     # Nobody waits for the last word of the excluded one.
     assert {summary["nodes"][name]["digest"] for name in node_names(4)} == {summary["final"]["digest"]}
     said = [event["text"] for event in events if event["kind"] == "command"]
-    assert [text.split(":")[0] for text in said] == [f"{name} by alice" for name in ("end_round", "pause", "exclude", "exclude", "resume")]
+    assert [text.split(":")[0] for text in said] == [
+        f"{name} by alice" for name in ("end_round", "pause", "exclude", "exclude", "resume")
+    ]

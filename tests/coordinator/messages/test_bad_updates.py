@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad updates against the real coordinator: refused with a reason and the sender's name, and the outcome is as if they had not come."""
+"""Bad updates against the real coordinator: refused with a reason and the sender's name, and the published state is as
+if they had not come."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def records(seed: int, size: float = 0.01) -> list[Record]:
 
 
 def good(seed: int, size: float = 0.01, examples: int = 50) -> Write:
-    return lambda path, header: write_update(path, msgspec.structs.replace(header, examples=examples), records(seed, size))
+    return lambda path, header: write_update(
+        path, msgspec.structs.replace(header, examples=examples), records(seed, size)
+    )
 
 
 def with_header(**changes: object) -> Write:
@@ -74,7 +77,9 @@ def with_bytes(change: Callable[[bytes], bytes]) -> Write:
 def with_field(key: str, value: object) -> Write:
     def write(path: Path, header: UpdateHeader) -> None:
         first, second = map(pack_record, records(9))
-        path.write_bytes(b"".join(map(msgpack.packb, [msgspec.to_builtins(header), {**first, key: value}, second, {"end": 2}])))
+        path.write_bytes(
+            b"".join(map(msgpack.packb, [msgspec.to_builtins(header), {**first, key: value}, second, {"end": 2}]))
+        )
 
     return write
 
@@ -93,8 +98,14 @@ BAD: Mapping[str, tuple[Write, str]] = {
     "subspaces": (with_header(subspaces=(0, 7)), "not distinct indices of 2 seeds"),
     "old-version": (with_header(version=3), "version is 3 where the plan has 0"),
     "in-the-name-of": (with_header(node="good-1"), "node is 'good-1' where the plan has 'in-the-name-of'"),
-    "shape": (with_records([scaled(1, -20), Record("head", quantise_rows(np.ones((4, 3), np.float32), 16), 16)]), "head: 4x3"),
-    "foreign": (with_records([*records(9), Record("other", records(9)[0].part, 8)]), "other: a tensor that the plan does not have"),
+    "shape": (
+        with_records([scaled(1, -20), Record("head", quantise_rows(np.ones((4, 3), np.float32), 16), 16)]),
+        "head: 4x3",
+    ),
+    "foreign": (
+        with_records([*records(9), Record("other", records(9)[0].part, 8)]),
+        "other: a tensor that the plan does not have",
+    ),
     "twice": (with_records([*records(9), *records(9)]), "l: a tensor that the plan does not have, or twice"),
     "missing": (with_records(records(9)[:1]), "1 tensors are missing, first head"),
     "beyond-the-sum": (with_records([scaled(127, 1), *records(9)[1:]]), "l: a value beyond 128"),
@@ -122,7 +133,9 @@ class Node:
         self.transport = self.broker.connect()
         self.post = Post("t", self.name, None, 1)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
-        self.transport.start(lambda event: self.inbox.put(decode(event.payload).body) if isinstance(event, Received) else None)
+        self.transport.start(
+            lambda event: self.inbox.put(decode(event.payload).body) if isinstance(event, Received) else None
+        )
         self.tell()
 
     def tell(self, version: int = 0, digest: str = "") -> None:
@@ -132,8 +145,16 @@ class Node:
     def send(self, plan: Plan, path: Path, write: Write) -> str:
         """Send an update; "" when it is committed, else the reason it was refused."""
         header = UpdateHeader(
-            run="t", round=plan.round, node=self.name, version=plan.version, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0
-        )  # fmt: skip
+            run="t",
+            round=plan.round,
+            node=self.name,
+            version=plan.version,
+            examples=50,
+            rank=4,
+            subspaces=(0, 1),
+            loss=1.0,
+            seconds=1.0,
+        )
         write(path, header)
         manifest = manifest_of(path, 1024)
         transfer = f"{plan.round}-{manifest.sha256[:8]}"
@@ -170,15 +191,21 @@ class Run:
         self.ledger = SqliteLedger(self.files.ledger)
         self.nodes: dict[str, Node] = {}
 
-    def go(self, sends: Mapping[str, Write], safety: SafetySection, *, idle: Iterable[str] = (), die: bool = False) -> dict[str, str]:
+    def go(
+        self, sends: Mapping[str, Write], safety: SafetySection, *, idle: Iterable[str] = (), die: bool = False
+    ) -> dict[str, str]:
         """Live until the end of the round, or until all of `sends` are accepted; what each sender was told."""
         broker, answers = MemoryBroker(), {}
         names = [*sends, *idle]
         job = Job(
-            run="t", model=ModelSection(folder=str(self.model)), task=TaskSection(kind="regression"), broker=BrokerSection(url="mqtts://x"),
-            method=FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8), safety=safety,
+            run="t",
+            model=ModelSection(folder=str(self.model)),
+            task=TaskSection(kind="regression"),
+            broker=BrokerSection(url="mqtts://x"),
+            method=FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8),
+            safety=safety,
             round=RoundSection(rounds=1, min_nodes=len(names), quorum=2, chunk_bytes=4096),
-        )  # fmt: skip
+        )
 
         def observe(view: RunView) -> None:
             if die and len(view.accepted) == len(sends):
@@ -192,7 +219,9 @@ class Run:
             try:
                 prepared = Prepared(job, SCHEMA, self.model)
                 senders = Senders("t", None)
-                ended.put(Coordinator(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run())
+                ended.put(
+                    Coordinator(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run()
+                )
             except Exception as error:  # noqa: BLE001 (looked at below)
                 ended.put(error)
             finally:
@@ -249,7 +278,9 @@ HONEST = {"good-1": good(1), "good-2": good(2, examples=80)}
 BOUND = SafetySection(norm_bound=1.0, norm_policy="refuse")
 
 
-def test_every_bad_update_is_refused_by_name_and_the_outcome_is_as_without_it(make_run: Callable[[str], Run], tmp_path: Path) -> None:
+def test_every_bad_update_is_refused_by_name_and_the_published_state_is_as_without_it(
+    make_run: Callable[[str], Run], tmp_path: Path
+) -> None:
     alone, beset = make_run("alone"), make_run("beset")
     assert set(alone.go(HONEST, BOUND).values()) == {""}
     # Bad ones first: nobody waits for those refused, so the round closes with the second good one.
@@ -265,7 +296,11 @@ def test_every_bad_update_is_refused_by_name_and_the_outcome_is_as_without_it(ma
     # Nothing of a refused update stays behind.
     assert sorted(path.name for path in beset.files.update(1, "x").parent.iterdir()) == ["good-1.bin", "good-2.bin"]
     summary = summary_of(beset.view, beset.ledger.counts("refused"))
-    assert {name: node["refused"] for name, node in summary["nodes"].items()} == {**dict.fromkeys(BAD, 1), "good-1": 0, "good-2": 0}
+    assert {name: node["refused"] for name, node in summary["nodes"].items()} == {
+        **dict.fromkeys(BAD, 1),
+        "good-1": 0,
+        "good-2": 0,
+    }
     write_report(tmp_path / "report.html", summary)
     assert "a-bomb" in (tmp_path / "report.html").read_text()
 
@@ -276,11 +311,15 @@ def test_a_clipped_update_and_a_capped_share_are_in_log_and_summary(make_run: Ca
     assert set(run.go(sends, SafetySection(norm_bound=1.0, max_share_ratio=3.0)).values()) == {""}
     loud = {row.header.node: row for row in run.ledger.updates(1)}["loud"]
     assert loud.clip is not None and loud.norm is not None and loud.norm * loud.clip.factor <= 1.0
-    assert run.said("clipped") == {"loud": f"round 1: norm {loud.norm:.6g}, scaled by {loud.clip.factor:.6g} to the bound of 1"}
+    assert run.said("clipped") == {
+        "loud": f"round 1: norm {loud.norm:.6g}, scaled by {loud.clip.factor:.6g} to the bound of 1"
+    }
     assert run.said("capped") == {"liar": "round 1: 1000000 examples count as 150, at most 150 may"}
     summary = summary_of(run.view)
     row = summary["rounds"][0]
-    assert row["clipped"] == {"loud": loud.clip.factor} and row["capped"] == {"liar": {"examples": 1_000_000, "weight": 150}}
+    assert row["clipped"] == {"loud": loud.clip.factor} and row["capped"] == {
+        "liar": {"examples": 1_000_000, "weight": 150}
+    }
     assert row["norms"].keys() == sends.keys() and summary["nodes"]["loud"]["largest_norm"] == loud.norm
     assert [summary["nodes"][n]["rounds_clipped"] for n in ("good-1", "loud")] == [0, 1]
 
@@ -298,7 +337,9 @@ def test_a_resumed_coordinator_clips_as_the_killed_one_chose(make_run: Callable[
 
 
 def test_rows_of_a_ledger_from_before_norms_still_decode(tmp_path: Path) -> None:
-    header = UpdateHeader(run="r", round=1, node="a", version=0, examples=3, rank=8, subspaces=(0,), loss=1.0, seconds=1.0)
+    header = UpdateHeader(
+        run="r", round=1, node="a", version=0, examples=3, rank=8, subspaces=(0,), loss=1.0, seconds=1.0
+    )
     old = {"transfer": "1-x", "file": "f", "size_bytes": 10, "header": msgspec.to_builtins(header)}
     row = msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=UpdateRow)
     assert row == UpdateRow("1-x", "f", 10, header) and row.norm is None and row.clip is None

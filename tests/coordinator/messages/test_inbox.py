@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many nodes offer at once: what is under way together stays bounded, everybody gets a turn, and nobody who is silent holds it up."""
+"""Many nodes offer at once: what is under way together stays bounded, everybody gets a turn, and nobody who is silent
+holds it up."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from fedcore.transport.base import Limits, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
 
-TOPIC = "fedkrso/1/r/probe"
+TOPIC = "fedkrso/2/r/probe"
 
 
 @contextmanager
@@ -62,7 +62,11 @@ def test_other_events_stay_in_order_and_old_probes_do_not_count() -> None:
     client = broker.connect()
     client.start(events.put)
     events.get()
-    others = [Received("t", b"1", retained=False), Received(TOPIC, b"old", retained=False), Received("t", b"2", retained=False)]
+    others = [
+        Received("t", b"1", retained=False),
+        Received(TOPIC, b"old", retained=False),
+        Received("t", b"2", retained=False),
+    ]
     for event in others:
         events.put(event)
     assert usable_chunk_bytes(client, events, TOPIC, Limits(None, ""), 65_536, b"n") == 65_536

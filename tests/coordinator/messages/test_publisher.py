@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transport does not take at once: words about an update wait, the last one of each kind; chunks are asked for again."""
+"""What the transport does not take at once: words about an update wait, the last one of each kind; chunks are asked for
+again."""
 
 from __future__ import annotations
 
@@ -38,14 +39,16 @@ class Narrow:
         return True
 
 
-def test_informed_rows_go_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_them(tmp_path: Path) -> None:
+def test_informed_rows_go_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_them(
+    tmp_path: Path,
+) -> None:
     narrow, topics = Narrow(), Topics("r")
     publisher = Publisher(narrow, Post("r", "", None, 1), topics, RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
     RunFolder(tmp_path).informed.write_bytes(bytes(range(100)))
     manifest = manifest_of(RunFolder(tmp_path).informed, 64)
     training = msgspec.structs.replace(TRAINING, projection="informed", informed=manifest.sha256, informed_subspaces=1)
     plan = make_plan(training=training, informed=InformedObject(manifest))
-    chunks = [topics.outcome(manifest.sha256[:16], index) for index in (0, 1)]
+    chunks = [topics.published_state(manifest.sha256[:16], index) for index in (0, 1)]
     narrow.room = 20
     for said in ([*chunks, topics.plan], [topics.plan]):
         publisher.plan(plan)

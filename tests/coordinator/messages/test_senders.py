@@ -91,7 +91,9 @@ def test_without_an_enrolment_names_are_believed_and_runs_are_not() -> None:
         senders.open("x", Post("r", "y", None, 1).seal(ONLINE))
 
 
-@pytest.mark.parametrize(("last", "now", "expected"), [(0, 1_800_000_000.5, 1_800_000_000), (1_800_000_000, 7.0, 1_800_000_001)])
+@pytest.mark.parametrize(
+    ("last", "now", "expected"), [(0, 1_800_000_000.5, 1_800_000_000), (1_800_000_000, 7.0, 1_800_000_001)]
+)
 def test_starts_rise_also_where_the_clock_does_not(last: int, now: float, expected: int) -> None:
     assert start_number(last, now) == expected
 
@@ -100,6 +102,9 @@ def test_a_flood_of_one_event_is_a_line_a_minute(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l.sqlite")
     log = EventLog(ledger)
     told = [log.note(at / 10, "refused", "a", 1, "forged") for at in range(1000)]
-    assert [event.line() for event in told if event] == ["refused a: forged", "refused a: forged (599 times more since)"]
+    assert [event.line() for event in told if event] == [
+        "refused a: forged",
+        "refused a: forged (599 times more since)",
+    ]
     assert log.note(0.0, "refused", "b", 1, "forged") and len(ledger.events()) == 3
     ledger.close()

@@ -54,11 +54,18 @@ def test_every_secret_is_its_owners_and_the_authoritys_is_in_one_place(tmp_path:
     assert sorted(keys) == [
         "authority/authority.key",
         "broker/broker.key",
-        *(f"{who}/{kind}.key" for who in ("coordinator", "nodes/garden", "nodes/kitchen") for kind in ("certificate", "signing")),
+        *(
+            f"{who}/{kind}.key"
+            for who in ("coordinator", "nodes/garden", "nodes/kitchen")
+            for kind in ("certificate", "signing")
+        ),
     ]
     assert len(set(keys.values())) == len(keys)
     assert all((yard.root / name).stat().st_mode & 0o777 == 0o600 for name in keys)
-    assert all(part.stat().st_mode & 0o777 == 0o700 for part in (yard.root, yard.authority, yard.broker, yard.client("kitchen")))
+    assert all(
+        part.stat().st_mode & 0o777 == 0o700
+        for part in (yard.root, yard.authority, yard.broker, yard.client("kitchen"))
+    )
     others = [path for path in yard.root.rglob("*") if path.is_file() and path.parent != yard.authority]
     assert not any(keys["authority/authority.key"] in path.read_bytes() for path in others)
     assert "offline" in (yard.authority / "README.txt").read_text()
@@ -83,7 +90,9 @@ def test_certificates_say_what_they_are_for_and_no_more(tmp_path: Path) -> None:
         assert list(found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [purpose]
         assert not found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         assert found.not_valid_after_utc == NOW + dt.timedelta(days=90)
-    names = certificate(yard.broker / "broker.pem").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    names = (
+        certificate(yard.broker / "broker.pem").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    )
     assert names.get_values_for_type(x509.DNSName) == ["broker.example.org"]
     assert names.get_values_for_type(x509.IPAddress) == [ipaddress.ip_address("192.168.1.10")]
 
@@ -95,7 +104,9 @@ def test_a_certificate_never_outlives_its_authority(tmp_path: Path) -> None:
     assert certificate(yard.client("late") / "certificate.pem").not_valid_after_utc == until
 
 
-def test_the_sections_fit_job_and_node_files_and_the_keys_fit_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sections_fit_job_and_node_files_and_the_keys_fit_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     yard = make(tmp_path / "p", "kitchen")
     monkeypatch.chdir(tmp_path)
     job_file, node_file = yard.client("coordinator") / "job.toml", yard.client("kitchen") / "node.toml"
@@ -133,7 +144,9 @@ def test_what_an_interrupted_call_left_out_is_made_up_for(tmp_path: Path) -> Non
     (yard.client("a") / "signing.key.new").write_text("half")
     make(yard.root, "a")
     assert secrets(yard.root) == keys and yard.enrolled.exists() and (yard.broker / "access.acl").exists()
-    certificate(yard.client("a") / "certificate.pem").verify_directly_issued_by(certificate(yard.authority / "authority.pem"))
+    certificate(yard.client("a") / "certificate.pem").verify_directly_issued_by(
+        certificate(yard.authority / "authority.pem")
+    )
 
 
 def test_a_node_whose_files_went_to_its_device_for_good_stays_as_it_is(tmp_path: Path) -> None:
@@ -191,7 +204,7 @@ def test_one_more_run_of_the_same_machines_only_adds_rights(tmp_path: Path) -> N
     make(yard.root, run="second")
     assert secrets(yard.root) == keys
     rules = (yard.broker / "access.acl").read_text()
-    assert "topic write fedkrso/1/voice/node/a/up/#" in rules and "topic write fedkrso/1/second/node/a/up/#" in rules
+    assert "topic write fedkrso/2/voice/node/a/up/#" in rules and "topic write fedkrso/2/second/node/a/up/#" in rules
 
 
 @pytest.mark.parametrize(
@@ -201,7 +214,10 @@ def test_one_more_run_of_the_same_machines_only_adds_rights(tmp_path: Path) -> N
         (["voice", "+", "--broker-host", "h"], "NODE: '+' cannot be a name"),
         (["voi ce", "a", "--broker-host", "h"], "RUN: 'voi ce' cannot be a name"),
         (["voice", "coordinator", "--broker-host", "h"], "a node cannot be called 'coordinator'"),
-        (["voice", "a"], "--broker-host: the broker's certificate needs a host (write what devices connect to, such as --broker-host"),
+        (
+            ["voice", "a"],
+            "--broker-host: the broker's certificate needs a host (write what devices connect to, such as --broker-host",
+        ),
         (["voice", "a", "--broker-host", "mqtts://h:8883"], "'mqtts://h:8883' is neither a host name nor an address"),
         (["voice", "a", "--broker-host", "300.1.1.1"], "neither a host name nor an address"),
         (["voice", "a", "--broker-host", "*.example.org"], "neither a host name nor an address"),
@@ -250,7 +266,9 @@ def test_without_the_authority_nothing_is_made_and_no_other_one_either(tmp_path:
     yard = make(tmp_path / "p", "a")
     (yard.authority / "authority.key").rename(tmp_path / "drawer")
     for call in (lambda: make(yard.root, "b"), lambda: revoke(yard.root, ["a"], now=NOW)):
-        with pytest.raises(ConfigError, match=r"the authority is not here \(bring back authority.pem and authority.key\)"):
+        with pytest.raises(
+            ConfigError, match=r"the authority is not here \(bring back authority.pem and authority.key\)"
+        ):
             call()
     assert not yard.client("b").exists() and not (yard.authority / "authority.key").exists()
     (tmp_path / "drawer").rename(yard.authority / "authority.key")

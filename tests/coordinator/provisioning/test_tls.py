@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real broker with what `fedkrso provision` makes: who gets in, what they may do there, and what the others are told."""
+"""A real broker with what `fedkrso provision` makes: who gets in, what they may do there, and what the others are
+told."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ class Client:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
     """One broker for the tests that change nothing about it."""
     needs_mosquitto()
-    with LocalBroker(tmp_path_factory.mktemp("shared") / "broker", USERS, kind="mosquitto", tls=True, run="voice") as started:
+    with LocalBroker(
+        tmp_path_factory.mktemp("shared") / "broker", USERS, kind="mosquitto", tls=True, run="voice"
+    ) as started:
         yield started
 
 
@@ -124,13 +127,22 @@ def test_a_device_writes_under_its_own_prefix_only_and_is_met_with_silence_elsew
     with client(shared, "coordinator", "#") as coordinator, client(shared, "b", "#") as b, client(shared, "a") as a:
         b.ready(coordinator, TOPICS.down("b", "ready"))
         forbidden = [TOPICS.status("b"), TOPICS.up("b", "offer"), TOPICS.down("b", "grant"), TOPICS.down("a", "grant")]
-        forbidden += [TOPICS.plan, TOPICS.outcome("1-whole", 0), TOPICS.probe, "fedkrso/1/other/node/a/status", "elsewhere"]
+        forbidden += [
+            TOPICS.plan,
+            TOPICS.published_state("1-whole", 0),
+            TOPICS.probe,
+            "fedkrso/2/other/node/a/status",
+            "elsewhere",
+        ]
         for topic in forbidden:
             a.publish(topic, b"forged", retain=topic == TOPICS.plan)
         a.publish(TOPICS.status("a"), b"own")
         a.publish(TOPICS.up("a", "offer"), b"own")
         # A broker keeps one sender's order: what was to arrive before these two would have.
-        assert [coordinator.next(), coordinator.next()] == [(TOPICS.status("a"), b"own"), (TOPICS.up("a", "offer"), b"own")]
+        assert [coordinator.next(), coordinator.next()] == [
+            (TOPICS.status("a"), b"own"),
+            (TOPICS.up("a", "offer"), b"own"),
+        ]
         coordinator.publish(TOPICS.plan, b"real", retain=True)
         assert b.next() == (TOPICS.plan, b"real")
     with client(shared, "b", TOPICS.plan) as late:
@@ -148,11 +160,14 @@ def test_a_device_reads_its_own_down_and_nobody_elses(shared: LocalBroker) -> No
         b.publish(TOPICS.up("b", "offer"), b"private")
         assert coordinator.next() == (TOPICS.up("b", "offer"), b"private")
         coordinator.publish(TOPICS.down("b", "grant"), b"private")
-        coordinator.publish(TOPICS.outcome("1-whole", 0), b"public")
+        coordinator.publish(TOPICS.published_state("1-whole", 0), b"public")
         coordinator.publish(TOPICS.down("a", "grant"), b"for a")
         while (first := a.next())[0] == TOPICS.plan:
             pass
-        assert [first, a.next()] == [(TOPICS.outcome("1-whole", 0), b"public"), (TOPICS.down("a", "grant"), b"for a")]
+        assert [first, a.next()] == [
+            (TOPICS.published_state("1-whole", 0), b"public"),
+            (TOPICS.down("a", "grant"), b"for a"),
+        ]
 
 
 def test_the_coordinator_may_not_speak_for_a_node_but_hears_itself_on_its_probe(shared: LocalBroker) -> None:
@@ -163,7 +178,11 @@ def test_the_coordinator_may_not_speak_for_a_node_but_hears_itself_on_its_probe(
 
 
 def test_nobody_takes_over_anothers_session_with_its_client_id(shared: LocalBroker) -> None:
-    with client(shared, "a", client_id="same") as a, client(shared, "b", client_id="same") as b, client(shared, "coordinator", "#") as all_:
+    with (
+        client(shared, "a", client_id="same") as a,
+        client(shared, "b", client_id="same") as b,
+        client(shared, "coordinator", "#") as all_,
+    ):
         for sender, name in ((a, "a"), (b, "b")):
             sender.publish(TOPICS.status(name), b"here")
             assert all_.next() == (TOPICS.status(name), b"here")
@@ -186,7 +205,8 @@ def test_a_revoked_node_loses_its_rights_at_once_and_cannot_come_back(tmp_path: 
             assert coordinator.next() == (TOPICS.status("a"), b"before")
             revoke(broker.yard.root, ["a"], now=now)
             broker.reload()
-            # The broker reloads between two messages: what b sends after one of a's that has gone through shows what became of a's.
+            # The broker reloads between two messages: what b sends after one of a's that has gone through shows what
+            # became of a's.
             b.publish(TOPICS.status("b"), b"first")
             while coordinator.next() != (TOPICS.status("b"), b"first"):
                 pass
@@ -198,18 +218,27 @@ def test_a_revoked_node_loses_its_rights_at_once_and_cannot_come_back(tmp_path: 
             broker.stop()
             broker.start()
             while "our certificate is revoked" not in (reason := lost(a.events)):
-                assert "is the broker running" in reason or "the connection was lost" in reason or "closed the connection" in reason
+                assert (
+                    "is the broker running" in reason
+                    or "the connection was lost" in reason
+                    or "closed the connection" in reason
+                )
         for settings in (earlier, broker.settings("a", "a")):
-            assert refusal(settings).endswith("TLS: our certificate is revoked (give the device another id: fedkrso provision)")
+            assert refusal(settings).endswith(
+                "TLS: our certificate is revoked (give the device another id: fedkrso provision)"
+            )
         client(broker, "b").transport.stop()
 
 
 def test_another_authoritys_certificate_is_refused(shared: LocalBroker, tmp_path: Path) -> None:
     provision(tmp_path / "p", "voice", ["a"], hosts=["127.0.0.1"], now=dt.datetime.now(dt.timezone.utc))
     own = Yard(tmp_path / "p").client("a")
-    settings = replace(shared.settings("a", "a"), certificate_file=str(own / "certificate.pem"), key_file=str(own / "certificate.key"))
-    assert "TLS: our certificate is of another authority (use the one that `fedkrso provision` made with this broker's)" in refusal(
-        settings
+    settings = replace(
+        shared.settings("a", "a"), certificate_file=str(own / "certificate.pem"), key_file=str(own / "certificate.key")
+    )
+    assert (
+        "TLS: our certificate is of another authority (use the one that `fedkrso provision` made with this broker's)"
+        in refusal(settings)
     )
     # And seen from the other side: a broker that is not ours gets no further than its certificate.
     settings = replace(settings, ca_file=str(own / "authority.pem"))
@@ -229,12 +258,17 @@ def test_certificates_that_have_run_out_are_named_on_both_sides(shared: LocalBro
     assert shared.yard is not None
     root = tmp_path / "p"
     shutil.copytree(shared.yard.root, root)
-    provision(root, "voice", [], renew=["a", "broker"], days=1, now=dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=30))
+    provision(
+        root, "voice", [], renew=["a", "broker"], days=1, now=dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=30)
+    )
     settings = replace(shared.settings("a", "a"), certificate_file=str(Yard(root).client("a") / "certificate.pem"))
     assert "TLS: our certificate has run out (fedkrso provision --renew" in refusal(settings)
     with tls_server(root, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3) as port:
         line = refusal(replace(shared.settings("a", "a"), url=f"mqtts://127.0.0.1:{port}"))
-    assert "TLS: the broker's certificate has run out (fedkrso provision --renew broker; check this machine's clock)" in line
+    assert (
+        "TLS: the broker's certificate has run out (fedkrso provision --renew broker; check this machine's clock)"
+        in line
+    )
 
 
 class tls_server:  # noqa: N801 - used like a function
@@ -294,7 +328,10 @@ def test_tls_1_1_is_refused_by_us_and_by_the_broker(shared: LocalBroker) -> None
 def test_a_host_that_is_not_in_the_certificate_is_refused(shared: LocalBroker) -> None:
     # The same address by a name that the certificate does not carry, and by one that it does.
     line = refusal(replace(shared.settings("a", "a"), url=f"mqtts://127.1:{shared.port}"))
-    assert "TLS: the broker's certificate is not for 127.1 (fedkrso provision --broker-host 127.1, or another host in broker.url)" in line
+    assert (
+        "TLS: the broker's certificate is not for 127.1 (fedkrso provision --broker-host 127.1, or another host in broker.url)"
+        in line
+    )
     Client(replace(shared.settings("a", "a"), url=f"mqtts://localhost:{shared.port}")).transport.stop()
 
 
@@ -309,7 +346,11 @@ def test_tls_and_plain_do_not_meet(shared: LocalBroker, tmp_path: Path) -> None:
 def test_files_that_cannot_be_used_are_named_before_anything_connects(shared: LocalBroker, tmp_path: Path) -> None:
     assert shared.yard is not None
     own, other = shared.yard.client("a"), shared.yard.client("b")
-    files = {"ca_file": own / "authority.pem", "certificate_file": own / "certificate.pem", "key_file": own / "certificate.key"}
+    files = {
+        "ca_file": own / "authority.pem",
+        "certificate_file": own / "certificate.pem",
+        "key_file": own / "certificate.key",
+    }
     (tmp_path / "text").write_text("no certificate")
     wrong = [
         ({"ca_file": tmp_path / "none"}, r"broker.ca_file: .*none: cannot be read: No such file"),
@@ -345,9 +386,15 @@ def test_doctor_takes_certificates(shared: LocalBroker) -> None:
     files = shared.settings("a", "a")
     assert files.ca_file and files.certificate_file and files.key_file
     arguments = ["--json", "--quick", "--broker", shared.url, "--ca-file", files.ca_file]
-    right = CliRunner().invoke(doctor, [*arguments, "--certificate-file", files.certificate_file, "--key-file", files.key_file])
+    right = CliRunner().invoke(
+        doctor, [*arguments, "--certificate-file", files.certificate_file, "--key-file", files.key_file]
+    )
     found = {check["check"]: check for check in json.loads(right.stdout)}["broker"]
-    assert found["state"] == "ok" and found["found"].startswith("MQTT 5, packets up to 2000000 bytes") and found["found"].endswith("TLS")
+    assert (
+        found["state"] == "ok"
+        and found["found"].startswith("MQTT 5, packets up to 2000000 bytes")
+        and found["found"].endswith("TLS")
+    )
     wrong = CliRunner().invoke(doctor, arguments)
     found = {check["check"]: check for check in json.loads(wrong.stdout)}["network"]
     assert wrong.exit_code == 1 and found["state"] == "error"

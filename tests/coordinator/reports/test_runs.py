@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs on the disk: what is told of each state, a ledger that is read beside its writer, and folders that are no runs."""
+"""Runs on the disk: what is told of each state, a ledger that is read beside its writer, and folders that are no
+runs."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ print(count, slowest, flush=True)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if not path.name.endswith("-shm")}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if not path.name.endswith("-shm")
+    }
 
 
 def test_a_live_ledger_is_read_while_it_is_written_and_never_held_up(tmp_path: Path) -> None:
@@ -103,7 +108,10 @@ def test_each_state_is_told_in_a_line(tmp_path: Path) -> None:
         "done": "finished", "killed": "stopped", "unwatched": "stopped", "unborn": "stopped", "live": "running",
     }  # fmt: skip
     assert found["done"].why == found["live"].why == ""
-    assert "ended without a last word" in found["killed"].why and "fedkrso coordinator resume killed --runs" in found["killed"].why
+    assert (
+        "ended without a last word" in found["killed"].why
+        and "fedkrso coordinator resume killed --runs" in found["killed"].why
+    )
     assert found["unborn"].why.startswith("never started")
     assert "coordinator resume unwatched" in found["unwatched"].why
     assert [each.round for each in found["killed"].rows] == [1, 2, 3], "the ledger knows more than the last view"
@@ -131,7 +139,10 @@ def test_a_run_of_another_machine_is_judged_by_its_age(tmp_path: Path, monkeypat
     monkeypatch.setattr(Writer, "this", staticmethod(lambda: elsewhere))
     with running_run(tmp_path, "live"):
         now = time.time()
-        assert read_run(tmp_path / "live", now + 5).state == "running" and "on rack-7" in read_run(tmp_path / "live", now + 5).why
+        assert (
+            read_run(tmp_path / "live", now + 5).state == "running"
+            and "on rack-7" in read_run(tmp_path / "live", now + 5).why
+        )
         late = read_run(tmp_path / "live", now + 600)
         assert late.state == "stopped" and "can be seen on rack-7 only" in late.why
 
@@ -176,7 +187,9 @@ def test_foreign_and_damaged_folders_are_named_and_skipped(tmp_path: Path) -> No
     (tmp_path / "half-job" / "job.json").write_text('{"run": "half')
     (tmp_path / "old-job" / "job.json").write_text('{"run": "old-job", "nodes": 3}')
     (tmp_path / "no-job" / "job.json").unlink()
-    (tmp_path / "no-ledger-file" / "ledger.sqlite").write_bytes(b"not a database at all, but long enough to be looked at" * 100)
+    (tmp_path / "no-ledger-file" / "ledger.sqlite").write_bytes(
+        b"not a database at all, but long enough to be looked at" * 100
+    )
     data = (tmp_path / "half-ledger" / "ledger.sqlite").read_bytes()
     (tmp_path / "half-ledger" / "ledger.sqlite").write_bytes(data[: len(data) // 2 - 100])
     with contextlib.closing(SqliteLedger(tmp_path / "wrong-row" / "ledger.sqlite")) as ledger:

@@ -33,7 +33,9 @@ from fedcore.round.header import UpdateHeader
 
 
 def machine(**settings: object) -> RoundMachine:
-    return RoundMachine(RoundSection(**{"rounds": 2, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7)  # type: ignore[arg-type]
+    return RoundMachine(
+        RoundSection(**{"rounds": 2, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7
+    )  # type: ignore[arg-type]
 
 
 def feed(m: RoundMachine, *events: Event, now: float = 0.0) -> list[object]:
@@ -135,7 +137,14 @@ def test_any_events_keep_the_invariants_and_no_round_closes_below_quorum(seed: i
         now += chance.choice((0.0, 1.0, 60.0))
         node, t = chance.choice(nodes), m.round + chance.choice((-1, 0, 0, 0))
         event: Event = chance.choice(
-            [NodeOnline(node), NodeOffline(node), UpdateAccepted(node, t), Declined(node, t), Tick(), DigestReported(node, t, "x")]
+            [
+                NodeOnline(node),
+                NodeOffline(node),
+                UpdateAccepted(node, t),
+                Declined(node, t),
+                Tick(),
+                DigestReported(node, t, "x"),
+            ]
         )
         for action in feed(m, event, now=now):
             if isinstance(action, CloseRound):
@@ -158,11 +167,13 @@ def test_cohort_does_not_depend_on_who_else_is_there() -> None:
 
 
 def test_ledger_keeps_the_first_update_and_survives_reopening(tmp_path: Path) -> None:
-    header = UpdateHeader(run="r", round=1, node="a", version=0, examples=3, rank=8, subspaces=(0,), loss=1.0, seconds=1.0)
+    header = UpdateHeader(
+        run="r", round=1, node="a", version=0, examples=3, rank=8, subspaces=(0,), loss=1.0, seconds=1.0
+    )
     ledger = SqliteLedger(tmp_path / "l")
     assert ledger.put_update(UpdateRow("1-x", "f", 10, header))
     assert not ledger.put_update(UpdateRow("1-y", "g", 10, header))
-    ledger.put_outcome([], RoundRow(1, ("a",), 1, 2, 3.0, 0.5))
+    ledger.put_published([], RoundRow(1, ("a",), 1, 2, 3.0, 0.5))
     ledger.note(1.0, "refused", "b", "late")
     ledger.close()
     again = SqliteLedger(tmp_path / "l")

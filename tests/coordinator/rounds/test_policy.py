@@ -29,19 +29,25 @@ from fedcore.round.plan import Plan
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
 SCHEMA = ModelSchema((LayerSpec("l", 30, 40),), (TensorSpec("head", (3, 20), False),))
-HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8, outcome_bits=16))
-HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0)
+HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8, published_bits=16))
+HEADER = UpdateHeader(
+    run="r", round=1, node="a", version=0, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0
+)
 NO_LIMITS = SafetySection(max_share_ratio=0.0)
 
 claims = st.dictionaries(st.sampled_from("abcdefghijk"), st.integers(1, MAX_EXAMPLES), min_size=1)
 limits = st.builds(
-    SafetySection, max_share_ratio=st.one_of(st.just(0.0), st.floats(1, 50)), max_examples=st.one_of(st.just(0), st.integers(1, 10**6))
+    SafetySection,
+    max_share_ratio=st.one_of(st.just(0.0), st.floats(1, 50)),
+    max_examples=st.one_of(st.just(0), st.integers(1, 10**6)),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(claims, limits, st.randoms(use_true_random=False))
-def test_weights_are_within_the_limits_and_depend_on_no_order(claimed: dict[str, int], safety: SafetySection, chance: object) -> None:
+def test_weights_are_within_the_limits_and_depend_on_no_order(
+    claimed: dict[str, int], safety: SafetySection, chance: object
+) -> None:
     found = round_shares(claimed, "examples", safety)
     order = list(claimed.items())
     chance.shuffle(order)  # type: ignore[attr-defined]
@@ -60,7 +66,9 @@ def test_weights_are_within_the_limits_and_depend_on_no_order(claimed: dict[str,
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(20, 100), min_size=2, max_size=9), st.data())
-def test_a_minority_of_liars_weighs_at_most_the_ratio_times_the_largest_honest_claim(honest: list[int], data: st.DataObject) -> None:
+def test_a_minority_of_liars_weighs_at_most_the_ratio_times_the_largest_honest_claim(
+    honest: list[int], data: st.DataObject
+) -> None:
     lies = data.draw(st.lists(st.integers(1, MAX_EXAMPLES), max_size=len(honest) - 1))
     claimed = {f"honest-{i}": n for i, n in enumerate(honest)} | {f"liar-{i}": n for i, n in enumerate(lies)}
     found = round_shares(claimed, "examples", SafetySection(max_share_ratio=5.0))
@@ -78,7 +86,11 @@ def test_no_limits_and_uniform_shares_leave_claims_alone() -> None:
 
 def test_claims_beyond_what_exact_sums_allow_together_are_halved_until_they_fit() -> None:
     claimed = {"a": MAX_EXAMPLES, "b": MAX_EXAMPLES, "c": 1}
-    assert round_shares(claimed, "examples", NO_LIMITS).weights == {"a": MAX_EXAMPLES // 2, "b": MAX_EXAMPLES // 2, "c": 1}
+    assert round_shares(claimed, "examples", NO_LIMITS).weights == {
+        "a": MAX_EXAMPLES // 2,
+        "b": MAX_EXAMPLES // 2,
+        "c": 1,
+    }
 
 
 def test_a_norm_beyond_the_bound_is_clipped_or_refused_by_name_and_one_at_the_bound_is_neither() -> None:
@@ -122,13 +134,27 @@ def make_plan() -> Plan:
     training = HALF.training(1, 5)
     checksums = checksums_of(training, SCHEMA)
     return Plan(
-        round=1, phase="train", cohort=(), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
-        model_schema=SCHEMA, checksums=checksums, training=training, version=0, chunk_bytes=65_536, objects=(),
-    )  # fmt: skip
+        round=1,
+        phase="train",
+        cohort=(),
+        deadline_at=0,
+        task=TaskSection(kind="regression"),
+        base_kind="int8",
+        base_digest="",
+        model_schema=SCHEMA,
+        checksums=checksums,
+        training=training,
+        version=0,
+        chunk_bytes=65_536,
+        objects=(),
+    )
 
 
-def outcome(folder: Path, sent: dict[str, tuple[int, float]], safety: SafetySection) -> tuple[ExactState, dict[str, int]]:
-    """The state after a round in which each participant claims examples and sends an update of a norm; and the weights."""
+def published_state(
+    folder: Path, sent: dict[str, tuple[int, float]], safety: SafetySection
+) -> tuple[ExactState, dict[str, int]]:
+    """The state after a round in which each participant claims examples and sends an update of a norm; and the
+    weights."""
     updates, clips = {}, {}
     for seed, (node, (examples, norm)) in enumerate(sent.items()):
         generator = np.random.default_rng(seed)
@@ -136,11 +162,17 @@ def outcome(folder: Path, sent: dict[str, tuple[int, float]], safety: SafetySect
         size = norm / math.sqrt(sum((array**2).sum() for array in arrays))
         layer, head = ((array * size).astype(np.float32) for array in arrays)
         header = msgspec.structs.replace(HEADER, node=node, examples=examples)
-        write_update(folder / node, header, [Record("l", quantise_rows(layer, 8), 8), Record("head", quantise_rows(head, 16), 16)])
+        write_update(
+            folder / node,
+            header,
+            [Record("l", quantise_rows(layer, 8), 8), Record("head", quantise_rows(head, 16), 16)],
+        )
         checked = check_update(folder / node, make_plan(), "r", node)
         updates[node], clips[node] = checked.header, clip_for(checked, safety)
     shares = round_shares({node: header.examples for node, header in updates.items()}, "examples", safety)
-    weighted = [WeightedUpdate(folder / node, header, shares.weights[node], clips[node]) for node, header in updates.items()]
+    weighted = [
+        WeightedUpdate(folder / node, header, shares.weights[node], clips[node]) for node, header in updates.items()
+    ]
     one = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted)
     other = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), reversed(weighted))
     assert one.publish().digest() == other.publish().digest()
@@ -152,7 +184,9 @@ def distance(one: ExactState, other: ExactState | None = None) -> float:
     return math.sqrt(sum((d.astype(np.float64) ** 2).sum() for d in differences)) / 2**32
 
 
-def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_there_were_limits(tmp_path: Path) -> None:
+def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_there_were_limits(
+    tmp_path: Path,
+) -> None:
     def numbers(shape: tuple[int, int], largest: int, step: int) -> np.ndarray:
         return (np.arange(shape[0] * shape[1]).reshape(shape) * step % (2 * largest + 1) - largest).astype(np.int16)
 
@@ -165,7 +199,8 @@ def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_t
         updates.append(check_update(tmp_path / header.node, make_plan(), "r", header.node))
     shares = round_shares({u.header.node: u.header.examples for u in updates}, "examples", SafetySection())
     weighted = [
-        WeightedUpdate(tmp_path / u.header.node, u.header, shares.weights[u.header.node], clip_for(u, SafetySection())) for u in updates
+        WeightedUpdate(tmp_path / u.header.node, u.header, shares.weights[u.header.node], clip_for(u, SafetySection()))
+        for u in updates
     ]
     digest = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted).publish().digest()
     assert digest == "7e9fee02f0fa83ac05f35071f198e853b6aa7b61b511b8c069c9a2ce8df7310b"
@@ -175,12 +210,14 @@ HONEST = {"h1": (50, 0.08), "h2": (60, 0.09), "h3": (40, 0.1), "h4": (55, 0.07)}
 
 
 @pytest.mark.parametrize("attacker", [(500_000, 0.1), (50, 100.0), (500_000, 100.0)], ids=["share", "norm", "both"])
-def test_an_attacker_moves_the_outcome_no_further_than_the_bound_says(tmp_path: Path, attacker: tuple[int, float]) -> None:
+def test_an_attacker_moves_the_published_state_no_further_than_the_bound_says(
+    tmp_path: Path, attacker: tuple[int, float]
+) -> None:
     safety = SafetySection(norm_bound=0.105, max_share_ratio=3.0)
-    without, _ = outcome(tmp_path, HONEST, safety)
-    plain, _ = outcome(tmp_path, HONEST, NO_LIMITS)
+    without, _ = published_state(tmp_path, HONEST, safety)
+    plain, _ = published_state(tmp_path, HONEST, NO_LIMITS)
     assert without.publish().digest() == plain.publish().digest(), "limits change nothing among the honest"
-    attacked, weights = outcome(tmp_path, {**HONEST, "liar": attacker}, safety)
+    attacked, weights = published_state(tmp_path, {**HONEST, "liar": attacker}, safety)
     assert {node: weights[node] for node in HONEST} == {node: examples for node, (examples, _) in HONEST.items()}
     # The lower median of 40, 50, 55, 60 and a liar's claim is 50 or 55.
     assert weights["liar"] <= 3 * 55
@@ -192,5 +229,5 @@ def test_an_attacker_moves_the_outcome_no_further_than_the_bound_says(tmp_path: 
     assert moved <= bound + rounding
     assert distance(attacked) <= safety.norm_bound
     # Without the limits the same attacker is far beyond that.
-    unbounded, _ = outcome(tmp_path, {**HONEST, "liar": attacker}, NO_LIMITS)
+    unbounded, _ = published_state(tmp_path, {**HONEST, "liar": attacker}, NO_LIMITS)
     assert distance(unbounded, without) > 1.5 * bound

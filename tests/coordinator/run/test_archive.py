@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stays of a run's published objects: enough for everybody, and no more, however long the run and wherever it was killed."""
+"""What stays of a run's published objects: enough for everybody, and no more, however long the run and wherever it was
+killed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.errors import FedkrsoError, ModelError, RunError
 from fedcore.fields.manifest import Manifest
 from fedcore.model.base import Base
-from fedcore.round.plan import OutcomeObject, Plan, cheapest_way, objects_needed
+from fedcore.round.plan import Plan, StateObject, cheapest_way, objects_needed
 from fedcore.weights.checkpoint import Checkpoint, write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
@@ -38,8 +39,12 @@ def make_model(root: Path) -> Path:
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
     chance = np.random.default_rng(0)
-    weights: dict[str, Any] = {f"{s.name}.weight": chance.normal(size=(s.rows, s.columns)).astype("<f4") for s in SCHEMA.layers}
-    write_safetensors(model / "model.safetensors", [(name, "F32", w.shape) for name, w in weights.items()], weights.__getitem__)
+    weights: dict[str, Any] = {
+        f"{s.name}.weight": chance.normal(size=(s.rows, s.columns)).astype("<f4") for s in SCHEMA.layers
+    }
+    write_safetensors(
+        model / "model.safetensors", [(name, "F32", w.shape) for name, w in weights.items()], weights.__getitem__
+    )
     return model
 
 
@@ -50,13 +55,13 @@ def make_leader(tmp_path: Path) -> Callable[..., Leader]:
 
 
 def on_disk(leader: Leader) -> set[str]:
-    return {path.name for path in leader.files.outcomes.iterdir()}
+    return {path.name for path in leader.files.published_states.iterdir()}
 
 
 def bytes_on_disk(leader: Leader) -> int:
     """Of the files that are there to the end of the look: it tidies after the plan is out."""
     total_bytes = 0
-    for path in leader.files.outcomes.iterdir():
+    for path in leader.files.published_states.iterdir():
         with contextlib.suppress(FileNotFoundError):
             total_bytes += path.stat().st_size
     return total_bytes
@@ -66,14 +71,14 @@ def ledger_of(leader: Leader) -> SqliteLedger:
     return SqliteLedger(leader.files.ledger)
 
 
-def published(version: int, generation: int, size: int, *, snapshot: bool = False) -> OutcomeObject:
+def published(version: int, generation: int, size: int, *, snapshot: bool = False) -> StateObject:
     name = f"{version}-{generation}-{snapshot}"
-    return OutcomeObject(version, generation, None, name, Manifest(name, size, name, 64), snapshot)
+    return StateObject(version, generation, None, name, Manifest(name, size, name, 64), snapshot)
 
 
 def test_the_list_stays_bounded_and_leads_there_from_anywhere() -> None:
     chance = random.Random(1)
-    objects: dict[Key, OutcomeObject] = {}
+    objects: dict[Key, StateObject] = {}
     seen = set()
     for generation in range(1, 100):
         end = published(generation, generation - 1, chance.randint(80, 120))
@@ -118,7 +123,7 @@ def test_a_long_run_keeps_its_disk_and_its_plans_small(make_leader: Callable[...
     # What was published last stays, whatever the list says.
     assert {f"{v}-whole.bin" for v in (29, 30)} <= on_disk(leader) and "1-whole.bin" not in on_disk(leader)
     ledger = ledger_of(leader)
-    assert {leader.path(obj).name for obj in ledger.outcomes()} == on_disk(leader)
+    assert {leader.path(obj).name for obj in ledger.published_states()} == on_disk(leader)
     ledger.close()
 
 
@@ -139,7 +144,8 @@ def final(leader: Leader, plan: Plan) -> str:
     return plan.start_digest
 
 
-# Where a coordinator is killed in the round that writes the first snapshot: what is called there, and whether before or after.
+# Where a coordinator is killed in the round that writes the first snapshot: what is called there, and whether before or
+# after.
 FIRST_SNAPSHOT = 4
 PLACES = [
     ("fedcore.weights.masters.MasterCopies.write", "after"),
@@ -159,7 +165,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("place", "when"), PLACES)
-def test_killed_anywhere_around_a_fold_it_goes_on_to_the_same_digest(
+def test_killed_anywhere_around_a_merge_it_goes_on_to_the_same_digest(
     make_leader: Callable[..., Leader], undisturbed: str, monkeypatch: pytest.MonkeyPatch, place: str, when: str
 ) -> None:
     leader = make_leader("killed")
@@ -183,7 +189,9 @@ def test_killed_anywhere_around_a_fold_it_goes_on_to_the_same_digest(
     assert final(leader, plan) == undisturbed
 
 
-def test_a_resumed_run_stands_in_the_subspaces_of_the_open_round(make_leader: Callable[..., Leader], undisturbed: str) -> None:
+def test_a_resumed_run_stands_in_the_subspaces_of_the_open_round(
+    make_leader: Callable[..., Leader], undisturbed: str
+) -> None:
     """Killed in every round, which with new seeds every round is the first of its generation."""
     leader = make_leader("killed")
     plan = leader.start()
@@ -219,7 +227,9 @@ def test_a_damaged_base_is_made_anew(make_leader: Callable[..., Leader], undistu
     assert final(leader, plan) == undisturbed
 
 
-def test_a_base_that_is_damaged_while_the_coordinator_lives_is_made_anew(make_leader: Callable[..., Leader], undisturbed: str) -> None:
+def test_a_base_that_is_damaged_while_the_coordinator_lives_is_made_anew(
+    make_leader: Callable[..., Leader], undisturbed: str
+) -> None:
     leader = make_leader("damaged")
     plan = leader.until(6, leader.start())
     (newest,) = leader.files.base.iterdir()
@@ -231,7 +241,7 @@ def test_a_base_that_is_damaged_while_the_coordinator_lives_is_made_anew(make_le
 
 
 def test_an_export_has_what_was_learned_once(make_leader: Callable[..., Leader], tmp_path: Path) -> None:
-    """Also while the next round is open, when the base was folded already."""
+    """Also while the next round is open, when the base was merged already."""
     leader = make_leader("t")
     leader.until(4, leader.start())
     leader.kill()
@@ -256,7 +266,7 @@ def test_an_export_has_what_was_learned_once(make_leader: Callable[..., Leader],
 def test_what_a_kill_left_behind_is_swept(make_leader: Callable[..., Leader]) -> None:
     leader = make_leader("run")
     plan = leader.until(3, leader.start())
-    (leader.files.outcomes / "77-snapshot.bin.part").write_bytes(b"x")
+    (leader.files.published_states / "77-snapshot.bin.part").write_bytes(b"x")
     leader.advance(plan)
     leader.kill()
     assert "77-snapshot.bin.part" not in on_disk(leader)
@@ -279,7 +289,7 @@ def test_a_changed_checkpoint_is_refused_and_the_right_one_goes_on(tmp_path: Pat
         weights = (model / "model.safetensors").read_bytes()
         flip(model / "model.safetensors", at=0.9)
         if server_round > 1:
-            # The folded base does not need the checkpoint until it is damaged.
+            # The merged base does not need the checkpoint until it is damaged.
             flip(next(leader.files.base.iterdir()) / "0.bin")
         error = error_of(leader)
         assert isinstance(error, ModelError) and "not those that the run began with" in error.one_line(), error

@@ -26,7 +26,9 @@ def job(method: dict[str, Any], **sections: Any) -> Job:
 
 
 def test_informed_rows_have_a_text_that_they_are_measured_on() -> None:
-    found = job({"projection": "informed"}, calibration={"source": "t.tsv", "text": "sentence", "label": None, "rows": 64}).calibration
+    found = job(
+        {"projection": "informed"}, calibration={"source": "t.tsv", "text": "sentence", "label": None, "rows": 64}
+    ).calibration
     assert found is not None and found.rows == 64
     assert found.data == DataSection(source="t.tsv", text="sentence", label=None)
 
@@ -35,12 +37,22 @@ def test_informed_rows_have_a_text_that_they_are_measured_on() -> None:
     ("method", "calibration", "match"),
     [
         ({"projection": "informed"}, None, r"^calibration: informed rows need text"),
-        ({"projection": "gaussian"}, {"source": "t.tsv"}, r"^calibration: fedkrso as it is here needs no text \(leave it out\)"),
+        (
+            {"projection": "gaussian"},
+            {"source": "t.tsv"},
+            r"^calibration: fedkrso as it is here needs no text \(leave it out\)",
+        ),
         ({"projection": "informed"}, {"source": "t.tsv", "rows": 0}, r"^calibration\.rows: rows is 0"),
-        ({"projection": "informed", "schedule": "fresh"}, {"source": "t.tsv"}, r"^method\.schedule: informed rows are there once"),
+        (
+            {"projection": "informed", "schedule": "fresh"},
+            {"source": "t.tsv"},
+            r"^method\.schedule: informed rows are there once",
+        ),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(method: dict[str, Any], calibration: dict[str, Any] | None, match: str) -> None:
+def test_what_does_not_go_together_is_refused_in_one_line(
+    method: dict[str, Any], calibration: dict[str, Any] | None, match: str
+) -> None:
     with pytest.raises((ConfigError, msgspec.ValidationError), match=match) as caught:
         job(method, calibration=calibration)
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator's commands: what they do to the rounds, that they are remembered, and that they decide nothing in the model."""
+"""An operator's commands: what they do to the rounds, that they are remembered, and that they decide nothing in the
+model."""
 
 from __future__ import annotations
 
@@ -32,7 +33,19 @@ from coordinator.rounds.events import (
     UpdateAccepted,
 )
 from coordinator.rounds.machine import RoundMachine
-from coordinator.run.control import Answer, Asked, Command, EndRound, Exclude, Pause, Readmit, Resume, command_of, name_of, refuse_all
+from coordinator.run.control import (
+    Answer,
+    Asked,
+    Command,
+    EndRound,
+    Exclude,
+    Pause,
+    Readmit,
+    Resume,
+    command_of,
+    name_of,
+    refuse_all,
+)
 from coordinator.store.ledger import SqliteLedger, read_events
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, RunError
@@ -44,7 +57,9 @@ TASK = TaskSection(kind="regression")
 
 
 def machine(**settings: object) -> RoundMachine:
-    return RoundMachine(RoundSection(**{"rounds": 3, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7)  # type: ignore[arg-type]
+    return RoundMachine(
+        RoundSection(**{"rounds": 3, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7
+    )  # type: ignore[arg-type]
 
 
 def feed(m: RoundMachine, *events: Event, now: float = 0.0) -> list[object]:
@@ -122,7 +137,10 @@ def test_an_excluded_node_is_not_waited_for_and_not_invited() -> None:
 def test_what_an_excluded_node_sent_in_the_open_round_counts() -> None:
     m = machine(min_nodes=3)
     feed(m, *map(NodeOnline, "abc"), UpdateAccepted("c", 1))
-    assert answer(m, Exclude("c")) == (True, "c is excluded: its update of round 1 counts, and it is not invited to further rounds")
+    assert answer(m, Exclude("c")) == (
+        True,
+        "c is excluded: its update of round 1 counts, and it is not invited to further rounds",
+    )
     assert feed(m, UpdateAccepted("a", 1), UpdateAccepted("b", 1)) == [CloseRound(1, ("a", "b", "c"))]
 
 
@@ -153,7 +171,11 @@ def test_an_excluded_node_is_not_waited_for_at_the_end() -> None:
 def test_commands_from_words() -> None:
     for name, node in [("pause", ""), ("resume", ""), ("end_round", ""), ("exclude", "a"), ("readmit", "a")]:
         assert name_of(command_of(name, node)) == name
-    for name, node, said in [("stop", "", "there is no command 'stop'"), ("exclude", "", "needs a node"), ("pause", "a", "about no node")]:
+    for name, node, said in [
+        ("stop", "", "there is no command 'stop'"),
+        ("exclude", "", "needs a node"),
+        ("pause", "a", "about no node"),
+    ]:
         with pytest.raises(ConfigError, match=said):
             command_of(name, node)
 
@@ -166,8 +188,12 @@ def make_model(root: Path) -> Path:
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
     chance = np.random.default_rng(0)
-    weights: dict[str, Any] = {f"{s.name}.weight": chance.normal(size=(s.rows, s.columns)).astype("<f4") for s in SCHEMA.layers}
-    write_safetensors(model / "model.safetensors", [(name, "F32", w.shape) for name, w in weights.items()], weights.__getitem__)
+    weights: dict[str, Any] = {
+        f"{s.name}.weight": chance.normal(size=(s.rows, s.columns)).astype("<f4") for s in SCHEMA.layers
+    }
+    write_safetensors(
+        model / "model.safetensors", [(name, "F32", w.shape) for name, w in weights.items()], weights.__getitem__
+    )
     return model
 
 
@@ -185,7 +211,9 @@ def commands_of(leader: Leader) -> list[str]:
     return [event.text for event in read_events(leader.files.ledger, 0, 100) if event.kind == "command"]
 
 
-def test_paused_and_excluded_are_there_after_a_kill_and_the_digest_is_the_same(make_leader: Callable[[str], Leader]) -> None:
+def test_paused_and_excluded_are_there_after_a_kill_and_the_digest_is_the_same(
+    make_leader: Callable[[str], Leader],
+) -> None:
     plain = make_leader("plain")
     undisturbed = plain.until(4, plain.start())
     plain.kill()
@@ -196,7 +224,10 @@ def test_paused_and_excluded_are_there_after_a_kill_and_the_digest_is_the_same(m
     with pytest.raises(AssertionError, match="no plan"):
         leader.advance(plan, wait_seconds=0.5)
     assert leader.coordinator.view.paused and leader.coordinator.view.phase == "waiting"
-    assert tell(leader, Exclude("nn")).text == "no node 'nn' was heard in this run; 'n' was" and not leader.coordinator.view.excluded
+    assert (
+        tell(leader, Exclude("nn")).text == "no node 'nn' was heard in this run; 'n' was"
+        and not leader.coordinator.view.excluded
+    )
     assert tell(leader, Exclude("n")).done
     leader.kill()
 
@@ -252,7 +283,10 @@ def test_killed_in_the_middle_of_a_command_it_was_obeyed_or_it_was_not(tmp_path:
     here = Path(__file__).parent
     path = f"{here.parents[1] / 'helpers'}:{here.parents[2]}"
     killed = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path), str(here), moment], env={"PYTHONPATH": path}, capture_output=True, timeout=60
+        [sys.executable, "-c", _KILLED, str(tmp_path), str(here), moment],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        timeout=60,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     obeyed = moment == "after"
@@ -303,7 +337,9 @@ def test_a_ledger_from_before_events_had_a_round_is_read_and_written(tmp_path: P
 
     path = tmp_path / "ledger.sqlite"
     with sqlite3.connect(path) as old:
-        old.execute("CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL)")
+        old.execute(
+            "CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL)"
+        )
         old.execute("INSERT INTO events VALUES (1.0, 'refused', 'a', 'late')")
     old.close()
     ledger = SqliteLedger(path)

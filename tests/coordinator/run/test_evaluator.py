@@ -12,7 +12,7 @@ import coordinator.run.evaluator
 from coordinator.run.evaluator import Evaluator
 from fedcore.errors import WorkerError
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import OutcomeObject
+from fedcore.round.plan import StateObject
 from fedcore.worker.messages import Adopt, Evaluate, Evaluated, Ready
 
 
@@ -26,11 +26,11 @@ class Recorder:
         self.sent.append(command)
 
 
-def published(version: int, generation: int, size: int = 100, *, snapshot: bool = False) -> OutcomeObject:
-    return OutcomeObject(version, generation, None, f"d{version}", Manifest("o", size, "0", 64), snapshot)
+def published(version: int, generation: int, size: int = 100, *, snapshot: bool = False) -> StateObject:
+    return StateObject(version, generation, None, f"d{version}", Manifest("o", size, "0", 64), snapshot)
 
 
-def path(obj: OutcomeObject) -> Path:
+def path(obj: StateObject) -> Path:
     return Path(f"{obj.version}-{obj.kind}")
 
 
@@ -45,7 +45,9 @@ def told(evaluator: Evaluator) -> list[str]:
     """What was sent since the last look."""
     recorder: Any = evaluator._worker
     sent, recorder.sent = recorder.sent, []
-    return [str(c.path) if isinstance(c, Adopt) else f"evaluate {c.version}" if isinstance(c, Evaluate) else c for c in sent]
+    return [
+        str(c.path) if isinstance(c, Adopt) else f"evaluate {c.version}" if isinstance(c, Evaluate) else c for c in sent
+    ]
 
 
 def answer(version: int) -> Evaluated:
@@ -73,7 +75,16 @@ def test_a_process_that_is_behind_catches_up_before_it_measures(evaluator: Evalu
     evaluator.evaluate((7, 6), objects, path)
     evaluator.evaluate((8, 7), (*objects, published(8, 7)), path)
     evaluator.ready(Ready(1, 0, "", 9))
-    assert told(evaluator) == ["configure", "4-snapshot", "5-whole", "6-whole", "7-whole", "evaluate 7", "8-whole", "evaluate 8"]
+    assert told(evaluator) == [
+        "configure",
+        "4-snapshot",
+        "5-whole",
+        "6-whole",
+        "7-whole",
+        "evaluate 7",
+        "8-whole",
+        "evaluate 8",
+    ]
 
 
 def test_no_way_is_an_error_and_not_a_wrong_number(evaluator: Evaluator) -> None:

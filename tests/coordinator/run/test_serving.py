@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real coordinator without nodes: what its run's folder says while it runs, when it is interrupted, and when it fails."""
+"""A real coordinator without nodes: what its run's folder says while it runs, when it is interrupted, and when it
+fails."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def start(tmp_path: Path, minilm_folder: Path) -> Iterator[Start]:
         job.write_text(JOB.format(model=minilm_folder, schema=schema) + broker)
         command = [sys.executable, "-c", "from fedcore.command import main; main()", "coordinator", "run", str(job)]
         processes.append(
-            subprocess.Popen([*command, "--runs", str(tmp_path), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*command, "--runs", str(tmp_path), *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
         )
         return processes[-1]
 
@@ -89,7 +92,9 @@ def test_a_run_is_served_once_and_an_interruption_is_its_last_word(tmp_path: Pat
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert read_run(tmp_path / "r").why.startswith("its coordinator was interrupted; to go on: fedkrso coordinator resume r --runs ")
+    assert read_run(tmp_path / "r").why.startswith(
+        "its coordinator was interrupted; to go on: fedkrso coordinator resume r --runs "
+    )
     assert [json.loads(line)["event"] for line in output.splitlines()] == ["security"]
 
 
@@ -98,7 +103,11 @@ def test_the_error_that_ended_a_run_is_in_its_folder_and_in_its_log(tmp_path: Pa
         wrong = f'[broker]\nurl = "{broker.url}"\ninsecure = true\nusername = "fedkrso"\npassword = "wrong"\n'
         process = start(wrong, "--log-format", "json")
         output, errors = process.communicate(timeout=120)
-    assert process.returncode == 5 and errors.startswith("error: ") and "check broker.username and broker.password" in errors
+    assert (
+        process.returncode == 5
+        and errors.startswith("error: ")
+        and "check broker.username and broker.password" in errors
+    )
     last = json.loads(output.splitlines()[-1])
     assert (last["event"], last["level"], last["exit_code"], last["run"]) == ("failed", "error", 5, "r")
     record = read_run(tmp_path / "r")

@@ -82,7 +82,12 @@ def test_the_end_is_told_with_the_line_it_ended_with(tmp_path: Path) -> None:
     with ViewFile(path, seen):
         seen.phase = "finished"
     last = read_view(path)
-    assert last is not None and (last.ended, last.error, last.running, last.view.phase) == ("finished", "", False, "finished")
+    assert last is not None and (last.ended, last.error, last.running, last.view.phase) == (
+        "finished",
+        "",
+        False,
+        "finished",
+    )
     with pytest.raises(RunError), ViewFile(path, seen):
         raise RunError("no quorum", place="round 2", remedy="more nodes")
     last = read_view(path)
@@ -132,7 +137,9 @@ def test_another_machine_or_container_cannot_be_looked_into() -> None:
     assert msgspec.structs.replace(own, host="elsewhere").runs() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"writer": {}}', b"\xff\xfe", b'{"writer": 3, "view": {}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"writer": {}}', b"\xff\xfe", b'{"writer": 3, "view": {}}']
+)
 def test_what_is_no_view_is_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "view.json"
     assert read_view(path) is None

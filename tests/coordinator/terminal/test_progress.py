@@ -40,7 +40,13 @@ def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
     lines = story.lines(seen)
     assert [line.event for line in lines] == ["update_accepted", "round_published", "round_opened"]
     assert str(lines[0]) == "round 1: update of b" and lines[0].numbers == {"accepted": 2}
-    assert lines[1].numbers == {"train_loss": 1.0, "updates": 2, "uplink_bytes": 1_500_000, "downlink_bytes": 3_000_000, "seconds": 11.0}
+    assert lines[1].numbers == {
+        "train_loss": 1.0,
+        "updates": 2,
+        "uplink_bytes": 1_500_000,
+        "downlink_bytes": 3_000_000,
+        "seconds": 11.0,
+    }
     seen.rows = [msgspec.structs.replace(first, accuracy=0.5, loss=1.25)]
     lines = story.lines(seen)
     assert [line.event for line in lines] == ["round_evaluated"]
@@ -99,7 +105,9 @@ def test_pausing_and_insecurity_are_told() -> None:
 
 def test_a_large_cohort_is_a_short_line() -> None:
     names = tuple(f"node-{n:03}" for n in range(300))
-    (line,) = (line for line in Story().lines(view(phase="open", round=1, cohort=names)) if line.event == "round_opened")
+    (line,) = (
+        line for line in Story().lines(view(phase="open", round=1, cohort=names)) if line.event == "round_opened"
+    )
     assert line.endswith("node-011 and 288 more") and len(line) < 200 and line.numbers["invited"] == 300
 
 

@@ -25,7 +25,11 @@ def test_readings_follow_the_script() -> None:
 def test_a_folder_is_followed_as_its_file_changes(tmp_path: Path) -> None:
     write_simulated(tmp_path, SimulatedFile("board 8", 4 * 2**30, (Step(0, HOT),)))
     device = detect(tmp_path)
-    assert (device.facts.kind, device.facts.name, device.facts.memory_total_bytes) == ("simulated", "board 8", 4 * 2**30)
+    assert (device.facts.kind, device.facts.name, device.facts.memory_total_bytes) == (
+        "simulated",
+        "board 8",
+        4 * 2**30,
+    )
     assert device.read() == HOT
     write_simulated(tmp_path, SimulatedFile(steps=(Step(0, COOL),)))
     assert device.read() == COOL

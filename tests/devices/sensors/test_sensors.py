@@ -30,8 +30,9 @@ def put(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-# Lines from rbonghi/jetson_stats tests/tegrastats (one with values set to be told apart), a JetPack 4.1 Xavier NX of a public exporter's
-# tests, lesomnus/tegra-exporter's tests (R36.4.4), and jetson_stats pull request 894 (JetPack 7.2), shortened there.
+# Lines from rbonghi/jetson_stats tests/tegrastats (one with values set to be told apart), a JetPack 4.1 Xavier NX of a
+# public exporter's tests, lesomnus/tegra-exporter's tests (R36.4.4), and jetson_stats pull request 894 (JetPack 7.2),
+# shortened there.
 @pytest.mark.parametrize(
     ("line", "total_mib", "gpu", "sensors", "rails"),
     [
@@ -40,7 +41,14 @@ def put(root: Path, files: dict[str, str]) -> Path:
             7844,
             59,
             {"bcpu": -45, "mcpu": -45, "gpu": -51, "pll": 45, "ao": 47.5, "tboard": 37, "tdiode": 46.75},
-            {"VDD_IN": 14.025, "VDD_CPU": 2.209, "VDD_GPU": 6.854, "VDD_SOC": 1.371, "VDD_WIFI": 0.019, "VDD_DDR": 2.702},
+            {
+                "VDD_IN": 14.025,
+                "VDD_CPU": 2.209,
+                "VDD_GPU": 6.854,
+                "VDD_SOC": 1.371,
+                "VDD_WIFI": 0.019,
+                "VDD_DDR": 2.702,
+            },
         ),
         (
             "01-03-2023 16:10:22 RAM 2257/30536MB (lfb 5392x4MB) SWAP 0/15268MB (cached 0MB) CPU [0%@729,0%@729] EMC_FREQ 0% GR3D_FREQ 0% CV0@-256C CPU@41.375C Tboard@29C SOC2@39C Tdiode@30.75C GPU@-256C tj@41.468C",
@@ -94,7 +102,12 @@ def test_cores_that_are_off_count_not() -> None:
         (["nvidia,p3768-0000+p3767-0004", "nvidia,tegra234"], "x", 3.7, "jetson-orin-nano-4gb"),
         (["nvidia,p3768-0000+p3767-0001", "nvidia,tegra234"], "any carrier", 7.3, "jetson-orin-nx-8gb"),
         (["nvidia,p3768-0000+p3767-0000-super", "nvidia,tegra234"], "any carrier", 15.2, "jetson-orin-nx-16gb"),
-        (["nvidia,p3509-0000+p3767-0003", "nvidia,tegra234"], "NVIDIA Orin Nano Developer Kit", 7.4, "jetson-orin-nano-8gb"),
+        (
+            ["nvidia,p3509-0000+p3767-0003", "nvidia,tegra234"],
+            "NVIDIA Orin Nano Developer Kit",
+            7.4,
+            "jetson-orin-nano-8gb",
+        ),
         (["nvidia,p3737-0000+p3701-0000", "nvidia,tegra234"], "Jetson AGX Orin", 29.8, "jetson-agx-orin-32gb"),
         (["acme,board", "nvidia,tegra234"], "ACME box with Jetson Orin NX", 15.2, "jetson-orin-nx-16gb"),
         (["nvidia,p3834-0009", "nvidia,tegra264"], "T4000", 61, "jetson-thor-64gb"),
@@ -128,15 +141,25 @@ def test_processor_load_is_between_two_readings(tmp_path: Path) -> None:
     ("supplies", "expected"),
     [
         ({}, Supply(True)),
-        ({"AC": "TYPE=Mains\nONLINE=1", "BAT0": "TYPE=Battery\nSTATUS=Discharging\nCAPACITY=50\nPOWER_NOW=5000000"}, Supply(True, 50.0)),
+        (
+            {"AC": "TYPE=Mains\nONLINE=1", "BAT0": "TYPE=Battery\nSTATUS=Discharging\nCAPACITY=50\nPOWER_NOW=5000000"},
+            Supply(True, 50.0),
+        ),
         ({"BAT0": "TYPE=Battery\nSTATUS=Discharging\nCAPACITY=104\nPOWER_NOW=-5000000"}, Supply(False, None, 5.0)),
-        ({"BAT0": "TYPE=Battery\nSTATUS=Discharging\nVOLTAGE_NOW=11358000\nCURRENT_NOW=278000"}, Supply(False, None, 11.358 * 0.278)),
+        (
+            {"BAT0": "TYPE=Battery\nSTATUS=Discharging\nVOLTAGE_NOW=11358000\nCURRENT_NOW=278000"},
+            Supply(False, None, 11.358 * 0.278),
+        ),
         ({"BAT0": "TYPE=Battery\nSTATUS=Discharging\nPOWER_NOW=x"}, Supply(False)),
         ({"BAT0": "TYPE=Battery\nSTATUS=Full\nCAPACITY=100"}, Supply(True, 100.0)),
         ({"BAT0": "TYPE=Battery\nSTATUS=Not charging\nCAPACITY=60"}, Supply(None, 60.0)),
         ({"BAT0": "TYPE=Battery\nSTATUS=Unknown\nPRESENT=0", "AC": "TYPE=Mains\nONLINE=0"}, Supply(True)),
         (
-            {"BAT0": "TYPE=Battery\nSTATUS=Discharging", "ucsi-source-psy-USBC000:001": "TYPE=USB\nONLINE=0", "AC": "TYPE=Mains\nONLINE=0"},
+            {
+                "BAT0": "TYPE=Battery\nSTATUS=Discharging",
+                "ucsi-source-psy-USBC000:001": "TYPE=USB\nONLINE=0",
+                "AC": "TYPE=Mains\nONLINE=0",
+            },
             Supply(False),
         ),
         ({"BAT0": "TYPE=Battery\nSTATUS=Charging\nCAPACITY=5", "ucsi": "TYPE=USB_C\nONLINE=1"}, Supply(True, 5.0)),
@@ -146,7 +169,10 @@ def test_processor_load_is_between_two_readings(tmp_path: Path) -> None:
 def test_mains_and_battery(supplies: dict[str, str], expected: Supply, tmp_path: Path) -> None:
     (tmp_path / "sys/class/power_supply").mkdir(parents=True)
     for name, lines in supplies.items():
-        put(tmp_path, {f"sys/class/power_supply/{name}/uevent": "".join(f"POWER_SUPPLY_{line}\n" for line in lines.split("\n"))})
+        put(
+            tmp_path,
+            {f"sys/class/power_supply/{name}/uevent": "".join(f"POWER_SUPPLY_{line}\n" for line in lines.split("\n"))},
+        )
     found = PowerSupply(tmp_path).read()
     assert (found.on_mains, found.battery_percent) == (expected.on_mains, expected.battery_percent)
     assert found.battery_watts == pytest.approx(expected.battery_watts)
@@ -171,7 +197,9 @@ def test_the_power_supply_is_asked_every_five_seconds(tmp_path: Path) -> None:
 
 def test_event_counters_mean_something_while_they_grow(tmp_path: Path) -> None:
     put(tmp_path, {"a": "5\n", "b": "0\n"})
-    growth = Growth([("heat", str(tmp_path / "a")), ("under-voltage", str(tmp_path / "b")), ("gone", str(tmp_path / "c"))])
+    growth = Growth(
+        [("heat", str(tmp_path / "a")), ("under-voltage", str(tmp_path / "b")), ("gone", str(tmp_path / "c"))]
+    )
     assert growth.verdict() == Verdict()
     assert growth.verdict() == Verdict(False)
     put(tmp_path, {"a": "6\n", "b": "1\n"})
@@ -189,8 +217,17 @@ def test_a_fan_is_no_throttling_and_a_trip_point_is_one(tmp_path: Path) -> None:
     cooling.scan()
     assert cooling.verdict() == Verdict()
     zone = f"{thermal}/thermal_zone0"
-    put(tmp_path, {f"{zone}/type": "soc-thermal\n", f"{zone}/temp": "84000\n", f"{zone}/trip_point_0_type": "passive\n"})
-    put(tmp_path, {f"{zone}/trip_point_0_temp": "85000\n", f"{zone}/trip_point_1_type": "critical\n", f"{zone}/trip_point_1_temp": "1\n"})
+    put(
+        tmp_path, {f"{zone}/type": "soc-thermal\n", f"{zone}/temp": "84000\n", f"{zone}/trip_point_0_type": "passive\n"}
+    )
+    put(
+        tmp_path,
+        {
+            f"{zone}/trip_point_0_temp": "85000\n",
+            f"{zone}/trip_point_1_type": "critical\n",
+            f"{zone}/trip_point_1_temp": "1\n",
+        },
+    )
     trips = TripPoints(tmp_path)
     trips.scan()
     assert trips.verdict() == Verdict(False)
@@ -209,22 +246,42 @@ def test_sensors_of_one_name_are_told_apart_and_the_hottest_are_kept(tmp_path: P
 
 
 def test_gpu_cells_of_every_sort() -> None:
-    found = parse_gpus("A, 100, 40, 7, 50, 30.5, 0x0000000000000020\nB, 10, 40, [Not Supported], -, N/A, Active\n\nbroken\n")
+    found = parse_gpus(
+        "A, 100, 40, 7, 50, 30.5, 0x0000000000000020\nB, 10, 40, [Not Supported], -, N/A, Active\n\nbroken\n"
+    )
     assert [gpu.name for gpu in found] == ["A", "B"]
     assert (found[0].total_bytes, found[0].free_bytes, found[0].slow_reason) == (100 * 2**20, 40 * 2**20, "heat (gpu)")
-    assert (found[1].total_bytes, found[1].free_bytes, found[1].percent, found[1].slow_reason) == (None, None, None, None)
+    assert (found[1].total_bytes, found[1].free_bytes, found[1].percent, found[1].slow_reason) == (
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_firmware_fields_that_nobody_filled_in_are_no_name(tmp_path: Path) -> None:
-    put(tmp_path, {"sys/class/dmi/id/sys_vendor": "To Be Filled By O.E.M.\n", "sys/class/dmi/id/product_name": "Default string\n"})
+    put(
+        tmp_path,
+        {
+            "sys/class/dmi/id/sys_vendor": "To Be Filled By O.E.M.\n",
+            "sys/class/dmi/id/product_name": "Default string\n",
+        },
+    )
     assert dmi_name(tmp_path) is None
     put(tmp_path, {"sys/class/dmi/id/sys_vendor": "HP\n", "sys/class/dmi/id/product_name": "HP EliteBook 840 G8\n"})
     assert dmi_name(tmp_path) == "HP EliteBook 840 G8"
 
 
 def test_absurd_values_are_left_out_and_the_rest_stays() -> None:
-    found = checked({"battery_percent": 104.0, "power_watts": float("nan"), "memory_total_bytes": -1, "on_mains": False})
-    assert (found.battery_percent, found.power_watts, found.memory_total_bytes, found.on_mains) == (None, None, None, False)
+    found = checked(
+        {"battery_percent": 104.0, "power_watts": float("nan"), "memory_total_bytes": -1, "on_mains": False}
+    )
+    assert (found.battery_percent, found.power_watts, found.memory_total_bytes, found.on_mains) == (
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 def test_files_that_cannot_be_read_are_none(tmp_path: Path) -> None:

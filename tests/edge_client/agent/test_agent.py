@@ -50,7 +50,8 @@ def test_200_mb_pass_through_an_agent_of_40_mb(broker: LocalBroker, tmp_path: Pa
         for index in range(SIZE // len(block)):
             file.write(index.to_bytes(4, "little") + block[4:])
     (outbox / "1.sha256").write_text(manifest_of(outbox / "1.bin", 65_536).sha256)
-    # Unsigned, because what stands in for the coordinator signs nothing; encrypted, because that costs the agent memory.
+    # Unsigned, because what stands in for the coordinator signs nothing; encrypted, because that costs the agent
+    # memory.
     connection, _, _ = broker.sections("n").partition("[trust]")
     (tmp_path / "model").mkdir()
     node_file = tmp_path / "node.toml"
@@ -95,7 +96,9 @@ def test_200_mb_pass_through_an_agent_of_40_mb(broker: LocalBroker, tmp_path: Pa
         assert arrived and arrived[0].stat().st_size == SIZE
         peak = peak_rss_bytes(agent.pid)
         maps = Path(f"/proc/{agent.pid}/maps").read_text()
-        assert not re.search(r"libtorch|_multiarray_umath|libopenblas|tokenizers", maps), "the agent loaded a heavy library"
+        assert not re.search(r"libtorch|_multiarray_umath|libopenblas|tokenizers", maps), (
+            "the agent loaded a heavy library"
+        )
         assert peak <= 40_000_000, f"the agent's peak was {peak / 1e6:.1f} MB"
     finally:
         agent.terminate()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent and its owner's policy: what goes out on the wire, what the worker is told, and a loop that no sensor stops."""
+"""The agent and its owner's policy: what goes out on the wire, what the worker is told, and a loop that no sensor
+stops."""
 
 from __future__ import annotations
 
@@ -83,23 +84,40 @@ class Told(Supervisor):
 class Scene:
     """An agent in a thread, and what it says."""
 
-    def __init__(self, folder: Path, board: Board, policy: PolicySection, supervise: Any = Told, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, board: Board, policy: PolicySection, supervise: Any = Told, **options: Any
+    ) -> None:
         self.broker, self.board, self.beats = MemoryBroker(), board, [time.monotonic()]
         self.bodies: queue.Queue[Any] = queue.Queue()
         self.leader = self.broker.connect()
         self.leader.subscribe(TOPICS.up("+", "#"))
         self.leader.subscribe(TOPICS.status("+"))
-        self.leader.start(lambda event: self.bodies.put(decode(event.payload).body) if isinstance(event, Received) else None)
+        self.leader.start(
+            lambda event: self.bodies.put(decode(event.payload).body) if isinstance(event, Received) else None
+        )
         self._post = Post("t", "", None, 1)
         node = Node(
-            node="n", run="t", model_folder=str(folder), folder=str(folder / "node"), data=DataSection(source="none.csv"), policy=policy,
+            node="n",
+            run="t",
+            model_folder=str(folder),
+            folder=str(folder / "node"),
+            data=DataSection(source="none.csv"),
+            policy=policy,
             broker=BrokerSection(url="mqtts://b"),
-        )  # fmt: skip
+        )
         self.said: list[str] = []
         self.agent = Agent(
-            node, folder, 2**30, self.broker.connect(), random.Random(0), say=self.said.append, device=board, supervise=supervise,
-            heartbeat=lambda state: self.beats.append(time.monotonic()), **options,
-        )  # fmt: skip
+            node,
+            folder,
+            2**30,
+            self.broker.connect(),
+            random.Random(0),
+            say=self.said.append,
+            device=board,
+            supervise=supervise,
+            heartbeat=lambda state: self.beats.append(time.monotonic()),
+            **options,
+        )
         self.ended: list[BaseException | None] = []
         self.thread = threading.Thread(target=self._serve)
 
@@ -212,7 +230,9 @@ def test_a_worker_that_cannot_import_ends_the_node_at_once(
     """As on a board whose torch was built for another CUDA: it is installed, and its libraries are not there."""
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file: No such file or directory')\n")
+    (broken / "torch.py").write_text(
+        "raise ImportError('libcudart.so.12: cannot open shared object file: No such file or directory')\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(broken))
     node = scene(Board(COOL), PolicySection(), Supervisor)
     node.invite(1)
@@ -226,7 +246,8 @@ def test_a_worker_that_cannot_import_ends_the_node_at_once(
 
 
 def test_a_worker_is_let_go_without_waiting_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is busy loading its libraries does not listen: it is killed after some seconds, and the agent's loop turned all the time."""
+    """One that is busy loading its libraries does not listen: it is killed after some seconds, and the agent's loop
+    turned all the time."""
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "torch.py").write_text("import time\ntime.sleep(120)\n")

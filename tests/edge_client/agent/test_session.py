@@ -12,14 +12,18 @@ import edge_client.agent.events as s
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.session import Session
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, OutcomeObject, Plan
+from fedcore.round.plan import InformedObject, Plan, StateObject
 
 
-def obj(version: int, base: int | None = None, generation: int = 0, size: int = 100) -> OutcomeObject:
-    return OutcomeObject(version, generation, base, f"d{version}", Manifest("o", size, f"{version}{base}{generation}", 64))
+def obj(version: int, base: int | None = None, generation: int = 0, size: int = 100) -> StateObject:
+    return StateObject(
+        version, generation, base, f"d{version}", Manifest("o", size, f"{version}{base}{generation}", 64)
+    )
 
 
-def plan(t: int, objects: tuple[OutcomeObject, ...] = (), *, cohort: tuple[str, ...] = ("n",), generation: int = 0) -> Plan:
+def plan(
+    t: int, objects: tuple[StateObject, ...] = (), *, cohort: tuple[str, ...] = ("n",), generation: int = 0
+) -> Plan:
     return make_plan(t, objects=objects, cohort=cohort, generation=generation)
 
 
@@ -116,7 +120,7 @@ def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() 
     assert session.reason == ""
 
 
-def informed_plan(t: int, sha256: str = "a" * 64, objects: tuple[OutcomeObject, ...] = ()) -> tuple[Plan, InformedObject]:
+def informed_plan(t: int, sha256: str = "a" * 64, objects: tuple[StateObject, ...] = ()) -> tuple[Plan, InformedObject]:
     """A plan whose subspaces are informed."""
     rows = InformedObject(Manifest("informed.bin", 100, sha256, 64))
     training = msgspec.structs.replace(TRAINING, projection="informed", informed=sha256, informed_subspaces=1)
@@ -245,7 +249,9 @@ def test_rests_are_no_tries() -> None:
         given_up = feed(session, s.WorkerFailed("killed", died=True), s.WorkerReady(0, 0, "d"))
     assert given_up == [s.Decline(1, "killed")]
     feed(session, HOT)
-    assert feed(session, s.MayWork("policy"), s.WorkerReady(0, 0, "d")) == [s.Configure(first)] and session.state == "idle"
+    assert (
+        feed(session, s.MayWork("policy"), s.WorkerReady(0, 0, "d")) == [s.Configure(first)] and session.state == "idle"
+    )
 
 
 def test_a_finished_node_leaves_whatever_its_policy_says() -> None:

@@ -38,10 +38,15 @@ def test_a_config_alone_gives_a_table_and_a_page(config: Path, tmp_path: Path) -
     found = json.loads(done.stdout)
     columns = {column["method"]: column for column in found["columns"]}
     assert set(columns) == {"full fine-tuning", "LoRA", "FedKRSO"} and columns["FedKRSO"]["fits"]
-    parts = columns["FedKRSO"]["parts"]
+    components = columns["FedKRSO"]["components"]
     # 2 layers of width 32: weights to the byte.
-    assert parts["weights_bytes"] == 2 * ((2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 96) + 4 * (2 * 32 + 2 * 16 + 2 * 96 + 32))
-    assert columns["full fine-tuning"]["parts"]["optimiser_bytes"] == 2 * columns["full fine-tuning"]["parts"]["weights_bytes"]
+    assert components["weights_bytes"] == 2 * (
+        (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 96) + 4 * (2 * 32 + 2 * 16 + 2 * 96 + 32)
+    )
+    assert (
+        columns["full fine-tuning"]["components"]["optimiser_bytes"]
+        == 2 * columns["full fine-tuning"]["components"]["weights_bytes"]
+    )
     text = page.read_text()
     assert "budget 2,147 MB" in text and text.count('class="bar"') == 3 and "<script" not in text
 
@@ -62,7 +67,9 @@ def test_what_does_not_fit_is_said_with_the_numbers(config: Path) -> None:
         (("--task", "singing"), 2, "--task"),
     ],
 )
-def test_wrong_input_is_refused_with_the_nearest_valid_choice(config: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
+def test_wrong_input_is_refused_with_the_nearest_valid_choice(
+    config: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
     done = profile(config, *arguments)
     assert (done.returncode, says in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
 
@@ -77,5 +84,7 @@ def test_devices_spare_less_than_they_have() -> None:
 def test_the_prediction_is_close_to_real_steps(minilm_folder: Path, tmp_path: Path, checkpointing: bool) -> None:
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=128)
     memory = MemoryPlan(micro_batch_size=8, checkpointing=checkpointing)
-    got = measured(Request(model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory), tmp_path)
+    got = measured(
+        Request(model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory), tmp_path
+    )
     assert abs(got.error) < 0.1 and abs(got.predicted.total_bytes / got.peak_bytes - 1) < 0.1

@@ -26,7 +26,7 @@ from edge_client.doctor.memory import memory
 from edge_client.doctor.node import node_file, node_parts
 from edge_client.doctor.software import packages
 from edge_client.doctor.system import network, service, storage
-from edge_client.memory.group import Enclosure, Rlimit
+from edge_client.memory.group import MemoryGroup, Rlimit
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.route import Part, Timing
@@ -38,20 +38,34 @@ NOW = 1_790_000_000.0
 NOTHING = Readings()
 LINUX = Facts("linux", "some board", system="Debian GNU/Linux 12", machine="x86_64")
 JETSON = Facts(
-    "jetson", "NVIDIA Jetson Orin Nano", system="L4T 36.4.3 (JetPack 6.2)", machine="aarch64", accelerator=Accelerator("Orin", True, (8, 7))
+    "jetson",
+    "NVIDIA Jetson Orin Nano",
+    system="L4T 36.4.3 (JetPack 6.2)",
+    machine="aarch64",
+    accelerator=Accelerator("Orin", True, (8, 7)),
 )
 
 
 def node(**changes: Any) -> Node:
     return msgspec.structs.replace(
-        Node(node="n", run="r", model_folder="m", data=DataSection(source="x.csv"), broker=BrokerSection(url="mqtts://localhost:1")),
+        Node(
+            node="n",
+            run="r",
+            model_folder="m",
+            data=DataSection(source="x.csv"),
+            broker=BrokerSection(url="mqtts://localhost:1"),
+        ),
         **changes,
     )
 
 
 def surroundings(root: Path, readings: Readings = NOTHING, facts: Facts = LINUX, **changes: Any) -> Surroundings:
     made = Simulated((Step(0.0, readings),), facts)
-    given = {"run": lambda command, seconds: None, "environment": {"PATH": os.environ["PATH"], "HOME": str(root)}, "clock": lambda: NOW}
+    given = {
+        "run": lambda command, seconds: None,
+        "environment": {"PATH": os.environ["PATH"], "HOME": str(root)},
+        "clock": lambda: NOW,
+    }
     return Surroundings(made, root=root, **{**given, "quick": True, **changes})
 
 
@@ -74,8 +88,15 @@ def expect(checks: Sequence[Check], name: str, state: str, found: str = "", reme
 
 
 def test_software_too_old_missing_and_light() -> None:
-    needed = ["click>=8.1", "msgspec>=999.1", "no-such-thing>=1", 'torch-of-nobody>=2.4; extra == "train"', 'x>=1; extra == "test"',
-              'tomli>=2.0; python_version < "3.10"', 'bitsandbytes>=0.46; extra == "train"']  # fmt: skip
+    needed = [
+        "click>=8.1",
+        "msgspec>=999.1",
+        "no-such-thing>=1",
+        'torch-of-nobody>=2.4; extra == "train"',
+        'x>=1; extra == "test"',
+        'tomli>=2.0; python_version < "3.10"',
+        'bitsandbytes>=0.46; extra == "train"',
+    ]
     found = list(packages(needed, training=False))
     expect(found, "click", "ok")
     expect(found, "msgspec", "error", "older than 999.1", "pip install --upgrade 'msgspec>=999.1'")
@@ -88,11 +109,17 @@ def test_software_too_old_missing_and_light() -> None:
 def test_bitsandbytes_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     expect(list(packages(['bitsandbytes-of-nobody>=0.46; extra == "train"'], training=False)), "training", "warning")
     monkeypatch.setattr("edge_client.doctor.software._OPTIONAL", ("bitsandbytes-of-nobody",))
-    expect(list(packages(['bitsandbytes-of-nobody>=0.46; extra == "train"'], training=True)), "bitsandbytes-of-nobody", "ok")
+    expect(
+        list(packages(['bitsandbytes-of-nobody>=0.46; extra == "train"'], training=True)),
+        "bitsandbytes-of-nobody",
+        "ok",
+    )
 
 
 def test_a_device_that_is_slow_and_one_that_cannot_tell_what_its_policy_asks(tmp_path: Path) -> None:
-    hot = Readings(temperatures_celsius={"tj": 97.0}, power_watts=14.0, power_mode="15W", throttled=True, throttle_reason="heat")
+    hot = Readings(
+        temperatures_celsius={"tj": 97.0}, power_watts=14.0, power_mode="15W", throttled=True, throttle_reason="heat"
+    )
     found = device(surroundings(tmp_path, hot, JETSON), None)
     expect(found, "kind", "ok", "JetPack 6.2")
     expect(found, "accelerator", "ok", "compute capability 8.7")
@@ -118,16 +145,24 @@ SWAPS = "Filename\tType\tSize\tUsed\tPriority\n{}\tpartition\t1000\t0\t5\n"
 
 
 def test_memory_that_is_short_limited_or_swapped_to_a_card(tmp_path: Path) -> None:
-    low = tree(tmp_path / "low", {"proc/meminfo": MEMINFO.format(100_000), "proc/swaps": SWAPS.format("/dev/mmcblk0p3"),
-                                  "proc/pressure/memory": "some avg10=43.00 avg60=1.00 avg300=1.00 total=1\n",
-                                  "proc/self/limits": "Max address space         1000000         unlimited     bytes\n"})  # fmt: skip
+    low = tree(
+        tmp_path / "low",
+        {
+            "proc/meminfo": MEMINFO.format(100_000),
+            "proc/swaps": SWAPS.format("/dev/mmcblk0p3"),
+            "proc/pressure/memory": "some avg10=43.00 avg60=1.00 avg300=1.00 total=1\n",
+            "proc/self/limits": "Max address space         1000000         unlimited     bytes\n",
+        },
+    )
     found = memory(surroundings(low, facts=JETSON), node(memory_budget="2 GiB"))
     expect(found, "available", "error", "0.1 of 7.6 GiB", "close other programs")
     expect(found, "limits", "error", "RLIMIT_AS", "raise RLIMIT_AS")
     expect(found, "budget", "error", "", "raise")
     expect(found, "swap", "warning", "mmcblk0p3", "NVMe")
     expect(found, "pressure", "warning", "43.0 %")
-    fine = tree(tmp_path / "fine", {"proc/meminfo": MEMINFO.format(6_000_000), "proc/swaps": SWAPS.format("/dev/zram0")})
+    fine = tree(
+        tmp_path / "fine", {"proc/meminfo": MEMINFO.format(6_000_000), "proc/swaps": SWAPS.format("/dev/zram0")}
+    )
     found = memory(surroundings(fine, facts=JETSON), node(memory_budget="2 GiB"))
     for name in ("available", "limits", "budget", "pressure"):
         expect(found, name, "ok")
@@ -143,22 +178,32 @@ class _Broken(Rlimit):
 
 
 def test_a_limit_that_no_process_can_enter(tmp_path: Path) -> None:
-    broken: Callable[..., Enclosure] = lambda size, name, root: _Broken(size)  # noqa: E731
-    expect(memory(surroundings(tmp_path, enclose=broken), None), "worker's limit", "error", "no process can be started")
+    broken: Callable[..., MemoryGroup] = lambda size, name, root: _Broken(size)  # noqa: E731
+    expect(memory(surroundings(tmp_path, confine=broken), None), "worker's limit", "error", "no process can be started")
     expect(memory(surroundings(tmp_path), None), "available", "warning", "does not tell")
 
 
 def timing(dtype: str, device: str, problem: str = "") -> Timing:
     return Timing(
-        torch_device=device, compute_dtype=dtype, forward_seconds=(0.001, 0.03), backward_seconds=(0.001, 0.03), error=0.0, problem=problem
+        torch_device=device,
+        compute_dtype=dtype,
+        forward_seconds=(0.001, 0.03),
+        backward_seconds=(0.001, 0.03),
+        error=0.0,
+        problem=problem,
     )
 
 
 def test_every_way_of_computing_with_its_mismatch_and_the_route(tmp_path: Path) -> None:
     asked: list[str] = []
     parts = {
-        "cpu": Part(timings=(timing("float32", "cpu"), timing("bfloat16", "cpu", "it ended the process (signal 4, SIGILL)"))),
-        "cuda": Part(timings=(timing("float32", "cuda", "named symbol not found"),), facts={"cuda": "13.0", "built for": "sm_80 sm_90"}),
+        "cpu": Part(
+            timings=(timing("float32", "cpu"), timing("bfloat16", "cpu", "it ended the process (signal 4, SIGILL)"))
+        ),
+        "cuda": Part(
+            timings=(timing("float32", "cuda", "named symbol not found"),),
+            facts={"cuda": "13.0", "built for": "sm_80 sm_90"},
+        ),
         "bitsandbytes-cpu": Part(timings=(timing("int8", "cpu"),)),
         "bitsandbytes-cuda": Part(timings=(timing("int8", "cuda", "named symbol not found"),)),
     }
@@ -167,13 +212,19 @@ def test_every_way_of_computing_with_its_mismatch_and_the_route(tmp_path: Path) 
         asked.append(name)
         return parts[name]
 
-    around = surroundings(tmp_path, facts=JETSON, quick=False, probe=probe, environment={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    around = surroundings(
+        tmp_path, facts=JETSON, quick=False, probe=probe, environment={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    )
     found = compute(around, None)
     expect(found, "worker", "ok")
     expect(found, "float32 on cpu", "ok", "forward + backward small 1.0 + 1.0 ms, large 30.0 + 30.0 ms")
     expect(found, "bfloat16 on cpu", "warning", "SIGILL")
     expect(
-        found, "float32 on cuda", "warning", "named symbol not found", "made for this JetPack, not the one from PyPI, which is for servers"
+        found,
+        "float32 on cuda",
+        "warning",
+        "named symbol not found",
+        "made for this JetPack, not the one from PyPI, which is for servers",
     )
     expect(found, "float32 on cuda", "warning", "", "(this one is for CUDA 13.0, the system has 12.6)")
     expect(found, "bitsandbytes on cpu", "ok")
@@ -181,14 +232,20 @@ def test_every_way_of_computing_with_its_mismatch_and_the_route(tmp_path: Path) 
     expect(found, "route", "ok", "float32 on cpu: bfloat16: it ended the process")
     assert asked == list(parts)
     # What is remembered is shown at once, also with --quick; a node that names the device has an error.
-    named = compute(surroundings(tmp_path, facts=JETSON, probe=probe, environment=around.environment), node(torch_device="cuda"))
+    named = compute(
+        surroundings(tmp_path, facts=JETSON, probe=probe, environment=around.environment), node(torch_device="cuda")
+    )
     assert asked == list(parts)
     expect(named, "float32 on cuda", "error", "named symbol")
     expect(named, "route", "error", "CUDA does not work", "fedkrso doctor")
-    x86 = msgspec.structs.replace(parts["cuda"], facts={"cuda": "12.8", "built for": "sm_80 sm_90", "compute capability": "12.0"})
+    x86 = msgspec.structs.replace(
+        parts["cuda"], facts={"cuda": "12.8", "built for": "sm_80 sm_90", "compute capability": "12.0"}
+    )
     parts["cuda"] = x86
     gpu = Facts("laptop", "laptop", accelerator=Accelerator("RTX", False, (12, 0)))
-    again = compute(surroundings(tmp_path, facts=gpu, quick=False, again=True, probe=probe, environment=around.environment), None)
+    again = compute(
+        surroundings(tmp_path, facts=gpu, quick=False, again=True, probe=probe, environment=around.environment), None
+    )
     expect(again, "float32 on cuda", "warning", "", "built for sm_80 sm_90; the GPU needs sm_120")
 
 
@@ -229,7 +286,9 @@ def test_a_node_file_with_faults_and_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").write_text("")
-    right = node_parts(around, node(model_folder=str(tmp_path / "model"), data=DataSection(source=str(tmp_path / "data.csv"))))
+    right = node_parts(
+        around, node(model_folder=str(tmp_path / "model"), data=DataSection(source=str(tmp_path / "data.csv")))
+    )
     expect(right, "data", "ok", "2 rows can be read")
     expect(right, "model", "ok")
 
@@ -243,7 +302,9 @@ def test_certificates_that_end_soon_have_ended_or_are_fine(tmp_path: Path) -> No
         files = broker.settings("a", "a")
         assert files.certificate_file is not None
         named = node(
-            broker=BrokerSection(url=broker.url, ca_file=files.ca_file, certificate_file=files.certificate_file, key_file=files.key_file)
+            broker=BrokerSection(
+                url=broker.url, ca_file=files.ca_file, certificate_file=files.certificate_file, key_file=files.key_file
+            )
         )
         found = node_parts(surroundings(tmp_path, clock=time.time), named)
         expect(found, "certificate", "ok", "days left")
@@ -259,7 +320,10 @@ def test_certificates_that_end_soon_have_ended_or_are_fine(tmp_path: Path) -> No
 def test_disks_that_are_full_or_read_only(tmp_path: Path) -> None:
     expect(storage(surroundings(tmp_path), node(folder=str(tmp_path / "not" / "yet"))), "folder", "ok", "GiB free")
     expect(
-        storage(surroundings(tmp_path), node(folder=str(tmp_path), disk_limit="900000 GiB")), "folder", "warning", "less than disk_limit"
+        storage(surroundings(tmp_path), node(folder=str(tmp_path), disk_limit="900000 GiB")),
+        "folder",
+        "warning",
+        "less than disk_limit",
     )
     expect(
         storage(surroundings(tmp_path), node(folder=str(tmp_path), disk_reserve="900000 GiB")),

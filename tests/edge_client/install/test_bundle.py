@@ -49,7 +49,9 @@ class OfflinePip:
 
     def __call__(self, arguments: Sequence[str]) -> Called:
         assert arguments[1:3] == ("-m", "pip")
-        return run_program((*arguments[:3], "--isolated", *arguments[3:], "--no-index", "--find-links", str(self._registry)))
+        return run_program(
+            (*arguments[:3], "--isolated", *arguments[3:], "--no-index", "--find-links", str(self._registry))
+        )
 
 
 def contents(provisioned: ProvisionedNode, **options: object) -> Contents:
@@ -69,13 +71,25 @@ def bundle(provisioned: ProvisionedNode, tmp_path: Path) -> Path:
 def test_a_bundle_has_wheels_model_keys_node_file_and_script(bundle: Path, provisioned: ProvisionedNode) -> None:
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert files == {
-        "SHA256SUMS", "install.sh", "requirements.txt", "model/config.json", "model/tokens/vocab.txt",
-        "wheels/fedkrso-0.1.0-py3-none-any.whl", "wheels/leaf-1.0-py3-none-any.whl",
-        *(f"node/{name}" for name in ("node.toml", "authority.pem", "certificate.pem", "certificate.key", "signing.key")),
-    }  # fmt: skip
+        "SHA256SUMS",
+        "install.sh",
+        "requirements.txt",
+        "model/config.json",
+        "model/tokens/vocab.txt",
+        "wheels/fedkrso-0.1.0-py3-none-any.whl",
+        "wheels/leaf-1.0-py3-none-any.whl",
+        *(
+            f"node/{name}"
+            for name in ("node.toml", "authority.pem", "certificate.pem", "certificate.key", "signing.key")
+        ),
+    }
     assert (bundle / "node/signing.key").stat().st_mode & 0o077 == 0 and bundle.stat().st_mode & 0o077 == 0
     kit = open_kit(bundle / "node")
-    assert kit.name == "kitchen" and kit.document["model_folder"] == str(bundle / "node/../model") and kit.document["run"] == "reviews"
+    assert (
+        kit.name == "kitchen"
+        and kit.document["model_folder"] == str(bundle / "node/../model")
+        and kit.document["run"] == "reviews"
+    )
     assert subprocess.run(["sh", "-n", str(bundle / "install.sh")], check=False).returncode == 0
     sums = subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=bundle, check=False, capture_output=True)
     assert sums.returncode == 0 and in_process("client", "bundle", "--verify", bundle).returncode == 0
@@ -123,14 +137,22 @@ def test_the_board_s_own_torch_is_in_nobody_s_way(tmp_path: Path) -> None:
     fetch_wheels(wheels, this_machine(), OfflinePip(registry), **{**options, "torch": theirs})  # type: ignore[arg-type]
     assert (wheels / theirs.name).read_bytes() == theirs.read_bytes()
     lines = requirements(wheels).splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["fedkrso==0.1.0", "leaf==1.0", "torch==2.5.0a0+872d972e41.nv24.8"]
+    assert [line.partition(" ")[0] for line in lines] == [
+        "fedkrso==0.1.0",
+        "leaf==1.0",
+        "torch==2.5.0a0+872d972e41.nv24.8",
+    ]
     with pytest.raises(ConfigError, match="not a wheel of torch"):
         fetch_wheels(wheels, this_machine(), OfflinePip(registry), **{**options, "torch": own})  # type: ignore[arg-type]
 
 
 def test_wheels_are_those_of_the_board(tmp_path: Path) -> None:
     registry = tmp_path / "registry"
-    for tag in ("cp310-cp310-manylinux_2_34_aarch64", "cp310-cp310-manylinux2014_x86_64", "cp312-cp312-manylinux2014_aarch64"):
+    for tag in (
+        "cp310-cp310-manylinux_2_34_aarch64",
+        "cp310-cp310-manylinux2014_x86_64",
+        "cp312-cp312-manylinux2014_aarch64",
+    ):
         a_wheel(registry, "leaf", tag=tag)
     own = a_wheel(tmp_path / "own", "fedkrso", "0.1.0", needs="leaf")
     options = {"own": own, "extras": "", "torch": None, "system_torch": False}
@@ -151,7 +173,10 @@ def test_wheels_are_those_of_the_board(tmp_path: Path) -> None:
 def test_wrong_calls(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     refused = in_process("client", "bundle", tmp_path / "b", "--from", provisioned.node, "--target", "toaster")
     assert refused.returncode == 2 and "one of jetpack-6" in refused.stderr
-    assert "where on the board" in in_process("client", "bundle", tmp_path / "b", "--from", provisioned.node, "--data", "mine.csv").stderr
+    assert (
+        "where on the board"
+        in in_process("client", "bundle", tmp_path / "b", "--from", provisioned.node, "--data", "mine.csv").stderr
+    )
     assert "--from" in in_process("client", "bundle", tmp_path / "b").stderr
     refused = in_process("client", "bundle", provisioned.model, "--from", provisioned.node, "--light")
     assert refused.returncode == 2 and "something is there already" in refused.stderr
@@ -188,8 +213,15 @@ class TestOnABoard:
     def install(self, folder: Path, prefix: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """In an empty environment, and where we may in a name space without a network."""
         alone = ["unshare", "--net", "--"] if os.geteuid() == 0 and shutil.which("unshare") else []
-        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "FEDKRSO_PREFIX": str(prefix), "FEDKRSO_PYTHON": sys.executable, **environment}
-        return subprocess.run([*alone, str(folder / "install.sh"), *flags], env=clean, capture_output=True, text=True, timeout=300)
+        clean = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "FEDKRSO_PREFIX": str(prefix),
+            "FEDKRSO_PYTHON": sys.executable,
+            **environment,
+        }
+        return subprocess.run(
+            [*alone, str(folder / "install.sh"), *flags], env=clean, capture_output=True, text=True, timeout=300
+        )
 
     def test_it_is_installed_without_a_network(self, light: tuple[ProvisionedNode, Path], tmp_path: Path) -> None:
         provisioned, folder = light
@@ -203,13 +235,28 @@ class TestOnABoard:
         shown = subprocess.run([program, "--help"], env={}, capture_output=True, text=True, cwd=tmp_path)
         assert shown.returncode == 0 and "client" in shown.stdout
         # The service from the stick, into a folder that stands for the board.
-        flags = ["client", "install", "--from", str(copy / "node"), "--copy-model", "--budget", "1GiB", "--root", str(provisioned.root)]
-        put = subprocess.run([program, *flags, "--program", str(program)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+        flags = [
+            "client",
+            "install",
+            "--from",
+            str(copy / "node"),
+            "--copy-model",
+            "--budget",
+            "1GiB",
+            "--root",
+            str(provisioned.root),
+        ]
+        put = subprocess.run(
+            [program, *flags, "--program", str(program)], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+        )
         if os.geteuid() == 0 and shutil.which("systemd-sysusers"):
             assert put.returncode == 0, put.stderr
             assert provisioned.path("etc/fedkrso/signing.key").stat().st_mode & 0o077 == 0
             assert provisioned.path("var/lib/fedkrso/model/config.json").is_file()
-            assert f"ExecStart={program} client run" in provisioned.path("etc/systemd/system/fedkrso-client.service").read_text()
+            assert (
+                f"ExecStart={program} client run"
+                in provisioned.path("etc/systemd/system/fedkrso-client.service").read_text()
+            )
 
     @pytest.mark.parametrize("name", ["wheels/click*", "node/node.toml", "install.sh", "SHA256SUMS"])
     def test_a_flipped_byte_is_found_before_anything_of_it_runs(
@@ -227,7 +274,9 @@ class TestOnABoard:
         assert done.returncode == 2 and "the bundle is damaged (copy it again)" in done.stderr, done.stderr
         assert not (tmp_path / "opt").exists()
 
-    def test_the_light_one_does_not_become_a_service_that_cannot_train(self, light: tuple[ProvisionedNode, Path], tmp_path: Path) -> None:
+    def test_the_light_one_does_not_become_a_service_that_cannot_train(
+        self, light: tuple[ProvisionedNode, Path], tmp_path: Path
+    ) -> None:
         provisioned, folder = light
         done = self.install(folder, tmp_path / "opt", "--root", str(provisioned.root))
         assert done.returncode == 9 and "pip install 'fedkrso[train]'" in done.stderr

@@ -32,7 +32,9 @@ def test_a_good_one_says_whose_it_is_and_until_when(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days_ago", "days", "match"), [(40, 30, "has run out"), (-40, 30, "is not valid yet")], ids=["run out", "not valid yet"]
+    ("days_ago", "days", "match"),
+    [(40, 30, "has run out"), (-40, 30, "is not valid yet")],
+    ids=["run out", "not valid yet"],
 )
 def test_the_wrong_time(tmp_path: Path, days_ago: int, days: int, match: str) -> None:
     kitchen = fleet(tmp_path / "a", NOW - dt.timedelta(days=days_ago), days) / "nodes/kitchen"

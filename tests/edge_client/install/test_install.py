@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing into a folder that stands for a device, with the device's own programs where they can serve one that does not run."""
+"""Installing into a folder that stands for a device, with the device's own programs where they can serve one that does
+not run."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from fedcore.errors import ConfigError, RunError
 
 UNIT = "etc/systemd/system/fedkrso-client.service"
 needs_sysusers = pytest.mark.skipif(
-    shutil.which("systemd-sysusers") is None or shutil.which("systemctl") is None, reason="no systemd-sysusers or systemctl on this machine"
+    shutil.which("systemd-sysusers") is None or shutil.which("systemctl") is None,
+    reason="no systemd-sysusers or systemctl on this machine",
 )
 
 
@@ -61,9 +63,14 @@ class TestIntoAFolder:
 
     def test_everything_lies_where_it_should_and_belongs_to_whom_it_should(self, provisioned: ProvisionedNode) -> None:
         install(provisioned, *provisioned.flags)
-        user = next(line for line in provisioned.path("etc/passwd").read_text().splitlines() if line.startswith("fedkrso:")).split(":")
+        user = next(
+            line for line in provisioned.path("etc/passwd").read_text().splitlines() if line.startswith("fedkrso:")
+        ).split(":")
         number, group = int(user[2]), int(user[3])
-        assert "video:x:44:fedkrso" in provisioned.path("etc/group").read_text() and "render" not in provisioned.path("etc/group").read_text()
+        assert (
+            "video:x:44:fedkrso" in provisioned.path("etc/group").read_text()
+            and "render" not in provisioned.path("etc/group").read_text()
+        )
         assert mode_and_owner(provisioned.path("etc/fedkrso")) == ("0750", 0, group)
         assert mode_and_owner(provisioned.path("etc/fedkrso/node.toml")) == ("0640", 0, group)
         assert mode_and_owner(provisioned.path("etc/fedkrso/authority.pem")) == ("0640", 0, group)
@@ -74,24 +81,40 @@ class TestIntoAFolder:
         assert mode_and_owner(provisioned.path(UNIT)) == ("0644", 0, 0)
         assert provisioned.path("etc/systemd/system/multi-user.target.wants/fedkrso-client.service").is_symlink()
         node = load_config(provisioned.path("etc/fedkrso/node.toml"), Node)
-        assert (node.node, node.run, node.memory_budget, node.folder) == ("kitchen", "reviews", "1GiB", "/var/lib/fedkrso")
+        assert (node.node, node.run, node.memory_budget, node.folder) == (
+            "kitchen",
+            "reviews",
+            "1GiB",
+            "/var/lib/fedkrso",
+        )
         assert (node.model_folder, node.data.source) == (str(provisioned.model), str(provisioned.data))
-        assert node.broker.key_file == str(provisioned.path("etc/fedkrso/certificate.key")) and node.trust.coordinator_key is not None
+        assert (
+            node.broker.key_file == str(provisioned.path("etc/fedkrso/certificate.key"))
+            and node.trust.coordinator_key is not None
+        )
 
     def test_a_second_time_changes_nothing_and_says_so(self, provisioned: ProvisionedNode) -> None:
         install(provisioned, *provisioned.flags)
         before = contents(provisioned.root)
-        assert install(provisioned, *provisioned.flags) == "nothing to do: it is installed like this already\n" == install(provisioned)
+        assert (
+            install(provisioned, *provisioned.flags)
+            == "nothing to do: it is installed like this already\n"
+            == install(provisioned)
+        )
         assert contents(provisioned.root) == before
 
     def test_a_changed_budget_changes_the_unit_and_the_owner_s_words_stay(self, provisioned: ProvisionedNode) -> None:
         install(provisioned, *provisioned.flags)
         path = provisioned.path("etc/fedkrso/node.toml")
-        path.write_text(path.read_text().replace("# [policy]\n", "[policy]\n").replace("# mains_only", "mains_only") + "\n# mine\n")
+        path.write_text(
+            path.read_text().replace("# [policy]\n", "[policy]\n").replace("# mains_only", "mains_only") + "\n# mine\n"
+        )
         said = install(provisioned, "--budget", "1.5GiB", "--label", "mood").splitlines()
         assert [line.split()[1] for line in said] == ["/etc/fedkrso/node.toml", f"/{UNIT}"]
         text, node = path.read_text(), load_config(path, Node)
-        assert "# mine" in text and node.policy.mains_only and node.memory_budget == "1.5GiB" and node.data.label == "mood"
+        assert (
+            "# mine" in text and node.policy.mains_only and node.memory_budget == "1.5GiB" and node.data.label == "mood"
+        )
         assert "MemoryHigh=1536M" in provisioned.path(UNIT).read_text()
 
     def test_a_mode_that_was_loosened_is_put_right(self, provisioned: ProvisionedNode) -> None:
@@ -105,8 +128,16 @@ class TestIntoAFolder:
         install(provisioned, *provisioned.flags, "--copy-model")
         copy = provisioned.path("var/lib/fedkrso/model")
         assert load_config(provisioned.path("etc/fedkrso/node.toml"), Node).model_folder == "/var/lib/fedkrso/model"
-        assert (copy / "tokens/vocab.txt").read_text() == "a\nb\n" and mode_and_owner(copy / "config.json") == ("0644", 0, 0)
-        assert install(provisioned, "--copy-model") == install(provisioned, *provisioned.flags, "--copy-model") == install(provisioned)
+        assert (copy / "tokens/vocab.txt").read_text() == "a\nb\n" and mode_and_owner(copy / "config.json") == (
+            "0644",
+            0,
+            0,
+        )
+        assert (
+            install(provisioned, "--copy-model")
+            == install(provisioned, *provisioned.flags, "--copy-model")
+            == install(provisioned)
+        )
         (provisioned.model / "tokens/vocab.txt").unlink()
         (provisioned.model / "tokens/merges.txt").write_text("a b\n")
         install(provisioned, *provisioned.flags, "--copy-model")
@@ -118,14 +149,20 @@ class TestIntoAFolder:
         update.parent.mkdir()
         update.write_bytes(b"unsent")
         assert in_process("client", "uninstall", "--root", provisioned.root).returncode == 0
-        assert not provisioned.path(UNIT).exists() and not list(provisioned.path("etc/systemd/system").rglob("*.service"))
+        assert not provisioned.path(UNIT).exists() and not list(
+            provisioned.path("etc/systemd/system").rglob("*.service")
+        )
         assert update.exists() and provisioned.path("etc/fedkrso/signing.key").exists()
         install(provisioned)
         assert provisioned.path(UNIT).exists()
         refused = in_process("client", "uninstall", "--root", provisioned.root, "--purge")
         assert refused.returncode == 130 and update.exists(), "purging asks, and nobody answered"
         assert in_process("client", "uninstall", "--root", provisioned.root, "--purge", "--yes").returncode == 0
-        assert not update.exists() and not provisioned.path("etc/fedkrso").exists() and not provisioned.path("etc/sysusers.d/fedkrso.conf").exists()
+        assert (
+            not update.exists()
+            and not provisioned.path("etc/fedkrso").exists()
+            and not provisioned.path("etc/sysusers.d/fedkrso.conf").exists()
+        )
         again = in_process("client", "uninstall", "--root", provisioned.root)
         assert again.stdout == "nothing to do: nothing is installed\n"
 
@@ -154,7 +191,14 @@ def test_a_dry_run_shows_every_file_and_no_secret_and_changes_nothing(provisione
     assert contents(provisioned.root) == before
     for path in ("node.toml", "authority.pem", "certificate.pem", "certificate.key", "signing.key"):
         assert f"/etc/fedkrso/{path}" in shown
-    for text in ("WatchdogSec=", "Delegate=memory", 'run = "reviews"', "BEGIN CERTIFICATE", "systemd-sysusers", "(secret, 65 bytes)"):
+    for text in (
+        "WatchdogSec=",
+        "Delegate=memory",
+        'run = "reviews"',
+        "BEGIN CERTIFICATE",
+        "systemd-sysusers",
+        "(secret, 65 bytes)",
+    ):
         assert text in shown
     assert (provisioned.node / "signing.key").read_text().strip() not in shown and "PRIVATE KEY" not in shown
 
@@ -184,16 +228,26 @@ def refused(code: int, match: str, *arguments: object) -> None:
         (2, "no such program", {"--program": "nowhere"}),
     ],
 )
-def test_what_cannot_be_is_refused_with_one_line(provisioned: ProvisionedNode, code: int, match: str, changes: dict[str, str | None]) -> None:
+def test_what_cannot_be_is_refused_with_one_line(
+    provisioned: ProvisionedNode, code: int, match: str, changes: dict[str, str | None]
+) -> None:
     flags = dict(zip(provisioned.flags[::2], provisioned.flags[1::2], strict=True)) | changes
     before = contents(provisioned.root)
-    refused(code, match, "--root", provisioned.root, *(part for key, value in flags.items() if value is not None for part in (key, value)))
+    refused(
+        code,
+        match,
+        "--root",
+        provisioned.root,
+        *(part for key, value in flags.items() if value is not None for part in (key, value)),
+    )
     assert contents(provisioned.root) == before
 
 
 def test_damaged_folders_are_refused_with_one_line(provisioned: ProvisionedNode) -> None:
     flags = ["--root", provisioned.root, *provisioned.flags]
-    (provisioned.node / "certificate.key").write_bytes((provisioned.node.parent / "garden/certificate.key").read_bytes())
+    (provisioned.node / "certificate.key").write_bytes(
+        (provisioned.node.parent / "garden/certificate.key").read_bytes()
+    )
     refused(2, "do not fit each other", *flags)
     (provisioned.node / "signing.key").write_text("abc")
     refused(2, "trust.signing_key", *flags)
@@ -213,7 +267,9 @@ def test_a_system_without_systemd_and_mixed_flags(provisioned: ProvisionedNode) 
         refused(2, "systemd does not run here", *provisioned.flags)
         done = in_process("client", "status")
         assert done.returncode in (2, 10) and len(done.stderr.splitlines()) == 1
-    refused(2, "a service of one user belongs to a running system", "--user", "--root", provisioned.root, *provisioned.flags)
+    refused(
+        2, "a service of one user belongs to a running system", "--user", "--root", provisioned.root, *provisioned.flags
+    )
 
 
 # A running machine, with the answers of its programs written down.
@@ -239,7 +295,12 @@ class Programs:
 
 def user_plan(provisioned: ProvisionedNode, home: Path, budget: str = "1GiB", **options: bool) -> list[object]:
     layout, kit = user_layout({}, home), open_kit(provisioned.node)
-    said = {"run": "reviews", "model_folder": str(provisioned.model), "data.source": str(provisioned.data), "memory_budget": budget}
+    said = {
+        "run": "reviews",
+        "model_folder": str(provisioned.model),
+        "data.source": str(provisioned.data),
+        "memory_budget": budget,
+    }
     document = started(layout.node_file if layout.node_file.exists() else None, kit, said)
     node_file = finished(document, layout, kit, root=Path("/"), copied=None)
     machine = Machine(Path("/"), 252, frozenset(), is_root=False)
@@ -251,11 +312,19 @@ def carry_out(steps: list[object], programs: Programs) -> list[str]:
     return programs.took()
 
 
-def test_a_user_s_service_is_started_once_and_started_anew_when_something_changed(provisioned: ProvisionedNode, tmp_path: Path) -> None:
+def test_a_user_s_service_is_started_once_and_started_anew_when_something_changed(
+    provisioned: ProvisionedNode, tmp_path: Path
+) -> None:
     home, fresh, running = tmp_path / "home", Programs(is_enabled=1, is_active=3), Programs()
-    begin = ["systemctl --user daemon-reload", "systemctl --user enable fedkrso-client", "systemctl --user restart fedkrso-client"]
+    begin = [
+        "systemctl --user daemon-reload",
+        "systemctl --user enable fedkrso-client",
+        "systemctl --user restart fedkrso-client",
+    ]
     assert carry_out(user_plan(provisioned, home), fresh) == begin
-    assert mode_and_owner(home / ".config/fedkrso/signing.key")[0] == "0600" and (home / ".local/state/fedkrso").is_dir()
+    assert (
+        mode_and_owner(home / ".config/fedkrso/signing.key")[0] == "0600" and (home / ".local/state/fedkrso").is_dir()
+    )
     assert carry_out(user_plan(provisioned, home), running) == []
     assert carry_out(user_plan(provisioned, home, "2GiB"), running) == [begin[0], begin[2]]
     assert carry_out(user_plan(provisioned, home, "2GiB"), Programs(is_active=3)) == [begin[2]]
@@ -268,12 +337,20 @@ def test_a_user_s_service_is_started_once_and_started_anew_when_something_change
 def test_a_program_that_fails_is_named_with_what_it_said(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
         carry_out(user_plan(provisioned, tmp_path / "home"), Programs(is_active=3, restart=1))
-    assert error.value.one_line() == "systemctl --user restart fedkrso-client: failed with code 1: it is so (fedkrso client logs)"
+    assert (
+        error.value.one_line()
+        == "systemctl --user restart fedkrso-client: failed with code 1: it is so (fedkrso client logs)"
+    )
 
 
 def test_plans_of_a_running_device(provisioned: ProvisionedNode) -> None:
     layout, kit = system_layout(), open_kit(provisioned.node)
-    said = {"run": "reviews", "model_folder": str(provisioned.model), "data.source": str(provisioned.data), "memory_budget": "1GiB"}
+    said = {
+        "run": "reviews",
+        "model_folder": str(provisioned.model),
+        "data.source": str(provisioned.data),
+        "memory_budget": "1GiB",
+    }
     node_file = finished(started(None, kit, said), layout, kit, root=Path("/"), copied=None)
     machine = Machine(Path("/"), 255, frozenset({"video", "render"}), is_root=True)
     program = Program(Path("/home/ann/venv/bin/fedkrso"), (Path("/home/ann/venv"), Path("/usr")))
@@ -281,7 +358,11 @@ def test_plans_of_a_running_device(provisioned: ProvisionedNode) -> None:
     accounts = next(step for step in steps if isinstance(step, File) and step.path == layout.accounts)
     assert accounts.content.decode().splitlines()[1:] == ["m fedkrso video", "m fedkrso render"]
     unit = next(step for step in steps if isinstance(step, File) and step.path == layout.unit).content.decode()
-    assert "BindReadOnlyPaths=-/home/ann/venv" in unit and "DelegateSubgroup=agent" in unit and f'"-{provisioned.data}"' not in unit
+    assert (
+        "BindReadOnlyPaths=-/home/ann/venv" in unit
+        and "DelegateSubgroup=agent" in unit
+        and f'"-{provisioned.data}"' not in unit
+    )
     secrets = [step for step in steps if isinstance(step, File) and step.secret]
     assert {step.path.name for step in secrets} == {"certificate.key", "signing.key"}
     assert all((step.mode, step.owner) == (0o600, "fedkrso:fedkrso") for step in secrets)
@@ -294,7 +375,12 @@ def test_plans_of_a_running_device(provisioned: ProvisionedNode) -> None:
     order = [step.path for step in steps if isinstance(step, Folder | File)]
     assert order.index(layout.configuration) < order.index(layout.node_file) < order.index(layout.unit)
     purge = uninstall_plan(layout, machine, purge=True)
-    assert {step.path for step in purge if isinstance(step, Gone)} >= {layout.configuration, layout.state, layout.cache, layout.unit}
+    assert {step.path for step in purge if isinstance(step, Gone)} >= {
+        layout.configuration,
+        layout.state,
+        layout.cache,
+        layout.unit,
+    }
 
 
 def test_a_password_of_a_broker_is_a_secret_too(provisioned: ProvisionedNode) -> None:
@@ -307,7 +393,9 @@ def test_a_password_of_a_broker_is_a_secret_too(provisioned: ProvisionedNode) ->
     assert [(file.name, file.secret) for file in kit.files] == [("broker.password", True)] and kit.name == ""
     file = finished(started(None, kit, {}), user_layout({}, Path("/home/ann")), kit, root=Path("/"), copied=None)
     assert file.node.data.source == "mine:rows" and [path.name for path in file.reads] == ["model"]
-    assert file.budget_bytes > 0 and file.text.count("MiB") == 1, "a share becomes a size: the service's own limit comes from it"
+    assert file.budget_bytes > 0 and file.text.count("MiB") == 1, (
+        "a share becomes a size: the service's own limit comes from it"
+    )
 
 
 def test_a_node_file_that_is_no_longer_toml_is_not_written_over(provisioned: ProvisionedNode, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd hears of a real agent, on a real datagram socket; and that a loop that does not turn is not said to live."""
+"""What systemd hears of a real agent, on a real datagram socket; and that a loop that does not turn is not said to
+live."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ folder = "{folder}/state"
 [data]
 source = "{folder}/mine.csv"
 """
-# The handler runs in the loop's own thread, between two instructions: from then on that thread is stuck, and the network's is not.
+# The handler runs in the loop's own thread, between two instructions: from then on that thread is stuck, and the
+# network's is not.
 STUCK = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: time.sleep(1000)); from fedcore.command import main; main()"
 WINDOW_SECONDS = 1.5
 
@@ -64,7 +66,10 @@ def agent(tmp_path: Path, minilm_folder: Path) -> Iterator[subprocess.Popen[byte
         service = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": str(int(WINDOW_SECONDS * 1e6))}
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", STUCK, "client", "run", str(path), "--stay"], stdout=log, stderr=log, env={**os.environ, **service}
+                [sys.executable, "-c", STUCK, "client", "run", str(path), "--stay"],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **service},
             )
         try:
             yield process
@@ -88,7 +93,9 @@ def test_an_agent_says_that_it_is_ready_that_it_lives_and_that_it_leaves(
         assert process.wait(20) == 0
 
 
-def test_an_agent_whose_loop_is_stuck_misses_its_watchdog(tmp_path: Path, minilm_folder: Path, manager: socket.socket) -> None:
+def test_an_agent_whose_loop_is_stuck_misses_its_watchdog(
+    tmp_path: Path, minilm_folder: Path, manager: socket.socket
+) -> None:
     with agent(tmp_path, minilm_folder) as process:
         heard(manager, "WATCHDOG=1")
         process.send_signal(signal.SIGUSR1)
@@ -101,7 +108,9 @@ def test_an_agent_whose_loop_is_stuck_misses_its_watchdog(tmp_path: Path, minilm
         assert silent_for(manager, 2 * WINDOW_SECONDS) and process.poll() is None
 
 
-def test_a_clock_that_is_set_back_does_not_stop_the_words(manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_back_does_not_stop_the_words(
+    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     seconds = [0.0]

@@ -45,10 +45,14 @@ def install(device: BootedDevice, cluster: Cluster, model: Path, *more: str) -> 
             writer.writerows((row["text"], row["label"]) for row in home(index=0, homes=2, seed=3, examples=40))
     assert cluster.broker.yard is not None
     kit = ["--from", cluster.broker.yard.client("home-0"), "--run", "t", "--model", model]
-    return device.fedkrso("client", "install", *kit, "--data", data, "--text", "utterance", "--label", "intent", *more).stdout
+    return device.fedkrso(
+        "client", "install", *kit, "--data", data, "--text", "utterance", "--label", "intent", *more
+    ).stdout
 
 
-def test_a_node_takes_part_in_a_run_as_a_service_behind_its_walls(device: BootedDevice, cluster: Cluster, minilm_folder: Path) -> None:
+def test_a_node_takes_part_in_a_run_as_a_service_behind_its_walls(
+    device: BootedDevice, cluster: Cluster, minilm_folder: Path
+) -> None:
     said = install(device, cluster, minilm_folder, "--budget", "1500MiB")
     assert said.splitlines()[-1] == "node home-0 runs: fedkrso client status"
     assert (device.shown("ActiveState"), device.shown("Type"), device.shown("NRestarts")) == ("active", "notify", "0")
@@ -66,11 +70,20 @@ def test_a_node_takes_part_in_a_run_as_a_service_behind_its_walls(device: Booted
     # Who it is, and what it sees of the device.
     pid = device.shown("MainPID")
     facts = device.run("cat", f"/proc/{pid}/status").stdout
-    assert "NoNewPrivs:\t1" in facts and "CapEff:\t0000000000000000" in facts and "Seccomp:\t2" in facts and "Uid:\t0" not in facts
+    assert (
+        "NoNewPrivs:\t1" in facts
+        and "CapEff:\t0000000000000000" in facts
+        and "Seccomp:\t2" in facts
+        and "Uid:\t0" not in facts
+    )
     assert device.shown("OOMScoreAdjust") == "-200"
     inside = ["nsenter", "--target", pid, "--mount", "--", "find"]
-    seen = device.run(*inside, "/tmp", "/root", "-maxdepth", "1", "-mindepth", "1", "!", "-user", "fedkrso").stdout.split()
-    assert set(seen) <= {f"/tmp/{cluster.folder.parts[2]}", "/root/.pyenv"}, "of homes and temporary files only what it needs"
+    seen = device.run(
+        *inside, "/tmp", "/root", "-maxdepth", "1", "-mindepth", "1", "!", "-user", "fedkrso"
+    ).stdout.split()
+    assert set(seen) <= {f"/tmp/{cluster.folder.parts[2]}", "/root/.pyenv"}, (
+        "of homes and temporary files only what it needs"
+    )
     assert device.run(*inside, str(cluster.folder), "-type", "f").stdout.split() == [str(cluster.folder / "mine.csv")]
     assert install(device, cluster, minilm_folder) == "nothing to do: it is installed like this already\n"
 
@@ -96,7 +109,9 @@ def test_a_changed_budget_starts_the_service_anew_and_uninstalling_ends_it(
     assert device.run("getent", "passwd", "fedkrso", check=False).returncode == 2
 
 
-def test_an_agent_that_hangs_is_started_anew_and_a_wrong_file_is_not(device: BootedDevice, cluster: Cluster, minilm_folder: Path) -> None:
+def test_an_agent_that_hangs_is_started_anew_and_a_wrong_file_is_not(
+    device: BootedDevice, cluster: Cluster, minilm_folder: Path
+) -> None:
     install(device, cluster, minilm_folder, "--budget", "1500MiB")
     device.run("mkdir", "-p", "/run/systemd/system/fedkrso-client.service.d")
     quick = "[Service]\\nWatchdogSec=2\\nTimeoutAbortSec=1\\nRestartSec=1\\n"
@@ -118,5 +133,7 @@ def test_an_agent_that_hangs_is_started_anew_and_a_wrong_file_is_not(device: Boo
 
 def test_what_is_left_outside() -> None:
     """Nothing of the nests."""
-    assert not [path for path in Path("/sys/fs/cgroup").glob("**/fedkrso-nest-*") if path.name.endswith(str(os.getpid()))]
+    assert not [
+        path for path in Path("/sys/fs/cgroup").glob("**/fedkrso-nest-*") if path.name.endswith(str(os.getpid()))
+    ]
     assert not Path("/etc/fedkrso").exists() or Path("/run/systemd/system").is_dir()

@@ -57,7 +57,14 @@ def test_the_service_of_a_device_is_little_exposed(tmp_path: Path) -> None:
 def test_what_breaks_the_work_is_not_in_it() -> None:
     for layout in LAYOUTS.values():
         keys = {line.partition("=")[0] for line in unit(layout, systemd=260).splitlines()}
-        assert not keys & {"PrivateDevices", "ProtectClock", "DevicePolicy", "ProcSubset", "MemoryDenyWriteExecute", "ProtectControlGroups"}
+        assert not keys & {
+            "PrivateDevices",
+            "ProtectClock",
+            "DevicePolicy",
+            "ProcSubset",
+            "MemoryDenyWriteExecute",
+            "ProtectControlGroups",
+        }
 
 
 @pytest.mark.parametrize("scope", LAYOUTS)
@@ -68,7 +75,12 @@ def test_new_keys_are_for_new_systemds(scope: str) -> None:
 
 def test_memory_follows_the_budget_and_leaves_room_to_refuse_a_small_one() -> None:
     lines = unit(system_layout(), budget_bytes=2000 * 2**20).splitlines()
-    assert "MemoryHigh=2000M" in lines and "MemoryMax=2100M" in lines and "Delegate=memory" in lines and "OOMPolicy=continue" in lines
+    assert (
+        "MemoryHigh=2000M" in lines
+        and "MemoryMax=2100M" in lines
+        and "Delegate=memory" in lines
+        and "OOMPolicy=continue" in lines
+    )
     assert "MemoryHigh=576M" in unit(system_layout(), budget_bytes=256 * 2**20).splitlines()
 
 
@@ -79,11 +91,16 @@ def test_paths_are_quoted_and_only_hidden_ones_are_bound() -> None:
 
 
 def test_a_path_within_another_is_not_bound_again() -> None:
-    assert reading([Path("/srv/a/b"), Path("/srv/a"), Path("/srv/a"), Path("/srv/ab")]) == (Path("/srv/a"), Path("/srv/ab"))
+    assert reading([Path("/srv/a/b"), Path("/srv/a"), Path("/srv/a"), Path("/srv/ab")]) == (
+        Path("/srv/a"),
+        Path("/srv/ab"),
+    )
     assert is_hidden(Path("/tmp/x")) and is_hidden(Path("/root")) and not is_hidden(Path("/homes/x"))
 
 
 def test_a_user_s_layout_follows_the_base_directories() -> None:
     layout = user_layout({"XDG_CONFIG_HOME": "/data/config", "XDG_STATE_HOME": "relative"}, Path("/home/ann"))
     assert layout.unit == Path("/data/config/systemd/user/fedkrso-client.service")
-    assert layout.state == Path("/home/ann/.local/state/fedkrso") and layout.node_file == Path("/data/config/fedkrso/node.toml")
+    assert layout.state == Path("/home/ann/.local/state/fedkrso") and layout.node_file == Path(
+        "/data/config/fedkrso/node.toml"
+    )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits and budgets on made-up trees of /proc and /sys: cgroup v2, JetPack 5's hybrid v1, a container, and a kernel with neither."""
+"""Limits and budgets on made-up trees of /proc and /sys: cgroup v2, JetPack 5's hybrid v1, a container, and a kernel
+with neither."""
 
 from __future__ import annotations
 
@@ -68,7 +69,10 @@ def test_every_ancestor_of_a_v2_group_counts(v2: Path) -> None:
     group = memory_cgroup(root=v2)
     assert group is not None and group.version == 2 and len(group.ancestors) == 3
     assert [(Path(limit.source).name, limit.size_bytes) for limit in kernel_limits(v2)] == [
-        ("memory.max", 2 * GIB), ("memory.high", 3 * GIB), ("MemTotal", 8 * GIB)]  # fmt: skip
+        ("memory.max", 2 * GIB),
+        ("memory.high", 3 * GIB),
+        ("MemTotal", 8 * GIB),
+    ]
     least = room(v2)
     assert least is not None and least.size_bytes == GIB // 2 and "system.slice/memory.max" in least.source
 
@@ -95,7 +99,12 @@ def test_in_a_container_the_mount_s_root_is_the_group(tmp_path: Path) -> None:
 
 def test_a_group_whose_name_begins_like_the_mount_s_root_is_another(tmp_path: Path) -> None:
     mounts = V1_MOUNT.format(root="/docker/abc").replace("/cgroup/memory", "/cgroup/the\\040memory")
-    root = tree(tmp_path, "4:memory:/docker/abcd\n", mounts, {"sys/fs/cgroup/the memory/docker/abcd/memory.limit_in_bytes": f"{GIB}\n"})
+    root = tree(
+        tmp_path,
+        "4:memory:/docker/abcd\n",
+        mounts,
+        {"sys/fs/cgroup/the memory/docker/abcd/memory.limit_in_bytes": f"{GIB}\n"},
+    )
     group = memory_cgroup(root=root)
     assert group is not None and group.folder == root / "sys/fs/cgroup/the memory/docker/abcd"
 
@@ -126,8 +135,18 @@ def test_an_rlimit_counts_and_a_huge_number_in_v1_does_not(v1: Path) -> None:
 
 
 def test_another_process_has_limits_of_its_own(v2: Path) -> None:
-    tree(v2, "0::/system.slice/fedkrso.service\n", V2_MOUNT, {"proc/7/cgroup": "0::/system.slice\n", "proc/7/mountinfo": V2_MOUNT})
-    tree(v2, "0::/system.slice/fedkrso.service\n", V2_MOUNT, {"sys/fs/cgroup/system.slice/cgroup.controllers": "memory\n"})
+    tree(
+        v2,
+        "0::/system.slice/fedkrso.service\n",
+        V2_MOUNT,
+        {"proc/7/cgroup": "0::/system.slice\n", "proc/7/mountinfo": V2_MOUNT},
+    )
+    tree(
+        v2,
+        "0::/system.slice/fedkrso.service\n",
+        V2_MOUNT,
+        {"sys/fs/cgroup/system.slice/cgroup.controllers": "memory\n"},
+    )
     assert [limit.size_bytes for limit in kernel_limits(v2, 7)] == [2 * GIB, 8 * GIB]
 
 
@@ -167,7 +186,9 @@ def test_budgets(v2: Path, text: str, expected: int) -> None:
         ("automatic", ConfigError, "not a budget", "auto"),
     ],
 )
-def test_wrong_budgets_are_refused_with_the_nearest_valid_choice(v2: Path, text: str, error: type, says: str, remedy: str) -> None:
+def test_wrong_budgets_are_refused_with_the_nearest_valid_choice(
+    v2: Path, text: str, error: type, says: str, remedy: str
+) -> None:
     with pytest.raises(error, match=says) as caught:
         budget_bytes(text, root=v2)
     assert remedy in caught.value.remedy and caught.value.place == "memory_budget"

@@ -43,7 +43,7 @@ def test_a_worker_over_its_budget_that_does_not_step_down_is_ended() -> None:
 def test_a_lower_budget_counts_at_once() -> None:
     monitor = Monitor(1000 * MB)
     assert monitor.take(reading(0, 700)) is Advice.FINE
-    monitor.lower_budget(700 * MB)
+    monitor.set_budget(700 * MB)
     assert monitor.take(reading(0.5, 700)) is Advice.STEP_DOWN
 
 
@@ -54,4 +54,7 @@ def test_what_others_take_counts_and_unknown_readings_do_not() -> None:
 
 
 def test_a_reading_in_words() -> None:
-    assert reading(0, 100, 800, 3.0).described() == "agent and worker 140 MB, 800 MB available on the device, memory pressure 3 %"
+    assert (
+        reading(0, 100, 800, 3.0).described()
+        == "agent and worker 140 MB, 800 MB available on the device, memory pressure 3 %"
+    )

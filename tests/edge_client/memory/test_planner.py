@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner is pure: what fits is chosen, what is learned is given up last, and what does not fit is refused with numbers."""
+"""The planner is pure: what fits is chosen, what is learned is given up last, and what does not fit is refused with
+numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, ladder, plans, predict, smaller
+from edge_client.memory.planner import (
+    Bounds,
+    Calibration,
+    calibrated,
+    described,
+    fit,
+    plan_steps,
+    plans,
+    predict,
+    smaller,
+)
 from fedcore.device.memoryplan import Footprint, MemoryPlan, Point
 from fedcore.errors import BudgetError
 from fedcore.worker.messages import Measured
@@ -32,20 +43,29 @@ def footprint(lengths: tuple[int, ...] = (32, 128)) -> Footprint:
         for size in (1, 2)
     ]
     return Footprint(
-        longest=128, runtime_bytes=300 * MB, weights_bytes=100 * MB, largest_layer_bytes=2 * MB, embeddings_bytes=50 * MB,
-        mappable_embeddings_bytes=48 * MB, subspaces_bytes=10 * MB, rank_bytes=MB, tensors_bytes=MB, row_bytes=10_000,
-        signs_bytes=MB, points=tuple(points),
-    )  # fmt: skip
+        longest=128,
+        runtime_bytes=300 * MB,
+        weights_bytes=100 * MB,
+        largest_layer_bytes=2 * MB,
+        embeddings_bytes=50 * MB,
+        mappable_embeddings_bytes=48 * MB,
+        subspaces_bytes=10 * MB,
+        rank_bytes=MB,
+        tensors_bytes=MB,
+        row_bytes=10_000,
+        signs_bytes=MB,
+        points=tuple(points),
+    )
 
 
 BOUNDS = Bounds(batch_size=16, rank=8, min_rank=8)
 
 
 def test_prediction_is_affine_in_the_micro_batch_and_names_every_component() -> None:
-    parts = predict(footprint(), MemoryPlan(micro_batch_size=4), NONE, rank=8)
-    assert (parts.activations_bytes, parts.logits_bytes, parts.working_bytes) == (160 * MB, MB, 0)
-    assert parts.optimiser_bytes == 9 * MB and parts.buffer_bytes == 256 * 10_000 + MB
-    assert parts.total_bytes == (300 + 100 + 50 + 10 + 9 + 160 + 1) * MB + parts.buffer_bytes
+    components = predict(footprint(), MemoryPlan(micro_batch_size=4), NONE, rank=8)
+    assert (components.activations_bytes, components.logits_bytes, components.working_bytes) == (160 * MB, MB, 0)
+    assert components.optimiser_bytes == 9 * MB and components.buffer_bytes == 256 * 10_000 + MB
+    assert components.total_bytes == (300 + 100 + 50 + 10 + 9 + 160 + 1) * MB + components.buffer_bytes
     on_disk = predict(footprint(), MemoryPlan(micro_batch_size=4, mapped=True), NONE, rank=8)
     assert (on_disk.weights_bytes, on_disk.embeddings_bytes) == (2 * MB, 2 * MB)
 
@@ -53,7 +73,9 @@ def test_prediction_is_affine_in_the_micro_batch_and_names_every_component() -> 
 def test_a_large_room_gives_the_whole_batch_and_a_small_one_is_refused_with_the_shortfall() -> None:
     assert fit(footprint(), BOUNDS, 10_000 * MB, NONE) == plans(footprint(), BOUNDS, NONE)[0]
     assert fit(footprint(), BOUNDS, 10_000 * MB, NONE).micro_batch_size == 16
-    with pytest.raises(BudgetError, match=r"training needs 3\d\d MB with the smallest plan .*weights on disk.* MB short") as caught:
+    with pytest.raises(
+        BudgetError, match=r"training needs 3\d\d MB with the smallest plan .*weights on disk.* MB short"
+    ) as caught:
         fit(footprint(), BOUNDS, 320 * MB, NONE)
     assert "raise memory_budget by" in caught.value.remedy
 
@@ -65,11 +87,11 @@ def test_whatever_is_chosen_fits_and_nothing_better_would(room: int, min_rank: i
     try:
         chosen = fit(footprint(), bounds, room * MB, NONE)
     except BudgetError:
-        assert all(plan.parts.total_bytes > room * MB * 0.96 for plan in possible)
+        assert all(plan.components.total_bytes > room * MB * 0.96 for plan in possible)
         return
-    assert chosen.parts.total_bytes <= room * MB * 0.96
+    assert chosen.components.total_bytes <= room * MB * 0.96
     better = possible[: possible.index(chosen)]
-    assert all(plan.parts.total_bytes > room * MB * 0.96 for plan in better)
+    assert all(plan.components.total_bytes > room * MB * 0.96 for plan in better)
 
 
 def test_what_is_learned_is_given_up_last() -> None:
@@ -78,43 +100,56 @@ def test_what_is_learned_is_given_up_last() -> None:
     first_cut = next(i for i, plan in enumerate(order) if plan.length or plan.rank)
     assert all(not plan.length and not plan.rank for plan in order[:first_cut])
     assert any(plan.mapped for plan in order[:first_cut]), "weights go to disk before rank or length is cut"
-    rank_cut, length_cut = (next(i for i, plan in enumerate(order) if getattr(plan, name)) for name in ("rank", "length"))
+    rank_cut, length_cut = (
+        next(i for i, plan in enumerate(order) if getattr(plan, name)) for name in ("rank", "length")
+    )
     assert rank_cut < length_cut
     assert {plan.rank for plan in order} == {0, 4, 2} and {plan.length for plan in order} == {0, 32}
 
 
-def test_the_ladder_goes_down_and_keeps_what_a_running_worker_cannot_change() -> None:
+def test_memory_steps_go_down_and_keeps_what_a_running_worker_cannot_change() -> None:
     top = fit(footprint(), BOUNDS, 10_000 * MB, NONE)
-    rungs = ladder(footprint(), BOUNDS, top, NONE)
-    totals = [plan.parts.total_bytes for plan in rungs]
-    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(rungs) > 4
-    assert {(plan.rank, plan.length, plan.mapped) for plan in rungs} == {(0, 0, False)}
-    assert [plan.micro_batch_size for plan in rungs[:3]] == [16, 8, 4], "smaller micro-batches before checkpointing"
-    assert rungs[-1].checkpointing and rungs[-1].micro_batch_size == 1 and rungs[-1].block_rows == 64
-    assert smaller(footprint(), BOUNDS, rungs[-1], NONE) is None
+    memory_steps = plan_steps(footprint(), BOUNDS, top, NONE)
+    totals = [plan.components.total_bytes for plan in memory_steps]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(memory_steps) > 4
+    assert {(plan.rank, plan.length, plan.mapped) for plan in memory_steps} == {(0, 0, False)}
+    assert [plan.micro_batch_size for plan in memory_steps[:3]] == [16, 8, 4], (
+        "smaller micro-batches before checkpointing"
+    )
+    assert (
+        memory_steps[-1].checkpointing and memory_steps[-1].micro_batch_size == 1 and memory_steps[-1].block_rows == 64
+    )
+    assert smaller(footprint(), BOUNDS, memory_steps[-1], NONE) is None
 
 
 def test_the_default_allocator_is_the_first_thing_to_go() -> None:
     bounds = Bounds(batch_size=16, rank=8, min_rank=8, allocator="default")
-    rungs = ladder(footprint(), bounds, fit(footprint(), bounds, 10_000 * MB, NONE), NONE)
-    assert rungs[0].allocator == "default" and rungs[1].allocator == "tuned"
-    assert rungs[1].micro_batch_size == rungs[0].micro_batch_size
-    assert all(plan.allocator == "tuned" for plan in rungs[1:])
+    memory_steps = plan_steps(footprint(), bounds, fit(footprint(), bounds, 10_000 * MB, NONE), NONE)
+    assert memory_steps[0].allocator == "default" and memory_steps[1].allocator == "tuned"
+    assert memory_steps[1].micro_batch_size == memory_steps[0].micro_batch_size
+    assert all(plan.allocator == "tuned" for plan in memory_steps[1:])
 
 
 def test_owner_s_choices_are_kept() -> None:
     bounds = Bounds(batch_size=16, rank=8, min_rank=8, micro_batch_size=2, checkpointing=True, mapped=False)
-    assert {(p.micro_batch_size, p.checkpointing, p.mapped) for p in plans(footprint(), bounds, NONE)} == {(2, True, False)}
+    assert {(p.micro_batch_size, p.checkpointing, p.mapped) for p in plans(footprint(), bounds, NONE)} == {
+        (2, True, False)
+    }
 
 
 def test_calibration_takes_what_tiny_steps_show_beyond_the_prediction() -> None:
     loaded = MemoryPlan(micro_batch_size=16)
     tiny = predict(footprint(), MemoryPlan(micro_batch_size=1, length=32), NONE, rank=8)
-    measured = Measured(micro_batch_size=1, length=32, static_bytes=0, peak_bytes=tiny.total_bytes - tiny.optimiser_bytes + 7 * MB)
+    measured = Measured(
+        micro_batch_size=1, length=32, static_bytes=0, peak_bytes=tiny.total_bytes - tiny.optimiser_bytes + 7 * MB
+    )
     assert calibrated(footprint(), loaded, [measured], rank=8, before=NONE) == Calibration(7 * MB, 0.0)
     assert calibrated(footprint(), loaded, [], rank=8, before=NONE) == NONE
 
 
 def test_a_plan_in_words() -> None:
     plan = MemoryPlan(micro_batch_size=1, checkpointing=True, mapped=True, rank=4, length=64, block_rows=64)
-    assert described(plan, BOUNDS) == "micro-batch 1 of 16, checkpointing, weights on disk, blocks of 64 rows, rank 4, length 64"
+    assert (
+        described(plan, BOUNDS)
+        == "micro-batch 1 of 16, checkpointing, weights on disk, blocks of 64 rows, rank 4, length 64"
+    )

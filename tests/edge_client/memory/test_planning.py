@@ -21,37 +21,81 @@ from fedcore.weights.schema import ModelSchema
 from fedcore.worker.messages import Measured
 
 MB = 1_000_000
-NODE = Node(node="n", run="r", model_folder="m", data=DataSection(source="x"), broker=BrokerSection(url="mqtts://h"), allocator="tuned")
+NODE = Node(
+    node="n",
+    run="r",
+    model_folder="m",
+    data=DataSection(source="x"),
+    broker=BrokerSection(url="mqtts://h"),
+    allocator="tuned",
+)
 PLENTY = Limit("the budget", 5000 * MB)
 
 
 def footprint(key: str = "k") -> Footprint:
     points = tuple(
         Point(
-            checkpointing=on, micro_batch_size=size, length=64, activations_bytes=(2 if on else 30) * size * MB, logits_bytes=0,
+            checkpointing=on,
+            micro_batch_size=size,
+            length=64,
+            activations_bytes=(2 if on else 30) * size * MB,
+            logits_bytes=0,
             working_bytes=0,
         )
         for on in (False, True)
         for size in (1, 2)
-    )  # fmt: skip
+    )
     return Footprint(
-        key=key, longest=64, runtime_bytes=300 * MB, weights_bytes=100 * MB, largest_layer_bytes=MB, embeddings_bytes=MB,
-        mappable_embeddings_bytes=0, subspaces_bytes=0, rank_bytes=MB, tensors_bytes=0, row_bytes=1000, signs_bytes=0, points=points,
-    )  # fmt: skip
+        key=key,
+        longest=64,
+        runtime_bytes=300 * MB,
+        weights_bytes=100 * MB,
+        largest_layer_bytes=MB,
+        embeddings_bytes=MB,
+        mappable_embeddings_bytes=0,
+        subspaces_bytes=0,
+        rank_bytes=MB,
+        tensors_bytes=0,
+        row_bytes=1000,
+        signs_bytes=0,
+        points=points,
+    )
 
 
 def plan(number: int) -> Plan:
     training = SubspaceTraining(
-        seeds=(1,), generation=0, rank=4, min_rank=4, order="cycle", intervals=1, interval_steps=1,
-        batch_size=8, learning_rate=1.0, tensor_learning_rate=1.0, bits=8, share="examples", run_seed=0,
-    )  # fmt: skip
+        seeds=(1,),
+        generation=0,
+        rank=4,
+        min_rank=4,
+        order="cycle",
+        intervals=1,
+        interval_steps=1,
+        batch_size=8,
+        learning_rate=1.0,
+        tensor_learning_rate=1.0,
+        bits=8,
+        share="examples",
+        run_seed=0,
+    )
     return Plan(
-        round=number, phase="train", cohort=("n",), deadline_at=time.time(), task=TaskSection(kind="causal-lm"), base_kind="int8",
-        base_digest="", model_schema=ModelSchema((), ()), checksums=(), training=training, version=0, chunk_bytes=65_536, objects=(),
-    )  # fmt: skip
+        round=number,
+        phase="train",
+        cohort=("n",),
+        deadline_at=time.time(),
+        task=TaskSection(kind="causal-lm"),
+        base_kind="int8",
+        base_digest="",
+        model_schema=ModelSchema((), ()),
+        checksums=(),
+        training=training,
+        version=0,
+        chunk_bytes=65_536,
+        objects=(),
+    )
 
 
-def test_kills_go_down_the_ladder_and_a_new_round_begins_at_the_top(tmp_path: Path) -> None:
+def test_kills_go_down_the_memory_steps_and_a_new_round_begins_at_the_top(tmp_path: Path) -> None:
     planning = Planning(NODE, tmp_path)
     planning.load(footprint(), plan(1), 5000 * MB, PLENTY)
     whole = planning.begin(plan(1), PLENTY)
@@ -65,8 +109,8 @@ def test_kills_go_down_the_ladder_and_a_new_round_begins_at_the_top(tmp_path: Pa
     with pytest.raises(WorkerError, match="killed on every plan"):
         planning.begin(plan(1), PLENTY)
     assert planning.begin(plan(2), PLENTY) == whole
-    assert planning.rung_for(0) == len(whole) - 1 and planning.rung_for(5000 * MB) == 0
-    assert planning.words(0).startswith("micro-batch 8 of 8") and planning.parts(99) == whole[-1].parts
+    assert planning.memory_step_for(0) == len(whole) - 1 and planning.memory_step_for(5000 * MB) == 0
+    assert planning.words(0).startswith("micro-batch 8 of 8") and planning.components(99) == whole[-1].components
 
 
 def test_what_never_fits_is_a_budget_error_and_what_does_not_fit_now_is_not(tmp_path: Path) -> None:
@@ -83,7 +127,7 @@ def test_calibration_is_remembered_for_its_key_only(tmp_path: Path) -> None:
     planning.measured([Measured(micro_batch_size=1, length=64, static_bytes=0, peak_bytes=500 * MB)])
     again = Planning(NODE, tmp_path)
     memory, unmeasured = again.load(footprint(), plan(1), 5000 * MB, PLENTY)
-    assert unmeasured is False and memory.parts.slack_bytes > 50 * MB
+    assert unmeasured is False and memory.components.slack_bytes > 50 * MB
     assert Planning(NODE, tmp_path).load(footprint("other"), plan(1), 5000 * MB, PLENTY)[1] is True
     (tmp_path / "calibration.json").write_text("{torn")
     assert Planning(NODE, tmp_path).load(footprint(), plan(1), 5000 * MB, PLENTY)[1] is True

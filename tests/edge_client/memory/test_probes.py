@@ -43,7 +43,10 @@ def write(root: Path, files: dict[str, str]) -> Path:
     [
         ({"smaps_rollup": ROLLUP, "status": STATUS}, ProcessMemory(800 * KB, 500 * KB, 300 * KB, 7 * KB)),
         # Linux 4.14 to 5.2: a proportional size without its kinds.
-        ({"smaps_rollup": "x\nPss: 800 kB\nSwapPss: 7 kB\n", "status": STATUS}, ProcessMemory(800 * KB, 600 * KB, 300 * KB, 7 * KB)),
+        (
+            {"smaps_rollup": "x\nPss: 800 kB\nSwapPss: 7 kB\n", "status": STATUS},
+            ProcessMemory(800 * KB, 600 * KB, 300 * KB, 7 * KB),
+        ),
         ({"smaps_rollup": "x\nPss: 800 kB\n"}, ProcessMemory(800 * KB, None, None, None)),
         # Before 4.14.
         ({"status": STATUS}, ProcessMemory(900 * KB, 600 * KB, 300 * KB, 8 * KB)),
@@ -74,13 +77,21 @@ def test_pressure_of_the_group_comes_before_the_device_s(tmp_path: Path) -> None
     assert pressure(group, tmp_path) is None
     write(tmp_path, {"proc/pressure/memory": "some avg10=1.00 avg60=0 avg300=0 total=0\n"})
     assert pressure(group, tmp_path) == Pressure(1.0, None), "what is not counted is unknown, not zero"
-    write(tmp_path, {"group/memory.pressure": "some avg10=12.50 avg60=1 avg300=0 total=5\nfull avg10=2.00 avg60=0 avg300=0 total=1\n"})
+    write(
+        tmp_path,
+        {
+            "group/memory.pressure": "some avg10=12.50 avg60=1 avg300=0 total=5\nfull avg10=2.00 avg60=0 avg300=0 total=1\n"
+        },
+    )
     assert pressure(group, tmp_path) == Pressure(12.5, 2.0) and pressure(root=tmp_path) == Pressure(1.0, None)
 
 
 def test_the_device_s_readings_and_none_where_there_are_none(tmp_path: Path) -> None:
     assert (available_bytes(tmp_path), total_bytes(tmp_path), swap_in_pages(tmp_path)) == (None, None, None)
-    write(tmp_path, {"proc/meminfo": "MemTotal:  8 kB\nMemAvailable: 4 kB\n", "proc/vmstat": "pgpgin 5\npswpin 12\npswpout 3\n"})
+    write(
+        tmp_path,
+        {"proc/meminfo": "MemTotal:  8 kB\nMemAvailable: 4 kB\n", "proc/vmstat": "pgpgin 5\npswpin 12\npswpout 3\n"},
+    )
     assert (available_bytes(tmp_path), total_bytes(tmp_path), swap_in_pages(tmp_path)) == (4 * KB, 8 * KB, 12)
 
 
@@ -104,7 +115,9 @@ def test_the_sampler_follows_growth_between_exact_readings(tmp_path: Path) -> No
     grown = STATUS.replace("900", "1000").replace("600", "700")
     write(tmp_path, {"proc/7/status": grown, "proc/7/smaps_rollup": ROLLUP.replace("800", "1"), "proc/7/x": ""})
     clocks.seconds += 0.9
-    assert sampler.sample() == ProcessMemory(900 * KB, 600 * KB, 300 * KB, 7 * KB), "not read again within its share of a core"
+    assert sampler.sample() == ProcessMemory(900 * KB, 600 * KB, 300 * KB, 7 * KB), (
+        "not read again within its share of a core"
+    )
     clocks.seconds += 0.2
     exact = sampler.sample()
     assert exact is not None and exact.total_bytes == KB, "read again when that has been earned"
@@ -121,7 +134,9 @@ def test_the_sampler_says_none_when_the_process_is_gone(tmp_path: Path) -> None:
 
 def test_a_sample_of_a_large_process_costs_less_than_a_hundredth_of_a_core() -> None:
     program = "x = b'1' * (500 * 2**20)\nprint('here', flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
         assert child.stdin is not None and child.stdout is not None and child.stdout.readline() == "here\n"
         seconds = iter(range(1000))
         sampler = Sampler(child.pid, clock=lambda: float(next(seconds)))

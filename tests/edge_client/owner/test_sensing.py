@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensors read beside the loop: one that hangs holds nobody up, and what we use ourselves is not held against the owner."""
+"""Sensors read beside the loop: one that hangs holds nobody up, and what we use ourselves is not held against the
+owner."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_own_and_worker_time_is_not_others() -> None:
     assert load.sample(0.0) is None
     machine.pass_time(2.0, others=1.0, p1=0.1)
     assert load.sample(2.0) == pytest.approx(25.0)
-    # A worker begins and keeps three processors busy; then it ends, and another begins under the same number of seconds.
+    # A worker begins and keeps three processors busy; then it ends, and another begins under the same number of
+    # seconds.
     machine.pass_time(2.0, others=1.0, p1=0.1, p2=2.9)
     assert load.sample(4.0) == pytest.approx(25.0)
     del machine.processes[2]

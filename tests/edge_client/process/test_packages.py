@@ -12,11 +12,11 @@ import pytest
 from edge_client.process.packages import import_failure, require_training_packages
 from fedcore.errors import WorkerError
 
-NODE = (
-    'node = "n"\nrun = "t"\nmodel_folder = "."\nmemory_budget = "1 GiB"\n[data]\nsource = "d.csv"\n[broker]\nurl = "mqtts://localhost:1"\n'
-)
+NODE = 'node = "n"\nrun = "t"\nmodel_folder = "."\nmemory_budget = "1 GiB"\n[data]\nsource = "d.csv"\n[broker]\nurl = "mqtts://localhost:1"\n'
 # A light installation: the packages are not there, for an import nor for who only looks.
-LIGHT = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers'))); from fedcore.command import main; main()"
+LIGHT = (
+    "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers'))); from fedcore.command import main; main()"
+)
 
 
 def client_run(program: str, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +47,18 @@ def test_a_whole_installation_passes_and_imports_nothing_for_it() -> None:
 @pytest.mark.parametrize(
     ("tail", "said"),
     [
-        ("Traceback (most recent call last):\n  File ...\nModuleNotFoundError: No module named 'torch'", "No module named 'torch'"),
-        ("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory\n\n", "libcudart.so.12: cannot open"),
-        ("OSError: libcublas.so.11: cannot open shared object file: No such file or directory", "libcublas.so.11: cannot open"),
+        (
+            "Traceback (most recent call last):\n  File ...\nModuleNotFoundError: No module named 'torch'",
+            "No module named 'torch'",
+        ),
+        (
+            "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory\n\n",
+            "libcudart.so.12: cannot open",
+        ),
+        (
+            "OSError: libcublas.so.11: cannot open shared object file: No such file or directory",
+            "libcublas.so.11: cannot open",
+        ),
         ("ImportError: numpy.core.multiarray failed to import", "numpy.core.multiarray failed to import"),
         ("ModuleNotFoundError: No module named 'torch'\nlater words\nRuntimeError: something else", None),
         ("OSError: [Errno 5] Input/output error", None),

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute route: a pure choice from what was measured, remembered, measured in processes that may crash, hang or lie."""
+"""The compute route: a pure choice from what was measured, remembered, measured in processes that may crash, hang or
+lie."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from edge_client.process.route_probe import chosen_route, measured_part, probed
 from fedcore.config.sections import BrokerSection, DataSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError, WorkerError
-from fedcore.worker.messages import Failed, Sketch, Sketched
+from fedcore.worker.messages import Failed, Trace, Traced
 from fedcore.worker.process import WorkerProcess
 
 MS = 1e-3
@@ -38,10 +39,17 @@ MS = 1e-3
 PLAIN = ((1.5, 1.5), (34.0, 34.0))
 
 
-def timing(dtype: str, times: tuple[tuple[float, float], ...] = PLAIN, device: str = "cpu", problem: str = "") -> Timing:
+def timing(
+    dtype: str, times: tuple[tuple[float, float], ...] = PLAIN, device: str = "cpu", problem: str = ""
+) -> Timing:
     forward, backward = (tuple(pair[i] * MS for pair in times) for i in (0, 1))
     return Timing(
-        torch_device=device, compute_dtype=dtype, forward_seconds=forward, backward_seconds=backward, error=0.001, problem=problem
+        torch_device=device,
+        compute_dtype=dtype,
+        forward_seconds=forward,
+        backward_seconds=backward,
+        error=0.001,
+        problem=problem,
     )
 
 
@@ -81,9 +89,15 @@ def test_a_float32_base_and_float16_are_not_for_auto() -> None:
 
 def test_an_accelerator_is_taken_where_it_is_faster_and_named_ones_must_work() -> None:
     cpu = part(timing("float32"), timing("bfloat16", ((0.9, 0.9), (10.0, 10.0))))
-    quick = part(timing("float32", ((0.3, 0.3), (2.0, 2.0)), "cuda"), timing("bfloat16", ((0.3, 0.3), (0.5, 0.5)), "cuda"))
-    slow = part(timing("float32", ((9.0, 9.0), (50.0, 50.0)), "cuda"), timing("bfloat16", ((9.0, 9.0), (9.0, 9.0)), "cuda"))
-    broken = Part(timings=tuple(timing(d, (), "cuda", "no kernel image is available") for d in ("float32", "bfloat16", "float16")))
+    quick = part(
+        timing("float32", ((0.3, 0.3), (2.0, 2.0)), "cuda"), timing("bfloat16", ((0.3, 0.3), (0.5, 0.5)), "cuda")
+    )
+    slow = part(
+        timing("float32", ((9.0, 9.0), (50.0, 50.0)), "cuda"), timing("bfloat16", ((9.0, 9.0), (9.0, 9.0)), "cuda")
+    )
+    broken = Part(
+        timings=tuple(timing(d, (), "cuda", "no kernel image is available") for d in ("float32", "bfloat16", "float16"))
+    )
     assert chosen({"cpu": cpu, "cuda": quick}, "auto") == "bfloat16 on cuda"
     assert chosen({"cpu": cpu, "cuda": slow}, "auto") == "bfloat16 on cpu"
     assert chosen({"cpu": cpu, "cuda": broken}, "auto") == "bfloat16 on cpu"
@@ -91,13 +105,21 @@ def test_an_accelerator_is_taken_where_it_is_faster_and_named_ones_must_work() -
     with pytest.raises(ConfigError, match="torch_device: CUDA does not work on this machine: no kernel image"):
         chosen({"cuda": broken}, "cuda")
     with pytest.raises(ConfigError, match="compute_dtype: bfloat16 does not work"):
-        chosen({"cpu": part(timing("float32"), timing("bfloat16", (), problem="signal 4")), "cuda": broken}, "auto", "bfloat16")
+        chosen(
+            {"cpu": part(timing("float32"), timing("bfloat16", (), problem="signal 4")), "cuda": broken},
+            "auto",
+            "bfloat16",
+        )
 
 
 def test_without_a_measurement_float32_on_the_processor_and_with_wrong_results_nothing() -> None:
     route = choose({"cpu": Part(problem="no answer within 180 s")}, "cpu", "auto", "int8")
     assert route.words == "float32 on cpu" and route.reason == "not measured: no answer within 180 s"
-    wrong = {"cpu": part(timing("float32", problem="its results are wrong: 40.0% off"), timing("bfloat16", (), problem="signal 4"))}
+    wrong = {
+        "cpu": part(
+            timing("float32", problem="its results are wrong: 40.0% off"), timing("bfloat16", (), problem="signal 4")
+        )
+    }
     with pytest.raises(WorkerError, match="nothing computes on this machine: cpu: its results are wrong"):
         chosen(wrong)
 
@@ -179,7 +201,9 @@ def test_libraries_that_do_not_load_are_a_problem_of_the_whole_part(tmp_path: Pa
     assert found.timings == () and "no_such_torch" in found.problem
 
 
-def test_a_part_is_measured_once_even_if_two_ask_and_a_failure_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_measured_once_even_if_two_ask_and_a_failure_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     answers = {"cpu": part(timing("float32")), "cuda": Part(problem="no answer within 180 s")}
 
@@ -208,7 +232,10 @@ def test_the_real_probe_measures_every_dtype_and_its_results_are_right() -> None
     assert [t.compute_dtype for t in found.timings] == ["float32", "bfloat16", "float16"]
     for t in found.timings:
         assert t.problem == "" and t.error is not None and t.error < (1e-4 if t.compute_dtype == "float32" else 0.02)
-        assert 1 <= len(t.forward_seconds) == len(t.backward_seconds) <= len(SHAPES) and min(t.forward_seconds + t.backward_seconds) > 0
+        assert (
+            1 <= len(t.forward_seconds) == len(t.backward_seconds) <= len(SHAPES)
+            and min(t.forward_seconds + t.backward_seconds) > 0
+        )
     plain = found.timing("float32")
     assert plain is not None and plain.complete
     assert choose({"cpu": found}, "cpu", "auto", "int8").compute_dtype in ("float32", "bfloat16")
@@ -222,9 +249,12 @@ def test_without_cuda_the_part_says_so() -> None:
     assert "CUDA" in measured_part("cuda", 1, os.environ).problem
 
 
-@pytest.mark.skipif("avx2" not in Path("/proc/cpuinfo").read_text(errors="replace"), reason="not an x86 processor with AVX2")
+@pytest.mark.skipif(
+    "avx2" not in Path("/proc/cpuinfo").read_text(errors="replace"), reason="not an x86 processor with AVX2"
+)
 def test_on_a_processor_held_down_to_avx2_bfloat16_is_not_taken() -> None:
-    """What most laptops are: bfloat16 backward is over a hundred times slower than float32 there, and the probe still ends soon."""
+    """What most laptops are: bfloat16 backward is over a hundred times slower than float32 there, and the probe still
+    ends soon."""
     held = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
     found = measured_part("cpu", 1, {**os.environ, **held}, limit_seconds=100.0)
     half = found.timing("bfloat16")
@@ -235,17 +265,27 @@ def test_on_a_processor_held_down_to_avx2_bfloat16_is_not_taken() -> None:
 @pytest.mark.parametrize(("key", "value"), [("torch_device", "tpu"), ("compute_dtype", "int4")])
 def test_a_node_file_names_what_there_is(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}: no d"):
-        Node(node="n", run="r", model_folder="m", data=DataSection(source="x"), broker=BrokerSection(url="mqtts://h"), **{key: value})  # type: ignore[arg-type]
+        Node(
+            node="n",
+            run="r",
+            model_folder="m",
+            data=DataSection(source="x"),
+            broker=BrokerSection(url="mqtts://h"),
+            **{key: value},
+        )  # type: ignore[arg-type]
 
 
 def test_a_worker_measures_before_it_loads_and_remembers(tmp_path: Path, minilm_folder: Path) -> None:
-    """Real worker processes: the first measures, the second finds it on the disk, and what cannot be is refused by name."""
+    """Real worker processes: the first measures, the second finds it on the disk, and what cannot be is refused by
+    name."""
     from edge_client.process.measuring import Request
     from edge_client.worker.programs.measure import local_plan
 
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=16)
     memory = MemoryPlan(micro_batch_size=2)
-    plan = local_plan(minilm_folder, task, Request(model_folder="", task=task, batch_size=2, length=16, memory=memory, rank=2, pool=1))
+    plan = local_plan(
+        minilm_folder, task, Request(model_folder="", task=task, batch_size=2, length=16, memory=memory, rank=2, pool=1)
+    )
     data = tmp_path / "data.csv"
     data.write_text("text,label\nhello there,a\ngood bye,b\n")
 
@@ -254,7 +294,7 @@ def test_a_worker_measures_before_it_loads_and_remembers(tmp_path: Path, minilm_
         worker = WorkerProcess(events.put, tmp_path / "log", environment={"HF_HUB_OFFLINE": "1"})
         try:
             worker.send(
-                Sketch(
+                Trace(
                     plan=plan,
                     model_folder=str(minilm_folder),
                     data=DataSection(source=str(data)),
@@ -268,18 +308,20 @@ def test_a_worker_measures_before_it_loads_and_remembers(tmp_path: Path, minilm_
             worker.stop()
 
     first = answer(compute_dtype="auto")
-    assert isinstance(first, Sketched), first
+    assert isinstance(first, Traced), first
     assert first.examples == 2 and first.route.torch_device == "cpu" and first.route.reason.startswith("bfloat16")
     (file,) = (tmp_path / "cache").glob("*.json")
     # What is remembered is believed: this says that bfloat16 is fast here, whatever this machine is.
     fast = Part(timings=(timing("float32"), timing("bfloat16", ((0.1, 0.1), (1.0, 1.0)))))
     store(tmp_path / "cache", Probe(key=file.stem.rpartition("-")[2], parts={"cpu": fast}))
     second = answer(compute_dtype="auto")
-    assert isinstance(second, Sketched) and second.route.words == "bfloat16 on cpu"
+    assert isinstance(second, Traced) and second.route.words == "bfloat16 on cpu"
     # Memory is foreseen for the same dtype: a block's row of the widest layer.
     assert second.footprint.row_bytes == 2 * 1536
     import torch
 
     if torch.version.cuda is None:
         refused = answer(torch_device="cuda", compute_dtype="auto")
-        assert isinstance(refused, Failed) and refused.error == "ConfigError" and "built without CUDA" in refused.message
+        assert (
+            isinstance(refused, Failed) and refused.error == "ConfigError" and "built without CUDA" in refused.message
+        )

@@ -15,7 +15,9 @@ CONSTANT = ("fedkseed", "fedkseed-pro")
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for name, kind in KINDS.items() if name not in CONSTANT], ids=[name for name in KINDS if name not in CONSTANT]
+    "kind",
+    [kind for name, kind in KINDS.items() if name not in CONSTANT],
+    ids=[name for name in KINDS if name not in CONSTANT],
 )
 def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
     half = server_half(kind(learning_rate=0.5, tensor_learning_rate=0.25, learning_rate_decay=0.5))
@@ -27,8 +29,8 @@ def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
     ("changes", "message"),
     [
         ({"learning_rate_decay": 1.5}, "learning_rate_decay is 1.5, more than 1"),
-        ({"outcome_bits": 7}, "outcome_bits is 7, outside 8 to 16"),
-        ({"outcome_bits": 17}, "outcome_bits is 17, outside 8 to 16"),
+        ({"published_bits": 7}, "published_bits is 7, outside 8 to 16"),
+        ({"published_bits": 17}, "published_bits is 17, outside 8 to 16"),
         ({"learning_rate_decay": 0.0}, "learning_rate_decay is 0.0, it must be positive"),
         ({"server_step": 5.0}, "server_step is 5.0, more than 4"),
         ({"server_momentum": 0.99}, "server_momentum is 0.99, outside 0 to 0.95"),

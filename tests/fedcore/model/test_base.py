@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base: quantised by blocks as if whole, kept on disk through kills and folds, the same for those who never store it."""
+"""The base: quantised by blocks as if whole, kept on disk through kills and merges, the same for those who never store
+it."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def some_state() -> PublishedState:
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_blocks_of_rows_are_quantised_like_the_whole(make_model: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+def test_blocks_of_rows_are_quantised_like_the_whole(
+    make_model: Callable[[str], Path], tmp_path: Path, dtype: str
+) -> None:
     base = base_of(make_model(dtype), tmp_path / "own")
     for generation in (0, 1):
         for layer in LAYERS:
@@ -77,7 +80,7 @@ def test_blocks_of_rows_are_quantised_like_the_whole(make_model: Callable[[str],
             expected, expected_scale = quantise_weight(base.master(layer))
             assert scale is not None and np.array_equal(q, expected) and np.array_equal(scale, expected_scale)
         if not generation:
-            base.fold(some_state(), 1)
+            base.merge(some_state(), 1)
 
 
 def test_a_weight_that_is_not_finite_is_named_and_leaves_no_file(tmp_path: Path) -> None:
@@ -89,7 +92,9 @@ def test_a_weight_that_is_not_finite_is_named_and_leaves_no_file(tmp_path: Path)
     assert not (tmp_path / "own" / "0" / "weights.safetensors").exists()
 
 
-def test_a_kill_in_the_middle_is_made_good(make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_in_the_middle_is_made_good(
+    make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, calls = make_model("BF16"), []
 
     def killed(*args: Any, **kwargs: Any) -> Any:
@@ -110,7 +115,9 @@ def test_a_kill_in_the_middle_is_made_good(make_model: Callable[[str], Path], tm
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "I8"])
-def test_folds_are_the_same_with_and_without_the_file(make_model: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+def test_merges_are_the_same_with_and_without_the_file(
+    make_model: Callable[[str], Path], tmp_path: Path, dtype: str
+) -> None:
     folder = make_model(dtype)
     plain, stored = base_of(folder, tmp_path / "a"), base_of(folder, tmp_path / "b")
     stored.store()
@@ -118,16 +125,18 @@ def test_folds_are_the_same_with_and_without_the_file(make_model: Callable[[str]
     before = [plain.layer(layer)[0] for layer in LAYERS]
     mapped = [stored.layer(layer, mapped=True)[0] for layer in LAYERS]
     for base in (plain, stored):
-        base.fold(some_state(), 1)
+        base.merge(some_state(), 1)
     # Whoever still computes with the old generation keeps it, though its file is gone.
     assert not (tmp_path / "b" / "0").exists()
     assert all(isinstance(own, np.memmap) and np.array_equal(own, old) for own, old in zip(mapped, before, strict=True))
     stored.store()
     assert plain.digest() == stored.digest() == base_of(folder, tmp_path / "b").digest()
-    assert any(not np.array_equal(stored.layer(layer, mapped=True)[0], old) for layer, old in zip(LAYERS, before, strict=True))
+    assert any(
+        not np.array_equal(stored.layer(layer, mapped=True)[0], old) for layer, old in zip(LAYERS, before, strict=True)
+    )
     # The next generation begins where this one's file lies.
     for base in (plain, stored):
-        base.fold(some_state(), 2)
+        base.merge(some_state(), 2)
     stored.store()
     assert plain.digest() == stored.digest() and stored.generation == 2
 
@@ -162,31 +171,37 @@ def test_a_damaged_weight_file_is_made_anew(make_model: Callable[[str], Path], t
         assert np.array_equal(base.layer(LAYERS[0])[0], base_of(folder, tmp_path / "none").layer(LAYERS[0])[0])
 
 
-def test_a_master_copy_cut_short_is_not_taken_for_a_generation(make_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_master_copy_cut_short_is_not_taken_for_a_generation(
+    make_model: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = make_model("BF16")
-    base_of(folder, tmp_path / "own").fold(some_state(), 1)
+    base_of(folder, tmp_path / "own").merge(some_state(), 1)
     damage(tmp_path / "own" / "1" / "1.bin", cut=True)
     base = base_of(folder, tmp_path / "own")
     assert base.generation == 0 and base.digest() == base_of(folder, tmp_path / "none").digest()
-    base.fold(some_state(), 1)
+    base.merge(some_state(), 1)
     expected = base_of(folder, tmp_path / "none")
-    expected.fold(some_state(), 1)
+    expected.merge(some_state(), 1)
     assert base.digest() == expected.digest()
 
 
 def test_a_master_copy_with_a_wrong_bit_is_never_used(make_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = make_model("BF16")
     base = base_of(folder, tmp_path / "own")
-    base.fold(some_state(), 1)
+    base.merge(some_state(), 1)
     base.store()
     damage(tmp_path / "own" / "1" / "0.bin")
     base = base_of(folder, tmp_path / "own")
     base.store()
     before = base.digest()
     with pytest.raises(BaseDamaged, match="damaged"):
-        base.fold(some_state(), 2)
+        base.merge(some_state(), 2)
     # Weights made before the damage are right, and nothing of generation 2 is there.
-    assert base.generation == 1 and base.digest() == before and sorted(p.name for p in (tmp_path / "own").iterdir()) == ["1"]
+    assert (
+        base.generation == 1
+        and base.digest() == before
+        and sorted(p.name for p in (tmp_path / "own").iterdir()) == ["1"]
+    )
     (tmp_path / "own" / "1" / "weights.json").unlink()
     with pytest.raises(BaseDamaged):
         base_of(folder, tmp_path / "own").store()
@@ -195,7 +210,7 @@ def test_a_master_copy_with_a_wrong_bit_is_never_used(make_model: Callable[[str]
     assert base.generation == 0 and base.digest() == base_of(folder, tmp_path / "none").digest()
 
 
-def test_a_fold_is_on_the_disk_before_it_is_there(
+def test_a_merge_is_on_the_disk_before_it_is_there(
     make_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[str] = []
@@ -214,9 +229,13 @@ def test_a_fold_is_on_the_disk_before_it_is_there(
     base = base_of(make_model("BF16"), tmp_path / "own")
     monkeypatch.setattr("os.fsync", fsync)
     monkeypatch.setattr(Path, "replace", rename)
-    base.fold(some_state(), 1)
+    base.merge(some_state(), 1)
     before = flushed[: renamed[0]]
-    assert {*(f"own/1.part/{index}.bin" for index in range(len(LAYERS))), "own/1.part/masters.json.new", "own/1.part"} <= set(before)
+    assert {
+        *(f"own/1.part/{index}.bin" for index in range(len(LAYERS))),
+        "own/1.part/masters.json.new",
+        "own/1.part",
+    } <= set(before)
     assert flushed[renamed[0] :] == ["own"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums, states, folds: exact against rational arithmetic, and independent of order."""
+"""Sums, states, merges: exact against rational arithmetic, and independent of order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plans import subspaces
 
 from coordinator.store.folder import load_state, save_state
 from fedcore.errors import ExactnessError, MalformedMessage, UpdateRefused
-from fedcore.model.merge import fold_update, folded
+from fedcore.model.merge import merge_update, merged
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.numbers.accumulator import MAX_EXAMPLES, RowScaled, RunningSum, mean_fixed, quantise_rows, scaled_fixed
 from fedcore.numbers.records import Record, pack_record, read_records, unpack_record, write_records
@@ -24,7 +24,9 @@ from fedcore.subspaces.schedule import interval_order, pool_seeds
 from fedcore.weights.quantise import dequantise_weight, quantise_weight
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
-SCHEMA = ModelSchema((LayerSpec("l", 5, 12),), (TensorSpec("head.bias", (3,), False), TensorSpec("head.weight", (3, 4), False)))
+SCHEMA = ModelSchema(
+    (LayerSpec("l", 5, 12),), (TensorSpec("head.bias", (3,), False), TensorSpec("head.weight", (3, 4), False))
+)
 
 
 def normal(shape: tuple[int, ...], seed: int, size: float = 0.01) -> np.ndarray:
@@ -63,7 +65,9 @@ def test_sum_does_not_depend_on_order_and_is_the_rational_mean(seed: int, order:
     mean = dict(total.means())["x"]
     assert np.array_equal(mean, dict(shuffled.means())["x"])
     for row, column in ((0, 0), (3, 5)):
-        exact = sum(Fraction(int(p.q[row, column])) * Fraction(2) ** int(p.exponent[row]) * n for p, n in parts) / sum(n for _, n in parts)
+        exact = sum(Fraction(int(p.q[row, column])) * Fraction(2) ** int(p.exponent[row]) * n for p, n in parts) / sum(
+            n for _, n in parts
+        )
         assert abs(Fraction(int(mean[row, column]), 2**32) - exact) <= Fraction(1, 2**33)
 
 
@@ -129,7 +133,8 @@ def test_published_state_is_the_exact_one_within_half_a_step(bits: int) -> None:
 
 
 def test_fewer_bits_change_what_is_published_and_never_what_is_known(tmp_path: Path) -> None:
-    """What was rounded for one outcome is not in the next one: also a state that went to disk in between knows all of it."""
+    """What was rounded for one published state is not in the next one: also a state that went to disk in between knows
+    all of it."""
     wide, narrow = rounds(4)[-1], rounds(4, bits=8)[-1]
     for name, total in wide.sums.items():
         assert np.array_equal(total, narrow.sums[name])
@@ -154,26 +159,26 @@ def test_digest_of_a_known_state_never_changes() -> None:
     assert state.digest() == "0d7f3a4e729e71eb7d6328407b3d4dcb5cba244433067b520e84e34924c3543d"
 
 
-def test_fold_equals_integer_arithmetic_and_ignores_the_block_order() -> None:
+def test_merge_equals_integer_arithmetic_and_ignores_the_block_order() -> None:
     published = rounds(2, 0.05)[-1].publish()
     part = published.entries["l"]
-    update = fold_update(part, projection_of("signs", published.seeds, 4, "l", 12))
+    update = merge_update(part, projection_of("signs", published.seeds, 4, "l", 12))
     projection = np.concatenate([signs(seed, "l", 4, 12) for seed in published.seeds]).astype(np.int64)
     exact = part.q.astype(np.int64) @ projection
     factor = part.scale() * np.float32(0.5)
     assert np.array_equal(update, exact.astype(np.float32) * factor[:, None])
     weight = normal((5, 12), 9, 1.0)
-    assert folded(weight, update).dtype == np.float32
-    assert np.allclose(folded(weight, update), weight + part.values() @ projection / 2, atol=1e-6)
+    assert merged(weight, update).dtype == np.float32
+    assert np.allclose(merged(weight, update), weight + part.values() @ projection / 2, atol=1e-6)
 
 
-def test_fold_stays_exact_beyond_the_bound_of_float32() -> None:
+def test_merge_stays_exact_beyond_the_bound_of_float32() -> None:
     seeds = tuple(range(160))
     q = np.full((2, 640), 32767, np.int16)
     part = RowScaled(q, np.zeros(2, np.int8))
     projection = np.concatenate([signs(seed, "w", 4, 3) for seed in seeds]).astype(object)
     exact = q.astype(object) @ projection
-    found = fold_update(part, projection_of("signs", seeds, 4, "w", 3))
+    found = merge_update(part, projection_of("signs", seeds, 4, "w", 3))
     assert np.array_equal(found, exact.astype(np.float64).astype(np.float32) * np.float32(0.5))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots: whoever takes one stands where a replica stands that folded every time, bit for bit."""
+"""Snapshots: whoever takes one stands where a replica stands that merged every time, bit for bit."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def learned(state: ExactState, round_seed: int, scale: float = 0.01, schema: Mod
     return state.after(total)
 
 
-def folded_times(base: Base, times: int, scale: float = 0.01, schema: ModelSchema = SCHEMA) -> PublishedState:
+def merged_times(base: Base, times: int, scale: float = 0.01, schema: ModelSchema = SCHEMA) -> PublishedState:
     """A replica that took part in every round of `times` generations; the state that the next one begins with."""
     state = ExactState.zero(subspaces(pool_seeds(7, 0, SEEDS), RANK), schema)
     for generation in range(1, times + 1):
         state = learned(state, generation, scale, schema)
-        base.fold(state.publish(), generation)
+        base.merge(state.publish(), generation)
         state = state.refreshed(subspaces(pool_seeds(7, generation, SEEDS), RANK), schema)
     return state.publish().refreshed(subspaces(pool_seeds(7, times, SEEDS), RANK), schema)
 
 
 @pytest.mark.parametrize("kind", ["int8", "bfloat16", "float32"])
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "I8"])
-def test_a_snapshot_is_as_good_as_every_fold(tmp_path: Path, dtype: str, kind: BaseKind) -> None:
+def test_a_snapshot_is_as_good_as_every_merge(tmp_path: Path, dtype: str, kind: BaseKind) -> None:
     folder = write_model(tmp_path / "model", dtype)
     always, joined = base_of(folder, tmp_path / "always", kind), base_of(folder, tmp_path / "joined", kind)
-    state = folded_times(always, 5)
+    state = merged_times(always, 5)
     write_snapshot(tmp_path / "s", always, state)
     taken = take_snapshot(tmp_path / "s", joined, subspaces(state.seeds, RANK, 5))
     assert joined.generation == 5 and joined.digest() == always.digest() and taken.digest() == state.digest()
@@ -85,7 +85,7 @@ def test_a_snapshot_is_as_good_as_every_fold(tmp_path: Path, dtype: str, kind: B
     # From there on the two stay equal, and so does one that is started again.
     after = learned(ExactState.zero(subspaces(state.seeds, RANK), SCHEMA), 9).publish()
     for base in (always, joined):
-        base.fold(after, 6)
+        base.merge(after, 6)
         base.store()
     assert joined.digest() == always.digest() == base_of(folder, tmp_path / "joined", kind).digest()
 
@@ -93,8 +93,8 @@ def test_a_snapshot_is_as_good_as_every_fold(tmp_path: Path, dtype: str, kind: B
 def test_a_snapshot_is_taken_from_any_generation(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "BF16")
     always, behind = base_of(folder, tmp_path / "always"), base_of(folder, tmp_path / "behind")
-    state = folded_times(always, 4)
-    folded_times(behind, 2)
+    state = merged_times(always, 4)
+    merged_times(behind, 2)
     write_snapshot(tmp_path / "s", always, state)
     take_snapshot(tmp_path / "s", behind, subspaces(state.seeds, RANK, 4))
     assert behind.digest() == always.digest() and sorted(p.name for p in (tmp_path / "behind").iterdir()) == ["4"]
@@ -103,7 +103,7 @@ def test_a_snapshot_is_taken_from_any_generation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "most"), [("BF16", 0.45), ("F32", 0.75)])
 def test_a_snapshot_weighs_less_than_its_numbers_and_is_known_before(tmp_path: Path, dtype: str, most: float) -> None:
     base = base_of(write_model(tmp_path / "model", dtype), tmp_path / "own")
-    write_snapshot(tmp_path / "s", base, folded_times(base, 2, 0.003))
+    write_snapshot(tmp_path / "s", base, merged_times(base, 2, 0.003))
     numbers = sum(layer.rows * layer.columns for layer in LAYERS) * (2 if dtype == "BF16" else 4)
     size = (tmp_path / "s").stat().st_size
     assert size < most * numbers + 1000 and abs(snapshot_bytes(base) - size) < 1000
@@ -111,7 +111,7 @@ def test_a_snapshot_weighs_less_than_its_numbers_and_is_known_before(tmp_path: P
 
 def test_the_same_base_gives_the_same_file(tmp_path: Path) -> None:
     base = base_of(write_model(tmp_path / "model", "F32"), tmp_path / "own")
-    state = folded_times(base, 2)
+    state = merged_times(base, 2)
     for name in ("one", "two"):
         write_snapshot(tmp_path / name, base, state)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -120,8 +120,8 @@ def test_the_same_base_gives_the_same_file(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_file_changes_nothing(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "BF16")
     base, other = base_of(folder, tmp_path / "own"), base_of(folder, tmp_path / "other")
-    state = folded_times(base, 2)
-    folded_times(other, 1)
+    state = merged_times(base, 2)
+    merged_times(other, 1)
     before = other.digest()
     write_snapshot(tmp_path / "s", base, state)
     whole = (tmp_path / "s").read_bytes()
@@ -137,7 +137,9 @@ def test_what_is_wrong_with_a_file_changes_nothing(tmp_path: Path) -> None:
             take_snapshot(tmp_path / "s", other, subspaces(seeds, rank, generation))
     foreign = ModelSchema((*LAYERS[:2], LayerSpec("d.dense", 300, 8)), SCHEMA.tensors)
     (tmp_path / "foreign").mkdir()
-    elsewhere = base_of(write_model(tmp_path / "foreign" / "model", "BF16", foreign), tmp_path / "foreign" / "own", schema=foreign)
+    elsewhere = base_of(
+        write_model(tmp_path / "foreign" / "model", "BF16", foreign), tmp_path / "foreign" / "own", schema=foreign
+    )
     with pytest.raises(MalformedMessage, match=r"d\.dense"):
         take_snapshot(tmp_path / "s", elsewhere, subspaces(state.seeds, RANK, 2))
 
@@ -148,12 +150,14 @@ def test_any_flipped_byte_is_refused_or_shows_in_the_digest(tmp_path: Path, data
     folder = tmp_path / "model"
     base = base_of(folder if folder.exists() else write_model(folder, "BF16"), tmp_path / "own")
     if not (tmp_path / "s").exists():
-        write_snapshot(tmp_path / "s", base, folded_times(base, 1))
+        write_snapshot(tmp_path / "s", base, merged_times(base, 1))
     whole = bytearray((tmp_path / "s").read_bytes())
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     (tmp_path / "bad").write_bytes(whole)
     seeds = pool_seeds(7, 1, SEEDS)
-    right = model_digest(base.digest(), take_snapshot(tmp_path / "s", base_of(folder, tmp_path / "right"), subspaces(seeds, RANK, 1)))
+    right = model_digest(
+        base.digest(), take_snapshot(tmp_path / "s", base_of(folder, tmp_path / "right"), subspaces(seeds, RANK, 1))
+    )
     other = base_of(folder, tmp_path / "other")
     other.reset()
     try:
@@ -172,12 +176,14 @@ def records_of(path: Path) -> Iterator[Record]:
     return read_records(path, largest=2**20)
 
 
-def test_only_a_sound_and_folded_base_is_written(tmp_path: Path) -> None:
+def test_only_a_sound_and_merged_base_is_written(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "BF16")
     base = base_of(folder, tmp_path / "own")
-    state = folded_times(base, 1)
-    with pytest.raises(ExactnessError, match="folded"):
-        write_snapshot(tmp_path / "s", base, learned(ExactState.zero(subspaces(state.seeds, RANK), SCHEMA), 3).publish())
+    state = merged_times(base, 1)
+    with pytest.raises(ExactnessError, match="merged"):
+        write_snapshot(
+            tmp_path / "s", base, learned(ExactState.zero(subspaces(state.seeds, RANK), SCHEMA), 3).publish()
+        )
     master = tmp_path / "own" / "1" / "2.bin"
     data = bytearray(master.read_bytes())
     data[5] ^= 4
@@ -218,16 +224,16 @@ def peak(act: Callable[[], object]) -> int:
 
 
 def peaks(root: Path, layers: int) -> tuple[int, int, int]:
-    """The most memory that writing a snapshot, taking it, and a fold took, in bytes."""
+    """The most memory that writing a snapshot, taking it, and a merge took, in bytes."""
     schema = ModelSchema(tuple(LayerSpec(f"l{i}", 1024, 512) for i in range(layers)), ())
     folder = write_model(root / "model", "F32", schema)
     base, other = base_of(folder, root / "own", schema=schema), base_of(folder, root / "other", schema=schema)
-    state = folded_times(base, 1, schema=schema)
+    state = merged_times(base, 1, schema=schema)
     finished = learned(ExactState.zero(subspaces(state.seeds, RANK), schema), 1, schema=schema).publish()
     return (
         peak(lambda: write_snapshot(root / "s", base, state)),
         peak(lambda: take_snapshot(root / "s", other, subspaces(state.seeds, RANK, 1))),
-        peak(lambda: base.fold(finished, 2)),
+        peak(lambda: base.merge(finished, 2)),
     )
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacked factors: the mean of the participants' models, exactly, with the same bits on every machine and in every order."""
+"""Stacked factors: the mean of the participants' models, exactly, with the same bits on every machine and in every
+order."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from fedcore.methods.flora import FLoRASettings
 from fedcore.methods.interface import ServerHalf
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update
-from fedcore.model.merge import finest_exponents, folded, layer_change, require_exact
+from fedcore.model.merge import finest_exponents, layer_change, merged, require_exact
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.model.update import WeightedUpdate, check_update, write_update
 from fedcore.numbers.accumulator import RowScaled, clip_within, quantise_rows
@@ -32,7 +33,9 @@ from fedcore.weights.checkpoint import Checkpoint, write_safetensors
 from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
-SCHEMA = ModelSchema((LayerSpec("a.dense", 300, 24), LayerSpec("b.dense", 3, 40)), (TensorSpec("head.bias", (3,), in_checkpoint=False),))
+SCHEMA = ModelSchema(
+    (LayerSpec("a.dense", 300, 24), LayerSpec("b.dense", 3, 40)), (TensorSpec("head.bias", (3,), in_checkpoint=False),)
+)
 RANK, ALPHA, SEED = 4, 6.0, 9
 KINDS = [FLoRASettings(rank=RANK, alpha=ALPHA, bits=16), FedExLoRASettings(rank=RANK, alpha=ALPHA, bits=16)]
 NODES = {"a": 30, "b": 7, "c": 1}
@@ -58,7 +61,14 @@ def participants(half: ServerHalf, server_round: int, folder: Path, scale: float
             records.append(Record(name, quantise_rows(change, 16), 16))
         path = folder / f"{node}-{server_round}"
         header = UpdateHeader(
-            run="r", round=server_round, node=node, version=plan.version, examples=examples, rank=RANK, loss=1.0, seconds=1
+            run="r",
+            round=server_round,
+            node=node,
+            version=plan.version,
+            examples=examples,
+            rank=RANK,
+            loss=1.0,
+            seconds=1,
         )
         write_update(path, header, records)
         out.append(WeightedUpdate(path, check_update(path, plan, "r", node).header, examples))
@@ -87,7 +97,9 @@ def test_every_round_gives_the_mean_of_the_participants_models(kind: Any, tmp_pa
         state = half.aggregate(state, plan, updates)
         published = state.publish()
         for layer in SCHEMA.layers:
-            a = initial_factor(f"{layer.name}/A", RANK, layer.columns, plan.training.seeds[0] if kind.name == "flora" else SEED)
+            a = initial_factor(
+                f"{layer.name}/A", RANK, layer.columns, plan.training.seeds[0] if kind.name == "flora" else SEED
+            )
             b = np.zeros((layer.rows, RANK))
             if kind.name == "fedex-lora":
                 a, b = a + before.entries[f"{layer.name}/A"].values(), b + before.entries[f"{layer.name}/B"].values()
@@ -99,12 +111,14 @@ def test_every_round_gives_the_mean_of_the_participants_models(kind: Any, tmp_pa
             found = layer_update(plan.training, published, layer)
             assert np.abs(mean).max() > 1e-4
             assert np.abs(found - mean).max() < 2e-4 * np.abs(mean).max(), "16 bits a number on both factors"
-        base.fold(published, server_round)
+        base.merge(published, server_round)
         following = half.training(server_round + 1, SEED)
         state = state.refreshed(following, SCHEMA)
         assert state.publish().stacked == 0 and state.publish().entries["head.bias"].q.any()
         for layer in SCHEMA.layers:
-            stored[f"{layer.name}.weight"] = folded(stored[f"{layer.name}.weight"], layer_change(published, layer)(slice(None)))
+            stored[f"{layer.name}.weight"] = merged(
+                stored[f"{layer.name}.weight"], layer_change(published, layer)(slice(None))
+            )
             assert np.array_equal(base.master(layer), stored[f"{layer.name}.weight"])
 
 
@@ -121,9 +135,14 @@ def test_the_order_of_updates_changes_nothing_and_weights_and_clips_count(kind: 
     for others in (heavier, clipped, updates[:2]):
         digests.add(half.aggregate(zero, plan, others).publish().digest())
     assert len(digests) == 4
-    stacks = [half.aggregate(zero, plan, order).publish().entries["a.dense/up"].values()[:, :RANK] for order in (updates, clipped)]
+    stacks = [
+        half.aggregate(zero, plan, order).publish().entries["a.dense/up"].values()[:, :RANK]
+        for order in (updates, clipped)
+    ]
     clip = clipped[0].clip
-    assert clip is not None and np.allclose(stacks[1], clip.factor * stacks[0], rtol=0, atol=1e-3 * np.abs(stacks[0]).max())
+    assert clip is not None and np.allclose(
+        stacks[1], clip.factor * stacks[0], rtol=0, atol=1e-3 * np.abs(stacks[0]).max()
+    )
 
 
 def test_one_participant_of_fedex_leaves_no_residual(tmp_path: Path) -> None:
@@ -134,21 +153,23 @@ def test_one_participant_of_fedex_leaves_no_residual(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_an_outcome_says_how_wide_its_stack_is(kind: Any, tmp_path: Path) -> None:
+def test_an_published_state_says_how_wide_its_stack_is(kind: Any, tmp_path: Path) -> None:
     half = server_half(kind)
     plan, updates = plan_of(half, 1), participants(half, 1, tmp_path)
     shapes = plan.training.shapes(SCHEMA)
     for count in (3, 1):
         state = half.aggregate(ExactState.zero(plan.training, SCHEMA), plan, updates[:count]).publish()
-        state.write(tmp_path / "outcome")
-        taken = PublishedState.read(tmp_path / "outcome", shapes)
+        state.write(tmp_path / "published_state")
+        taken = PublishedState.read(tmp_path / "published_state", shapes)
         assert taken.digest() == state.digest() and taken.stacked == count * RANK
     fresh = state.refreshed(half.training(2, SEED), SCHEMA)
     fresh.write(tmp_path / "begun")
     assert PublishedState.read(tmp_path / "begun", shapes).digest() == fresh.digest() != state.digest()
     # A factor with another number of rows than the header says.
     up = state.entries["b.dense/up"]
-    wrong = PublishedState(1, state.seeds, RANK, {**state.entries, "b.dense/up": RowScaled(np.tile(up.q, 2), up.exponent)})
+    wrong = PublishedState(
+        1, state.seeds, RANK, {**state.entries, "b.dense/up": RowScaled(np.tile(up.q, 2), up.exponent)}
+    )
     wrong.write(tmp_path / "wrong")
     with pytest.raises(MalformedMessage):
         PublishedState.read(tmp_path / "wrong", shapes)
@@ -159,7 +180,9 @@ def test_an_outcome_says_how_wide_its_stack_is(kind: Any, tmp_path: Path) -> Non
 def test_products_are_integers_whatever_the_scales(seed: int, terms: int, spread: int) -> None:
     random = np.random.default_rng(seed)
     units = random.integers(-(2**38), 2**38, (terms, 7)) >> random.integers(0, spread + 1, (terms, 1))
-    up = RowScaled(random.integers(-32767, 32768, (5, terms)).astype(np.int16), random.integers(-28, 8, 5).astype(np.int8))
+    up = RowScaled(
+        random.integers(-32767, 32768, (5, terms)).astype(np.int16), random.integers(-28, 8, 5).astype(np.int8)
+    )
     state = ExactState(1, (1,), 1, {"l/down": units}, {"l/down": finest_exponents(units)}).publish()
     down = state.entries["l/down"]
     require_exact(down, "l")
@@ -167,7 +190,10 @@ def test_products_are_integers_whatever_the_scales(seed: int, terms: int, spread
     right = down.q.astype(object) * np.array([2 ** (int(e) - lowest) for e in down.exponent], object)[:, None]
     exact = up.q.astype(object) @ right
     assert max(map(abs, exact.ravel())) <= 2**53
-    expected = [[np.float32(np.ldexp(float(z), int(e) + lowest)) for z in row] for row, e in zip(exact, up.exponent, strict=True)]
+    expected = [
+        [np.float32(np.ldexp(float(z), int(e) + lowest)) for z in row]
+        for row, e in zip(exact, up.exponent, strict=True)
+    ]
     layer = LayerSpec("l", 5, 7)
     change = layer_change(PublishedState(1, (1,), 1, {"l/up": up, "l/down": down}), layer)
     assert np.array_equal(change(slice(0, 5)), np.array(expected, np.float32))
@@ -185,11 +211,13 @@ def test_a_product_that_would_depend_on_the_machine_is_refused() -> None:
     apart = RowScaled(down.q, np.array([0, -22, 0], np.int8))
     with pytest.raises(ExactnessError, match="too far apart"):
         layer_change(PublishedState(1, (1,), 1, {**state.entries, "l/down": apart}), LayerSpec("l", 2, 4))
-    with pytest.raises(ExactnessError, match="nothing to fold"):
+    with pytest.raises(ExactnessError, match="nothing to merge"):
         layer_change(PublishedState(1, (), 0, {"l/A": up}), LayerSpec("l", 2, 4))
 
 
-def test_more_participants_than_an_outcome_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_participants_than_an_published_state_holds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half = server_half(KINDS[0])
     plan = plan_of(half, 1)
     monkeypatch.setattr("fedcore.model.stacking.MAX_STACKED", 2 * RANK)

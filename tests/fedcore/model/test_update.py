@@ -26,17 +26,32 @@ from fedcore.round.plan import Plan
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
 SCHEMA = ModelSchema((LayerSpec("l", 5, 12), LayerSpec("k", 3, 12)), (TensorSpec("head.bias", (3,), False),))
-HALF = server_half(FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20, projection="signs", bits=8, outcome_bits=16))
-HEADER = UpdateHeader(run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0)
+HALF = server_half(
+    FedKRSOSettings(rank=4, min_rank=2, num_seeds=3, steps=20, projection="signs", bits=8, published_bits=16)
+)
+HEADER = UpdateHeader(
+    run="r", round=1, node="a", version=0, examples=7, rank=4, subspaces=(0, 2), loss=1.0, seconds=1.0
+)
 
 
 def make_plan() -> Plan:
     training = HALF.training(1, 5)
     checksums = checksums_of(training, SCHEMA)
     return Plan(
-        round=1, phase="train", cohort=("a", "b"), deadline_at=0, task=TaskSection(kind="regression"), base_kind="int8", base_digest="",
-        model_schema=SCHEMA, checksums=checksums, training=training, version=0, chunk_bytes=65_536, objects=(),
-    )  # fmt: skip
+        round=1,
+        phase="train",
+        cohort=("a", "b"),
+        deadline_at=0,
+        task=TaskSection(kind="regression"),
+        base_kind="int8",
+        base_digest="",
+        model_schema=SCHEMA,
+        checksums=checksums,
+        training=training,
+        version=0,
+        chunk_bytes=65_536,
+        objects=(),
+    )
 
 
 def records(width: int = 8, bits: int = 8, seed: int = 0, rows: int = 5) -> list[Record]:
@@ -129,11 +144,26 @@ def test_wrong_tensors_are_refused_by_name_in_a_short_line(tmp_path: Path, conte
 @pytest.mark.parametrize(
     "change",
     [
-        {"bits": 8.0}, {"bits": "8"}, {"rows": 5.0}, {"rows": True}, {"columns": -8}, {"columns": 2**62}, {"name": 3}, {"name": b"l"},
-        {"coding": "other"}, {"coding": ["raw"]}, {"exponent": b""}, {"exponent": None}, {"data": b"x"}, {"data": {"a": 1}},
-        {"difference": 1}, {"difference": None}, {"rows": 2**27, "columns": 1}, {"end": 0},
+        {"bits": 8.0},
+        {"bits": "8"},
+        {"rows": 5.0},
+        {"rows": True},
+        {"columns": -8},
+        {"columns": 2**62},
+        {"name": 3},
+        {"name": b"l"},
+        {"coding": "other"},
+        {"coding": ["raw"]},
+        {"exponent": b""},
+        {"exponent": None},
+        {"data": b"x"},
+        {"data": {"a": 1}},
+        {"difference": 1},
+        {"difference": None},
+        {"rows": 2**27, "columns": 1},
+        {"end": 0},
     ],
-)  # fmt: skip
+)
 def test_a_record_with_fields_of_other_types_is_refused(tmp_path: Path, change: dict) -> None:
     header = {**msgspec.to_builtins(HEADER), "format": UPDATE_FORMAT}
     items = [header, {**pack_record(records()[0]), **change}, *map(pack_record, records()[1:]), {"end": 3}]

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcore.errors import ExactnessError
-from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, RowScaled, RunningSum, clip_within, norm_of, squared_norm, within_bounds
+from fedcore.numbers.accumulator import (
+    MAX_EXAMPLES,
+    Clip,
+    RowScaled,
+    RunningSum,
+    clip_within,
+    norm_of,
+    squared_norm,
+    within_bounds,
+)
 
 
 @st.composite
@@ -32,7 +41,9 @@ def units(part: RowScaled) -> list[list[int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(parts(), min_size=1, max_size=3), st.floats(1e-6, 1e9))
-def test_a_clipped_update_is_never_above_the_bound_and_one_within_is_left_alone(update: list[RowScaled], bound: float) -> None:
+def test_a_clipped_update_is_never_above_the_bound_and_one_within_is_left_alone(
+    update: list[RowScaled], bound: float
+) -> None:
     squared = sum(squared_norm(part) for part in update)
     exact = Fraction(squared, 2**64)
     assert squared == sum(a * a for part in update for row in units(part) for a in row)
@@ -55,7 +66,10 @@ def test_a_clipped_update_is_never_above_the_bound_and_one_within_is_left_alone(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(parts(), st.integers(1, 50), st.booleans()), min_size=2, max_size=5), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.tuples(parts(), st.integers(1, 50), st.booleans()), min_size=2, max_size=5),
+    st.randoms(use_true_random=False),
+)
 def test_the_sum_with_clips_depends_on_no_order_and_changes_the_clipped_alone(updates: list, chance: object) -> None:
     clip = Clip(40_000, 18)
     shuffled = list(updates)

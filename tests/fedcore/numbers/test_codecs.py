@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of numbers on the wire: what is sent is what is summed, in integers; what is damaged or too large is refused in one line."""
+"""Kinds of numbers on the wire: what is sent is what is summed, in integers; what is damaged or too large is refused in
+one line."""
 
 from __future__ import annotations
 
@@ -26,11 +27,19 @@ from fedcore.numbers.codecs import CODECS, encoded
 from fedcore.numbers.coding import Coding
 from fedcore.numbers.records import Record, pack_record, read_records, unpack_record, write_records
 
-CODINGS = [Coding("integers", 4), Coding("integers", 8), Coding("integers", 16), Coding("floats", 16), Coding("floats", 32)]
+CODINGS = [
+    Coding("integers", 4),
+    Coding("integers", 8),
+    Coding("integers", 16),
+    Coding("floats", 16),
+    Coding("floats", 32),
+]
 CODINGS += [Coding("sparse", 8, 0.1), Coding("sparse", 4, 0.003), Coding("sparse", 16, 1.0)]
 KINDS = tuple(CODECS)
 numbers = st.floats(-128, 128, width=32)
-matrices = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.one_of(st.just(0.0), numbers))
+matrices = arrays(
+    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.one_of(st.just(0.0), numbers)
+)
 
 
 def packed(values: np.ndarray[Any, Any], coding: Coding) -> dict[str, Any]:
@@ -47,7 +56,9 @@ def test_what_is_sent_arrives(values: np.ndarray[Any, Any], coding: Coding) -> N
     found = unpack_record(raw, kinds=KINDS)
     assert (found.name, found.kind, found.bits, found.part.shape) == ("l", coding.kind, coding.bits, values.shape)
     assert np.array_equal(found.part.values(), part.values())
-    assert all(np.array_equal(found.part.units(slice(i, i + 1)), part.units(slice(i, i + 1))) for i in range(len(values)))
+    assert all(
+        np.array_equal(found.part.units(slice(i, i + 1)), part.units(slice(i, i + 1))) for i in range(len(values))
+    )
     assert within_bounds(found.part)
     # Exponents and msgpack's own apart; an index may grow by some bytes when it does not compress.
     assert len(raw["data"]) + len(raw.get("index", b"")) <= coding.most_bytes(values.size) + 16
@@ -57,7 +68,9 @@ def test_what_is_sent_arrives(values: np.ndarray[Any, Any], coding: Coding) -> N
 def test_float32_travels_as_it_is_and_bfloat16_rounded_once(values: np.ndarray[Any, Any]) -> None:
     wide, narrow = (encoded(values, Coding("floats", bits), "l").values() for bits in (32, 16))
     assert np.array_equal(wide, values)
-    assert (np.abs(narrow - values) <= np.abs(values) * 2.0**-8 + 2.0**-134).all() and not (narrow.view(np.uint32) & 0xFFFF).any()
+    assert (np.abs(narrow - values) <= np.abs(values) * 2.0**-8 + 2.0**-134).all() and not (
+        narrow.view(np.uint32) & 0xFFFF
+    ).any()
 
 
 @given(values=matrices)
@@ -87,7 +100,12 @@ def test_of_equal_numbers_the_first_are_sent() -> None:
     assert np.flatnonzero(part.values()).tolist() == list(range(7))
 
 
-@given(parts=st.lists(st.tuples(arrays(np.float32, (3, 4), elements=numbers), st.sampled_from(CODINGS), st.integers(1, 1000)), max_size=6))
+@given(
+    parts=st.lists(
+        st.tuples(arrays(np.float32, (3, 4), elements=numbers), st.sampled_from(CODINGS), st.integers(1, 1000)),
+        max_size=6,
+    )
+)
 def test_sums_are_exact_in_any_order(parts: list[tuple[np.ndarray[Any, Any], Coding, int]]) -> None:
     made = [(encoded(values, coding, "l"), weight) for values, coding, weight in parts]
     totals = []
@@ -142,7 +160,9 @@ def test_damaged_bytes_are_refused_in_one_line_or_are_other_numbers_within_the_s
 ) -> None:
     values = np.random.default_rng(seed).normal(size=(6, 9)).astype(np.float32)
     raw = packed(values, coding)
-    key = data.draw(st.sampled_from([key for key, value in raw.items() if isinstance(value, bytes | int) and key != "difference"]))
+    key = data.draw(
+        st.sampled_from([key for key, value in raw.items() if isinstance(value, bytes | int) and key != "difference"])
+    )
     if isinstance(raw[key], bytes):
         changed = bytearray(raw[key])
         place = data.draw(st.integers(0, max(0, len(changed) - 1)))
@@ -186,7 +206,7 @@ def at_most(size_bytes: int) -> Iterator[None]:
         ({"kind": "other"}, "a kind that does not belong here"),
         ({"kind": ["sparse"]}, "wrong type"),
     ],
-)  # fmt: skip
+)
 def test_sizes_are_checked_before_anything_is_made_of_them(change: dict[str, Any], match: str) -> None:
     raw = packed(np.linspace(-1, 1, 100, dtype=np.float32).reshape(10, 10), Coding("sparse", 8, 0.1))
     assert (raw["count"], raw["index_bytes"]) == (10, 10)
@@ -210,15 +230,32 @@ def test_golden_bytes() -> None:
     wide = values.astype("<f4").tobytes()
     half = bytes.fromhex("0000203f0000c0be0000000000007e42")
     golden = [
-        ({"kind": "sparse", "bits": 8, "exponent": exponents, "count": 3, "index_bytes": 3, "index": zlib.compress(b"\1\1\3"),
-          "data": bytes([5, 253, 127])}, Coding("sparse", 8, 0.5)),
+        (
+            {
+                "kind": "sparse",
+                "bits": 8,
+                "exponent": exponents,
+                "count": 3,
+                "index_bytes": 3,
+                "index": zlib.compress(b"\1\1\3"),
+                "data": bytes([5, 253, 127]),
+            },
+            Coding("sparse", 8, 0.5),
+        ),
         ({"kind": "floats", "bits": 32, "data": wide}, Coding("floats", 32)),
         ({"kind": "floats", "bits": 16, "data": half}, Coding("floats", 16)),
         ({"bits": 8, "exponent": exponents, "data": bytes([0, 5, 0, 253, 0, 0, 0, 127])}, Coding("integers", 8)),
         # High bytes, then low ones, of 2 q or -2 q - 1, column after column.
-        ({"bits": 16, "exponent": zlib.compress(bytes([253, 255]), 6), "coding": "zlib-columns",
-          "data": zlib.compress(bytes(8) + bytes([0, 0, 10, 0, 0, 0, 5, 254]))}, None),
-    ]  # fmt: skip
+        (
+            {
+                "bits": 16,
+                "exponent": zlib.compress(bytes([253, 255]), 6),
+                "coding": "zlib-columns",
+                "data": zlib.compress(bytes(8) + bytes([0, 0, 10, 0, 0, 0, 5, 254])),
+            },
+            None,
+        ),
+    ]
     for raw, coding in golden:
         assert np.array_equal(unpack_record(head | raw, kinds=KINDS).part.values(), values)
         if coding is None:
@@ -246,7 +283,7 @@ def test_the_index_costs_about_what_it_must() -> None:
 
 
 @pytest.mark.parametrize(("bits", "most"), [(16, 16.2), (12, 12.4), (10, 10.6), (8, 8.3)])
-def test_an_outcome_costs_about_the_bits_of_the_one_subspace_that_changed(bits: int, most: float) -> None:
+def test_an_published_state_costs_about_the_bits_of_the_one_subspace_that_changed(bits: int, most: float) -> None:
     values = np.random.default_rng(0).normal(size=(384, 16))
     q = np.zeros((384, 80), np.int16)
     q[:, 16:32] = np.rint(values / np.abs(values).max(axis=1, keepdims=True) * (2 ** (bits - 1) - 1))
@@ -256,7 +293,11 @@ def test_an_outcome_costs_about_the_bits_of_the_one_subspace_that_changed(bits: 
 
 
 @given(
-    q=arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.sampled_from([0, 0, 0, 1, -1, 300, 32767, -32768]))
+    q=arrays(
+        np.int16,
+        st.tuples(st.integers(1, 40), st.integers(1, 40)),
+        elements=st.sampled_from([0, 0, 0, 1, -1, 300, 32767, -32768]),
+    )
 )
 def test_differences_of_16_bits_arrive(q: np.ndarray[Any, Any]) -> None:
     raw = pack_record(Record("l", RowScaled(q, np.zeros(len(q), np.int8)), 16, difference=True))
@@ -267,13 +308,25 @@ def test_differences_of_16_bits_arrive(q: np.ndarray[Any, Any]) -> None:
 
 
 def test_a_job_names_a_codec() -> None:
-    found = {name: server_half(FedAvgSettings(codec=name)).training(1, 0) for name in ("", "int4", "int16", "float32", "bfloat16", "top-k")}
+    found = {
+        name: server_half(FedAvgSettings(codec=name)).training(1, 0)
+        for name in ("", "int4", "int16", "float32", "bfloat16", "top-k")
+    }
     assert [str(training.coding("l")) for training in found.values()] == [
-        "8 bits", "4 bits", "16 bits", "32 bits as floats", "16 bits as floats", "8 bits, only the largest",
-    ]  # fmt: skip
+        "8 bits",
+        "4 bits",
+        "16 bits",
+        "32 bits as floats",
+        "16 bits as floats",
+        "8 bits, only the largest",
+    ]
     assert found["top-k"].coding("l").density == 0.01 and "top-k of 0.01" in FedAvgSettings(codec="top-k").described()
     assert server_half(FedAvgSettings(codec="top-k", bits=4)).training(1, 0).coding("l").bits == 4
-    for wrong in ({"codec": "int8", "bits": 16}, {"codec": "top-k", "density": 0.0}, {"codec": "top-k", "density": 1.5}):
+    for wrong in (
+        {"codec": "int8", "bits": 16},
+        {"codec": "top-k", "density": 0.0},
+        {"codec": "top-k", "density": 1.5},
+    ):
         with pytest.raises(ConfigError, match="method"):
             FedAvgSettings(**wrong)
 

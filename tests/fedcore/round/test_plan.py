@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import OutcomeObject, Position, cheapest_way
+from fedcore.round.plan import Position, StateObject, cheapest_way
 
 
-def published(version: int, generation: int, size: int, base: int | None = None, *, snapshot: bool = False) -> OutcomeObject:
+def published(
+    version: int, generation: int, size: int, base: int | None = None, *, snapshot: bool = False
+) -> StateObject:
     name = f"{version}-{generation}-{base}-{snapshot}"
-    return OutcomeObject(version, generation, base, f"d{name}", Manifest(name, size, name, 64), snapshot)
+    return StateObject(version, generation, base, f"d{name}", Manifest(name, size, name, 64), snapshot)
 
 
-def cost(way: Sequence[OutcomeObject]) -> int:
+def cost(way: Sequence[StateObject]) -> int:
     return sum(obj.manifest.size_bytes for obj in way)
 
 
@@ -34,7 +36,7 @@ class World:
     def generation_of(self, version: int) -> int:
         return sum(end < version for end in self.ends)
 
-    def candidates(self, sizes: Iterator[int]) -> list[OutcomeObject]:
+    def candidates(self, sizes: Iterator[int]) -> list[StateObject]:
         """Everything that a coordinator could have published and may list."""
         out = [published(end, g, next(sizes)) for g, end in enumerate(self.ends)]
         out += [published(self.ends[g - 1], g, next(sizes), snapshot=True) for g in range(1, self.generation + 1)]
@@ -46,12 +48,15 @@ class World:
         return out
 
     def positions(self) -> list[Position]:
-        """Where a replica may stand: after any version, folded or not, or with its state lost at any generation."""
-        out = {(v, self.generation_of(v)) for v in range(1, self.version + 1)} | {(end, g + 1) for g, end in enumerate(self.ends)}
+        """Where a replica may stand: after any version, merged or not, or with its state lost at any generation."""
+        out = {(v, self.generation_of(v)) for v in range(1, self.version + 1)} | {
+            (end, g + 1) for g, end in enumerate(self.ends)
+        }
         return sorted(out | {(0, g) for g in range(self.generation + 1)})
 
-    def taken(self, at: Position, obj: OutcomeObject, known: set[int]) -> Position | None:
-        """Where a replica stands that takes an object as `Replica.adopt` does; None if it cannot. It knows the ends that are listed."""
+    def taken(self, at: Position, obj: StateObject, known: set[int]) -> Position | None:
+        """Where a replica stands that takes an object as `Replica.adopt` does; None if it cannot. It knows the ends
+        that are listed."""
         version, generation = at
         if obj.snapshot:
             return obj.version, obj.generation
@@ -64,15 +69,17 @@ class World:
         version, generation = at
         if version != self.version:
             return False
-        return generation == self.generation or (version in known and version in self.ends and generation == self.generation - 1)
+        return generation == self.generation or (
+            version in known and version in self.ends and generation == self.generation - 1
+        )
 
-    def known(self, objects: Sequence[OutcomeObject]) -> set[int]:
+    def known(self, objects: Sequence[StateObject]) -> set[int]:
         return {obj.version for obj in objects if obj.version in self.ends}
 
-    def fewest(self, objects: Sequence[OutcomeObject], held: Position) -> int | None:
+    def fewest(self, objects: Sequence[StateObject], held: Position) -> int | None:
         """By trying every order of every part of the list."""
         known, best = self.known(objects), None
-        stack: list[tuple[Position, int, frozenset[OutcomeObject]]] = [(held, 0, frozenset(objects))]
+        stack: list[tuple[Position, int, frozenset[StateObject]]] = [(held, 0, frozenset(objects))]
         while stack:
             at, spent, left = stack.pop()
             if best is not None and spent >= best:
@@ -86,7 +93,7 @@ class World:
                     stack.append((after, spent + obj.manifest.size_bytes, left - {obj}))
         return best
 
-    def check(self, objects: Sequence[OutcomeObject], held: Position) -> int | None:
+    def check(self, objects: Sequence[StateObject], held: Position) -> int | None:
         """What `cheapest_way` finds leads there, and nothing is cheaper; returns its bytes."""
         way = cheapest_way(tuple(objects), (self.version, self.generation), held)
         fewest = self.fewest(objects, held)
@@ -134,7 +141,11 @@ def test_whole_lists_always_lead_there(data: st.DataObject) -> None:
     world = World(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=5)))
     candidates = world.candidates(iter(data.draw(st.lists(st.integers(1, 50), min_size=14, max_size=14))))
     start = data.draw(st.integers(0, world.generation))
-    objects = [obj for obj in candidates if not obj.snapshot and obj.generation >= start or obj.snapshot and obj.generation == start]
+    objects = [
+        obj
+        for obj in candidates
+        if not obj.snapshot and obj.generation >= start or obj.snapshot and obj.generation == start
+    ]
     for held in world.positions():
         assert world.check(objects, held) is not None, (held, objects)
 
@@ -147,14 +158,21 @@ def test_a_way_that_reads_well() -> None:
     # Nothing to do, one difference, one round missed.
     assert cheapest_way((*ends, *present), goal, (8, 3)) == ()
     assert cheapest_way((*ends, *present), goal, (7, 3)) == present[2:]
-    # A generation missed: its end, then the present whole; folded or not makes no difference.
-    assert cheapest_way((*ends, *present[1:]), goal, (4, 1)) == cheapest_way((*ends, *present[1:]), goal, (4, 2)) == (ends[2], present[1])
+    # A generation missed: its end, then the present whole; merged or not makes no difference.
+    assert (
+        cheapest_way((*ends, *present[1:]), goal, (4, 1))
+        == cheapest_way((*ends, *present[1:]), goal, (4, 2))
+        == (ends[2], present[1])
+    )
     # Two ends are heavier than a snapshot, one is not.
     assert cheapest_way((*ends, snapshot, *present[1:]), goal, (1, 0)) == (snapshot, ends[2], present[1])
     assert cheapest_way((*ends, snapshot, *present[1:]), goal, (3, 1)) == (ends[1], ends[2], present[1])
     # Older than all that is listed; nothing learned; the state lost; ahead of the run.
     for held in ((1, 0), (0, 0), (0, 3), (9, 4)):
-        assert cheapest_way((ends[2], snapshot, present[1]), goal, held) in ((snapshot, ends[2], present[1]), (present[1],))
+        assert cheapest_way((ends[2], snapshot, present[1]), goal, held) in (
+            (snapshot, ends[2], present[1]),
+            (present[1],),
+        )
     # The checkpoint is everybody's: the first end can be taken from anywhere.
     assert cheapest_way(ends, (6, 3), (0, 3)) == ends
     assert cheapest_way(ends[1:], (6, 3), (0, 3)) is None

@@ -34,7 +34,14 @@ def table(*values: float) -> RowScaled:
 
 def test_signs_are_the_bits_of_the_written_definition() -> None:
     # The third block of 64 rows has 22, so 286 bits.
-    head = b"fedkrso direction 1" + (7).to_bytes(8, "little") + b"\x03\0\0\0" + b"\x0d\0\0\0" + b"\x02\0\0\0" + LAYER.name.encode()
+    head = (
+        b"fedkrso direction 1"
+        + (7).to_bytes(8, "little")
+        + b"\x03\0\0\0"
+        + b"\x0d\0\0\0"
+        + b"\x02\0\0\0"
+        + LAYER.name.encode()
+    )
     data = hashlib.shake_128(head).digest(36)
     assert data[:8].hex() == "e420a0e744d59e1a"
     bits = [data[i // 8] >> (i % 8) & 1 for i in range(22 * 13)]
@@ -90,7 +97,9 @@ def test_sums_that_could_run_over_are_refused() -> None:
 def test_rounding_a_table_to_16_bits_costs_less_than_a_ten_thousandth() -> None:
     """And to 8 bits one part in a hundred: why scalars are sent with 16."""
     values = np.random.default_rng(0).normal(size=(1, 4096)).astype(np.float32)
-    errors = {bits: np.linalg.norm(quantise_rows(values, bits).values() - values) / np.linalg.norm(values) for bits in (8, 16)}
+    errors = {
+        bits: np.linalg.norm(quantise_rows(values, bits).values() - values) / np.linalg.norm(values) for bits in (8, 16)
+    }
     assert errors[16] < 1e-4 and 5e-3 < errors[8] < 2e-2
 
 

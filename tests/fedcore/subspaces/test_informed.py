@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Informed rows: whitened, dealt out, of the size of random ones, exact in folds, and believed only as the file that plans name."""
+"""Informed rows: whitened, dealt out, of the size of random ones, exact in merges, and believed only as the file that
+plans name."""
 
 from __future__ import annotations
 
@@ -18,12 +19,19 @@ from plans import subspaces
 from fedcore.errors import ConfigError, ExactnessError, InformedDamaged, MalformedMessage, ModelError
 from fedcore.methods import server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.model.merge import exact_rows, fold_update
+from fedcore.model.merge import exact_rows, merge_update
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.checksums import checksums
 from fedcore.round.training import SubspaceTraining
-from fedcore.subspaces.informed import LayerRows, largest_spread, principal_rows, read_informed, rounded_rows, write_informed
+from fedcore.subspaces.informed import (
+    LayerRows,
+    largest_spread,
+    principal_rows,
+    read_informed,
+    rounded_rows,
+    write_informed,
+)
 from fedcore.subspaces.projection import projection_of, signs
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import LayerSpec, ModelSchema
@@ -113,7 +121,9 @@ def informed_file(path: Path, count: int = 2, rank: int = 4) -> str:
 
 
 def training_of(sha256: str, count: int = 2) -> SubspaceTraining:
-    return msgspec.structs.replace(subspaces((1, 2, 3), 4), projection="informed", informed=sha256, informed_subspaces=count)
+    return msgspec.structs.replace(
+        subspaces((1, 2, 3), 4), projection="informed", informed=sha256, informed_subspaces=count
+    )
 
 
 def test_a_file_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
@@ -197,10 +207,16 @@ def test_an_export_with_informed_rows_equals_integer_arithmetic(tmp_path: Path) 
     q = np.random.default_rng(1).integers(-32767, 32768, (5, 12)).astype(np.int16)
     part = RowScaled(q, np.arange(-20, -15, dtype=np.int8))
     assert projection.exponent is not None
-    shifted = [[Fraction(int(v)) * Fraction(2) ** int(e) for v in row] for row, e in zip(projection.rows, projection.exponent, strict=True)]
-    exact = [[sum(int(a) * b for a, b in zip(row, column, strict=True)) for column in zip(*shifted, strict=True)] for row in q]
+    shifted = [
+        [Fraction(int(v)) * Fraction(2) ** int(e) for v in row]
+        for row, e in zip(projection.rows, projection.exponent, strict=True)
+    ]
+    exact = [
+        [sum(int(a) * b for a, b in zip(row, column, strict=True)) for column in zip(*shifted, strict=True)]
+        for row in q
+    ]
     rounded = np.array([[np.float32(float(value)) for value in row] for row in exact])
-    assert np.array_equal(fold_update(part, projection), rounded * (part.scale() * np.float32(0.5))[:, None])
+    assert np.array_equal(merge_update(part, projection), rounded * (part.scale() * np.float32(0.5))[:, None])
 
 
 def test_rows_too_far_apart_for_exact_sums_are_refused(tmp_path: Path) -> None:
@@ -216,9 +232,15 @@ def test_rows_too_far_apart_for_exact_sums_are_refused(tmp_path: Path) -> None:
 def test_what_settings_of_informed_rows_mean() -> None:
     share = FedKRSOSettings(projection="informed", informed_share=0.5, num_seeds=5)
     training = server_half(share, "ab" * 32).training(3, 7)
-    assert (training.informed, training.informed_subspaces, training.rows_from) == ("ab" * 32, 2, "informed/2/" + "ab" * 32)
+    assert (training.informed, training.informed_subspaces, training.rows_from) == (
+        "ab" * 32,
+        2,
+        "informed/2/" + "ab" * 32,
+    )
     assert FedKRSOSettings(projection="informed", informed_share=0.01).informed_subspaces == 1
-    with pytest.raises(ConfigError, match=r"^method\.schedule: informed rows are there once, and fresh asks for new ones"):
+    with pytest.raises(
+        ConfigError, match=r"^method\.schedule: informed rows are there once, and fresh asks for new ones"
+    ):
         FedKRSOSettings(projection="informed", schedule="fresh")
     for wrong in (
         {"informed_share": 0.5},

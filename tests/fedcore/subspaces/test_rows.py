@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of rows: golden vectors, nested ranks, E[P^T P] = I, exact folds, a checksum and a digest of its own."""
+"""Every kind of rows: golden vectors, nested ranks, E[P^T P] = I, exact merges, a checksum and a digest of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plans import subspaces
 
 from coordinator.store.folder import load_state, save_state
 from fedcore.errors import ConfigError, ExactnessError
-from fedcore.model.merge import fold_update, layer_change
+from fedcore.model.merge import layer_change, merge_update
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.checksums import checksums
@@ -59,8 +59,8 @@ def test_mean_of_p_transposed_p_is_the_identity(name: str) -> None:
         p = projection.rows * projection.scale
         total += p.T @ p
     mean = total / count
-    # Beside the diagonal: standard deviation 1 / sqrt(r count) = 0.009. On it: normal numbers sqrt(2 / (r count)) = 0.013;
-    # coordinates, each picked by a sixth of the seeds, sqrt((n / r - 1) / count) = 0.041. Five of each.
+    # Beside the diagonal: standard deviation 1 / sqrt(r count) = 0.009. On it: normal numbers sqrt(2 / (r count)) =
+    # 0.013; coordinates, each picked by a sixth of the seeds, sqrt((n / r - 1) / count) = 0.041. Five of each.
     diagonal, beside = {"signs": 1e-12, "coordinate": 0.205}.get(name, 0.065), 0.0 if name == "coordinate" else 0.046
     assert np.abs(np.diag(mean) - 1).max() <= diagonal
     assert np.abs(mean - np.diag(np.diag(mean))).max() <= beside
@@ -110,7 +110,7 @@ def learned(name: str, seeds: tuple[int, ...], rank: int, n: int) -> PublishedSt
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_fold_equals_integer_arithmetic_whatever_the_rows(name: str) -> None:
+def test_a_merge_equals_integer_arithmetic_whatever_the_rows(name: str) -> None:
     seeds, rank, n = tuple(range(40)), 16, 24
     state = learned(name, seeds, rank, n)
     projection = projection_of(name, seeds, rank, "l", n)
@@ -119,7 +119,7 @@ def test_a_fold_equals_integer_arithmetic_whatever_the_rows(name: str) -> None:
     # Numerator and denominator are integers: one rounding, from the very number.
     rounded = np.array([[np.float32(float(Fraction(int(value)))) for value in row] for row in exact])
     expected = rounded * (part.scale() * np.float32(projection.scale))[:, None]
-    assert np.array_equal(fold_update(part, projection), expected)
+    assert np.array_equal(merge_update(part, projection), expected)
     some = layer_change(state, LayerSpec("l", 5, n))
     assert np.array_equal(np.concatenate([some(slice(3, 5)), some(slice(0, 3))]), expected[[3, 4, 0, 1, 2]])
 
@@ -135,7 +135,10 @@ def test_digests_files_and_checksums_tell_kinds_apart(name: str, tmp_path: Path)
     assert PublishedState.read(tmp_path / "whole", training.shapes(SCHEMA)).digest() == state.digest()
     following = PublishedState(2, *state.subspaces[:2], state.entries, name)
     following.write(tmp_path / "difference", previous=state)
-    assert PublishedState.read(tmp_path / "difference", training.shapes(SCHEMA), previous=state).digest() == following.digest()
+    assert (
+        PublishedState.read(tmp_path / "difference", training.shapes(SCHEMA), previous=state).digest()
+        == following.digest()
+    )
     with pytest.raises(ExactnessError, match="a difference to version 1"):
         PublishedState.read(tmp_path / "difference", training.shapes(SCHEMA), previous=others[0])
     sums = {checksums(msgspec.structs.replace(training, projection=other), SCHEMA) for other in KINDS}

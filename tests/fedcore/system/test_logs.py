@@ -26,20 +26,37 @@ def written(line: str, form: str, encoding: str = "utf-8", **options: str) -> st
 
 
 def test_text_is_the_words_with_who_speaks() -> None:
-    assert written(Line("round 3 trained", event="trained", round=3, seconds=4.0), "text", prefix="home-1: ") == "home-1: round 3 trained\n"
+    assert (
+        written(Line("round 3 trained", event="trained", round=3, seconds=4.0), "text", prefix="home-1: ")
+        == "home-1: round 3 trained\n"
+    )
     assert written("a plain word", "text") == "a plain word\n"
 
 
 def test_json_has_the_promised_fields_first_and_numbers_with_units() -> None:
-    line = Line("round 3 trained", event="trained", round=3, seconds=4.0, loss=float("nan"), examples=None, level="warning")
+    line = Line(
+        "round 3 trained", event="trained", round=3, seconds=4.0, loss=float("nan"), examples=None, level="warning"
+    )
     found = json.loads(written(line, "json", node="home-1"))
     assert found == {
-        "time": "2023-11-14T22:13:20.250Z", "level": "warning", "run": "r", "round": 3, "node": "home-1", "event": "trained",
-        "message": "round 3 trained", "seconds": 4.0, "loss": None,
-    }  # fmt: skip
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "warning",
+        "run": "r",
+        "round": 3,
+        "node": "home-1",
+        "event": "trained",
+        "message": "round 3 trained",
+        "seconds": 4.0,
+        "loss": None,
+    }
     assert list(found)[:7] == ["time", "level", "run", "round", "node", "event", "message"]
     about = json.loads(written(Line("x", node="home-2", at=1_700_000_001.0), "json"))
-    assert (about["node"], about["time"], about["event"], about["round"]) == ("home-2", "2023-11-14T22:13:21.000Z", "note", None)
+    assert (about["node"], about["time"], about["event"], about["round"]) == (
+        "home-2",
+        "2023-11-14T22:13:21.000Z",
+        "note",
+        None,
+    )
     assert json.loads(written("coordinator's own", "json"))["node"] is None
 
 
@@ -91,7 +108,9 @@ log.say(Line("over", level="error"))
 
 
 def lines_of(stream: str, form: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, stream, form], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, stream, form], capture_output=True, text=True, timeout=60, check=True
+    )
     return done.stdout.splitlines()
 
 
@@ -111,7 +130,9 @@ def test_errors_of_a_command_reach_the_journal_as_errors() -> None:
         "import os; about = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{about.st_dev}:{about.st_ino}'; "
         "from fedcore.command import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", program, "client", "run", "nowhere.toml"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "client", "run", "nowhere.toml"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and done.stderr.startswith("<3>error: nowhere.toml: no such file")
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Int8 weights on disk: the same numbers and the same digest as without the file, made once, and anew when anything is wrong."""
+"""Int8 weights on disk: the same numbers and the same digest as without the file, made once, and anew when anything is
+wrong."""
 
 from __future__ import annotations
 
@@ -58,7 +59,11 @@ def test_a_restart_neither_quantises_nor_hashes(folder: Path, tmp_path: Path, mo
 def test_what_does_not_fit_is_made_anew(folder: Path, tmp_path: Path, damage: str) -> None:
     base = base_of(folder, tmp_path / "b")
     base.store()
-    digest, weights, notes = base.digest(), tmp_path / "b" / "0" / "weights.safetensors", tmp_path / "b" / "0" / "weights.json"
+    digest, weights, notes = (
+        base.digest(),
+        tmp_path / "b" / "0" / "weights.safetensors",
+        tmp_path / "b" / "0" / "weights.json",
+    )
     if damage == "torn weights":
         os.truncate(weights, weights.stat().st_size // 2)
     elif damage == "torn notes":
@@ -73,12 +78,12 @@ def test_what_does_not_fit_is_made_anew(folder: Path, tmp_path: Path, damage: st
     assert again.digest() == digest and weights.stat().st_ino != before
 
 
-def test_a_fold_makes_the_next_generation_s_file(folder: Path, tmp_path: Path) -> None:
+def test_a_merge_makes_the_next_generation_s_file(folder: Path, tmp_path: Path) -> None:
     plain, stored = base_of(folder, tmp_path / "a"), base_of(folder, tmp_path / "b")
     stored.store()
     state = PublishedState.zero(subspaces(pool_seeds(0, 0, 2), 4), plain.schema)
     for base in (plain, stored):
-        base.fold(state, 1)
+        base.merge(state, 1)
     stored.store()
     assert plain.digest() == stored.digest() and stored.generation == 1
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["1"]

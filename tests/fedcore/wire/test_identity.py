@@ -36,7 +36,9 @@ def test_any_changed_byte_is_refused(place: int, change: int) -> None:
         decode(bytes(forged), OURS.public)
 
 
-@pytest.mark.parametrize("payload", [encode(ENVELOPE), encode(ENVELOPE, OTHERS), SIGNED + b"\0", OTHERS.sign(SIGNED[64:]) + SIGNED[64:]])
+@pytest.mark.parametrize(
+    "payload", [encode(ENVELOPE), encode(ENVELOPE, OTHERS), SIGNED + b"\0", OTHERS.sign(SIGNED[64:]) + SIGNED[64:]]
+)
 def test_unsigned_and_foreign_messages_are_refused(payload: bytes) -> None:
     with pytest.raises(ForgedMessage):
         decode(payload, OURS.public)
@@ -56,7 +58,11 @@ def test_signature_is_checked_before_a_byte_is_unpacked() -> None:
 
 def test_enrolment_names_who_is_unknown_or_revoked(tmp_path: Path) -> None:
     path = tmp_path / "enrolled.json"
-    path.write_text(json.dumps({"coordinator": OURS.public.hex, "nodes": {"a": OTHERS.public.hex, "b": OURS.public.hex}, "revoked": ["b"]}))
+    path.write_text(
+        json.dumps(
+            {"coordinator": OURS.public.hex, "nodes": {"a": OTHERS.public.hex, "b": OURS.public.hex}, "revoked": ["b"]}
+        )
+    )
     enrolment = Enrolment.load(path)
     assert enrolment.key_of("a").hex == OTHERS.public.hex
     for node, reason in (("b", "revoked"), ("c", "not enrolled")):
@@ -64,7 +70,9 @@ def test_enrolment_names_who_is_unknown_or_revoked(tmp_path: Path) -> None:
             enrolment.key_of(node)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"coordinator": "x", "nodes": {}}', '{"coordinator": 1, "nodes": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"coordinator": "x", "nodes": {}}', '{"coordinator": 1, "nodes": {}}', "\xff"]
+)
 def test_a_broken_enrolment_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "enrolled.json"
     path.write_text(text)

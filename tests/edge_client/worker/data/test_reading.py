@@ -21,9 +21,13 @@ def write(tmp_path: Path, name: str, text: str) -> str:
 
 
 def test_texts_are_spread_over_the_source_and_their_labels_do_not_matter(tmp_path: Path) -> None:
-    source = write(tmp_path, "a.tsv", "\n".join(["text\tpair\tlabel", *(f"t{i}\tp{i}\tnonsense" for i in range(10))]) + "\n")
+    source = write(
+        tmp_path, "a.tsv", "\n".join(["text\tpair\tlabel", *(f"t{i}\tp{i}\tnonsense" for i in range(10))]) + "\n"
+    )
     found = load_texts(DataSection(source=source), 4)
-    assert [(example.text, example.text_pair, example.target) for example in found] == [(f"t{i}", None, None) for i in (0, 2, 5, 7)]
+    assert [(example.text, example.text_pair, example.target) for example in found] == [
+        (f"t{i}", None, None) for i in (0, 2, 5, 7)
+    ]
     pairs = load_texts(DataSection(source=source, text_pair="pair", label=None), 99)
     assert [(example.text, example.text_pair) for example in pairs] == [(f"t{i}", f"p{i}") for i in range(10)]
     with pytest.raises(DataError, match="no column 'sentence'"):
@@ -41,17 +45,29 @@ def test_csv_tsv_and_jsonl_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "section", "task", "match"),
     [
-        ("txt\tlabel\nx\t1\n", {}, TWO, r"a\.tsv:2: data\.text: no column 'text' \(did you mean 'txt'\? columns: txt, label\)"),
+        (
+            "txt\tlabel\nx\t1\n",
+            {},
+            TWO,
+            r"a\.tsv:2: data\.text: no column 'text' \(did you mean 'txt'\? columns: txt, label\)",
+        ),
         ("text\tlabel\nx\tmaybe\n", {}, TWO, r"a\.tsv:2: label 'maybe' is not in task\.labels \(labels: 0, 1\)"),
         ("text\tlabel\nx\n", {}, TWO, r"a\.tsv:2: 1 columns where the header has 2"),
         ("", {}, TWO, "the file is empty"),
         ("text\tlabel\n", {}, TWO, "there are no rows"),
         ("text\tlabel\nx\thigh\n", {}, TaskSection(kind="regression"), "'high' is not a number"),
-        ("text\tlabel\nx\t1\n", {}, TaskSection(kind="pair-classification", labels=("0", "1")), "needs a second column"),
+        (
+            "text\tlabel\nx\t1\n",
+            {},
+            TaskSection(kind="pair-classification", labels=("0", "1")),
+            "needs a second column",
+        ),
         ("text\nx\n", {"label": None}, TWO, "needs a label column"),
     ],
 )
-def test_wrong_tables_name_place_and_remedy(tmp_path: Path, text: str, section: dict, task: TaskSection, match: str) -> None:
+def test_wrong_tables_name_place_and_remedy(
+    tmp_path: Path, text: str, section: dict, task: TaskSection, match: str
+) -> None:
     with pytest.raises(DataError, match=match):
         load_examples(DataSection(source=write(tmp_path, "a.tsv", text), **section), task)
 
@@ -79,13 +95,28 @@ def test_other_wrong_sources_are_one_line(tmp_path: Path) -> None:
     [
         ("SST-2/dev.tsv", TWO, {"text": "sentence"}, 872),
         ("CoLA/dev.tsv", TWO, {"text": "sentence"}, 1043),
-        ("MRPC/dev.tsv", TaskSection(kind="pair-classification", labels=("0", "1")),
-         {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"}, 408),
-        ("RTE/dev.tsv", TaskSection(kind="pair-classification", labels=("entailment", "not_entailment")),
-         {"text": "sentence1", "text_pair": "sentence2"}, 277),
-        ("STS-B/dev.tsv", TaskSection(kind="regression"), {"text": "sentence1", "text_pair": "sentence2", "label": "score"}, 1500),
+        (
+            "MRPC/dev.tsv",
+            TaskSection(kind="pair-classification", labels=("0", "1")),
+            {"text": "#1 String", "text_pair": "#2 String", "label": "Quality"},
+            408,
+        ),
+        (
+            "RTE/dev.tsv",
+            TaskSection(kind="pair-classification", labels=("entailment", "not_entailment")),
+            {"text": "sentence1", "text_pair": "sentence2"},
+            277,
+        ),
+        (
+            "STS-B/dev.tsv",
+            TaskSection(kind="regression"),
+            {"text": "sentence1", "text_pair": "sentence2", "label": "score"},
+            1500,
+        ),
     ],
-)  # fmt: skip
-def test_real_glue_tables_are_read_whole(shared_folder: Path, file: str, task: TaskSection, columns: dict, rows: int) -> None:
+)
+def test_real_glue_tables_are_read_whole(
+    shared_folder: Path, file: str, task: TaskSection, columns: dict, rows: int
+) -> None:
     examples = load_examples(DataSection(source=str(shared_folder / "data" / file), **columns), task)
     assert len(examples) == rows and all(example.text for example in examples)

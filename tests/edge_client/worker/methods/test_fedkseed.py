@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training without a backward pass: what it keeps in memory, what memory plans change, and the head that trains beside it."""
+"""Training without a backward pass: what it keeps in memory, what memory plans change, and the head that trains beside
+it."""
 
 from __future__ import annotations
 
@@ -45,19 +46,27 @@ def examples(task: TaskSection) -> list[Encoded]:
 
 
 def plan_of(folder: Path, task: TaskSection = CAUSAL, **changes: Any) -> Plan:
-    plan = local_plan(folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3))
-    settings = FedKSeedSettings(**{"steps": 8, "interval_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "num_seeds": 6, **changes})
+    plan = local_plan(
+        folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3)
+    )
+    settings = FedKSeedSettings(
+        **{"steps": 8, "interval_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "num_seeds": 6, **changes}
+    )
     training = FedKSeed(settings).training(1, 0)
     return msgspec.structs.replace(plan, training=training, checksums=checksums(training, plan.model_schema))
 
 
 class Node:
-    def __init__(self, folder: Path, own: Path, plan: Plan, *, mapped: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, folder: Path, own: Path, plan: Plan, *, mapped: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
         torch.set_num_threads(1)
         self.plan, self.own = plan, own
         self.replica = Replica(plan, folder, own, CPU, dtype, mapped=mapped)
         fuse(self.replica.model)
-        self.trainer = Trainer(self.replica, examples(plan.task), own / "intervals", "r", "n", 0, CPU, lambda *_: None, lambda: 0)
+        self.trainer = Trainer(
+            self.replica, examples(plan.task), own / "intervals", "r", "n", 0, CPU, lambda *_: None, lambda: 0
+        )
 
     def update(self, memory: MemoryPlan = WHOLE) -> dict[str, np.ndarray[Any, Any]]:
         path = self.own / "update.bin"
@@ -80,12 +89,21 @@ class Node:
 
 @pytest.mark.parametrize(
     "memory",
-    [MemoryPlan(micro_batch_size=1), MemoryPlan(micro_batch_size=3, checkpointing=True), MemoryPlan(micro_batch_size=4, block_rows=16)],
+    [
+        MemoryPlan(micro_batch_size=1),
+        MemoryPlan(micro_batch_size=3, checkpointing=True),
+        MemoryPlan(micro_batch_size=4, block_rows=16),
+    ],
 )
-def test_the_memory_plan_changes_nothing_beyond_rounding(make_llama: Callable[..., Path], tmp_path: Path, memory: MemoryPlan) -> None:
+def test_the_memory_plan_changes_nothing_beyond_rounding(
+    make_llama: Callable[..., Path], tmp_path: Path, memory: MemoryPlan
+) -> None:
     folder = make_llama()
     plan = plan_of(folder)
-    one, other = Node(folder, tmp_path / "a", plan).update(), Node(folder, tmp_path / "b", plan, mapped=True).update(memory)
+    one, other = (
+        Node(folder, tmp_path / "a", plan).update(),
+        Node(folder, tmp_path / "b", plan, mapped=True).update(memory),
+    )
     # A slope is a difference of two losses that agree in four digits.
     assert np.allclose(one[COEFFICIENTS], other[COEFFICIENTS], rtol=0, atol=0.02 * np.abs(one[COEFFICIENTS]).max())
 
@@ -97,7 +115,9 @@ def test_weights_on_disk_give_the_same_update_bit_for_bit(make_llama: Callable[.
     assert np.array_equal(one[COEFFICIENTS], other[COEFFICIENTS]) and one[COEFFICIENTS].any()
 
 
-def test_weights_are_the_base_plus_what_was_published_bit_for_bit(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_weights_are_the_base_plus_what_was_published_bit_for_bit(
+    make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     """Also after a detour: what a round adds goes again without a trace, and so does another version."""
     folder = make_llama()
     plan = plan_of(folder)
@@ -174,10 +194,12 @@ def test_calibration_needs_no_gradient_and_learns_nothing(make_llama: Callable[.
 
 
 @pytest.mark.parametrize(
-    "base", [Int8Weight(torch.full((3, 4), 50, dtype=torch.int8), torch.full((3,), 0.02)), FloatWeight(torch.ones(3, 4))]
+    "base",
+    [Int8Weight(torch.full((3, 4), 50, dtype=torch.int8), torch.full((3,), 0.02)), FloatWeight(torch.ones(3, 4))],
 )
 def test_a_small_step_is_not_rounded_away_in_16_bits(base: Int8Weight | FloatWeight) -> None:
-    """Beside a weight of 1 bfloat16 has steps of 2**-7: a change and a step that only together reach half of one show."""
+    """Beside a weight of 1 bfloat16 has steps of 2**-7: a change and a step that only together reach half of one
+    show."""
     weight = ShiftedWeight(base, 2.0**-20)
     weight.add(slice(1, 3), lambda change: np.copyto(change, 3 * 2**10))
     weight.step = (3 * 2.0**-10, lambda rows, out: np.copyto(out, np.int8(1)))
@@ -201,7 +223,9 @@ def test_steps_that_are_too_large_are_refused(make_llama: Callable[..., Path], t
         half.finish(0)
 
 
-def test_another_machines_directions_are_noticed(make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machines_directions_are_noticed(
+    make_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_llama()
     plan = plan_of(folder)
     monkeypatch.setattr("fedcore.subspaces.directions._DOMAIN", b"something else")

@@ -47,7 +47,9 @@ def test_rows_whiten_what_an_ordinary_model_reads(
     ordinary = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     seen: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
     for name, kept in seen.items():
-        ordinary.get_submodule(name).register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0][0].numpy()))
+        ordinary.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, kept=kept: kept.append(inputs[0][0].numpy())
+        )
     with torch.inference_mode():
         for text in TEXTS:
             ordinary(torch.tensor([text.ids]))
@@ -70,4 +72,8 @@ def test_a_layer_that_nothing_goes_into_is_refused_in_one_line(make_llama: Calla
     model, layers = built(make_llama(dtype="float32"), tmp_path / "own")
     model.subspace_layers["idle"] = SubspaceLinear("idle", FloatWeight(torch.zeros(4, 8)))
     with pytest.raises(ModelError, match=r"^idle: nothing was measured of this layer's input"):
-        list(principal.informed_layers(model, [*layers, LayerSpec("idle", 4, 8)], TEXTS, TASK, CPU, subspaces=2, rank=3, pool=4))
+        list(
+            principal.informed_layers(
+                model, [*layers, LayerSpec("idle", 4, 8)], TEXTS, TASK, CPU, subspaces=2, rank=3, pool=4
+            )
+        )

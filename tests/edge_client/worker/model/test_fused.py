@@ -179,5 +179,6 @@ def test_recomputed_gates_give_the_same_bits_and_keep_less() -> None:
     (before, loss, expected), (after, again_loss, got) = kept(model), kept(again)
     assert torch.equal(loss, again_loss) and got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in got)
-    # Two layers of 22 tokens: 56 numbers of the gate give way to 32 of the input, which plain linear layers here keep as well.
+    # Two layers of 22 tokens: 56 numbers of the gate give way to 32 of the input, which plain linear layers here keep
+    # as well.
     assert before - after == 2 * 22 * 56 * 4

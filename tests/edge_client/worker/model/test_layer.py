@@ -19,7 +19,10 @@ from fedcore.subspaces.projection import signs
 from fedcore.weights.quantise import quantise_weight
 
 M, N, RANK, POOL = 37, 24, 4, 3
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
 BASES = ["int8", "float32", "bfloat16", "float16"]
 
 
@@ -266,7 +269,10 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_rows_of_a_subspace_come_with_their_powers_of_two() -> None:
     layer = SubspaceLinear("l", FloatWeight(torch.zeros(2, 3)))
-    rows, powers = torch.tensor([[1, -2, 3], [4, 5, 6], [7, 8, 9], [1, 1, -1]], dtype=torch.int8), torch.tensor([1.0, 2.0, 0.5, 4.0])
+    rows, powers = (
+        torch.tensor([[1, -2, 3], [4, 5, 6], [7, 8, 9], [1, 1, -1]], dtype=torch.int8),
+        torch.tensor([1.0, 2.0, 0.5, 4.0]),
+    )
     layer.install(rows, 2, row_scale=powers)
     assert layer.subspace_rows(1, 2).tolist() == [[3.5, 4.0, 4.5], [4.0, 4.0, -4.0]]
     assert layer.subspace_rows(0, 1).tolist() == [[1.0, -2.0, 3.0]] and torch.equal(layer.projection, rows)  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real checkpoints become replicas: same function as transformers' own, exact export, folds, refusals."""
+"""Real checkpoints become replicas: same function as transformers' own, exact export, merges, refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import pytest
 import torch
 from plans import subspaces
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from coordinator.reports.export import export_model
 from edge_client.worker.data.reading import Example
@@ -58,7 +65,9 @@ def test_stories_causal_loss_is_real(stories: Path, tmp_path: Path) -> None:
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     encoded = encode([Example(text, None, None)], CAUSAL, AutoTokenizer.from_pretrained(stories))
     reference = AutoModelForCausalLM.from_pretrained(stories)
-    expected = sum(float(reference(torch.tensor([e.ids]), labels=torch.tensor([e.ids])).loss.detach()) * e.weight for e in encoded)
+    expected = sum(
+        float(reference(torch.tensor([e.ids]), labels=torch.tensor([e.ids])).loss.detach()) * e.weight for e in encoded
+    )
     for kind, tolerance in (("float32", 1e-4), ("int8", 0.1)):
         schema = describe(Checkpoint(stories), CAUSAL)
         model = build(Base(Checkpoint(stories), schema, kind, tmp_path / kind), CAUSAL, 0, CPU, torch.float32)  # type: ignore[arg-type]
@@ -75,12 +84,12 @@ def test_export_loads_and_computes_what_the_replica_computes(minilm_folder: Path
     export_model(base, state, schema, THREE, subspaces((5, 6), 4), tmp_path / "out")
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert exported.config.id2label == {0: "a", 1: "b", 2: "c"}
-    # A base that folded the same state computes the same function.
-    folded = Base(Checkpoint(minilm_folder), schema, "float32", tmp_path / "folded")
-    folded.fold(state, 1)
+    # A base that merged the same state computes the same function.
+    merged = Base(Checkpoint(minilm_folder), schema, "float32", tmp_path / "merged")
+    merged.merge(state, 1)
     for layer in schema.layers:
         stored = exported.state_dict()[f"bert.{layer.name}.weight"].numpy()
-        assert np.array_equal(stored, folded.master(layer))
+        assert np.array_equal(stored, merged.master(layer))
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("turn on the light")["input_ids"][0] == 101
 
 
@@ -98,31 +107,42 @@ def test_a_regression_starts_at_the_middle_of_its_scale(minilm_folder: Path, tmp
     state = some_state(schema, base)
     export_model(base, state, schema, task, subspaces((5, 6), 4), tmp_path / "out")
     learned = state.entries["classifier.bias"].values().reshape(-1)
-    assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["classifier.bias"].numpy(), np.float32(2.5) + learned)
+    assert np.array_equal(
+        load_file(tmp_path / "out" / "model.safetensors")["classifier.bias"].numpy(), np.float32(2.5) + learned
+    )
 
 
 def test_only_the_output_s_bias_starts_at_the_middle(stories: Path, tmp_path: Path) -> None:
     task = TaskSection(kind="regression", middle=2.5)
     # Llama's head has no bias, RoBERTa's has a layer of its own before the output.
     assert [tensor.start for tensor in describe(Checkpoint(stories), task).tensors] == [0.0]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
     RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path)
     starts = {tensor.name: tensor.start for tensor in describe(Checkpoint(tmp_path), task).tensors}
     assert starts == {
-        "classifier.dense.weight": 0.0, "classifier.dense.bias": 0.0, "classifier.out_proj.weight": 0.0, "classifier.out_proj.bias": 2.5
-    }  # fmt: skip
+        "classifier.dense.weight": 0.0,
+        "classifier.dense.bias": 0.0,
+        "classifier.out_proj.weight": 0.0,
+        "classifier.out_proj.bias": 2.5,
+    }
 
 
-def test_fold_is_the_same_after_a_restart_and_changes_the_digest(minilm_folder: Path, tmp_path: Path) -> None:
+def test_merge_is_the_same_after_a_restart_and_changes_the_digest(minilm_folder: Path, tmp_path: Path) -> None:
     schema = describe(Checkpoint(minilm_folder), THREE)
     base = Base(Checkpoint(minilm_folder), schema, "int8", tmp_path / "one")
     state, before = some_state(schema, base), base.digest()
-    base.fold(state, 1)
-    base.fold(state, 1)
+    base.merge(state, 1)
+    base.merge(state, 1)
     assert base.digest() != before
     assert Base(Checkpoint(minilm_folder), schema, "int8", tmp_path / "one").digest() == base.digest()
     with pytest.raises(ExactnessError, match="generation 3 on a base of generation 1"):
-        base.fold(state, 3)
+        base.merge(state, 3)
 
 
 def test_bitsandbytes_8bit_checkpoint_keeps_its_integers(stories: Path, tmp_path: Path) -> None:
@@ -165,7 +185,9 @@ def test_micro_batches_give_the_whole_batch_s_gradient(stories: Path, tmp_path: 
         for start in range(0, 6, size):
             summed_loss(model, batch[start : start + size], THREE, pad_id, CPU).backward()  # type: ignore[no-untyped-call]
         gradients.append(head.grad.clone())
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-5) and torch.allclose(gradients[0], gradients[2], atol=1e-5)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-5) and torch.allclose(
+        gradients[0], gradients[2], atol=1e-5
+    )
 
 
 def test_model_folders_that_cannot_serve_are_named(tmp_path: Path, minilm_folder: Path) -> None:

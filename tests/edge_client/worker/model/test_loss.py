@@ -34,7 +34,9 @@ def case() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("chunk_tokens", "block_rows"), [(1, 7), (8, 40), (1000, 1000)])
-def test_loss_and_gradient_equal_the_reference(kind: str, dtype: torch.dtype, chunk_tokens: int, block_rows: int) -> None:
+def test_loss_and_gradient_equal_the_reference(
+    kind: str, dtype: torch.dtype, chunk_tokens: int, block_rows: int
+) -> None:
     weight, dense = weights(kind)
     hidden, labels = case()
     hidden = hidden.to(dtype)
@@ -59,7 +61,10 @@ def test_parts_of_a_batch_add_up_with_its_count() -> None:
     hidden, labels = case()
     whole = chunked_cross_entropy(hidden, weight, labels)
     count = int((labels != IGNORE_INDEX).sum())
-    parts = [chunked_cross_entropy(hidden[:, rows], weight, labels[:, rows], count=count) for rows in (slice(0, 11), slice(11, None))]
+    parts = [
+        chunked_cross_entropy(hidden[:, rows], weight, labels[:, rows], count=count)
+        for rows in (slice(0, 11), slice(11, None))
+    ]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-6, atol=1e-6)
 
 
@@ -77,7 +82,9 @@ def test_large_logits_do_not_overflow() -> None:
     weight, dense = weights("float32")
     hidden, labels = case()
     loss = chunked_cross_entropy(hidden * 1e3, weight, labels)
-    expected = F.cross_entropy(((hidden * 1e3).double() @ dense.T).view(-1, WORDS), labels.view(-1), ignore_index=IGNORE_INDEX)
+    expected = F.cross_entropy(
+        ((hidden * 1e3).double() @ dense.T).view(-1, WORDS), labels.view(-1), ignore_index=IGNORE_INDEX
+    )
     assert abs(float(loss) - float(expected)) <= 1e-5 * float(expected)
 
 

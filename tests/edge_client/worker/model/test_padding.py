@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Padding is left out of the large products: the same function, fewer rows, and never more rows than a memory plan foresees."""
+"""Padding is left out of the large products: the same function, fewer rows, and never more rows than a memory plan
+foresees."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ TEXTS = [Encoded(tuple(range(5, 7 + 3 * i)), None, i % 3) for i in range(5)]
 
 @pytest.mark.parametrize("task", [LABELS, CAUSAL], ids=["labels", "causal"])
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_loss_and_gradients_do_not_depend_on_it(task: TaskSection, compute_dtype: torch.dtype, shared_folder: Path, tmp_path: Path) -> None:
+def test_loss_and_gradients_do_not_depend_on_it(
+    task: TaskSection, compute_dtype: torch.dtype, shared_folder: Path, tmp_path: Path
+) -> None:
     folder = shared_folder / "models" / "stories260K"
     schema = describe(Checkpoint(folder), task)
     model: Any = build(Base(Checkpoint(folder), schema, "int8", tmp_path), task, 0, CPU, compute_dtype)
@@ -42,7 +45,9 @@ def test_loss_and_gradients_do_not_depend_on_it(task: TaskSection, compute_dtype
         rows = _rows_seen(model)
         loss = summed_loss(model, texts, task, int(model.config.pad_token_id or 0), CPU)
         loss.backward()
-        found.append((float(loss.detach()), [layer.factor.grad.clone() for layer in model.subspace_layers.values()], rows))
+        found.append(
+            (float(loss.detach()), [layer.factor.grad.clone() for layer in model.subspace_layers.values()], rows)
+        )
     (loss, gradients, rows), (other_loss, others, fewer) = found
     tolerance = 1e-5 if compute_dtype == torch.float32 else 2e-2
     assert other_loss == pytest.approx(loss, rel=tolerance)
@@ -75,7 +80,9 @@ def _rows_seen(model: Any) -> list[int]:
         (0, [[1, 1, 1], [1, 0, 0]], 6, None),
     ],
 )
-def test_rows_of_both_kinds_stay_within_the_plan(room_tokens: int, mask: list[list[int]], rows: int, expected: list[int] | None) -> None:
+def test_rows_of_both_kinds_stay_within_the_plan(
+    room_tokens: int, mask: list[list[int]], rows: int, expected: list[int] | None
+) -> None:
     padding = Padding()
     padding.room_tokens = room_tokens
     padding.see(torch.tensor(mask))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""16-bit products: as exact as their type, whatever the blocks; the same shapes whatever the number of tokens; no memory that grows."""
+"""16-bit products: as exact as their type, whatever the blocks; the same shapes whatever the number of tokens; no
+memory that grows."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_chunks_cover_all_tokens_in_two_shapes_and_waste_little(tokens: int) -> 
 def layer(rows: int, dtype: torch.dtype, block_rows: int) -> SubspaceLinear:
     generator = torch.Generator().manual_seed(3)
     q = torch.randint(-127, 128, (rows, 64), generator=generator, dtype=torch.int8)
-    made = SubspaceLinear("l", Int8Weight(q, torch.rand(rows, generator=generator) + 0.1), compute_dtype=dtype, block_rows=block_rows)
+    made = SubspaceLinear(
+        "l", Int8Weight(q, torch.rand(rows, generator=generator) + 0.1), compute_dtype=dtype, block_rows=block_rows
+    )
     projection = (torch.randint(0, 2, (8, 64), generator=generator) * 2 - 1).to(torch.int8)
     state = torch.randint(-900, 900, (rows, 8), generator=generator, dtype=torch.int16)
     made.install(projection, 4, state=state, state_scale=torch.full((rows,), 2.0**-6))
@@ -73,8 +76,12 @@ def test_gradients_of_the_factor_and_adam_stay_float32_and_an_update_is_near_tha
 ) -> None:
     folder, task = make_llama(), TaskSection(kind="causal-lm", max_length=24)
     memory = MemoryPlan(micro_batch_size=4)
-    plan = local_plan(folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=memory, rank=4, pool=3))
-    plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, intervals=2, interval_steps=2, learning_rate=1e-2))
+    plan = local_plan(
+        folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=memory, rank=4, pool=3)
+    )
+    plan = msgspec.structs.replace(
+        plan, training=msgspec.structs.replace(plan.training, intervals=2, interval_steps=2, learning_rate=1e-2)
+    )
     examples = [Encoded(tuple((5 * i + j) % 200 + 3 for j in range(10 + i)), None, None) for i in range(8)]
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -84,7 +91,9 @@ def test_gradients_of_the_factor_and_adam_stay_float32_and_an_update_is_near_tha
         trainer = Trainer(replica, examples, own / "intervals", "r", "n", 0, CPU, lambda *_: None, lambda: 0)
         header, _ = trainer.train(plan, (memory,), own / "update")
         found[dtype] = header.loss, {record.name: record.part.values() for record in read_records(own / "update")}
-        assert all(part.dtype == torch.float32 for one in replica.layers.values() for part in one.accumulators().values())
+        assert all(
+            part.dtype == torch.float32 for one in replica.layers.values() for part in one.accumulators().values()
+        )
     (plain_loss, plain), (loss, half) = found[torch.float32], found[torch.bfloat16]
     assert loss == pytest.approx(plain_loss, rel=0.01) and loss != plain_loss
     for name, values in plain.items():
@@ -112,9 +121,12 @@ print(status_bytes("VmRSS") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_texts_of_many_lengths_leave_no_memory_behind(tmp_path: Path) -> None:
-    """oneDNN writes and keeps code for each shape: 14 MB for each new number of tokens were measured before the shapes were fixed."""
-    (tmp_path / "tests_layer.py").write_text(f"import importlib.util as u\ns = u.spec_from_file_location('half', {__file__!r})\n"
-                                             "m = u.module_from_spec(s)\ns.loader.exec_module(m)\nlayer = m.layer\n")  # fmt: skip
+    """oneDNN writes and keeps code for each shape: 14 MB for each new number of tokens were measured before the shapes
+    were fixed."""
+    (tmp_path / "tests_layer.py").write_text(
+        f"import importlib.util as u\ns = u.spec_from_file_location('half', {__file__!r})\n"
+        "m = u.module_from_spec(s)\ns.loader.exec_module(m)\nlayer = m.layer\n"
+    )
     (tmp_path / "growth.py").write_text(GROWTH)
     environment = {
         "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[4]}",
@@ -122,7 +134,12 @@ def test_texts_of_many_lengths_leave_no_memory_behind(tmp_path: Path) -> None:
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "growth.py")], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(tmp_path / "growth.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 8_000_000

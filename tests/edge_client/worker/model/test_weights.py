@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk and embeddings in their own dtype: the same losses and gradients, bit for bit, and nothing twice in memory."""
+"""Weights on disk and embeddings in their own dtype: the same losses and gradients, bit for bit, and nothing twice in
+memory."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def built(folder: Path, task: TaskSection, own: Path, kind: str = "int8", *, map
 
 
 def step(model: Any, task: TaskSection) -> dict[str, Tensor]:
-    """Loss, logits of a classifier, and the gradients of all that trains, twice: the second time pages have been given back."""
+    """Loss, logits of a classifier, and the gradients of all that trains, twice: the second time pages have been given
+    back."""
     batch = [Encoded(tuple(range(5, 12 + 3 * i)), None, None if task is CAUSAL else i) for i in range(3)]
     found = {}
     for _ in range(2):
@@ -86,7 +88,9 @@ def test_minilm_is_the_same_from_disk(minilm_folder: Path, tmp_path: Path, kind:
 @pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_stories_is_the_same_from_disk(shared_folder: Path, tmp_path: Path, kind: str) -> None:
     folder = shared_folder / "models" / "stories260K"
-    resident, mapped = (built(folder, CAUSAL, tmp_path / str(on_disk), kind, mapped=on_disk) for on_disk in (False, True))
+    resident, mapped = (
+        built(folder, CAUSAL, tmp_path / str(on_disk), kind, mapped=on_disk) for on_disk in (False, True)
+    )
     assert [layer.base.mapped for layer in resident.subspace_layers.values()].count(True) == 0
     assert same(step(resident, CAUSAL), step(mapped, CAUSAL))
 
@@ -98,11 +102,15 @@ def test_a_bfloat16_llama_is_the_same_from_disk(make_llama: Callable[..., Path],
     for model in (resident, mapped):
         head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
         assert head.dtype == embedding.dtype == torch.bfloat16 and (head is embedding) == tied
-        assert model.output_weight.weight.data_ptr() == head.data_ptr() and model.output_weight.mapped == (model is mapped)
+        assert model.output_weight.weight.data_ptr() == head.data_ptr() and model.output_weight.mapped == (
+            model is mapped
+        )
     assert same(step(resident, CAUSAL), step(mapped, CAUSAL))
 
 
-def test_a_bfloat16_embedding_kept_or_widened_gives_the_same_numbers(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_bfloat16_embedding_kept_or_widened_gives_the_same_numbers(
+    make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_llama()
     wide = widened(folder, tmp_path / "wide")
     found = [
@@ -129,7 +137,10 @@ def test_encoders_with_masks_do_not_mind_an_embedding_in_bfloat16(tmp_path: Path
     )
     config.save_pretrained(folder)
     write_random_checkpoint(Outline(folder, THREE), folder / "model.safetensors", 0)
-    own, wide = built(folder, THREE, tmp_path / "a", mapped=True), built(widened(folder, tmp_path / "wide"), THREE, tmp_path / "b")
+    own, wide = (
+        built(folder, THREE, tmp_path / "a", mapped=True),
+        built(widened(folder, tmp_path / "wide"), THREE, tmp_path / "b"),
+    )
     assert own.get_input_embeddings().weight.dtype == torch.bfloat16
     assert same(step(own, THREE), step(wide, THREE))
 
@@ -173,7 +184,7 @@ def test_nothing_is_mapped_on_another_device(make_llama: Callable[..., Path], tm
         assert float_weight(weight, CPU).mapped and not float_weight(weight, torch.device("meta")).mapped
 
 
-def test_a_fold_puts_the_next_generation_s_pages_in_place(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_merge_puts_the_next_generation_s_pages_in_place(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     model = built(make_llama(), CAUSAL, tmp_path / "own", mapped=True)
     layer = next(iter(model.subspace_layers.values()))
     other = np.ones(layer.base.shape, np.int8), np.ones(layer.out_features, np.float32)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each method keeps in memory is foreseen before a weight is loaded: close to real steps, and refused with the numbers."""
+"""What each method keeps in memory is foreseen before a weight is loaded: close to real steps, and refused with the
+numbers."""
 
 from __future__ import annotations
 
@@ -84,13 +85,16 @@ def test_the_prediction_is_close_to_real_steps_of_each_method(
     name: str, settings: dict[str, Any], micro_batch_size: int, checkpointing: bool, minilm_folder: Path, tmp_path: Path
 ) -> None:
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=128)
-    # RoLoRA trains A, which keeps what B does not, in even rounds: the plan is for those. Measured rounds are the first.
+    # RoLoRA trains A, which keeps what B does not, in even rounds: the plan is for those. Measured rounds are the
+    # first.
     found = training(name, 2 if name == "rolora" else 1, batch_size=8, **settings)
     memory = MemoryPlan(micro_batch_size=micro_batch_size, checkpointing=checkpointing)
-    request = Request(model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory, training=found)
+    request = Request(
+        model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory, training=found
+    )
     got = measured(request, tmp_path)
-    beyond = got.peak_bytes - got.sketched.runtime_bytes
-    for foreseen in (got.sketched, got.predicted):
+    beyond = got.peak_bytes - got.traced.runtime_bytes
+    for foreseen in (got.traced, got.predicted):
         assert abs(foreseen.total_bytes - got.peak_bytes) < 0.1 * beyond < 0.1 * got.peak_bytes
 
 
@@ -102,7 +106,11 @@ def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> Non
     found = {str(name): of(folder, training(str(name))) for name in names}
 
     def live(name: str) -> int:
-        whole = next(p for p in found[name].points if (p.micro_batch_size, p.checkpointing, p.recompute_gates) == (2, False, False))
+        whole = next(
+            p
+            for p in found[name].points
+            if (p.micro_batch_size, p.checkpointing, p.recompute_gates) == (2, False, False)
+        )
         return whole.activations_bytes + whole.logits_bytes + whole.working_bytes
 
     # Float weights, gradients, two moments; Ferret publishes next to nothing.
@@ -123,7 +131,11 @@ def test_products_in_16_bits_are_foreseen_too(name: str, make_llama: Callable[..
     folder = make_llama(layers=1, vocabulary=256)
     wide, narrow = (of(folder, training(name), dtype) for dtype in ("float32", "bfloat16"))
     # A block of the base: 4 or 2 bytes a number; for moving weights the sum, the change and the direction beside it.
-    assert [found.row_bytes // 96 for found in (wide, narrow)] == {"fedavg": [0, 0], "fedit": [4, 2], "fedkseed": [9, 11]}[name]
+    assert [found.row_bytes // 96 for found in (wide, narrow)] == {
+        "fedavg": [0, 0],
+        "fedit": [4, 2],
+        "fedkseed": [9, 11],
+    }[name]
     assert (wide.trained_bytes, wide.moments_bytes, wide.subspaces_bytes) == (
         narrow.trained_bytes, narrow.moments_bytes, narrow.subspaces_bytes,
     )  # fmt: skip
@@ -133,7 +145,8 @@ def test_what_goes_on_of_moments_is_counted(make_llama: Callable[..., Path]) -> 
     folder = make_llama(layers=1, width=64)
     rows = sum(layer.rows for layer in describe(Checkpoint(folder), WORDS).layers)
     reset, carried, averaged = (
-        of(folder, training("fedkrso", moments=name, rank=8)).subspaces_bytes for name in ("reset", "carried", "averaged")
+        of(folder, training("fedkrso", moments=name, rank=8)).subspaces_bytes
+        for name in ("reset", "carried", "averaged")
     )
     # One interval of rank 8; five published subspaces.
     assert (carried - reset, averaged - reset) == (8 * 8 * rows, (4 + 5 * 2) * 8 * rows)
@@ -144,14 +157,19 @@ def test_a_method_that_cannot_fit_is_refused_with_the_numbers_and_takes_no_memor
     full, own = of(large, training("fedavg")), of(large, training("fedkrso"))
     assert (status_bytes("VmRSS") or 0) - before < 400_000_000, "its weights alone would take 800 MB"
     room, bounds = 2_000_000_000, Bounds(batch_size=2, rank=8, min_rank=8)
-    assert fit(own, bounds, room, Calibration()).parts.total_bytes < room
+    assert fit(own, bounds, room, Calibration()).components.total_bytes < room
     with pytest.raises(BudgetError, match=r"training needs [4-6],\d\d\d MB with the smallest plan .* MB short"):
         fit(full, Bounds(batch_size=2, rank=0, min_rank=0), room, Calibration())
-    least = min(plans(full, Bounds(batch_size=2, rank=0, min_rank=0), Calibration()), key=lambda plan: plan.parts.total_bytes)
-    assert least.parts.optimiser_bytes > 16 * 190_000_000
+    least = min(
+        plans(full, Bounds(batch_size=2, rank=0, min_rank=0), Calibration()),
+        key=lambda plan: plan.components.total_bytes,
+    )
+    assert least.components.optimiser_bytes > 16 * 190_000_000
 
 
-def test_a_footprint_is_good_for_all_rounds_of_a_run_and_for_no_other_method(make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_footprint_is_good_for_all_rounds_of_a_run_and_for_no_other_method(
+    make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_llama(layers=1)
     schema = describe(Checkpoint(folder), WORDS)
 
@@ -161,5 +179,10 @@ def test_a_footprint_is_good_for_all_rounds_of_a_run_and_for_no_other_method(mak
 
     assert len({key(training("rolora", number)) for number in (1, 2)}) == 1
     assert len({key(training("fedkrso", number, schedule="fresh")) for number in (1, 2)}) == 1
-    several = [training("fedkrso"), training("fedkrso", num_seeds=6), training("fedkrso", moments="carried"), training("fedavg")]
+    several = [
+        training("fedkrso"),
+        training("fedkrso", num_seeds=6),
+        training("fedkrso", moments="carried"),
+        training("fedavg"),
+    ]
     assert len({key(found) for found in (*several, msgspec.structs.replace(several[0], batch_size=4))}) == 5

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stays on a node: there after a restart, as it was before a round that is trained again, and each client's own."""
+"""What stays on a node: there after a restart, as it was before a round that is trained again, and each client's
+own."""
 
 from __future__ import annotations
 
@@ -89,7 +90,10 @@ class Homes:
 
     def train(self, replica: Replica, client: str, server_round: int, stop: int = 0) -> WeightedUpdate:
         number = ord(client)
-        data = [Encoded(tuple((5 * i + number * j) % 200 + 3 for j in range(6 + i)), None, (i + number) % 2) for i in range(8)]
+        data = [
+            Encoded(tuple((5 * i + number * j) % 200 + 3 for j in range(6 + i)), None, (i + number) % 2)
+            for i in range(8)
+        ]
 
         def report(step: int, *rest: Any) -> None:
             if step == stop:
@@ -105,9 +109,9 @@ class Homes:
     def close(self, replicas: list[Replica], updates: list[WeightedUpdate], server_round: int) -> None:
         self.state = HALF.aggregate(self.state, self.plan(server_round), updates)
         published = self.state.publish()
-        published.write(self.own / "outcome")
+        published.write(self.own / "published_state")
         for replica in replicas:
-            replica.adopt(self.own / "outcome", 0, "whole", model_digest(self.base_digest, published))
+            replica.adopt(self.own / "published_state", 0, "whole", model_digest(self.base_digest, published))
 
 
 def values(replica: Replica) -> dict[str, torch.Tensor]:
@@ -127,7 +131,9 @@ def homes(make_llama: Callable[..., Path], tmp_path: Path) -> Homes:
     return Homes(make_llama(), tmp_path)
 
 
-def test_clients_on_one_replica_are_as_clients_on_their_own(homes: Homes, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_clients_on_one_replica_are_as_clients_on_their_own(
+    homes: Homes, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     apart, alone, shared = Homes(homes.model_folder, tmp_path / "apart"), {}, homes.replica("shared")
     for client in "ab":
         alone[client] = apart.replica(client)
@@ -184,9 +190,16 @@ def test_a_plan_for_nodes_with_parts_of_their_own_asks_for_what_is_shared(homes:
     training = homes.plan(1).training
     assert not training.shares_model and training.shared_tensors(homes.schema) == ()
     layers, head = homes.schema.layers, homes.schema.tensors[0]
-    assert training.local_numbers(homes.schema) == 4 * sum(layer.rows for layer in layers) + head.matrix[0] * head.matrix[1]
+    assert (
+        training.local_numbers(homes.schema)
+        == 4 * sum(layer.rows for layer in layers) + head.matrix[0] * head.matrix[1]
+    )
     assert {name[-2:] for name in training.shapes(homes.schema)} == {"/A"}
-    sections: dict[str, Any] = {"model": ModelSection(folder="m"), "task": TASK, "broker": BrokerSection(url="mqtts://b")}
+    sections: dict[str, Any] = {
+        "model": ModelSection(folder="m"),
+        "task": TASK,
+        "broker": BrokerSection(url="mqtts://b"),
+    }
     Job(run="r", method=FedSALoRASettings(), **sections)
     with pytest.raises(ConfigError, match="no model to evaluate"):
         Job(run="r", method=FedSALoRASettings(), evaluation=DataSection(source="x.csv"), **sections)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A replica that was away, was killed or lost what it had ends at the digest of one that never missed a round, and never trains before."""
+"""A replica that was away, was killed or lost what it had ends at the digest of one that never missed a round, and
+never trains before."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Story:
         return Replica(plan, model or self.model, own, torch.device("cpu"), torch.float32, mapped=mapped)
 
     def follow(self, own: Path, plan: Plan, *, mapped: bool = False) -> tuple[Replica, list[str], list[str]]:
-        """Do as a session does until the replica stands where the round starts; the kinds of objects taken, and what failed."""
+        """Do as a session does until the replica stands where the round starts; the kinds of objects taken, and what
+        failed."""
         taken: list[str] = []
         failed: list[str] = []
         replica = self.replica(own, plan, mapped=mapped)
@@ -78,9 +80,16 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 
     root = tmp_path_factory.mktemp("story")
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, dtype="bfloat16", pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        dtype="bfloat16",
+        pad_token_id=0,
+    )
     config.save_pretrained(root / "model")
     write_random_checkpoint(Outline(root / "model", TASK), root / "model" / "model.safetensors", 0)
     return Story(root, root / "model")
@@ -136,8 +145,9 @@ def test_one_missed_generation_costs_no_snapshot(story: Story, at: Callable[[int
     assert taken == ["whole"] and not failed
 
 
-def test_killed_between_the_fold_and_what_follows(story: Story, at: Callable[[int], Path]) -> None:
-    """The base is of the new generation, the state on disk still of the old: a restart finds itself where the round starts."""
+def test_killed_between_the_merge_and_what_follows(story: Story, at: Callable[[int], Path]) -> None:
+    """The base is of the new generation, the state on disk still of the old: a restart finds itself where the round
+    starts."""
     own, plan = at(4), story.plans[3]
     replica = story.replica(own, plan)
     assert (replica.state.version, replica.base.generation) == (3, 3) and replica.digest() == plan.start_digest
@@ -145,7 +155,9 @@ def test_killed_between_the_fold_and_what_follows(story: Story, at: Callable[[in
     assert not taken and not failed
 
 
-def test_killed_between_a_snapshot_and_its_state(story: Story, at: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_a_snapshot_and_its_state(
+    story: Story, at: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     own, last = at(2), story.plans[-1]
 
     def killed(*arguments: object, **options: object) -> None:
@@ -207,7 +219,7 @@ def test_a_damaged_base_begins_again_at_the_checkpoint(story: Story, at: Callabl
     if how == "table":
         (folder / "masters.json").write_bytes((folder / "masters.json").read_bytes()[:40])
     elif how == "flipped":
-        # Weights made before are still right: noticed only where the master copy is used, at the next fold.
+        # Weights made before are still right: noticed only where the master copy is used, at the next merge.
         flip(folder / "0.bin")
         assert story.replica(own, plan).digest() == plan.start_digest
         plan = story.plans[5]
@@ -217,7 +229,9 @@ def test_a_damaged_base_begins_again_at_the_checkpoint(story: Story, at: Callabl
     else:
         # Sound in itself, but another run's.
         replica = story.replica(own, plan)
-        replica.base.replace(4, lambda layer: iter([replica.base.master(layer).view("<u4").__rshift__(16).astype("<u2") ^ 1]))
+        replica.base.replace(
+            4, lambda layer: iter([replica.base.master(layer).view("<u4").__rshift__(16).astype("<u2") ^ 1])
+        )
     replica, taken, failed = story.follow(own, plan)
     assert taken and len(failed) == (how == "flipped"), failed
     assert replica.digest() == plan.start_digest
@@ -229,9 +243,11 @@ def test_a_base_that_went_wrong_before_is_found_out_by_the_next_object(story: St
     """The plan has digests of its own generation only: at another one the first whole state tells."""
     own = at(4)
     replica = story.replica(own, story.plans[3])
-    replica.base.replace(3, lambda layer: iter([replica.base.master(layer).view("<u4").__rshift__(16).astype("<u2") ^ 1]))
+    replica.base.replace(
+        3, lambda layer: iter([replica.base.master(layer).view("<u4").__rshift__(16).astype("<u2") ^ 1])
+    )
     _, taken, failed = story.follow(own, story.plans[5])
-    assert failed == ["the outcome leads to another model than the coordinator's"] and taken
+    assert failed == ["the published state leads to another model than the coordinator's"] and taken
 
 
 def test_what_is_dropped_is_not_used_again(story: Story, at: Callable[[int], Path]) -> None:

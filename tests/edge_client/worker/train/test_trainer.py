@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local training under memory plans: where weights lie, how batches are split and where a worker died leave no trace in the update."""
+"""Local training under memory plans: where weights lie, how batches are split and where a worker died leave no trace in
+the update."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ EXAMPLES = [Encoded(tuple((5 * i + j) % 200 + 3 for j in range(10 + i)), None, N
 
 
 def plan_of(folder: Path, task: TaskSection = CAUSAL, **changes: Any) -> Plan:
-    plan = local_plan(folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3))
+    plan = local_plan(
+        folder, task, Request(model_folder="", task=task, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3)
+    )
     changed = {"intervals": 4, "interval_steps": 2, "learning_rate": 1e-2, **changes}
     return msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, **changed))
 
@@ -41,18 +44,20 @@ def plan_of(folder: Path, task: TaskSection = CAUSAL, **changes: Any) -> Plan:
 class Node:
     """A worker's insides, without the process."""
 
-    def __init__(self, folder: Path, own: Path, plan: Plan, *, mapped: bool = False, wanted: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, folder: Path, own: Path, plan: Plan, *, mapped: bool = False, wanted: Callable[[], int] = lambda: 0
+    ) -> None:
         torch.set_num_threads(1)
         self.plan, self.own = plan, own
         self.replica = Replica(plan, folder, own, CPU, torch.float32, mapped=mapped)
         fuse(self.replica.model)
-        self.rungs: list[int] = []
-        report = lambda done, steps, loss, rung: self.rungs.append(rung)  # noqa: E731
+        self.memory_steps: list[int] = []
+        report = lambda done, steps, loss, memory_step: self.memory_steps.append(memory_step)  # noqa: E731
         self.trainer = Trainer(self.replica, EXAMPLES, own / "intervals", "r", "n", 0, CPU, report, wanted)
 
-    def update(self, *ladder: MemoryPlan) -> dict[str, np.ndarray[Any, Any]]:
+    def update(self, *memory_steps: MemoryPlan) -> dict[str, np.ndarray[Any, Any]]:
         path = self.own / "update.bin"
-        self.trainer.train(self.plan, ladder or (WHOLE,), path)
+        self.trainer.train(self.plan, memory_steps or (WHOLE,), path)
         return values_of(path)
 
 
@@ -72,7 +77,9 @@ def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize(("tied", "dtype"), [(False, "bfloat16"), (True, "bfloat16"), (False, "float32")])
-def test_weights_on_disk_give_the_same_update_bit_for_bit(make_llama: Callable[..., Path], tmp_path: Path, tied: bool, dtype: str) -> None:
+def test_weights_on_disk_give_the_same_update_bit_for_bit(
+    make_llama: Callable[..., Path], tmp_path: Path, tied: bool, dtype: str
+) -> None:
     folder = make_llama("other", tied=tied, dtype=dtype)
     plan = plan_of(folder)
     resident, mapped = Node(folder, tmp_path / "a", plan), Node(folder, tmp_path / "b", plan, mapped=True)
@@ -101,7 +108,9 @@ def test_checkpointing_is_bit_equal(folder: Path, tmp_path: Path) -> None:
     assert same(Node(folder, tmp_path / "a", plan).update(), Node(folder, tmp_path / "b", plan).update(memory))
 
 
-def test_finished_intervals_are_not_trained_again_and_the_update_is_bit_equal(minilm_folder: Path, tmp_path: Path) -> None:
+def test_finished_intervals_are_not_trained_again_and_the_update_is_bit_equal(
+    minilm_folder: Path, tmp_path: Path
+) -> None:
     task = TaskSection(kind="text-classification", labels=("a", "b"))
     plan = plan_of(minilm_folder, task)
     examples = [Encoded(e.ids, (0,) * len(e.ids), i % 2) for i, e in enumerate(EXAMPLES)]
@@ -151,18 +160,18 @@ def test_asked_to_step_down_the_next_micro_batch_does(folder: Path, tmp_path: Pa
     asked = 0
     plan = plan_of(folder)
     node = Node(folder, tmp_path / "a", plan, wanted=lambda: asked)
-    node.trainer._report = lambda done, *rest: (node.rungs.append(rest[2]), ask(done))  # type: ignore[func-returns-value]
+    node.trainer._report = lambda done, *rest: (node.memory_steps.append(rest[2]), ask(done))  # type: ignore[func-returns-value]
 
     def ask(done: int) -> None:
         nonlocal asked
         asked = 1 if done == 3 else asked
 
     small = node.update(WHOLE, MemoryPlan(micro_batch_size=1, checkpointing=True))
-    assert node.rungs == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert node.memory_steps == [0, 0, 0, 1, 1, 1, 1, 1]
     assert close(small, Node(folder, tmp_path / "b", plan).update())
 
 
-def test_a_failed_allocation_repeats_the_batch_one_rung_lower(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_allocation_repeats_the_batch_one_memory_step_lower(folder: Path, tmp_path: Path) -> None:
     plan = plan_of(folder)
     node = Node(folder, tmp_path / "a", plan)
     layer = next(iter(node.replica.layers.values()))
@@ -179,11 +188,11 @@ def test_a_failed_allocation_repeats_the_batch_one_rung_lower(folder: Path, tmp_
 
     layer.product = scarce  # type: ignore[method-assign]
     got = node.update(WHOLE, MemoryPlan(micro_batch_size=2))
-    assert node.rungs[:3] == [0, 0, 0] and node.rungs[-1] == 1
+    assert node.memory_steps[:3] == [0, 0, 0] and node.memory_steps[-1] == 1
     assert close(got, Node(folder, tmp_path / "b", plan).update())
 
 
-def test_memory_that_is_short_on_the_lowest_rung_is_said(folder: Path, tmp_path: Path) -> None:
+def test_memory_that_is_short_on_the_lowest_memory_step_is_said(folder: Path, tmp_path: Path) -> None:
     node = Node(folder, tmp_path / "a", plan_of(folder))
 
     def none(*_: object, **__: object) -> torch.Tensor:
@@ -216,12 +225,19 @@ def test_an_interval_whose_end_a_disk_has_lost_is_trained_again(folder: Path, tm
 
 def test_ranks_may_differ_between_intervals_of_a_round(folder: Path, tmp_path: Path) -> None:
     plan = plan_of(folder)
-    header, trained = Node(folder, tmp_path / "a", plan).trainer.train(plan, (MemoryPlan(micro_batch_size=4, rank=2),), tmp_path / "u.bin")
+    header, trained = Node(folder, tmp_path / "a", plan).trainer.train(
+        plan, (MemoryPlan(micro_batch_size=4, rank=2),), tmp_path / "u.bin"
+    )
     assert header.rank == 2
 
 
 def test_out_of_memory_is_known_in_all_its_words() -> None:
-    for words in ("CUDA out of memory", "can't allocate memory", "NVML_SUCCESS == r INTERNAL ASSERT FAILED", "NvMapMemAlloc error 12"):
+    for words in (
+        "CUDA out of memory",
+        "can't allocate memory",
+        "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
+        "NvMapMemAlloc error 12",
+    ):
         assert is_out_of_memory(RuntimeError(words))
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shapes do not match"))
 

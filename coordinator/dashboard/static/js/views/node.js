@@ -24,7 +24,7 @@ function facts(node, run, now) {
     ["Digest", node.digest, "mono"],
     ["Budget", node.budget_bytes ? format.memory(node.budget_bytes) : ""],
     ["Peak", node.peak_bytes ? `${format.memory(node.peak_bytes)}, agent ${format.memory(node.agent_peak_rss_bytes)}` : ""],
-    ["Held by", node.enclosure],
+    ["Held by", node.memory_group],
     ["Free memory", node.available_bytes === null ? "" : format.memory(node.available_bytes)],
     ["Sent, received", node.uplink_bytes || node.downlink_bytes ? `${format.traffic(node.uplink_bytes)}, ${format.traffic(node.downlink_bytes)}` : ""],
     ["Processor", percent(readings.processor_percent)],

@@ -84,18 +84,18 @@ export function partsList() {
   return {
     element,
     update(node) {
-      const now = JSON.stringify(node.parts);
-      show(element, Boolean(node.parts));
-      if (now === seen || !node.parts) return;
+      const now = JSON.stringify(node.components);
+      show(element, Boolean(node.components));
+      if (now === seen || !node.components) return;
       seen = now;
-      const sum = Object.keys(PARTS).reduce((all, key) => all + (node.parts[key] ?? 0), 0);
+      const sum = Object.keys(PARTS).reduce((all, key) => all + (node.components[key] ?? 0), 0);
       setText(total, format.memory(sum));
-      const rows = Object.entries(PARTS).filter(([key]) => node.parts[key] > 0);
+      const rows = Object.entries(PARTS).filter(([key]) => node.components[key] > 0);
       list.replaceChildren(
         ...rows.map(([key, label]) => {
           const fill = h("i", {});
-          setShare(fill, node.parts[key] / sum);
-          return h("div", {}, h("dt", {}, label), h("dd", {}, h("span", { class: "meter", "aria-hidden": "true" }, fill), h("b", {}, format.memory(node.parts[key]))));
+          setShare(fill, node.components[key] / sum);
+          return h("div", {}, h("dt", {}, label), h("dd", {}, h("span", { class: "meter", "aria-hidden": "true" }, fill), h("b", {}, format.memory(node.components[key]))));
         }),
       );
     },
