@@ -68,7 +68,7 @@ def test_commands_are_commands_of_fedkrso(services: dict[str, Any]) -> None:
 def test_the_dockerfile_has_the_targets_and_every_package() -> None:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     assert re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE) == ["wheel", "base", "coordinator", "agent"]
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "examples"}
     seen = {
         line[1:]
         for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from recordings import recording
 
-from devices import jetson
 from devices.base import Host
 from devices.detection import detect
+from devices.kinds import jetson
 from devices.programs import Seldom, run_program
 from devices.sensors.nvidia_smi import NvidiaGpu
 from devices.sensors.tegrastats import Tegrastats

@@ -55,7 +55,9 @@ def build(call: str, sources: Path) -> None:
 
 def files_of_the_checkout() -> set[str]:
     """Everything in the packages that is no cache and no reading matter."""
-    packages = [path.parent for path in REPOSITORY.glob("*/__init__.py") if path.parent.name != "tests"]
+    packages = [
+        path.parent for path in REPOSITORY.glob("*/__init__.py") if path.parent.name not in ("tests", "examples")
+    ]
     found = {
         path
         for package in packages

@@ -4,8 +4,10 @@ model."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -332,17 +334,28 @@ def test_a_command_that_cannot_be_kept_is_answered_and_ends_the_coordinator(
     assert isinstance(leader.died(), RunError)
 
 
-def test_a_ledger_from_before_events_had_a_round_is_read_and_written(tmp_path: Path) -> None:
-    import sqlite3
-
+def test_a_ledger_of_another_version_is_refused_in_one_line_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with sqlite3.connect(path) as old:
         old.execute(
             "CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL)"
         )
-        old.execute("INSERT INTO events VALUES (1.0, 'refused', 'a', 'late')")
     old.close()
-    ledger = SqliteLedger(path)
+    before = path.read_bytes()
+    with pytest.raises(
+        RunError, match=r"of fedkrso 0\.1, this program reads format 2 \(go on with the version that began"
+    ):
+        SqliteLedger(path)
+    assert path.read_bytes() == before
+    with contextlib.closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version=3")
+    with pytest.raises(RunError, match=r"of another version of fedkrso \(format 3\)"):
+        SqliteLedger(path)
+
+
+def test_event_lines_are_read_beside_the_ledger(tmp_path: Path) -> None:
+    ledger = SqliteLedger(path := tmp_path / "ledger.sqlite")
+    ledger.note(1.0, "refused", "a", "late")
     ledger.note(2.0, "link", "", "lost", 3)
     ledger.put_command({"paused": True}, 3.0, "", "pause by alice: paused", 4)
     assert [(e.number, e.kind, e.node, e.round) for e in read_events(path, 0, 9)] == [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_client.memory import memory_group as memory_groups
+from edge_client.memory import group as memory_groups
 from edge_client.memory.cgroups import MemoryCgroup, memory_cgroup
 from edge_client.memory.group import V1, V2, MemoryGroup, Rlimit, Unconfined, confine
 
