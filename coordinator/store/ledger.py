@@ -169,9 +169,9 @@ class SqliteLedger:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
+            self._check_version()
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._check_version()
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={_VERSION}")
         except sqlite3.Error as error:
