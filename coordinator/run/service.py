@@ -53,15 +53,15 @@ from fedcore.worker.messages import Adopted, Described, Evaluated, Failed, Infor
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
-__all__ = ["Coordinator"]
+__all__ = ["Service"]
 
 _TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
 
 
-class Coordinator:
-    """A run's coordinator.
+class Service:
+    """A run at work.
 
     Args:
         prepared: Job, schema, model.
@@ -112,7 +112,7 @@ class Coordinator:
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clock()
-        self._ended = False
+        self._ended = self._stopping = False
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
         if rows:
@@ -163,7 +163,7 @@ class Coordinator:
                     self._plan.cohort
                 )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
-            while not (self._ended and not (self._evaluator and self._evaluator.pending)):
+            while not self._stopping and not (self._ended and not (self._evaluator and self._evaluator.pending)):
                 self._turn()
         except OSError as error:
             if not is_full(error):
@@ -190,6 +190,10 @@ class Coordinator:
         asked = Asked(command, by)
         self._queue.put(asked)
         return asked.answer
+
+    def stop(self) -> None:
+        """Have `run` return at the next turn of the loop, from any thread; nothing is announced as finished."""
+        self._stopping = True
 
     def _turn(self) -> None:
         try:

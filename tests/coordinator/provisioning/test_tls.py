@@ -25,7 +25,7 @@ from cluster import needs_mosquitto
 
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.provisioning.provision import Yard, provision, revoke
-from edge_client.commands.client import doctor
+from edge_client.commands.doctor import doctor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.sections import BrokerSection
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from devices.base import Accelerator, Facts
 from devices.kinds.simulated import Simulated, Step
-from edge_client.commands.client import doctor
+from edge_client.commands.doctor import doctor
 from edge_client.doctor.base import Check, Surroundings, within
 from edge_client.doctor.checks import as_text, examine
 from edge_client.doctor.compute import compute
