@@ -137,11 +137,14 @@ def _lead(
 @click.command()
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--adapter", is_flag=True, help="What was learned alone, as a LoRA adapter that PEFT loads.")
 @click.option("--overwrite", is_flag=True, help="Also into a folder that holds something already.")
 @_RUNS
-def coordinator_export(run: str, folder: Path, overwrite: bool, runs: Path) -> None:
+def coordinator_export(run: str, folder: Path, adapter: bool, overwrite: bool, runs: Path) -> None:
     """Write the run's last model to FOLDER, in the layout that `from_pretrained` loads."""
+    from coordinator.reports.adapter import export_adapter
     from coordinator.reports.export import export_run
     from coordinator.store.folder import RunFolder
 
-    click.echo(f"{folder}: {export_run(RunFolder(runs / run), folder, overwrite=overwrite)}")
+    write = export_adapter if adapter else export_run
+    click.echo(f"{folder}: {write(RunFolder(runs / run), folder, overwrite=overwrite)}")

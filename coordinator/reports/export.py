@@ -12,19 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.run.prepare import prepare
-from coordinator.store.folder import RunFolder, load_state, stored_job
-from coordinator.store.ledger import SqliteLedger
-from fedcore.config.models import resolve_model_folder
+from coordinator.reports.lastmodel import last_model, require_empty
+from coordinator.store.folder import RunFolder
 from fedcore.config.sections import TaskSection
-from fedcore.errors import ConfigError, RunError
-from fedcore.methods import server_half
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
 from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import InformedRows, read_informed
+from fedcore.subspaces.informed import InformedRows
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import start_value
 from fedcore.weights.schema import ModelSchema
@@ -44,35 +40,10 @@ def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False) -> st
         ConfigError: The folder holds something already.
         RunError: No round is finished yet, or the base is damaged.
     """
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise ConfigError("the folder is not empty", place=str(folder), remedy="name a new one, or --overwrite")
-    job = stored_job(files.root)
-    ledger = SqliteLedger(files.ledger)
-    try:
-        rows = ledger.rounds()
-        if not rows:
-            raise RunError("no round is finished yet", place=str(files.root))
-        last = rows[-1].round
-        prepared = prepare(job, resolve_model_folder(job.model.folder, place="model.folder"), files, ledger)
-        plan = ledger.plan(last)
-    finally:
-        ledger.close()
-    base = Base(Checkpoint(prepared.model_folder), prepared.schema, job.model.base, files.base)
-    state = load_state(files.state(last)).publish()
-    if plan is not None and base.generation < plan.training.generation:
-        remedy = f"fedkrso coordinator resume {job.run} makes it anew"
-        raise RunError("the merged base is damaged", place=str(files.base), remedy=remedy)
-    if plan is not None and base.generation > plan.training.generation:
-        # The next round is open, and what this one learned is in the base already.
-        state = state.refreshed(plan.training, prepared.schema)
-    training = server_half(job.method, prepared.informed).training(last, job.seed)
-    informed = None
-    if training.informed:
-        informed = read_informed(
-            files.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank
-        )
-    export_model(base, state, prepared.schema, prepared.job.task, training, folder, informed)
-    return f"{prepared.schema.architecture} of round {last}"
+    require_empty(folder, overwrite=overwrite)
+    last = last_model(files)
+    export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.informed)
+    return f"{last.schema.architecture} of round {last.round}"
 
 
 def export_model(

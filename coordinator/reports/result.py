@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coordinator.reports.adapter import export_adapter
 from coordinator.reports.export import export_run
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow
@@ -55,4 +56,16 @@ class Result:
             FedkrsoError: No round is finished, or nodes have models of their own.
         """
         export_run(self.folder, Path(folder))
+        return Path(folder)
+
+    def export_adapter(self, folder: Path | str) -> Path:
+        """Write what was learned as a LoRA adapter, which `peft` loads on the original checkpoint: the same model.
+
+        Args:
+            folder: A new or an empty one.
+
+        Raises:
+            FedkrsoError: No round is finished, or what the method learns is no pair of factors.
+        """
+        export_adapter(self.folder, Path(folder))
         return Path(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from tiny import Workshop
 
 from fedcore.methods.fedkrso import FedKRSOSettings
@@ -103,6 +104,20 @@ def test_two_clients_and_a_coordinator_in_one_program(workshop: Workshop, broker
     assert model.config.id2label == {0: "left", 1: "right"}
     with pytest.raises(ConfigError, match="the folder is not empty"):
         result.export(tmp_path / "tuned")
+
+    # So does what was learned alone, on the checkpoint that the run began with: the same logits.
+    from peft import PeftModel
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(workshop.model, num_labels=2)
+    plain = AutoModelForSequenceClassification.from_pretrained(workshop.model, config=config).eval()
+    ids = torch.arange(4, 20).reshape(2, 8)
+    before = plain(ids).logits
+    tuned = PeftModel.from_pretrained(plain, result.export_adapter(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        torch.testing.assert_close(tuned(ids).logits, expected, rtol=1e-5, atol=1e-6)
+    assert (before - expected).abs().max() > 1e-3, "something was learned"
     with pytest.raises(RunError, match="run 'front' is already there"):
         Coordinator(job(workshop, broker, "front"), runs=tmp_path / "runs").run()
 
