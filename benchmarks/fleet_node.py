@@ -200,7 +200,7 @@ def run_nodes(spec: FleetSpec) -> Counts:
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
             # Spreads this node's requests as a device's own clock and noise would.
-            jitter = random.Random(node.node)  # noqa: S311
+            jitter = random.Random(node.node)
             transport = CountingTransport(
                 mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock
             )

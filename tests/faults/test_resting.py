@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from cluster import appears, needs_mosquitto
 from forked_workers import ForkedWorkers
-from tiny import Recipe, Tiny, Workshop, undisturbed
+from tiny import Recipe, Tiny, undisturbed
+from workshop import Workshop
 
 from coordinator.store.ledger import SqliteLedger
 from devices.kinds.simulated import SimulatedFile, Step, write_simulated

@@ -5,7 +5,7 @@ For tests that start hundreds of workers. The program that runs is the worker's 
 interpreter's start is saved. A small stand-in process sits where the agent expects its child: it dies with its worker
 and the worker with it, by the same signal.
 
-    agent ──starts──> stand-in ──unix socket, file descriptors──> nursery ──forks──> keeper ──forks──> worker
+    agent ──starts──> stand-in ──unix socket, file descriptors──> parent ──forks──> keeper ──forks──> worker
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ os._exit(code)
 
 
 class ForkedWorkers:
-    """A running nursery.
+    """A running parent of workers.
 
     Args:
         folder: Its own, with a short path (a socket lies in it).
@@ -65,7 +65,9 @@ class ForkedWorkers:
         )
         deadline = time.monotonic() + 60
         while not (folder / "socket").exists():
-            assert self._process.poll() is None and time.monotonic() < deadline, "the nursery did not come up"
+            assert self._process.poll() is None and time.monotonic() < deadline, (
+                "the parent of forked workers did not come up"
+            )
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -77,7 +79,7 @@ def _serve(path: str) -> None:
     # Everything a worker needs, also what it would load on its first model.
     import transformers.models.bert.modeling_bert
 
-    from edge_client.worker import serve as worker
+    from edge_client.worker.programs import serve as worker
     from edge_client.worker.programs.lean import hide_optional_packages
 
     hide_optional_packages()
@@ -96,7 +98,7 @@ def _serve(path: str) -> None:
 
 
 def _keep(link: socket.socket, main: object) -> None:
-    """In a process between nursery and worker: start the worker, and end it when its stand-in ends."""
+    """In a process between the parent of workers and a worker: start the worker, and end it when its stand-in ends."""
     import select
 
     die_with_parent()
