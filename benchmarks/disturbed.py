@@ -83,7 +83,7 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
         def one(seed: int) -> dict[str, Any]:
             try:
                 return run_disturbed(seed, folder, workshop)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a run that fails is a finding, not the end of the series
                 (folder / f"{seed}.error").write_text(traceback.format_exc())
                 return {
                     "seed": seed,

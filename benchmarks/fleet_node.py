@@ -200,13 +200,24 @@ def run_nodes(spec: FleetSpec) -> Counts:
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
             # Spreads this node's requests as a device's own clock and noise would.
-            jitter = random.Random(node.node)
+            jitter = random.Random(node.node)  # noqa: S311
             transport = CountingTransport(
                 mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock
             )
             # One machine stands for many: its own sensors are nobody's. These numbers are as many as a board has.
-            options = {"key": key, "coordinator": coordinator, "say": say, "supervise": supervise}
-            Agent(node, Path(), 2**30, transport, jitter, device=Simulated([Step(0.0, _READINGS)]), **options).run()
+            device = Simulated([Step(0.0, _READINGS)])
+            Agent(
+                node,
+                Path(),
+                2**30,
+                transport,
+                jitter,
+                device=device,
+                key=key,
+                coordinator=coordinator,
+                say=say,
+                supervise=supervise,
+            ).run()
         except FedkrsoError as error:
             say(f"error: {error.one_line()}")
 

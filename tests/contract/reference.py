@@ -48,4 +48,4 @@ class Reference:
 def near(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
     """Up to float rounding: Adam's first steps are signs of gradients, so a gradient near zero may go either way."""
     cosine = float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))
-    return cosine > 0.999 and 0.99 < np.linalg.norm(one) / np.linalg.norm(other) < 1.01
+    return bool(cosine > 0.999 and 0.99 < np.linalg.norm(one) / np.linalg.norm(other) < 1.01)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from method_runs import CODECS, CPU, METHODS, TASK, Run, examples, values_of
-from torch import nn
+from torch import Tensor, nn
 
 from edge_client.worker.data.tasks import Encoded, batches, summed_loss
 from edge_client.worker.train.round import learning_rate_factor
@@ -54,14 +54,16 @@ def test_full_fine_tuning_equals_its_reference(codec: Any, make_llama: Callable[
 
 @pytest.mark.parametrize("name", ["fedit", "ffa-lora", "rolora", "fedsa-lora", "flora", "fedex-lora"])
 def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
+    kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
     run = Run(
         kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, rank=4, alpha=8.0),
         make_llama(),
         tmp_path,
     )
     replica = run.replica("a")
-    reference, factors, start = Reference(run, replica), {}, {}
+    reference = Reference(run, replica)
+    factors: dict[str, Tensor] = {}
+    start: dict[str, Tensor] = {}
     training = run.plan(1).training
     assert isinstance(training, FactorTraining)
     for layer in run.schema.layers:
@@ -121,10 +123,11 @@ def _signs(training: DirectionTraining, index: int, layer: LayerSpec) -> np.ndar
 
 @pytest.mark.parametrize("name", ["fedkseed", "fedkseed-pro"])
 def test_fedkseed_equals_its_reference(name: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
+    kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
     settings = kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, num_seeds=5)
     run = Run(settings, make_llama(), tmp_path)
     replica, training = run.replica("a"), run.plan(1).training
+    assert isinstance(training, DirectionTraining)
     reference, table, stream = Reference(run, replica), np.zeros(5), batches(examples(0), 4, 5, 1, "a")
     slopes: list[list[float]] = [[] for _ in table]
     # Nothing is known of the slopes yet: all directions are as likely.
@@ -152,12 +155,13 @@ def test_fedkseed_equals_its_reference(name: str, make_llama: Callable[..., Path
 
 @pytest.mark.parametrize("allocation", ["norm", "equal"])
 def test_ferret_equals_its_reference(allocation: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "ferret")
+    kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == "ferret")
     settings = kind(
         steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, num_directions=12, allocation=allocation
     )
     run = Run(settings, make_llama(), tmp_path)
     replica, training = run.replica("a"), run.plan(1).training
+    assert isinstance(training, DirectionTraining)
     reference = Reference(run, replica)
     start = {name: weight.clone() for name, weight in reference.weights.items()}
     for weight in reference.weights.values():

@@ -76,6 +76,7 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
             (summed_loss(reference.model, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
             for name, factor in factors.items():
                 state = states[name, k]
+                assert factor.grad is not None
                 _adam(factor, factor.grad, step, state, 2.0 if moments == "averaged" else 0.0)
                 factor.grad = None
         for name, factor in factors.items():

@@ -67,8 +67,8 @@ class Boards(Tiny):
             "run",
             str(self.folder / "home-0.toml"),
         ]
-        self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        self.processes.append(self.homes[0])
+        home = self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.processes.append(home)
 
     def wait(self, until: Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds

@@ -18,11 +18,16 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from fedcore.system.processes import die_with_parent
 
 __all__ = ["ForkedWorkers"]
+
+Main = Callable[[BinaryIO, BinaryIO], None]
+"""The worker's program, from its two pipes on."""
 
 # Starts in some 20 ms: no site packages, nothing but the standard library.
 _STAND_IN = """#!{python} -SE
@@ -97,7 +102,7 @@ def _serve(path: str) -> None:
         link.close()
 
 
-def _keep(link: socket.socket, main: object) -> None:
+def _keep(link: socket.socket, main: Main) -> None:
     """In a process between the parent of workers and a worker: start the worker, and end it when its stand-in ends."""
     import select
 
@@ -115,7 +120,7 @@ def _keep(link: socket.socket, main: object) -> None:
     for fd in fds:
         os.close(fd)
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([ended, link], [], [])
+    ready, _, _ = select.select([ended, link.fileno()], [], [])
     if ended not in ready:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -124,7 +129,7 @@ def _keep(link: socket.socket, main: object) -> None:
     os._exit(0)
 
 
-def _work(where: str, fds: list[int], main: object) -> None:
+def _work(where: str, fds: list[int], main: Main) -> None:
     import traceback
 
     code = 1
@@ -132,7 +137,7 @@ def _work(where: str, fds: list[int], main: object) -> None:
         os.chdir(where)
         os.dup2(fds[2], 1)
         os.dup2(fds[2], 2)
-        main(os.fdopen(fds[0], "rb"), os.fdopen(fds[1], "wb"))  # type: ignore[operator]
+        main(os.fdopen(fds[0], "rb"), os.fdopen(fds[1], "wb"))
         code = 0
     except BaseException:  # noqa: BLE001 - as in the worker's own start: it goes to the log
         traceback.print_exc()

@@ -12,6 +12,7 @@ import ssl
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -148,14 +149,14 @@ def test_files_that_cannot_be_used_are_named_before_anything_connects(shared: Lo
         "key_file": own / "certificate.key",
     }
     (tmp_path / "text").write_text("no certificate")
-    wrong = [
+    wrong: list[tuple[dict[str, Path | None], str]] = [
         ({"ca_file": tmp_path / "none"}, r"broker.ca_file: .*none: cannot be read: No such file"),
         ({"ca_file": tmp_path / "text"}, r"broker.ca_file: .*text: cannot be used: .*\(it must be PEM\)"),
         ({"key_file": other / "certificate.key"}, r"broker.certificate_file: .* must be PEM, and belong together"),
         ({"certificate_file": None}, r"broker.key_file: a key without its certificate \(set broker.certificate_file\)"),
     ]
     for changes, match in wrong:
-        given = {key: str(value) for key, value in {**files, **changes}.items() if value is not None}
+        given: dict[str, Any] = {key: str(value) for key, value in {**files, **changes}.items() if value is not None}
         with pytest.raises(ConfigError, match=match):
             mqtt_settings(BrokerSection(url=shared.url, **given), "a")
 

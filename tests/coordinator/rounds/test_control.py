@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from coordinator.job import RoundSection
 from coordinator.rounds.events import (
     CloseRound,
@@ -30,10 +32,9 @@ from coordinator.run.control import (
 )
 
 
-def machine(**settings: object) -> RoundMachine:
-    return RoundMachine(
-        RoundSection(**{"rounds": 3, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7
-    )  # type: ignore[arg-type]
+def machine(**settings: Any) -> RoundMachine:
+    wanted: dict[str, Any] = {"rounds": 3, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}
+    return RoundMachine(RoundSection(**wanted), 7)
 
 
 def feed(m: RoundMachine, *events: Event, now: float = 0.0) -> list[object]:

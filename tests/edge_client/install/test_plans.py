@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from provisioned import ProvisionedNode
@@ -36,7 +37,7 @@ class Programs:
         return taken
 
 
-def user_plan(provisioned: ProvisionedNode, home: Path, budget: str = "1GiB", **options: bool) -> list[object]:
+def user_plan(provisioned: ProvisionedNode, home: Path, budget: str = "1GiB", **options: Any) -> list[object]:
     layout, kit = user_layout({}, home), open_kit(provisioned.node)
     said = {
         "run": "reviews",
