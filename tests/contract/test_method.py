@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -193,7 +193,7 @@ def test_an_export_computes_what_the_replica_computes(
 
 
 def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedkseed")
+    kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedkseed")
     for width, k in ((32, 4096), (96, 4096), (32, 16)):
         settings = kind(steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, num_seeds=k)
         run = Run(settings, make_llama(f"llama-{width}", width=width), tmp_path / f"{width}-{k}")

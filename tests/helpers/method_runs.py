@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from fedcore.numbers.records import read_records
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import InformedObject, Plan
 from fedcore.round.training import AnyTraining
-from fedcore.subspaces.informed import read_informed
+from fedcore.subspaces.informed import LayerRows, read_informed
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.wire.files import manifest_of
 
@@ -87,7 +88,9 @@ class Run:
         self.schema, self._plan = plan.model_schema, msgspec.structs.replace(plan, base_kind=self.kind)
         self.base = Base(Checkpoint(self.folder), self.schema, self.kind, self.own / "coordinator")
         self.half = server_half(self.settings)
-        self.file, self.informed, self._object = self.own / "informed.bin", None, None
+        self.file = self.own / "informed.bin"
+        self.informed: Mapping[str, LayerRows] | None = None
+        self._object: InformedObject | None = None
         training = self.half.training(1, 5)
         if training.informed_subspaces:
             self._inform(training)
