@@ -168,7 +168,7 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     from fedcore.config.models import resolve_model_folder
     from fedcore.methods import server_half
     from fedcore.model.base import Base
-    from fedcore.subspaces.informed import read_informed
+    from fedcore.round.artefact import read_artefact
     from fedcore.weights.checkpoint import Checkpoint
 
     root = runs / run
@@ -191,13 +191,9 @@ def coordinator_export(run: str, folder: Path, runs: Path) -> None:
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
         state = state.refreshed(plan.training, prepared.schema)
-    training = server_half(job.method, prepared.informed).training(rows[-1].round, job.seed)
-    informed = None
-    if training.informed:
-        informed = read_informed(
-            files.informed, training.informed, prepared.schema, training.informed_subspaces, training.rank
-        )
-    export_model(base, state, prepared.schema, prepared.job.task, training, folder, informed)
+    training = server_half(job.method, prepared.artefact).training(rows[-1].round, job.seed)
+    artefact = read_artefact(files.artefact, training, prepared.schema)
+    export_model(base, state, prepared.schema, prepared.job.task, training, folder, artefact)
     click.echo(f"{folder}: {prepared.schema.architecture} of round {rows[-1].round}")
 
 

@@ -18,7 +18,6 @@ from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
 from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import InformedRows
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import start_value
 from fedcore.weights.schema import ModelSchema
@@ -33,7 +32,7 @@ def export_model(
     task: TaskSection,
     training: Training,
     folder: Path,
-    informed: InformedRows | None = None,
+    artefact: Any = None,
 ) -> None:
     """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become
     float32).
@@ -69,7 +68,7 @@ def export_model(
         if name in layers:
             layer = layers[name]
             return from_float32(
-                merged(base.master(layer), layer_update(training, state, layer, informed)), types[target]
+                merged(base.master(layer), layer_update(training, state, layer, artefact)), types[target]
             )
         if name not in tensors:
             return checkpoint.read(name)

@@ -77,7 +77,7 @@ def _serve(path: str) -> None:
     # Everything a worker needs, also what it would load on its first model.
     import transformers.models.bert.modeling_bert
 
-    from edge_client.worker import serve as worker
+    from edge_client.worker.programs import serve as worker
     from edge_client.worker.programs.lean import hide_optional_packages
 
     hide_optional_packages()
