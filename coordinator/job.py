@@ -154,10 +154,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
         training = server_half(self.method).training(1, self.seed)
         kind = training.artefact_kind
-        if kind is not None and kind.from_text and self.calibration is None:
+        made_from_text = kind.name if kind is not None and kind.from_text else ""
+        if made_from_text and self.calibration is None:
             remedy = "add it, with source and text"
-            raise ConfigError(f"there is no text to make {kind.name} from", place="calibration", remedy=remedy)
-        if self.calibration is not None and not (kind is not None and kind.from_text):
+            raise ConfigError(f"there is no text to make {made_from_text} from", place="calibration", remedy=remedy)
+        if self.calibration is not None and not made_from_text:
             raise ConfigError(
                 f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out"
             )

@@ -120,6 +120,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
         named = "" if self.artefact is None else self.artefact.manifest.sha256
         if self.training.artefact != named or (named != "") != (self.training.artefact_kind is not None):
             raise ValueError("a plan whose artefact is not that of its training")
+        if named not in self.training.rows_from:
+            raise ValueError("a plan whose states would not name its artefact")
         shapes = [
             *self.training.shapes(self.model_schema).values(),
             *self.training.update_shapes(self.model_schema).values(),

@@ -107,8 +107,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def rows_from(self) -> str:
-        """What rows of P come from, in methods with subspaces (`fedcore.subspaces.projection.projection_of`)."""
-        return "signs"
+        """What rows of P come from, in methods with subspaces (`fedcore.subspaces.projection.projection_of`).
+
+        States and digests say it, so a method with an artefact names its SHA-256 here: `artefact/SHA256`, whose rows
+        are signs, if the method says no more."""
+        return f"artefact/{self.artefact}" if self.artefact else "signs"
 
     @property
     def artefact_kind(self) -> ArtefactKind | None:

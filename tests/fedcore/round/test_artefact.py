@@ -6,16 +6,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from plans import TRAINING, make_plan, with_artefact
 
 from fedcore.errors import ArtefactDamaged, MalformedMessage
 from fedcore.fields.manifest import Manifest
+from fedcore.model.state import PublishedState
 from fedcore.round.artefact import read_artefact
 from fedcore.round.plan import ArtefactObject
 from fedcore.round.training import Training
 from fedcore.round.training.artefact import ArtefactKind
 from fedcore.round.training.base import Shapes
+from fedcore.subspaces.projection import projection_of
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
 
@@ -96,3 +99,32 @@ def test_a_plan_names_the_artefact_that_its_training_does_and_no_other() -> None
         plan = msgspec.structs.asdict(make_plan()) | wrong
         with pytest.raises(ValueError, match="artefact is not that of its training"):
             type(make_plan())(**plan)
+
+
+class Silent(Lines, frozen=True, kw_only=True, tag_field="method", tag="silent"):
+    """One whose states do not name the file."""
+
+    @property
+    def rows_from(self) -> str:
+        return "signs"
+
+
+def test_digests_of_states_say_which_artefact_they_were_trained_with(tmp_path: Path) -> None:
+    path, found = tmp_path / "artefact.bin", set()
+    for content in ("", "1\n", "2\n"):
+        path.write_text(content)
+        found.add(PublishedState.zero(of(Lines, path), SCHEMA).digest())
+    plain = msgspec.structs.replace(of(Lines, path), artefact="")
+    assert len(found | {PublishedState.zero(plain, SCHEMA).digest()}) == 4
+    made = ArtefactObject(Manifest("artefact.bin", 2, sha256_of(path), 64))
+    make_plan(training=of(Lines, path), artefact=made)
+    with pytest.raises(ValueError, match="would not name its artefact"):
+        fields = msgspec.structs.asdict(make_plan()) | {"training": of(Silent, path), "artefact": made}
+        type(make_plan())(**fields)
+
+
+def test_rows_of_a_method_that_says_no_more_are_signs(tmp_path: Path) -> None:
+    path = tmp_path / "artefact.bin"
+    path.write_text("1\n")
+    made = projection_of(of(Lines, path).rows_from, (3, 4), 2, "layer", 16)
+    assert np.array_equal(made.rows, projection_of("signs", (3, 4), 2, "layer", 16).rows)
