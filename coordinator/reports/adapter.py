@@ -56,9 +56,9 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False) -
 
 
 def _factors(last: LastModel) -> dict[str, NDArray[np.float32]]:
-    out = {}
+    out: dict[str, NDArray[np.float32]] = {}
     for layer in last.schema.layers:
-        up, down = layer_factors(last.training, last.state, layer, last.informed)
+        up, down = layer_factors(last.training, last.state, layer, last.artefact)
         name = _PREFIX + _module_name(last, layer.name)
         out |= {f"{name}.lora_A.weight": np.ascontiguousarray(down), f"{name}.lora_B.weight": np.ascontiguousarray(up)}
     return out

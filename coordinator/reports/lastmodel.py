@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coordinator.job import Job
 from coordinator.run.prepare import prepare
@@ -16,8 +17,8 @@ from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
 from fedcore.model.base import Base
 from fedcore.model.state import PublishedState
+from fedcore.round.artefact import read_artefact
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import InformedRows, read_informed
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
 
@@ -36,7 +37,7 @@ class LastModel:
         base: The base that the state is on.
         state: What was learned since the last merge.
         training: Of the round's plan.
-        informed: The run's informed rows, where it has some.
+        artefact: What the run's artefact holds, where it has one.
     """
 
     job: Job
@@ -46,7 +47,7 @@ class LastModel:
     base: Base
     state: PublishedState
     training: Training
-    informed: InformedRows | None
+    artefact: Any
 
 
 def last_model(files: RunFolder) -> LastModel:
@@ -75,11 +76,9 @@ def last_model(files: RunFolder) -> LastModel:
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
         state = state.refreshed(plan.training, schema)
-    training = server_half(job.method, prepared.informed).training(last, job.seed)
-    informed = None
-    if training.informed:
-        informed = read_informed(files.informed, training.informed, schema, training.informed_subspaces, training.rank)
-    return LastModel(job, last, schema, prepared.job.task, base, state, training, informed)
+    training = server_half(job.method, prepared.artefact).training(last, job.seed)
+    artefact = read_artefact(files.artefact, training, schema)
+    return LastModel(job, last, schema, prepared.job.task, base, state, training, artefact)
 
 
 def require_empty(folder: Path, *, overwrite: bool = False) -> None:

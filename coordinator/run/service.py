@@ -49,7 +49,7 @@ from fedcore.transport.base import Connected, Disconnected, Received, Transport,
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
-from fedcore.worker.messages import Adopted, Described, Evaluated, Failed, InformedRowsFound, Progress, Ready, Trained
+from fedcore.worker.messages import Adopted, ArtefactMade, Described, Evaluated, Failed, Progress, Ready, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
@@ -143,7 +143,7 @@ class Service:
             first = self._plan_of(self._machine.round, (), 0.0)
             files, data, model = self._folder, self._job.evaluation, str(self._model_folder)
             self._evaluator = Evaluator(
-                self._queue.put, first, self._job.run, data, model, files.evaluator, files.informed
+                self._queue.put, first, self._job.run, data, model, files.evaluator, files.artefact
             )
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
@@ -222,7 +222,7 @@ class Service:
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
             case Ready() if self._evaluator is not None:
                 self._evaluator.ready(event)
-            case Ready() | Adopted() | Progress() | Trained() | Described() | InformedRowsFound():
+            case Ready() | Adopted() | Progress() | Trained() | Described() | ArtefactMade():
                 pass
             case Asked():
                 self._control.obey(event)

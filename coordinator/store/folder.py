@@ -57,9 +57,9 @@ class RunFolder:
         return self.root / "base"
 
     @property
-    def informed(self) -> Path:
-        """The run's informed rows, where its method has some."""
-        return self.root / "informed.bin"
+    def artefact(self) -> Path:
+        """The run's artefact, where its method asks for one."""
+        return self.root / "artefact.bin"
 
     @property
     def evaluator(self) -> Path:

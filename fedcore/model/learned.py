@@ -4,6 +4,8 @@ is exact."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +22,6 @@ from fedcore.round.training import (
     Training,
 )
 from fedcore.subspaces.directions import change_of
-from fedcore.subspaces.informed import InformedRows
 from fedcore.subspaces.projection import projection_of
 from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
@@ -41,7 +42,7 @@ def require_shared_model(training: Training) -> None:
 
 
 def layer_update(
-    training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None
+    training: Training, state: PublishedState, layer: LayerSpec, artefact: Any = None
 ) -> NDArray[np.float32]:
     """What was learned of a layer since the last merge, float32 (m, n): its weight is the base plus this.
 
@@ -49,14 +50,14 @@ def layer_update(
         training: Of the run.
         state: A published one.
         layer: Which.
-        informed: The run's informed rows, where it has some.
+        artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where it has one.
 
     Raises:
         ConfigError: The state does not have it: a part stays with each node.
     """
     match training:
         case SubspaceTraining():
-            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, informed)
+            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, artefact)
             return merge_update(state.entries[layer.name], projection, layer.name)
         case DenseTraining():
             return state.entries[layer.name].values()
@@ -73,7 +74,7 @@ def layer_update(
 
 
 def layer_factors(
-    training: Training, state: PublishedState, layer: LayerSpec, informed: InformedRows | None = None
+    training: Training, state: PublishedState, layer: LayerSpec, artefact: Any = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The same as a pair of factors, float32 (m, k) and (k, n), whose product it is.
 
@@ -81,7 +82,7 @@ def layer_factors(
         training: Of the run.
         state: A published one.
         layer: Which.
-        informed: The run's informed rows, where it has some.
+        artefact: What the run's artefact holds, where it has one.
 
     Raises:
         ConfigError: What the method learns of a layer is no such pair, or a part of it is in the base already.
@@ -94,7 +95,7 @@ def layer_factors(
         )
     match training:
         case SubspaceTraining():
-            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, informed)
+            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, artefact)
             return state.entries[layer.name].values(), projection.values().astype(np.float32)
         case StackedTraining() | ResidualTraining():
             pass

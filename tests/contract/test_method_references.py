@@ -92,7 +92,7 @@ def test_fedkrso_equals_its_reference(projection: Any, make_llama: Callable[...,
     replica, seeds = run.replica("a"), run.plan(1).training.seeds
     reference, factors = Reference(run, replica), {}
     for layer in run.schema.layers:
-        made = projection_of(run.published[0].rows_from, seeds, 4, layer.name, layer.columns, run.informed)
+        made = projection_of(run.published[0].rows_from, seeds, 4, layer.name, layer.columns, run.artefact)
         p, b = torch.from_numpy(made.values().astype(np.float32)), nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
         linear.forward = lambda x, linear=linear, p=p, b=b: nn.functional.linear(x, linear.weight) + (x @ p.T) @ b.T

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from tiny import Workshop
+from workshop import Workshop
 
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedkrso import (

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import with_artefact
 
 import coordinator.rounds.events as r
 import edge_client.agent.events as s
@@ -17,7 +18,7 @@ from coordinator.job import RoundSection
 from coordinator.rounds.machine import RoundMachine
 from edge_client.agent.session import Session
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, Plan, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, StateObject
 from tests.fuzz.samples import PLAN
 from tests.fuzz.sequences import quick
 
@@ -36,11 +37,10 @@ objects = st.builds(StateObject, rounds, st.integers(0, 2), st.none() | rounds, 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     version, generation = draw(rounds), draw(st.integers(0, 2))
-    training = msgspec.structs.replace(PLAN.training, generation=generation)
-    informed = draw(st.none() | st.builds(InformedObject, manifests))
-    if informed is not None:
-        rows = {"projection": "informed", "informed": informed.manifest.sha256, "informed_subspaces": 1}
-        training = msgspec.structs.replace(training, **rows)
+    training: Any = msgspec.structs.replace(PLAN.training, generation=generation)
+    artefact = draw(st.none() | st.builds(ArtefactObject, manifests))
+    if artefact is not None:
+        training = with_artefact(artefact.manifest.sha256, training)
     present = StateObject(version, generation, None, draw(shas), draw(manifests))
     return msgspec.structs.replace(
         PLAN,
@@ -52,7 +52,7 @@ def plans(draw: st.DrawFn) -> Plan:
         if draw(st.booleans())
         else tuple(draw(st.lists(objects, max_size=4))),
         training=training,
-        informed=informed,
+        artefact=artefact,
     )
 
 
@@ -70,7 +70,7 @@ session_events = st.one_of(
     st.builds(s.UpdateReady, rounds),
     st.builds(s.UpdateGone, rounds, st.sampled_from(["", "late"])),
     st.builds(s.WorkerFailed, st.just("killed"), st.booleans()),
-    st.builds(s.WorkerFailed, st.just("other rows"), st.just(False), uninformed=st.just(True)),
+    st.builds(s.WorkerFailed, st.just("another artefact"), st.just(False), artefact_damaged=st.just(True)),
     st.builds(s.MustRest, causes, st.sampled_from(["no room", "on battery"])),
     st.builds(s.MayWork, causes),
 )
@@ -115,7 +115,7 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
         before = session.sent_round
         actions = session.handle(answer(asked, session) if event == "answer" else event)
         # What has no answer, and may come with something that has.
-        words = s.TellStatus | s.Decline | s.KeepInformed
+        words = s.TellStatus | s.Decline | s.KeepArtefact
         asked = next((a for a in actions if not isinstance(a, words)), None if event == "answer" else asked)
         if isinstance(asked, s.LetGo):
             asked = None
@@ -126,8 +126,8 @@ def test_session_keeps_its_invariants_whatever_happens(events: list[Any], sent: 
             if isinstance(action, s.SendUpdate):
                 assert action.round == session.update_round > session.sent_round
             if isinstance(action, s.Configure | s.TrainRound):
-                rows = action.plan.informed
-                assert rows is None or rows.manifest.sha256 == session.informed or session.state == "loading"
+                made = action.plan.artefact
+                assert made is None or made.manifest.sha256 == session.artefact or session.state == "loading"
             if isinstance(action, s.TrainRound):
                 assert session.worker_ready and session.plan == action.plan and "a" in action.plan.cohort
 
