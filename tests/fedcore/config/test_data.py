@@ -29,7 +29,11 @@ def spoken(count: int = 2) -> Iterator[dict[str, str]]:
     yield from ROWS[:count]
 
 
-@pytest.mark.parametrize("data", [ROWS, tuple(ROWS), iter(ROWS), spoken(), functools.partial(spoken, 2)], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [ROWS, tuple(ROWS), iter(ROWS), spoken(), functools.partial(spoken, 2)],
+    ids=["list", "tuple", "iterator", "generator", "function"],
+)
 def test_rows_are_read_as_they_were_given(tmp_path: Path, data: object) -> None:
     section = data_section(data, None, tmp_path / "node" / "data.jsonl")
     assert read(section) == ROWS and section.format == "jsonl"
