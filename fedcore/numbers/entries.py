@@ -34,7 +34,7 @@ class MatrixEntry(Protocol):
         ...
 
     def units(self, rows: slice) -> NDArray[np.int64]:
-        """Some rows in units of 2**-32; only of a part within the bounds (`within_bounds`)."""
+        """Some rows in units of 2**-32; only of an entry within the bounds (`within_bounds`)."""
         ...
 
 

@@ -49,7 +49,7 @@ class Record:
 
     @property
     def integers(self) -> RowScaled:
-        """The part, of a record that holds integers."""
+        """The matrix entry, of a record that holds integers."""
         assert isinstance(self.part, RowScaled)
         return self.part
 
