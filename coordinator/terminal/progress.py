@@ -189,7 +189,7 @@ class Progress:
             self._log.say(Line(error.one_line(), event="failed", level="error", exit_code=error.exit_code))
 
     def show(self, view: RunView) -> None:
-        """The view changed."""
+        """Show a view that has changed."""
         if self._log is not None:
             for line in self._story.lines(view):
                 self._log.say(line)

@@ -155,7 +155,7 @@ class _Objects:
         return _unpacked(self._unpacker, self._place)
 
     def tell(self) -> int:
-        """Bytes read."""
+        """How many bytes of the file were read so far."""
         return int(self._unpacker.tell())
 
 
