@@ -131,7 +131,7 @@ class Evaluator:
             self._sent += 1
 
     def done(self, event: Evaluated) -> None:
-        """An answer came."""
+        """Note that the evaluation process has answered."""
         del event
         self._asked.popleft()
         self._sent -= 1

@@ -145,8 +145,8 @@ class Train(msgspec.Struct, frozen=True, tag="train"):
 
 
 class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
-    """Go down to this step of the round's sequence of memory plans before the next micro-batch. Has no answer;
-    `Progress` tells."""
+    """Go down to this one of the round's memory plans (`Train.memory_steps`) before the next micro-batch. Has no
+    answer; `Progress` tells."""
 
     memory_step: int
 
@@ -216,7 +216,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     steps: int
     loss: float
     memory_step: int = 0
-    """Of the round's sequence of memory plans."""
+    """Which of the round's memory plans (`Train.memory_steps`) the worker is at."""
     peak_bytes: int | None = None
     """Highest resident size of the worker during the step."""
     accelerator_bytes: int | None = None

@@ -60,7 +60,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def name(self) -> str:
-        """For people."""
+        """What is run, in words for people."""
         dropout = f", dropout {self.dropout:g}" if self.dropout else ""
         tune = f", learning rate {self.method.learning_rate:g}" if self.tune else ""
         return f"{self.label} on {self.task}, {self.split}, seed {self.seed}{dropout}{tune}"
@@ -157,7 +157,7 @@ class RunFiles:
         return (self.folder / "finished").exists()
 
     def finish(self) -> None:
-        """Say so."""
+        """Mark the run as finished."""
         (self.folder / "finished").touch()
 
     def count_rows(self) -> int:
