@@ -27,6 +27,7 @@ from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
+from fedcore.data.splits import Split, deal
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
@@ -39,7 +40,7 @@ from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.checkpoint import Checkpoint
 from research.artefact import made_artefact
-from research.data.splits import LEAST_EXAMPLES, Split, deal
+from research.data.splits import LEAST_EXAMPLES
 from research.data.tasks import Parts, Task
 from research.presence import Downlink, taking_part
 from research.runs.predictions import Part, Predictions, predictions_of, save_predictions

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tests.house import FLOORS, ROOT
 
 # A word of a method, and the files that are the method's own.

@@ -15,6 +15,8 @@ from fedcore.weights.schema import ModelSchema
 __all__ = [
     "Adopt",
     "Adopted",
+    "Answer",
+    "Answered",
     "ArtefactMade",
     "Command",
     "Configure",
@@ -157,7 +159,17 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """Say what a finished model says of texts."""
+
+    model_folder: str
+    """As exported: weights and tokenizer."""
+    task: TaskSection
+    texts: tuple[tuple[str, str | None], ...]
+    """Each with its second sentence, where the task has pairs."""
+
+
+Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -251,6 +263,13 @@ class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
     metrics: dict[str, float]
 
 
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """Answer to `Answer`."""
+
+    scores: tuple[tuple[float, ...], ...]
+    """Of each text: the probability of every label, in the task's order; or a regression's one score."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """A command failed; the worker lives on."""
 
@@ -261,7 +280,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     exit_code: int
 
 
-Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Failed
+Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed
 # As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
 for _kind in (Command, Event):
     msgspec.msgpack.Decoder(_kind)

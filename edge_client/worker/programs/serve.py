@@ -23,6 +23,7 @@ from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
@@ -36,6 +37,8 @@ from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
+    Answer,
+    Answered,
     ArtefactMade,
     Command,
     Configure,
@@ -98,6 +101,8 @@ class Worker:
                 return self._train(command)
             case StepDown():
                 return None
+            case Answer(folder, task, texts):
+                return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
