@@ -29,7 +29,7 @@ chaos: $(VENV)/installed
 
 # Coverage-guided fuzzing of every decoder, FUZZ_SECONDS each (atheris: Linux on x86_64, Python 3.11 and 3.12); what breaks a promise is kept in build/fuzz.
 FUZZ_SECONDS ?= 300
-FUZZ_TARGETS ?= message records outcome update snapshot safetensors have state job node
+FUZZ_TARGETS ?= message records published_state update snapshot safetensors have state job node
 fuzz: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/$$target && $(BIN)/python tests/fuzz/run_atheris.py $$target build/fuzz/$$target/corpus \

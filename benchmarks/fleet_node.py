@@ -100,7 +100,7 @@ class CountingTransport(MqttTransport):
         def counting(event: TransportEvent) -> None:
             if isinstance(event, Received):
                 words = event.topic.split("/")
-                kind = "published_state" if "published_state" in words else words[-1]
+                kind = "published_state" if words[3:4] == ["state"] else words[-1]
                 with self._counting:
                     self._counts.received[kind] += 1
                     self._counts.received_bytes[kind] += len(event.payload)

@@ -39,7 +39,7 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         page.get_by_role("button", name="Take control").click()
         page.get_by_label("Token").fill(TOKEN)
         page.keyboard.press("Enter")
-        page.locator(".pill", has_text="1/2 · round open").wait_for(timeout=120_000)
+        cluster.until(page.locator(".pill", has_text="1/2 · round open").is_visible)
         page.get_by_role("button", name="Pause").click()
         page.locator(".said", has_text="paused").wait_for()
         assert tab.names() == ["home-0", "home-1"]
@@ -51,11 +51,12 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         page.keyboard.press("Escape")
 
         # The round ends, its published state is evaluated, and no other opens until somebody says so.
-        page.locator(".pill", has_text="2/2 · paused").wait_for(timeout=120_000)
-        tab.until("/^Accuracy\\n[0-9.]+ %/.test(document.querySelectorAll('.tile')[3].innerText)", 60)
+        cluster.until(page.locator(".pill", has_text="2/2 · paused").is_visible)
+        accuracy = "/^Accuracy\\n[0-9.]+ %/.test(document.querySelectorAll('.tile')[3].innerText)"
+        cluster.until(lambda: page.evaluate(accuracy))
         assert page.locator(".chart canvas").count() == 3
         page.get_by_role("button", name="Resume").click()
-        page.locator(".pill", has_text="2/2 · finished").wait_for(timeout=120_000)
+        cluster.until(page.locator(".pill", has_text="2/2 · finished").is_visible)
 
         tab.until("document.querySelectorAll('.nodes [data-key=good].sub').length === 2")
 
@@ -64,7 +65,7 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         accuracy, digest = (page.locator(".tile-value").nth(i).inner_text() for i in (3, 6))
         assert accuracy == f"{100 * summary['final']['accuracy']:.1f} %" and digest == summary["final"]["digest"][:12]
         assert page.locator(".event-head", has_text="command").count() == 2
-        assert [home.wait(30) for home in homes] == [0, 0]
+        assert cluster.exit_codes(*homes) == [0, 0]
         assert {url.split("/")[2] for url in tab.requested} == {f"127.0.0.1:{found[2]}"}
         assert all("ERR_CONNECTION" in text or "ERR_INCOMPLETE" in text for text in tab.complaints), tab.complaints
     finally:

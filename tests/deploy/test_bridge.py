@@ -179,7 +179,7 @@ def bridged_run(folder: Path, *, cut: bool) -> str:
                 assert "round 1: update of home-1" not in cluster.output()
                 brokers.relay.restore()
             summary = cluster.summary(coordinator)
-            assert [home.wait(60) for home in homes] == [0, 0], cluster.output()[-3000:]
+            assert cluster.exit_codes(*homes) == [0, 0], cluster.output()[-3000:]
             assert not cut or brokers.relay.links > before
         finally:
             cluster.close()

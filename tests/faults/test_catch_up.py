@@ -4,8 +4,7 @@ workers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,15 +34,8 @@ class Village(Tiny):
         # Ends of generations weigh as much as a snapshot within a few rounds: those of single inputs, 4 bits up and 8
         # down would take many.
         return text.replace(
-            'schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8\noutcome_bits = 16'
+            'schedule = "fresh"', 'schedule = "fresh"\nprojection = "signs"\nbits = 8\npublished_bits = 16'
         )
-
-    def wait(self, until: Callable[[], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not until():
-            self.check_alive()
-            assert time.monotonic() < deadline, self.output()[-4000:]
-            time.sleep(0.02)
 
     def leave(self, index: int) -> None:
         """A home goes, and says so."""
@@ -94,7 +86,7 @@ def test_one_comes_back_after_many_rounds_and_one_comes_new(tmp_path: Path, work
         village.join(1)
         village.join(2)
         village.wait(lambda: village.ended)
-        codes = [home.wait(30) for home in village.homes if home is not None]
+        codes = village.exit_codes(*(home for home in village.homes if home is not None))
         rows, objects = village.published()
         summary, final = village.found(), objects[-1]
         assert codes == [0, 0, 0] and final.version == ROUNDS, village.output()[-4000:]

@@ -77,7 +77,7 @@ def _disturb(
     tiny = Tiny(folder, workshop, recipe, script)
     killer = Killer(tiny, strikes or [], Random(0))
     try:
-        tiny.finish(killer.watch, 120.0)
+        tiny.finish(killer.watch)
     finally:
         tiny.close()
     return tiny, killer

@@ -59,7 +59,7 @@ def run(folder: Path, workshop: Workshop, disturb: Callable[[Informed], None]) -
             disturb(tiny)
 
     try:
-        tiny.finish(watch, 120)
+        tiny.finish(watch)
         digest = tiny.check()
         workshop.keep_traces(tiny.node_folder(0))
         assert all(tiny.found()["nodes"][name]["agent_peak_rss_bytes"] <= 40_000_000 for name in tiny.names)

@@ -59,7 +59,7 @@ def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[
             tiny.lead()
 
     try:
-        tiny.finish(watch, 120)
+        tiny.finish(watch)
         digest = tiny.check()
         assert kills == (killed == {"worker", "leader"}), killed
         workshop.keep_traces(tiny.node_folder(0))

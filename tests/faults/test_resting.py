@@ -12,8 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,13 +69,6 @@ class Boards(Tiny):
         home = self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.processes.append(home)
 
-    def wait(self, until: Callable[[], object], seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not until():
-            self.check_alive()
-            assert time.monotonic() < deadline, self.output()[-4000:]
-            time.sleep(0.02)
-
     def said(self, text: str, times: int = 1) -> None:
         self.wait(lambda: self.output().count(text) >= times)
 
@@ -109,7 +101,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 
 def end(tiny: Boards) -> None:
-    tiny.wait(lambda: tiny.ended, 120)
+    tiny.wait(lambda: tiny.ended)
     tiny.wait(lambda: all(home is not None and home.poll() == 0 for home in tiny.homes))
 
 
@@ -179,13 +171,13 @@ def test_training_that_is_ended_by_a_policy_goes_on_from_its_last_finished_inter
 
 
 def _rest_in_the_middle(tiny: Boards) -> None:
-    appears(tiny.node_folder(0) / "replica" / "intervals" / "2.safetensors")
+    appears(tiny, tiny.node_folder(0) / "replica" / "intervals" / "2.safetensors")
     (worker,) = tiny.workers(0)
     worker.send_signal(signal.SIGSTOP)
     tiny.heat(91.0)
     tiny.said(f"declined home-0: {TOO_HOT}")
     worker.send_signal(signal.SIGCONT)
-    tiny.wait(lambda: not worker.is_running() or worker.status() == "zombie", 10)
+    tiny.wait(lambda: not worker.is_running() or worker.status() == "zombie")
     # In peace: nobody was killed, and the agent stays, at rest.
     assert "signal" not in tiny.output()
     tiny.wait(lambda: tiny.workers(0) == [])

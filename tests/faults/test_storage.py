@@ -55,7 +55,7 @@ def test_a_full_disk_declines_with_a_reason_and_goes_on_from_what_was_kept(tmp_p
     try:
         coordinator = cluster.coordinator()
         homes = [cluster.home(0, disk_reserve='"1 MiB"'), cluster.home(1)]
-        appears(small_disk / "replica" / "intervals" / "0.safetensors")
+        appears(cluster, small_disk / "replica" / "intervals" / "0.safetensors")
         fill(small_disk / "ballast")
         wait_for(cluster, "home-0: declined round 1: the disk is full")
         wait_for(cluster, "declined home-0: the disk is full")
@@ -63,7 +63,7 @@ def test_a_full_disk_declines_with_a_reason_and_goes_on_from_what_was_kept(tmp_p
         (small_disk / "ballast").unlink()
         wait_for(cluster, "home-0: there is room on the disk again")
         assert check(cluster.summary(coordinator)) == undisturbed
-        assert [home.wait(30) for home in homes] == [0, 0]
+        assert cluster.exit_codes(*homes) == [0, 0]
     finally:
         cluster.close()
     resumed = re.search(

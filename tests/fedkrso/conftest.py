@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import Workshop
+from workshop import Workshop
 
 
 @pytest.fixture(scope="session")

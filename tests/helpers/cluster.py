@@ -7,17 +7,18 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 
 from coordinator.provisioning.broker import LocalBroker, find_mosquitto
 from examples.voice_intents.demo import job_text, node_text
+from tests.patience import ended, until
 
+T = TypeVar("T")
 HOMES = 2
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,21 +78,31 @@ class Cluster:
         path.write_text(text)
         return self.start("client", "run", path, prepare=prepare)
 
-    def worker(self, home: subprocess.Popen[bytes], seconds: float = 60) -> psutil.Process:
+    def worker(self, home: subprocess.Popen[bytes]) -> psutil.Process:
         """The home's worker process, as soon as there is one."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for child in psutil.Process(home.pid).children():
-                if "edge_client.worker" in " ".join(child.cmdline()):
-                    return child
-            time.sleep(0.005)
-        raise AssertionError(f"no worker: {self.output()[-3000:]}")
+
+        def there() -> psutil.Process | None:
+            children = psutil.Process(home.pid).children()
+            return next((child for child in children if "edge_client.worker" in " ".join(child.cmdline())), None)
+
+        found = self.until(there, pause_seconds=0.005)
+        assert found is not None
+        return found
+
+    def until(self, done: Callable[[], T], pause_seconds: float = 0.05) -> T:
+        """Wait for something, as long as a process of this cluster works on it."""
+        alive = [process for process in self.processes if process.poll() is None]
+        return until(done, alive, said=self.output, pause_seconds=pause_seconds)
+
+    def exit_codes(self, *processes: subprocess.Popen[bytes]) -> list[int]:
+        """Exit codes of processes, once they have ended."""
+        return [ended(process, self.processes, said=self.output) for process in processes]
 
     def output(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def summary(self, coordinator: subprocess.Popen[bytes], seconds: float = 200) -> dict[str, Any]:
-        assert coordinator.wait(seconds) == 0, self.output()[-3000:]
+    def summary(self, coordinator: subprocess.Popen[bytes]) -> dict[str, Any]:
+        assert self.exit_codes(coordinator) == [0], self.output()[-3000:]
         found: dict[str, Any] = json.loads((self.folder / "t" / "summary.json").read_text())
         return found
 
@@ -111,7 +122,7 @@ def run(folder: Path, kind: str, **options: Any) -> dict[str, Any]:
         coordinator = cluster.coordinator()
         homes = [cluster.home(index) for index in range(HOMES)]
         summary = cluster.summary(coordinator)
-        assert [home.wait(30) for home in homes] == [0, 0], cluster.output()[-3000:]
+        assert cluster.exit_codes(*homes) == [0, 0], cluster.output()[-3000:]
     finally:
         cluster.close()
     return summary
@@ -134,15 +145,9 @@ def needs_mosquitto() -> None:
         pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
 
 
-def wait_for(cluster: Cluster, text: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while text not in cluster.output():
-        assert time.monotonic() < deadline, cluster.output()[-3000:]
-        time.sleep(0.05)
+def wait_for(cluster: Cluster, text: str) -> None:
+    cluster.until(lambda: text in cluster.output())
 
 
-def appears(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not appear"
-        time.sleep(0.002)
+def appears(cluster: Cluster, path: Path) -> None:
+    cluster.until(path.exists, pause_seconds=0.002)

@@ -26,6 +26,7 @@ from workshop import LABELS, Workshop, program
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
+from tests.patience import Patience
 
 __all__ = ["Recipe", "Tiny", "run_name", "undisturbed"]
 
@@ -154,7 +155,7 @@ class Tiny(Cluster):
         published = re.search(rf"^round {self.recipe.rounds}: (?!update)", output, re.MULTILINE)
         return self.recipe.rounds + 1 if published else last
 
-    def finish(self, watch: Callable[[], None], longest_seconds: float) -> float:
+    def finish(self, watch: Callable[[], None]) -> float:
         """Start everybody and serve until the end, also until nodes have left; the seconds it took until the summary
         was there.
 
@@ -163,21 +164,24 @@ class Tiny(Cluster):
         """
         started = time.monotonic()
         self.begin()
-        while not self.ended:
+
+        def over() -> bool:
             watch()
-            self._check(started, longest_seconds)
+            return self.ended
+
+        self.wait(over)
         seconds = time.monotonic() - started
         # Nodes leave by themselves, also when they were away at the end.
-        while any(home is not None and home.poll() is None for home in self.homes):
-            self._check(started, longest_seconds + 40)
+        self.wait(lambda: all(home is None or home.poll() is not None for home in self.homes))
         return seconds
 
-    def _check(self, started: float, longest_seconds: float) -> None:
-        self.check_alive()
-        assert time.monotonic() - started < longest_seconds, (
-            f"no end after {longest_seconds} s\n{self.output()[-6000:]}"
-        )
-        time.sleep(0.02)
+    def wait(self, done: Callable[[], object]) -> None:
+        """Wait for something, as long as somebody works on it and nobody has ended with an error."""
+        patience = Patience(lambda: [one for one in (self.leader, *self.homes) if one is not None], self.output)
+        while not done():
+            self.check_alive()
+            patience.check()
+            time.sleep(0.02)
 
     def found(self) -> dict[str, Any]:
         """The summary."""
@@ -290,15 +294,15 @@ def undisturbed(folder: Path, workshop: Workshop, recipe: Recipe) -> tuple[str, 
     try:
         started, marks = time.monotonic(), [0.0]
         tiny.begin()
-        while not tiny.ended:
-            tiny.check_alive()
-            at = time.monotonic() - started
-            assert at < 120, tiny.output()[-4000:]
-            marks += [at] * (tiny.mark() + 1 - len(marks))
-            time.sleep(0.02)
+
+        def over() -> bool:
+            marks.extend([time.monotonic() - started] * (tiny.mark() + 1 - len(marks)))
+            return tiny.ended
+
+        tiny.wait(over)
         marks.append(time.monotonic() - started)
         digest = tiny.check()
-        assert [home is not None and home.wait(30) for home in tiny.homes] == [0] * recipe.homes, tiny.output()[-3000:]
+        assert tiny.exit_codes(*filter(None, tiny.homes)) == [0] * recipe.homes, tiny.output()[-3000:]
         workshop.keep_traces(tiny.node_folder(0))
     finally:
         tiny.close()
