@@ -20,12 +20,14 @@ from transformers import AutoTokenizer
 
 from coordinator.store.folder import load_state, save_state
 from edge_client.worker.data.tasks import Encoded, encode
+from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
+from fedcore.data.splits import Split, deal
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
@@ -37,9 +39,9 @@ from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.checkpoint import Checkpoint
-from research.data.splits import LEAST_EXAMPLES, Split, deal
+from research.artefact import made_artefact
+from research.data.splits import LEAST_EXAMPLES
 from research.data.tasks import Parts, Task
-from research.informing import informing
 from research.presence import Downlink, taking_part
 from research.runs.predictions import Part, Predictions, predictions_of, save_predictions
 from research.runs.rows import Row, RunFiles, Setup, rounds_done
@@ -131,8 +133,8 @@ class Experiment:
         self._files.keep(done)
         self.done = rounds_done(done)
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
-        informed_bytes = 0 if self._informing is None else self._informing.object.manifest.size_bytes
-        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
+        artefact_bytes = 0 if self._artefact is None else self._artefact.object.manifest.size_bytes
+        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, artefact_bytes)
         for row in done:
             for server_round, published_bytes in enumerate(row.published_bytes, row.first_round):
                 present = self._present(server_round)
@@ -148,13 +150,18 @@ class Experiment:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         self._base = Base(self._checkpoint, self._schema, setup.base, scratch / "base")
-        informed = scratch / "informed.bin"
+        artefact = scratch / "artefact.bin"
         training = server_half(setup.method).training(1, setup.seed)
-        self._informing = informing(
-            informed, training, self._base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES
+        sources = ArtefactSources(
+            training=training,
+            base=self._base,
+            task=self._section,
+            texts=self._calibration,
+            torch_device=self._torch_device,
         )
-        if self._informing is not None:
-            self._half = server_half(setup.method, self._informing.object.manifest.sha256)
+        self._artefact = made_artefact(artefact, setup.method, sources, _CHUNK_BYTES)
+        if self._artefact is not None:
+            self._half = server_half(setup.method, self._artefact.object.manifest.sha256)
             training = self._half.training(1, setup.seed)
         self._state = (
             load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
@@ -170,7 +177,7 @@ class Experiment:
             scratch / "replica",
             self._torch_device,
             self._compute_dtype,
-            informed=informed,
+            artefact=artefact,
         )
         model: Any = self._replica.model
         fuse(model)
@@ -326,7 +333,7 @@ class Experiment:
         return taking_part(self._setup.clients, self._setup.dropout, self._setup.seed, server_round)
 
     def _plan(self, server_round: int) -> Plan:
-        training, made = self._half.training(server_round, self._setup.seed), self._informing
+        training, made = self._half.training(server_round, self._setup.seed), self._artefact
         return Plan(
             round=server_round,
             phase="train",
@@ -336,12 +343,12 @@ class Experiment:
             base_kind=self._setup.base,
             base_digest=self._base.digest(),
             model_schema=self._schema,
-            checksums=checksums(training, self._schema, None if made is None else made.rows),
+            checksums=checksums(training, self._schema, None if made is None else made.content),
             training=training,
             version=server_round - 1,
             chunk_bytes=_CHUNK_BYTES,
             objects=(),
-            informed=None if made is None else made.object,
+            artefact=None if made is None else made.object,
         )
 
 

@@ -17,10 +17,10 @@ from fedcore.methods import server_half
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
+from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
-from fedcore.round.plan import InformedObject, Plan, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, StateObject
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import read_informed
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.wire.files import manifest_of
 
@@ -45,10 +45,9 @@ class GlobalModel:
     def __init__(self, prepared: Prepared, folder: RunFolder, ledger: Ledger) -> None:
         job, rounds = prepared.job, len(ledger.rounds())
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
-        self._half = server_half(job.method, prepared.informed)
+        self._half = server_half(job.method, prepared.artefact)
         first = self._half.training(1, job.seed)
-        size = first.informed_subspaces, first.rank
-        self._informed = read_informed(folder.informed, first.informed, self._schema, *size) if first.informed else None
+        self._artefact = read_artefact(folder.artefact, first, self._schema)
         self._base = Base(Checkpoint(prepared.model_folder), self._schema, job.model.base, folder.base)
         self.archive = Archive(folder, ledger, job.round.keep_published)
         opened = ledger.plan(rounds + 1)
@@ -100,14 +99,14 @@ class GlobalModel:
             base_kind=self._job.model.base,
             base_digest=self._base.digest(),
             model_schema=self._schema,
-            checksums=checksums(training, self._schema, self._informed),
+            checksums=checksums(training, self._schema, self._artefact),
             training=training,
             version=version,
             chunk_bytes=chunk_bytes,
             objects=listed(self.archive.objects, version, training.generation),
             start_digest=self._start_digest(training),
             checkpoint_digest=self._checkpoint_digest,
-            informed=InformedObject(manifest_of(self._folder.informed, chunk_bytes)) if training.informed else None,
+            artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
         )
 
     def close(self, plan: Plan, updates: Sequence[WeightedUpdate], chunk_bytes: int) -> list[StateObject]:

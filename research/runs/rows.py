@@ -42,7 +42,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     most_held: Count = 2000
     """Rows held out of the training file at most, and as many to tune on."""
     calibration_rows: Count = 512
-    """Tuning rows whose text, without labels, informed rows are made from."""
+    """Tuning rows whose text, without labels, a method's run artefact is made from."""
     base: BaseKind = "int8"
     trained_tensors: tuple[str, ...] = ()
     """Patterns of checkpoint tensors that are trained whole beside a new head."""

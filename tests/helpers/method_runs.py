@@ -14,8 +14,7 @@ import torch
 
 from edge_client.process.measuring import Request
 from edge_client.worker.data.tasks import Encoded
-from edge_client.worker.methods.principal import make_informed
-from edge_client.worker.model.loading import build
+from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.programs.measure import local_plan
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
@@ -32,11 +31,9 @@ from fedcore.model.state import ExactState, model_digest
 from fedcore.model.update import WeightedUpdate, check_update
 from fedcore.numbers.records import read_records
 from fedcore.round.checksums import checksums
-from fedcore.round.plan import InformedObject, Plan
-from fedcore.round.training import AnyTraining
-from fedcore.subspaces.informed import read_informed
+from fedcore.round.plan import ArtefactObject, Plan
 from fedcore.weights.checkpoint import Checkpoint
-from fedcore.wire.files import manifest_of
+from research.artefact import made_artefact
 
 CPU = torch.device("cpu")
 TASK = TaskSection(kind="causal-lm", max_length=24)
@@ -87,32 +84,19 @@ class Run:
         self.schema, self._plan = plan.model_schema, msgspec.structs.replace(plan, base_kind=self.kind)
         self.base = Base(Checkpoint(self.folder), self.schema, self.kind, self.own / "coordinator")
         self.half = server_half(self.settings)
-        self.file, self.informed, self._object = self.own / "informed.bin", None, None
+        self.file = self.own / "artefact.bin"
         training = self.half.training(1, 5)
-        if training.informed_subspaces:
-            self._inform(training)
+        sources = ArtefactSources(training=training, base=self.base, task=TASK, texts=examples(7), torch_device=CPU)
+        made = made_artefact(self.file, self.settings, sources, 1024)
+        self.artefact: Any = None if made is None else made.content
+        self._object: ArtefactObject | None = None if made is None else made.object
+        if made is not None:
+            self.half = server_half(self.settings, made.object.manifest.sha256)
         self.base_digests = [self.base.digest()]
         self.state = ExactState.zero(self.half.training(1, 5), self.schema)
         self.published = [self.state.publish()]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
         self.updates: dict[str, Path] = {}
-
-    def _inform(self, training: AnyTraining) -> None:
-        model, count = build(self.base, TASK, 5, CPU, torch.float32), training.informed_subspaces
-        make_informed(
-            self.file,
-            model,
-            self.schema.layers,
-            examples(7),
-            TASK,
-            CPU,
-            subspaces=count,
-            rank=training.rank,
-            pool=len(training.seeds),
-        )
-        self._object = InformedObject(manifest_of(self.file, 1024))
-        self.half = server_half(self.settings, self._object.manifest.sha256)
-        self.informed = read_informed(self.file, self._object.manifest.sha256, self.schema, count, training.rank)
 
     def plan(self, server_round: int) -> Plan:
         training = self.half.training(server_round, 5)
@@ -125,14 +109,14 @@ class Run:
             round=server_round,
             version=server_round - 1,
             training=training,
-            checksums=checksums(training, self.schema, self.informed),
-            informed=self._object,
+            checksums=checksums(training, self.schema, self.artefact),
+            artefact=self._object,
             base_digest=self.base_digests[training.generation],
             checkpoint_digest=self.base_digests[0],
         )
 
     def replica(self, name: str, server_round: int = 1) -> Replica:
-        return Replica(self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, informed=self.file)
+        return Replica(self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, artefact=self.file)
 
     def trainer(self, name: str, replica: Replica, data: list[Encoded], stop: int = 0) -> tuple[Trainer, list[int]]:
         done: list[int] = []

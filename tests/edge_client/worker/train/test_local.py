@@ -28,6 +28,7 @@ from fedcore.methods.lora import FedSALoRASettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, model_digest
 from fedcore.model.update import WeightedUpdate, check_update
+from fedcore.numbers.accumulator import RowScaled
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
@@ -119,7 +120,11 @@ def values(replica: Replica) -> dict[str, torch.Tensor]:
 
 
 def records(update: WeightedUpdate) -> dict[str, np.ndarray[Any, Any]]:
-    return {record.name: record.part.q for record in read_records(update.path)}
+    found = {}
+    for record in read_records(update.path):
+        assert isinstance(record.part, RowScaled)
+        found[record.name] = record.part.q
+    return found
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
