@@ -19,6 +19,7 @@ from coordinator.dashboard.address import DEFAULT_ADDRESS, address_of
 from coordinator.job import Job
 from coordinator.store.view import RunView
 from fedcore.errors import ConfigError, RunError
+from fedcore.fields.prepared import prepared
 from fedcore.system.logs import LOG_FORMATS, LogFormat
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def bench_aggregate(as_json: bool) -> None:
 
 def _stored_job(root: Path) -> Job:
     try:
-        return msgspec.json.decode((root / "job.json").read_bytes(), type=Job)
+        return msgspec.json.decode((root / "job.json").read_bytes(), type=prepared(Job))
     except FileNotFoundError:
         known = sorted(path.parent.name for path in root.parent.glob("*/job.json"))
         raise RunError(

@@ -263,6 +263,3 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
-# As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
-for _kind in (Command, Event):
-    msgspec.msgpack.Decoder(_kind)
