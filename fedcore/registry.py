@@ -23,7 +23,18 @@ from typing import Any, Final, Generic, TypeVar
 
 from fedcore.errors import ConfigError
 
-__all__ = ["CODECS", "DEVICES", "METHODS", "METRICS", "TASKS", "Registry", "resolve"]
+__all__ = [
+    "CODECS",
+    "DEVICES",
+    "METHODS",
+    "METRICS",
+    "TASKS",
+    "Registry",
+    "register_device",
+    "register_metric",
+    "register_payload_codec",
+    "resolve",
+]
 
 T = TypeVar("T")
 _Entry = TypeVar("_Entry")
@@ -211,3 +222,45 @@ CODECS: Registry[Any] = Registry("payload codec", "fedkrso.codecs", ("fedcore.nu
 """Of `fedcore.numbers.codecs.Codec` objects."""
 DEVICES: Registry[Any] = Registry("device", "fedkrso.devices", ("devices.detection",))
 """Of functions from a `devices.base.Host` to a device, or None where it is another machine."""
+
+
+def register_device(name: str) -> Callable[[_Entry], _Entry]:
+    """A decorator of a device's `detect`: a function from a `devices.base.Host` to a `Device`, or None where this is
+    another machine. It is asked before ours are.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    return DEVICES.register(name)
+
+
+def register_metric(name: str) -> Callable[[_Entry], _Entry]:
+    """A decorator of a metric: a function of predictions and targets (arrays of equally many rows) that gives a finite
+    number. A job asks for it in `[evaluation] metrics`.
+
+    Raises:
+        ConfigError: The name is taken.
+
+    Example:
+        >>> @register_metric("share-of-ones")
+        ... def share_of_ones(predictions, targets):
+        ...     return float((predictions == 1).mean())
+        >>> METRICS.get("share-of-ones") is share_of_ones
+        True
+    """
+    return METRICS.register(name)
+
+
+def register_payload_codec(name: str) -> Callable[[_Entry], _Entry]:
+    """A decorator of a `fedcore.numbers.codecs.Codec` class, which is made once, without arguments. A method's training
+    asks for it by its kind: `Coding(name, bits)`.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+
+    def add(kind: _Entry) -> _Entry:
+        CODECS.add(name, kind(), written=kind)  # type: ignore[operator]
+        return kind
+
+    return add

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Union
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
 
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings, ServerHalf
@@ -36,7 +37,7 @@ def settings_by_name() -> dict[str, type[MethodSettings]]:
 
 def settings_union() -> Any:
     """The union of every registered method's settings, which msgspec reads a job's `[method]` with."""
-    return Union[tuple(settings_by_name().values())]
+    return functools.reduce(operator.or_, settings_by_name().values())
 
 
 if TYPE_CHECKING:

@@ -101,6 +101,8 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Measure two tiny steps once the model is loaded."""
     informed: str = ""
     """File of the run's informed rows, where the plan has some."""
+    metrics: tuple[str, ...] = ()
+    """What `Evaluate` measures beside what the task does: registered metrics, or `package.module:function`."""
 
 
 class FindInformedRows(msgspec.Struct, frozen=True, kw_only=True, tag="find_informed_rows"):

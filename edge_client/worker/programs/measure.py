@@ -21,7 +21,7 @@ import torch
 
 from edge_client.memory.planner import Calibration, calibrated, predict
 from edge_client.process.measuring import Measurement, Request
-from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.programs.lean import hide_optional_packages
@@ -102,7 +102,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
         times.append(now - seconds)
         seconds = now
 
-    target = {"causal-lm": None, "regression": 0.5}.get(plan.task.kind, 0)
+    target = worker_task(plan.task).sample_target
     typed = getattr(replica.model.config, "type_vocab_size", 0) > 0
 
     def example(index: int) -> Encoded:
