@@ -14,8 +14,9 @@ from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.registry import METRICS
 
-__all__ = ["CalibrationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
+__all__ = ["CalibrationSection", "EvaluationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -107,6 +108,32 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
 
 
+class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[evaluation]`: held-out data of the coordinator's own, on which each published state is measured."""
+
+    metrics: tuple[str, ...] = ()
+    """What is measured beside what the task measures by itself: registered metrics (`fedcore.numbers.metrics`), or
+    `package.module:function`, called with predictions and targets."""
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if ":" not in name:
+                METRICS.get(name, place="evaluation.metrics")
+        names = [name.rpartition(":")[2] for name in self.metrics]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            raise ConfigError(f"two metrics are named {twice!r}", place="evaluation.metrics", remedy="leave one out")
+
+    @property
+    def data(self) -> DataSection:
+        """Where the text is."""
+        return _data_of(self)
+
+
+def _data_of(section: DataSection) -> DataSection:
+    """Without what a section has beside."""
+    return DataSection(**{key: getattr(section, key) for key in DataSection.__struct_fields__})
+
+
 class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[calibration]`: text of the coordinator's own that the method's run artefact is made from; labels are not looked
     at."""
@@ -121,7 +148,7 @@ class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, k
     @property
     def data(self) -> DataSection:
         """Where the text is."""
-        return DataSection(**{key: getattr(self, key) for key in DataSection.__struct_fields__})
+        return _data_of(self)
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,7 +165,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     safety: SafetySection = SafetySection()
     broker: BrokerSection
     trust: TrustSection = TrustSection()
-    evaluation: DataSection | None = None
+    evaluation: EvaluationSection | None = None
     """Held-out data; without it no accuracy is measured."""
     calibration: CalibrationSection | None = None
     """Text for a method whose run artefact is made from some."""

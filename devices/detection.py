@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of device this is. The table is all that knows the kinds; a new one is a file with `detect` and a line
-here."""
+"""Which kind of device this is. Devices of other packages (`fedcore.registry.register_device`) are asked first, then ours
+by the table, which is all that knows the kinds; a new one is a file with `detect` and a line here."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from typing import Final
 from devices.base import Device, Host
 from devices.kinds import jetson, laptop, linux, macos, raspberry_pi, simulated
 from devices.programs import RunProgram, run_nothing, run_program
+from fedcore.registry import DEVICES
 
-__all__ = ["KINDS", "detect"]
+__all__ = ["detect"]
 
 # The most special first: a Jetson is a Linux machine, and a Raspberry Pi with a battery board is no laptop.
-KINDS: Final[tuple[Callable[[Host], Device | None], ...]] = (
-    simulated.detect,
-    macos.detect,
-    jetson.detect,
-    raspberry_pi.detect,
-    laptop.detect,
-)
+_OWN: Final[dict[str, Callable[[Host], Device | None]]] = {
+    "simulated": simulated.detect,
+    "macos": macos.detect,
+    "jetson": jetson.detect,
+    "raspberry-pi": raspberry_pi.detect,
+    "laptop": laptop.detect,
+}
+for _name, _detect in _OWN.items():
+    DEVICES.register(_name)(_detect)
+# Never asked: it is what remains.
+DEVICES.register("linux")(linux.detect)
 
 
 def detect(
@@ -54,7 +59,9 @@ def detect(
         clock,
         platform.machine() if here else None,
     )
-    for kind in KINDS:
-        if (device := kind(host)) is not None:
+    others = [ask for name, ask in DEVICES.items() if name not in (*_OWN, "linux")]
+    for ask in (*others, *_OWN.values()):
+        device: Device | None = ask(host)
+        if device is not None:
             return device
     return linux.detect(host)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from coordinator.reports.lastmodel import last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
@@ -104,10 +105,5 @@ def _write_config(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection
     config = dict(checkpoint.config)
     config.pop("quantization_config", None)
     config["architectures"] = [schema.architecture]
-    if task.kind == "regression":
-        config |= {"num_labels": 1, "problem_type": "regression", "id2label": {"0": "score"}, "label2id": {"score": 0}}
-    elif task.kind != "causal-lm":
-        labels = list(task.labels)
-        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    config |= task_of(task).head_config()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

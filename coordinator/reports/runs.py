@@ -27,6 +27,7 @@ from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import NodeView, RunView
 from coordinator.store.viewfile import Seen, read_view
 from fedcore.errors import ConfigError, FedkrsoError, RunError
+from fedcore.fields.prepared import prepared
 from fedcore.system.logs import printable
 
 __all__ = ["LedgerReader", "RunRecord", "State", "choose_run", "find_run", "folder_bytes", "read_run", "scan"]
@@ -231,7 +232,7 @@ def _is_run(root: Path) -> bool:
 
 def _job(path: Path) -> Job:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Job)
+        return msgspec.json.decode(path.read_bytes(), type=prepared(Job))
     except FileNotFoundError:
         raise RunError("a ledger without its job", place=str(path), remedy="put job.json back from a copy") from None
     except PermissionError:

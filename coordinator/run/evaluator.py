@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from fedcore.config.sections import DataSection
+from coordinator.job import EvaluationSection
 from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
 from fedcore.worker.messages import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready
@@ -68,7 +68,7 @@ class Evaluator:
         sink: Callable[[Event | WorkerDied], None],
         plan: Plan,
         run: str,
-        data: DataSection,
+        data: EvaluationSection,
         model_folder: str,
         folder: Path,
         artefact: Path | None = None,
@@ -81,7 +81,8 @@ class Evaluator:
                 run=run,
                 node="evaluator",
                 model_folder=model_folder,
-                data=data,
+                data=data.data,
+                metrics=data.metrics,
                 folder=str(folder),
                 threads=threads,
                 artefact="" if artefact is None else str(artefact),

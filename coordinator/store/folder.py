@@ -14,6 +14,7 @@ import numpy as np
 
 from coordinator.job import Job
 from fedcore.errors import RunError
+from fedcore.fields.prepared import prepared
 from fedcore.model.state import ExactState
 from fedcore.round.plan import ObjectKind
 from fedcore.system.durable import flush_folder
@@ -115,7 +116,7 @@ def stored_job(root: Path) -> Job:
     """
     path = RunFolder(root).job
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Job)
+        return msgspec.json.decode(path.read_bytes(), type=prepared(Job))
     except FileNotFoundError:
         known = sorted(other.parent.name for other in root.parent.glob(f"*/{path.name}"))
         raise RunError(

@@ -16,6 +16,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from fedcore.errors import RunError, StorageError
+from fedcore.fields.prepared import prepared
 from fedcore.numbers.accumulator import Clip
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ObjectKind, Plan, StateObject
@@ -230,7 +231,7 @@ class SqliteLedger:
     def plan(self, server_round: int) -> Plan | None:
         """See `Ledger`."""
         row = self._execute("SELECT plan FROM plans WHERE round = ?", (server_round,)).fetchone()
-        return None if row is None else msgspec.msgpack.decode(row[0], type=Plan)
+        return None if row is None else msgspec.msgpack.decode(row[0], type=prepared(Plan))
 
     def put_update(self, row: UpdateRow) -> bool:
         """See `Ledger`."""

@@ -31,5 +31,7 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
         )
     except msgspec.ValidationError as error:
         raise ConfigError(str(error), place="--task") from None
+    except ConfigError as error:
+        raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
     schema = describe(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
     click.echo(msgspec.json.encode(Described(schema, section)))

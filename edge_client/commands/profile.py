@@ -81,6 +81,8 @@ def profile(
         )
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).split(" - at ")[0].lower(), place="--task", remedy="see --help") from None
+    except ConfigError as error:
+        raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
     folder = _folder_of(model)
 
     from edge_client.worker.programs.lean import hide_optional_packages

@@ -18,6 +18,7 @@ import os
 import re
 import resource
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +113,7 @@ def _sweep(folder: Path) -> None:
                 left.rmdir()
 
 
-class _Cgroup:
+class _Cgroup(ABC):
     """What both versions share: a folder of our own, entered by writing 0 to cgroup.procs."""
 
     kind = ""
@@ -136,8 +137,9 @@ class _Cgroup:
                 folder.rmdir()
             raise
 
+    @abstractmethod
     def _begin(self) -> None:
-        raise NotImplementedError
+        """Make the folder ready for processes."""
 
     def prepare(self) -> None:
         os.write(self._procs, b"0")

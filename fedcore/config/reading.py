@@ -16,6 +16,7 @@ import msgspec
 
 from fedcore.config.sections import PATH
 from fedcore.errors import ConfigError
+from fedcore.fields.prepared import prepared
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,7 +63,7 @@ def load_config(path: Path, kind: type[S], defaults: Mapping[str, Any] = Mapping
     """
     raw = {**defaults, **_read_toml(path)}
     try:
-        return _anchored(msgspec.convert(raw, kind), path.absolute().parent)
+        return _anchored(msgspec.convert(raw, prepared(kind)), path.absolute().parent)
     except msgspec.ValidationError as error:
         # A section's own check arrives wrapped, with the original as the cause.
         if isinstance(error.__cause__, ConfigError):

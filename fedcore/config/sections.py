@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Start
 
@@ -20,7 +21,9 @@ PathText = Annotated[str, PATH]
 class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[task]`: what the model learns to do."""
 
-    kind: Literal["text-classification", "pair-classification", "regression", "causal-lm"]
+    kind: str
+    """A registered task (`fedcore.config.tasks`): text-classification, pair-classification, regression, causal-lm, or
+    one of a package that is installed beside."""
     labels: tuple[str, ...] | str = ()
     """The label set, in order; or `package.module:function` that returns it. Empty for regression and causal-lm."""
     max_length: int = 128
@@ -33,10 +36,7 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     without a bias (Llama's) begin at 0."""
 
     def __post_init__(self) -> None:
-        if self.middle and self.kind != "regression":
-            raise ConfigError(
-                f"{self.kind} has no scale", place="task.middle", remedy="leave it out, or set task.kind to regression"
-            )
+        task_of(self).check()
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,50 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server halves of the federated methods: found by their settings through one table. A new method is a file, a line in
-each of the two."""
+"""Settings and server halves of the federated methods: one file each, found through the registry
+(`fedcore.round.methods`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
 
-from fedcore.methods.fedavg import FedAvg, FedAvgSettings
-from fedcore.methods.fedex import FedExLoRA, FedExLoRASettings
-from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
-from fedcore.methods.fedkseed import FedKSeed, FedKSeedProSettings, FedKSeedSettings
-from fedcore.methods.ferret import Ferret, FerretSettings
-from fedcore.methods.flora import FLoRA, FLoRASettings
+from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings, ServerHalf
-from fedcore.methods.lora import FedITSettings, FedSALoRASettings, FFALoRASettings, LoRA, RoLoRASettings
+from fedcore.registry import METHODS, resolve
 
-__all__ = ["SERVER_HALVES", "AnySettings", "server_half"]
+__all__ = ["AnySettings", "server_half", "settings_by_name", "settings_union"]
 
-AnySettings = (
-    FedKRSOSettings
-    | FedAvgSettings
-    | FedITSettings
-    | FFALoRASettings
-    | RoLoRASettings
-    | FedSALoRASettings
-    | FLoRASettings
-    | FedExLoRASettings
-    | FedKSeedSettings
-    | FedKSeedProSettings
-    | FerretSettings
-)
+
+@functools.cache
+def settings_by_name() -> dict[str, type[MethodSettings]]:
+    """Settings of every registered method.
+
+    Raises:
+        ConfigError: A method's settings cannot be imported, or their tag is not its name.
+    """
+    found = {}
+    for name, method in METHODS.close("a job was read"):
+        kind = resolve(method.settings, place=f"method {name}")
+        if kind.__struct_config__.tag != name:
+            raise ConfigError(
+                f"settings of method {name!r} have the tag {kind.__struct_config__.tag!r}",
+                place=method.settings,
+                remedy=f'write tag="{name}"',
+            )
+        found[name] = kind
+    return found
+
+
+def settings_union() -> Any:
+    """The union of every registered method's settings, which msgspec reads a job's `[method]` with."""
+    return functools.reduce(operator.or_, settings_by_name().values())
+
+
+if TYPE_CHECKING:
+    AnySettings = MethodSettings
+else:
+    # Built when msgspec first reads a job, as `fedcore.round.training.AnyTraining` is.
+    AnySettings = Annotated[ForwardRef("settings_union()", module=__name__), "of every registered method"]
 """`[method]` of a job: its `name` says which."""
-
-SERVER_HALVES: dict[type[MethodSettings], Callable[..., ServerHalf]] = {
-    FedKRSOSettings: FedKRSO,
-    FedAvgSettings: FedAvg,
-    FedITSettings: LoRA,
-    FFALoRASettings: LoRA,
-    RoLoRASettings: LoRA,
-    FedSALoRASettings: LoRA,
-    FLoRASettings: FLoRA,
-    FedExLoRASettings: FedExLoRA,
-    FedKSeedSettings: FedKSeed,
-    FedKSeedProSettings: FedKSeed,
-    FerretSettings: Ferret,
-}
 
 
 def server_half(settings: MethodSettings, artefact: str = "") -> ServerHalf:
@@ -55,5 +56,6 @@ def server_half(settings: MethodSettings, artefact: str = "") -> ServerHalf:
         artefact: SHA-256 of the run's artefact, for a method that asks for one (`Training.artefact_kind`), once it
             is made.
     """
-    half = SERVER_HALVES[type(settings)]
-    return half(settings, artefact) if artefact else half(settings)
+    half = resolve(METHODS.get(settings.name).server_half, place=f"method {settings.name}")
+    made: ServerHalf = half(settings, artefact) if artefact else half(settings)
+    return made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of numbers that a record may hold: one entry each in `CODECS`.
+"""The kinds of numbers that a record may hold: a codec each, in the registry `fedcore.registry.CODECS`.
 
 | kind | bits | what travels | at the coordinator |
 |---|---|---|---|
@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from fedcore.errors import MalformedMessage
 from fedcore.numbers.accumulator import FRACTION_BITS, Floats, MatrixEntry, RowScaled, quantise_rows, require_range
 from fedcore.numbers.coding import Coding, Kind, Width, most_index_bytes
+from fedcore.registry import CODECS, register_payload_codec
 from fedcore.weights.checkpoint import from_float32, to_float32
 
-__all__ = ["CODECS", "Codec", "encoded"]
+__all__ = ["Codec", "codec_of", "encoded"]
 
 MAX_EXPONENT: Final = 31
 """Beyond it a number would be outside the 63 bits of exact sums, whatever it is."""
@@ -42,7 +43,8 @@ _STEP: Final = 255
 
 
 class Codec(Protocol):
-    """One kind."""
+    """One kind. What it packs of an entry must not be longer than `Coding.most_bytes` says: a node keeps room for
+    that."""
 
     widths: tuple[Width, ...]
 
@@ -67,11 +69,22 @@ class Codec(Protocol):
         ...
 
 
+def codec_of(kind: Kind) -> Codec:
+    """The codec of a kind of numbers.
+
+    Raises:
+        ConfigError: No such kind.
+    """
+    found: Codec = CODECS.get(kind, place="payload codec")
+    return found
+
+
 def encoded(values: NDArray[np.float32], coding: Coding, place: str) -> MatrixEntry:
     """A matrix as it travels; see `Codec.encode`."""
-    return CODECS[coding.kind].encode(values, coding, place)
+    return codec_of(coding.kind).encode(values, coding, place)
 
 
+@register_payload_codec("integers")
 class _Integers:
     widths: tuple[Width, ...] = (4, 8, 16)
 
@@ -96,6 +109,7 @@ class _Integers:
         return RowScaled(_from_bytes(data, count, bits).reshape(shape), exponents)
 
 
+@register_payload_codec("floats")
 class _Floats:
     widths: tuple[Width, ...] = (16, 32)
 
@@ -119,6 +133,7 @@ _FLOATS: Final[dict[int, str]] = {16: "BF16", 32: "F32"}
 _STORED: Final[dict[int, str]] = {16: "<u2", 32: "<f4"}
 
 
+@register_payload_codec("sparse")
 class _Sparse:
     widths: tuple[Width, ...] = (4, 8, 16)
 
@@ -162,9 +177,6 @@ class _Sparse:
         flat = np.zeros(numbers, np.int16)
         flat[places] = _from_bytes(data, count, bits)
         return RowScaled(flat.reshape(shape), exponents)
-
-
-CODECS: Final[dict[Kind, Codec]] = {"integers": _Integers(), "floats": _Floats(), "sparse": _Sparse()}
 
 
 def _integer_bits(bits: Width) -> Any:

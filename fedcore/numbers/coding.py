@@ -7,16 +7,19 @@ What each kind is in bytes, and how it is made and read, is in `fedcore.numbers.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 __all__ = ["Coding", "Kind", "Width"]
 
-Kind = Literal["integers", "floats", "sparse"]
-"""`integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest
-of them."""
+Kind = str
+"""A registered payload codec. `integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest
+of them. Any other: a codec of one's own, whose numbers take no more than those of `sparse`."""
 
 Width = Literal[4, 8, 16, 32]
 """Bits of a number."""
+
+
+_WHOLE: Final = ("integers", "floats")
 
 
 class Coding(NamedTuple):
@@ -30,20 +33,20 @@ class Coding(NamedTuple):
     kind: Kind
     bits: Width
     density: float = 1.0
-    """Share of an entry's numbers that travel; less than 1 for `sparse` only."""
+    """Share of an entry's numbers that travel; 1 for `integers` and `floats`."""
 
     def __str__(self) -> str:
         words = {"integers": "bits", "floats": "bits as floats", "sparse": "bits, only the largest"}
-        return f"{self.bits} {words[self.kind]}"
+        return f"{self.bits} {words.get(self.kind, f'bits as {self.kind}')}"
 
     def kept(self, numbers: int) -> int:
         """How many of an entry's numbers travel at most; never none."""
-        return max(1, int(self.density * numbers)) if self.kind == "sparse" else numbers
+        return numbers if self.kind in _WHOLE else max(1, int(self.density * numbers))
 
     def most_bytes(self, numbers: int) -> int:
         """What an entry's numbers take at most, with the places of those that travel, without scales of rows."""
         values = -(-self.kept(numbers) * self.bits // 8)
-        return values + (most_index_bytes(self.kept(numbers), numbers) if self.kind == "sparse" else 0)
+        return values + (0 if self.kind in _WHOLE else most_index_bytes(self.kept(numbers), numbers))
 
 
 def most_index_bytes(kept: int, numbers: int) -> int:

@@ -21,7 +21,7 @@ import msgpack
 from fedcore.errors import MalformedMessage
 from fedcore.fields.unpacking import Containers
 from fedcore.numbers.accumulator import MatrixEntry, RowScaled
-from fedcore.numbers.codecs import CODECS
+from fedcore.numbers.codecs import codec_of
 from fedcore.numbers.coding import Kind, Width
 from fedcore.system.durable import flush_folder
 
@@ -64,7 +64,7 @@ def pack_record(record: Record, level: int = _LEVEL) -> dict[str, Any]:
         "bits": record.bits,
         "difference": record.difference,
         **({} if record.kind == "integers" else {"kind": record.kind}),
-        **CODECS[record.kind].pack(record.part, record.bits, level),
+        **codec_of(record.kind).pack(record.part, record.bits, level),
     }
 
 
@@ -86,15 +86,15 @@ def unpack_record(raw: Any, largest: int = MAX_NUMBERS, kinds: Collection[Kind] 
         raise MalformedMessage("not a record") from None
     # By exact type: True is an int to isinstance, and 8.0 equals 8.
     typed = all(type(x) is int for x in (rows, columns, bits)) and type(name) is str and type(difference) is bool
-    if not typed or type(kind) is not str or (kind in CODECS and bits not in CODECS[kind].widths):
+    if not typed or type(kind) is not str or (kind in kinds and bits not in codec_of(kind).widths):
         raise MalformedMessage("a record has fields of the wrong type")
     if not 0 < len(name) <= _MAX_NAME:
         raise MalformedMessage(f"a record's name has {len(name)} characters")
-    if kind not in CODECS or kind not in kinds:
+    if kind not in kinds:
         raise MalformedMessage("a record of a kind that does not belong here", place=name)
     if not (rows > 0 and columns > 0 and rows * columns <= largest):
         raise MalformedMessage(f"a record of {rows} x {columns} is outside the limits", place=name)
-    part = CODECS[kind].unpack(raw, (rows, columns), bits, name)
+    part = codec_of(kind).unpack(raw, (rows, columns), bits, name)
     if not difference and isinstance(part, RowScaled) and (part.q == -(2 ** (bits - 1))).any():
         raise MalformedMessage("a number is outside the symmetric range", place=name)
     return Record(name, part, bits, difference, kind)
@@ -219,7 +219,7 @@ def read_records(path: Path, *, largest: int = MAX_NUMBERS, kinds: Collection[Ki
         _, start = _header(file, path.name)
         file.seek(start)
         most = min(largest, MAX_NUMBERS)
-        objects = _Objects(file, path.name, most, max(max(CODECS[kind].widths) for kind in kinds) // 8)
+        objects = _Objects(file, path.name, most, max(max(codec_of(kind).widths) for kind in kinds) // 8)
         count = 0
         while "end" not in (item := objects.next()):
             yield unpack_record(item, most, kinds)

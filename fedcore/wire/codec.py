@@ -15,6 +15,7 @@ import msgspec
 
 from fedcore.errors import MalformedMessage
 from fedcore.fields.checked import clean_text
+from fedcore.fields.prepared import prepared
 from fedcore.fields.unpacking import unpack
 from fedcore.wire.identity import SIGNATURE_BYTES, PublicKey, SigningKey
 from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
@@ -22,9 +23,6 @@ from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
 __all__ = ["MAX_MESSAGE_BYTES", "decode", "encode"]
 
 MAX_MESSAGE_BYTES: Final = 1_250_000
-# msgspec looks into a type when it is first used, and crashes the process if two threads do that at once: look now, in
-# the importing one.
-msgspec.msgpack.Decoder(Envelope)
 _UNSIGNED: Final = bytes(SIGNATURE_BYTES)
 
 
@@ -65,6 +63,6 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
             remedy="update the older side",
         )
     try:
-        return msgspec.convert(raw, Envelope, builtin_types=(bytes,))
+        return msgspec.convert(raw, prepared(Envelope), builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
         raise MalformedMessage(f"not a message: {clean_text(str(error))}") from None

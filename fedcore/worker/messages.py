@@ -104,6 +104,8 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Measure two tiny steps once the model is loaded."""
     artefact: str = ""
     """File of the run's artefact, where the plan has one."""
+    metrics: tuple[str, ...] = ()
+    """What `Evaluate` measures beside what the task does: registered metrics, or `package.module:function`."""
 
 
 class MakeArtefact(msgspec.Struct, frozen=True, kw_only=True, tag="make_artefact"):
@@ -281,6 +283,3 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed
-# As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
-for _kind in (Command, Event):
-    msgspec.msgpack.Decoder(_kind)

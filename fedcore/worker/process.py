@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from fedcore.errors import WorkerError
+from fedcore.fields.prepared import prepared
 from fedcore.system.processes import die_with_parent
 from fedcore.worker.messages import Command, Event
 
@@ -51,7 +52,7 @@ def read_message(stream: BinaryIO, kind: Any) -> Any:
     (length,) = struct.unpack("<I", head)
     if length > MAX_MESSAGE_BYTES:
         raise WorkerError(f"a message of {length} bytes between supervisor and worker")
-    return msgspec.msgpack.decode(stream.read(length), type=kind)
+    return msgspec.msgpack.decode(stream.read(length), type=prepared(kind))
 
 
 class WorkerProcess:

@@ -116,7 +116,7 @@ class GlueTask:
         if not self.labels:
             return TaskSection(kind="regression", max_length=max_length, middle=self.middle)
         kind = "pair-classification" if self.text_pair else "text-classification"
-        return TaskSection(kind=kind, labels=self.labels, max_length=max_length)  # type: ignore[arg-type]
+        return TaskSection(kind=kind, labels=self.labels, max_length=max_length)
 
     def read(self, folder: Path, section: TaskSection) -> tuple[list[Dealt], list[Example]]:
         """A row is dealt by its label, or by its score's nearest whole number."""
@@ -248,4 +248,4 @@ def check_split(task: Task, split: Split) -> None:
 
 
 def _class_of(example: Example) -> Hashable:
-    return example.target if isinstance(example.target, int) or example.target is None else round(example.target)
+    return round(example.target) if isinstance(example.target, float) else example.target

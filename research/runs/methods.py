@@ -14,14 +14,14 @@ import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods import SERVER_HALVES, AnySettings
+from fedcore.methods import AnySettings, settings_by_name
 from fedcore.fields.types import BaseKind
 
 __all__ = ["Named", "parse_methods", "settings_of"]
 
 _PLACE = "--methods"
 _ONE = re.compile(r"([a-z0-9-]+)(?:\[([^\[\]]*)\])?")
-_KINDS: dict[str, type[MethodSettings]] = {str(kind.__struct_config__.tag): kind for kind in SERVER_HALVES}
+_KINDS: dict[str, type[MethodSettings]] = settings_by_name()
 
 
 @dataclass(frozen=True)

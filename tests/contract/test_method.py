@@ -17,14 +17,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from coordinator.reports.export import export_model
-from edge_client.worker.methods import CLIENT_HALVES
 from edge_client.worker.train.replica import Replica
 from fedcore.errors import ConfigError, UpdateRefused
-from fedcore.methods import SERVER_HALVES, AnySettings, server_half
+from fedcore.methods import server_half, settings_union
 from fedcore.model.learned import layer_update
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.model.update import check_update
-from fedcore.round.training import AnyTraining
+from fedcore.registry import METHODS as REGISTRY
+from fedcore.registry import resolve
+from fedcore.round.training import training_union
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import LayerSpec
 
@@ -37,10 +38,14 @@ def run(request: pytest.FixtureRequest, make_llama: Callable[..., Path], tmp_pat
     return Run(settings_of(request.param), make_llama(), tmp_path)
 
 
-def test_every_method_is_in_every_table() -> None:
-    assert set(get_args(AnySettings)) == set(SERVER_HALVES)
-    trainings = {type(server_half(kind()).training(1, 0)) for kind in METHODS}
-    assert trainings == set(get_args(AnyTraining)) == set(CLIENT_HALVES)
+def test_every_method_has_all_of_its_parts() -> None:
+    assert set(get_args(settings_union())) == set(METHODS)
+    for name, method in REGISTRY.items():
+        settings = resolve(method.settings)
+        assert settings().name == name
+        assert type(server_half(settings()).training(1, 0)) is method.training
+        assert callable(resolve(method.client_half))
+    assert set(get_args(training_union())) == {method.training for _, method in REGISTRY.items()}
 
 
 def test_every_replica_is_the_same_also_one_that_was_absent(run: Run) -> None:

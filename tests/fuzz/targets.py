@@ -29,8 +29,8 @@ from fedcore.model.snapshot import take_snapshot
 from fedcore.model.state import PublishedState
 from fedcore.model.update import WeightedUpdate, add_update, check_update
 from fedcore.numbers.accumulator import RunningSum
-from fedcore.numbers.codecs import CODECS
 from fedcore.numbers.records import read_header, read_records, write_records
+from fedcore.registry import CODECS
 from fedcore.round.plan import Plan
 from fedcore.system.durable import DurableNumber
 from fedcore.weights.checkpoint import Checkpoint, read_entry, read_table
@@ -122,9 +122,9 @@ def _records(data: bytes) -> None:
             read_header(path, wanted)
         except FedkrsoError:
             continue
-    records = list(read_records(path, largest=4096, kinds=tuple(CODECS)))
+    records = list(read_records(path, largest=4096, kinds=CODECS.names()))
     write_records(again, {"format": "x"}, records)
-    for old, new in zip(records, read_records(again, largest=4096, kinds=tuple(CODECS)), strict=True):
+    for old, new in zip(records, read_records(again, largest=4096, kinds=CODECS.names()), strict=True):
         assert (old.name, old.bits, old.kind, old.difference) == (new.name, new.bits, new.kind, new.difference)
         if old.kind == "floats":
             assert np.array_equal(old.part.values(), new.part.values())

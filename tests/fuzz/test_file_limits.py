@@ -20,8 +20,8 @@ from fedcore.config.reading import load_config, parse_size
 from fedcore.errors import ConfigError, ExactnessError, FedkrsoError, MalformedMessage, ModelError
 from fedcore.model.state import PublishedState
 from fedcore.model.update import check_update
-from fedcore.numbers.codecs import CODECS
 from fedcore.numbers.records import read_header, read_records, write_records
+from fedcore.registry import CODECS
 from fedcore.weights.checkpoint import Checkpoint, read_table
 from tests.fuzz.budgets import SAMPLES, at_most
 from tests.fuzz.samples import PLAN, SHAPES, held_state
@@ -243,6 +243,6 @@ def test_sizes_that_are_none_are_refused(text: str) -> None:
 def test_the_samples_hold_what_they_claim(tmp_path: Path) -> None:
     for index, sample in enumerate(SAMPLES["records"]):
         (tmp_path / "u").write_bytes(sample)
-        found = list(read_records(tmp_path / "u", kinds=tuple(CODECS)))
+        found = list(read_records(tmp_path / "u", kinds=CODECS.names()))
         assert [record.name for record in found] == ["l", "k", "head.bias"] and found[0].bits == (4, 8, 16, 32)[index]
         assert np.any(found[0].part.values())

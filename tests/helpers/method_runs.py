@@ -21,7 +21,7 @@ from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.fields.types import BaseKind
-from fedcore.methods import SERVER_HALVES, server_half
+from fedcore.methods import server_half, settings_by_name
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
@@ -38,7 +38,7 @@ from research.artefact import made_artefact
 CPU = torch.device("cpu")
 TASK = TaskSection(kind="causal-lm", max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
-METHODS = list(SERVER_HALVES)
+METHODS = list(settings_by_name().values())
 MOMENTS = ("reset", "carried", "averaged")
 CODECS = ("float32", "bfloat16", "top-k")
 # A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.

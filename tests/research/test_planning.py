@@ -12,7 +12,7 @@ import pytest
 from paper_runs import row
 
 from fedcore.errors import ConfigError
-from fedcore.methods import SERVER_HALVES
+from fedcore.methods import settings_by_name
 from research.data.splits import parse_split
 from research.data.tasks import task_by_name
 from research.planning import Request, planned, planned_tuning
@@ -41,7 +41,7 @@ def test_the_label_is_the_text_and_options_are_the_methods_own() -> None:
     assert (found[2].learning_rate, found[2].bits, found[2].rank, named[2].base) == (3e-3, 16, 16, "float32")
 
 
-@pytest.mark.parametrize("kind", list(SERVER_HALVES), ids=lambda kind: kind.__struct_config__.tag)
+@pytest.mark.parametrize("kind", list(settings_by_name().values()), ids=lambda kind: kind.__struct_config__.tag)
 def test_every_method_of_the_house_can_be_run(kind: type) -> None:
     name = str(kind.__struct_config__.tag)  # type: ignore[attr-defined]
     for preset in PRESETS:

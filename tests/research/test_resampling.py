@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_client.worker.data.metrics import accuracy, f1, matthews, spearman
+from fedcore.numbers.metrics import accuracy, f1, matthews, spearman
 from research.reports.resampling import difference, metric_values, row_weights
 from research.runs.predictions import Predictions
 

@@ -10,17 +10,17 @@ import csv
 import difflib
 import importlib
 import json
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedcore.config.sections import DataSection, TaskSection
+from fedcore.config.tasks import Target, task_of
 from fedcore.errors import DataError
 
-__all__ = ["Example", "call_by_name", "check_row", "load_examples", "load_texts", "rows_of"]
+__all__ = ["Example", "call_by_name", "check_row", "function_by_name", "load_examples", "load_texts", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Example:
 
     text: str
     text_pair: str | None
-    target: int | float | None
+    target: Target
 
 
 def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
@@ -71,6 +71,19 @@ def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:
     Raises:
         DataError: No such module or function, or it fails; `key` names the setting.
     """
+    function = function_by_name(name, key)
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} failed: {error}", place=key, remedy="check the arguments") from None
+
+
+def function_by_name(name: str, key: str) -> Callable[..., Any]:
+    """The function that `package.module:function` names.
+
+    Raises:
+        DataError: No such module or function; `key` names the setting.
+    """
     module_name, _, function_name = name.partition(":")
     # Functions may live beside the job file, where the command was started.
     here = str(Path.cwd())
@@ -91,10 +104,8 @@ def call_by_name(name: str, arguments: Mapping[str, Any], key: str) -> Any:
             place=key,
             remedy=f"did you mean {near[0]!r}?" if near else "",
         )
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} failed: {error}", place=key, remedy="check the arguments") from None
+    found: Callable[..., Any] = function
+    return found
 
 
 def check_row(row: Mapping[str, Any], place: str, section: DataSection) -> None:
@@ -176,16 +187,17 @@ def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[s
 def _example(row: Mapping[str, Any], place: str, section: DataSection, task: TaskSection) -> Example:
     text = _text(row, section.text, "data.text", place)
     pair = None
-    if task.kind == "pair-classification" and section.text_pair is None:
-        raise DataError("pair-classification needs a second column", place="data.text_pair", remedy="name it")
+    what = task_of(task)
+    if what.pair and section.text_pair is None:
+        raise DataError(f"{task.kind} needs a second column", place="data.text_pair", remedy="name it")
     if section.text_pair is not None:
         pair = _text(row, section.text_pair, "data.text_pair", place)
-    if task.kind == "causal-lm":
+    if not what.labelled:
         return Example(text, pair, None)
     if section.label is None:
         raise DataError(f"{task.kind} needs a label column", place="data.label", remedy="name it")
     raw = _column(row, section.label, "data.label", place)
-    return Example(text, pair, _score(raw, place) if task.kind == "regression" else _label(raw, task, place))
+    return Example(text, pair, what.target(raw, place))
 
 
 def _column(row: Mapping[str, Any], name: str, key: str, place: str) -> Any:
@@ -202,23 +214,4 @@ def _text(row: Mapping[str, Any], name: str, key: str, place: str) -> str:
     value = _column(row, name, key, place)
     if not isinstance(value, str):
         raise DataError(f"column {name!r} holds {type(value).__name__}, not text", place=place)
-    return value
-
-
-def _label(raw: Any, task: TaskSection, place: str) -> int:
-    text = raw if isinstance(raw, str) else str(raw)
-    labels = tuple(task.labels)
-    if text not in labels:
-        shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
-        raise DataError(f"label {text!r} is not in task.labels", place=place, remedy=f"labels: {shown}")
-    return labels.index(text)
-
-
-def _score(raw: Any, place: str) -> float:
-    try:
-        value = float(raw)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{raw!r} is not a number", place=place, remedy="regression needs a finite score in data.label")
     return value

@@ -1,41 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks: from examples to batches, from a model to a loss, and the numbers that say how good it is.
+"""Tasks at work: from examples to token ids, from a model to a loss, and the numbers that say how good it is.
 
-A batch is the same whatever the micro-batch: losses are summed over examples (tokens, for causal-lm) and divided by the
-whole batch's count, so that gradient accumulation gives the whole batch's gradient up to float rounding."""
+Each task is a class that `fedcore.config.tasks` names; ours are in `edge_client.worker.data.kinds`. Losses are summed
+over examples (tokens, for causal-lm) and divided by the whole batch's count, so that gradient accumulation gives the
+whole batch's gradient up to float rounding."""
 
 from __future__ import annotations
 
-import hashlib
-import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
+from edge_client.worker.data.batches import Encoded, batches, outputs, pad, states_and_labels
 from edge_client.worker.data.reading import Example
-from edge_client.worker.model.loss import IGNORE_INDEX, chunked_cross_entropy
-from edge_client.worker.model.padding import Padding
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import Target, task_of
 from fedcore.errors import DataError
+from fedcore.registry import resolve
 
-__all__ = ["Encoded", "batches", "encode", "outputs", "pad", "states_and_labels", "summed_loss"]
+__all__ = [
+    "Encoded",
+    "HeadTask",
+    "Scores",
+    "WorkerTask",
+    "batches",
+    "encode",
+    "outputs",
+    "pad",
+    "states_and_labels",
+    "summed_loss",
+    "worker_task",
+]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One example as token ids, with its target (None: the tokens themselves)."""
+class Scores:
+    """What a model says of examples, in their order.
 
-    ids: tuple[int, ...]
-    types: tuple[int, ...] | None
-    target: int | float | None
+    Attributes:
+        losses: float64 (rows,); of a causal-lm example the sum over its tokens.
+        weights: What each counts in the mean loss, int64 (rows,).
+        outputs: Logits, or scores of a regression, float32 (rows, labels); no columns for causal-lm.
+    """
 
-    @property
-    def weight(self) -> int:
-        """What the example counts in the mean loss: one, or the tokens it predicts."""
-        return 1 if self.target is not None else len(self.ids) - 1
+    losses: NDArray[np.float64]
+    weights: NDArray[np.int64]
+    outputs: NDArray[np.float32]
+
+
+class WorkerTask(ABC):
+    """A task in the worker.
+
+    Args:
+        section: `[task]` of the plan.
+    """
+
+    sample_target: ClassVar[Target]
+    """A target as any example may have it, for measurements without data."""
+
+    def __init__(self, section: TaskSection) -> None:
+        self.section = section
+
+    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
+        """An example as token ids, cut to `max_length`; several, or none, where a task cuts texts into pieces."""
+        made = tokenizer(example.text, example.text_pair, truncation=True, max_length=self.section.max_length)
+        types = made.get("token_type_ids")
+        yield Encoded(tuple(made["input_ids"]), tuple(types) if types else None, example.target)
+
+    @abstractmethod
+    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """What the model's layers make of a micro-batch, whatever is to be learned of it."""
+
+    @abstractmethod
+    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """Loss of a micro-batch, summed over what its examples count (`Encoded.weight`); a scalar with a graph."""
+
+    @abstractmethod
+    def scores(
+        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """Each example's loss (b,), and the head's outputs (b, labels) where there is a head."""
+
+    @abstractmethod
+    def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What the model says of each example, and what is right: that which metrics compare, (rows, ...) each."""
+
+    @abstractmethod
+    def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
+        """The number that is called accuracy, and the task's other metrics; `loss` is the mean."""
+
+
+class HeadTask(WorkerTask):
+    """A task that a new head on the model answers."""
+
+    @abstractmethod
+    def loss(self, said: Tensor, batch: Sequence[Encoded], reduction: Literal["sum", "none"]) -> Tensor:
+        """Loss of the head's outputs (b, labels): of each example (b,), or the sum of all."""
+
+    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """The head's outputs (b, labels)."""
+        return outputs(model, batch, pad_id, torch_device)
+
+    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """Loss in float32, summed over examples."""
+        return self.loss(outputs(model, batch, pad_id, torch_device).float(), batch, "sum")
+
+    def scores(
+        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Losses and outputs in float32."""
+        said = outputs(model, batch, pad_id, torch_device).float()
+        return self.loss(said, batch, "none"), said
+
+
+def worker_task(section: TaskSection) -> WorkerTask:
+    """The task of a plan.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    made: WorkerTask = resolve(task_of(section).worker, place=f"task {section.kind}")(section)
+    return made
 
 
 def encode(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> list[Encoded]:
@@ -44,92 +135,15 @@ def encode(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> li
     Raises:
         DataError: Nothing is left to train on.
     """
-    out: list[Encoded] = []
-    for example in examples:
-        if task.kind == "causal-lm":
-            ids = tokenizer(example.text)["input_ids"]
-            pieces = (tuple(ids[i : i + task.max_length]) for i in range(0, len(ids), task.max_length))
-            out += [Encoded(piece, None, None) for piece in pieces if len(piece) > 1]
-        else:
-            made = tokenizer(example.text, example.text_pair, truncation=True, max_length=task.max_length)
-            types = made.get("token_type_ids")
-            out.append(Encoded(tuple(made["input_ids"]), tuple(types) if types else None, example.target))
+    at_work = worker_task(task)
+    out = [encoded for example in examples for encoded in at_work.encode(example, tokenizer)]
     if not out:
         raise DataError("no example is longer than one token", remedy="check data.text")
     return out
-
-
-def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iterator[list[Encoded]]:
-    """Endless batches: every pass is a new shuffle without replacement; `words` (run seed, round, node) decide all."""
-    digest = hashlib.sha256("/".join(["fedkrso batches 1", *map(str, words)]).encode()).digest()
-    chance = random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - an order, not a secret
-    queue: list[int] = []
-    while True:
-        while len(queue) < batch_size:
-            queue += chance.sample(range(len(encoded)), len(encoded))
-        yield [encoded[i] for i in queue[:batch_size]]
-        del queue[:batch_size]
-
-
-def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask (b, longest) of a micro-batch, padded on the right."""
-    longest = max(len(encoded.ids) for encoded in batch)
-    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    types = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, encoded in enumerate(batch):
-        length = len(encoded.ids)
-        ids[row, :length] = torch.tensor(encoded.ids)
-        mask[row, :length] = 1
-        if encoded.types is not None:
-            types[row, :length] = torch.tensor(encoded.types)
-    out = {"input_ids": ids, "attention_mask": mask}
-    if batch[0].types is not None:
-        out["token_type_ids"] = types
-    return {name: tensor.to(torch_device) for name, tensor in out.items()}
-
-
-def outputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
-    """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model(**_inputs(model, batch, pad_id, torch_device)).logits
-    return logits
-
-
-def _inputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Of a micro-batch; a model that can leave padding out is told where it is."""
-    inputs = pad(batch, pad_id, torch_device)
-    padding = getattr(model, "padding", None)
-    if isinstance(padding, Padding):
-        padding.see(inputs["attention_mask"])
-    return inputs
 
 
 def summed_loss(
     model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
 ) -> Tensor:
     """Loss of a micro-batch, summed over its examples (tokens, for causal-lm); a scalar with a graph."""
-    if task.kind == "causal-lm":
-        return _summed_token_loss(model, batch, pad_id, torch_device)
-    logits = outputs(model, batch, pad_id, torch_device).float()
-    targets = [encoded.target for encoded in batch]
-    if task.kind == "regression":
-        wanted = torch.tensor(targets, dtype=torch.float32, device=torch_device)
-        return nn.functional.mse_loss(logits.squeeze(-1), wanted, reduction="sum")
-    return nn.functional.cross_entropy(logits, torch.tensor(targets, device=torch_device), reduction="sum")
-
-
-def states_and_labels(
-    model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1)
-    that follows it."""
-    inputs = _inputs(model, batch, pad_id, torch_device)
-    hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-    return hidden[:, :-1], labels[:, 1:]
-
-
-def _summed_token_loss(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
-    hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
-    # Logits never exist whole.
-    return chunked_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), model.output_weight, labels.reshape(-1), count=1)
+    return worker_task(task).summed_loss(model, batch, pad_id, torch_device)

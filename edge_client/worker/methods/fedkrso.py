@@ -25,7 +25,7 @@ from fedcore.subspaces.informed import InformedRows
 from fedcore.subspaces.projection import projection_of
 from fedcore.subspaces.schedule import interval_order
 
-__all__ = ["FedKRSO"]
+__all__ = ["FedKRSO", "of_plan"]
 
 
 class FedKRSO:
@@ -158,3 +158,9 @@ class FedKRSO:
     def _goes_on(self) -> Moments:
         assert self._moments is not None, "open comes first"
         return self._moments
+
+
+def of_plan(model: Any, training: Training, informed: InformedRows | None = None) -> FedKRSO:
+    """The half that trains a model as a plan says; it learns seeds and rank when a round is opened."""
+    del training
+    return FedKRSO(model, informed)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_client.worker.data.tasks import Encoded, outputs, states_and_labels
+from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build
@@ -116,17 +116,14 @@ def _measured(
     model: Any, layers: Sequence[LayerSpec], encoded: Sequence[Encoded], task: TaskSection, torch_device: torch.device
 ) -> dict[str, _Sums]:
     """By layer."""
-    sums = {layer.name: _Sums.zero(layer.columns) for layer in layers}
+    at_work, sums = worker_task(task), {layer.name: _Sums.zero(layer.columns) for layer in layers}
     with ExitStack() as stack, torch.inference_mode():
         for name, total in sums.items():
             stack.enter_context(_listening(model.subspace_layers[name], total))
         model.eval()
         for batch in _of_one_length(encoded):
             # Nothing is padded, so any number will do.
-            if task.kind == "causal-lm":
-                states_and_labels(model, batch, 0, torch_device)
-            else:
-                outputs(model, batch, 0, torch_device)
+            at_work.forward(model, batch, 0, torch_device)
         model.train()
     return sums
 

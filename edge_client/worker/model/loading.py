@@ -23,6 +23,7 @@ from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, tensor_of
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
 from fedcore.model.base import LayerWeight
 from fedcore.weights.checkpoint import Tensors, to_float32
@@ -149,7 +150,7 @@ def build(
         )
     model.tie_weights()
     model.to(torch_device)
-    if task.kind == "causal-lm":
+    if task_of(task).outputs() is None:
         head = model.get_output_embeddings().weight
         model.output_weight = FloatWeight(head, _mapping_of(model, head))
     model.subspace_layers = subspace_layers
@@ -180,7 +181,7 @@ def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSect
     """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only the
     weight is used."""
     module = model.get_submodule(name.rpartition(".")[0])
-    output = task.kind == "causal-lm" and module is model.get_output_embeddings()
+    output = task_of(task).outputs() is None and module is model.get_output_embeddings()
     return (type(module) is nn.Embedding or output) and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
 
 
@@ -223,9 +224,9 @@ def empty_model(folder: Path, task: TaskSection) -> Any:
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(getattr(config, key), float):
             setattr(config, key, 0.0)
     auto = AutoModelForCausalLM
-    if task.kind != "causal-lm":
+    if (outputs := task_of(task).outputs()) is not None:
         auto = AutoModelForSequenceClassification
-        config.num_labels = 1 if task.kind == "regression" else len(task.labels)
+        config.num_labels = outputs
         if config.pad_token_id is None:
             config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
     config.use_cache = False

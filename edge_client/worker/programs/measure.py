@@ -21,7 +21,7 @@ import torch
 
 from edge_client.memory.planner import Calibration, calibrated, predict
 from edge_client.process.measuring import Measurement, Request
-from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.programs.lean import hide_optional_packages
@@ -31,6 +31,7 @@ from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_by
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer, apply
 from fedcore.config.sections import TaskSection
+from fedcore.fields.prepared import prepared
 from fedcore.model.base import Base
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.checksums import checksums
@@ -101,7 +102,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
         times.append(now - seconds)
         seconds = now
 
-    target = {"causal-lm": None, "regression": 0.5}.get(plan.task.kind, 0)
+    target = worker_task(plan.task).sample_target
     typed = getattr(replica.model.config, "type_vocab_size", 0) > 0
 
     def example(index: int) -> Encoded:
@@ -143,7 +144,7 @@ def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
     key = hashlib.sha256(msgspec.msgpack.encode((request.trains(), request.base_kind, request.task))).hexdigest()[:16]
     path = scratch / f"plan-{key}.bin"
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=Plan)
+        return msgspec.msgpack.decode(path.read_bytes(), type=prepared(Plan))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         plan = local_plan(folder, request.task, request)
     path.write_bytes(msgspec.msgpack.encode(plan))
@@ -153,7 +154,7 @@ def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
 def main() -> None:
     """Measure the request given as JSON (first argument) with the scratch folder (second); prints one line of JSON."""
     hide_optional_packages()
-    request = msgspec.json.decode(sys.argv[1], type=Request)
+    request = msgspec.json.decode(sys.argv[1], type=prepared(Request))
     found = measure(request, Path(sys.argv[2]))
     sys.stdout.write(json.dumps(msgspec.to_builtins(found)) + "\n")
 

@@ -25,7 +25,7 @@ from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
-from edge_client.worker.train.evaluate import evaluate
+from edge_client.worker.train.evaluate import evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer, apply, is_out_of_memory
@@ -105,7 +105,7 @@ class Worker:
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
-                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
+                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
                 return Evaluated(version, *found)
 
     def step_down(self, memory_step: int) -> None:
@@ -160,6 +160,7 @@ class Worker:
         if command.memory.length:
             task = msgspec.structs.replace(task, max_length=command.memory.length)
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
+        self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
         self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
         own = Path(command.folder)

@@ -23,6 +23,7 @@ from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.trace import Step, fake_model, sketch_points
 from edge_client.worker.train.trainer import set_checkpointing
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.device.memoryplan import Footprint, Point
 from fedcore.weights.schema import ModelSchema
 
@@ -78,7 +79,7 @@ def lora_footprint(
     model = empty_model(folder, task)
     model.requires_grad_(False)
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    head = model.get_output_embeddings() if task.kind == "causal-lm" else None
+    head = model.get_output_embeddings() if task_of(task).outputs() is None else None
     rows = columns = weights = 0
     for name, module in linear:
         if module is head or ".layer" not in f".{name}":
@@ -135,13 +136,11 @@ def _as_footprint(
 def _points(
     model: Any, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool
 ) -> tuple[Point, ...]:
-    def loss(model: Any, batch: list[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
+    def loss(model: Any, batch: list[Encoded], _: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
         """The model's own loss: all logits at once."""
         inputs = pad(batch, pad_id, torch_device)
-        if task.kind == "causal-lm":
-            labels = inputs["input_ids"]
-        else:
-            labels = torch.zeros(len(batch), dtype=torch.float32 if task.kind == "regression" else torch.long)
+        targets = [e.target for e in batch]
+        labels = inputs["input_ids"] if targets[0] is None else torch.tensor(targets)
         found: Tensor = model(**inputs, labels=labels).loss
         return found
 

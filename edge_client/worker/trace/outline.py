@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_client.worker.model.loading import empty_model
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.weights.checkpoint import NUMPY_TYPES, Checkpoint, TensorEntry, from_float32, write_safetensors
 
 __all__ = ["Outline", "untouched", "write_random_checkpoint"]
@@ -50,7 +51,7 @@ class Outline:
         self.tensors = {
             name: TensorEntry(folder, 0, dtype, tuple(parameter.shape))
             for name, parameter in model.named_parameters()
-            if name.startswith(prefix) or task.kind == "causal-lm"
+            if name.startswith(prefix) or task_of(task).outputs() is None
         }
 
     def read(self, name: str, *, mapped: bool = False) -> NDArray[Any]:

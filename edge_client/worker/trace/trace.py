@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from edge_client.worker.data.tasks import Encoded, summed_loss
+from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
 from edge_client.worker.model.layer import Scratch, SubspaceLinear
 from edge_client.worker.model.products16 import PER_TOKEN
 from fedcore.config.sections import TaskSection
@@ -226,8 +226,8 @@ def point(
     model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool
 ) -> Point:
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
-    target = {"causal-lm": None, "regression": 0.5}.get(step.task.kind, 0)
-    example = Encoded((1,) * length, (0,) * length if _takes_types(model) else None, target)
+    types = (0,) * length if _takes_types(model) else None
+    example = Encoded((1,) * length, types, worker_task(step.task).sample_target)
     first = step.batch_size in (0, micro_batch_size)
     if length == step.tiny_length:
         step, first = replace(step, after_bytes=0), True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from edge_client.worker.data.tasks import Encoded, summed_loss
+from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.round.plan import Plan
@@ -22,9 +22,8 @@ def calibrate(
     Returns:
         The readings, or none where the kernel does not give them.
     """
-    target = {"causal-lm": None, "regression": 0.0}.get(plan.task.kind, 0)
     types = (0,) * length if getattr(replica.model.config, "type_vocab_size", 0) else None
-    example = Encoded((1,) * length, types, target)
+    example = Encoded((1,) * length, types, worker_task(plan.task).sample_target)
     found = []
     replica.half.open(plan, "", plan.training.rank)
     replica.half.begin(0)

@@ -24,6 +24,11 @@ Some entries are merged into the base before the next generation begins, and are
 
 from __future__ import annotations
 
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
+
+from fedcore.registry import METHODS
 from fedcore.round.training.base import (
     AMPLITUDES,
     COEFFICIENTS,
@@ -65,14 +70,21 @@ __all__ = [
     "SubspaceTraining",
     "Training",
     "merged_entries",
+    "training_union",
 ]
 
-AnyTraining = (
-    SubspaceTraining
-    | DenseTraining
-    | FactorTraining
-    | StackedTraining
-    | ResidualTraining
-    | ScalarTraining
-    | SketchTraining
-)
+
+@functools.cache
+def training_union() -> Any:
+    """The union of every registered method's struct, which msgspec decodes a plan's `training` with."""
+    structs = dict.fromkeys(method.training for _, method in METHODS.close("a plan was read"))
+    return functools.reduce(operator.or_, structs)
+
+
+if TYPE_CHECKING:
+    AnyTraining = Training
+else:
+    # msgspec looks into a struct's types once, when it first decodes one: only then are entry points loaded and the
+    # union is built. So a program may register methods of its own first, and a module that registers one may import
+    # this package.
+    AnyTraining = Annotated[ForwardRef("training_union()", module=__name__), "of every registered method"]

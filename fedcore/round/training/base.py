@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import reprlib
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -69,7 +70,7 @@ def merged_entries(schema: ModelSchema) -> frozenset[str]:
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
-    """What all methods say."""
+    """What all methods say; abstract, a method's own struct derives from it (`fedcore.round.methods.register_method`)."""
 
     generation: RoundNumber
     """How often what was learned was merged into the base."""
@@ -170,9 +171,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         """The same, of layers alone."""
         return self.layer_shapes(schema)
 
+    @abstractmethod
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
-        """Of the entries that belong to target layers."""
-        raise NotImplementedError
+        """(rows, columns) of the entries that belong to target layers."""
 
     def expected(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
         """The records that an update must have.

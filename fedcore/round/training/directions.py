@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -40,9 +41,9 @@ class DirectionTraining(Training, frozen=True, kw_only=True, tag_field="method")
         """Coefficients are in units of two to this power."""
         return 0
 
+    @abstractmethod
     def coefficients(self, layer: LayerSpec) -> str:
         """The entry with a layer's coefficients."""
-        raise NotImplementedError
 
 
 class ScalarTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="method", tag="fedkseed"):

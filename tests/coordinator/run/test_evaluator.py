@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import coordinator.run.evaluator
+from coordinator.job import EvaluationSection
 from coordinator.run.evaluator import Evaluator
 from fedcore.errors import WorkerError
 from fedcore.fields.manifest import Manifest
@@ -38,7 +39,8 @@ def path(obj: StateObject) -> Path:
 def evaluator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Evaluator:
     monkeypatch.setattr(coordinator.run.evaluator, "WorkerProcess", Recorder)
     monkeypatch.setattr(coordinator.run.evaluator, "Configure", lambda **fields: "configure")
-    return Evaluator(lambda event: None, None, "t", None, "", tmp_path)  # type: ignore[arg-type]
+    data = EvaluationSection(source="held.csv", metrics=("f1",))
+    return Evaluator(lambda event: None, None, "t", data, "", tmp_path)  # type: ignore[arg-type]
 
 
 def told(evaluator: Evaluator) -> list[str]:

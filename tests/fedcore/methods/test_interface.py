@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 
 from fedcore.errors import ConfigError
-from fedcore.methods import SERVER_HALVES, server_half
+from fedcore.methods import server_half, settings_by_name
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 
-KINDS = {str(kind.__struct_config__.tag): kind for kind in SERVER_HALVES}
+KINDS = {str(kind.__struct_config__.tag): kind for kind in settings_by_name().values()}
 CONSTANT = ("fedkseed", "fedkseed-pro")
 
 

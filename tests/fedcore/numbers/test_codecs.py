@@ -23,9 +23,10 @@ from fedcore.errors import ConfigError, MalformedMessage, UpdateRefused
 from fedcore.methods import server_half
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.numbers.accumulator import Clip, Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
-from fedcore.numbers.codecs import CODECS, encoded
-from fedcore.numbers.coding import Coding, Kind
+from fedcore.numbers.codecs import encoded
+from fedcore.numbers.coding import Coding
 from fedcore.numbers.records import Record, pack_record, read_records, unpack_record, write_records
+from fedcore.registry import CODECS
 
 CODINGS = [
     Coding("integers", 4),
@@ -35,7 +36,7 @@ CODINGS = [
     Coding("floats", 32),
 ]
 CODINGS += [Coding("sparse", 8, 0.1), Coding("sparse", 4, 0.003), Coding("sparse", 16, 1.0)]
-KINDS = tuple(CODECS)
+KINDS = CODECS.names()
 numbers = st.floats(-128, 128, width=32)
 matrices = arrays(
     np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.one_of(st.just(0.0), numbers)
@@ -214,7 +215,7 @@ def test_sizes_are_checked_before_anything_is_made_of_them(change: dict[str, Any
         unpack_record(raw | change, largest=100, kinds=KINDS)
 
 
-_FLOATS: tuple[Kind, ...] = ("floats",)
+_FLOATS = ("floats",)
 
 
 def test_a_kind_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def test_rows_too_far_apart_for_exact_sums_are_refused(tmp_path: Path) -> None:
 def test_what_settings_of_informed_rows_mean() -> None:
     share = FedKRSOSettings(projection="informed", informed_share=0.5, num_seeds=5)
     training = server_half(share, "ab" * 32).training(3, 7)
+    assert isinstance(training, SubspaceTraining)
     assert (training.artefact, training.informed_subspaces, training.rows_from) == (
         "ab" * 32,
         2,

@@ -18,7 +18,9 @@ from fedcore.errors import ConfigError, ModelError
 from fedcore.model.base import Base
 from fedcore.round.training import Training
 from fedcore.round.training.artefact import ArtefactKind
+from fedcore.round.training.base import Shapes
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.schema import ModelSchema
 
 TASK = TaskSection(kind="causal-lm", max_length=24)
 
@@ -31,6 +33,9 @@ class Singular(Training, frozen=True, kw_only=True, tag_field="method", tag="sin
     @property
     def artefact_kind(self) -> ArtefactKind | None:
         return ArtefactKind("singular values", self.maker, from_text=False)
+
+    def layer_shapes(self, schema: ModelSchema) -> Shapes:
+        return {}
 
 
 def largest(base: Base) -> list[float]:

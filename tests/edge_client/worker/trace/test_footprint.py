@@ -21,7 +21,7 @@ from edge_client.worker.train.highwater import status_bytes
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.errors import BudgetError
-from fedcore.methods import SERVER_HALVES, server_half
+from fedcore.methods import server_half, settings_by_name
 from fedcore.round.training import AnyTraining
 from fedcore.weights.checkpoint import Checkpoint
 
@@ -29,7 +29,7 @@ WORDS = TaskSection(kind="causal-lm", max_length=64)
 
 
 def training(name: str, server_round: int = 1, **settings: Any) -> AnyTraining:
-    kind = next(kind for kind in SERVER_HALVES if kind.__struct_config__.tag == name)
+    kind = next(kind for kind in settings_by_name().values() if kind.__struct_config__.tag == name)
     if name.startswith("fedkseed"):
         settings = {"num_seeds": 8, **settings}
     return server_half(kind(**{"steps": 2, "interval_steps": 2, "batch_size": 2, **settings})).training(server_round, 0)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> Non
     # So few words that the loss is small beside the layers.
     folder = make_llama(layers=2, width=64, vocabulary=256)
     numbers = sum(layer.rows * layer.columns for layer in describe(Checkpoint(folder), WORDS).layers)
-    names = [kind.__struct_config__.tag for kind in SERVER_HALVES]
+    names = [kind.__struct_config__.tag for kind in settings_by_name().values()]
     found = {str(name): of(folder, training(str(name))) for name in names}
 
     def live(name: str) -> int:

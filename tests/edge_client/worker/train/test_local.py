@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator.job import Job, ModelSection
+from coordinator.job import EvaluationSection, Job, ModelSection
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.local import LocalTensors
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
-from fedcore.config.sections import BrokerSection, DataSection, TaskSection
+from fedcore.config.sections import BrokerSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
@@ -207,6 +207,6 @@ def test_a_plan_for_nodes_with_parts_of_their_own_asks_for_what_is_shared(homes:
     }
     Job(run="r", method=FedSALoRASettings(), **sections)
     with pytest.raises(ConfigError, match="no model to evaluate"):
-        Job(run="r", method=FedSALoRASettings(), evaluation=DataSection(source="x.csv"), **sections)
+        Job(run="r", method=FedSALoRASettings(), evaluation=EvaluationSection(source="x.csv"), **sections)
     both = msgspec.structs.replace(training, shared=("A", "B"))
     assert both.shares_model and both.local_numbers(homes.schema) == 0 and head.name in both.shapes(homes.schema)

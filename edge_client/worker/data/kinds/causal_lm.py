@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The next token of plain text, cut into pieces: cross-entropy over the vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edge_client.worker.data.reading import Example
+from edge_client.worker.data.tasks import Encoded, Scores, WorkerTask, states_and_labels
+from edge_client.worker.model.loss import chunked_cross_entropy
+
+__all__ = ["CausalLMAtWork"]
+
+
+class CausalLMAtWork(WorkerTask):
+    """The share of tokens foreseen is not measured: what is called accuracy is exp(-loss), the mean probability of the
+    right token."""
+
+    sample_target = None
+
+    def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
+        """Pieces of `max_length` tokens; one of a single token foretells nothing and is left out."""
+        ids, most = tokenizer(example.text)["input_ids"], self.section.max_length
+        pieces = (tuple(ids[i : i + most]) for i in range(0, len(ids), most))
+        return (Encoded(piece, None, None) for piece in pieces if len(piece) > 1)
+
+    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """Hidden states (b, t - 1, n)."""
+        return states_and_labels(model, batch, pad_id, torch_device)[0]
+
+    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+        """Summed over tokens; logits never exist whole."""
+        hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return chunked_cross_entropy(flat, model.output_weight, labels.reshape(-1), count=1)
+
+    def scores(
+        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> tuple[Tensor, None]:
+        """Of each piece the sum over its tokens."""
+        rows = zip(*states_and_labels(model, batch, pad_id, torch_device), strict=True)
+        losses = [chunked_cross_entropy(hidden, model.output_weight, labels, count=1) for hidden, labels in rows]
+        return torch.stack(losses), None
+
+    def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Losses of pieces, and the tokens that each is the sum of."""
+        return scores.losses, scores.weights
+
+    def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
+        """Of tokens."""
+        return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model can learn to do, one class a task: what job files, data and heads need to know of it.
+
+What trains and measures needs torch; each task names it by `package.module:Class`
+(`edge_client.worker.data.tasks.WorkerTask`), and only the worker imports it. A task of one's own is registered in the
+same way, in a module without NumPy or torch that an entry point of the group `fedkrso.tasks` names:
+
+    @register_task("two-labels")
+    class TwoLabels(Task):
+        worker = "mine.tasks:TwoLabelsAtWork"
+        ...
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from fedcore.errors import ConfigError, DataError
+from fedcore.registry import TASKS
+
+if TYPE_CHECKING:
+    from fedcore.config.sections import TaskSection
+
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "PairClassification",
+    "Regression",
+    "Target",
+    "Task",
+    "label_index",
+    "register_task",
+    "task_of",
+]
+
+Target = int | float | tuple[float, ...] | None
+"""What is to be learned of one example; None: the tokens themselves."""
+
+
+class Task(ABC):
+    """A kind of task; objects know the job's section.
+
+    Args:
+        section: `[task]` of the job.
+    """
+
+    worker: ClassVar[str]
+    """`package.module:Class` of what trains and measures it."""
+    pair: ClassVar[bool] = False
+    """Whether each example must have a second text."""
+    labelled: ClassVar[bool] = True
+    """Whether each example must have a label (`target` reads it)."""
+    scale: ClassVar[bool] = False
+    """Whether `task.middle` has a meaning."""
+
+    def __init__(self, section: TaskSection) -> None:
+        self.section = section
+
+    def check(self) -> None:
+        """Check the section.
+
+        Raises:
+            ConfigError: It says what this task cannot mean.
+        """
+        if self.section.middle and not self.scale:
+            raise ConfigError(
+                f"{self.section.kind} has no scale",
+                place="task.middle",
+                remedy="leave it out, or set task.kind to regression",
+            )
+
+    @abstractmethod
+    def outputs(self) -> int | None:
+        """Numbers that a new head gives for a text; None where the model's own language head stays."""
+
+    @abstractmethod
+    def target(self, raw: Any, place: str) -> Target:
+        """What is to be learned, from what a row has in its label column.
+
+        Raises:
+            DataError: Nothing that it can be; `place` says which row.
+        """
+
+    @abstractmethod
+    def head_config(self) -> dict[str, Any]:
+        """What an exported model's `config.json` says of the head."""
+
+
+K = TypeVar("K", bound=type[Task])
+
+
+def register_task(name: str) -> Callable[[K], K]:
+    """A decorator of a `Task` class; `name` is what a job's `task.kind` says.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    return TASKS.register(name)
+
+
+def task_of(section: TaskSection, *, place: str = "task.kind") -> Task:
+    """The task that a section names.
+
+    Raises:
+        ConfigError: No such task.
+    """
+    made: Task = TASKS.get(section.kind, place=place)(section)
+    return made
+
+
+def label_index(raw: Any, section: TaskSection, place: str) -> int:
+    """A label's place in the label set.
+
+    Raises:
+        DataError: It is not in there.
+    """
+    text = raw if isinstance(raw, str) else str(raw)
+    labels = tuple(section.labels)
+    if text not in labels:
+        shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
+        raise DataError(f"label {text!r} is not in task.labels", place=place, remedy=f"labels: {shown}")
+    return labels.index(text)
+
+
+@register_task("text-classification")
+class Classification(Task):
+    """One label of a set for each text."""
+
+    worker = "edge_client.worker.data.kinds.classification:ClassificationAtWork"
+
+    def outputs(self) -> int:
+        """A logit for each label."""
+        return len(self.section.labels)
+
+    def target(self, raw: Any, place: str) -> int:
+        """The label's place in the set."""
+        return label_index(raw, self.section, place)
+
+    def head_config(self) -> dict[str, Any]:
+        """The labels' names."""
+        labels = list(self.section.labels)
+        return {
+            "id2label": {str(index): label for index, label in enumerate(labels)},
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+
+
+@register_task("pair-classification")
+class PairClassification(Classification):
+    """One label of a set for each pair of texts."""
+
+    pair = True
+
+
+@register_task("regression")
+class Regression(Task):
+    """A score for each text."""
+
+    worker = "edge_client.worker.data.kinds.regression:RegressionAtWork"
+    scale = True
+
+    def outputs(self) -> int:
+        """The score."""
+        return 1
+
+    def target(self, raw: Any, place: str) -> float:
+        """The score, which must be finite."""
+        try:
+            value = float(raw)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{raw!r} is not a number", place=place, remedy="regression needs a finite score in data.label"
+            )
+        return value
+
+    def head_config(self) -> dict[str, Any]:
+        """One output."""
+        return {"num_labels": 1, "problem_type": "regression", "id2label": {"0": "score"}, "label2id": {"score": 0}}
+
+
+@register_task("causal-lm")
+class CausalLM(Task):
+    """The next token of plain text, with the model's own language head."""
+
+    worker = "edge_client.worker.data.kinds.causal_lm:CausalLMAtWork"
+    labelled = False
+
+    def outputs(self) -> None:
+        """No new head."""
+
+    def target(self, raw: Any, place: str) -> None:
+        """The tokens themselves."""
+
+    def head_config(self) -> dict[str, Any]:
+        """As it was."""
+        return {}
