@@ -5,7 +5,6 @@ has them made."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,9 @@ from fedcore.config.sections import TaskSection
 from fedcore.model.base import Base
 from fedcore.round.plan import InformedObject
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import InformedRows, read_informed
 from fedcore.wire.files import manifest_of
 
-__all__ = ["Informing", "informing"]
-
-
-@dataclass(frozen=True)
-class Informing:
-    """What a run's informed rows are.
-
-    Attributes:
-        object: As plans name them.
-        rows: The numbers.
-    """
-
-    object: InformedObject
-    rows: InformedRows
+__all__ = ["informing"]
 
 
 def informing(
@@ -45,8 +30,8 @@ def informing(
     encoded: Sequence[Encoded],
     torch_device: torch.device,
     chunk_bytes: int,
-) -> Informing | None:
-    """The informed rows that a method wants, if it does; made where their file is not there.
+) -> InformedObject | None:
+    """The informed rows that a method wants, if it does, as plans name them; made where their file is not there.
 
     Args:
         path: Of the file.
@@ -69,5 +54,4 @@ def informing(
         pool = len(training.seeds)
         make_informed(part, model, schema.layers, encoded, task, torch_device, subspaces=count, rank=rank, pool=pool)
         part.replace(path)
-    manifest = manifest_of(path, chunk_bytes)
-    return Informing(InformedObject(manifest), read_informed(path, manifest.sha256, base.schema, count, rank))
+    return InformedObject(manifest_of(path, chunk_bytes))
