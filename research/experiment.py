@@ -196,8 +196,8 @@ class Experiment:
             self._folder.state(before).unlink(missing_ok=True)
 
     def _round(self, server_round: int) -> _Trained:
-        # No client here is ever behind, so that none looks whether it is.
-        plan = msgspec.structs.replace(self._begun(server_round), start_digest="")
+        # The clients' one replica is never behind and never damaged: no client looks whether it is.
+        plan = msgspec.structs.replace(self._begun(server_round), start_digest="", checkpoint_digest="")
         present = self._present(server_round)
         self._downlink_bytes += self._downlink.fetch(present) + len(msgspec.msgpack.encode(plan)) * len(present)
         _begin_peaks(self._torch_device)

@@ -118,14 +118,17 @@ class ScratchKeeping:
     def __init__(self, folder: RunFolder, keep_published: int | None = 1) -> None:
         self.folder, self._keep_published = folder, keep_published
         self.objects: dict[Key, StateObject] = {}
+        self._checkpoint_digest = ""
 
     def resume(self, base: Base, published: int) -> Plan | None:
         """See `Keeping`: it is taken as it is; one of another generation is refused by its next merge."""
+        if base.generation == 0:
+            self._checkpoint_digest = base.digest()
         return None
 
     def checkpoint_digest(self) -> str:
-        """See `Keeping`."""
-        return ""
+        """See `Keeping`: known where the run begins, or goes on before its first merge."""
+        return self._checkpoint_digest
 
     def load_state(self, version: int) -> ExactState:
         """See `Keeping`."""
