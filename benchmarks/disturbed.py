@@ -21,11 +21,12 @@ from typing import Any
 
 import click
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "helpers")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
-from forked_workers import ForkedWorkers  # noqa: E402
-from killer import recipe_of, run_disturbed  # noqa: E402
-from tiny import Workshop, undisturbed  # noqa: E402
+from forked_workers import ForkedWorkers
+from killer import recipe_of, run_disturbed
+from tiny import undisturbed
+from workshop import Workshop
 
 _COUNTED = {
     "coordinators killed": "kill coordinator",

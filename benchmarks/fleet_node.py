@@ -205,8 +205,19 @@ def run_nodes(spec: FleetSpec) -> Counts:
                 mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock
             )
             # One machine stands for many: its own sensors are nobody's. These numbers are as many as a board has.
-            options = {"key": key, "coordinator": coordinator, "say": say, "supervise": supervise}
-            Agent(node, Path(), 2**30, transport, jitter, device=Simulated([Step(0.0, _READINGS)]), **options).run()
+            device = Simulated([Step(0.0, _READINGS)])
+            Agent(
+                node,
+                Path(),
+                2**30,
+                transport,
+                jitter,
+                device=device,
+                key=key,
+                coordinator=coordinator,
+                say=say,
+                supervise=supervise,
+            ).run()
         except FedkrsoError as error:
             say(f"error: {error.one_line()}")
 

@@ -53,7 +53,8 @@ def main(data: Path, task: str, batch: int, steps: int, dtype: str) -> None:
     FedKRSO(model).install(PublishedState.zero(training, schema))
     for layer in model.subspace_layers.values():
         layer.select(0)
-    stream, seconds = batches(encoded, batch, 0), {0: [], 2**30: []}
+    stream = batches(encoded, batch, 0)
+    seconds: dict[int, list[float]] = {0: [], 2**30: []}
     real = padded = 0
     for _ in range(steps):
         texts = next(stream)
@@ -62,7 +63,7 @@ def main(data: Path, task: str, batch: int, steps: int, dtype: str) -> None:
         for room_tokens, taken in seconds.items():
             model.padding.room_tokens = room_tokens
             started = time.process_time()
-            summed_loss(model, texts, section, 0, CPU).backward()
+            summed_loss(model, texts, section, 0, CPU).backward()  # type: ignore[no-untyped-call]
             taken.append(time.process_time() - started)
     whole, without = (statistics.median(taken) for taken in seconds.values())
     click.echo(f"{task}, {batch} texts, {dtype}: {real / padded:.2f} of the tokens are real")

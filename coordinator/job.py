@@ -108,7 +108,8 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[calibration]`: text of the coordinator's own that informed rows are measured on; labels are not looked at."""
+    """`[calibration]`: text of the coordinator's own that the method's run artefact is made from; labels are not looked
+    at."""
 
     rows: int = 512
     """Texts at most, evenly spread over the source."""
@@ -140,7 +141,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     evaluation: DataSection | None = None
     """Held-out data; without it no accuracy is measured."""
     calibration: CalibrationSection | None = None
-    """Text for a method with informed rows."""
+    """Text for a method whose run artefact is made from some."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run):
@@ -152,10 +153,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
         training = server_half(self.method).training(1, self.seed)
-        if training.informed_subspaces and self.calibration is None:
+        kind = training.artefact_kind
+        made_from_text = kind.name if kind is not None and kind.from_text else ""
+        if made_from_text and self.calibration is None:
             remedy = "add it, with source and text"
-            raise ConfigError("informed rows need text that they are measured on", place="calibration", remedy=remedy)
-        if self.calibration is not None and not training.informed_subspaces:
+            raise ConfigError(f"there is no text to make {made_from_text} from", place="calibration", remedy=remedy)
+        if self.calibration is not None and not made_from_text:
             raise ConfigError(
                 f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out"
             )

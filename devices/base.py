@@ -66,7 +66,7 @@ class Facts:
 
 
 class Device(Protocol):
-    """One machine."""
+    """One machine: what it is, and what its sensors say now."""
 
     @property
     def facts(self) -> Facts:

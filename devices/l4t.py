@@ -63,7 +63,7 @@ _MAJORS = {"28": "3", "31": "4", "32": "4", "34": "5", "35": "5", "36": "6", "38
 
 @dataclass(frozen=True)
 class Chip:
-    """A Tegra chip."""
+    """A Tegra chip: its name, its GPU, and what that can compute."""
 
     name: str
     gpu: str

@@ -144,8 +144,8 @@ class BaseDamaged(ExactnessError):
     published."""
 
 
-class InformedDamaged(ExactnessError):
-    """The informed rows on this disk are not those that the run trains in; they are fetched again."""
+class ArtefactDamaged(ExactnessError):
+    """The run artefact on this disk is not the one that plans name; it is fetched again."""
 
 
 class BudgetError(FedkrsoError):

@@ -1,2 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front door: everything that a program needs which takes part in a run, leads one, or adds to what runs can do."""
+"""The front door: everything that a program needs which takes part in a run, leads one, or adds to what runs can do.
+
+    from fedkrso import Client, Coordinator, Job, load
+
+    client = Client.from_file("node.toml", data=rows, on_event=print)
+    client.run()
+
+    with Coordinator(load("job.toml", Job), on_round=lambda row: print(row.accuracy)) as coordinator:
+        result = coordinator.run()
+    result.export("tuned")
+
+Names are loaded when they are used, so `import fedkrso` brings neither torch nor NumPy, and a program that only is a
+client stays as light as the agent.
+
+Example:
+    >>> import fedkrso, sys
+    >>> "Client" in dir(fedkrso), fedkrso.__version__.count(".")
+    (True, 2)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from coordinator.coordinator import Coordinator
+    from coordinator.job import CalibrationSection, Job, ModelSection, RoundSection, SafetySection
+    from coordinator.provisioning.broker import LocalBroker
+    from coordinator.reports.result import Result
+    from coordinator.store.ledger import RoundRow
+    from edge_client.client import Client
+    from edge_client.node import Node
+    from edge_client.owner.policy import PolicySection
+    from fedcore.config.reading import load_config as load
+    from fedcore.config.sections import BrokerSection, DataSection, TaskSection, TrustSection
+    from fedcore.errors import ConfigError, DataError, FedkrsoError, RunError
+    from fedcore.system.logs import Line
+
+__all__ = [
+    "BrokerSection",
+    "CalibrationSection",
+    "Client",
+    "ConfigError",
+    "Coordinator",
+    "DataError",
+    "DataSection",
+    "FedkrsoError",
+    "Job",
+    "Line",
+    "LocalBroker",
+    "ModelSection",
+    "Node",
+    "PolicySection",
+    "Result",
+    "RoundRow",
+    "RoundSection",
+    "RunError",
+    "SafetySection",
+    "TaskSection",
+    "TrustSection",
+    "load",
+]
+
+_WHERE: Final = {
+    "BrokerSection": "fedcore.config.sections",
+    "CalibrationSection": "coordinator.job",
+    "Client": "edge_client.client",
+    "Coordinator": "coordinator.coordinator",
+    "DataSection": "fedcore.config.sections",
+    "FedkrsoError": "fedcore.errors",
+    "ConfigError": "fedcore.errors",
+    "DataError": "fedcore.errors",
+    "RunError": "fedcore.errors",
+    "Job": "coordinator.job",
+    "Line": "fedcore.system.logs",
+    "LocalBroker": "coordinator.provisioning.broker",
+    "ModelSection": "coordinator.job",
+    "Node": "edge_client.node",
+    "PolicySection": "edge_client.owner.policy",
+    "Result": "coordinator.reports.result",
+    "RoundRow": "coordinator.store.ledger",
+    "RoundSection": "coordinator.job",
+    "SafetySection": "coordinator.job",
+    "TaskSection": "fedcore.config.sections",
+    "TrustSection": "fedcore.config.sections",
+    "load": "fedcore.config.reading:load_config",
+}
+"""Each name's module, and its name there where that is another."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fedkrso")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fedkrso' has no attribute {name!r}")
+    module, _, other = _WHERE[name].partition(":")
+    found = getattr(importlib.import_module(module), other or name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -25,12 +25,14 @@ from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder, save_state
 from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.tasks import Encoded, encode
+from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
+from fedcore.data.splits import Split, deal
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
@@ -38,9 +40,9 @@ from fedcore.model.base import Base
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ObjectKind, Plan, StateObject
 from fedcore.weights.checkpoint import Checkpoint
-from research.data.splits import LEAST_EXAMPLES, Split, deal
+from research.artefact import artefact_digest
+from research.data.splits import LEAST_EXAMPLES
 from research.data.tasks import Parts, Task
-from research.informing import informing
 from research.presence import Downlink, taking_part
 from research.runs.predictions import Part, Predictions, predictions_of, save_predictions
 from research.runs.rows import Row, RunFiles, Setup, rounds_done
@@ -133,9 +135,10 @@ class Experiment:
         self._files.keep(done)
         self.done = rounds_done(done)
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
-        informed = self._folder.informed
-        informed_bytes = informed.stat().st_size if informed.exists() else 0
-        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, informed_bytes)
+        artefact = self._folder.artefact
+        self._downlink = Downlink(
+            self._setup.clients, _CHUNK_BYTES, artefact.stat().st_size if artefact.exists() else 0
+        )
         for row in done:
             for server_round, published_bytes in enumerate(row.published_bytes, row.first_round):
                 present = self._present(server_round)
@@ -149,10 +152,12 @@ class Experiment:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         checkpoint, folder = self._checkpoint, self._folder
-        base = Base(checkpoint, self._schema, setup.base, folder.base)
-        training = server_half(setup.method).training(1, setup.seed)
-        made = informing(
-            folder.informed, training, base, self._section, self._calibration, self._torch_device, _CHUNK_BYTES
+        sources = ArtefactSources(
+            training=server_half(setup.method).training(1, setup.seed),
+            base=Base(checkpoint, self._schema, setup.base, folder.base),
+            task=self._section,
+            texts=self._calibration,
+            torch_device=self._torch_device,
         )
         learning = Learning(
             method=setup.method,
@@ -161,7 +166,7 @@ class Experiment:
             base_kind=setup.base,
             schema=self._schema,
             model_folder=checkpoint.folder,
-            informed="" if made is None else made.manifest.sha256,
+            artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
@@ -174,7 +179,7 @@ class Experiment:
             scratch / "replica",
             self._torch_device,
             self._compute_dtype,
-            informed=folder.informed,
+            artefact=folder.artefact,
         )
         model: Any = self._replica.model
         fuse(model)

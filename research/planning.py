@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
-from research.data.splits import LEAST_EXAMPLES, Split, deal, parse_split
+from research.data.splits import LEAST_EXAMPLES, parse_split
 from research.data.tasks import Task, check_split, read_parts, task_by_name
 from research.runs.methods import Named, settings_of
 from research.runs.presets import Preset

@@ -44,12 +44,12 @@ class Downlink:
     Args:
         clients: How many; all hold the base model.
         chunk_bytes: Of transfers.
-        informed_bytes: What a client fetches once, before it first takes part: the run's informed rows.
+        artefact_bytes: What a client fetches once, before it first takes part: the run's artefact.
     """
 
-    def __init__(self, clients: int, chunk_bytes: int, informed_bytes: int = 0) -> None:
+    def __init__(self, clients: int, chunk_bytes: int, artefact_bytes: int = 0) -> None:
         self._held: list[Position] = [(0, 0)] * clients
-        self._informed_bytes, self._begun = informed_bytes, set[int]()
+        self._artefact_bytes, self._begun = artefact_bytes, set[int]()
         self._chunk_bytes = chunk_bytes
         self._objects: list[StateObject] = []
         self._newest: Position = (0, 0)
@@ -75,7 +75,7 @@ class Downlink:
             way = cheapest_way(tuple(self._objects), self._newest, self._held[client])
             assert way is not None, "all ends of generations are listed"
             total += sum(obj.manifest.size_bytes for obj in way) + (
-                0 if client in self._begun else self._informed_bytes
+                0 if client in self._begun else self._artefact_bytes
             )
             self._begun.add(client)
             self._held[client] = self._newest

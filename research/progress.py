@@ -60,7 +60,7 @@ class Shown:
         self._bar_of[id(job)] = self._bars.add_task(job.setup.name, total=job.setup.rounds, completed=rounds, note="")
 
     def round_done(self, job: Job, rounds: int) -> None:
-        """Further on."""
+        """Show that a job has done so many rounds."""
         self._rounds[id(job)] = rounds
         self._bars.update(self._bar_of[id(job)], completed=rounds)
         self._bars.update(self._all, completed=sum(self._rounds.values()), note=self.time_left())

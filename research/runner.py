@@ -57,7 +57,7 @@ class Watcher(Protocol):
         ...
 
     def ended(self, job: Job, failure: Failure | None) -> None:
-        """Its process ended."""
+        """Told when a job's process has ended, and how it failed if it did."""
         ...
 
 

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from house import FLOORS, MOST_FILES, MOST_LINES, ROOT, Floor, code_folders, floor_of, imported
+
+from tests.house import FLOORS, MOST_FILES, MOST_LINES, ROOT, Floor, code_folders, floor_of, imported
 
 MAY_IMPORT = {
     "fedcore": {"fedcore"},

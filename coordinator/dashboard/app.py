@@ -7,7 +7,6 @@ import asyncio
 import gzip
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ from coordinator.dashboard.assets import Asset, load_assets
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.guard import Guard, Tokens, is_our_page
 from coordinator.dashboard.metrics import exposition
-from coordinator.run.control import Answer, Command, command_of
+from coordinator.run.control import Command, Commander, command_of
 from coordinator.store.ledger import read_events
 from fedcore.errors import ConfigError, RunError
 
-__all__ = ["Commander", "Wiring", "make_app"]
+__all__ = ["Wiring", "make_app"]
 
-Commander = Callable[[Command, str], "Future[Answer]"]
 """Asks the coordinator's loop to obey somebody."""
 _ANSWER_SECONDS = 30.0
 # A large model's sum takes a while, and so does a merge.

@@ -53,7 +53,7 @@ class Board:
         self.take(first)
 
     def take(self, data: bytes) -> None:
-        """A newer view."""
+        """Show a newer view, and wake whoever waits for news."""
         self.data, self.etag = data, f'"{hashlib.sha256(data).hexdigest()[:20]}"'
         self.view = RunView.decoded(data)
         self._number += 1

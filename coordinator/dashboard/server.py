@@ -14,10 +14,11 @@ from pathlib import Path
 import uvicorn
 
 from coordinator.dashboard.address import address_of
-from coordinator.dashboard.app import Commander, Wiring, make_app
+from coordinator.dashboard.app import Wiring, make_app
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.feed import Feed
 from coordinator.dashboard.guard import Tokens, load_tokens
+from coordinator.run.control import Commander
 from coordinator.store.view import RunView
 from fedcore.errors import ConfigError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from coordinator.store.folder import RunFolder
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, ObjectKind, Plan, PublishedObject, StateObject
+from fedcore.round.plan import ArtefactObject, ObjectKind, Plan, PublishedObject, StateObject
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.files import read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
@@ -55,8 +55,8 @@ class Publisher:
         self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
         self._keep_published, self._listeners = keep_published, listeners
         self._unsent: dict[str, Message] = {}
-        self._informed: InformedObject | None = None
-        self._informed_retained = False
+        self._artefact: ArtefactObject | None = None
+        self._artefact_retained = False
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
@@ -82,14 +82,14 @@ class Publisher:
 
     def forgotten(self) -> None:
         """The broker may have lost what it was to retain."""
-        self._informed_retained = False
+        self._artefact_retained = False
 
     def plan(self, plan: Plan) -> None:
-        """The present plan, to all; before the first one the run's informed rows, which a node needs before it loads a
+        """The present plan, to all; before the first one the run's artefact, which a node needs before it loads a
         model."""
-        self._informed = plan.informed
-        if plan.informed is not None and not self._informed_retained:
-            self._informed_retained = self._chunks(self._folder.informed, plan.informed.manifest, 0)
+        self._artefact = plan.artefact
+        if plan.artefact is not None and not self._artefact_retained:
+            self._artefact_retained = self._chunks(self._folder.artefact, plan.artefact.manifest, 0)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
         self._broadcast(Message(self._topics.plan, sealed, retain=True))
 
@@ -135,8 +135,8 @@ class Publisher:
         return False
 
     def _published(self, objects: Objects) -> Iterator[tuple[PublishedObject, Path]]:
-        if self._informed is not None:
-            yield self._informed, self._folder.informed
+        if self._artefact is not None:
+            yield self._artefact, self._folder.artefact
         for (version, kind), obj in objects.items():
             yield obj, self._folder.published_state(version, kind)
 

@@ -94,7 +94,7 @@ class Reception:
         return self._told()
 
     def round_over(self) -> None:
-        """Forget unfinished transfers."""
+        """Forget the transfers of a closed round that are not finished."""
         self._inbox.clear()
 
     def _told(self) -> list[Event]:

@@ -22,10 +22,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from random import Random
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from coordinator.provisioning.brokerfiles import COORDINATOR, loopback_configuration
 from coordinator.provisioning.provision import Yard, provision
+from fedcore.config.sections import BrokerSection, TrustSection
 from fedcore.errors import BrokerUnreachable, TransportError
 from fedcore.system.processes import die_with_parent
 from fedcore.transport.base import TransportEvent
@@ -115,18 +116,17 @@ class LocalBroker:
         }
         return MqttSettings(self.url, client_id, user if self.passwords else None, self.passwords.get(user), **files)
 
+    def section(self, user: str) -> BrokerSection:
+        """The `[broker]` section of a user, for a program."""
+        return BrokerSection(**self._broker(user))
+
+    def trust(self, user: str) -> TrustSection:
+        """The `[trust]` section of a user; an empty one where there are no keys."""
+        return TrustSection(**self._trust(user))
+
     def sections(self, user: str) -> str:
         """The `[broker]` section of a user's job or node file, and `[trust]` where there are keys."""
-        broker = {"url": self.url, **({} if self.yard else {"insecure": True}), **self._files(user)}
-        if self.passwords:
-            broker["username"] = user
-        trust: dict[str, str] = {}
-        if self.yard is not None:
-            trust["signing_key"] = str(self.yard.signing_key(user))
-            if user == COORDINATOR:
-                trust["enrolled"] = str(self.yard.enrolled)
-            else:
-                trust["coordinator_key"] = Enrolment.load(self.yard.enrolled).coordinator
+        broker, trust = self._broker(user), self._trust(user)
         text: dict[str, Mapping[str, object]] = {"broker": broker, "trust": trust}
         # JSON's strings and booleans are TOML's.
         return "\n".join(
@@ -221,6 +221,18 @@ class LocalBroker:
             options=options,
             now=datetime.now(timezone.utc),
         )
+
+    def _broker(self, user: str) -> dict[str, Any]:
+        name = {"username": user} if self.passwords else {}
+        return {"url": self.url, **({} if self.yard else {"insecure": True}), **self._files(user), **name}
+
+    def _trust(self, user: str) -> dict[str, str]:
+        if self.yard is None:
+            return {}
+        key = {"signing_key": str(self.yard.signing_key(user))}
+        if user == COORDINATOR:
+            return key | {"enrolled": str(self.yard.enrolled)}
+        return key | {"coordinator_key": Enrolment.load(self.yard.enrolled).coordinator}
 
     def _files(self, user: str) -> dict[str, str]:
         """Files that a user needs to connect, by key of the section."""

@@ -79,7 +79,7 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`authority/issued.json`."""
+    """What was issued to whom, as `authority/issued.json` has it."""
 
     runs: tuple[str, ...]
     broker: BrokerOptions
@@ -124,12 +124,12 @@ class Holder:
 
     @property
     def key(self) -> Path:
-        """Its secret key."""
+        """Where the secret key lies."""
         return self.folder / f"{self.stem}.key"
 
     @property
     def certificate(self) -> Path:
-        """Its certificate."""
+        """Where the certificate lies."""
         return self.folder / f"{self.stem}.pem"
 
     @property
@@ -167,5 +167,5 @@ def load_register(yard: Yard) -> Register:
 
 
 def save_register(yard: Yard, register: Register) -> None:
-    """Keep it."""
+    """Write the register to `authority/issued.json`, so that it survives a power cut."""
     write_durably(yard.register, msgspec.json.format(msgspec.json.encode(register)) + b"\n")

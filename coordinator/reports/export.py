@@ -12,18 +12,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.reports.lastmodel import last_model, require_empty
+from coordinator.store.folder import RunFolder
 from fedcore.config.sections import TaskSection
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
 from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
-from fedcore.subspaces.informed import InformedRows
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import start_value
 from fedcore.weights.schema import ModelSchema
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "export_run"]
+
+
+def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False) -> str:
+    """Write a run's last model to a folder; what it is, in words.
+
+    Args:
+        files: The run's.
+        folder: A new or an empty one.
+        overwrite: Also one that holds something.
+
+    Raises:
+        ConfigError: The folder holds something already.
+        RunError: No round is finished yet, or the base is damaged.
+    """
+    require_empty(folder, overwrite=overwrite)
+    last = last_model(files)
+    export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.artefact)
+    return f"{last.schema.architecture} of round {last.round}"
 
 
 def export_model(
@@ -33,7 +52,7 @@ def export_model(
     task: TaskSection,
     training: Training,
     folder: Path,
-    informed: InformedRows | None = None,
+    artefact: Any = None,
 ) -> None:
     """Write the model of a state to `folder`, tensor by tensor, in the checkpoint's float types (int8 ones become
     float32).
@@ -69,7 +88,7 @@ def export_model(
         if name in layers:
             layer = layers[name]
             return from_float32(
-                merged(base.master(layer), layer_update(training, state, layer, informed)), types[target]
+                merged(base.master(layer), layer_update(training, state, layer, artefact)), types[target]
             )
         if name not in tensors:
             return checkpoint.read(name)

@@ -20,7 +20,7 @@ _STATES = {"full": "disk full", "": "silent"}
 
 @dataclass(frozen=True)
 class NodeRow:
-    """A node."""
+    """What an operator wants to know of a node, in words."""
 
     view: NodeView
     activity: str
@@ -37,12 +37,12 @@ class NodeRow:
 
     @property
     def share(self) -> float | None:
-        """Of its budget; None while that is not known."""
+        """Part of its memory budget that a node uses; None while the budget is not known."""
         return self.used_bytes / self.view.budget_bytes if self.view.budget_bytes else None
 
     @property
     def celsius(self) -> float | None:
-        """Its hottest sensor."""
+        """Temperature of the node's hottest sensor, in degrees Celsius."""
         return None if self.view.readings is None else self.view.readings.hottest_celsius
 
     @property

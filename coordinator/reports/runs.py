@@ -74,7 +74,7 @@ class LedgerReader(SqliteLedger):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run."""
+    """A run as it lies on the disk."""
 
     name: str
     """Of its folder."""
@@ -94,12 +94,12 @@ class RunRecord:
 
     @property
     def files(self) -> RunFolder:
-        """Where everything lies."""
+        """Paths of everything in the run's folder."""
         return RunFolder(self.root)
 
     @property
     def rows(self) -> list[RoundRow]:
-        """Published rounds."""
+        """The rounds that are published, first to last."""
         return self.view.rows
 
     @property

@@ -28,6 +28,7 @@ __all__ = [
     "Answer",
     "Asked",
     "Command",
+    "Commander",
     "Control",
     "EndRound",
     "Exclude",
@@ -37,6 +38,9 @@ __all__ = [
     "command_of",
     "name_of",
 ]
+
+Commander = Callable[[Command, str], "Future[Answer]"]
+"""Asks the coordinator's loop to obey a command, and says who gave it."""
 
 COMMANDS: dict[str, type[Command]] = {
     "pause": Pause,

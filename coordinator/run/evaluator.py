@@ -60,7 +60,7 @@ class Evaluator:
         data: Held-out data.
         model_folder: The checkpoint.
         folder: Its own folder.
-        informed: File of the run's informed rows, where the plan has some.
+        artefact: File of the run's artefact, where the plan names one.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Evaluator:
         data: DataSection,
         model_folder: str,
         folder: Path,
-        informed: Path | None = None,
+        artefact: Path | None = None,
     ) -> None:
         self._worker = WorkerProcess(sink, folder / "worker.log", environment={"OMP_WAIT_POLICY": "PASSIVE"})
         threads = max(1, (os.cpu_count() or 1) // 2)
@@ -84,7 +84,7 @@ class Evaluator:
                 data=data,
                 folder=str(folder),
                 threads=threads,
-                informed="" if informed is None else str(informed),
+                artefact="" if artefact is None else str(artefact),
             )
         )
         self._held: Position | None = None
@@ -131,7 +131,7 @@ class Evaluator:
             self._sent += 1
 
     def done(self, event: Evaluated) -> None:
-        """An answer came."""
+        """Note that the evaluation process has answered."""
         del event
         self._asked.popleft()
         self._sent -= 1

@@ -24,10 +24,10 @@ from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
+from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
-from fedcore.round.plan import InformedObject, Plan, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, StateObject
 from fedcore.round.training import AnyTraining, Training
-from fedcore.subspaces.informed import read_informed
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
 from fedcore.wire.files import manifest_of
@@ -46,7 +46,7 @@ class Learning:
         base_kind: How the frozen base is held.
         schema: What of the model is trained.
         model_folder: The checkpoint's.
-        informed: SHA-256 of the informed rows in the run's folder; empty where the method has none.
+        artefact: SHA-256 of the run's artefact in its folder; empty where the method asks for none.
         safety: What one participant may do to a round.
     """
 
@@ -56,7 +56,7 @@ class Learning:
     base_kind: BaseKind
     schema: ModelSchema
     model_folder: Path
-    informed: str = ""
+    artefact: str = ""
     safety: SafetySection = SafetySection()
 
     @classmethod
@@ -70,7 +70,7 @@ class Learning:
             base_kind=job.model.base,
             schema=prepared.schema,
             model_folder=prepared.model_folder,
-            informed=prepared.informed,
+            artefact=prepared.artefact,
             safety=job.safety,
         )
 
@@ -103,6 +103,7 @@ class GlobalModel:
         base: With what earlier generations learned merged into it.
         state: The exact state on it.
         published: The newest published state.
+        artefact: What the run's artefact holds; None where the method asks for none.
 
     Raises:
         FedkrsoError: The model cannot serve as the base, or what is on disk is not the run's.
@@ -110,10 +111,9 @@ class GlobalModel:
 
     def __init__(self, learning: Learning, keeping: Keeping, published: int) -> None:
         self._learning, self._keeping, self._folder = learning, keeping, keeping.folder
-        self._half = server_half(learning.method, learning.informed)
+        self._half = server_half(learning.method, learning.artefact)
         schema, first = learning.schema, self.training(1)
-        size = first.informed_subspaces, first.rank
-        self._informed = read_informed(self._folder.informed, first.informed, schema, *size) if first.informed else None
+        self.artefact = read_artefact(self._folder.artefact, first, schema)
         self.base = Base(Checkpoint(learning.model_folder), schema, learning.base_kind, self._folder.base)
         opened = keeping.resume(self.base, published)
         self._checkpoint_digest = keeping.checkpoint_digest()
@@ -161,14 +161,14 @@ class GlobalModel:
             base_kind=learning.base_kind,
             base_digest=self.base.digest(),
             model_schema=learning.schema,
-            checksums=checksums(training, learning.schema, self._informed),
+            checksums=checksums(training, learning.schema, self.artefact),
             training=training,
             version=version,
             chunk_bytes=chunk_bytes,
             objects=self._keeping.listed(version, training.generation),
             start_digest=self._start_digest(training),
             checkpoint_digest=self._checkpoint_digest,
-            informed=InformedObject(manifest_of(self._folder.informed, chunk_bytes)) if training.informed else None,
+            artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
         )
 
     def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:

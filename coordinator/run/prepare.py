@@ -17,11 +17,11 @@ from fedcore.errors import RunError
 from fedcore.methods import server_half
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
-from fedcore.worker.messages import Describe, Described, FindInformedRows
+from fedcore.worker.messages import Describe, Described, MakeArtefact
 
 __all__ = ["Prepared", "prepare"]
 
-_INFORMED_SECONDS = 3600.0
+_ARTEFACT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Prepared:
     job: Job
     schema: ModelSchema
     model_folder: Path
-    informed: str = ""
-    """SHA-256 of the run's informed rows, where its method has some; their file is in the run's folder."""
+    artefact: str = ""
+    """SHA-256 of the run's artefact, where its method asks for one; the file is in the run's folder."""
 
 
 def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
@@ -54,38 +54,37 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
     job = msgspec.structs.replace(job, task=task)
-    return Prepared(job, schema, model_folder, _informed(job, schema, model_folder, folder, ledger))
+    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger))
 
 
-def _informed(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:
-    """Have the run's informed rows: made once, and found again as they were."""
+def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:
+    """Have the run's artefact: made once, and found again as it was."""
     training = server_half(job.method).training(1, job.seed)
-    if not training.informed_subspaces:
+    kind = training.artefact_kind
+    if kind is None:
         return ""
-    known = ledger.fact("informed", str)
-    if known is None or not folder.informed.exists() or sha256_of(folder.informed) != known:
-        assert job.calibration is not None, "the job was checked"
-        command = FindInformedRows(
+    known = ledger.fact("artefact", str)
+    if known is None or not folder.artefact.exists() or sha256_of(folder.artefact) != known:
+        calibration = job.calibration
+        command = MakeArtefact(
+            training=training,
             model_folder=str(model_folder),
             task=job.task,
             model_schema=schema,
             base_kind=job.model.base,
-            data=job.calibration.data,
-            rows=job.calibration.rows,
-            subspaces=training.informed_subspaces,
-            rank=training.rank,
-            pool=len(training.seeds),
-            folder=str(folder.evaluator / "informed"),
-            path=str(folder.informed),
+            data=calibration.data if calibration is not None else None,
+            rows=calibration.rows if calibration is not None else 0,
+            folder=str(folder.evaluator / "artefact"),
+            path=str(folder.artefact),
             threads=max(1, (os.cpu_count() or 1) // 2),
         )
-        ask_worker(command, folder.evaluator / "informed.log", timeout_seconds=_INFORMED_SECONDS)
-    found = sha256_of(folder.informed)
+        ask_worker(command, folder.evaluator / "artefact.log", timeout_seconds=_ARTEFACT_SECONDS)
+    found = sha256_of(folder.artefact)
     if known not in (None, found):
         raise RunError(
-            "the informed rows are not those that the run began with, and this machine makes others",
-            place=str(folder.informed),
-            remedy="put the file back from a copy, or a node's informed.bin",
+            f"the run's artefact ({kind.name}) is not the one that it began with, and this machine makes another",
+            place=str(folder.artefact),
+            remedy="put the file back from a copy, or a node's artefact.bin",
         )
-    ledger.put_fact("informed", found)
+    ledger.put_fact("artefact", found)
     return found

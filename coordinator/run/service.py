@@ -47,19 +47,19 @@ from fedcore.transport.base import Connected, Disconnected, Received, Transport,
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
-from fedcore.worker.messages import Adopted, Described, Evaluated, Failed, InformedRowsFound, Progress, Ready, Trained
+from fedcore.worker.messages import Adopted, ArtefactMade, Described, Evaluated, Failed, Progress, Ready, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
-__all__ = ["Coordinator"]
+__all__ = ["Service"]
 
 _TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
 
 
-class Coordinator:
-    """A run's coordinator.
+class Service:
+    """A run at work.
 
     Args:
         prepared: Job, schema, model.
@@ -111,7 +111,7 @@ class Coordinator:
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clock()
-        self._ended = False
+        self._ended = self._stopping = False
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
         if rows:
@@ -142,7 +142,7 @@ class Coordinator:
             first = self._plan_of(self._machine.round, (), 0.0)
             files, data, model = self._folder, self._job.evaluation, str(self._model_folder)
             self._evaluator = Evaluator(
-                self._queue.put, first, self._job.run, data, model, files.evaluator, files.informed
+                self._queue.put, first, self._job.run, data, model, files.evaluator, files.artefact
             )
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
@@ -162,7 +162,7 @@ class Coordinator:
                     self._plan.cohort
                 )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
-            while not (self._ended and not (self._evaluator and self._evaluator.pending)):
+            while not self._stopping and not (self._ended and not (self._evaluator and self._evaluator.pending)):
                 self._turn()
         except OSError as error:
             if not is_full(error):
@@ -189,6 +189,10 @@ class Coordinator:
         asked = Asked(command, by)
         self._queue.put(asked)
         return asked.answer
+
+    def stop(self) -> None:
+        """Have `run` return at the next turn of the loop, from any thread; nothing is announced as finished."""
+        self._stopping = True
 
     def _turn(self) -> None:
         try:
@@ -217,7 +221,7 @@ class Coordinator:
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
             case Ready() if self._evaluator is not None:
                 self._evaluator.ready(event)
-            case Ready() | Adopted() | Progress() | Trained() | Described() | InformedRowsFound():
+            case Ready() | Adopted() | Progress() | Trained() | Described() | ArtefactMade():
                 pass
             case Asked():
                 self._control.obey(event)

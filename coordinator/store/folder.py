@@ -9,14 +9,16 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from coordinator.job import Job
 from fedcore.errors import RunError
 from fedcore.model.state import ExactState
 from fedcore.round.plan import ObjectKind
 from fedcore.system.durable import flush_folder
 
-__all__ = ["RunFolder", "load_state", "save_state"]
+__all__ = ["RunFolder", "load_state", "save_state", "stored_job", "write_job"]
 
 # What NumPy and zipfile raise on a file that is not what it was; a damaged shape asks for more memory than there is.
 _DAMAGED = (
@@ -55,9 +57,9 @@ class RunFolder:
         return self.root / "base"
 
     @property
-    def informed(self) -> Path:
-        """The run's informed rows, where its method has some."""
-        return self.root / "informed.bin"
+    def artefact(self) -> Path:
+        """The run's artefact, where its method asks for one."""
+        return self.root / "artefact.bin"
 
     @property
     def evaluator(self) -> Path:
@@ -95,6 +97,36 @@ class RunFolder:
     def state(self, version: int) -> Path:
         """The exact state of a version."""
         return self.root / "state" / f"{version}.npz"
+
+
+def write_job(folder: RunFolder, job: Job) -> None:
+    """Keep the job as it was started: beside and renamed, since one that was cut short could not be resumed."""
+    keep = folder.job.with_name(folder.job.name + ".new")
+    keep.touch(mode=0o600)
+    keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
+    keep.replace(folder.job)
+
+
+def stored_job(root: Path) -> Job:
+    """The job that a run was started with.
+
+    Raises:
+        RunError: There is no such run, or another version of this program began it.
+    """
+    path = RunFolder(root).job
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Job)
+    except FileNotFoundError:
+        known = sorted(other.parent.name for other in root.parent.glob(f"*/{path.name}"))
+        raise RunError(
+            f"no run {root.name!r}", place=str(root.parent), remedy=f"runs: {', '.join(known) or 'none'}"
+        ) from None
+    except msgspec.DecodeError as error:
+        raise RunError(
+            f"this version cannot read the job: {error}",
+            place=str(path),
+            remedy="go on with the version that began the run",
+        ) from None
 
 
 def save_state(path: Path, state: ExactState) -> None:

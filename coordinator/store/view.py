@@ -31,7 +31,7 @@ class EventView:
     text: str
 
     def line(self) -> str:
-        """For a terminal."""
+        """The event as one line for a terminal."""
         return f"{self.kind} {self.node}: {self.text}".replace(" :", ":")
 
 

@@ -46,7 +46,7 @@ class Writer(msgspec.Struct, frozen=True):
 
     @staticmethod
     def this() -> Writer:
-        """The calling process."""
+        """The calling process as the writer of a view."""
         boot, namespace = _place()
         pid = os.getpid()
         started = _started(pid)

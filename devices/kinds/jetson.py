@@ -64,7 +64,7 @@ class Jetson(LinuxDevice):
         return values
 
     def counters(self) -> list[tuple[str, str]]:
-        """Of over-current and under-voltage."""
+        """The board's counters of over-current and under-voltage."""
         return over_current_counters(self._host.root)
 
     def _ask_tegrastats(self, values: dict[str, object], tegrastats: Tegrastats) -> None:

@@ -40,7 +40,7 @@ class LinuxDevice:
 
     @property
     def facts(self) -> Facts:
-        """What it is."""
+        """What the machine is, found once."""
         return self._facts
 
     def read(self) -> Readings:
@@ -86,7 +86,7 @@ class LinuxDevice:
         }
 
     def verdicts(self) -> list[Verdict]:
-        """Of every source that may know of throttling."""
+        """What every source says that may know of throttling."""
         cooling, grown = self._cooling.verdict(), self._growth.verdict()
         gpu = self._gpu.read() if self._gpu is not None else None
         slowed = (

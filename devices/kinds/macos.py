@@ -87,11 +87,11 @@ class MacOs:
 
     @property
     def facts(self) -> Facts:
-        """What it is."""
+        """What the machine is, found once."""
         return self._facts
 
     def read(self) -> Readings:
-        """The last reading."""
+        """The last reading of its sensors, which are read in the background."""
         found = self._seldom.latest()
         total = self._facts.memory_total_bytes
         if found is None:

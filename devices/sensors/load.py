@@ -36,7 +36,7 @@ class ProcessorLoad:
         self._last: float | None = None
 
     def percent(self) -> float | None:
-        """Of all processors; None at the first reading, which has none before it."""
+        """Load of all processors in per cent; None at the first reading, which has none before it."""
         found = _TOTALS.search(read_bytes(self._path, 2048) or b"")
         if found is None:
             self._before = self._last = None

@@ -74,7 +74,7 @@ class Rails:
         self._rails = [*self._hwmon(), *self._iio()]
 
     def watts(self) -> dict[str, float]:
-        """By rail."""
+        """Power of each rail that can be read, in watts, by the rail's name."""
         return {rail.name: watts for rail in self._rails if (watts := rail.watts()) is not None}
 
     def _hwmon(self) -> list[_Rail]:

@@ -26,17 +26,17 @@ from edge_client.node import Node
 from edge_client.owner.policy import Conditions, PolicySection, Watch
 from edge_client.owner.sensing import Sensing
 from edge_client.process.packages import import_failure
-from edge_client.process.paths import informed_path
+from edge_client.process.paths import artefact_path
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
 from fedcore.errors import (
+    ArtefactDamaged,
     BaseDamaged,
     BudgetError,
     ConfigError,
     DataError,
     ExactnessError,
     FedkrsoError,
-    InformedDamaged,
     ModelError,
     StorageError,
     WireError,
@@ -107,9 +107,9 @@ class Agent:
         )
         self._outbox = Outbox(self._folder / "outbox")
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
-        self._rows_path = informed_path(self._folder)
-        informed = sha256_of(self._rows_path) if self._rows_path.exists() else ""
-        self.session = Session(node.node, sent_round=sent, update_round=waiting, informed=informed)
+        self._artefact_path = artefact_path(self._folder)
+        artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""
+        self.session = Session(node.node, sent_round=sent, update_round=waiting, artefact=artefact)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
         self._transfers = Transfers(
             self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
@@ -291,13 +291,13 @@ class Agent:
                 self._guarded(lambda: self._supervisor.configure(plan))
             case s.Fetch(obj):
                 self._guarded(lambda: self._fetch(obj))
-            case s.KeepInformed(obj):
-                self._transfers.object_path(obj).replace(self._rows_path)
+            case s.KeepArtefact(obj):
+                self._transfers.object_path(obj).replace(self._artefact_path)
                 flush_folder(self._folder)
                 self._say(
                     Line(
-                        f"informed rows {obj.manifest.sha256[:12]} fetched",
-                        event="informed",
+                        f"run artefact {obj.manifest.sha256[:12]} fetched",
+                        event="artefact",
                         size_bytes=obj.manifest.size_bytes,
                     )
                 )
@@ -402,7 +402,7 @@ class Agent:
         not_equal = event.error in (ExactnessError.__name__, BaseDamaged.__name__)
         self._feed(
             s.WorkerFailed(
-                event.message, died=False, not_equal=not_equal, uninformed=event.error == InformedDamaged.__name__
+                event.message, died=False, not_equal=not_equal, artefact_damaged=event.error == ArtefactDamaged.__name__
             )
         )
 

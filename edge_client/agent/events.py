@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedcore.round.plan import InformedObject, Plan, PublishedObject, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, StateObject
 
 __all__ = [
     "Action",
@@ -18,7 +18,7 @@ __all__ = [
     "Event",
     "Fetch",
     "Fetched",
-    "KeepInformed",
+    "KeepArtefact",
     "LetGo",
     "MayWork",
     "MustRest",
@@ -87,13 +87,13 @@ class UpdateGone:
 class WorkerFailed:
     """A command failed or the worker died.
 
-    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `uninformed`: the informed
-    rows on the disk were not the run's."""
+    `not_equal`: the replica was not the run's; it dropped what was wrong and loads again. `artefact_damaged`: the
+    artefact on the disk was not the run's."""
 
     reason: str
     died: bool
     not_equal: bool = False
-    uninformed: bool = False
+    artefact_damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class KeepInformed:
-    """Put the fetched informed rows where workers read them."""
+class KeepArtefact:
+    """Put the fetched run artefact where workers read it."""
 
-    obj: InformedObject
+    obj: ArtefactObject
 
 
 @dataclass(frozen=True)
@@ -175,4 +175,4 @@ class TellStatus:
     """Publish the node's status."""
 
 
-Action = Configure | Fetch | KeepInformed | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus
+Action = Configure | Fetch | KeepArtefact | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus

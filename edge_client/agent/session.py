@@ -3,7 +3,7 @@
 
     idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
-    idle ──a plan with informed rows that are not here──> fetching ──kept──> loading
+    idle ──a plan with an artefact that is not here──> fetching ──kept──> loading
     any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A
@@ -26,7 +26,7 @@ from edge_client.agent.events import (
     Event,
     Fetch,
     Fetched,
-    KeepInformed,
+    KeepArtefact,
     LetGo,
     MayWork,
     MustRest,
@@ -39,7 +39,7 @@ from edge_client.agent.events import (
     WorkerFailed,
     WorkerReady,
 )
-from fedcore.round.plan import InformedObject, Plan, PublishedObject, objects_needed, published_digest
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed, published_digest
 
 __all__ = ["Session"]
 
@@ -56,13 +56,13 @@ class Session:
         node: This node's id.
         sent_round: The last round whose update was committed or refused (from disk after a restart).
         update_round: The round whose update lies in the outbox (from disk), 0 for none.
-        informed: SHA-256 of the informed rows that lie on the disk, empty for none.
+        artefact: SHA-256 of the run artefact that lies on the disk, empty for none.
     """
 
     node: str
     sent_round: int = 0
     update_round: int = 0
-    informed: str = ""
+    artefact: str = ""
     state: State = "idle"
     plan: Plan | None = None
     worker_ready: bool = False
@@ -126,8 +126,10 @@ class Session:
                 self.sent_round = max(self.sent_round, server_round)
                 self.reason = self._why_resting() or refused
                 return self._next() if self.state == "sending" else []
-            case WorkerFailed(reason, died, not_equal, uninformed):
-                return self._uninformed(reason) if uninformed else self._failed(reason, died=died, not_equal=not_equal)
+            case WorkerFailed(reason, died, not_equal, artefact_damaged):
+                if artefact_damaged:
+                    return self._artefact_damaged(reason)
+                return self._failed(reason, died=died, not_equal=not_equal)
             case MustRest(cause, reason):
                 self.rests[cause] = reason
                 return self._stop_work(cause)
@@ -145,15 +147,15 @@ class Session:
     def _fetched(self, sha256: str) -> list[Action]:
         if self.state != "fetching" or self.wanted is None or self.wanted.manifest.sha256 != sha256:
             return []
-        if isinstance(self.wanted, InformedObject):
-            obj, self.wanted, self.informed = self.wanted, None, sha256
-            return [KeepInformed(obj), *self._next()]
+        if isinstance(self.wanted, ArtefactObject):
+            obj, self.wanted, self.artefact = self.wanted, None, sha256
+            return [KeepArtefact(obj), *self._next()]
         self.state = "adopting"
         return [AdoptObject(self.wanted)]
 
-    def _uninformed(self, reason: str) -> list[Action]:
-        """The worker found other informed rows than the run's, or none: they are fetched, and it loads again."""
-        self.informed, self.worker_ready, self.reason = "", False, reason
+    def _artefact_damaged(self, reason: str) -> list[Action]:
+        """The worker found another artefact than the run's, or none: it is fetched, and the worker loads again."""
+        self.artefact, self.worker_ready, self.reason = "", False, reason
         if self.rests:
             return []
         self.tries += 1
@@ -235,9 +237,9 @@ class Session:
             return sent
         if self.rests:
             return self._rest()
-        if plan.informed is not None and plan.informed.manifest.sha256 != self.informed:
-            self.state, self.wanted, self.worker_ready = "fetching", plan.informed, False
-            return [Fetch(plan.informed)]
+        if plan.artefact is not None and plan.artefact.manifest.sha256 != self.artefact:
+            self.state, self.wanted, self.worker_ready = "fetching", plan.artefact, False
+            return [Fetch(plan.artefact)]
         if not self.worker_ready:
             self.state = "loading"
             return [Configure(plan)]

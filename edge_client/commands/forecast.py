@@ -35,7 +35,7 @@ _COLOURS = {
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One method's answer."""
+    """What one method would need, and whether it fits."""
 
     method: str
     fits: bool
@@ -48,7 +48,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole answer."""
+    """What `fedkrso profile` has to say of a model and a budget."""
 
     model: str
     task: str

@@ -27,7 +27,7 @@ State = Literal["ok", "warning", "error"]
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One finding."""
+    """What one check found, and what to do about it."""
 
     group: str
     check: str

@@ -34,7 +34,7 @@ _CUDA_OF_L4T = {
 
 
 def compute(around: Surroundings, node: Node | None) -> Sequence[Check]:
-    """All of it."""
+    """Every check of the group `compute`: libraries, devices, dtypes, the route that follows."""
     if find_spec("torch") is None:
         return [
             Check(

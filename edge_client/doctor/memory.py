@@ -26,7 +26,7 @@ _TRY_BYTES = 256 * _MIB
 
 
 def memory(around: Surroundings, node: Node | None) -> Sequence[Check]:
-    """All of it."""
+    """Every check of the group `memory`: what is there, what limits it, how a worker can be held."""
     return [
         _available(around.root),
         *_limits(around.root),

@@ -20,7 +20,7 @@ _TRAIN = "pip install 'fedkrso[train]'"
 
 
 def software(around: Surroundings, node: Node | None) -> Sequence[Check]:
-    """All of it."""
+    """Every check of the group `software`: Python and packages."""
     del node
     try:
         needed = requires("fedkrso") or []

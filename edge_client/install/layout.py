@@ -36,12 +36,12 @@ class Layout:
 
     @property
     def node_file(self) -> Path:
-        """The node file."""
+        """Where the node file lies."""
         return self.configuration / "node.toml"
 
     @property
     def unit(self) -> Path:
-        """The unit."""
+        """Where the service's unit lies."""
         return self.units / f"{SERVICE}.service"
 
     @property

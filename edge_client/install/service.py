@@ -40,11 +40,11 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def active(self) -> bool:
-        """Whether it runs."""
+        """Whether the service runs, as systemd says."""
         return self.state.startswith("active")
 
     def text(self) -> str:
-        """For a person."""
+        """The service's state in words, for a person."""
         rows = [
             ("service", self.state + (f" since {self.since}" if self.since else "")),
             ("node", self.said or "has not said anything"),

@@ -175,16 +175,22 @@ def _sources(checkout: Path, target: Path) -> Path:
 def _pip(runner: Runner, *arguments: str) -> None:
     called = runner((sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments))
     if called.code != 0:
-        lines = (
-            [line for line in called.output.splitlines() if line.startswith("ERROR")]
-            or called.output.splitlines()
-            or ["no word"]
-        )
         raise RunError(
-            lines[-1].removeprefix("ERROR: "),
+            _why(called.output.splitlines()),
             place=f"pip {arguments[0]}",
             remedy="check the network, or take another --target",
         )
+
+
+def _why(lines: list[str]) -> str:
+    """Of what pip said, the line that names what is missing or does not agree, not the one that names pip's manual."""
+    errors = [
+        line.removeprefix("ERROR: ")
+        for line in lines
+        if line.startswith("ERROR") and "ResolutionImpossible" not in line
+    ]
+    missing = [line for line in errors if line.startswith("No matching distribution")]
+    return (missing or errors or lines or ["no word"])[-1]
 
 
 def _stand_in(folder: Path) -> None:

@@ -255,7 +255,7 @@ class Unconfined(_Uncounted):
         _last_to_live()
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Remembered."""
+        """Remember a limit that nothing enforces."""
         self.limit_bytes = limit_bytes
 
 
@@ -277,7 +277,7 @@ class Rlimit(_Uncounted):
         _last_to_live()
 
     def set_limit(self, limit_bytes: int) -> None:
-        """Of the running process; Linux only."""
+        """Give the running process another limit; without effect but on Linux."""
         self.limit_bytes = limit_bytes
         if self._pid is not None and sys.platform == "linux":
             with contextlib.suppress(OSError):

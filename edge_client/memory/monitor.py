@@ -76,7 +76,7 @@ class Monitor:
         self._told = False
 
     def take(self, reading: Reading) -> Advice:
-        """Judge a reading."""
+        """Take a reading of the worker's memory, and say what it asks for."""
         self.last = reading
         self.peak_bytes = max(self.peak_bytes, reading.used_bytes)
         if reading.worker_bytes is None:

@@ -76,7 +76,7 @@ class Planning:
         self._file.write_bytes(msgspec.json.encode((self._footprint.key, self._calibration)))
 
     def begin(self, plan: Plan, now: Limit) -> tuple[MemoryPlan, ...]:
-        """The sequence of memory plans of a round; after kills in this round it begins lower.
+        """A round's memory plans, the best that fits first, then smaller ones; after kills in this round it begins lower.
 
         Raises:
             WorkerError: Nothing fits now, or the worker was killed on every step.
@@ -97,7 +97,7 @@ class Planning:
         self._first_memory_step += memory_step + 1
 
     def memory_step_for(self, room_bytes: int) -> int:
-        """The first step that fits, or the last one; 0 where there is no sequence of memory plans."""
+        """The first step that fits, or the last one; 0 where no round has begun."""
         fitting = [i for i, plan in enumerate(self.memory_steps) if plan.components.total_bytes <= room_bytes]
         return fitting[0] if fitting else max(0, len(self.memory_steps) - 1)
 

@@ -29,7 +29,7 @@ _OLD_SECONDS = 15.0
 
 
 def processor_seconds() -> tuple[float, float]:
-    """Of all processors together since the system started: seconds busy, and seconds in all.
+    """Seconds that all processors together were busy since the system started, and seconds in all.
 
     Waiting for a disk is not busy, and what a hypervisor gave to others (`steal`) is no program of this machine.
     """
@@ -129,7 +129,7 @@ class Sensing:
         self._thread = threading.Thread(target=self._run, name="sensing", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Begin to read the sensors, in a thread of their own."""
         self._thread.start()
 
     def stop(self) -> None:

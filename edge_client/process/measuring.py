@@ -61,14 +61,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The method, where it is another: then it says batch and rank."""
 
     def trains(self) -> AnyTraining:
-        """The round's training."""
+        """What a plan of the measured round would say of its training."""
         if self.training is not None:
             return self.training
         return subspace_round(pool=self.pool, rank=self.rank, batch_size=self.batch_size, steps=self.steps)
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out."""
+    """Memory of a training step, predicted and measured."""
 
     traced: MemoryComponents
     """Predicted before anything was loaded."""
@@ -85,7 +85,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> float:
-        """Of the prediction before loading, relative to the measurement."""
+        """Error of the prediction before loading, relative to what was measured."""
         return self.traced.total_bytes / self.peak_bytes - 1
 
 

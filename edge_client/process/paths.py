@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["informed_path"]
+__all__ = ["artefact_path"]
 
 
-def informed_path(folder: Path) -> Path:
-    """Where a node keeps its run's informed rows."""
-    return folder / "informed.bin"
+def artefact_path(folder: Path) -> Path:
+    """Where a node keeps its run's artefact."""
+    return folder / "artefact.bin"

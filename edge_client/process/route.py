@@ -209,7 +209,7 @@ def key_of(deciding_facts: Mapping[str, str]) -> str:
 
 
 def path_of(folder: Path, key: str) -> Path:
-    """A probe's file."""
+    """Where a probe's measurements are kept, by their key."""
     return folder / f"compute-route-{key}.json"
 
 

@@ -20,7 +20,7 @@ from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planning import Planning
 from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
-from edge_client.process.paths import informed_path
+from edge_client.process.paths import artefact_path
 from edge_client.process.route import cache_folder
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.round.plan import Plan
@@ -166,7 +166,7 @@ class Supervisor:
                 compute_dtype=self._route.compute_dtype,
                 memory=memory,
                 calibrate=unmeasured,
-                informed=str(informed_path(self._folder)),
+                artefact=str(artefact_path(self._folder)),
             )
         )
 

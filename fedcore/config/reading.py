@@ -7,7 +7,9 @@ import difflib
 import math
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
@@ -46,14 +48,19 @@ _UNKNOWN = re.compile(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$")
 _OTHER = re.compile(r"^(.*?)(?: - at `\$\.?(.*?)`)?$")
 
 
-def load_config(path: Path, kind: type[S]) -> S:
+def load_config(path: Path, kind: type[S], defaults: Mapping[str, Any] = MappingProxyType({})) -> S:
     """Read a TOML file as a frozen struct; relative paths in it are seen from the file's own folder.
+
+    Args:
+        path: The file.
+        kind: What it is read as.
+        defaults: Values of top-level keys and sections that the file does not have.
 
     Raises:
         ConfigError: No such file, not TOML, an unknown or missing key, a value of the wrong type or outside its range.
             The place is `file: section.key`; for an unknown key the remedy is the nearest one that exists.
     """
-    raw = _read_toml(path)
+    raw = {**defaults, **_read_toml(path)}
     try:
         return _anchored(msgspec.convert(raw, kind), path.absolute().parent)
     except msgspec.ValidationError as error:

@@ -60,7 +60,7 @@ class MemoryComponents(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total_bytes(self) -> int:
-        """The peak."""
+        """All components together, in bytes: the process's peak."""
         return sum(getattr(self, name) for name in self.__struct_fields__)
 
 

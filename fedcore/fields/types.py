@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-__all__ = ["BaseKind", "Bits", "Moments", "Order", "ProjectionName", "Start"]
+__all__ = ["BaseKind", "Bits", "Moments", "Order", "Start"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
@@ -21,10 +21,6 @@ Order = Literal["cycle", "uniform"]
 Moments = Literal["reset", "carried", "averaged"]
 """What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes
 and rounds."""
-
-ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
-"""What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from
-(`fedcore.subspaces.informed`)."""
 
 Start = Annotated[float, Meta(ge=-1e6, le=1e6)]
 """What a new bias holds before the first round."""

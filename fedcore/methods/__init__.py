@@ -47,13 +47,13 @@ SERVER_HALVES: dict[type[MethodSettings], Callable[..., ServerHalf]] = {
 }
 
 
-def server_half(settings: MethodSettings, informed: str = "") -> ServerHalf:
+def server_half(settings: MethodSettings, artefact: str = "") -> ServerHalf:
     """The server half that a job names.
 
     Args:
         settings: `[method]` of the job.
-        informed: SHA-256 of the run's informed rows, for a method whose plans say that it has some
-            (`Training.informed_subspaces`).
+        artefact: SHA-256 of the run's artefact, for a method that asks for one (`Training.artefact_kind`), once it
+            is made.
     """
     half = SERVER_HALVES[type(settings)]
-    return half(settings, informed) if informed else half(settings)
+    return half(settings, artefact) if artefact else half(settings)

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from fedcore.errors import ConfigError
-from fedcore.fields.types import Bits, Moments, Order, ProjectionName
+from fedcore.fields.types import Bits, Moments, Order
 from fedcore.methods.interface import SteppedSettings, exact_mean, require_within
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
 from fedcore.round.plan import Plan
 from fedcore.round.training import SubspaceTraining
+from fedcore.round.training.subspace import ProjectionName
 from fedcore.subspaces.schedule import generation_of, pool_seeds
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
@@ -89,11 +90,11 @@ class FedKRSO:
 
     Args:
         settings: Of the job.
-        informed: SHA-256 of the run's informed rows, once they are there.
+        artefact: SHA-256 of the run's informed rows, once they are there.
     """
 
-    def __init__(self, settings: FedKRSOSettings, informed: str = "") -> None:
-        self._settings, self._informed = settings, informed
+    def __init__(self, settings: FedKRSOSettings, artefact: str = "") -> None:
+        self._settings, self._artefact = settings, artefact
 
     def training(self, server_round: int, run_seed: int) -> SubspaceTraining:
         """The round's seeds and bounds."""
@@ -106,7 +107,7 @@ class FedKRSO:
             order=settings.order,
             moments=settings.moments,
             projection=settings.projection,
-            informed=self._informed,
+            artefact=self._artefact,
             informed_subspaces=settings.informed_subspaces,
             **settings.common(server_round, generation, run_seed),
         )

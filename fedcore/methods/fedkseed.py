@@ -66,7 +66,7 @@ class FedKSeedProSettings(
 
     @property
     def biased(self) -> bool:
-        """By the slopes."""
+        """Whether directions are drawn by the slopes that were measured along them."""
         return True
 
 

@@ -3,7 +3,7 @@
 
 Z = sum over k of q_k R_k, with integers q of 15 bits and a sign and rows R of small integers (signs, or up to 127), is
 an integer matrix product. While every partial sum stays below 2**24, float32 matrix multiplication is exact on any
-device, in any summation order; beyond that bound float64 is, to 2**53 (`exact_rows` sees to it). Informed rows have a
+device, in any summation order; beyond that bound float64 is, to 2**53 (`exact_rows` sees to it). Rows may have a
 power of two each, and are brought to the smallest by shifts within the same bound. Then W += Z * c_row * scale of P
 (for signs 1 / sqrt(r)) in two separate float32 elementwise operations (no fused multiply-add), which IEEE 754 fixes to
 the last bit. Both sides run this one NumPy implementation.

@@ -208,7 +208,7 @@ class ExactState:
 
     @classmethod
     def zero(cls, training: Training, schema: ModelSchema) -> ExactState:
-        """Nothing learned yet."""
+        """The state of a run in which nothing is learned yet."""
         sums = {name: np.zeros(shape, np.int64) for name, shape in training.shapes(schema).items()}
         return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=training.published_bits)
 

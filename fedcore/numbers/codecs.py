@@ -59,7 +59,7 @@ class Codec(Protocol):
         ...
 
     def unpack(self, raw: Any, shape: tuple[int, int], bits: Width, place: str) -> MatrixEntry:
-        """A part from what `pack` gave.
+        """A matrix entry from what `pack` gave.
 
         Raises:
             MalformedMessage: Anything else.

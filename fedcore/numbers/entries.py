@@ -22,11 +22,11 @@ class MatrixEntry(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, c)."""
+        """Rows and columns, (m, c)."""
         ...
 
     def values(self) -> NDArray[np.float32]:
-        """The numbers."""
+        """The numbers as float32 (m, c)."""
         ...
 
     def largest(self) -> int:
@@ -34,7 +34,7 @@ class MatrixEntry(Protocol):
         ...
 
     def units(self, rows: slice) -> NDArray[np.int64]:
-        """Some rows in units of 2**-32; only of a part within the bounds (`within_bounds`)."""
+        """Some rows in units of 2**-32; only of an entry within the bounds (`within_bounds`)."""
         ...
 
 
@@ -50,7 +50,7 @@ class Floats:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, c)."""
+        """Rows and columns, (m, c)."""
         rows, columns = self.numbers.shape
         return rows, columns
 
@@ -59,7 +59,7 @@ class Floats:
         return self.numbers
 
     def largest(self) -> int:
-        """Of all numbers."""
+        """The largest absolute value of all numbers, in units of 2**-32."""
         size = float(np.abs(self.numbers).max(initial=0))
         return round(math.ldexp(min(size, 2.0 ** (62 - FRACTION_BITS)), FRACTION_BITS))
 
@@ -90,12 +90,12 @@ class RowScaled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, c)."""
+        """Rows and columns, (m, c)."""
         rows, columns = self.q.shape
         return rows, columns
 
     def largest(self) -> int:
-        """In integers alone."""
+        """The largest absolute value of all numbers, in units of 2**-32, by integers alone."""
         exponent = self.exponent.astype(np.int64)
         highest, lowest = self.q.max(axis=1, initial=0).astype(np.int64), self.q.min(axis=1, initial=0).astype(np.int64)
         size = np.maximum(highest, -lowest)
@@ -104,7 +104,7 @@ class RowScaled:
         return int((size << (exponent + FRACTION_BITS)).max(initial=0))
 
     def units(self, rows: slice) -> NDArray[np.int64]:
-        """Exact."""
+        """Some rows in units of 2**-32, exactly."""
         return np.asarray(
             self.q[rows].astype(np.int64) << (self.exponent[rows].astype(np.int64) + FRACTION_BITS)[:, None]
         )

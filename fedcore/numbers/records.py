@@ -49,7 +49,7 @@ class Record:
 
     @property
     def integers(self) -> RowScaled:
-        """The part, of a record that holds integers."""
+        """The matrix entry, of a record that holds integers."""
         assert isinstance(self.part, RowScaled)
         return self.part
 
@@ -155,7 +155,7 @@ class _Objects:
         return _unpacked(self._unpacker, self._place)
 
     def tell(self) -> int:
-        """Bytes read."""
+        """How many bytes of the file were read so far."""
         return int(self._unpacker.tell())
 
 

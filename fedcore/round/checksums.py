@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 from fedcore.round.training import DirectionTraining, Training
 from fedcore.subspaces.directions import checksum
-from fedcore.subspaces.informed import InformedRows
 from fedcore.subspaces.projection import projection_of
 from fedcore.subspaces.rows.signs import sign_bytes
 from fedcore.weights.schema import ModelSchema
@@ -28,8 +28,14 @@ def signs_checksum(seeds: Iterable[int], layer: str, r: int, n: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def checksums(training: Training, schema: ModelSchema, informed: InformedRows | None = None) -> tuple[str, ...]:
-    """Of the projections of a plan's seeds, by layer; none in methods without seeds."""
+def checksums(training: Training, schema: ModelSchema, artefact: Any = None) -> tuple[str, ...]:
+    """Of the projections of a plan's seeds, by layer; none in methods without seeds.
+
+    Args:
+        training: Of the plan.
+        schema: The model's.
+        artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where the plan names one.
+    """
     if not training.seeds:
         return ()
     if isinstance(training, DirectionTraining):
@@ -40,5 +46,5 @@ def checksums(training: Training, schema: ModelSchema, informed: InformedRows | 
             signs_checksum(training.seeds, layer.name, training.rank, layer.columns) for layer in schema.layers
         )
     pool = training.rows_from, training.seeds, training.rank
-    made = (projection_of(*pool, layer.name, layer.columns, informed) for layer in schema.layers)
+    made = (projection_of(*pool, layer.name, layer.columns, artefact) for layer in schema.layers)
     return tuple(projection.checksum() for projection in made)

@@ -17,7 +17,7 @@ from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
 __all__ = [
-    "InformedObject",
+    "ArtefactObject",
     "ObjectKind",
     "Plan",
     "Position",
@@ -59,8 +59,8 @@ class StateObject(msgspec.Struct, frozen=True):
         return "whole" if self.base_version is None else "difference"
 
 
-class InformedObject(msgspec.Struct, frozen=True):
-    """The published file of the run's informed rows (`fedcore.subspaces.informed`): fetched once, before a model is
+class ArtefactObject(msgspec.Struct, frozen=True):
+    """The published file that the run's method asked for (`fedcore.round.artefact`): fetched once, before a model is
     loaded, and kept."""
 
     manifest: Manifest
@@ -71,7 +71,7 @@ class InformedObject(msgspec.Struct, frozen=True):
         return 0
 
 
-PublishedObject = StateObject | InformedObject
+PublishedObject = StateObject | ArtefactObject
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
@@ -102,8 +102,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     checkpoint_digest: OptionalSha256 = ""
     """Of the base at generation 0, which is the checkpoint; empty in a run that was begun before there was this
     field."""
-    informed: InformedObject | None = None
-    """What `training` says that rows come from, where they are informed."""
+    artefact: ArtefactObject | None = None
+    """The file that `training` names, in methods that ask for one."""
 
     @property
     def key(self) -> str:
@@ -117,9 +117,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
             raise ValueError("a plan carries its labels, not a function's name")
         if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
             raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
-        named = "" if self.informed is None else self.informed.manifest.sha256
-        if self.training.informed != named or (named != "") != (self.training.informed_subspaces > 0):
-            raise ValueError("a plan whose informed rows are not those of its training")
+        named = "" if self.artefact is None else self.artefact.manifest.sha256
+        if self.training.artefact != named or (named != "") != (self.training.artefact_kind is not None):
+            raise ValueError("a plan whose artefact is not that of its training")
+        if named not in self.training.rows_from:
+            raise ValueError("a plan whose states would not name its artefact")
         shapes = [
             *self.training.shapes(self.model_schema).values(),
             *self.training.update_shapes(self.model_schema).values(),

@@ -26,11 +26,10 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from fedcore.errors import InformedDamaged, MalformedMessage, ModelError
+from fedcore.errors import MalformedMessage, ModelError
 from fedcore.numbers.accumulator import RowScaled, row_exponents
 from fedcore.numbers.records import Record, read_header, read_records, write_records
 from fedcore.subspaces.rows.signs import signs
-from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = [
@@ -150,26 +149,18 @@ def write_informed(path: Path, subspaces: int, rank: int, layers: Iterable[tuple
     write_records(path, header, records)
 
 
-def read_informed(path: Path, sha256: str, schema: ModelSchema, subspaces: int, rank: int) -> InformedRows:
+def read_informed(path: Path, schema: ModelSchema, subspaces: int, rank: int) -> InformedRows:
     """Read the rows that plans name.
 
     Args:
-        path: The file.
-        sha256: Of the file.
+        path: The file; its SHA-256 is right.
         schema: The model's.
         subspaces: How many of the pool's are informed.
         rank: r.
 
     Raises:
-        InformedDamaged: No file, or another one.
-        MalformedMessage: The right file, and not what a plan promises.
+        MalformedMessage: Not what a plan promises.
     """
-    try:
-        found = sha256_of(path)
-    except FileNotFoundError:
-        raise InformedDamaged("the informed rows are not here", place=str(path)) from None
-    if found != sha256:
-        raise InformedDamaged(f"these informed rows are {found[:12]}, not the run's {sha256[:12]}", place=str(path))
     try:
         header = msgspec.convert(read_header(path, INFORMED_FORMAT), _Header)
     except msgspec.ValidationError as error:

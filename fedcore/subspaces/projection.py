@@ -72,7 +72,7 @@ def projection_of(
     """
     if rows_from.startswith("informed/"):
         return _informed(seeds, rank, layer, columns, informed)
-    kind = KINDS.get(rows_from)
+    kind = KINDS.get("signs" if rows_from.startswith("artefact/") else rows_from)
     if kind is None:
         raise ExactnessError(f"no rows are made from {rows_from!r}", place=layer)
     rows = np.concatenate([kind.rows(seed, layer, rank, columns) for seed in seeds])

@@ -225,11 +225,11 @@ class Topics(msgspec.Struct, frozen=True):
         return f"{self.prefix}/node/{node}/status"
 
     def up(self, node: str, kind: str) -> str:
-        """From a node."""
+        """The topic of a kind of message from a node."""
         return f"{self.prefix}/node/{node}/up/{kind}"
 
     def down(self, node: str, kind: str) -> str:
-        """To a node."""
+        """The topic of a kind of message to a node."""
         return f"{self.prefix}/node/{node}/down/{kind}"
 
     def node_of(self, topic: str) -> str | None:

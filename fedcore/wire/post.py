@@ -38,7 +38,7 @@ class Post:
         self._sequence = start << _START_BITS
 
     def seal(self, body: Body, server_round: int = 0, *, to: str = "", expires_at: float | None = None) -> bytes:
-        """A message's bytes."""
+        """A message's bytes: signed, where there is a key, and numbered."""
         self._sequence += 1
         envelope = Envelope(
             run=self._run,

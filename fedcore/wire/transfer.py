@@ -30,7 +30,7 @@ _LONGEST_RESEND_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Send:
-    """Send a message."""
+    """An action: send a message to the other side."""
 
     message: Offer | Grant | Ack | Commit | Missing
 

@@ -9,11 +9,15 @@ from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.fields.types import BaseKind
 from fedcore.round.plan import ObjectKind, Plan
+from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
 __all__ = [
     "Adopt",
     "Adopted",
+    "Answer",
+    "Answered",
+    "ArtefactMade",
     "Command",
     "Configure",
     "Describe",
@@ -22,8 +26,7 @@ __all__ = [
     "Evaluated",
     "Event",
     "Failed",
-    "FindInformedRows",
-    "InformedRowsFound",
+    "MakeArtefact",
     "Measured",
     "Progress",
     "Ready",
@@ -99,25 +102,23 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Of this, what loading needs to know: length, mapped weights, allocator."""
     calibrate: bool = False
     """Measure two tiny steps once the model is loaded."""
-    informed: str = ""
-    """File of the run's informed rows, where the plan has some."""
+    artefact: str = ""
+    """File of the run's artefact, where the plan has one."""
 
 
-class FindInformedRows(msgspec.Struct, frozen=True, kw_only=True, tag="find_informed_rows"):
-    """Measure a base model's inputs on text and write the run's informed rows (`fedcore.subspaces.informed`)."""
+class MakeArtefact(msgspec.Struct, frozen=True, kw_only=True, tag="make_artefact"):
+    """Make the file that the run's method asks for, before its first round."""
 
+    training: AnyTraining
+    """Of the first round; it says what makes the file (`Training.artefact_kind`)."""
     model_folder: str
     task: TaskSection
     model_schema: ModelSchema
     base_kind: BaseKind
-    data: DataSection
-    """Text; its labels do not matter."""
-    rows: int
+    data: DataSection | None = None
+    """Text, for a kind that is made from some; its labels do not matter."""
+    rows: int = 0
     """Texts at most."""
-    subspaces: int
-    """How many of the pool's are informed."""
-    rank: int
-    pool: int
     folder: str
     """For what is needed in between."""
     path: str
@@ -146,8 +147,8 @@ class Train(msgspec.Struct, frozen=True, tag="train"):
 
 
 class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
-    """Go down to this step of the round's sequence of memory plans before the next micro-batch. Has no answer;
-    `Progress` tells."""
+    """Go down to this one of the round's memory plans (`Train.memory_steps`) before the next micro-batch. Has no
+    answer; `Progress` tells."""
 
     memory_step: int
 
@@ -158,7 +159,17 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | FindInformedRows
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """Say what a finished model says of texts."""
+
+    model_folder: str
+    """As exported: weights and tokenizer."""
+    task: TaskSection
+    texts: tuple[tuple[str, str | None], ...]
+    """Each with its second sentence, where the task has pairs."""
+
+
+Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -217,7 +228,7 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     steps: int
     loss: float
     memory_step: int = 0
-    """Of the round's sequence of memory plans."""
+    """Which of the round's memory plans (`Train.memory_steps`) the worker is at."""
     peak_bytes: int | None = None
     """Highest resident size of the worker during the step."""
     accelerator_bytes: int | None = None
@@ -236,8 +247,8 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     """Intervals that lay finished on disk."""
 
 
-class InformedRowsFound(msgspec.Struct, frozen=True, tag="informed_rows_found"):
-    """The file of informed rows is written and flushed."""
+class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
+    """The run's artefact is written and flushed."""
 
     texts: int
     tokens: int
@@ -252,6 +263,13 @@ class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
     metrics: dict[str, float]
 
 
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """Answer to `Answer`."""
+
+    scores: tuple[tuple[float, ...], ...]
+    """Of each text: the probability of every label, in the task's order; or a regression's one score."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """A command failed; the worker lives on."""
 
@@ -262,7 +280,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     exit_code: int
 
 
-Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | InformedRowsFound | Failed
+Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed
 # As in `fedcore.wire.codec`: the thread that reads a worker's events must not be the first to look into these types.
 for _kind in (Command, Event):
     msgspec.msgpack.Decoder(_kind)

@@ -16,8 +16,8 @@ import numpy as np
 
 from edge_client.worker.data.reading import Example, load_examples
 from fedcore.config.sections import DataSection, TaskSection
+from fedcore.data.splits import Split
 from fedcore.errors import ConfigError, DataError
-from research.data.splits import Split
 
 __all__ = ["TASKS", "Dealt", "GlueTask", "Parts", "PlayTask", "Task", "check_split", "read_parts", "task_by_name"]
 

@@ -90,7 +90,7 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None of nothing."""
+    """Mean and standard deviation of some values; None where there are none."""
     if not values:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))

@@ -79,7 +79,7 @@ class Rates:
         return None if found is None else found.learning_rate
 
     def add(self, rates: Iterable[Rate]) -> None:
-        """Keep more."""
+        """Keep more rates; newer ones take the place of older."""
         new = list(rates)
         keys = {(rate.task, rate.split, rate.label) for rate in new}
         self.all = [rate for rate in self.all if (rate.task, rate.split, rate.label) not in keys] + new

@@ -42,7 +42,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     most_held: Count = 2000
     """Rows held out of the training file at most, and as many to tune on."""
     calibration_rows: Count = 512
-    """Tuning rows whose text, without labels, informed rows are made from."""
+    """Tuning rows whose text, without labels, a method's run artefact is made from."""
     base: BaseKind = "int8"
     trained_tensors: tuple[str, ...] = ()
     """Patterns of checkpoint tensors that are trained whole beside a new head."""
@@ -60,7 +60,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def name(self) -> str:
-        """For people."""
+        """What is run, in words for people."""
         dropout = f", dropout {self.dropout:g}" if self.dropout else ""
         tune = f", learning rate {self.method.learning_rate:g}" if self.tune else ""
         return f"{self.label} on {self.task}, {self.split}, seed {self.seed}{dropout}{tune}"
@@ -157,7 +157,7 @@ class RunFiles:
         return (self.folder / "finished").exists()
 
     def finish(self) -> None:
-        """Say so."""
+        """Mark the run as finished."""
         (self.folder / "finished").touch()
 
     def count_rows(self) -> int:

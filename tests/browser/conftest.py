@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from browser import fleet
-from browser.pageserver import TOKEN, PageServer
 
 from coordinator.store.view import RunView
+from tests.browser import fleet
+from tests.browser.pageserver import TOKEN, PageServer
 
 FLAGS = [
     "--no-sandbox",

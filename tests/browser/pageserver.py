@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from browser.fleet import history
 
 import coordinator
 from coordinator.store.view import RunView
+from tests.browser.fleet import history
 
 STATIC = Path(coordinator.__file__).parent / "dashboard" / "static"
 # Stricter than what the dashboard sends: with trusted types any assignment of text to HTML fails, whoever makes it.

@@ -9,9 +9,9 @@ import json
 import re
 
 import pytest
-from browser.pageserver import STATIC
 
 from fedcore.device.memoryplan import COMPONENT_NAMES
+from tests.browser.pageserver import STATIC
 
 OWN = sorted(path for path in STATIC.rglob("*") if path.is_file() and "vendor" not in path.parts)
 SOURCES = {path.relative_to(STATIC).as_posix(): path.read_text() for path in OWN}

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import fleet
-from browser.pageserver import TOKEN
+
+from tests.browser import fleet
+from tests.browser.pageserver import TOKEN
 
 Opener = Callable[..., Any]
 

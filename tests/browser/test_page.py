@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import fleet
-from browser.pageserver import PageServer
 
 from coordinator.store.view import EventView, RunView
 from fedcore.device.readings import Readings
+from tests.browser import fleet
+from tests.browser.pageserver import PageServer
 
 Opener = Callable[..., Any]
 ATTACK = "<img src=x onerror='window.attacked=1'><script>window.attacked=1</script>"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.conftest import Tab
 from cluster import Cluster, needs_mosquitto, wait_for
+
+from tests.browser.conftest import Tab
 
 TOKEN = "0123456789abcdef-browser"
 

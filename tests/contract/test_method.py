@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -126,9 +126,9 @@ def test_the_model_of_an_exact_method_is_the_mean_of_the_participants_models(run
         alone = run.half.aggregate(ExactState.zero(plan.training, run.schema), plan, [update])
         single.append(_published_finely(alone))
     for layer in run.schema.layers:
-        each = [layer_update(plan.training, state, layer, run.informed) for state in single]
+        each = [layer_update(plan.training, state, layer, run.artefact) for state in single]
         mean = sum(update.weight / total * alone for update, alone in zip(updates, each, strict=True))
-        found = layer_update(plan.training, _published_finely(run.state), layer, run.informed)
+        found = layer_update(plan.training, _published_finely(run.state), layer, run.artefact)
         assert np.abs(found).max() > 1e-3
         assert np.allclose(found, mean, atol=2e-3 * np.abs(found).max(), rtol=0)
 
@@ -150,7 +150,7 @@ def test_the_learned_part_is_what_the_replica_computes_with(run: Run) -> None:
         before = replica.model.get_submodule(name)(x)
         run.adopt(replica, 1, whole=True)
         after = replica.model.get_submodule(name)(x)
-    learned = torch.from_numpy(layer_update(run.plan(1).training, run.published[1], layer, run.informed))
+    learned = torch.from_numpy(layer_update(run.plan(1).training, run.published[1], layer, run.artefact))
     assert torch.allclose(after - before, x @ learned.T, atol=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_an_export_computes_what_the_replica_computes(
         return
     token = torch.arange(3, 20)[None]
     before = AutoModelForCausalLM.from_pretrained(run.folder)
-    export_model(run.base, run.published[1], run.schema, TASK, training, out, run.informed)
+    export_model(run.base, run.published[1], run.schema, TASK, training, out, run.artefact)
     exported = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
         start, found, expected = (model.model(token).last_hidden_state for model in (before, exported, replica.model))
@@ -193,7 +193,7 @@ def test_an_export_computes_what_the_replica_computes(
 
 
 def test_what_fedkseed_sends_does_not_grow_with_the_model(make_llama: Callable[..., Path], tmp_path: Path) -> None:
-    kind = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedkseed")
+    kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == "fedkseed")
     for width, k in ((32, 4096), (96, 4096), (32, 16)):
         settings = kind(steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, num_seeds=k)
         run = Run(settings, make_llama(f"llama-{width}", width=width), tmp_path / f"{width}-{k}")

@@ -70,7 +70,7 @@ def wheelhouse(folder: Path) -> Path:
         "setuptools>=77",
         "wheel",
     ]
-    command = [
+    command: list[str | Path] = [
         folder / "fetch" / "bin" / "pip",
         "download",
         "--quiet",

@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from recordings import Recording, recording, tomllib
+from recordings import Recording, recording
 
 from devices.detection import detect
 from devices.record import recorded
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

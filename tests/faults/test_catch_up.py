@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from cluster import needs_mosquitto
 from forked_workers import ForkedWorkers
-from tiny import Recipe, Tiny, Workshop
+from tiny import Recipe, Tiny
+from workshop import Workshop
 
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from fedcore.round.plan import StateObject

@@ -14,7 +14,8 @@ from cluster import needs_mosquitto
 from forked_workers import ForkedWorkers
 from killer import Killer, Strike, disturbance, run_disturbed
 from proxy import Faults, Script
-from tiny import Recipe, Tiny, Workshop, run_name, undisturbed
+from tiny import Recipe, Tiny, run_name, undisturbed
+from workshop import Workshop
 
 from benchmarks.disturbed import series, table
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from cluster import needs_mosquitto
 from forked_workers import ForkedWorkers
-from tiny import Recipe, Tiny, Workshop
+from tiny import Recipe, Tiny
+from workshop import Workshop
 
 from fedcore.system.durable import sha256_of
 
@@ -29,7 +30,7 @@ class Informed(Tiny):
         return f'{text}\n[calibration]\nsource = "{texts}"\nrows = 20\n\n[evaluation]\nsource = "{texts}"\n'
 
     def rows(self, index: int) -> Path:
-        return self.node_folder(index) / "informed.bin"
+        return self.node_folder(index) / "artefact.bin"
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,14 @@ def run(folder: Path, workshop: Workshop, disturb: Callable[[Informed], None]) -
     finally:
         tiny.close()
     assert done, tiny.output()
-    assert {sha256_of(path) for path in (tiny.rows(0), tiny.rows(1))} == {sha256_of(tiny.files.informed)}
+    assert {sha256_of(path) for path in (tiny.rows(0), tiny.rows(1))} == {sha256_of(tiny.files.artefact)}
     return digest, tiny
 
 
 @pytest.mark.slow
 def test_informed_rows_that_were_lost_or_damaged_come_again(tmp_path: Path, workshop: Workshop) -> None:
     quiet, undisturbed = run(tmp_path / "quiet", workshop, lambda tiny: None)
-    assert [undisturbed.output().count(f"{name}: informed rows") for name in undisturbed.names] == [1, 1]
+    assert [undisturbed.output().count(f"{name}: run artefact") for name in undisturbed.names] == [1, 1]
 
     def disturb(tiny: Informed) -> None:
         # A worker that is started again finds other rows than its agent fetched.
@@ -91,10 +92,10 @@ def test_informed_rows_that_were_lost_or_damaged_come_again(tmp_path: Path, work
         # So does a coordinator.
         tiny.leader.send_signal(signal.SIGKILL)
         tiny.leader.wait(10)
-        damage(tiny.files.informed)
+        damage(tiny.files.artefact)
         tiny.lead()
 
     disturbed, tiny = run(tmp_path / "disturbed", workshop, disturb)
     assert disturbed == quiet
-    assert [tiny.output().count(f"{name}: informed rows") for name in tiny.names] == [2, 2]
-    assert "home-0: " in tiny.output() and "these informed rows are" in tiny.output()
+    assert [tiny.output().count(f"{name}: run artefact") for name in tiny.names] == [2, 2]
+    assert "home-0: " in tiny.output() and "this artefact (informed rows) is" in tiny.output()

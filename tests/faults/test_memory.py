@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster, appears, check, needs_mosquitto, run, wait_for
@@ -28,7 +29,7 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     needs_mosquitto()
     made: list[Cluster] = []
 
-    def make(**options: int) -> Cluster:
+    def make(**options: Any) -> Cluster:
         made.append(Cluster(tmp_path, "mosquitto", **options))
         return made[-1]
 
@@ -134,7 +135,11 @@ def device() -> Iterator[tuple[Path, Callable[[], None]]]:
     folder.mkdir()
     (folder / "memory.limit_in_bytes").write_text(str(900 * MIB))
     entrance = os.open(folder / "cgroup.procs", os.O_WRONLY)
-    yield folder, lambda: os.write(entrance, b"0") and None
+
+    def enter() -> None:
+        os.write(entrance, b"0")
+
+    yield folder, enter
     os.close(entrance)
     for child in folder.iterdir():
         if child.is_dir():

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from cluster import needs_mosquitto
 from forked_workers import ForkedWorkers
-from tiny import Recipe, Tiny, Workshop
+from tiny import Recipe, Tiny
+from workshop import Workshop
 
 ROUNDS = 3
 LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret")

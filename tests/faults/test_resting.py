@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from cluster import appears, needs_mosquitto
 from forked_workers import ForkedWorkers
-from tiny import Recipe, Tiny, Workshop, undisturbed
+from tiny import Recipe, Tiny, undisturbed
+from workshop import Workshop
 
 from coordinator.store.ledger import SqliteLedger
 from devices.kinds.simulated import SimulatedFile, Step, write_simulated
@@ -66,8 +67,8 @@ class Boards(Tiny):
             "run",
             str(self.folder / "home-0.toml"),
         ]
-        self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        self.processes.append(self.homes[0])
+        home = self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.processes.append(home)
 
     def wait(self, until: Callable[[], object], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds

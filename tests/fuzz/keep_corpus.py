@@ -17,9 +17,9 @@ import msgpack
 
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE.parents[1]
-sys.path[:0] = [str(_HERE.parent), str(_ROOT)]
+sys.path.insert(0, str(_ROOT))
 
-from fuzz.targets import TARGETS  # noqa: E402
+from tests.fuzz.targets import TARGETS  # noqa: E402
 
 _LARGEST_INPUT_BYTES = 4096
 _OURS = tuple(str(_ROOT / package) for package in ("fedcore", "coordinator", "edge_client"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -93,10 +94,9 @@ _WORDS = (
 def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     """`data` with one to three things wrong; `others` lend parts of themselves."""
     for _ in range(chance.randint(1, 3)):
-        kinds = (_flip, _cut, _double, _insert, _words)
-        structured = (_msgpack, _json, _splice)
-        choice = chance.choice((*kinds, *structured, *structured))
-        data = _splice(data, others, chance) if choice is _splice else choice(data, chance)  # type: ignore[operator]
+        kinds: list[Callable[[bytes, random.Random], bytes]] = [_flip, _cut, _double, _insert, _words]
+        structured = [_msgpack, _json, lambda data, chance: _splice(data, others, chance)]
+        data = chance.choice([*kinds, *structured, *structured])(data, chance)
     return data
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(
     include=["fedcore", "coordinator", "edge_client", "tomllib", "json"], enable_loader_override=False
 ):
-    from fuzz.mutations import mutated
-    from fuzz.samples import make_samples
-    from fuzz.targets import TARGETS
+    from tests.fuzz.mutations import mutated
+    from tests.fuzz.samples import make_samples
+    from tests.fuzz.targets import TARGETS
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import json
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -167,11 +168,11 @@ def held_state(version: int = 0) -> PublishedState:
 
 
 def _tensors(path: Path) -> None:
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "a.weight": np.arange(12, dtype=np.int8).reshape(3, 4),
         "a.scale": np.ones(3, np.float32),
         "empty": np.zeros((0, 4), np.float32),
-        "one": np.float32(1).reshape(()),
+        "one": np.ones((), np.float32),
     }
     kinds = {"int8": "I8", "float32": "F32"}
     write_safetensors(path, [(n, kinds[str(a.dtype)], a.shape) for n, a in arrays.items()], lambda name: arrays[name])

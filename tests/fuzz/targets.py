@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from fuzz.samples import MANIFEST, PLAN, SCHEMA, SHAPES, held_state, model_folder
 
 from coordinator.job import Job
 from coordinator.store.folder import load_state
@@ -41,6 +40,7 @@ from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile
 from fedcore.wire.identity import Enrolment
 from fedcore.wire.messages import Chunk, Missing, Offer, Topics
+from tests.fuzz.samples import MANIFEST, PLAN, SCHEMA, SHAPES, held_state, model_folder
 
 __all__ = ["TARGETS"]
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fuzz.mutations import mutated
-from fuzz.samples import make_samples
-from fuzz.targets import TARGETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.fuzz.mutations import mutated
+from tests.fuzz.samples import make_samples
+from tests.fuzz.targets import TARGETS
 
 SAMPLES = make_samples() | {"number": [b"17", b"-3\n"]}
 CORPUS = Path(__file__).parent / "corpus"

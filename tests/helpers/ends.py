@@ -127,9 +127,11 @@ def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds
     given."""
     manifest = manifest_of(path, CHUNK_BYTES)
     senders = {node.name: Sender("1-t", manifest, resend_seconds=0.3) for node in nodes}
-    inbox = Inbox(
-        lambda name, offer, file: "", lambda name, body: coordinator.send(TOPICS.down(name, "x"), body) and None
-    )
+
+    def answer(name: str, body: Grant | Ack | Commit | Refuse) -> None:
+        coordinator.send(TOPICS.down(name, "x"), body)
+
+    inbox = Inbox(lambda name, offer, file: "", answer)
     chunks, deadline = 0, time.monotonic() + seconds
     while not all(sender.finished for sender in senders.values()):
         now = time.monotonic()

@@ -5,7 +5,7 @@ For tests that start hundreds of workers. The program that runs is the worker's 
 interpreter's start is saved. A small stand-in process sits where the agent expects its child: it dies with its worker
 and the worker with it, by the same signal.
 
-    agent ──starts──> stand-in ──unix socket, file descriptors──> nursery ──forks──> keeper ──forks──> worker
+    agent ──starts──> stand-in ──unix socket, file descriptors──> parent ──forks──> keeper ──forks──> worker
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from fedcore.system.processes import die_with_parent
 
 __all__ = ["ForkedWorkers"]
+
+Main = Callable[[BinaryIO, BinaryIO], None]
+"""The worker's program, from its two pipes on."""
 
 # Starts in some 20 ms: no site packages, nothing but the standard library.
 _STAND_IN = """#!{python} -SE
@@ -44,7 +49,7 @@ os._exit(code)
 
 
 class ForkedWorkers:
-    """A running nursery.
+    """A running parent of workers.
 
     Args:
         folder: Its own, with a short path (a socket lies in it).
@@ -65,7 +70,9 @@ class ForkedWorkers:
         )
         deadline = time.monotonic() + 60
         while not (folder / "socket").exists():
-            assert self._process.poll() is None and time.monotonic() < deadline, "the nursery did not come up"
+            assert self._process.poll() is None and time.monotonic() < deadline, (
+                "the parent of forked workers did not come up"
+            )
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -77,7 +84,7 @@ def _serve(path: str) -> None:
     # Everything a worker needs, also what it would load on its first model.
     import transformers.models.bert.modeling_bert
 
-    from edge_client.worker import serve as worker
+    from edge_client.worker.programs import serve as worker
     from edge_client.worker.programs.lean import hide_optional_packages
 
     hide_optional_packages()
@@ -95,8 +102,8 @@ def _serve(path: str) -> None:
         link.close()
 
 
-def _keep(link: socket.socket, main: object) -> None:
-    """In a process between nursery and worker: start the worker, and end it when its stand-in ends."""
+def _keep(link: socket.socket, main: Main) -> None:
+    """In a process between the parent of workers and a worker: start the worker, and end it when its stand-in ends."""
     import select
 
     die_with_parent()
@@ -113,7 +120,7 @@ def _keep(link: socket.socket, main: object) -> None:
     for fd in fds:
         os.close(fd)
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([ended, link], [], [])
+    ready, _, _ = select.select([ended, link.fileno()], [], [])
     if ended not in ready:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -122,7 +129,7 @@ def _keep(link: socket.socket, main: object) -> None:
     os._exit(0)
 
 
-def _work(where: str, fds: list[int], main: object) -> None:
+def _work(where: str, fds: list[int], main: Main) -> None:
     import traceback
 
     code = 1
@@ -130,7 +137,7 @@ def _work(where: str, fds: list[int], main: object) -> None:
         os.chdir(where)
         os.dup2(fds[2], 1)
         os.dup2(fds[2], 2)
-        main(os.fdopen(fds[0], "rb"), os.fdopen(fds[1], "wb"))  # type: ignore[operator]
+        main(os.fdopen(fds[0], "rb"), os.fdopen(fds[1], "wb"))
         code = 0
     except BaseException:  # noqa: BLE001 - as in the worker's own start: it goes to the log
         traceback.print_exc()

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import psutil
 from proxy import Faults, Script
-from tiny import Recipe, Tiny, Workshop, undisturbed
+from tiny import Recipe, Tiny, undisturbed
+from workshop import Workshop
 
 __all__ = ["Disturbance", "Killer", "Strike", "disturbance", "run_disturbed"]
 

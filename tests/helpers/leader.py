@@ -13,7 +13,7 @@ import numpy as np
 from coordinator.job import Job, ModelSection, RoundSection
 from coordinator.messages.senders import Senders
 from coordinator.run.prepare import Prepared
-from coordinator.run.service import Coordinator
+from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from coordinator.store.view import RunView
@@ -180,7 +180,7 @@ class Leader:
         try:
             prepared = Prepared(self.job, self.schema, self.model)
             senders = Senders("t", None)
-            self.coordinator = Coordinator(
+            self.coordinator = Service(
                 prepared, self.files, ledger, self._broker.connect(), senders=senders, observer=observe
             )
             self._ended.put(self.coordinator.run())

@@ -19,8 +19,8 @@ from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.tasks import Encoded
-from edge_client.worker.methods.principal import make_informed
-from edge_client.worker.model.loading import build, describe
+from edge_client.worker.methods.artefact import ArtefactSources
+from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import TaskSection
@@ -36,10 +36,8 @@ from fedcore.model.state import ExactState, model_digest
 from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan
-from fedcore.round.training import AnyTraining
-from fedcore.subspaces.informed import read_informed
-from fedcore.system.durable import sha256_of
 from fedcore.weights.checkpoint import Checkpoint
+from research.artefact import artefact_digest
 
 CPU = torch.device("cpu")
 _CHUNK_BYTES = 1024
@@ -83,12 +81,18 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        checkpoint, files = Checkpoint(self.folder), RunFolder(self.own)
-        self.files, self.schema, self.informed, informed = files, describe(checkpoint, TASK), None, ""
-        training = server_half(self.settings).training(1, 5)
-        if training.informed_subspaces:
-            informed = self._inform(Base(checkpoint, self.schema, self.kind, files.base), training)
-        self.half = server_half(self.settings, informed)
+        checkpoint, self.files = Checkpoint(self.folder), RunFolder(self.own)
+        self.schema = describe(checkpoint, TASK)
+        sources = ArtefactSources(
+            training=server_half(self.settings).training(1, 5),
+            base=Base(checkpoint, self.schema, self.kind, self.files.base),
+            task=TASK,
+            texts=examples(7),
+            torch_device=CPU,
+        )
+        self.own.mkdir(parents=True, exist_ok=True)
+        artefact = artefact_digest(self.files.artefact, sources)
+        self.half = server_half(self.settings, artefact)
         learning = Learning(
             method=self.settings,
             seed=5,
@@ -96,31 +100,14 @@ class Run:
             base_kind=self.kind,
             schema=self.schema,
             model_folder=self.folder,
-            informed=informed,
+            artefact=artefact,
         )
-        self.keeping = ScratchKeeping(files, keep_published=None)
+        self.keeping = ScratchKeeping(self.files, keep_published=None)
         self.model = GlobalModel(learning, self.keeping, 0)
+        self.artefact = self.model.artefact
         self.published = [self.model.published]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
         self._plans: dict[int, Plan] = {}
-
-    def _inform(self, base: Base, training: AnyTraining) -> str:
-        model, count = build(base, TASK, 5, CPU, torch.float32), training.informed_subspaces
-        self.files.root.mkdir(parents=True, exist_ok=True)
-        make_informed(
-            self.files.informed,
-            model,
-            self.schema.layers,
-            examples(7),
-            TASK,
-            CPU,
-            subspaces=count,
-            rank=training.rank,
-            pool=len(training.seeds),
-        )
-        digest = sha256_of(self.files.informed)
-        self.informed = read_informed(self.files.informed, digest, self.schema, count, training.rank)
-        return digest
 
     @property
     def base(self) -> Base:
@@ -139,7 +126,7 @@ class Run:
 
     def replica(self, name: str, server_round: int = 1) -> Replica:
         return Replica(
-            self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, informed=self.files.informed
+            self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, artefact=self.files.artefact
         )
 
     def trainer(self, name: str, replica: Replica, data: list[Encoded], stop: int = 0) -> tuple[Trainer, list[int]]:

@@ -9,7 +9,7 @@ import msgspec
 
 from fedcore.config.sections import TaskSection
 from fedcore.round.plan import Plan
-from fedcore.round.training import SubspaceTraining
+from fedcore.round.training import SubspaceTraining, Training
 from fedcore.weights.schema import ModelSchema
 
 TRAINING = SubspaceTraining(
@@ -32,6 +32,11 @@ TRAINING = SubspaceTraining(
 def subspaces(seeds: tuple[int, ...], rank: int, generation: int = 0) -> SubspaceTraining:
     """FedKRSO's part of a plan with these subspaces."""
     return msgspec.structs.replace(TRAINING, seeds=seeds, rank=rank, min_rank=rank, generation=generation)
+
+
+def with_artefact(sha256: str, training: Training = TRAINING) -> Training:
+    """The same part of a plan, of a run with an artefact."""
+    return msgspec.structs.replace(training, projection="informed", artefact=sha256, informed_subspaces=1)
 
 
 def make_plan(server_round: int = 1, *, generation: int = 0, **changes: Any) -> Plan:

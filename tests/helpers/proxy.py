@@ -278,7 +278,8 @@ class Proxy:
 
     def cut_all(self) -> None:
         """Cut every connection now."""
-        self._loop.call_soon_threadsafe(lambda: [link.abort() for link in self._links])
+        for link in list(self._links):
+            self._loop.call_soon_threadsafe(link.abort)
 
     def stop(self) -> None:
         if self._thread.is_alive():

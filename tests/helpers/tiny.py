@@ -8,12 +8,9 @@ decides is its own."""
 from __future__ import annotations
 
 import json
-import random
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -23,17 +20,15 @@ from typing import Any
 
 import psutil
 from cluster import Cluster
-from forked_workers import ForkedWorkers
 from proxy import Proxy, Script
+from workshop import LABELS, Workshop, program
 
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 
-__all__ = ["Recipe", "Tiny", "Workshop", "run_name", "undisturbed"]
+__all__ = ["Recipe", "Tiny", "run_name", "undisturbed"]
 
-_LABELS = ("left", "right")
-_WORDS = (*_LABELS, *(f"word{number}" for number in range(20)))
 CHUNK_BYTES = 1024
 
 
@@ -49,86 +44,6 @@ class Recipe:
     @property
     def name(self) -> str:
         return f"{self.schedule}-{self.homes}-{self.rounds}-{self.seed}"
-
-
-class Workshop:
-    """What runs share: checkpoint, schema, texts, and the traces that a first start leaves in a node's folder.
-
-    Args:
-        folder: Kept from one use to the next.
-        forked_workers: Where workers start from; None for ordinary starts.
-    """
-
-    def __init__(self, folder: Path, forked_workers: ForkedWorkers | None = None) -> None:
-        self.folder, self.model, self.forked_workers = folder, folder / "model", forked_workers
-        self.schema, self.traces = folder / "schema.json", folder / "traces"
-        if not self.schema.exists():
-            self._make()
-
-    def texts(self, index: int) -> Path:
-        """A home's own examples: which of two words a text has decides its label."""
-        path = self.folder / f"texts-{index}.csv"
-        if not path.exists():
-            chance = random.Random(index)
-            rows = []
-            for number in range(24):
-                label = _LABELS[number % 2]
-                rows.append(
-                    f"{' '.join([*chance.sample(_WORDS[2:12], 3), label, *chance.sample(_WORDS[12:], 3)])},{label}"
-                )
-            path.write_text("\n".join(["text,label", *rows]) + "\n")
-        return path
-
-    def keep_traces(self, node_folder: Path) -> None:
-        """Remember what a worker traced, so that other nodes need not trace the same model."""
-        self.traces.mkdir(exist_ok=True)
-        for path in (node_folder / "replica").glob("*.json"):
-            shutil.copy(path, self.traces / path.name)
-
-    def warm(self, node_folder: Path) -> None:
-        """Give a fresh node those traces."""
-        if self.traces.is_dir():
-            shutil.copytree(self.traces, node_folder / "replica", dirs_exist_ok=True)
-
-    def _make(self) -> None:
-        from tokenizers import Tokenizer, models, pre_tokenizers, processors
-        from transformers import BertConfig, PreTrainedTokenizerFast
-
-        from edge_client.worker.trace.outline import Outline, write_random_checkpoint
-        from fedcore.config.sections import TaskSection
-
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-        vocabulary = {word: index for index, word in enumerate([*special, *_WORDS])}
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=32,
-            pad_token_id=0,
-        )
-        config.save_pretrained(self.model)
-        outline = Outline(self.model, TaskSection(kind="text-classification", labels=_LABELS))
-        write_random_checkpoint(outline, self.model / "model.safetensors", 0)
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-        names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(self.model)
-        command = ["model", "describe", self.model, "--labels", ",".join(_LABELS), "--max-length", "16"]
-        said = subprocess.run(_program(*command), check=True, stdout=subprocess.PIPE).stdout
-        beside = self.schema.with_suffix(".part")
-        beside.write_bytes(said)
-        beside.replace(self.schema)
-
-
-def _program(*arguments: object, executable: Path | None = None) -> list[str]:
-    """The command; `executable` is what workers are started with."""
-    program = "from fedcore.command import main; main()"
-    if executable is not None:
-        program = f"import sys; sys.executable = {str(executable)!r}; {program}"
-    return [sys.executable, "-c", program, *map(str, arguments)]
 
 
 def run_name(folder: Path) -> str:
@@ -190,7 +105,7 @@ class Tiny(Cluster):
 
     def start(self, *arguments: object, prepare: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
         forked_workers = self.workshop.forked_workers
-        command = _program(*arguments, executable=None if forked_workers is None else forked_workers.executable)
+        command = program(*arguments, executable=None if forked_workers is None else forked_workers.executable)
         self.processes.append(subprocess.Popen(command, stdout=self.log, stderr=self.log, preexec_fn=prepare))
         return self.processes[-1]
 
@@ -312,7 +227,7 @@ schema_file = "{self.workshop.schema}"
 
 [task]
 kind = "text-classification"
-labels = {list(_LABELS)}
+labels = {list(LABELS)}
 max_length = 16
 
 [method]

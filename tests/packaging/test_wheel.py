@@ -138,7 +138,7 @@ class TestAFreshEnvironment:
 
     def fedkrso(self, environment: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         clean = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-        command = [environment / "bin/fedkrso", *map(str, arguments)]
+        command = [str(environment / "bin/fedkrso"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=environment, env=clean)
 
     def test_the_light_form_is_light(self, environment: Path) -> None:
@@ -200,7 +200,7 @@ class TestAFreshEnvironment:
         """The demo on the wheel: its own broker, coordinator and homes, with real weights."""
         pip(environment, "install", f"{wheel}[demo]")
         command = [
-            environment / "bin/python",
+            str(environment / "bin/python"),
             "-m",
             "examples.voice_intents.demo",
             "--rounds",

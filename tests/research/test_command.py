@@ -179,7 +179,9 @@ def test_wrong_input_is_refused_in_one_line_before_anything_starts(
     given = _replaced(arguments(tmp_path / "out", "fedavg"), changes)
     with pytest.raises((FedkrsoError, click.ClickException)) as refused:
         call(paper, given)
-    line = refused.value.one_line() if isinstance(refused.value, FedkrsoError) else refused.value.format_message()
+    error = refused.value
+    assert isinstance(error, (FedkrsoError, click.ClickException))
+    line = error.one_line() if isinstance(error, FedkrsoError) else error.format_message()
     assert said in line and "\n" not in line
     assert not list((tmp_path / "out").rglob("rows.jsonl")) and not list((tmp_path / "out").rglob("log.txt"))
 

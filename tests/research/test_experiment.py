@@ -167,13 +167,13 @@ def test_measuring_less_often_changes_nothing_that_is_measured(
         assert lasting(again) == lasting(rows)
 
 
-def test_informed_rows_are_fetched_once_by_each_client(begin: Begin) -> None:
-    downlink = Downlink(3, 1024, informed_bytes=70)
+def test_a_run_artefact_is_fetched_once_by_each_client(begin: Begin) -> None:
+    downlink = Downlink(3, 1024, artefact_bytes=70)
     assert downlink.fetch([0, 1]) == 140 and downlink.fetch([0, 1]) == 0
     downlink.publish(1, 0, {"whole": 1000})
     assert downlink.fetch([0, 2]) == 2 * 1000 + 70
     made, files = begin("informed", label="fedkrso[projection=informed]", rounds=1)
-    size = (files.scratch / "informed.bin").stat().st_size
+    size = (files.scratch / "artefact.bin").stat().st_size
     (row,), (plain,) = list(made.rows()), whole(begin, "plain", rounds=1)[0]
     # Plans are somewhat longer; updates and published states of about one size, whatever the rows.
     assert abs(row.downlink_bytes - plain.downlink_bytes - 3 * size) < size

@@ -27,8 +27,8 @@ def table(folder: Path, name: str, stem: str = "sst2-dirichlet-0.5") -> dict[str
     return found
 
 
-def right(count: int, rows: int) -> np.ndarray:  # type: ignore[type-arg]
-    return np.arange(rows) < count
+def right(count: int, rows: int) -> list[bool]:
+    return [row < count for row in range(rows)]
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError
-from research.data.splits import Split, deal, parse_split
+from research.data.splits import parse_split
 from research.presence import Downlink, taking_part
 
 SPLITS = (Split("iid"), Split("natural"), Split("dirichlet", 0.25), Split("dirichlet", 0.5), Split("dirichlet", 100.0))
@@ -82,7 +83,18 @@ def test_draws_are_the_same_everywhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Dirichlet:0.5", "dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:1e9", "by label"]
+    "text",
+    [
+        "",
+        "Dirichlet:0.5",
+        "dirichlet",
+        "dirichlet:",
+        "dirichlet:0",
+        "dirichlet:-1",
+        "dirichlet:1e9",
+        "by label",
+        "by:speaker",
+    ],
 )
 def test_what_is_no_split_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a split") as refused:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge_client.worker.data.reading import Example
+from fedcore.data.splits import Split
 from fedcore.errors import ConfigError, DataError, FedkrsoError
-from research.data.splits import Split
 from research.data.tasks import TASKS, check_split, read_parts, task_by_name
 
 

@@ -22,7 +22,6 @@ from fedcore.round.training import (
     SubspaceTraining,
     Training,
 )
-from fedcore.subspaces.informed import InformedRows
 
 __all__ = ["CLIENT_HALVES", "client_half"]
 
@@ -35,7 +34,7 @@ def _lora(model: Any, training: FactorTraining) -> ClientHalf:
 
 
 CLIENT_HALVES: dict[type[Training], Callable[..., ClientHalf]] = {
-    SubspaceTraining: lambda model, training, informed=None: FedKRSO(model, informed),
+    SubspaceTraining: lambda model, training, artefact=None: FedKRSO(model, artefact),
     DenseTraining: lambda model, training: FedAvg(model),
     FactorTraining: _lora,
     StackedTraining: _lora,
@@ -45,13 +44,13 @@ CLIENT_HALVES: dict[type[Training], Callable[..., ClientHalf]] = {
 }
 
 
-def client_half(model: Any, training: AnyTraining, informed: InformedRows | None = None) -> ClientHalf:
+def client_half(model: Any, training: AnyTraining, artefact: Any = None) -> ClientHalf:
     """The half that trains a model as a plan says; it changes the model's target layers.
 
     Args:
         model: Built.
         training: Of the plan.
-        informed: The run's informed rows, where the plan has some.
+        artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where the plan names one.
     """
     half = CLIENT_HALVES[type(training)]
-    return half(model, training) if informed is None else half(model, training, informed)
+    return half(model, training) if artefact is None else half(model, training, artefact)

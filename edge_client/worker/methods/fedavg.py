@@ -82,20 +82,20 @@ class FedAvg:
         return self._adam
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
-        """One pass."""
+        """One pass forward and backward."""
         return run()
 
     def finish(self, interval: int) -> None:
         """Nothing to do."""
 
     def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """Weights and moments."""
+        """Weights and moments of an interval, for the disk."""
         assert self._adam is not None
         for name, weight in self._weights.items():
             yield from adam_state(name, weight, self._adam)
 
     def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """Weights and moments."""
+        """Take back weights and moments of an interval."""
         assert self._adam is not None
         for name, weight in self._weights.items():
             restore_adam(name, weight, self._adam, read)

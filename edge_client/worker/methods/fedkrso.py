@@ -122,7 +122,7 @@ class FedKRSO:
         return self._adam
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
-        """One pass."""
+        """One pass forward and backward."""
         return run()
 
     def finish(self, interval: int) -> None:

@@ -103,7 +103,7 @@ class FedKSeed:
         self._moves, self._slopes = np.zeros(steps, np.float32), np.zeros(steps, np.float32)
 
     def begin(self, interval: int) -> torch.optim.SGD:
-        """Of the coefficient of a step's direction, whose gradient is the slope."""
+        """SGD on the coefficient of a step's direction, whose gradient is the slope."""
         return torch.optim.SGD([self._coefficient], lr=self._training.learning_rate)
 
     def measure(self, step: int, run: Callable[[], float]) -> float:

@@ -115,21 +115,21 @@ class _Reset:
         self._layers = layers
 
     def begin(self, subspace: int, learning_rate: float) -> torch.optim.Adam:
-        """A new one."""
+        """A new Adam for the factors."""
         return torch.optim.Adam([_factor(layer) for layer in self._layers.values()], lr=learning_rate)
 
     def finish(self, subspace: int, adam: torch.optim.Adam) -> None:
-        """Nothing."""
+        """Nothing is left of an interval's Adam."""
 
     def kept(self, subspace: int) -> Iterator[tuple[str, Tensor]]:
-        """Nothing."""
+        """Nothing of Adam is kept on disk."""
         yield from ()
 
     def restore(self, subspace: int, read: Callable[[str], Tensor]) -> None:
-        """Nothing."""
+        """Nothing of Adam was kept."""
 
     def changes(self, subspaces: tuple[int, ...], rank: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Nothing."""
+        """Nothing of Adam travels."""
         yield from ()
 
 
@@ -161,12 +161,12 @@ class _Carried(_Reset):
         return adam
 
     def finish(self, subspace: int, adam: torch.optim.Adam) -> None:
-        """All of it."""
+        """Keep the interval's whole Adam for the round's next ones."""
         self._held[subspace] = {name: dict(adam.state[_factor(layer)]) for name, layer in self._layers.items()}
         self._newest = subspace
 
     def kept(self, subspace: int) -> Iterator[tuple[str, Tensor]]:
-        """All of it."""
+        """The whole Adam of an interval, for the disk."""
         for name, held in self._held[subspace].items():
             for part in self._PARTS:
                 yield f"{name}.{part}", held[part]
@@ -203,7 +203,7 @@ class _PriorAdam(torch.optim.Adam):
         self._prior, self._steps = prior, 0
 
     def step(self, closure: Any = None) -> Any:
-        """One step."""
+        """One optimiser step."""
         self._steps += 1
         group = self.param_groups[0]
         learning_rate, beta = group["lr"], group["betas"][0]
@@ -258,12 +258,12 @@ class _Averaged(_Reset):
         self._own[subspace] = own
 
     def kept(self, subspace: int) -> Iterator[tuple[str, Tensor]]:
-        """The roots."""
+        """The roots of this node's second moments, for the disk."""
         for name, root in self._own[subspace].items():
             yield f"{name}{SECOND}", root
 
     def restore(self, subspace: int, read: Callable[[str], Tensor]) -> None:
-        """The roots."""
+        """Take back the roots of this node's second moments."""
         self._own[subspace] = {
             name: read(f"{name}{SECOND}").to(layer.base.device) for name, layer in self._layers.items()
         }

@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from edge_client.worker.data.tasks import Encoded, outputs, states_and_labels
+from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.loading import build
 from fedcore.config.sections import TaskSection
+from fedcore.round.training import SubspaceTraining
 from fedcore.subspaces.informed import LayerRows, principal_rows, rounded_rows, write_informed
 from fedcore.weights.schema import LayerSpec
 
@@ -42,37 +45,25 @@ class _Sums:
         return _Sums(torch.zeros(columns, columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
 
 
-def make_informed(
-    path: Path,
-    model: Any,
-    layers: Sequence[LayerSpec],
-    encoded: Sequence[Encoded],
-    task: TaskSection,
-    torch_device: torch.device,
-    *,
-    subspaces: int,
-    rank: int,
-    pool: int,
-) -> None:
+def make_informed(path: Path, sources: ArtefactSources) -> None:
     """Measure and write the informed rows of a run.
 
     Args:
         path: Of the file.
-        model: Built on the run's base; nothing learned.
-        layers: The target layers.
-        encoded: Texts; their targets do not matter.
-        task: What the model does.
-        torch_device: Where it is.
-        subspaces: How many of the pool's are informed.
-        rank: r.
-        pool: K.
+        sources: Base, task and texts; their training says of how many subspaces, of what rank.
 
     Raises:
         ModelError: A layer got no input.
     """
-    write_informed(
-        path, subspaces, rank, informed_layers(model, layers, encoded, task, torch_device, subspaces, rank, pool)
+    training, base = sources.training, sources.base
+    assert isinstance(training, SubspaceTraining)
+    # A new head's first values do not matter: it is not among the target layers.
+    model = build(base, sources.task, 0, sources.torch_device, torch.float32)
+    subspaces, rank, pool = training.informed_subspaces, training.rank, len(training.seeds)
+    layers = informed_layers(
+        model, base.schema.layers, sources.texts, sources.task, sources.torch_device, subspaces, rank, pool
     )
+    write_informed(path, subspaces, rank, layers)
 
 
 def informed_layers(
@@ -85,7 +76,21 @@ def informed_layers(
     rank: int,
     pool: int,
 ) -> Iterator[tuple[str, LayerRows]]:
-    """The informed rows of each layer, in order; arguments as of `make_informed`."""
+    """The informed rows of each layer, in order.
+
+    Args:
+        model: Built on the run's base; nothing learned.
+        layers: The target layers.
+        encoded: Texts; their targets do not matter.
+        task: What the model does.
+        torch_device: Where it is.
+        subspaces: How many of the pool's are informed.
+        rank: r.
+        pool: K.
+
+    Raises:
+        ModelError: A layer got no input.
+    """
     for group in _groups(layers):
         for name, sums in _measured(model, group, encoded, task, torch_device).items():
             rows = principal_rows(sums.moment.numpy(), sums.mean.numpy(), subspaces, rank, name)

@@ -97,7 +97,7 @@ class Int8Weight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n)."""
+        """Rows and columns of W, (m, n)."""
         return self.q.shape[0], self.q.shape[1]
 
     @property
@@ -141,7 +141,7 @@ class FloatWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n)."""
+        """Rows and columns of W, (m, n)."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
@@ -189,7 +189,7 @@ class ShiftedWeight(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n)."""
+        """Rows and columns of W, (m, n)."""
         return self.base.shape
 
     @property

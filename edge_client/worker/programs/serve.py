@@ -18,11 +18,12 @@ from transformers import AutoTokenizer
 
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import encode
-from edge_client.worker.methods.principal import make_informed
+from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.loading import build, describe
+from edge_client.worker.model.loading import describe
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
@@ -36,6 +37,9 @@ from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
+    Answer,
+    Answered,
+    ArtefactMade,
     Command,
     Configure,
     Describe,
@@ -44,8 +48,7 @@ from fedcore.worker.messages import (
     Evaluated,
     Event,
     Failed,
-    FindInformedRows,
-    InformedRowsFound,
+    MakeArtefact,
     Measured,
     Progress,
     Ready,
@@ -85,8 +88,8 @@ class Worker:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
                 return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
-            case FindInformedRows():
-                return _find_informed_rows(command)
+            case MakeArtefact():
+                return _make_artefact(command)
             case Trace():
                 return self._trace(command)
             case Configure():
@@ -98,6 +101,8 @@ class Worker:
                 return self._train(command)
             case StepDown():
                 return None
+            case Answer(folder, task, texts):
+                return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device)
@@ -158,9 +163,9 @@ class Worker:
         # The data first: a wrong column shows before seconds of loading.
         self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
         own = Path(command.folder)
-        informed = Path(command.informed) if command.informed else None
+        artefact = Path(command.artefact) if command.artefact else None
         self._replica = Replica(
-            command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, informed=informed
+            command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, artefact=artefact
         )
         model: Any = self._replica.model
         # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
@@ -210,16 +215,16 @@ class Worker:
         return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
-def _find_informed_rows(command: FindInformedRows) -> InformedRowsFound:
+def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
-    folder, task, cpu = Path(command.model_folder), command.task, torch.device("cpu")
-    encoded = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+    folder, task, texts = Path(command.model_folder), command.task, []
+    if command.data is not None:
+        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
-    # A new head's first values do not matter: it is not among the target layers.
-    model = build(base, task, 0, cpu, torch.float32)
-    sizes = {"subspaces": command.subspaces, "rank": command.rank, "pool": command.pool}
-    make_informed(Path(command.path), model, command.model_schema.layers, encoded, task, cpu, **sizes)
-    return InformedRowsFound(len(encoded), sum(len(one.ids) for one in encoded))
+    cpu = torch.device("cpu")
+    sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
+    make_artefact(Path(command.path), sources)
+    return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -105,7 +105,7 @@ class Peak:
 
     @property
     def total_bytes(self) -> int:
-        """The peak."""
+        """Live bytes of all phases together: the peak."""
         return self.forward_bytes + self.loss_bytes + self.backward_bytes
 
 

@@ -92,9 +92,11 @@ class FinishedIntervals:
             if loaded is None:
                 break
             progressed, table = loaded
-            replica.half.restore(
-                interval, progressed.rank, lambda name, table=table: torch.from_numpy(read_entry(table[name]))
-            )  # type: ignore[misc]
+
+            def tensor_of(name: str, table: dict[str, TensorEntry] = table) -> Tensor:
+                return torch.from_numpy(read_entry(table[name]))
+
+            replica.half.restore(interval, progressed.rank, tensor_of)
             found.append(progressed)
         for path in self._folder.iterdir():
             if path.name not in {f"{p.interval}.safetensors" for p in found}:

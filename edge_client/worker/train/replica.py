@@ -9,6 +9,7 @@ wrong checkpoint is refused."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,13 +21,13 @@ from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, install_weight
 from edge_client.worker.model.padding import Padding
 from edge_client.worker.train.local import LocalTensors
-from fedcore.errors import BaseDamaged, ExactnessError, InformedDamaged, WireError
+from fedcore.errors import BaseDamaged, ExactnessError, WireError
 from fedcore.model.base import Base
 from fedcore.model.snapshot import take_snapshot
 from fedcore.model.state import PublishedState, model_digest
+from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ObjectKind, Plan, published_digest
-from fedcore.subspaces.informed import InformedRows, read_informed
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.initial import start_value
 
@@ -43,12 +44,12 @@ class Replica:
         torch_device: Where to compute.
         compute_dtype: dtype of the products.
         mapped: Leave weights on disk and map them.
-        informed: File of the run's informed rows, where the plan has some.
+        artefact: File of the run's artefact, where the plan names one.
 
     Raises:
         ModelError: The folder does not fit the plan.
         ExactnessError: This machine's projections or base differ from the plan's.
-        InformedDamaged: The informed rows are not here.
+        ArtefactDamaged: The run's artefact is not here.
     """
 
     model: nn.Module
@@ -61,13 +62,13 @@ class Replica:
         torch_device: torch.device,
         compute_dtype: torch.dtype,
         mapped: bool = False,
-        informed: Path | None = None,
+        artefact: Path | None = None,
     ) -> None:
         self._schema, self.compute_dtype = plan.model_schema, compute_dtype
         self._run_seed, self._training = plan.training.run_seed, plan.training
         self._state_path = folder / "state.bin"
         folder.mkdir(parents=True, exist_ok=True)
-        self._informed = _informed_rows(plan, informed)
+        self._artefact = _artefact_of(plan, artefact)
         self._check_projections(plan)
         self.base = Base(Checkpoint(model_folder), plan.model_schema, plan.base_kind, folder / "base")
         self._mapped = mapped
@@ -75,7 +76,7 @@ class Replica:
         self._make_sound(plan)
         self.state = self._stored_state(plan)
         self.model = build(self.base, plan.task, self._run_seed, torch_device, compute_dtype, mapped=mapped)
-        self.half = client_half(self.model, plan.training, self._informed)
+        self.half = client_half(self.model, plan.training, self._artefact)
         self._folder = folder
         self._local = self._local_of("", "")
         self._start = {s.name: start_value(self.base.checkpoint, s, self._run_seed) for s in self._schema.tensors}
@@ -293,19 +294,14 @@ class Replica:
         return self._training.shapes(self._schema)
 
     def _check_projections(self, plan: Plan) -> None:
-        ours = checksums(plan.training, self._schema, self._informed)
+        ours = checksums(plan.training, self._schema, self._artefact)
         for spec, own, checksum in zip(self._schema.layers, ours, plan.checksums, strict=False):
             if own != checksum:
                 raise ExactnessError("this machine's projection differs from the coordinator's", place=spec.name)
 
 
-def _informed_rows(plan: Plan, path: Path | None) -> InformedRows | None:
-    training = plan.training
-    if not training.informed:
-        return None
-    if path is None:
-        raise InformedDamaged("the informed rows are not here")
+def _artefact_of(plan: Plan, path: Path | None) -> Any:
     try:
-        return read_informed(path, training.informed, plan.model_schema, training.informed_subspaces, training.rank)
+        return read_artefact(path, plan.training, plan.model_schema)
     except WireError as error:
-        raise ExactnessError(f"the informed rows cannot be read: {error}", place=path.name) from None
+        raise ExactnessError(f"the run's artefact cannot be read: {error}", place=path.name if path else "") from None

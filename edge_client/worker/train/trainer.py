@@ -2,10 +2,10 @@
 """A node's local training under a memory plan that may get smaller between two micro-batches, and only smaller until
 the round ends.
 
-Which plans there are, the node's planner has decided; here they are a sequence of memory plans from the present one
-downwards. A step down is asked for from outside (the agent's monitor) or comes from within: an allocation that fails
-drops the batch's gradients and repeats the batch one step lower. Gradients are sums over micro-batches, so the batch
-stays what the round asks for."""
+Which plans there are, the node's planner has decided; here they are the present one and smaller ones after it. A step
+down is asked for from outside (the agent's monitor) or comes from within: an allocation that fails drops the batch's
+gradients and repeats the batch one step lower. Gradients are sums over micro-batches, so the batch stays what the round
+asks for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Trainer:
         node: This node's.
         pad_id: Token that pads.
         torch_device: Where to compute.
-        report: Called after every step with (step from 1, steps, loss, step of the sequence of memory plans).
+        report: Called after every step with (step from 1, steps, loss, step of the memory plan).
         wanted: Asked before every micro-batch for the lowest step that was asked for from outside.
     """
 

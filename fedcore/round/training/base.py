@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated, Final, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +15,7 @@ from fedcore.fields.checked import Positive, RoundNumber
 from fedcore.fields.types import Bits
 from fedcore.numbers.coding import Coding
 from fedcore.round.header import Expected, UpdateHeader
+from fedcore.round.training.artefact import ArtefactKind
 from fedcore.weights.schema import ModelSchema, TensorSpec
 
 __all__ = [
@@ -105,19 +107,33 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
 
     @property
     def rows_from(self) -> str:
-        """What rows of P come from, in methods with subspaces: a kind of `fedcore.subspaces.rows`, or
-        `informed/SUBSPACES/SHA256`."""
-        return "signs"
+        """What rows of P come from, in methods with subspaces (`fedcore.subspaces.projection.projection_of`).
+
+        States and digests say it, so a method with an artefact names its SHA-256 here: `artefact/SHA256`, whose rows
+        are signs, if the method says no more."""
+        return f"artefact/{self.artefact}" if self.artefact else "signs"
 
     @property
-    def informed(self) -> str:
-        """SHA-256 of the run's informed rows (`fedcore.subspaces.informed`); empty where there are none."""
+    def artefact_kind(self) -> ArtefactKind | None:
+        """The run artefact that the method asks for; None in most methods."""
+        return None
+
+    @property
+    def artefact(self) -> str:
+        """SHA-256 of the run's artefact; empty before it is made, and where there is none."""
         return ""
 
-    @property
-    def informed_subspaces(self) -> int:
-        """How many of the pool's subspaces have informed rows: the first ones."""
-        return 0
+    def read_artefact(self, path: Path, schema: ModelSchema) -> Any:
+        """What the artefact holds, as both halves of the method take it: the file itself, if the method does not say.
+
+        Args:
+            path: The file; its SHA-256 is right.
+            schema: The model's.
+
+        Raises:
+            MalformedMessage: Not what the plan promises.
+        """
+        return path
 
     @property
     def min_rank(self) -> int:

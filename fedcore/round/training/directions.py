@@ -81,7 +81,7 @@ class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
     """Factor on what is rebuilt."""
 
     def coefficients(self, layer: LayerSpec) -> str:
-        """Its own."""
+        """The state's entry with a layer's coefficients: one of its own for each layer."""
         return layer.name + COEFFICIENTS
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:

@@ -28,7 +28,7 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
     """In the state. A factor that trains and is not shared stays on its node, with its task head."""
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
-        """The shared factors."""
+        """Shapes of the factors that all participants share, by entry."""
         return self._factors(schema, self.shared)
 
     def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
@@ -89,7 +89,7 @@ class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="meth
         return _stacked(schema)
 
     def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
-        """One participant's factors."""
+        """Shapes of the factors that one participant's update has, by entry."""
         return self._factors(schema, self.trained)
 
 

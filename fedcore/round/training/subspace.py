@@ -4,21 +4,32 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from fedcore.errors import UpdateRefused
 from fedcore.fields.checked import OptionalSha256
-from fedcore.fields.types import Moments, Order, ProjectionName
+from fedcore.fields.types import Moments, Order
 from fedcore.numbers.coding import Coding
 from fedcore.round.header import Expected, UpdateHeader
+from fedcore.round.training.artefact import ArtefactKind
 from fedcore.round.training.base import SECOND, SECOND_BITS, Rank, Seed, Shapes, Training, numbers
 from fedcore.subspaces.schedule import pool_seeds
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
-__all__ = ["SubspaceTraining"]
+if TYPE_CHECKING:
+    from fedcore.subspaces.informed import InformedRows
+
+__all__ = ["ProjectionName", "SubspaceTraining"]
+
+ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "informed"]
+"""What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from
+(`fedcore.subspaces.informed`)."""
+
+_INFORMED_ROWS = ArtefactKind("informed rows", "edge_client.worker.methods.principal:make_informed")
 
 
 class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedkrso"):
@@ -31,17 +42,31 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     order: Order
     moments: Moments = "reset"
     projection: ProjectionName = "signs"
-    informed: OptionalSha256 = ""
+    artefact: OptionalSha256 = ""
+    """SHA-256 of the informed rows."""
     informed_subspaces: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """How many of the pool's subspaces have informed rows: the first ones."""
 
     @property
     def rows_from(self) -> str:
-        """As the job says."""
+        """A kind of `fedcore.subspaces.rows`, or `informed/SUBSPACES/SHA256`."""
         return (
-            f"{self.projection}/{self.informed_subspaces}/{self.informed}"
+            f"{self.projection}/{self.informed_subspaces}/{self.artefact}"
             if self.projection == "informed"
             else self.projection
         )
+
+    @property
+    def artefact_kind(self) -> ArtefactKind | None:
+        """Informed rows, where some subspaces have them."""
+        return _INFORMED_ROWS if self.informed_subspaces else None
+
+    def read_artefact(self, path: Path, schema: ModelSchema) -> InformedRows:
+        """By layer."""
+        # Who only plans needs no NumPy.
+        from fedcore.subspaces.informed import read_informed
+
+        return read_informed(path, schema, self.informed_subspaces, self.rank)
 
     def at(self, generation: int) -> Training:
         """In another generation, with its seeds."""

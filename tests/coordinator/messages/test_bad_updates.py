@@ -19,7 +19,7 @@ from coordinator.job import Job, ModelSection, RoundSection, SafetySection
 from coordinator.messages.senders import Senders
 from coordinator.reports.summary import summary_of, write_report
 from coordinator.run.prepare import Prepared
-from coordinator.run.service import Coordinator
+from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger, UpdateRow
 from coordinator.store.view import RunView
@@ -220,7 +220,7 @@ class Run:
                 prepared = Prepared(job, SCHEMA, self.model)
                 senders = Senders("t", None)
                 ended.put(
-                    Coordinator(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run()
+                    Service(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run()
                 )
             except Exception as error:  # noqa: BLE001 (looked at below)
                 ended.put(error)

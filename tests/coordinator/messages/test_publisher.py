@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-from plans import TRAINING, make_plan
+from plans import make_plan, with_artefact
 
 from coordinator.messages.publisher import Publisher
 from coordinator.store.folder import RunFolder
-from fedcore.round.plan import InformedObject
+from fedcore.round.plan import ArtefactObject
 from fedcore.transport.base import Message
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
@@ -39,15 +38,14 @@ class Narrow:
         return True
 
 
-def test_informed_rows_go_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_them(
+def test_a_run_artefact_goes_out_retained_before_the_first_plan_and_again_when_a_broker_may_have_forgotten_it(
     tmp_path: Path,
 ) -> None:
     narrow, topics = Narrow(), Topics("r")
     publisher = Publisher(narrow, Post("r", "", None, 1), topics, RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
-    RunFolder(tmp_path).informed.write_bytes(bytes(range(100)))
-    manifest = manifest_of(RunFolder(tmp_path).informed, 64)
-    training = msgspec.structs.replace(TRAINING, projection="informed", informed=manifest.sha256, informed_subspaces=1)
-    plan = make_plan(training=training, informed=InformedObject(manifest))
+    RunFolder(tmp_path).artefact.write_bytes(bytes(range(100)))
+    manifest = manifest_of(RunFolder(tmp_path).artefact, 64)
+    plan = make_plan(training=with_artefact(manifest.sha256), artefact=ArtefactObject(manifest))
     chunks = [topics.published_state(manifest.sha256[:16], index) for index in (0, 1)]
     narrow.room = 20
     for said in ([*chunks, topics.plan], [topics.plan]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,9 @@ from fedcore.errors import RunError
 from fedcore.round.header import UpdateHeader
 
 
-def machine(**settings: object) -> RoundMachine:
-    return RoundMachine(
-        RoundSection(**{"rounds": 2, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}), 7
-    )  # type: ignore[arg-type]
+def machine(**settings: Any) -> RoundMachine:
+    wanted: dict[str, Any] = {"rounds": 2, "min_nodes": 2, "quorum": 2, "deadline_seconds": 100, **settings}
+    return RoundMachine(RoundSection(**wanted), 7)
 
 
 def feed(m: RoundMachine, *events: Event, now: float = 0.0) -> list[object]:
@@ -136,17 +136,15 @@ def test_any_events_keep_the_invariants_and_no_round_closes_below_quorum(seed: i
     for _ in range(400):
         now += chance.choice((0.0, 1.0, 60.0))
         node, t = chance.choice(nodes), m.round + chance.choice((-1, 0, 0, 0))
-        event: Event = chance.choice(
-            [
-                NodeOnline(node),
-                NodeOffline(node),
-                UpdateAccepted(node, t),
-                Declined(node, t),
-                Tick(),
-                DigestReported(node, t, "x"),
-            ]
-        )
-        for action in feed(m, event, now=now):
+        events: list[Event] = [
+            NodeOnline(node),
+            NodeOffline(node),
+            UpdateAccepted(node, t),
+            Declined(node, t),
+            Tick(),
+            DigestReported(node, t, "x"),
+        ]
+        for action in feed(m, chance.choice(events), now=now):
             if isinstance(action, CloseRound):
                 assert len(action.participants) >= 2
                 feed(m, RoundPublished(action.round), now=now)

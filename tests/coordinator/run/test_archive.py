@@ -23,7 +23,7 @@ from coordinator.messages.publisher import Key, key_of
 from coordinator.run.archive import listed, snapshot_is_due
 from coordinator.store.ledger import SqliteLedger
 from fedcore.config.sections import TaskSection
-from fedcore.errors import FedkrsoError, ModelError, RunError
+from fedcore.errors import ConfigError, FedkrsoError, ModelError, RunError
 from fedcore.fields.manifest import Manifest
 from fedcore.model.base import Base
 from fedcore.round.plan import Plan, StateObject, cheapest_way, objects_needed
@@ -259,7 +259,9 @@ def test_an_export_has_what_was_learned_once(make_leader: Callable[..., Leader],
     for layer in SCHEMA.layers:
         assert np.array_equal(exported.read(f"{layer.name}.weight"), base.master(layer))
     (leader.files.base / "3" / "masters.json").unlink()
-    failed = CliRunner().invoke(coordinator_export, arguments)
+    kept = CliRunner().invoke(coordinator_export, arguments)
+    assert isinstance(kept.exception, ConfigError) and "--overwrite" in kept.exception.one_line()
+    failed = CliRunner().invoke(coordinator_export, [*arguments, "--overwrite"])
     assert isinstance(failed.exception, RunError) and "coordinator resume t" in failed.exception.one_line()
 
 

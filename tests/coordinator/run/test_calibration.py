@@ -36,7 +36,7 @@ def test_informed_rows_have_a_text_that_they_are_measured_on() -> None:
 @pytest.mark.parametrize(
     ("method", "calibration", "match"),
     [
-        ({"projection": "informed"}, None, r"^calibration: informed rows need text"),
+        ({"projection": "informed"}, None, r"^calibration: there is no text to make informed rows from"),
         (
             {"projection": "gaussian"},
             {"source": "t.tsv"},

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from house import FLOORS, ROOT, modules
 
 from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
@@ -30,6 +29,7 @@ from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+from tests.house import FLOORS, ROOT, modules
 
 SCHEMA = ModelSchema((LayerSpec("l", 30, 16), LayerSpec("m", 20, 12)), (TensorSpec("head", (3, 4), False),))
 METHOD = FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="signs", bits=8, schedule="fresh", refresh_every=2)

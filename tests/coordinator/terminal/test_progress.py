@@ -9,7 +9,7 @@ import msgspec
 from made_runs import row
 
 from coordinator.store.view import EventView, NodeView, RunView
-from coordinator.terminal.progress import Story
+from coordinator.terminal.story import Story
 
 
 def view(**values: object) -> RunView:

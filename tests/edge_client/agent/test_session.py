@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-from plans import TRAINING, make_plan
+from plans import make_plan, with_artefact
 
 import edge_client.agent.events as s
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.session import Session
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import InformedObject, Plan, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, StateObject
 
 
 def obj(version: int, base: int | None = None, generation: int = 0, size: int = 100) -> StateObject:
@@ -120,46 +120,45 @@ def test_a_replica_with_another_digest_never_trains_but_takes_the_whole_state() 
     assert session.reason == ""
 
 
-def informed_plan(t: int, sha256: str = "a" * 64, objects: tuple[StateObject, ...] = ()) -> tuple[Plan, InformedObject]:
-    """A plan whose subspaces are informed."""
-    rows = InformedObject(Manifest("informed.bin", 100, sha256, 64))
-    training = msgspec.structs.replace(TRAINING, projection="informed", informed=sha256, informed_subspaces=1)
-    return make_plan(t, objects=objects, training=training, informed=rows), rows
+def artefact_plan(t: int, sha256: str = "a" * 64, objects: tuple[StateObject, ...] = ()) -> tuple[Plan, ArtefactObject]:
+    """A plan whose method asked for an artefact."""
+    rows = ArtefactObject(Manifest("artefact.bin", 100, sha256, 64))
+    return make_plan(t, objects=objects, training=with_artefact(sha256), artefact=rows), rows
 
 
-def test_informed_rows_are_fetched_before_a_model_is_loaded_and_only_once() -> None:
+def test_a_run_artefact_is_fetched_before_a_model_is_loaded_and_only_once() -> None:
     session = Session("n")
-    first, rows = informed_plan(1)
+    first, rows = artefact_plan(1)
     assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
     assert feed(session, s.PlanArrived(first)) == [s.Fetch(rows)]
     assert feed(session, s.Fetched("b" * 64)) == []
-    assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepInformed(rows), s.Configure(first)]
+    assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepArtefact(rows), s.Configure(first)]
     assert feed(session, s.WorkerReady(0, 0, "d")) == [s.TrainRound(first)]
     assert feed(session, s.UpdateReady(1), s.UpdateGone(1)) == [s.SendUpdate(1)]
-    second, _ = informed_plan(2, objects=(obj(1),))
+    second, _ = artefact_plan(2, objects=(obj(1),))
     assert feed(session, s.PlanArrived(second)) == [s.Fetch(obj(1))]
-    restarted = Session("n", informed=rows.manifest.sha256)
+    restarted = Session("n", artefact=rows.manifest.sha256)
     assert feed(restarted, s.PlanArrived(first)) == [s.Configure(first)]
-    other, others = informed_plan(1, "c" * 64)
-    assert feed(Session("n", informed=rows.manifest.sha256), s.PlanArrived(other)) == [s.Fetch(others)]
+    other, others = artefact_plan(1, "c" * 64)
+    assert feed(Session("n", artefact=rows.manifest.sha256), s.PlanArrived(other)) == [s.Fetch(others)]
 
 
-def test_damaged_informed_rows_are_fetched_again_until_the_round_is_declined() -> None:
-    first, rows = informed_plan(1)
-    session = Session("n", informed=rows.manifest.sha256)
-    lost = s.WorkerFailed("these informed rows are not the run's", died=False, not_equal=False, uninformed=True)
+def test_a_damaged_artefact_is_fetched_again_until_the_round_is_declined() -> None:
+    first, rows = artefact_plan(1)
+    session = Session("n", artefact=rows.manifest.sha256)
+    lost = s.WorkerFailed("this artefact is not the run's", died=False, not_equal=False, artefact_damaged=True)
     feed(session, s.PlanArrived(first))
     for _ in range(4):
         assert feed(session, lost) == [s.Fetch(rows)] and not session.worker_ready
-        assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepInformed(rows), s.Configure(first)]
+        assert feed(session, s.Fetched(rows.manifest.sha256)) == [s.KeepArtefact(rows), s.Configure(first)]
     assert feed(session, lost) == [s.Decline(1, lost.reason)]
     # The next round is another chance.
-    second, _ = informed_plan(2)
+    second, _ = artefact_plan(2)
     assert feed(session, s.PlanArrived(second)) == [s.Fetch(rows)]
 
 
-def test_resting_stops_the_fetch_of_informed_rows_and_takes_it_up_again() -> None:
-    session, (first, rows) = Session("n"), informed_plan(1)
+def test_resting_stops_the_fetch_of_an_artefact_and_takes_it_up_again() -> None:
+    session, (first, rows) = Session("n"), artefact_plan(1)
     feed(session, s.PlanArrived(first))
     assert feed(session, s.MustRest("policy", "hours")) == [s.LetGo(), s.Decline(1, "hours")]
     assert feed(session, s.Fetched(rows.manifest.sha256)) == []

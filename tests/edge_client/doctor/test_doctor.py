@@ -5,86 +5,26 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from devices.base import Accelerator, Facts
-from devices.kinds.simulated import Simulated, Step
-from edge_client.commands.client import doctor
-from edge_client.doctor.base import Check, Surroundings, within
+from edge_client.commands.doctor import doctor
+from edge_client.doctor.base import Check, within
 from edge_client.doctor.checks import as_text, examine
-from edge_client.doctor.compute import compute
 from edge_client.doctor.machine import clock, device, sensors
-from edge_client.doctor.memory import memory
 from edge_client.doctor.node import node_file, node_parts
 from edge_client.doctor.software import packages
 from edge_client.doctor.system import network, service, storage
-from edge_client.memory.group import MemoryGroup, Rlimit
-from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
-from edge_client.process.route import Part, Timing
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.device.readings import Readings
 from fedcore.errors import WorkerError
-
-NOW = 1_790_000_000.0
-NOTHING = Readings()
-LINUX = Facts("linux", "some board", system="Debian GNU/Linux 12", machine="x86_64")
-JETSON = Facts(
-    "jetson",
-    "NVIDIA Jetson Orin Nano",
-    system="L4T 36.4.3 (JetPack 6.2)",
-    machine="aarch64",
-    accelerator=Accelerator("Orin", True, (8, 7)),
-)
-
-
-def node(**changes: Any) -> Node:
-    return msgspec.structs.replace(
-        Node(
-            node="n",
-            run="r",
-            model_folder="m",
-            data=DataSection(source="x.csv"),
-            broker=BrokerSection(url="mqtts://localhost:1"),
-        ),
-        **changes,
-    )
-
-
-def surroundings(root: Path, readings: Readings = NOTHING, facts: Facts = LINUX, **changes: Any) -> Surroundings:
-    made = Simulated((Step(0.0, readings),), facts)
-    given = {
-        "run": lambda command, seconds: None,
-        "environment": {"PATH": os.environ["PATH"], "HOME": str(root)},
-        "clock": lambda: NOW,
-    }
-    return Surroundings(made, root=root, **{**given, "quick": True, **changes})
-
-
-def tree(root: Path, files: Mapping[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-def by_name(checks: Sequence[Check]) -> dict[str, Check]:
-    return {check.check: check for check in checks}
-
-
-def expect(checks: Sequence[Check], name: str, state: str, found: str = "", remedy: str = "") -> None:
-    check = by_name(checks)[name]
-    assert check.state == state and found in check.found and remedy in check.remedy, check
-    assert state == "ok" or check.remedy, "a finding without a remedy"
+from tests.edge_client.doctor.made_up import JETSON, by_name, expect, node, surroundings
 
 
 def test_software_too_old_missing_and_light() -> None:
@@ -138,124 +78,6 @@ def test_clocks(tmp_path: Path) -> None:
     expect(clock(surroundings(tmp_path, run=said("no\n")), None), "synchronised", "warning", "no", "set-ntp")
     expect(clock(surroundings(tmp_path, run=said("yes\n")), None), "synchronised", "ok")
     expect(clock(surroundings(tmp_path, run=said("Failed to connect")), None), "synchronised", "ok", "not told")
-
-
-MEMINFO = "MemTotal: 8000000 kB\nMemAvailable: {} kB\n"
-SWAPS = "Filename\tType\tSize\tUsed\tPriority\n{}\tpartition\t1000\t0\t5\n"
-
-
-def test_memory_that_is_short_limited_or_swapped_to_a_card(tmp_path: Path) -> None:
-    low = tree(
-        tmp_path / "low",
-        {
-            "proc/meminfo": MEMINFO.format(100_000),
-            "proc/swaps": SWAPS.format("/dev/mmcblk0p3"),
-            "proc/pressure/memory": "some avg10=43.00 avg60=1.00 avg300=1.00 total=1\n",
-            "proc/self/limits": "Max address space         1000000         unlimited     bytes\n",
-        },
-    )
-    found = memory(surroundings(low, facts=JETSON), node(memory_budget="2 GiB"))
-    expect(found, "available", "error", "0.1 of 7.6 GiB", "close other programs")
-    expect(found, "limits", "error", "RLIMIT_AS", "raise RLIMIT_AS")
-    expect(found, "budget", "error", "", "raise")
-    expect(found, "swap", "warning", "mmcblk0p3", "NVMe")
-    expect(found, "pressure", "warning", "43.0 %")
-    fine = tree(
-        tmp_path / "fine", {"proc/meminfo": MEMINFO.format(6_000_000), "proc/swaps": SWAPS.format("/dev/zram0")}
-    )
-    found = memory(surroundings(fine, facts=JETSON), node(memory_budget="2 GiB"))
-    for name in ("available", "limits", "budget", "pressure"):
-        expect(found, name, "ok")
-    expect(found, "swap", "warning", "zram", "nvzramconfig")
-    expect(memory(surroundings(fine), None), "swap", "ok", "/dev/zram0")
-    if sys.platform == "linux":
-        expect(found, "worker's limit", "warning", "rlimit", "client install")
-
-
-class _Broken(Rlimit):
-    def prepare(self) -> None:
-        raise OSError("not here")
-
-
-def test_a_limit_that_no_process_can_enter(tmp_path: Path) -> None:
-    broken: Callable[..., MemoryGroup] = lambda size, name, root: _Broken(size)  # noqa: E731
-    expect(memory(surroundings(tmp_path, confine=broken), None), "worker's limit", "error", "no process can be started")
-    expect(memory(surroundings(tmp_path), None), "available", "warning", "does not tell")
-
-
-def timing(dtype: str, device: str, problem: str = "") -> Timing:
-    return Timing(
-        torch_device=device,
-        compute_dtype=dtype,
-        forward_seconds=(0.001, 0.03),
-        backward_seconds=(0.001, 0.03),
-        error=0.0,
-        problem=problem,
-    )
-
-
-def test_every_way_of_computing_with_its_mismatch_and_the_route(tmp_path: Path) -> None:
-    asked: list[str] = []
-    parts = {
-        "cpu": Part(
-            timings=(timing("float32", "cpu"), timing("bfloat16", "cpu", "it ended the process (signal 4, SIGILL)"))
-        ),
-        "cuda": Part(
-            timings=(timing("float32", "cuda", "named symbol not found"),),
-            facts={"cuda": "13.0", "built for": "sm_80 sm_90"},
-        ),
-        "bitsandbytes-cpu": Part(timings=(timing("int8", "cpu"),)),
-        "bitsandbytes-cuda": Part(timings=(timing("int8", "cuda", "named symbol not found"),)),
-    }
-
-    def probe(name: str, threads: int, environment: Mapping[str, str]) -> Part:
-        asked.append(name)
-        return parts[name]
-
-    around = surroundings(
-        tmp_path, facts=JETSON, quick=False, probe=probe, environment={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    )
-    found = compute(around, None)
-    expect(found, "worker", "ok")
-    expect(found, "float32 on cpu", "ok", "forward + backward small 1.0 + 1.0 ms, large 30.0 + 30.0 ms")
-    expect(found, "bfloat16 on cpu", "warning", "SIGILL")
-    expect(
-        found,
-        "float32 on cuda",
-        "warning",
-        "named symbol not found",
-        "made for this JetPack, not the one from PyPI, which is for servers",
-    )
-    expect(found, "float32 on cuda", "warning", "", "(this one is for CUDA 13.0, the system has 12.6)")
-    expect(found, "bitsandbytes on cpu", "ok")
-    expect(found, "bitsandbytes on cuda", "warning", "named symbol", "our own")
-    expect(found, "route", "ok", "float32 on cpu: bfloat16: it ended the process")
-    assert asked == list(parts)
-    # What is remembered is shown at once, also with --quick; a node that names the device has an error.
-    named = compute(
-        surroundings(tmp_path, facts=JETSON, probe=probe, environment=around.environment), node(torch_device="cuda")
-    )
-    assert asked == list(parts)
-    expect(named, "float32 on cuda", "error", "named symbol")
-    expect(named, "route", "error", "CUDA does not work", "fedkrso doctor")
-    x86 = msgspec.structs.replace(
-        parts["cuda"], facts={"cuda": "12.8", "built for": "sm_80 sm_90", "compute capability": "12.0"}
-    )
-    parts["cuda"] = x86
-    gpu = Facts("laptop", "laptop", accelerator=Accelerator("RTX", False, (12, 0)))
-    again = compute(
-        surroundings(tmp_path, facts=gpu, quick=False, again=True, probe=probe, environment=around.environment), None
-    )
-    expect(again, "float32 on cuda", "warning", "", "built for sm_80 sm_90; the GPU needs sm_120")
-
-
-def test_what_was_never_measured_is_not_measured_in_a_hurry(tmp_path: Path) -> None:
-    def never(*_: object) -> Part:
-        raise AssertionError("it measures")
-
-    found = compute(surroundings(tmp_path, probe=never), None)
-    expect(found, "cpu", "ok", "not measured yet")
-    expect(found, "route", "ok", "not measured yet")
 
 
 def test_a_node_file_with_faults_and_what_it_names(tmp_path: Path) -> None:

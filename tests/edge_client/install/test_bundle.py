@@ -42,16 +42,16 @@ def a_wheel(folder: Path, name: str, version: str = "1.0", *, needs: str = "", t
 
 
 class OfflinePip:
-    """The real pip, with a folder for a registry."""
+    """The real pip, with a folder for a registry and without this machine's settings."""
 
     def __init__(self, registry: Path) -> None:
         self._registry = registry
 
     def __call__(self, arguments: Sequence[str]) -> Called:
         assert arguments[1:3] == ("-m", "pip")
-        return run_program(
-            (*arguments[:3], "--isolated", *arguments[3:], "--no-index", "--find-links", str(self._registry))
-        )
+        # `--isolated` leaves the system's own configuration in force, and with it whatever versions that pins.
+        alone = ("env", f"PIP_CONFIG_FILE={os.devnull}", *arguments[:3], "--isolated")
+        return run_program((*alone, *arguments[3:], "--no-index", "--find-links", str(self._registry)))
 
 
 def contents(provisioned: ProvisionedNode, **options: object) -> Contents:

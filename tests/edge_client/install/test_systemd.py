@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from booted import BootedDevice, needs_booting
 from cluster import Cluster, needs_mosquitto
 
 from examples.voice_intents.data import home
+from tests.edge_client.install.booted import BootedDevice, needs_booting
 
 pytestmark = [pytest.mark.chaos, needs_booting]
 

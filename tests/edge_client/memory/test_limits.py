@@ -10,7 +10,7 @@ import pytest
 
 from edge_client.memory.cgroups import memory_cgroup
 from edge_client.memory.limits import Limit, budget_bytes, droppable_bytes, kernel_limits, room
-from fedcore.errors import BudgetError, ConfigError
+from fedcore.errors import BudgetError, ConfigError, FedkrsoError
 
 GIB = 2**30
 MEMINFO = "MemTotal:        8388608 kB\nMemFree:  100 kB\nMemAvailable:    4194304 kB\n"
@@ -187,7 +187,7 @@ def test_budgets(v2: Path, text: str, expected: int) -> None:
     ],
 )
 def test_wrong_budgets_are_refused_with_the_nearest_valid_choice(
-    v2: Path, text: str, error: type, says: str, remedy: str
+    v2: Path, text: str, error: type[FedkrsoError], says: str, remedy: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
         budget_bytes(text, root=v2)

@@ -220,11 +220,8 @@ def test_another_rule_that_objects_takes_over_the_reason() -> None:
 def test_whatever_a_sensor_says_nothing_changes_faster_than_the_owner_allows(
     samples: list[tuple[float, float | None]], patience: float, settle: float
 ) -> None:
-    watch, now, changes = (
-        Watch(PolicySection(max_temperature_celsius=75, patience_seconds=patience, settle_seconds=settle)),
-        0.0,
-        [],
-    )
+    watch, now = Watch(PolicySection(max_temperature_celsius=75, patience_seconds=patience, settle_seconds=settle)), 0.0
+    changes: list[tuple[float, bool]] = []
     for later, celsius in samples:
         now += later
         rests = watch.take(degrees(celsius), now) is not None

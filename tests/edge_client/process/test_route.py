@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -264,6 +265,7 @@ def test_on_a_processor_held_down_to_avx2_bfloat16_is_not_taken() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("torch_device", "tpu"), ("compute_dtype", "int4")])
 def test_a_node_file_names_what_there_is(key: str, value: str) -> None:
+    given: dict[str, Any] = {key: value}
     with pytest.raises(ConfigError, match=f"{key}: no d"):
         Node(
             node="n",
@@ -271,8 +273,8 @@ def test_a_node_file_names_what_there_is(key: str, value: str) -> None:
             model_folder="m",
             data=DataSection(source="x"),
             broker=BrokerSection(url="mqtts://h"),
-            **{key: value},
-        )  # type: ignore[arg-type]
+            **given,
+        )
 
 
 def test_a_worker_measures_before_it_loads_and_remembers(tmp_path: Path, minilm_folder: Path) -> None:

@@ -43,7 +43,7 @@ def write_model(folder: Path, tensors: dict[str, tuple[str, np.ndarray[Any, Any]
 @pytest.fixture
 def make_model(tmp_path: Path) -> Callable[[str], Path]:
     def make(dtype: str) -> Path:
-        tensors = {"norm.weight": ("F32", np.ones(8, np.float32))}
+        tensors: dict[str, tuple[str, np.ndarray[Any, Any]]] = {"norm.weight": ("F32", np.ones(8, np.float32))}
         for layer in LAYERS:
             if dtype == "I8":
                 q, scale = quantise_weight(floats(layer))

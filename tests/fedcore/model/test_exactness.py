@@ -199,6 +199,7 @@ def test_int8_weights_are_idempotent_and_close(seed: int) -> None:
 def test_records_come_back_as_they_were(seed: int, bits: int, rows: int, columns: int) -> None:
     record = Record("x", quantise_rows(normal((rows, columns), seed), bits), bits)  # type: ignore[arg-type]
     back = unpack_record(pack_record(record))
+    assert isinstance(record.part, RowScaled) and isinstance(back.part, RowScaled)
     assert np.array_equal(back.part.q, record.part.q) and np.array_equal(back.part.exponent, record.part.exponent)
 
 
@@ -217,7 +218,9 @@ def test_damaged_record_files_are_malformed_or_equal_never_anything_else(
         found = list(read_records(path))
     except MalformedMessage:
         found = []
-    assert all(record.part.q.shape[0] == len(record.part.exponent) for record in found)
+    for record in found:
+        assert isinstance(record.part, RowScaled)
+        assert record.part.q.shape[0] == len(record.part.exponent)
 
 
 def test_cycle_uses_every_seed_once_a_lap_and_is_the_same_for_all() -> None:

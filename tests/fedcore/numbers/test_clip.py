@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_sum_with_clips_depends_on_no_order_and_changes_the_clipped_alone(up
     clip = Clip(40_000, 18)
     shuffled = list(updates)
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
-    totals = []
+    totals: list[Any] = []
     for order in (updates, shuffled):
         total = RunningSum({"x": (3, 4)})
         for part, examples, clipped in order:

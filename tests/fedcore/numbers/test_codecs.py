@@ -24,7 +24,7 @@ from fedcore.methods import server_half
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.numbers.accumulator import Clip, Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
 from fedcore.numbers.codecs import CODECS, encoded
-from fedcore.numbers.coding import Coding
+from fedcore.numbers.coding import Coding, Kind
 from fedcore.numbers.records import Record, pack_record, read_records, unpack_record, write_records
 
 CODINGS = [
@@ -108,7 +108,7 @@ def test_of_equal_numbers_the_first_are_sent() -> None:
 )
 def test_sums_are_exact_in_any_order(parts: list[tuple[np.ndarray[Any, Any], Coding, int]]) -> None:
     made = [(encoded(values, coding, "l"), weight) for values, coding, weight in parts]
-    totals = []
+    totals: list[Any] = []
     for order in (made, made[::-1]):
         total = RunningSum({"l": (3, 4)})
         for part, weight in order:
@@ -214,12 +214,15 @@ def test_sizes_are_checked_before_anything_is_made_of_them(change: dict[str, Any
         unpack_record(raw | change, largest=100, kinds=KINDS)
 
 
+_FLOATS: tuple[Kind, ...] = ("floats",)
+
+
 def test_a_kind_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
     part = encoded(np.ones((2, 3), np.float32), Coding("floats", 32), "l")
     write_records(tmp_path / "u", {"format": "x"}, [Record("l", part, 32, kind="floats")])
     with pytest.raises(MalformedMessage, match="l: a record of a kind that does not belong here"):
         list(read_records(tmp_path / "u"))
-    assert [record.kind for record in read_records(tmp_path / "u", kinds=("floats",))] == ["floats"]
+    assert [record.kind for record in read_records(tmp_path / "u", kinds=_FLOATS)] == ["floats"]
 
 
 def test_golden_bytes() -> None:
@@ -268,6 +271,7 @@ def test_golden_bytes() -> None:
     far = np.zeros((1, 1000), np.float32)
     far[0, [0, 1, 256, 257 + 255, 999]] = 1.0
     raw = packed(far, Coding("sparse", 8, 0.005))
+    assert isinstance(raw["index"], bytes)
     assert zlib.decompress(raw["index"]) == bytes([0, 0, 254, 255, 0, 255, 231])
     assert np.array_equal(unpack_record(raw, kinds=KINDS).part.values(), far)
 
@@ -322,11 +326,12 @@ def test_a_job_names_a_codec() -> None:
     ]
     assert found["top-k"].coding("l").density == 0.01 and "top-k of 0.01" in FedAvgSettings(codec="top-k").described()
     assert server_half(FedAvgSettings(codec="top-k", bits=4)).training(1, 0).coding("l").bits == 4
-    for wrong in (
+    mistakes: list[dict[str, Any]] = [
         {"codec": "int8", "bits": 16},
         {"codec": "top-k", "density": 0.0},
         {"codec": "top-k", "density": 1.5},
-    ):
+    ]
+    for wrong in mistakes:
         with pytest.raises(ConfigError, match="method"):
             FedAvgSettings(**wrong)
 

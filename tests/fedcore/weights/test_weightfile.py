@@ -41,7 +41,8 @@ def test_numbers_and_digest_do_not_change(folder: Path, tmp_path: Path) -> None:
         for mapped in (False, True):
             q_stored, scale_stored = stored.layer(layer, mapped=mapped)
             assert isinstance(q_stored, np.memmap) == mapped
-            assert np.array_equal(q, q_stored) and scale is not None and np.array_equal(scale, scale_stored)
+            assert scale is not None and scale_stored is not None
+            assert np.array_equal(q, q_stored) and np.array_equal(scale, scale_stored)
 
 
 def test_a_restart_neither_quantises_nor_hashes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

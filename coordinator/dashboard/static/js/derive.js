@@ -18,7 +18,7 @@ export function hottest(node) {
   return values.length ? Math.max(...values) : null;
 }
 
-/** The last round whose published_state is out; 0 for none. */
+/** The last round whose published state is out; 0 for none. */
 export const published = (run) => run.rows.at(-1)?.round ?? 0;
 
 /** The round that is open or opens next, never beyond the last. */

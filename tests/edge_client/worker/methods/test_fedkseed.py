@@ -160,7 +160,7 @@ def test_the_head_takes_the_mean_gradient_of_both_passes(make_llama: Callable[..
     half, tensors = node.replica.half, node.replica.tensors
     half.open(plan, "n", 0)
     half.begin(0)
-    passes = []
+    passes: list[dict[str, torch.Tensor]] = []
 
     def run() -> float:
         # As when memory runs out in the second pass: what it found so far is dropped, and it is repeated.
@@ -175,6 +175,7 @@ def test_the_head_takes_the_mean_gradient_of_both_passes(make_llama: Callable[..
     half.measure(0, run)
     for name, tensor in tensors.items():
         above, below = passes[0][name], passes[1][name]
+        assert tensor.grad is not None
         assert torch.allclose(tensor.grad, (above + below) / 2) and not torch.equal(above, below)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_less_is_kept(dtype: torch.dtype, norm_share: float) -> None:
         y.sum()
         return sum(storages.values())
 
-    layer = tiny().to(dtype).model.layers[0]
+    layer: Any = tiny().to(dtype).model.layers[0]
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
     fused = copy.deepcopy(layer)

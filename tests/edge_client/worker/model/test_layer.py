@@ -45,11 +45,11 @@ def make_layer(
     w = torch.randn(M, N, generator=generator) * 0.3
     if base == "int8":
         q, scale = (torch.from_numpy(part) for part in quantise_weight(w.numpy()))
-        weight = Int8Weight(q, scale)
+        weight: Int8Weight | FloatWeight = Int8Weight(q, scale)
         dense = q.double() * scale.double()[:, None]
     else:
-        weight = FloatWeight(w.to(getattr(torch, base)))
-        dense = weight.weight.double()
+        w = w.to(getattr(torch, base))
+        weight, dense = FloatWeight(w), w.double()
     b = torch.randn(M, generator=generator) if bias else None
     layer = SubspaceLinear("layer", weight, b, compute_dtype=dtype, block_rows=block_rows, scratch=scratch).to(device)
     state = torch.randint(-900, 900, (M, RANK * POOL), dtype=torch.int16, generator=generator)

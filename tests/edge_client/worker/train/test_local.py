@@ -29,6 +29,7 @@ from fedcore.config.sections import BrokerSection, DataSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError
 from fedcore.methods.lora import FedSALoRASettings
+from fedcore.numbers.accumulator import RowScaled
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
@@ -107,7 +108,11 @@ class Homes:
             replica.adopt(path, whole.generation, "whole", whole.digest)
 
     def records(self, update: UpdateRow) -> dict[str, np.ndarray[Any, Any]]:
-        return {record.name: record.part.q for record in read_records(self.own / update.file)}
+        found = {}
+        for record in read_records(self.own / update.file):
+            assert isinstance(record.part, RowScaled)
+            found[record.name] = record.part.q
+        return found
 
 
 def values(replica: Replica) -> dict[str, torch.Tensor]:

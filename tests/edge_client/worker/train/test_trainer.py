@@ -160,11 +160,13 @@ def test_asked_to_step_down_the_next_micro_batch_does(folder: Path, tmp_path: Pa
     asked = 0
     plan = plan_of(folder)
     node = Node(folder, tmp_path / "a", plan, wanted=lambda: asked)
-    node.trainer._report = lambda done, *rest: (node.memory_steps.append(rest[2]), ask(done))  # type: ignore[func-returns-value]
 
-    def ask(done: int) -> None:
+    def report(done: int, *rest: Any) -> None:
         nonlocal asked
+        node.memory_steps.append(rest[2])
         asked = 1 if done == 3 else asked
+
+    node.trainer._report = report
 
     small = node.update(WHOLE, MemoryPlan(micro_batch_size=1, checkpointing=True))
     assert node.memory_steps == [0, 0, 0, 1, 1, 1, 1, 1]

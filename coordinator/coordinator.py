@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run, led from a program: what `fedkrso coordinator run` and `resume` call, and what people build on."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import msgspec
+
+from coordinator.job import Job
+from coordinator.messages.senders import Senders
+from coordinator.reports.result import Result
+from coordinator.reports.summary import summary_of, write_report, write_summary
+from coordinator.run.control import Answer, Command, Commander
+from coordinator.run.prepare import prepare
+from coordinator.run.service import Service
+from coordinator.store.folder import RunFolder, stored_job, write_job
+from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.view import RunView
+from coordinator.store.viewfile import ViewFile, running_coordinator
+from coordinator.terminal.story import Story
+from fedcore.config.broker import mqtt_settings
+from fedcore.config.data import data_section
+from fedcore.config.models import resolve_model_folder
+from fedcore.config.reading import load_config
+from fedcore.errors import RunError
+from fedcore.system.logs import Line
+from fedcore.transport.mqtt import MqttTransport
+from fedcore.wire.identity import load_signing_key
+
+__all__ = ["Coordinator", "Screen"]
+
+
+class Screen(Protocol):
+    """What shows a run while it goes on, beside what the caller is told: the dashboard is one."""
+
+    def observe(self, view: RunView) -> None:
+        """The view changed; called in the coordinator's loop."""
+        ...
+
+    def start(self, view: RunView, command: Commander, ledger: Path) -> None:
+        """The run begins; `command` asks it to obey an operator."""
+        ...
+
+
+class Coordinator:
+    """Leads one run: announces rounds, adds updates up exactly, publishes, evaluates, and ends with a report.
+
+    Nothing is on disk before `run` (or `with`); everything that decides the model is in the run's folder afterwards,
+    so a program that was killed goes on with `Coordinator.resume`, to the same digest.
+
+    Args:
+        job: What the run is.
+        runs: Folder of runs; the run gets one of its own in it.
+        evaluation: Held-out data in place of the job's: rows (dicts), a `datasets.Dataset`, a path, or a function.
+        on_round: Called with each round once it is published, and measured where there is held-out data.
+        on_event: Called with each thing that happens, as the log would print it.
+        screens: What else shows the run.
+
+    Raises:
+        FedkrsoError: The job's model folder or broker settings are wrong.
+
+    Example:
+        >>> from fedcore.errors import ConfigError
+        >>> try:
+        ...     Coordinator.from_file("nowhere/job.toml")
+        ... except ConfigError as error:
+        ...     print(error.one_line())
+        nowhere/job.toml: no such file
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        runs: Path | str = "runs",
+        evaluation: object = None,
+        on_round: Callable[[RoundRow], None] = lambda row: None,
+        on_event: Callable[[Line], None] = lambda line: None,
+        screens: tuple[Screen, ...] = (),
+    ) -> None:
+        self._job, self._evaluation, self._place = job, evaluation, "job"
+        self.folder = RunFolder(Path(runs) / job.run)
+        self._on_round, self._on_event, self._screens = on_round, on_event, screens
+        self._service: Service | None = None
+        self._resumed = self._claimed = self._stopped = False
+
+    @classmethod
+    def from_file(cls, path: Path | str, **options: Any) -> Coordinator:
+        """Of a job file.
+
+        Args:
+            path: JOB.toml.
+            options: As of the class.
+
+        Raises:
+            ConfigError: The file is wrong; its place is `file: key`.
+        """
+        coordinator = cls(load_config(Path(path), Job), **options)
+        coordinator._place = str(path)
+        coordinator.check()
+        return coordinator
+
+    @classmethod
+    def resume(cls, run: str, *, runs: Path | str = "runs", **options: Any) -> Coordinator:
+        """Of a run that was begun before: same rounds, same digest.
+
+        Raises:
+            RunError: There is no such run, or another version of this program began it.
+        """
+        coordinator = cls(stored_job(Path(runs) / run), runs=runs, **options)
+        coordinator._resumed = True
+        return coordinator
+
+    @property
+    def job(self) -> Job:
+        """What the run is."""
+        return self._job
+
+    def show_on(self, screen: Screen) -> None:
+        """Have the run shown on one more screen; before `run`."""
+        self._screens = (*self._screens, screen)
+
+    def check(self) -> None:
+        """Look at what the job names on this machine.
+
+        Raises:
+            FedkrsoError: No such model folder, or broker settings that cannot be used.
+        """
+        resolve_model_folder(self._job.model.folder, place=f"{self._place}: model.folder")
+        mqtt_settings(self._job.broker, "check")
+
+    def __enter__(self) -> Coordinator:
+        self._claim()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def run(self) -> Result:
+        """Serve until the run has ended, or `stop` was called.
+
+        Raises:
+            FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
+        """
+        self._claim()
+        other = running_coordinator(self.folder.view)
+        if other is not None:
+            raise RunError(
+                f"its coordinator runs already, as process {other}",
+                place=str(self.folder.root),
+                remedy="stop that one first",
+            )
+        ledger = SqliteLedger(self.folder.ledger)
+        try:
+            view = self._served(ledger)
+            summary = summary_of(view, ledger.counts("refused"))
+        finally:
+            ledger.close()
+        write_summary(self.folder.summary, summary)
+        write_report(self.folder.report, summary)
+        return Result(self.folder, summary, tuple(view.rows), finished=view.phase == "finished")
+
+    def stop(self) -> None:
+        """Have `run` return soon, from any thread; the open round stays open, and `resume` goes on with it."""
+        self._stopped = True
+        if self._service is not None:
+            self._service.stop()
+
+    def command(self, command: Command, by: str = "program") -> Answer:
+        """Obey an operator, while the run goes on: pause, resume, end a round, exclude a node (`coordinator.run.control`).
+
+        Args:
+            command: What is to be done.
+            by: Who says so, for the event log.
+
+        Raises:
+            RunError: The run has not begun.
+        """
+        if self._service is None:
+            raise RunError("the run has not begun", place=self._job.run, remedy="call run() in another thread")
+        return self._service.command(command, by).result()
+
+    def _claim(self) -> None:
+        """Take the run's folder: a new one, or the one that is resumed."""
+        if self._claimed:
+            return
+        self.check()
+        if not self._resumed:
+            if self.folder.ledger.exists():
+                runs = self.folder.root.parent
+                raise RunError(
+                    f"run {self._job.run!r} is already there",
+                    place=str(self.folder.root),
+                    remedy=f"fedkrso coordinator resume {self._job.run} --runs {runs}, or another name",
+                )
+            self.folder.root.mkdir(parents=True, exist_ok=True)
+            if self._evaluation is not None:
+                given = data_section(self._evaluation, self._job.evaluation, self.folder.root / "evaluation.jsonl")
+                self._job = msgspec.structs.replace(self._job, evaluation=given)
+            write_job(self.folder, self._job)
+        self._claimed = True
+
+    def _served(self, ledger: SqliteLedger) -> RunView:
+        job, folder = self._job, self.folder
+        if ledger.fact("started_at", float) is None:
+            ledger.put_fact("started_at", time.time())
+        first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
+        with ViewFile(folder.view, first) as picture:
+            model_folder = resolve_model_folder(job.model.folder, place="model.folder")
+            prepared = prepare(job, model_folder, folder, ledger)
+            # Spreads reconnects; decides nothing in the model.
+            jitter = random.Random(secrets.randbits(64))  # noqa: S311
+            transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            trust = job.trust
+            key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
+            senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
+            teller = _Teller(self._on_round, self._on_event, measured=job.evaluation is not None)
+            observers = [teller.observe, *(screen.observe for screen in self._screens), picture.show]
+
+            def observe(view: RunView) -> None:
+                for show in observers:
+                    show(view)
+
+            self._service = Service(prepared, folder, ledger, transport, senders=senders, key=key, observer=observe)
+            if self._stopped:
+                self._service.stop()
+            for screen in self._screens:
+                screen.start(self._service.view, self._service.command, folder.ledger)
+            return self._service.run()
+
+
+class _Teller:
+    """Tells a program's callbacks what is new in a view.
+
+    Args:
+        on_round: Gets every round once.
+        on_event: Gets every line.
+        measured: A round counts once its accuracy is known.
+    """
+
+    def __init__(
+        self, on_round: Callable[[RoundRow], None], on_event: Callable[[Line], None], *, measured: bool
+    ) -> None:
+        self._on_round, self._on_event, self._measured = on_round, on_event, measured
+        self._story, self._told = Story(), set[int]()
+
+    def observe(self, view: RunView) -> None:
+        """The view changed."""
+        for line in self._story.lines(view):
+            self._on_event(line)
+        for row in view.rows:
+            if row.round not in self._told and (row.accuracy is not None or not self._measured):
+                self._told.add(row.round)
+                self._on_round(row)

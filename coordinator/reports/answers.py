@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run's last model says of somebody's own sentences: asked in a process of its own, since the coordinator needs
+no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.reports.export import export_run
+from coordinator.run.evaluator import ask_worker
+from coordinator.store.folder import RunFolder, stored_job
+from coordinator.store.ledger import SqliteLedger
+from fedcore.config.sections import TaskSection
+from fedcore.errors import ConfigError
+from fedcore.worker.messages import Answer, Answered
+
+__all__ = ["Said", "ask_model"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says of a text.
+
+    Attributes:
+        label: The likeliest label; empty for a regression.
+        score: Its probability, 0 to 1; a regression's score.
+    """
+
+    label: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.score:.0%})" if self.label else f"{self.score:.3f}"
+
+
+def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list[Said]:
+    """Ask the model of a run's last round.
+
+    The model is exported into the run's folder for as long as it takes.
+
+    Args:
+        files: The run's.
+        texts: Each with its second sentence where the task has pairs, else None.
+
+    Raises:
+        ConfigError: The run's model continues texts and says nothing of them, or nodes have models of their own.
+        FedkrsoError: No round is finished yet, or the process with the model failed.
+    """
+    kind = stored_job(files.root).task.kind
+    if kind == "causal-lm":
+        raise ConfigError(
+            "a causal-lm says nothing of a text, it continues it",
+            place=f"{files.root}: task.kind",
+            remedy="fedkrso coordinator export, and let transformers generate",
+        )
+    with tempfile.TemporaryDirectory(prefix="asked-", dir=files.root) as folder:
+        model = Path(folder) / "model"
+        export_run(files, model)
+        ledger = SqliteLedger(files.ledger)
+        try:
+            task = ledger.fact("task", TaskSection)
+        finally:
+            ledger.close()
+        assert task is not None, "a run that was exported was prepared"
+        answer = ask_worker(Answer(str(model), task, tuple(texts)), Path(folder) / "worker.log")
+    assert isinstance(answer, Answered)
+    if kind == "regression":
+        return [Said("", score) for (score,) in answer.scores]
+    return [Said(task.labels[scores.index(max(scores))], max(scores)) for scores in answer.scores]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to, for a program: its rounds, its digest, and its model in other people's formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator.reports.adapter import export_adapter
+from coordinator.reports.export import export_run
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import RoundRow
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run at its end.
+
+    Attributes:
+        folder: Where everything of the run lies.
+        summary: What it came to as plain values, as `summary.json` has it.
+        rounds: Published rounds, first to last.
+        finished: Whether all rounds are done; False for a run that was stopped.
+    """
+
+    folder: RunFolder
+    summary: dict[str, Any]
+    rounds: tuple[RoundRow, ...]
+    finished: bool
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model, the same on every node; empty before the first round."""
+        return str(self.summary["final"]["digest"])
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the last round that was measured; None where none was."""
+        return next((row.accuracy for row in reversed(self.rounds) if row.accuracy is not None), None)
+
+    @property
+    def report(self) -> Path:
+        """The run as a page for people."""
+        return self.folder.report
+
+    def export(self, folder: Path | str) -> Path:
+        """Write the model as a Hugging Face folder, which `from_pretrained` loads.
+
+        Args:
+            folder: A new or an empty one.
+
+        Raises:
+            FedkrsoError: No round is finished, or nodes have models of their own.
+        """
+        export_run(self.folder, Path(folder))
+        return Path(folder)
+
+    def export_adapter(self, folder: Path | str) -> Path:
+        """Write what was learned as a LoRA adapter, which `peft` loads on the original checkpoint: the same model.
+
+        Args:
+            folder: A new or an empty one.
+
+        Raises:
+            FedkrsoError: No round is finished, or what the method learns is no pair of factors.
+        """
+        export_adapter(self.folder, Path(folder))
+        return Path(folder)

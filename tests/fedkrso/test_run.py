@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run led and taken part in from Python: real broker, real workers, rows that only this program has."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from workshop import Workshop
+
+from fedcore.methods.fedkrso import FedKRSOSettings
+from fedkrso import (
+    Client,
+    ConfigError,
+    Coordinator,
+    Job,
+    Line,
+    LocalBroker,
+    ModelSection,
+    Result,
+    RoundRow,
+    RoundSection,
+    RunError,
+    TaskSection,
+)
+
+TASK = TaskSection(kind="text-classification", labels=("left", "right"), max_length=16)
+METHOD = FedKRSOSettings(rank=2, num_seeds=2, interval_steps=2, steps=4, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBroker]:
+    with LocalBroker(tmp_path_factory.mktemp("broker"), ["coordinator", "home-0", "home-1"]) as broker:
+        yield broker
+
+
+def rows(workshop: Workshop, index: int) -> Iterator[dict[str, str]]:
+    with workshop.texts(index).open() as file:
+        yield from csv.DictReader(file)
+
+
+def job(workshop: Workshop, broker: LocalBroker, run: str, rounds: int = 2) -> Job:
+    return Job(
+        run=run,
+        model=ModelSection(folder=str(workshop.model)),
+        task=TASK,
+        method=METHOD,
+        round=RoundSection(rounds=rounds, min_nodes=2, quorum=2, deadline_seconds=120.0),
+        broker=broker.section("coordinator"),
+    )
+
+
+def client(workshop: Workshop, broker: LocalBroker, run: str, index: int, folder: Path, **options: object) -> Client:
+    return Client(
+        f"home-{index}",
+        run=run,
+        model_folder=str(workshop.model),
+        broker=msgspec.to_builtins(broker.section(f"home-{index}")),
+        folder=str(folder / f"home-{index}"),
+        memory_budget="3 GiB",
+        threads=1,
+        compute_dtype="float32",
+        data=list(rows(workshop, index)),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def whole_run(workshop: Workshop, broker: LocalBroker, run: str, folder: Path) -> tuple[Result, list[RoundRow]]:
+    told: list[RoundRow] = []
+    said: list[Line] = []
+    homes = [client(workshop, broker, run, index, folder, on_event=said.append) for index in range(2)]
+    leader = Coordinator(
+        job(workshop, broker, run), runs=folder / "runs", evaluation=rows(workshop, 2), on_round=told.append
+    )
+    with leader, homes[0], homes[1]:
+        result = leader.run()
+        assert all(home.wait(60) for home in homes)
+    assert {"connected", "loaded", "trained", "committed"} <= {line.event for line in said}
+    return result, told
+
+
+def test_two_clients_and_a_coordinator_in_one_program(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
+    result, told = whole_run(workshop, broker, "front", tmp_path)
+    assert result.finished and [row.round for row in told] == [row.round for row in result.rounds] == [1, 2]
+    assert all(row.accuracy is not None for row in told) and result.accuracy == told[-1].accuracy
+    assert {node["digest"] for node in result.summary["nodes"].values()} == {result.digest} and len(result.digest) == 64
+    assert result.report.exists()
+    kept = tmp_path / "home-0" / "data.jsonl"
+    assert kept.stat().st_mode & 0o077 == 0 and len(kept.read_text().splitlines()) == 24
+
+    # The model loads where models are loaded, and is the run's.
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(result.export(tmp_path / "tuned"))
+    assert model.config.id2label == {0: "left", 1: "right"}
+    with pytest.raises(ConfigError, match="the folder is not empty"):
+        result.export(tmp_path / "tuned")
+
+    # So does what was learned alone, on the checkpoint that the run began with: the same logits.
+    from peft import PeftModel
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(workshop.model, num_labels=2)
+    plain = AutoModelForSequenceClassification.from_pretrained(workshop.model, config=config).eval()
+    ids = torch.arange(4, 20).reshape(2, 8)
+    before = plain(ids).logits
+    tuned = PeftModel.from_pretrained(plain, result.export_adapter(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        torch.testing.assert_close(tuned(ids).logits, expected, rtol=1e-5, atol=1e-6)
+    assert (before - expected).abs().max() > 1e-3, "something was learned"
+    with pytest.raises(RunError, match="run 'front' is already there"):
+        Coordinator(job(workshop, broker, "front"), runs=tmp_path / "runs").run()
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
+    homes = [client(workshop, broker, "halted", index, tmp_path) for index in range(2)]
+    leader = Coordinator(job(workshop, broker, "halted"), runs=tmp_path / "runs", on_round=lambda row: leader.stop())
+    with homes[0], homes[1]:
+        halted = leader.run()
+        assert not halted.finished and [row.round for row in halted.rounds] == [1]
+        result = Coordinator.resume("halted", runs=tmp_path / "runs").run()
+        assert all(home.wait(60) for home in homes)
+    assert result.finished and len(result.rounds) == 2
+    other, _ = whole_run(workshop, broker, "whole", tmp_path / "other")
+    # Another run's name, so another digest; what was learned in its rounds weighs the same to the last byte.
+    assert [row.participants for row in result.rounds] == [row.participants for row in other.rounds]
+
+
+def test_wrong_calls_are_one_line_with_a_remedy(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown field `memory_buget`"):
+        Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"}, data=[], memory_buget="1 GiB")
+    with pytest.raises(ConfigError, match="missing required field `data`"):
+        Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"})
+    with pytest.raises(RunError, match="no run 'none'"):
+        Coordinator.resume("none", runs=tmp_path)
+    leader = Coordinator(job(workshop, broker, "later"), runs=tmp_path)
+    assert not (tmp_path / "later").exists(), "nothing is on disk before it runs"
+    with pytest.raises(RunError, match="has not begun"):
+        from coordinator.run.control import Pause
+
+        leader.command(Pause())
