@@ -6,14 +6,14 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import msgspec
 
-from coordinator.job import Job
+from coordinator.job import EvaluationSection, Job
 from coordinator.messages.senders import Senders
 from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
@@ -26,10 +26,10 @@ from coordinator.store.view import RunView
 from coordinator.store.viewfile import ViewFile, running_coordinator
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
-from fedcore.config.data import data_section
+from fedcore.config.data import data_section, importable
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
-from fedcore.errors import RunError
+from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
@@ -59,6 +59,8 @@ class Coordinator:
         job: What the run is.
         runs: Folder of runs; the run gets one of its own in it.
         evaluation: Held-out data in place of the job's: rows (dicts), a `datasets.Dataset`, a path, or a function.
+        metrics: What is measured on it beside what the task measures: names, or functions of predictions and targets
+            that another process can import.
         on_round: Called with each round once it is published, and measured where there is held-out data.
         on_event: Called with each thing that happens, as the log would print it.
         screens: What else shows the run.
@@ -81,11 +83,12 @@ class Coordinator:
         *,
         runs: Path | str = "runs",
         evaluation: object = None,
+        metrics: Sequence[str | Callable[..., float]] = (),
         on_round: Callable[[RoundRow], None] = lambda row: None,
         on_event: Callable[[Line], None] = lambda line: None,
         screens: tuple[Screen, ...] = (),
     ) -> None:
-        self._job, self._evaluation, self._place = job, evaluation, "job"
+        self._job, self._evaluation, self._metrics, self._place = job, evaluation, _names(metrics), "job"
         self.folder = RunFolder(Path(runs) / job.run)
         self._on_round, self._on_event, self._screens = on_round, on_event, screens
         self._service: Service | None = None
@@ -203,11 +206,22 @@ class Coordinator:
                     remedy=f"fedkrso coordinator resume {self._job.run} --runs {runs}, or another name",
                 )
             self.folder.root.mkdir(parents=True, exist_ok=True)
-            if self._evaluation is not None:
-                given = data_section(self._evaluation, self._job.evaluation, self.folder.root / "evaluation.jsonl")
-                self._job = msgspec.structs.replace(self._job, evaluation=given)
+            self._job = msgspec.structs.replace(self._job, evaluation=self._measured())
             write_job(self.folder, self._job)
         self._claimed = True
+
+    def _measured(self) -> EvaluationSection | None:
+        """The job's `[evaluation]`, with what the program gave in place of it."""
+        section = self._job.evaluation
+        if self._evaluation is not None:
+            before = section or EvaluationSection(source="")
+            data = data_section(self._evaluation, before.data, self.folder.root / "evaluation.jsonl")
+            section = EvaluationSection(**msgspec.structs.asdict(data), metrics=before.metrics)
+        if self._metrics and section is None:
+            raise ConfigError("metrics without held-out data", place="evaluation", remedy="give evaluation=rows")
+        if section is None or not self._metrics:
+            return section
+        return msgspec.structs.replace(section, metrics=(*section.metrics, *self._metrics))
 
     def _served(self, ledger: SqliteLedger) -> RunView:
         job, folder = self._job, self.folder
@@ -236,6 +250,21 @@ class Coordinator:
             for screen in self._screens:
                 screen.start(self._service.view, self._service.command, folder.ledger)
             return self._service.run()
+
+
+def _names(metrics: Sequence[str | Callable[..., float]]) -> tuple[str, ...]:
+    """As a job says them: the evaluation process imports what it measures with."""
+    names = []
+    for metric in metrics:
+        name = metric if isinstance(metric, str) else importable(metric)
+        if name is None:
+            raise ConfigError(
+                f"{getattr(metric, '__qualname__', metric)!r} cannot be imported by another process",
+                place="metrics",
+                remedy="define it in a module, outside of functions and of the program that runs",
+            )
+        names.append(name)
+    return tuple(names)
 
 
 class _Teller:

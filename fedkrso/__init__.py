@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from coordinator.coordinator import Coordinator
-    from coordinator.job import CalibrationSection, Job, ModelSection, RoundSection, SafetySection
+    from coordinator.job import CalibrationSection, EvaluationSection, Job, ModelSection, RoundSection, SafetySection
     from coordinator.provisioning.broker import LocalBroker
     from coordinator.reports.result import Result
     from coordinator.store.ledger import RoundRow
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from edge_client.owner.policy import PolicySection
     from fedcore.config.reading import load_config as load
     from fedcore.config.sections import BrokerSection, DataSection, TaskSection, TrustSection
+    from fedcore.config.tasks import register_task
     from fedcore.errors import ConfigError, DataError, FedkrsoError, RunError
+    from fedcore.registry import register_device, register_metric, register_payload_codec
+    from fedcore.round.methods import register_method
     from fedcore.system.logs import Line
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "Coordinator",
     "DataError",
     "DataSection",
+    "EvaluationSection",
     "FedkrsoError",
     "Job",
     "Line",
@@ -61,6 +65,11 @@ __all__ = [
     "TaskSection",
     "TrustSection",
     "load",
+    "register_device",
+    "register_method",
+    "register_metric",
+    "register_payload_codec",
+    "register_task",
 ]
 
 _WHERE: Final = {
@@ -69,6 +78,7 @@ _WHERE: Final = {
     "Client": "edge_client.client",
     "Coordinator": "coordinator.coordinator",
     "DataSection": "fedcore.config.sections",
+    "EvaluationSection": "coordinator.job",
     "FedkrsoError": "fedcore.errors",
     "ConfigError": "fedcore.errors",
     "DataError": "fedcore.errors",
@@ -86,6 +96,11 @@ _WHERE: Final = {
     "TaskSection": "fedcore.config.sections",
     "TrustSection": "fedcore.config.sections",
     "load": "fedcore.config.reading:load_config",
+    "register_device": "fedcore.registry",
+    "register_method": "fedcore.round.methods",
+    "register_metric": "fedcore.registry",
+    "register_payload_codec": "fedcore.registry",
+    "register_task": "fedcore.config.tasks",
 }
 """Each name's module, and its name there where that is another."""
 

@@ -4,51 +4,26 @@ has it made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
-from fedcore.methods import server_half
-from fedcore.methods.interface import MethodSettings
-from fedcore.round.artefact import read_artefact
-from fedcore.round.plan import ArtefactObject
-from fedcore.wire.files import manifest_of
+from fedcore.system.durable import sha256_of
 
-__all__ = ["MadeArtefact", "made_artefact"]
+__all__ = ["artefact_digest"]
 
 
-@dataclass(frozen=True)
-class MadeArtefact:
-    """A run's artefact.
-
-    Attributes:
-        object: As plans name it.
-        content: As both halves of the method take it.
-    """
-
-    object: ArtefactObject
-    content: Any
-
-
-def made_artefact(
-    path: Path, settings: MethodSettings, sources: ArtefactSources, chunk_bytes: int
-) -> MadeArtefact | None:
-    """The artefact that a method asks for, if it does; made where its file is not there.
+def artefact_digest(path: Path, sources: ArtefactSources) -> str:
+    """SHA-256 of the artefact that a method asks for, made where its file is not there; empty where it asks for none.
 
     Args:
         path: Of the file.
-        settings: Of the method.
         sources: What it is made from; their training is any round's.
-        chunk_bytes: Of transfers.
 
     Raises:
         FedkrsoError: What the maker could not do.
     """
     if sources.training.artefact_kind is None:
-        return None
+        return ""
     if not path.exists():
         make_artefact(path, sources)
-    made, schema = ArtefactObject(manifest_of(path, chunk_bytes)), sources.base.schema
-    training = server_half(settings, made.manifest.sha256).training(1, sources.training.run_seed)
-    return MadeArtefact(made, read_artefact(path, training, schema))
+    return sha256_of(path)

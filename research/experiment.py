@@ -2,8 +2,8 @@
 """One run of the experiment in one process: many clients, one after the other, on one shared base model.
 
 What a wire would carry is made and read as it would be there: updates and published states are the real files with
-their real sizes, checked, summed and published by the coordinator's own code, adopted by the clients' own. Only the
-sockets are left out."""
+their real sizes, admitted, summed and published by the coordinator's round engine (`coordinator.run.model`), adopted by
+the clients' own code. Only the sockets are left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from coordinator.store.folder import load_state, save_state
+from coordinator.job import SafetySection
+from coordinator.rounds.policy import admit
+from coordinator.run.keeping import ScratchKeeping
+from coordinator.run.model import GlobalModel, Learning
+from coordinator.store.folder import RunFolder, save_state
+from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.fused import fuse
@@ -32,14 +37,10 @@ from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
 from fedcore.model.base import Base
-from fedcore.model.state import ExactState, PublishedState, model_digest
-from fedcore.model.update import WeightedUpdate, check_update
-from fedcore.round.checksums import checksums
 from fedcore.round.header import UpdateHeader
-from fedcore.round.plan import Plan
-from fedcore.round.training import AnyTraining
+from fedcore.round.plan import ObjectKind, Plan, StateObject
 from fedcore.weights.checkpoint import Checkpoint
-from research.artefact import made_artefact
+from research.artefact import artefact_digest
 from research.data.splits import LEAST_EXAMPLES
 from research.data.tasks import Parts, Task
 from research.presence import Downlink, taking_part
@@ -50,6 +51,8 @@ __all__ = ["Experiment"]
 
 _RUN = "paper"
 _CHUNK_BYTES = 262_144
+# All clients are honest here, and a Dirichlet split deals some of them many times what others have.
+_NO_LIMITS = SafetySection(max_share_ratio=0.0)
 
 
 @dataclass
@@ -111,8 +114,7 @@ class Experiment:
             self._encoded["dev"] = encode(parts.dev, self._section, tokenizer)
         # What a coordinator would have as calibration text: tuning rows, whatever their labels.
         self._calibration = encode(parts.tune[: setup.calibration_rows], self._section, tokenizer)
-        self._half = server_half(setup.method)
-        self._checkpoint = Checkpoint(model_folder)
+        self._checkpoint, self._folder = Checkpoint(model_folder), RunFolder(files.scratch)
         self._schema = describe(self._checkpoint, self._section, setup.trained_tensors)
         self._compute_dtype = compute_dtype
         self._said: dict[Part, Predictions] = {}
@@ -133,15 +135,15 @@ class Experiment:
         self._files.keep(done)
         self.done = rounds_done(done)
         self._uplink_bytes, self._downlink_bytes = (done[-1].uplink_bytes, done[-1].downlink_bytes) if done else (0, 0)
-        artefact_bytes = 0 if self._artefact is None else self._artefact.object.manifest.size_bytes
-        self._downlink = Downlink(self._setup.clients, _CHUNK_BYTES, artefact_bytes)
+        artefact = self._folder.artefact
+        self._downlink = Downlink(
+            self._setup.clients, _CHUNK_BYTES, artefact.stat().st_size if artefact.exists() else 0
+        )
         for row in done:
             for server_round, published_bytes in enumerate(row.published_bytes, row.first_round):
                 present = self._present(server_round)
                 self._downlink.fetch(present)
-                self._downlink.publish(
-                    server_round, self._half.training(server_round, self._setup.seed).generation, published_bytes
-                )
+                self._downlink.publish(server_round, self._model.training(server_round).generation, published_bytes)
                 self._downlink.fetch(present)
 
     def _open(self, done: Sequence[Row]) -> None:
@@ -149,41 +151,43 @@ class Experiment:
         if not done:
             shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
-        self._base = Base(self._checkpoint, self._schema, setup.base, scratch / "base")
-        artefact = scratch / "artefact.bin"
-        training = server_half(setup.method).training(1, setup.seed)
+        checkpoint, folder = self._checkpoint, self._folder
         sources = ArtefactSources(
-            training=training,
-            base=self._base,
+            training=server_half(setup.method).training(1, setup.seed),
+            base=Base(checkpoint, self._schema, setup.base, folder.base),
             task=self._section,
             texts=self._calibration,
             torch_device=self._torch_device,
         )
-        self._artefact = made_artefact(artefact, setup.method, sources, _CHUNK_BYTES)
-        if self._artefact is not None:
-            self._half = server_half(setup.method, self._artefact.object.manifest.sha256)
-            training = self._half.training(1, setup.seed)
-        self._state = (
-            load_state(_state_path(scratch, rounds_done(done))) if done else ExactState.zero(training, self._schema)
+        learning = Learning(
+            method=setup.method,
+            seed=setup.seed,
+            task=self._section,
+            base_kind=setup.base,
+            schema=self._schema,
+            model_folder=checkpoint.folder,
+            artefact=artefact_digest(folder.artefact, sources),
+            safety=_NO_LIMITS,
         )
-        if self._state.rows_from != training.rows_from:
+        self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
+        if self._model.state.rows_from != self._model.training(1).rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
-        self._published = self._state.publish()
-        coming = rounds_done(done) + 1
-        self._merge(coming)
+        plan = self._begun(rounds_done(done) + 1)
         self._replica = Replica(
-            self._plan(coming),
-            self._checkpoint.folder,
+            plan,
+            checkpoint.folder,
             scratch / "replica",
             self._torch_device,
             self._compute_dtype,
-            artefact=artefact,
+            artefact=folder.artefact,
         )
         model: Any = self._replica.model
         fuse(model)
         self._pad_id = int(model.config.pad_token_id or 0)
         if done:
-            self._adopt({"whole": self._write("whole", self._state.publish(), None)}, self._plan(coming).training)
+            start = scratch / "start.bin"
+            self._model.start_state(plan.training).write(start)
+            self._replica.adopt(start, plan.training.generation, "whole", plan.start_digest)
 
     def rows(self) -> Iterator[Row]:
         """Train what is left of the run; a row for each measurement. What a row needs is dropped when the next one is
@@ -192,13 +196,14 @@ class Experiment:
             before = self.done
             self.done = min(before + self._setup.measure_every, self._setup.rounds)
             trained = [self._round(server_round) for server_round in range(before + 1, self.done + 1)]
-            save_state(_state_path(self._files.scratch, self.done), self._state)
+            save_state(self._folder.state(self.done), self._model.state)
             yield self._row(trained)
-            _state_path(self._files.scratch, before).unlink(missing_ok=True)
+            self._folder.state(before).unlink(missing_ok=True)
 
     def _round(self, server_round: int) -> _Trained:
-        self._merge(server_round)
-        plan, present = self._plan(server_round), self._present(server_round)
+        # The clients' one replica is never behind and never damaged: no client looks whether it is.
+        plan = msgspec.structs.replace(self._begun(server_round), start_digest="", checkpoint_digest="")
+        present = self._present(server_round)
         self._downlink_bytes += self._downlink.fetch(present) + len(msgspec.msgpack.encode(plan)) * len(present)
         _begin_peaks(self._torch_device)
         started, used = time.monotonic(), time.process_time()
@@ -208,10 +213,13 @@ class Experiment:
             time.process_time() - used,
             _peaks(self._torch_device),
         )
-        self._state = self._half.aggregate(self._state, plan, updates)
-        files = self._publish(server_round)
-        self._adopt(files, plan.training)
-        published_bytes = {kind: path.stat().st_size for kind, path in files.items()}
+        closed = self._model.close(plan, updates, _CHUNK_BYTES)
+        self._model.publish(closed.objects, closed.row)
+        offered = self._offered(closed.objects, server_round)
+        taken = next(iter(offered.values()))
+        path = self._folder.published_state(taken.version, taken.kind)
+        self._replica.adopt(path, taken.generation, taken.kind, taken.digest)
+        published_bytes: dict[str, int] = {kind: obj.manifest.size_bytes for kind, obj in offered.items()}
         self._downlink.publish(server_round, plan.training.generation, published_bytes)
         self._downlink_bytes += self._downlink.fetch(present)
         headers = [update.header for update in updates]
@@ -248,8 +256,8 @@ class Experiment:
             digest=self._replica.digest(),
         )
 
-    def _trained(self, client: _Client, plan: Plan) -> WeightedUpdate:
-        path = self._files.scratch / f"{client.name}.bin"
+    def _trained(self, client: _Client, plan: Plan) -> UpdateRow:
+        path = self._folder.root / f"{client.name}.bin"
 
         def report(*_: object) -> None:
             pass
@@ -271,43 +279,24 @@ class Experiment:
         block_rows = 4096 if allocator == "default" else 256
         memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=allocator, block_rows=block_rows)
         trainer.train(plan, (memory,), path)
-        header = check_update(path, plan, _RUN, client.name).header
-        self._uplink_bytes += path.stat().st_size
-        return WeightedUpdate(path, header, header.examples if plan.training.share == "examples" else 1)
+        admitted, size_bytes = admit(path, plan, _RUN, client.name, _NO_LIMITS), path.stat().st_size
+        self._uplink_bytes += size_bytes
+        return UpdateRow("", path.name, size_bytes, admitted.header, admitted.norm, admitted.clip)
 
-    def _merge(self, server_round: int) -> None:
-        """Where seeds change, merge what was learned into the coordinator's base; the clients' replica merges by
-        itself."""
-        training = self._half.training(server_round, self._setup.seed)
-        if training.generation != self._base.generation:
-            self._base.merge(self._state.publish(), training.generation)
-        if training.seeds != self._state.seeds:
-            self._state = self._state.refreshed(training, self._schema)
+    def _begun(self, server_round: int) -> Plan:
+        """The plan of a round that begins: where seeds change, with what was learned merged into the coordinator's
+        base; the clients' replica merges by itself."""
+        self._model.begin(server_round, _CHUNK_BYTES, lambda text: None)
+        return self._model.plan(server_round, tuple(client.name for client in self._clients), 0, _CHUNK_BYTES)
 
-    def _publish(self, server_round: int) -> dict[str, Path]:
-        """The published state's files: the difference where there can be one; the whole where not, at a generation's
-        end, for who was missing."""
-        before, self._published = self._published, self._state.publish()
-        files = {}
-        if before.version and self._published.follows(before):
-            files["difference"] = self._write("difference", self._published, before)
-        ends = self._half.training(server_round + 1, self._setup.seed).generation != self._base.generation
-        if not files or ends or self._setup.dropout:
-            files["whole"] = self._write("whole", self._published, None)
-        return files
-
-    def _write(self, kind: str, published: PublishedState, previous: PublishedState | None) -> Path:
-        path = self._files.scratch / f"{kind}.bin"
-        published.write(path, previous=previous)
-        return path
-
-    def _adopt(self, files: dict[str, Path], training: AnyTraining) -> None:
-        """Have the replica take the published state from a file, as a client does."""
-        digest = model_digest(self._base.digest(), self._state.publish())
-        if "difference" in files:
-            self._replica.adopt(files["difference"], training.generation, "difference", digest)
-        else:
-            self._replica.adopt(files["whole"], training.generation, "whole", digest)
+    def _offered(self, objects: Sequence[StateObject], server_round: int) -> dict[ObjectKind, StateObject]:
+        """What of a published state somebody fetches, first what those do who were there: the difference where there
+        can be one; the whole where not, at a generation's end, for who was missing."""
+        by_kind = {obj.kind: obj for obj in reversed(objects)}
+        ends = self._model.training(server_round + 1).generation != self._model.base.generation
+        if "difference" in by_kind and not ends and not self._setup.dropout:
+            del by_kind["whole"]
+        return by_kind
 
     def _measured(self, part: Part, server_round: int) -> tuple[float, float, dict[str, float]]:
         """Of the model that all share; where each client has its own, the mean over clients, all on the same rows."""
@@ -323,7 +312,7 @@ class Experiment:
         return means[self._task.metric], sum(loss for _, loss, _ in each) / len(each), means
 
     def _scores(self, encoded: list[Encoded]) -> Iterator[Scores]:
-        shared = self._half.training(1, self._setup.seed).shares_model
+        shared = self._model.training(1).shares_model
         for client in self._clients[:1] if shared else self._clients:
             if not shared:
                 self._replica.become(_RUN, client.name)
@@ -331,29 +320,6 @@ class Experiment:
 
     def _present(self, server_round: int) -> tuple[int, ...]:
         return taking_part(self._setup.clients, self._setup.dropout, self._setup.seed, server_round)
-
-    def _plan(self, server_round: int) -> Plan:
-        training, made = self._half.training(server_round, self._setup.seed), self._artefact
-        return Plan(
-            round=server_round,
-            phase="train",
-            cohort=tuple(client.name for client in self._clients),
-            deadline_at=0,
-            task=self._section,
-            base_kind=self._setup.base,
-            base_digest=self._base.digest(),
-            model_schema=self._schema,
-            checksums=checksums(training, self._schema, None if made is None else made.content),
-            training=training,
-            version=server_round - 1,
-            chunk_bytes=_CHUNK_BYTES,
-            objects=(),
-            artefact=None if made is None else made.object,
-        )
-
-
-def _state_path(scratch: Path, version: int) -> Path:
-    return scratch / f"state-{version}.npz"
 
 
 def _highest(peaks: Iterable[int | None]) -> int | None:

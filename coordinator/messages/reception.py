@@ -17,13 +17,11 @@ from coordinator.messages.senders import Senders
 from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
 from coordinator.rounds.events import Declined as NodeDeclined
 from coordinator.rounds.machine import RoundMachine
-from coordinator.rounds.policy import clip_for
+from coordinator.rounds.policy import admit
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, UpdateRow
 from coordinator.store.view import NodeView, RunView
 from fedcore.errors import UpdateRefused, WireError
-from fedcore.model.update import check_update
-from fedcore.numbers.accumulator import norm_of
 from fedcore.round.plan import Plan
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
@@ -238,14 +236,13 @@ class Reception:
             if node not in plan.cohort:
                 # The round opened again without it while its update was on its way.
                 raise UpdateRefused("not invited to this round any more", place=node)
-            update = check_update(path, plan, self._run, node)
-            clip = clip_for(update, self._safety)
+            update = admit(path, plan, self._run, node, self._safety)
         except UpdateRefused as error:
             self._note("refused", node, error.one_line())
             # The node will not offer another one for this round: do not wait for it.
             self._events.append(NodeDeclined(node, plan.round))
             return error.one_line()
-        norm = norm_of(update.squared)
+        norm, clip = update.norm, update.clip
         file = str(path.relative_to(self._folder.root))
         self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
         if clip is not None:

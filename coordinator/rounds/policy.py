@@ -14,14 +14,49 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from coordinator.job import SafetySection
 from fedcore.errors import UpdateRefused
-from fedcore.model.update import CheckedUpdate
+from fedcore.model.update import CheckedUpdate, check_update
 from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, clip_within, norm_of
+from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
 
-__all__ = ["Shares", "clip_for", "round_shares"]
+__all__ = ["Admitted", "Shares", "admit", "clip_for", "round_shares"]
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An update that counts.
+
+    Attributes:
+        header: What it says about itself.
+        norm: Of all its numbers, as it came.
+        clip: Scales it down in the sum; None where it counts as it is.
+    """
+
+    header: UpdateHeader
+    norm: float
+    clip: Clip | None
+
+
+def admit(path: Path, plan: Plan, run: str, node: str, safety: SafetySection) -> Admitted:
+    """Check an update whole, before it is kept: every number against the plan, and its norm against the bound.
+
+    Args:
+        path: Its file.
+        plan: The round's.
+        run: Name of the run.
+        node: Whose it is.
+        safety: The bounds.
+
+    Raises:
+        UpdateRefused: It is not an update for this round, or beyond a bound.
+    """
+    update = check_update(path, plan, run, node)
+    return Admitted(update.header, norm_of(update.squared), clip_for(update, safety))
 
 
 def clip_for(update: CheckedUpdate, safety: SafetySection) -> Clip | None:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from coordinator.messages.publisher import Key, Objects, key_of
-from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import Ledger
+from coordinator.store.folder import RunFolder, load_state, save_state
+from coordinator.store.ledger import Ledger, RoundRow
 from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
 from fedcore.model.base import Base
 from fedcore.model.snapshot import snapshot_bytes, take_snapshot, write_snapshot
-from fedcore.model.state import PublishedState, model_digest
+from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.round.plan import Plan, StateObject
 from fedcore.wire.files import manifest_of
 
@@ -77,7 +77,8 @@ def _last_snapshot(objects: Objects, generation: int) -> StateObject | None:
 
 
 class Archive:
-    """A run's published objects: rows in the ledger, files in the folder.
+    """A run's published objects and states, kept as `coordinator.run.keeping.Keeping` says: rows in the ledger, files
+    in the folder.
 
     Args:
         folder: The run's.
@@ -86,23 +87,53 @@ class Archive:
     """
 
     def __init__(self, folder: RunFolder, ledger: Ledger, keep_published: int) -> None:
-        self._folder, self._ledger, self._keep_published = folder, ledger, keep_published
+        self.folder, self._ledger, self._keep_published = folder, ledger, keep_published
         self.objects: dict[Key, StateObject] = {key_of(obj): obj for obj in ledger.published_states()}
         self._weight = 0
 
     def path(self, obj: StateObject) -> Path:
         """An object's file."""
-        return self._folder.published_state(obj.version, obj.kind)
+        return self.folder.published_state(obj.version, obj.kind)
 
-    def add_snapshot(self, base: Base, state: PublishedState, chunk_bytes: int) -> StateObject | None:
-        """Write a snapshot of a base that was just merged, if one is due: file first, then the ledger. Repeating it
-        changes nothing.
+    def resume(self, base: Base, published: int) -> Plan | None:
+        """See `Keeping`: what is damaged is made anew from what was published.
 
-        Args:
-            base: At the generation that begins.
-            state: What it begins with.
-            chunk_bytes: In which it travels.
+        Raises:
+            ModelError: The checkpoint is not the one that the run began with.
+            RunError: The base cannot be made anew.
         """
+        opened = self._ledger.plan(published + 1)
+        self._sound(base, opened or self._ledger.plan(published), published)
+        if base.generation == 0:
+            # Known from before the first merge.
+            self._ledger.put_fact("checkpoint_digest", base.digest())
+        return opened
+
+    def checkpoint_digest(self) -> str:
+        """See `Keeping`; empty in a run of before it was kept."""
+        return self._ledger.fact("checkpoint_digest", str) or ""
+
+    def load_state(self, version: int) -> ExactState:
+        """See `Keeping`."""
+        return load_state(self.folder.state(version))
+
+    def save_state(self, state: ExactState) -> None:
+        """See `Keeping`."""
+        save_state(self.folder.state(state.version), state)
+
+    def publish(self, objects: list[StateObject], row: RoundRow) -> None:
+        """See `Keeping`: in the ledger with the round's row, both or neither."""
+        self._ledger.put_published(objects, row)
+        self.objects |= {key_of(obj): obj for obj in objects}
+        self.folder.state(row.round - 2).unlink(missing_ok=True)
+
+    def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
+        """See `Keeping`: all that somebody may need who was away."""
+        return listed(self.objects, version, generation)
+
+    def begin(self, base: Base, state: PublishedState, chunk_bytes: int) -> None:
+        """See `Keeping`: write a snapshot of a base that was just merged, if one is due; file first, then the ledger.
+        Repeating it changes nothing."""
 
         def weigh(chain_bytes: int) -> int:
             # A snapshot gets heavier as weights move on: weighed again only when the ends weigh as much as it did.
@@ -111,15 +142,14 @@ class Archive:
             return self._weight
 
         if not snapshot_is_due(self.objects, base.generation, weigh):
-            return None
-        path = self._folder.published_state(state.version, "snapshot")
+            return
+        path = self.folder.published_state(state.version, "snapshot")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_snapshot(path, base, state)
         digest = model_digest(base.digest(), state)
         obj = StateObject(state.version, base.generation, None, digest, manifest_of(path, chunk_bytes), snapshot=True)
         self._ledger.put_objects([obj])
         self.objects[key_of(obj)] = obj
-        return obj
 
     def tidy(self, plan: Plan, reading: Collection[StateObject]) -> None:
         """Drop what nobody can need any more once a plan is out: rows first, then files, also those that a kill left
@@ -135,23 +165,12 @@ class Archive:
         for gone in [key for key in self.objects if key not in keep]:
             del self.objects[gone]
         wanted = {self.path(obj).name for obj in self.objects.values()}
-        for file in self._folder.published_states.glob("*"):
+        for file in self.folder.published_states.glob("*"):
             if file.name not in wanted:
                 file.unlink()
 
-    def sound(self, base: Base, plan: Plan | None, published: int) -> None:
-        """Make sure that a base is the one that the run left off with; what is damaged is made anew from what was
-        published.
-
-        Args:
-            base: As found on disk.
-            plan: The last one in the ledger; None before the first.
-            published: The last round that was closed.
-
-        Raises:
-            ModelError: The checkpoint is not the one that the run began with.
-            RunError: The base cannot be made anew.
-        """
+    def _sound(self, base: Base, plan: Plan | None, published: int) -> None:
+        """Make sure that a base is the one of the last plan in the ledger (None before the first)."""
         generation = plan.training.generation if plan is not None else 0
         # After a round is closed the next merge may be there, whose round was not announced yet.
         ahead = int(plan is not None and plan.round <= published)
@@ -161,19 +180,24 @@ class Archive:
         if plan is None:
             base.reset()
         else:
-            self.rebuild(base, plan)
+            self._rebuild(base, plan)
 
     def _is_of(self, base: Base, plan: Plan | None) -> bool:
         digest = base.digest()
         return plan is None or base.generation != plan.training.generation or digest == plan.base_digest
 
-    def rebuild(self, base: Base, plan: Plan) -> None:
-        """Make a base anew from the checkpoint and what was published.
+    def rebuild(self, base: Base, version: int) -> None:
+        """See `Keeping`: from the checkpoint and what was published.
 
         Raises:
             ModelError: The checkpoint is not the one that the run began with.
             RunError: What was published is damaged too.
         """
+        plan = self._ledger.plan(version)
+        assert plan is not None, "a merge comes after a round"
+        self._rebuild(base, plan)
+
+    def _rebuild(self, base: Base, plan: Plan) -> None:
         training, schema = plan.training, plan.model_schema
         ends, snapshot = _ends(self.objects, training.generation), _last_snapshot(self.objects, training.generation)
         base.reset()
@@ -185,12 +209,12 @@ class Archive:
                 base.merge(PublishedState.read(self.path(ends[generation]), shapes), generation + 1)
         except (KeyError, OSError, WireError) as error:
             raise RunError(
-                f"the base is damaged, and so is what it was made from: {error}", place=str(self._folder.root)
+                f"the base is damaged, and so is what it was made from: {error}", place=str(self.folder.root)
             ) from None
         if base.digest() == plan.base_digest:
             return
         if base.generation and plan.checkpoint_digest in ("", self._checkpoint(base)):
-            raise RunError("the base cannot be made anew from what was published", place=str(self._folder.root))
+            raise RunError("the base cannot be made anew from what was published", place=str(self.folder.root))
         remedy = "put the model folder back as it was when the run began"
         raise ModelError(
             "these weights are not those that the run began with", place=str(base.checkpoint.folder), remedy=remedy

@@ -1,66 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has learned: the base, the exact state on it, and the objects that are published of both.
+"""The round engine: what a run has learned, the base and the exact state on it, and what is published of both.
 
-No wire and no clock here: the loop in `coordinator.run.service` says when a round begins and closes.
-"""
+A round is `begin`, `plan`, the participants' updates (`coordinator.rounds.policy.admit`), `close`, `publish`. The
+coordinator's loop, the paper's experiment and the tests of methods all run their rounds through it: they bring the wire
+and the clock, which are not here, and say by `coordinator.run.keeping.Keeping` what outlives a round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from coordinator.run.archive import Archive, listed
+from coordinator.job import SafetySection
+from coordinator.rounds.policy import round_shares
+from coordinator.run.keeping import Keeping
 from coordinator.run.prepare import Prepared
-from coordinator.store.folder import RunFolder, load_state, save_state
-from coordinator.store.ledger import Ledger
+from coordinator.store.ledger import RoundRow, UpdateRow
+from fedcore.config.sections import TaskSection
 from fedcore.errors import BaseDamaged
+from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half
+from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
-from fedcore.round.training import Training
+from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.schema import ModelSchema
 from fedcore.wire.files import manifest_of
 
-__all__ = ["GlobalModel"]
+__all__ = ["Closed", "GlobalModel", "Learning"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What is learned, and how: all that decides a round's result beside the updates.
+
+    Attributes:
+        method: Settings.
+        seed: Of the run.
+        task: What the model does; labels are a list.
+        base_kind: How the frozen base is held.
+        schema: What of the model is trained.
+        model_folder: The checkpoint's.
+        artefact: SHA-256 of the run's artefact in its folder; empty where the method asks for none.
+        safety: What one participant may do to a round.
+    """
+
+    method: MethodSettings
+    seed: int
+    task: TaskSection
+    base_kind: BaseKind
+    schema: ModelSchema
+    model_folder: Path
+    artefact: str = ""
+    safety: SafetySection = SafetySection()
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Learning:
+        """Of a job."""
+        job = prepared.job
+        return cls(
+            method=job.method,
+            seed=job.seed,
+            task=job.task,
+            base_kind=job.model.base,
+            schema=prepared.schema,
+            model_folder=prepared.model_folder,
+            artefact=prepared.artefact,
+            safety=job.safety,
+        )
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A round whose published state is written; it counts once it is published.
+
+    Attributes:
+        objects: The published state: whole, then the difference to the version before where there is one. All have the
+            digest of the model.
+        row: What the round came to; bytes and seconds are zero, who measures them fills them in.
+        limit: The largest claim of examples that counted in full.
+    """
+
+    objects: list[StateObject]
+    row: RoundRow
+    limit: int
 
 
 class GlobalModel:
-    """The model of a run, as an earlier life of it left it.
+    """The model of a run, from its start or as an earlier life of the run left it.
 
     Args:
-        prepared: Job, schema, model.
-        folder: The run's.
-        ledger: The run's.
+        learning: What is learned.
+        keeping: What outlives a round.
+        published: Rounds that were closed.
 
     Attributes:
-        archive: What is published.
+        base: With what earlier generations learned merged into it.
+        state: The exact state on it.
+        published: The newest published state.
+        artefact: What the run's artefact holds; None where the method asks for none.
 
     Raises:
         FedkrsoError: The model cannot serve as the base, or what is on disk is not the run's.
     """
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, ledger: Ledger) -> None:
-        job, rounds = prepared.job, len(ledger.rounds())
-        self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
-        self._half = server_half(job.method, prepared.artefact)
-        first = self._half.training(1, job.seed)
-        self._artefact = read_artefact(folder.artefact, first, self._schema)
-        self._base = Base(Checkpoint(prepared.model_folder), self._schema, job.model.base, folder.base)
-        self.archive = Archive(folder, ledger, job.round.keep_published)
-        opened = ledger.plan(rounds + 1)
-        self.archive.sound(self._base, opened or ledger.plan(rounds), rounds)
-        if self._base.generation == 0:
-            # Known from before the first merge.
-            ledger.put_fact("checkpoint_digest", self._base.digest())
-        self._checkpoint_digest = ledger.fact("checkpoint_digest", str) or ""
-        self._state = load_state(folder.state(rounds)) if rounds else ExactState.zero(first, self._schema)
-        self._published = self._state.publish()
+    def __init__(self, learning: Learning, keeping: Keeping, published: int) -> None:
+        self._learning, self._keeping, self._folder = learning, keeping, keeping.folder
+        self._half = server_half(learning.method, learning.artefact)
+        schema, first = learning.schema, self.training(1)
+        self.artefact = read_artefact(self._folder.artefact, first, schema)
+        self.base = Base(Checkpoint(learning.model_folder), schema, learning.base_kind, self._folder.base)
+        opened = keeping.resume(self.base, published)
+        self._checkpoint_digest = keeping.checkpoint_digest()
+        self.state = keeping.load_state(published) if published else ExactState.zero(first, schema)
+        self.published = self.state.publish()
         if opened is not None:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
-            self._state = self._opened(opened.training)
+            self.state = self._opened(opened.training)
+
+    def training(self, server_round: int) -> AnyTraining:
+        """What a round trains."""
+        return self._half.training(server_round, self._learning.seed)
 
     def begin(self, server_round: int, chunk_bytes: int, damaged: Callable[[str], None]) -> None:
         """Stand where a round starts: where seeds change, with what was learned merged into the base, and a snapshot of
@@ -71,94 +136,127 @@ class GlobalModel:
             chunk_bytes: Of transfers.
             damaged: Told of files that had to be made anew.
         """
-        training = self._half.training(server_round, self._job.seed)
-        if training.generation != self._base.generation:
+        training = self.training(server_round)
+        if training.generation != self.base.generation:
             self._merge(training.generation, damaged)
-        self.archive.add_snapshot(self._base, self._start_state(training), chunk_bytes)
-        self._state = self._opened(training)
+        self._keeping.begin(self.base, self.start_state(training), chunk_bytes)
+        self.state = self._opened(training)
 
-    def plan(
-        self, server_round: int, version: int, cohort: tuple[str, ...], deadline_at: float, chunk_bytes: int
-    ) -> Plan:
-        """A round's plan.
+    def plan(self, server_round: int, cohort: tuple[str, ...], deadline_at: float, chunk_bytes: int) -> Plan:
+        """A round's plan, from the version that was published last.
 
         Args:
             server_round: Which.
-            version: Published last.
             cohort: Who is invited.
             deadline_at: Unix time in seconds.
             chunk_bytes: Of transfers.
         """
-        training = self._half.training(server_round, self._job.seed)
+        learning, training, version = self._learning, self.training(server_round), self.published.version
         return Plan(
             round=server_round,
             phase="train",
             cohort=cohort,
             deadline_at=deadline_at,
-            task=self._job.task,
-            base_kind=self._job.model.base,
-            base_digest=self._base.digest(),
-            model_schema=self._schema,
-            checksums=checksums(training, self._schema, self._artefact),
+            task=learning.task,
+            base_kind=learning.base_kind,
+            base_digest=self.base.digest(),
+            model_schema=learning.schema,
+            checksums=checksums(training, learning.schema, self.artefact),
             training=training,
             version=version,
             chunk_bytes=chunk_bytes,
-            objects=listed(self.archive.objects, version, training.generation),
+            objects=self._keeping.listed(version, training.generation),
             start_digest=self._start_digest(training),
             checkpoint_digest=self._checkpoint_digest,
             artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
         )
 
-    def close(self, plan: Plan, updates: Sequence[WeightedUpdate], chunk_bytes: int) -> list[StateObject]:
-        """Take a round's updates into the state, and write its published state and the state to disk.
+    def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:
+        """Take a round's updates into the state, each with its share, and write its published state and the state to
+        disk.
 
         Args:
             plan: The round's.
-            updates: Of the participants, with their weights.
+            updates: Of the participants, as they were admitted.
             chunk_bytes: Of transfers.
 
-        Returns:
-            The published state's objects, all with the digest of the model; they count once they are in the ledger.
+        Raises:
+            UpdateRefused: An update's file is not what was admitted any more.
         """
-        self._state = self._half.aggregate(self._state, plan, updates)
-        previous, self._published = self._published, self._state.publish()
-        digest = model_digest(self._base.digest(), self._published)
+        headers = {row.header.node: row.header for row in updates}
+        claimed = {node: header.examples for node, header in headers.items()}
+        shares = round_shares(claimed, plan.training.share, self._learning.safety)
+        weighted = [
+            WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip)
+            for row in updates
+        ]
+        self.state = self._half.aggregate(self.state, plan, weighted)
+        objects = self._write(plan, chunk_bytes)
+        self._keeping.save_state(self.state)
+        row = RoundRow(
+            plan.round,
+            participants=tuple(headers),
+            uplink_bytes=0,
+            downlink_bytes=0,
+            seconds=0.0,
+            train_loss=sum(header.loss for header in headers.values()) / len(headers),
+            norms={row.header.node: row.norm for row in updates if row.norm is not None},
+            clipped={row.header.node: row.clip.factor for row in updates if row.clip is not None},
+            capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
+        )
+        return Closed(objects, row, shares.limit)
+
+    def publish(self, objects: list[StateObject], row: RoundRow) -> None:
+        """Have a closed round count. What comes before it is repeated after a kill, what comes after it may be told.
+
+        Args:
+            objects: Of `Closed`.
+            row: Of `Closed`, with what was measured.
+        """
+        self._keeping.publish(objects, row)
+
+    def start_state(self, training: Training) -> PublishedState:
+        """The published state in a round's subspaces: what a replica holds as it begins.
+
+        Args:
+            training: The round's.
+        """
+        if self.published.seeds == training.seeds:
+            return self.published
+        return self.published.refreshed(training, self._learning.schema)
+
+    def _write(self, plan: Plan, chunk_bytes: int) -> list[StateObject]:
+        """Publish the state: its files, and what is said about them."""
+        previous, self.published = self.published, self.state.publish()
+        digest = model_digest(self.base.digest(), self.published)
         objects = []
         for whole in (True, False):
-            if not whole and (previous.version == 0 or not self._published.follows(previous)):
+            if not whole and (previous.version == 0 or not self.published.follows(previous)):
                 continue
             path = self._folder.published_state(plan.round, "whole" if whole else "difference")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._published.write(path, previous=None if whole else previous)
+            self.published.write(path, previous=None if whole else previous)
             base_version = None if whole else previous.version
             objects.append(
                 StateObject(plan.round, plan.training.generation, base_version, digest, manifest_of(path, chunk_bytes))
             )
-        save_state(self._folder.state(plan.round), self._state)
         return objects
 
     def _merge(self, generation: int, damaged: Callable[[str], None]) -> None:
         try:
-            self._base.merge(self._published, generation)
+            self.base.merge(self.published, generation)
         except BaseDamaged as error:
             damaged(f"{error.one_line()}: made anew from what was published")
-            plan = self._ledger.plan(self._published.version)
-            assert plan is not None, "a merge comes after a round"
-            self.archive.rebuild(self._base, plan)
-            self._base.merge(self._published, generation)
+            self._keeping.rebuild(self.base, self.published.version)
+            self.base.merge(self.published, generation)
 
     def _opened(self, training: Training) -> ExactState:
         """The exact state that a round starts from: the same, or zero layers under new seeds."""
-        return self._state if self._state.seeds == training.seeds else self._state.refreshed(training, self._schema)
-
-    def _start_state(self, training: Training) -> PublishedState:
-        """The published state in a round's subspaces."""
-        if self._published.seeds == training.seeds:
-            return self._published
-        return self._published.refreshed(training, self._schema)
+        same = self.state.seeds == training.seeds
+        return self.state if same else self.state.refreshed(training, self._learning.schema)
 
     def _start_digest(self, training: Training) -> str:
         """The model digest that a round starts from; empty before its merge."""
-        if training.generation != self._base.generation:
+        if training.generation != self.base.generation:
             return ""
-        return model_digest(self._base.digest(), self._start_state(training))
+        return model_digest(self.base.digest(), self.start_state(training))

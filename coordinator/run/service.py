@@ -16,7 +16,7 @@ from concurrent.futures import Future
 import msgspec
 
 from coordinator.messages.probe import usable_chunk_bytes
-from coordinator.messages.publisher import Publisher, key_of
+from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Reception
 from coordinator.messages.senders import Senders
 from coordinator.rounds.events import (
@@ -31,18 +31,16 @@ from coordinator.rounds.events import (
     Tick,
 )
 from coordinator.rounds.machine import RoundMachine
-from coordinator.rounds.policy import Shares, round_shares
-from coordinator.run.archive import listed
+from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
 from coordinator.run.evaluator import Evaluator, raise_failure
-from coordinator.run.model import GlobalModel
+from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import Ledger, RoundRow, UpdateRow
+from coordinator.store.ledger import Ledger
 from coordinator.store.view import EventView, RunView
 from fedcore.errors import StorageError, WorkerError
-from fedcore.model.update import WeightedUpdate
 from fedcore.round.plan import Plan
 from fedcore.system.durable import is_full
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
@@ -100,8 +98,9 @@ class Service:
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._model = GlobalModel(prepared, folder, ledger)
-        self._objects = self._model.archive.objects
+        self._archive = Archive(folder, ledger, job.round.keep_published)
+        self._model = GlobalModel(Learning.of(prepared), self._archive, len(rows))
+        self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
         # word.
         part = {node for row in rows for node in row.participants}
@@ -275,14 +274,14 @@ class Service:
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
         self._announce(plan)
-        self._model.archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
+        self._archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
 
     def _announce(self, plan: Plan) -> None:
         self._plan = self._reception.plan = plan
         self._publisher.plan(plan)
 
     def _plan_of(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> Plan:
-        return self._model.plan(server_round, self._machine.published, cohort, deadline_at, self._chunk_bytes)
+        return self._model.plan(server_round, cohort, deadline_at, self._chunk_bytes)
 
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
@@ -291,46 +290,28 @@ class Service:
         self._show()
         self._reception.round_over()
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
-        shares = round_shares(
-            {row.header.node: row.header.examples for row in updates}, plan.training.share, self._job.safety
+        closed = self._model.close(plan, updates, self._chunk_bytes)
+        row = msgspec.structs.replace(
+            closed.row,
+            uplink_bytes=self._reception.uplink_bytes,
+            downlink_bytes=self._publisher.sent_bytes,
+            seconds=self._clock() - self._opened_at,
         )
-        weighted = [
-            WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip)
-            for row in updates
-        ]
-        objects = self._model.close(plan, weighted, self._chunk_bytes)
-        row = self._round_row(server_round, updates, shares)
-        self._ledger.put_published(objects, row)
+        self._model.publish(closed.objects, row)
         for node, (claimed, weight) in row.capped.items():
             self._note(
                 "capped",
                 node,
-                f"round {server_round}: {claimed} examples count as {weight}, at most {shares.limit} may",
+                f"round {server_round}: {claimed} examples count as {weight}, at most {closed.limit} may",
             )
-        self._objects |= {key_of(obj): obj for obj in objects}
-        self._folder.state(server_round - 2).unlink(missing_ok=True)
-        self.view.digest = objects[0].digest
+        self.view.digest = closed.objects[0].digest
         self._publisher.published_state(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self.view.rows = self._ledger.rounds()
         if self._evaluator is not None:
             goal = server_round, plan.training.generation
-            self._evaluator.evaluate(goal, listed(self._objects, *goal), self._model.archive.path)
+            self._evaluator.evaluate(goal, self._archive.listed(*goal), self._archive.path)
         self._feed(RoundPublished(server_round))
-
-    def _round_row(self, server_round: int, updates: list[UpdateRow], shares: Shares) -> RoundRow:
-        headers = {row.header.node: row.header for row in updates}
-        return RoundRow(
-            server_round,
-            tuple(headers),
-            self._reception.uplink_bytes,
-            self._publisher.sent_bytes,
-            self._clock() - self._opened_at,
-            sum(header.loss for header in headers.values()) / len(headers),
-            norms={row.header.node: row.norm for row in updates if row.norm is not None},
-            clipped={row.header.node: row.clip.factor for row in updates if row.clip is not None},
-            capped={node: (headers[node].examples, shares.weights[node]) for node in shares.capped},
-        )
 
     def _evaluated(self, event: Evaluated) -> None:
         assert self._evaluator is not None

@@ -14,7 +14,7 @@ from fedcore.config.sections import DataSection
 from fedcore.errors import DataError
 from fedcore.system.durable import flush_folder
 
-__all__ = ["data_section"]
+__all__ = ["data_section", "importable"]
 
 
 def data_section(data: object, given: DataSection | None, path: Path) -> DataSection:
@@ -43,7 +43,7 @@ def data_section(data: object, given: DataSection | None, path: Path) -> DataSec
         named = isinstance(text, str) and ":" in text and "/" not in text
         return msgspec.structs.replace(before, source=text if named else str(Path(text).absolute()), format="auto")
     if callable(data):
-        name = _importable(data)
+        name = importable(data)
         if name is not None:
             return msgspec.structs.replace(before, source=name, format="auto")
         data = data(**before.arguments)
@@ -55,7 +55,7 @@ def data_section(data: object, given: DataSection | None, path: Path) -> DataSec
     return msgspec.structs.replace(before, source=str(path.absolute()), format="jsonl", arguments={})
 
 
-def _importable(function: Callable[..., Any]) -> str | None:
+def importable(function: Callable[..., Any]) -> str | None:
     """`module:name` of a function that another process can import; None for what only this program has."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     return f"{module}:{name}" if module and module != "__main__" and name.isidentifier() else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of every method without a wire: a coordinator's half, what is published, and replicas that train."""
+"""Runs of every method without a wire: the coordinator's round engine, and replicas that train."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
+import pytest
 import torch
 
-from edge_client.process.measuring import Request
+from coordinator.job import SafetySection
+from coordinator.rounds.policy import admit
+from coordinator.run.keeping import ScratchKeeping
+from coordinator.run.model import GlobalModel, Learning
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.artefact import ArtefactSources
-from edge_client.worker.programs.measure import local_plan
+from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import TaskSection
@@ -28,14 +33,14 @@ from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
 from fedcore.model.state import ExactState, model_digest
-from fedcore.model.update import WeightedUpdate, check_update
+from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.records import read_records
-from fedcore.round.checksums import checksums
-from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
-from research.artefact import made_artefact
+from research.artefact import artefact_digest
 
 CPU = torch.device("cpu")
+_CHUNK_BYTES = 1024
 TASK = TaskSection(kind="causal-lm", max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(settings_by_name().values())
@@ -67,7 +72,7 @@ def examples(node: int) -> list[Encoded]:
 
 @dataclass
 class Run:
-    """A run's server half and what is published, without a wire."""
+    """A run by the coordinator's round engine, without a wire."""
 
     settings: MethodSettings
     folder: Path
@@ -76,47 +81,53 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        plan = local_plan(
-            self.folder,
-            TASK,
-            Request(model_folder="", task=TASK, batch_size=4, length=24, memory=WHOLE, rank=4, pool=3),
+        checkpoint, self.files = Checkpoint(self.folder), RunFolder(self.own)
+        self.schema = describe(checkpoint, TASK)
+        sources = ArtefactSources(
+            training=server_half(self.settings).training(1, 5),
+            base=Base(checkpoint, self.schema, self.kind, self.files.base),
+            task=TASK,
+            texts=examples(7),
+            torch_device=CPU,
         )
-        self.schema, self._plan = plan.model_schema, msgspec.structs.replace(plan, base_kind=self.kind)
-        self.base = Base(Checkpoint(self.folder), self.schema, self.kind, self.own / "coordinator")
-        self.half = server_half(self.settings)
-        self.file = self.own / "artefact.bin"
-        training = self.half.training(1, 5)
-        sources = ArtefactSources(training=training, base=self.base, task=TASK, texts=examples(7), torch_device=CPU)
-        made = made_artefact(self.file, self.settings, sources, 1024)
-        self.artefact: Any = None if made is None else made.content
-        self._object: ArtefactObject | None = None if made is None else made.object
-        if made is not None:
-            self.half = server_half(self.settings, made.object.manifest.sha256)
-        self.base_digests = [self.base.digest()]
-        self.state = ExactState.zero(self.half.training(1, 5), self.schema)
-        self.published = [self.state.publish()]
+        self.own.mkdir(parents=True, exist_ok=True)
+        artefact = artefact_digest(self.files.artefact, sources)
+        self.half = server_half(self.settings, artefact)
+        learning = Learning(
+            method=self.settings,
+            seed=5,
+            task=TASK,
+            base_kind=self.kind,
+            schema=self.schema,
+            model_folder=self.folder,
+            artefact=artefact,
+        )
+        self.keeping = ScratchKeeping(self.files, keep_published=None)
+        self.model = GlobalModel(learning, self.keeping, 0)
+        self.artefact = self.model.artefact
+        self.published = [self.model.published]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
-        self.updates: dict[str, Path] = {}
+        self._plans: dict[int, Plan] = {}
+
+    @property
+    def base(self) -> Base:
+        return self.model.base
+
+    @property
+    def state(self) -> ExactState:
+        return self.model.state
 
     def plan(self, server_round: int) -> Plan:
-        training = self.half.training(server_round, 5)
-        if training.generation == self.base.generation + 1:
-            self.base.merge(self.published[-1], training.generation)
-            self.base_digests.append(self.base.digest())
-            self.state = self.state.refreshed(training, self.schema)
-        return msgspec.structs.replace(
-            self._plan,
-            round=server_round,
-            version=server_round - 1,
-            training=training,
-            checksums=checksums(training, self.schema, self.artefact),
-            artefact=self._object,
-            base_digest=self.base_digests[training.generation],
-            checkpoint_digest=self.base_digests[0],
-        )
+        """A round's plan; asked for first, the round begins."""
+        if server_round not in self._plans:
+            self.model.begin(server_round, _CHUNK_BYTES, pytest.fail)
+            self._plans[server_round] = self.model.plan(server_round, ("a", "b"), 0, _CHUNK_BYTES)
+        return self._plans[server_round]
 
     def replica(self, name: str, server_round: int = 1) -> Replica:
-        return Replica(self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, artefact=self.file)
+        return Replica(
+            self.plan(server_round), self.folder, self.own / name, CPU, torch.float32, artefact=self.files.artefact
+        )
 
     def trainer(self, name: str, replica: Replica, data: list[Encoded], stop: int = 0) -> tuple[Trainer, list[int]]:
         done: list[int] = []
@@ -131,26 +142,29 @@ class Run:
     def train(self, name: str, replica: Replica, number: int, server_round: int = 1) -> WeightedUpdate:
         plan, path = self.plan(server_round), self.own / f"{name}-{server_round}.bin"
         self.trainer(name, replica, examples(number))[0].train(plan, (WHOLE,), path)
-        checked = check_update(path, plan, "r", name)
-        return WeightedUpdate(path, checked.header, checked.header.examples)
+        header = admit(path, plan, "r", name, SafetySection()).header
+        return WeightedUpdate(path, header, 1 if plan.training.share == "uniform" else header.examples)
 
     def close(self, server_round: int, updates: list[WeightedUpdate]) -> None:
-        self.state = self.half.aggregate(self.state, self.plan(server_round), updates)
-        self.published.append(self.state.publish())
-        self.digests.append(model_digest(self.base.digest(), self.published[-1]))
+        rows = []
+        for update in updates:
+            file, size_bytes = str(update.path.relative_to(self.own)), update.path.stat().st_size
+            rows.append(UpdateRow("", file, size_bytes, update.header, clip=update.clip))
+        closed = self.model.close(self.plan(server_round), rows, _CHUNK_BYTES)
+        self.model.publish(closed.objects, closed.row)
+        self.published.append(self.model.published)
+        self.digests.append(closed.objects[0].digest)
 
     def adopt(self, replica: Replica, version: int, *, whole: bool) -> None:
-        path, before = self.own / "published state.bin", self.published[version - 1]
-        whole = whole or before.seeds != self.published[version].seeds
-        self.published[version].write(path, previous=None if whole else before)
-        replica.adopt(
-            path, self.half.training(version, 5).generation, "whole" if whole else "difference", self.digests[version]
-        )
+        obj = self.keeping.objects.get((version, "difference"))
+        if whole or obj is None:
+            obj = self.keeping.objects[version, "whole"]
+        replica.adopt(self.files.published_state(version, obj.kind), obj.generation, obj.kind, obj.digest)
 
     def adopt_snapshot(self, replica: Replica, server_round: int) -> None:
         """What the coordinator would write as a round of a new generation opens."""
         plan, path = self.plan(server_round), self.own / "snapshot.bin"
-        state = self.published[server_round - 1].refreshed(plan.training, self.schema)
+        state = self.model.start_state(plan.training)
         write_snapshot(path, self.base, state)
         replica.adopt(path, plan.training.generation, "snapshot", model_digest(self.base.digest(), state))
 

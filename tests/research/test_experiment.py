@@ -102,18 +102,18 @@ def leave_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
 
 # After a client's update; before the state is kept; before it is measured; between two measurements. All in the second
 # of three rounds.
-PLACES = {"check_update": 5, "save_state": 2, "scores_of": 3, "scores_of again": 4}
+PLACES = {"admit": 5, "save_state": 2, "scores_of": 3, "scores_of again": 4}
 LEFT = {
     "fedkrso": ("scores_of",),
     "fedkrso[schedule=fresh]": tuple(PLACES),
-    "fedkrso[schedule=fresh,refresh_every=2]": ("check_update", "scores_of again"),
-    "fedsa-lora": ("check_update", "scores_of again"),
+    "fedkrso[schedule=fresh,refresh_every=2]": ("admit", "scores_of again"),
+    "fedsa-lora": ("admit", "scores_of again"),
     "fedavg[base=float32]": ("save_state",),
-    "fedkseed": ("check_update",),
+    "fedkseed": ("admit",),
     "flora": ("scores_of",),
     "fedex-lora": ("scores_of again",),
-    "ferret": ("check_update",),
-    "fedkrso[projection=informed,informed_share=0.7]": ("check_update", "scores_of again"),
+    "ferret": ("admit",),
+    "fedkrso[projection=informed,informed_share=0.7]": ("admit", "scores_of again"),
 }
 
 
@@ -202,7 +202,7 @@ def test_what_is_damaged_begins_anew_and_ends_the_same(damage: str, begin: Begin
         if row.round == 2:
             break
     if damage == "state":
-        (files.scratch / "state-2.npz").write_bytes(b"PK")
+        (files.scratch / "state" / "2.npz").write_bytes(b"PK")
     else:
         # Round 2 began with the merge of round 1; the next one builds on it.
         masters = sorted((files.scratch / "base" / "1").glob("*"))
@@ -226,7 +226,7 @@ def test_bytes_are_those_of_the_files_and_of_who_took_part(begin: Begin) -> None
         assert row.clients == len(present)
         sent = sum((files.scratch / f"client-{client}.bin").stat().st_size for client in present)
         assert row.uplink_bytes - (rows[-2].uplink_bytes if len(rows) > 1 else 0) == sent
-        sizes.append((files.scratch / "whole.bin").stat().st_size)
+        sizes.append((files.scratch / "published" / f"{row.round}-whole.bin").stat().st_size)
         assert row.published_bytes[-1]["whole"] == sizes[-1]
     assert {row.clients for row in rows} != {3}
     all_there, _ = whole(begin, "nobody-missing", rounds=4, seed=3)

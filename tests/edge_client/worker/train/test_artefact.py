@@ -30,7 +30,7 @@ def test_it_asks_for_an_artefact_that_is_not_here_or_damaged(run: Run, tmp_path:
     for path in (None, tmp_path / "nothing"):
         with pytest.raises(ArtefactDamaged, match=r"artefact \(informed rows\) is not here"):
             Replica(run.plan(1), run.folder, tmp_path / "none", CPU, torch.float32, artefact=path)
-    run.file.write_bytes(run.file.read_bytes()[:-1])
+    run.files.artefact.write_bytes(run.files.artefact.read_bytes()[:-1])
     with pytest.raises(ArtefactDamaged, match="not the run's"):
         run.replica("damaged")
 

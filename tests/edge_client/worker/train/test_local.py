@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from coordinator.job import EvaluationSection, Job, ModelSection
+from coordinator.job import EvaluationSection, Job, ModelSection, SafetySection
+from coordinator.rounds.policy import admit
+from coordinator.run.keeping import ScratchKeeping
+from coordinator.run.model import GlobalModel, Learning
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.local import LocalTensors
@@ -23,11 +28,7 @@ from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import BrokerSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError
-from fedcore.methods import server_half
 from fedcore.methods.lora import FedSALoRASettings
-from fedcore.model.base import Base
-from fedcore.model.state import ExactState, model_digest
-from fedcore.model.update import WeightedUpdate, check_update
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan
@@ -35,7 +36,7 @@ from fedcore.weights.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 TASK = TaskSection(kind="text-classification", labels=("no", "yes"), max_length=16)
-HALF = server_half(FedSALoRASettings(rank=4, steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16))
+METHOD = FedSALoRASettings(rank=4, steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16)
 
 
 def test_the_newest_sound_file_before_a_round_counts(tmp_path: Path) -> None:
@@ -64,32 +65,23 @@ class Homes:
 
     def __init__(self, model_folder: Path, own: Path) -> None:
         torch.set_num_threads(1)
-        self.model_folder, self.own = model_folder, own
+        self.model_folder, self.own, self.files = model_folder, own, RunFolder(own)
         self.schema = describe(Checkpoint(model_folder), TASK)
-        self.base_digest = Base(Checkpoint(model_folder), self.schema, "int8", own / "base").digest()
-        self.state = ExactState.zero(HALF.training(1, 5), self.schema)
+        learning = Learning(
+            method=METHOD, seed=5, task=TASK, base_kind="int8", schema=self.schema, model_folder=model_folder
+        )
+        self.model, self.plans = GlobalModel(learning, ScratchKeeping(self.files), 0), dict[int, Plan]()
 
     def plan(self, server_round: int) -> Plan:
-        return Plan(
-            round=server_round,
-            phase="train",
-            cohort=("a", "b"),
-            deadline_at=0,
-            task=TASK,
-            base_kind="int8",
-            base_digest=self.base_digest,
-            model_schema=self.schema,
-            checksums=(),
-            training=HALF.training(server_round, 5),
-            version=server_round - 1,
-            chunk_bytes=65_536,
-            objects=(),
-        )
+        if server_round not in self.plans:
+            self.model.begin(server_round, 65_536, pytest.fail)
+            self.plans[server_round] = self.model.plan(server_round, ("a", "b"), 0, 65_536)
+        return self.plans[server_round]
 
     def replica(self, name: str, server_round: int = 1) -> Replica:
         return Replica(self.plan(server_round), self.model_folder, self.own / name, CPU, torch.float32)
 
-    def train(self, replica: Replica, client: str, server_round: int, stop: int = 0) -> WeightedUpdate:
+    def train(self, replica: Replica, client: str, server_round: int, stop: int = 0) -> UpdateRow:
         number = ord(client)
         data = [
             Encoded(tuple((5 * i + number * j) % 200 + 3 for j in range(6 + i)), None, (i + number) % 2)
@@ -102,29 +94,29 @@ class Homes:
 
         plan, path = self.plan(server_round), self.own / f"{client}.bin"
         trainer = Trainer(replica, data, self.own / f"intervals-{client}", "r", client, 0, CPU, report, lambda: 0)
-        header, _ = trainer.train(plan, (MemoryPlan(micro_batch_size=4),), path)
-        check_update(path, plan, "r", client)
-        assert header.examples == 8
-        return WeightedUpdate(path, header, 8)
+        trainer.train(plan, (MemoryPlan(micro_batch_size=4),), path)
+        found = admit(path, plan, "r", client, SafetySection())
+        assert found.header.examples == 8
+        return UpdateRow("", path.name, path.stat().st_size, found.header)
 
-    def close(self, replicas: list[Replica], updates: list[WeightedUpdate], server_round: int) -> None:
-        self.state = HALF.aggregate(self.state, self.plan(server_round), updates)
-        published = self.state.publish()
-        published.write(self.own / "published_state")
+    def close(self, replicas: list[Replica], updates: list[UpdateRow], server_round: int) -> None:
+        closed = self.model.close(self.plan(server_round), updates, 65_536)
+        self.model.publish(closed.objects, closed.row)
+        whole = closed.objects[0]
         for replica in replicas:
-            replica.adopt(self.own / "published_state", 0, "whole", model_digest(self.base_digest, published))
+            path = self.files.published_state(whole.version, "whole")
+            replica.adopt(path, whole.generation, "whole", whole.digest)
+
+    def records(self, update: UpdateRow) -> dict[str, np.ndarray[Any, Any]]:
+        found = {}
+        for record in read_records(self.own / update.file):
+            assert isinstance(record.part, RowScaled)
+            found[record.name] = record.part.q
+        return found
 
 
 def values(replica: Replica) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in replica._local_parameters().items()}
-
-
-def records(update: WeightedUpdate) -> dict[str, np.ndarray[Any, Any]]:
-    found = {}
-    for record in read_records(update.path):
-        assert isinstance(record.part, RowScaled)
-        found[record.name] = record.part.q
-    return found
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -148,7 +140,7 @@ def test_clients_on_one_replica_are_as_clients_on_their_own(
             together.append(homes.train(shared, client, server_round))
         separate = [apart.train(alone[client], client, server_round) for client in "ab"]
         for one, other in zip(together, separate, strict=True):
-            sent, expected = records(one), records(other)
+            sent, expected = homes.records(one), apart.records(other)
             assert sent.keys() == expected.keys() and all(np.array_equal(sent[name], expected[name]) for name in sent)
             assert {name[-2:] for name in sent} == {"/A"}, "B and the head stay"
         homes.close([shared], together, server_round)
@@ -165,7 +157,7 @@ def test_what_stays_survives_a_restart_and_a_round_that_is_trained_again(homes: 
     replica = homes.replica("a")
     first = values(replica)
     update = homes.train(replica, "a", 1)
-    learned, sent = values(replica), records(update)
+    learned, sent = values(replica), homes.records(update)
     assert not same(first, learned) and all(not torch.equal(first[name], learned[name]) for name in first)
     again = homes.replica("a")
     again.become("r", "a")
@@ -173,7 +165,7 @@ def test_what_stays_survives_a_restart_and_a_round_that_is_trained_again(homes: 
     # The update was lost with the agent's word of it, or the coordinator opened the round again.
     redone = homes.train(again, "a", 1)
     assert same(values(again), learned)
-    assert all(np.array_equal(q, sent[name]) for name, q in records(redone).items())
+    assert all(np.array_equal(q, sent[name]) for name, q in homes.records(redone).items())
     homes.close([again], [redone], 1)
     with pytest.raises(SystemExit):
         homes.train(again, "a", 2, stop=3)
