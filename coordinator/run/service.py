@@ -34,7 +34,7 @@ from coordinator.rounds.machine import RoundMachine
 from coordinator.rounds.policy import Shares, round_shares
 from coordinator.run.archive import listed
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
-from coordinator.run.evaluator import Evaluator, raise_failure
+from coordinator.run.evaluator import Evaluator
 from coordinator.run.model import GlobalModel
 from coordinator.run.prepare import Prepared
 from coordinator.store.eventlog import EventLog
@@ -49,6 +49,7 @@ from fedcore.transport.base import Connected, Disconnected, Received, Transport,
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
+from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Adopted, ArtefactMade, Described, Evaluated, Failed, Progress, Ready, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
@@ -216,7 +217,7 @@ class Service:
             case Evaluated():
                 self._evaluated(event)
             case Failed():
-                raise_failure(event)
+                raise error_of(event)
             case WorkerDied(_, returncode, tail):
                 last = tail.splitlines()[-1] if tail else "no output"
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
