@@ -13,8 +13,10 @@
     │   ├── ForgedMessage
     │   └── UpdateRefused
     ├── ExactnessError              7   two replicas would differ: never train on
-    │   └── BaseDamaged
+    │   ├── BaseDamaged
+    │   └── ArtefactDamaged
     ├── BudgetError                 8   the work does not fit into the memory budget
+    │   └── OutOfMemory
     ├── WorkerError                 9   the training process failed or was killed
     ├── RunError                    10  the run cannot go on (quorum, ledger, missing run)
     └── StorageError                11  there is no room on the disk
@@ -28,6 +30,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "ArtefactDamaged",
     "BaseDamaged",
     "BrokerRefused",
     "BrokerUnreachable",
@@ -39,6 +42,7 @@ __all__ = [
     "ForgedMessage",
     "MalformedMessage",
     "ModelError",
+    "OutOfMemory",
     "RunError",
     "StorageError",
     "TransportError",
@@ -152,6 +156,10 @@ class BudgetError(FedkrsoError):
     """The work does not fit into the memory budget; the message carries the numbers."""
 
     exit_code = 8
+
+
+class OutOfMemory(BudgetError):
+    """An allocation failed although the work was foreseen to fit: the device had less left than it said."""
 
 
 class WorkerError(FedkrsoError):

@@ -10,19 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coordinator.job import EvaluationSection
-from fedcore.errors import FedkrsoError, WorkerError
+from fedcore.errors import WorkerError
 from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
+from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready
 from fedcore.worker.process import WorkerDied, WorkerProcess
 
-__all__ = ["Evaluator", "ask_worker", "raise_failure"]
-
-
-def raise_failure(failed: Failed) -> None:
-    """Raise a worker's failure as the error it was."""
-    error = FedkrsoError(failed.message, place=failed.place, remedy=failed.remedy)
-    error.exit_code = failed.exit_code  # type: ignore[misc]
-    raise error
+__all__ = ["Evaluator", "ask_worker"]
 
 
 def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> Event:
@@ -46,7 +40,7 @@ def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> E
             f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
         )
     if isinstance(answer, Failed):
-        raise_failure(answer)
+        raise error_of(answer)
     return answer
 
 

@@ -33,7 +33,7 @@ from coordinator.rounds.events import (
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
-from coordinator.run.evaluator import Evaluator, raise_failure
+from coordinator.run.evaluator import Evaluator
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.store.eventlog import EventLog
@@ -47,6 +47,7 @@ from fedcore.transport.base import Connected, Disconnected, Received, Transport,
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
+from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Adopted, ArtefactMade, Described, Evaluated, Failed, Progress, Ready, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
@@ -215,7 +216,7 @@ class Service:
             case Evaluated():
                 self._evaluated(event)
             case Failed():
-                raise_failure(event)
+                raise error_of(event)
             case WorkerDied(_, returncode, tail):
                 last = tail.splitlines()[-1] if tail else "no output"
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")

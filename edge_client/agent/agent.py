@@ -38,6 +38,7 @@ from fedcore.errors import (
     ExactnessError,
     FedkrsoError,
     ModelError,
+    OutOfMemory,
     StorageError,
     WireError,
 )
@@ -47,6 +48,7 @@ from fedcore.system.logs import Line
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.wire.identity import PublicKey, SigningKey
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
+from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Traced, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
@@ -59,7 +61,6 @@ _SAMPLE_SECONDS = 1.0
 _STORAGE_SECONDS = 5.0
 # A sensor that hangs does not keep a node from saying that it rests because of it.
 _FIRST_READING_SECONDS = 5.0
-_FATAL = {kind.__name__ for kind in (ConfigError, DataError, ModelError)}
 
 
 class Agent:
@@ -254,7 +255,7 @@ class Agent:
                 self._outbox.seal(server_round)
                 self._feed(s.UpdateReady(server_round))
             case Failed():
-                self._failed(event)
+                self._failed(error_of(event))
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
                 self._worker_died(event)
             case Evaluated() | Described() | Traced() | WorkerDied():
@@ -380,31 +381,27 @@ class Agent:
         try:
             act()
         except FedkrsoError as error:
-            self._queue.put(Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code))
+            self._queue.put(failure_of(error))
 
-    def _failed(self, event: Failed) -> None:
-        self._say(
-            Line(
-                f"{event.place}: {event.message}" if event.place else event.message,
-                event="worker_failed",
-                level="warning",
-            )
-        )
-        if event.error == StorageError.__name__:
-            self._feed(s.MustRest("storage", f"{event.message} ({event.remedy})"))
-            return
+    def _failed(self, error: FedkrsoError) -> None:
+        words = f"{error.place}: {error.message}" if error.place else error.message
+        self._say(Line(words, event="worker_failed", level="warning"))
         loading = self.session.state == "loading"
-        if event.error in _FATAL or (loading and event.error in (ExactnessError.__name__, BudgetError.__name__)):
-            error = FedkrsoError(event.message, place=event.place, remedy=event.remedy)
-            error.exit_code = event.exit_code  # type: ignore[misc]
-            self._give_up(error)
-            return
-        not_equal = event.error in (ExactnessError.__name__, BaseDamaged.__name__)
-        self._feed(
-            s.WorkerFailed(
-                event.message, died=False, not_equal=not_equal, artefact_damaged=event.error == ArtefactDamaged.__name__
-            )
-        )
+        match error:
+            case StorageError():
+                self._feed(s.MustRest("storage", f"{error.message} ({error.remedy})"))
+            case ConfigError() | DataError() | ModelError():
+                self._give_up(error)
+            case ArtefactDamaged():
+                self._feed(s.WorkerFailed(error.message, died=False, artefact_damaged=True))
+            case OutOfMemory():
+                # Of a device that others use too: it may have more another time.
+                self._feed(s.WorkerFailed(error.message, died=False))
+            case ExactnessError() | BudgetError() if loading and not isinstance(error, BaseDamaged):
+                self._give_up(error)
+            case _:
+                not_equal = isinstance(error, ExactnessError)
+                self._feed(s.WorkerFailed(error.message, died=False, not_equal=not_equal))
 
     def _give_up(self, error: FedkrsoError) -> None:
         """End this node, for a reason that waiting would not mend; the coordinator hears it too."""

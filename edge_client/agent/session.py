@@ -8,11 +8,14 @@
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A
 node that rests says so and declines; if the round is still open when it goes on, it takes part after all, from its last
-finished interval."""
+finished interval.
+
+`TRANSITIONS` says which event may lead from where to where; another one is an error, which shows the last events."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,11 +42,27 @@ from edge_client.agent.events import (
     WorkerFailed,
     WorkerReady,
 )
+from fedcore.errors import RunError
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed, published_digest
 
-__all__ = ["Session"]
+__all__ = ["TRANSITIONS", "Session"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
+_States = frozenset[State]
+_ALL: _States = frozenset({"idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"})
+_BUSY: _States = frozenset({"loading", "adopting", "training"})
+TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
+    PlanArrived: (_ALL - _BUSY, _ALL - {"adopting"}),
+    WorkerReady: (frozenset({"loading"}), _ALL - {"loading", "adopting", "resting"}),
+    Fetched: (frozenset({"fetching"}), _ALL - {"resting"}),
+    Adopted: (frozenset({"adopting", "fetching"}), _ALL - {"adopting", "resting"}),
+    UpdateReady: (frozenset({"training", "resting"}), _ALL - {"adopting"}),
+    UpdateGone: (frozenset({"sending"}), _ALL - {"adopting"}),
+    WorkerFailed: (_ALL - {"resting"}, _ALL - {"adopting", "resting"}),
+    MustRest: (_ALL, frozenset({"resting"})),
+    MayWork: (frozenset({"resting", "idle"}), _ALL - {"adopting", "resting"}),
+}
+"""For each event, from which states it leads on, and to which."""
 # A worker that dies this often in one round has a reason that another start will not mend.
 _TRIES_PER_ROUND = 5
 
@@ -95,6 +114,13 @@ class Session:
         quiet = ("resting", "finished") if "storage" in self.rests else ("resting", "finished", "sending")
         assert not self.rests or self.state in quiet, self.story
         assert "policy" not in self.rests or not self.worker_ready, self.story
+
+    def _go(self, state: State) -> None:
+        sources, targets = TRANSITIONS[type(self.story[-1])]
+        if self.state not in sources or state not in targets:
+            last = list(self.story)[-5:]
+            raise RunError(f"{self.node} cannot go from {self.state} to {state}; last events: {last}")
+        self.state = state
 
     def _handle(self, event: Event) -> list[Action]:
         match event:
@@ -150,7 +176,7 @@ class Session:
         if isinstance(self.wanted, ArtefactObject):
             obj, self.wanted, self.artefact = self.wanted, None, sha256
             return [KeepArtefact(obj), *self._next()]
-        self.state = "adopting"
+        self._go("adopting")
         return [AdoptObject(self.wanted)]
 
     def _artefact_damaged(self, reason: str) -> list[Action]:
@@ -183,7 +209,7 @@ class Session:
         if self.state != "resting":
             return []
         if not self.rests:
-            self.state = "idle"
+            self._go("idle")
         return self._next() if not self.rests else self._send_waiting()
 
     def _rest(self) -> list[Action]:
@@ -191,7 +217,7 @@ class Session:
         self.wanted, self.reason = None, self._why_resting()
         if self.state == "finished" and self.plan is not None and self.plan.phase == "finished":
             return []
-        self.state = "resting"
+        self._go("resting")
         return [Decline(self.plan.round, self.reason)] if self.plan is not None and self._invited(self.plan) else []
 
     def _why_resting(self) -> str:
@@ -211,7 +237,7 @@ class Session:
             or self.state == "sending"
         ):
             return []
-        self.state = "sending"
+        self._go("sending")
         return [SendUpdate(plan.round)]
 
     def _held(self, plan: Plan) -> int:
@@ -238,22 +264,24 @@ class Session:
         if self.rests:
             return self._rest()
         if plan.artefact is not None and plan.artefact.manifest.sha256 != self.artefact:
-            self.state, self.wanted, self.worker_ready = "fetching", plan.artefact, False
+            self._go("fetching")
+            self.wanted, self.worker_ready = plan.artefact, False
             return [Fetch(plan.artefact)]
         if not self.worker_ready:
-            self.state = "loading"
+            self._go("loading")
             return [Configure(plan)]
         needed = objects_needed(plan, self._held(plan), self.generation)
         if needed is None:
             return self._decline(f"no way from version {self.version} to {plan.version} is published")
         if needed:
-            self.state, self.wanted = "fetching", needed[0]
+            self._go("fetching")
+            self.wanted = needed[0]
             return [Fetch(needed[0])]
         if self._invited(plan) and self.tries < _TRIES_PER_ROUND:
-            self.state = "training"
+            self._go("training")
             self.tries += 1
             return [TrainRound(plan)]
-        self.state = "finished" if plan.phase == "finished" else "idle"
+        self._go("finished" if plan.phase == "finished" else "idle")
         return []
 
     def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
@@ -272,13 +300,13 @@ class Session:
             # A training's try was counted when it began.
             self.tries += was != "training"
             if self.tries < _TRIES_PER_ROUND:
-                self.state = "loading"
+                self._go("loading")
                 assert self.plan is not None
                 return [Configure(self.plan)]
         if not died and (was == "adopting" or (was == "training" and not_equal)):
             # The replica dropped what it held: whole states from nothing.
             self.worker_ready = False
-            self.state = "loading"
+            self._go("loading")
             self.tries += was != "training"
             assert self.plan is not None
             return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
@@ -286,7 +314,7 @@ class Session:
 
     def _decline(self, reason: str) -> list[Action]:
         self.reason = reason
-        self.state = "idle"
+        self._go("idle")
         plan = self.plan
         self.tries = _TRIES_PER_ROUND
         if plan is None or plan.phase != "train" or self.node not in plan.cohort:

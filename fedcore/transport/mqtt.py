@@ -13,9 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -24,6 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
+from fedcore.transport.address import MqttSettings
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Sink
 from fedcore.transport.tls import client_context, tls_refusal, told_by_peer
 
@@ -38,50 +37,6 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 # CONNACK codes (3.1.1 and 5) for a wrong user or password and for missing rights.
 _WRONG_LOGIN = {4, 5, 134, 135}
 _WRONG_VERSION = {1, 132}
-
-
-@dataclass(frozen=True)
-class MqttSettings:
-    """Where the broker is and who we are there.
-
-    Attributes:
-        url: `mqtt://host:port`, or `mqtts://host:port` for TLS with host verification.
-        client_id: Fixed for a node, so that the broker keeps its session.
-        username, password: Login.
-        ca_file: Certificate authority; the system's by default.
-        certificate_file, key_file: The client's own certificate.
-    """
-
-    url: str
-    client_id: str
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-    certificate_file: str | None = None
-    key_file: str | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port.
-
-        Raises:
-            ConfigError: Not an MQTT address.
-        """
-        parts = urlsplit(self.url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1:
-            raise ConfigError(
-                f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtts://host:8883"
-            )
-        return parts.hostname, port or (8883 if self.tls else 1883)
-
-    @property
-    def tls(self) -> bool:
-        """Whether the link is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
 
 
 class MqttTransport:

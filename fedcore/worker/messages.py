@@ -273,13 +273,13 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """A command failed; the worker lives on."""
+    """A command failed; the worker lives on. Made and read by `fedcore.worker.failures`."""
 
-    error: str
+    kinds: tuple[str, ...]
+    """Names of the error's classes, nearest first."""
     message: str
     place: str
     remedy: str
-    exit_code: int
 
 
 Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed

@@ -30,10 +30,11 @@ from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
-from fedcore.errors import FedkrsoError, ModelError, WorkerError
+from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
@@ -47,7 +48,6 @@ from fedcore.worker.messages import (
     Evaluate,
     Evaluated,
     Event,
-    Failed,
     MakeArtefact,
     Measured,
     Progress,
@@ -288,21 +288,18 @@ def main(
         try:
             event = worker.answer(command)
         except FedkrsoError as error:
-            event = Failed(type(error).__name__, error.message, error.place, error.remedy, error.exit_code)
+            event = failure_of(error)
         except OSError as error:
             if not is_full(error):
                 raise
-            event = Failed(
-                "StorageError",
-                f"the disk is full: {error.strerror}",
-                error.filename or "folder",
-                "free space there",
-                11,
+            place = str(error.filename or "folder")
+            event = failure_of(
+                StorageError(f"the disk is full: {error.strerror}", place=place, remedy="free space there")
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            event = Failed("MemoryError", f"out of memory: {error}", "memory_budget", "raise it", 8)
+            event = failure_of(OutOfMemory(f"out of memory: {error}", place="memory_budget", remedy="raise it"))
         except _Leave:
             return
         if event is not None:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import msgspec
+import pytest
 from plans import make_plan, with_artefact
 
 import edge_client.agent.events as s
 from edge_client.agent.outbox import Outbox
-from edge_client.agent.session import Session
+from edge_client.agent.session import TRANSITIONS, Session
+from fedcore.errors import RunError
 from fedcore.fields.manifest import Manifest
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
 
@@ -273,3 +276,15 @@ def test_outbox_remembers_across_restarts(tmp_path: Path) -> None:
     assert (Outbox(tmp_path).waiting_round, Outbox(tmp_path).sent_round) == (0, 3)
     (tmp_path / "sent").write_text("torn")
     assert Outbox(tmp_path).sent_round == 0
+
+
+def test_an_illegal_transition_tells_the_story() -> None:
+    session = Session("n")
+    feed(session, s.PlanArrived(plan(1)))
+    with pytest.raises(RunError, match=r"n cannot go from loading to training; last events: \[PlanArrived"):
+        session._go("training")
+    assert session.state == "loading"
+
+
+def test_every_event_has_its_place_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(get_args(s.Event))
