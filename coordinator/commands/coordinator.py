@@ -87,7 +87,8 @@ def _dashboard(
 
 
 @click.command(
-    epilog="\b\nExamples:\n  fedkrso coordinator run job.toml --dashboard\n  fedkrso coordinator run job.toml --log-format json"
+    epilog="\b\nExamples:\n  fedkrso coordinator run job.toml --dashboard\n"
+    "  fedkrso coordinator run job.toml --log-format json"
 )
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
 @click.option("--check", is_flag=True, help="Check the file and leave.")

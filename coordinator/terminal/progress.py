@@ -35,9 +35,10 @@ class Story:
 
     Example:
         >>> story = Story()
-        >>> [line.event for line in story.lines(RunView("t", "fedkrso", 6, security="encrypted", nodes={"a": NodeView("a", online=True)}))]
+        >>> view = RunView("t", "fedkrso", 6, security="encrypted", nodes={"a": NodeView("a", online=True)})
+        >>> [line.event for line in story.lines(view)]
         ['security', 'node_online']
-        >>> story.lines(RunView("t", "fedkrso", 6, security="encrypted", nodes={"a": NodeView("a", online=True)}))
+        >>> story.lines(view)
         []
     """
 

@@ -5,7 +5,7 @@
 |---|---|---|---|
 | `integers` | 4, 8, 16 | q of each number, and one exponent for each row | q * 2**(e + 32): exactly what was sent |
 | `floats` | 16, 32 | bfloat16 or float32 of each number | rounded to a multiple of 2**-32, half to even |
-| `sparse` | 4, 8, 16 | q of the numbers that are not zero, where they are, and the exponents | as `integers`, zero elsewhere |
+| `sparse` | 4, 8, 16 | q of what is not zero, where that is, and the exponents | as `integers`, zero elsewhere |
 
 A float32 of 2**-9 or more is a multiple of 2**-32 already; smaller ones are off by 2**-33 at most. Once rounded, all of
 them are integers, so their sums are as exact, and as independent of order, as those of the others.
