@@ -37,6 +37,7 @@ __all__ = [
     "ExactnessError",
     "FedkrsoError",
     "ForgedMessage",
+    "InformedDamaged",
     "MalformedMessage",
     "ModelError",
     "RunError",

@@ -36,6 +36,7 @@ __all__ = [
     "Resume",
     "command_of",
     "name_of",
+    "refuse_all",
 ]
 
 COMMANDS: dict[str, type[Command]] = {

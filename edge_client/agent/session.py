@@ -41,7 +41,7 @@ from edge_client.agent.events import (
 )
 from fedcore.round.plan import InformedObject, Plan, PublishedObject, objects_needed, published_digest
 
-__all__ = ["Session"]
+__all__ = ["Session", "State"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
 # A worker that dies this often in one round has a reason that another start will not mend.

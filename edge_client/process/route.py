@@ -29,6 +29,7 @@ from fedcore.worker.messages import Route
 
 __all__ = [
     "DTYPES",
+    "PROBE_VERSION",
     "SHAPES",
     "Part",
     "Probe",
@@ -37,8 +38,10 @@ __all__ = [
     "cache_folder",
     "choose",
     "deciding",
+    "key_of",
     "load",
     "needed_parts",
+    "path_of",
     "store",
 ]
 

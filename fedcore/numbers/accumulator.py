@@ -30,6 +30,7 @@ from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEnt
 __all__ = [
     "FRACTION_BITS",
     "MAX_EXAMPLES",
+    "SCALE_BITS",
     "VALUE_BITS",
     "Clip",
     "Floats",

@@ -31,7 +31,7 @@ from fedcore.numbers.accumulator import FRACTION_BITS, Floats, MatrixEntry, RowS
 from fedcore.numbers.coding import Coding, Kind, Width, most_index_bytes
 from fedcore.weights.checkpoint import from_float32, to_float32
 
-__all__ = ["CODECS", "Codec", "encoded"]
+__all__ = ["CODECS", "MAX_EXPONENT", "Codec", "encoded"]
 
 MAX_EXPONENT: Final = 31
 """Beyond it a number would be outside the 63 bits of exact sums, whatever it is."""

@@ -34,6 +34,7 @@ from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = [
+    "INFORMED_FORMAT",
     "ROW_BITS",
     "InformedRows",
     "LayerRows",

@@ -38,7 +38,7 @@ _COST_NOTE = (
 )
 _DROPOUT_NOTE = "{metric} on held-out rows in the last round, where each client misses each round with a probability."
 
-__all__ = ["budget_table", "cost_table", "difference_table", "dropout_table", "final_table", "seconds_of"]
+__all__ = ["BySeed", "budget_table", "cost_table", "difference_table", "dropout_table", "final_table", "seconds_of"]
 
 BySeed = Mapping[int, Run]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy", "f1", "matthews", "pearson", "spearman"]
+__all__ = ["Floats", "Integers", "accuracy", "f1", "matthews", "pearson", "spearman"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
