@@ -5,23 +5,25 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test chaos fuzz check bench clean
+.PHONY: demo test chaos fuzz check check-all docs house bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" || (echo "fedkrso needs Python 3.10 to 3.12: make PYTHON=python3.11 ..."; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	touch $@
 
 # The main job: a broker, a coordinator and four homes fine-tune one 8-bit model.
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.voice_intents.demo $(DEMO)
 
-# Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger.
+# Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger. The whole suite ends with the
+# coverage of fedcore and the two machines; TESTS="FILE ..." is without it. sysmon is the cheap way to count, from Python 3.12 on.
 JOBS ?= 2
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
+	    $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(TESTS),,--cov --cov-report=term) $(TESTS)
 
 # Faults that take minutes, or that need root: a leaking worker, a neighbour that takes the device's memory.
 chaos: $(VENV)/installed
@@ -35,10 +37,37 @@ fuzz: $(VENV)/installed
 	for target in $(FUZZ_TARGETS); do mkdir -p build/fuzz/$$target && $(BIN)/python tests/fuzz/run_atheris.py $$target build/fuzz/$$target/corpus \
 	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=1024 -timeout=10 -max_len=8192 -artifact_prefix=build/fuzz/$$target/ || exit 1; done
 
+# What .ci/run asks before the tests. mypy answers for every Python that fedkrso runs on.
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	for version in 3.10 3.11 3.12; do $(BIN)/mypy --python-version $$version || exit 1; done
+	$(MAKE) docs
+
+# The guides and the API reference as build/site; a broken link, or a page that no menu names, fails.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The same on other interpreters, as far as this machine has them: every file compiles, and the tests that need no torch pass.
+# The whole suite: make test PYTHON=python3.12 VENV=build/whole-python3.12
+PYTHONS ?= python3.10 python3.12
+LIGHT_TESTS := tests/fedcore tests/devices tests/fuzz tests/test_house.py tests/coordinator/messages tests/coordinator/reports \
+    tests/coordinator/rounds tests/coordinator/run tests/coordinator/store tests/coordinator/terminal tests/edge_client/agent \
+    tests/edge_client/memory tests/edge_client/owner fedcore devices coordinator edge_client/agent edge_client/memory edge_client/owner \
+    --deselect tests/edge_client/agent/test_agent.py::test_200_mb_pass_through_an_agent_of_40_mb
+check-all: check
+	for python in $(PYTHONS); do \
+	    command -v $$python || { echo "$$python is not on this machine"; continue; }; \
+	    here=build/light-$$(basename $$python) && $$python -m venv $$here \
+	        && $$here/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coordinator]' \
+	            hypothesis pytest pytest-timeout pytest-xdist tomli \
+	        && $$here/bin/python -m compileall -q benchmarks coordinator devices docs edge_client examples fedcore fedkrso research tests \
+	        && $$here/bin/python -m pytest -n $(JOBS) --dist worksteal $(LIGHT_TESTS) || exit 1; \
+	done
+
+# Rooms, arrows and circles (`tests/house.py`).
+house: $(VENV)/installed
+	$(BIN)/python tests/house.py
 
 # Memory and speed, on this machine; docs/benchmarks.md says how to read them.
 bench: $(VENV)/installed

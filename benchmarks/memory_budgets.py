@@ -24,7 +24,10 @@ from coordinator.provisioning.broker import LocalBroker
 from fedcore.config.models import resolve_model_folder
 
 BATCH, LENGTH = 8, 128
-WORDS = "once upon a time there was a little board that wanted to learn all the words of its people and never ran out of memory"
+WORDS = (
+    "once upon a time there was a little board that wanted to learn all the words of its people "
+    "and never ran out of memory"
+)
 
 JOB = """\
 run = "budgets"

@@ -130,7 +130,8 @@ def catalogue_name(
     """The module's name in `devices.catalogue`, by chip, module number or model, and the memory that the system sees.
 
     Example:
-        >>> catalogue_name(chip_of(["nvidia,tegra234"]), [], "NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15 * 2**30)
+        >>> model = "NVIDIA Jetson Orin NX Engineering Reference Developer Kit"
+        >>> catalogue_name(chip_of(["nvidia,tegra234"]), [], model, 15 * 2**30)
         'jetson-orin-nx-16gb'
     """
     if chip is None or total_bytes is None:

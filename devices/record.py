@@ -94,9 +94,8 @@ def recorded(root: Path, run: RunProgram, programs: Sequence[tuple[str, ...]] = 
         for path in sorted(root.glob(pattern)):
             content = read_bytes(path, _MOST_BYTES)
             if content is not None:
-                lines.append(
-                    f"{_quoted(str(path.relative_to(root)))} = {_quoted(_without_serials(content.decode('utf-8', 'replace')))}"
-                )
+                text = _without_serials(content.decode("utf-8", "replace"))
+                lines.append(f"{_quoted(str(path.relative_to(root)))} = {_quoted(text)}")
     lines += ["", "[programs]"]
     for command in programs:
         output = run(command, 5.0)

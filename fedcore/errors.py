@@ -40,6 +40,7 @@ __all__ = [
     "ExactnessError",
     "FedkrsoError",
     "ForgedMessage",
+    "InformedDamaged",
     "MalformedMessage",
     "ModelError",
     "OutOfMemory",

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 collect_ignore = ["fuzz/run_atheris.py"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Where torch is not installed, what imports it is skipped: `make check-all`, and a board with the agent alone."""
+    report = yield
+    if report.failed and "No module named 'torch'" in str(report.longrepr) and find_spec("torch") is None:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, "Skipped: torch is not installed")
+    return report
 
 
 @pytest.fixture(scope="session")

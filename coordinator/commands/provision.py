@@ -113,6 +113,7 @@ def revoke(folder: Path, nodes: tuple[str, ...]) -> None:
     click.echo(f"revoked: {', '.join(nodes)}")
     for name, part in (("broker", yard.broker), *((path.name, path) for path in sorted(yard.site("").glob("*")))):
         click.echo(
-            f"{name + ':':12} copy {part / 'revoked.crl'} and {part / 'access.acl'} there, then systemctl reload mosquitto"
+            f"{name + ':':12} copy {part / 'revoked.crl'} and {part / 'access.acl'} there, "
+            "then systemctl reload mosquitto"
         )
     click.echo(f"coordinator: copy {yard.enrolled} there")

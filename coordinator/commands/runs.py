@@ -105,7 +105,8 @@ def runs_show(run: str, runs: Path, as_json: bool) -> None:
 
 
 @click.command(
-    epilog="\b\nExamples:\n  fedkrso runs export voice --out voice.csv\n  fedkrso runs export voice --format jsonl | jq .accuracy\n\n"
+    epilog="\b\nExamples:\n  fedkrso runs export voice --out voice.csv\n"
+    "  fedkrso runs export voice --format jsonl | jq .accuracy\n\n"
     "Column names stay as they are; docs/operating.md lists them."
 )
 @click.argument("run")

@@ -26,8 +26,9 @@ __all__ = ["Guard", "Tokens", "is_our_name", "is_our_page", "load_tokens"]
 
 _HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; object-src 'none'; "
-        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+        "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -105,8 +106,10 @@ def is_our_name(host: str, names: Iterable[str]) -> bool:
     name we were given.
 
     Example:
-        >>> is_our_name("127.0.0.1:8080", ()), is_our_name("rebound.example:8080", ()), is_our_name("fleet.example", ["fleet.example"])
-        (True, False, True)
+        >>> is_our_name("127.0.0.1:8080", ()), is_our_name("rebound.example:8080", ())
+        (True, False)
+        >>> is_our_name("fleet.example", ["fleet.example"])
+        True
     """
     name = _name_of(host)
     if not name:
@@ -127,8 +130,10 @@ def is_our_page(origin: str, host: str, names: Iterable[str]) -> bool:
     """Whether an `Origin` is the page that we served ourselves, directly or behind a proxy with one of our names.
 
     Example:
-        >>> is_our_page("http://127.0.0.1:8080", "127.0.0.1:8080", ()), is_our_page("http://10.0.0.9", "127.0.0.1:8080", ())
-        (True, False)
+        >>> is_our_page("http://127.0.0.1:8080", "127.0.0.1:8080", ())
+        True
+        >>> is_our_page("http://10.0.0.9", "127.0.0.1:8080", ())
+        False
         >>> is_our_page("https://fleet.example", "127.0.0.1:8080", ["fleet.example"])
         True
     """

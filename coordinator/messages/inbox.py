@@ -14,7 +14,7 @@ from fedcore.wire.files import PartialFile
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Action, Receiver, Send, Store, Verify
 
-__all__ = ["Inbox"]
+__all__ = ["Accept", "Inbox", "Reply"]
 
 Accept = Callable[[str, Offer, Path], str]
 """(node, offer, file) -> "" when the file is checked and in the ledger, else the reason it is refused."""

@@ -69,7 +69,8 @@ def check_host(host: str) -> str:
             raise ConfigError(
                 f"{host!r} is neither a host name nor an address",
                 place="--broker-host",
-                remedy="write what devices connect to, without scheme and port, such as broker.example.org or 192.168.1.10",
+                remedy="write what devices connect to, without scheme and port, "
+                "such as broker.example.org or 192.168.1.10",
             ) from None
         return host
 

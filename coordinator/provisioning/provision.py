@@ -47,8 +47,9 @@ __all__ = ["Provisioned", "Yard", "provision", "revoke"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OFFLINE = """\
 Whoever has authority.key can make certificates for this run and let anybody in.
-Keep this folder offline: on a machine without network, or on a stick in a drawer; `fedkrso provision` and `fedkrso revoke`
-need it, the broker, the coordinator and the nodes never do. issued.json lists every certificate that was made.
+Keep this folder offline: on a machine without network, or on a stick in a drawer. `fedkrso provision` and
+`fedkrso revoke` need it, the broker, the coordinator and the nodes never do.
+issued.json lists every certificate that was made.
     """
 
 

@@ -68,7 +68,8 @@ def _merged(broker: BrokerOptions, hosts: Sequence[str], options: Mapping[str, A
         raise ConfigError(
             "the broker's certificate needs a host",
             place="--broker-host",
-            remedy="write what devices connect to, such as --broker-host broker.example.org or --broker-host 192.168.1.10",
+            remedy="write what devices connect to, "
+            "such as --broker-host broker.example.org or --broker-host 192.168.1.10",
         )
     broker = msgspec.structs.replace(broker, hosts=known, **options)
     if not 1 <= broker.port <= 65535:

@@ -46,7 +46,7 @@ from coordinator.rounds.events import (
 )
 from fedcore.errors import RunError
 
-__all__ = ["RoundMachine"]
+__all__ = ["TRANSITIONS", "Phase", "RoundMachine"]
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
 # An update counts as on its way for so long after its last progress.

@@ -37,6 +37,7 @@ __all__ = [
     "Resume",
     "command_of",
     "name_of",
+    "refuse_all",
 ]
 
 Commander = Callable[[Command, str], "Future[Answer]"]

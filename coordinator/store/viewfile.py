@@ -24,7 +24,7 @@ from fedcore.errors import FedkrsoError
 from fedcore.system.durable import is_full
 from fedcore.system.logs import printable
 
-__all__ = ["Seen", "ViewFile", "Writer", "read_view", "running_coordinator"]
+__all__ = ["End", "Seen", "ViewFile", "Writer", "read_view", "running_coordinator"]
 
 _INTERVAL_SECONDS = 1.0
 # Of a view on which nothing changes, so that its age still says that the loop turns.

@@ -50,8 +50,10 @@ def sparkline(values: Sequence[float], width: int, *, ascii_only: bool) -> str:
     """Values as a line of blocks between their least and their largest; the last `width` of them.
 
     Example:
-        >>> sparkline([0.2, 0.5, 0.9], 8, ascii_only=True), sparkline([0.5, 0.5], 8, ascii_only=False), sparkline([], 8, ascii_only=False)
-        ('_:#', '▄▄', '')
+        >>> sparkline([0.2, 0.5, 0.9], 8, ascii_only=True), sparkline([0.5, 0.5], 8, ascii_only=False)
+        ('_:#', '▄▄')
+        >>> sparkline([], 8, ascii_only=False)
+        ''
     """
     steps, shown = _ASCII_STEPS if ascii_only else _STEPS, values[-width:]
     if not shown:

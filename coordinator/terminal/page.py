@@ -205,4 +205,5 @@ def _short(text: str, most: int) -> str:
 def _memory(row: NodeRow, width: int, *, ascii_only: bool) -> str:
     if row.share is None:
         return ""
-    return f"{bar(row.share, width, ascii_only=ascii_only)} {row.used_bytes / 2**20:.0f}/{row.view.budget_bytes / 2**20:.0f} MiB"
+    used, budget = row.used_bytes / 2**20, row.view.budget_bytes / 2**20
+    return f"{bar(row.share, width, ascii_only=ascii_only)} {used:.0f}/{budget:.0f} MiB"

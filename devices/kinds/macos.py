@@ -28,7 +28,8 @@ def parse_vm_stat(text: str) -> int | None:
     """What can be had without swapping, in bytes: free, inactive and speculative pages.
 
     Example:
-        >>> parse_vm_stat("(page size of 16384 bytes)\\nPages free: 10.\\nPages inactive: 5.\\nPages speculative: 1.\\n")
+        >>> pages = "Pages free: 10.\\nPages inactive: 5.\\nPages speculative: 1.\\n"
+        >>> parse_vm_stat("(page size of 16384 bytes)\\n" + pages)
         262144
     """
     size = re.search(r"page size of (\d{3,6}) bytes", text)
@@ -56,8 +57,10 @@ def parse_pmset_thermal(text: str) -> bool | None:
     own chips.
 
     Example:
-        >>> parse_pmset_thermal(" CPU_Speed_Limit = 85"), parse_pmset_thermal("Note: No thermal warning level has been recorded")
-        (True, False)
+        >>> parse_pmset_thermal(" CPU_Speed_Limit = 85")
+        True
+        >>> parse_pmset_thermal("Note: No thermal warning level has been recorded")
+        False
     """
     if limit := re.search(r"CPU_Speed_Limit\s*=\s*(\d{1,3})\b", text):
         return int(limit.group(1)) < 100

@@ -50,7 +50,8 @@ def parse_tegrastats(line: str) -> TegrastatsLine:
     """What a line tells, whatever else is in it.
 
     Example:
-        >>> found = parse_tegrastats("RAM 2639/7620MB (lfb 9x4MB) CPU [1%@729,off] GR3D_FREQ @[314] gpu@45.9C VDD_IN 5263mW/5263mW")
+        >>> line = "RAM 2639/7620MB (lfb 9x4MB) CPU [1%@729,off] GR3D_FREQ @[314] gpu@45.9C VDD_IN 5263mW/5263mW"
+        >>> found = parse_tegrastats(line)
         >>> found.processor_percent, found.gpu_percent, found.temperatures_celsius, found.rails_watts
         (1.0, None, {'gpu': 45.9}, {'VDD_IN': 5.263})
     """

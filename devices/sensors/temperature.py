@@ -39,8 +39,8 @@ def sensor_name(text: str) -> str:
     """A sensor's name without the endings that say that it is one.
 
     Example:
-        >>> sensor_name("CPU-therm"), sensor_name("tj-thermal"), sensor_name("Tboard_tegra"), sensor_name("x86_pkg_temp")
-        ('cpu', 'tj', 'tboard', 'x86_pkg_temp')
+        >>> [sensor_name(text) for text in ("CPU-therm", "tj-thermal", "Tboard_tegra", "x86_pkg_temp")]
+        ['cpu', 'tj', 'tboard', 'x86_pkg_temp']
     """
     name = re.sub(r"[-_](?:thermal|therm|tegra)$", "", text.strip().lower())
     return re.sub(r"[^\w .:+-]", "?", name)[:36].strip() or "unnamed"

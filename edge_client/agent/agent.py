@@ -53,7 +53,7 @@ from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
-__all__ = ["Agent"]
+__all__ = ["Agent", "Supervise"]
 
 Supervise = Callable[[Node, Path, int, Callable[[WorkerEvent | WorkerDied], None], Callable[[str], None]], Supervisor]
 _TICK_SECONDS = 0.25

@@ -45,7 +45,7 @@ from edge_client.agent.events import (
 from fedcore.errors import RunError
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed, published_digest
 
-__all__ = ["TRANSITIONS", "Session"]
+__all__ = ["TRANSITIONS", "Session", "State"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
 _States = frozenset[State]

@@ -168,8 +168,9 @@ def _title(profile: Profile) -> str:
 def _measured(found: Measurement) -> str:
     peak, predicted = _mb(found.peak_bytes), _mb(found.traced.total_bytes)
     return (
-        f"measured here with the plan for FedKRSO: worker's peak {peak} MB, predicted {predicted} MB ({found.error:+.1%}), "
-        f"calibrated {_mb(found.predicted.total_bytes)} MB; {found.step_seconds:.2f} s a step"
+        f"measured here with the plan for FedKRSO: worker's peak {peak} MB, "
+        f"predicted {predicted} MB ({found.error:+.1%}), calibrated {_mb(found.predicted.total_bytes)} MB; "
+        f"{found.step_seconds:.2f} s a step"
     )
 
 

@@ -46,7 +46,8 @@ def as_text(checks: Sequence[Check]) -> str:
     """A table, with the remedy below what needs one.
 
     Example:
-        >>> print(as_text([Check("clock", "date", "ok", "2026"), Check("clock", "synchronised", "warning", "no", "set it")]))
+        >>> date = Check("clock", "date", "ok", "2026")
+        >>> print(as_text([date, Check("clock", "synchronised", "warning", "no", "set it")]))
         clock
           ok       date          2026
           warning  synchronised  no

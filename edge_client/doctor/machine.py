@@ -10,7 +10,7 @@ from edge_client.doctor.base import Check, Surroundings
 from edge_client.node import Node
 from fedcore.device.readings import Readings
 
-__all__ = ["clock", "device"]
+__all__ = ["clock", "device", "sensors"]
 
 # Before this software was written: a board without a battery for its clock.
 _FIRST_YEAR = 2025

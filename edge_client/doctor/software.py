@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from edge_client.doctor.base import Check, Surroundings
 from edge_client.node import Node
 
-__all__ = ["software"]
+__all__ = ["packages", "software"]
 
 _GROUP = "software"
 # Measured as an option and used by the benchmarks; the layer that trains is our own.

@@ -69,7 +69,8 @@ def look(root: Path, runner: Runner, *, user: bool) -> Machine:
         raise ConfigError(
             "systemd does not run here",
             place="fedkrso client install",
-            remedy="start `fedkrso client run NODE.toml --stay` by your own means, or write --root DIR for a system that is not running",
+            remedy="start `fedkrso client run NODE.toml --stay` by your own means, "
+            "or write --root DIR for a system that is not running",
         )
     if running and user and runner(("systemctl", "--user", "show-environment")).code != 0:
         raise ConfigError(

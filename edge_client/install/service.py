@@ -11,7 +11,10 @@ from fedcore.errors import ConfigError, RunError
 
 __all__ = ["ServiceStatus", "journal", "service_status"]
 
-_PROPERTIES = "LoadState,ActiveState,SubState,StatusText,MainPID,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,MemoryHigh,MemoryMax"
+_PROPERTIES = (
+    "LoadState,ActiveState,SubState,StatusText,MainPID,ExecMainStatus,NRestarts,ActiveEnterTimestamp,"
+    "MemoryCurrent,MemoryHigh,MemoryMax"
+)
 _UNKNOWN = 2**64 - 1
 
 

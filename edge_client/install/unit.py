@@ -63,7 +63,8 @@ def unit_text(layout: Layout, service: Service, systemd: int) -> str:
         "Service": [*_life(layout, service, systemd), *_memory(layout, service, systemd), *_walls(layout, service)],
         "Install": ["WantedBy=default.target" if layout.user else "WantedBy=multi-user.target"],
     }
-    head = f"# Made by `fedkrso client install`, which makes it again. Your own changes: systemctl {'--user ' * layout.user}edit {SERVICE}\n"
+    edit = f"systemctl {'--user ' * layout.user}edit {SERVICE}"
+    head = f"# Made by `fedkrso client install`, which makes it again. Your own changes: {edit}\n"
     return head + "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())
 
 
@@ -110,8 +111,8 @@ def _life(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
 
 def _memory(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
     high = max(service.budget_bytes, _LEAST_MEMORY_BYTES) // _MIB
-    yield "# The budget is kept inside: by the agent, and by the worker's own group. At the budget the kernel takes page cache back;"
-    yield "# the wall is a twentieth above, and what it takes then is the worker, not the agent."
+    yield "# The budget is kept inside: by the agent, and by the worker's own group. At the budget the kernel takes"
+    yield "# page cache back; the wall is a twentieth above, and what it takes then is the worker, not the agent."
     yield from (f"MemoryHigh={high}M", f"MemoryMax={high + high // 20}M")
     yield "Delegate=memory"
     if systemd >= 254:

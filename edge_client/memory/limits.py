@@ -169,7 +169,8 @@ def _rlimits(root: Path, pid: int | str) -> list[Limit]:
 def _checked(size_bytes: int, what: str, place: str) -> int:
     if size_bytes < _LEAST_BUDGET_BYTES:
         raise BudgetError(
-            f"{what} is {size_bytes / 2**20:,.0f} MiB, less than the {_LEAST_BUDGET_BYTES // 2**20} MiB that the runtime alone needs",
+            f"{what} is {size_bytes / 2**20:,.0f} MiB, "
+            f"less than the {_LEAST_BUDGET_BYTES // 2**20} MiB that the runtime alone needs",
             place=place,
             remedy=f"write at least {_LEAST_BUDGET_BYTES // 2**20} MiB",
         )

@@ -107,7 +107,8 @@ class Monitor:
     def _problem(self, reading: Reading) -> str | None:
         soft = self.budget_bytes * _SOFT_SHARE
         if reading.used_bytes > soft:
-            return f"{reading.used_bytes / 1e6:,.0f} MB used, {soft / 1e6:,.0f} MB is the soft limit of {self.budget_bytes / 1e6:,.0f} MB"
+            used, budget = reading.used_bytes / 1e6, self.budget_bytes / 1e6
+            return f"{used:,.0f} MB used, {soft / 1e6:,.0f} MB is the soft limit of {budget:,.0f} MB"
         available, total = reading.device_available_bytes, reading.device_total_bytes
         if available is not None and total is not None:
             floor = min(max(_FLOOR_BYTES, _FLOOR_SHARE * total), total / 4)

@@ -316,7 +316,7 @@ def _time(footprint: Footprint, plan: MemoryPlan) -> float:
 
 
 def _remedy(footprint: Footprint, least: MemoryPlan, missing_bytes: float) -> str:
-    if least.components.runtime_bytes > least.components.total_bytes - missing_bytes:
-        return f"the libraries alone take {least.components.runtime_bytes / 1e6:,.0f} MB; raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
     more = f"raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
+    if least.components.runtime_bytes > least.components.total_bytes - missing_bytes:
+        return f"the libraries alone take {least.components.runtime_bytes / 1e6:,.0f} MB; {more}"
     return f"{more}, lower task.max_length (now {footprint.longest} tokens) or take a smaller model"

@@ -18,7 +18,7 @@ import msgspec
 from fedcore.device.readings import Readings
 from fedcore.errors import ConfigError
 
-__all__ = ["Conditions", "Objection", "PolicySection", "Span", "Watch", "objection", "parse_hours"]
+__all__ = ["Conditions", "Objection", "PolicySection", "Rule", "Span", "Watch", "objection", "parse_hours"]
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SPAN = re.compile(r"(?:(?P<first>[a-z]{3})(?:-(?P<last>[a-z]{3}))? +)?(?P<start>\d{1,2}:\d\d)-(?P<end>\d{1,2}:\d\d)")

@@ -29,6 +29,7 @@ from fedcore.worker.messages import Route
 
 __all__ = [
     "DTYPES",
+    "PROBE_VERSION",
     "SHAPES",
     "Part",
     "Probe",
@@ -37,8 +38,10 @@ __all__ = [
     "cache_folder",
     "choose",
     "deciding",
+    "key_of",
     "load",
     "needed_parts",
+    "path_of",
     "store",
 ]
 
@@ -117,8 +120,10 @@ def needed_parts(torch_device: str, compute_dtype: str, base_kind: BaseKind) -> 
     """Which parts a choice needs; none where the node file names both, or leaves nothing to choose.
 
     Example:
-        >>> needed_parts("cpu", "auto", "int8"), needed_parts("auto", "auto", "int8"), needed_parts("cpu", "float32", "int8")
-        (('cpu',), ('cpu', 'cuda'), ())
+        >>> needed_parts("cpu", "auto", "int8"), needed_parts("auto", "auto", "int8")
+        (('cpu',), ('cpu', 'cuda'))
+        >>> needed_parts("cpu", "float32", "int8")
+        ()
     """
     if torch_device == "auto":
         return ("cpu", "cuda")
@@ -170,8 +175,10 @@ def cache_folder(environment: Mapping[str, str]) -> Path | None:
     """Where measurements are kept: what systemd gives a service, else the user's cache; None where there is neither.
 
     Example:
-        >>> str(cache_folder({"XDG_CACHE_HOME": "/c", "HOME": "/home/me"})), str(cache_folder({"STATE_DIRECTORY": "/var/lib/fedkrso"}))
-        ('/c/fedkrso', '/var/lib/fedkrso')
+        >>> str(cache_folder({"XDG_CACHE_HOME": "/c", "HOME": "/home/me"}))
+        '/c/fedkrso'
+        >>> str(cache_folder({"STATE_DIRECTORY": "/var/lib/fedkrso"}))
+        '/var/lib/fedkrso'
     """
     for name in ("CACHE_DIRECTORY", "STATE_DIRECTORY"):
         # systemd gives several folders with colons between them.

@@ -39,7 +39,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.system.processes import die_with_parent
 from fedcore.worker.messages import Route
 
-__all__ = ["Line", "chosen_route", "known_probe", "measured_part", "probed"]
+__all__ = ["LIMIT_SECONDS", "Line", "chosen_route", "known_probe", "measured_part", "probed"]
 
 # Loading the libraries from a slow card takes most of it.
 LIMIT_SECONDS = 180.0

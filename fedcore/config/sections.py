@@ -79,7 +79,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError(
                 f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",
                 place="broker.insecure",
-                remedy="write mqtts://host:8883 (fedkrso provision makes the certificates), or allow it with insecure = true",
+                remedy="write mqtts://host:8883 (fedkrso provision makes the certificates), "
+                "or allow it with insecure = true",
             )
 
 

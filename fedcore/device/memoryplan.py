@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["COMPONENT_NAMES", "Footprint", "MemoryComponents", "MemoryPlan", "Point"]
+__all__ = ["COMPONENT_NAMES", "Allocator", "Footprint", "MemoryComponents", "MemoryPlan", "Point"]
 
 Allocator = Literal["default", "tuned"]
 
@@ -32,7 +32,7 @@ class MemoryComponents(msgspec.Struct, frozen=True, kw_only=True):
     """Memory by component at the moment of the peak, in bytes; the sum is the peak.
 
     Example:
-        >>> Parts(runtime_bytes=300, weights_bytes=50).total_bytes
+        >>> MemoryComponents(runtime_bytes=300, weights_bytes=50).total_bytes
         350
     """
 

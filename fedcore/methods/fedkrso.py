@@ -82,7 +82,8 @@ class FedKRSOSettings(
     def described(self) -> str:
         """For a person, in short."""
         rows = "" if self.projection == "coordinate" else f", {self.projection}"
-        return f"{self.name}, rank {self.rank}, {self.num_seeds} seeds ({self.schedule}{rows}), {self.steps} steps, {self.bits} bits"
+        seeds = f"{self.num_seeds} seeds ({self.schedule}{rows})"
+        return f"{self.name}, rank {self.rank}, {seeds}, {self.steps} steps, {self.bits} bits"
 
 
 class FedKRSO:

@@ -30,7 +30,7 @@ from fedcore.subspaces.directions import change_of
 from fedcore.subspaces.projection import Projection, projection_of
 from fedcore.weights.schema import LayerSpec
 
-__all__ = ["exact_rows", "finest_exponents", "layer_change", "merge_update", "merged", "require_exact"]
+__all__ = ["RowsOf", "exact_rows", "finest_exponents", "layer_change", "merge_update", "merged", "require_exact"]
 
 _BLOCK_ROWS = 512
 _NUMBER_BITS = 15

@@ -25,7 +25,7 @@ from fedcore.numbers.records import MAX_NUMBERS
 from fedcore.round.plan import Plan
 from fedcore.round.training import DOWN, UP, FactorTraining
 
-__all__ = ["after_stacking"]
+__all__ = ["Offset", "after_stacking"]
 
 Offset = Callable[[str, NDArray[np.int64]], NDArray[np.int64]]
 

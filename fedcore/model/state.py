@@ -32,7 +32,7 @@ from fedcore.numbers.records import Record, read_header, read_records, write_rec
 from fedcore.round.training import SECOND, UP, Training, merged_entries
 from fedcore.weights.schema import ModelSchema
 
-__all__ = ["MAX_STACKED", "ExactState", "PublishedState", "model_digest"]
+__all__ = ["MAX_STACKED", "PUBLISHED_FORMAT", "ExactState", "PublishedState", "model_digest"]
 
 PUBLISHED_FORMAT = "fedkrso published state 2"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.

@@ -9,11 +9,10 @@ are.
 Bounds that keep every partial sum below 2**63: -32 <= e <= 7 and |q * 2**e| <= 2**7, so that a number is an integer a
 of 2**-32 with |a| <= 2**39 (`within_bounds`), and at most 2**24 - 1 examples in a round.
 
-An update may be scaled down before it is added (`Clip`). Its numbers are then the integers trunc(a * f / 2**k) with f <
-2**16:
-|a * f| < 2**55, and rounding towards zero gives |trunc(a * f / 2**k)| <= |a| * f / 2**k, so the bounds above hold as they are and
-the norm of what is added is at most f / 2**k times the norm of what came. Clipped numbers depend on the update and its
-factor alone: their sum is as exact and as independent of order as any other."""
+An update may be scaled down before it is added (`Clip`). Its numbers are then the integers trunc(a * f / 2**k) with
+f < 2**16: |a * f| < 2**55, and rounding towards zero gives |trunc(a * f / 2**k)| <= |a| * f / 2**k, so the bounds above
+hold as they are and the norm of what is added is at most f / 2**k times the norm of what came. Clipped numbers depend
+on the update and its factor alone: their sum is as exact and as independent of order as any other."""
 
 from __future__ import annotations
 
@@ -31,6 +30,7 @@ from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEnt
 __all__ = [
     "FRACTION_BITS",
     "MAX_EXAMPLES",
+    "SCALE_BITS",
     "VALUE_BITS",
     "Clip",
     "Floats",

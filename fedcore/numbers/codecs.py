@@ -5,7 +5,7 @@
 |---|---|---|---|
 | `integers` | 4, 8, 16 | q of each number, and one exponent for each row | q * 2**(e + 32): exactly what was sent |
 | `floats` | 16, 32 | bfloat16 or float32 of each number | rounded to a multiple of 2**-32, half to even |
-| `sparse` | 4, 8, 16 | q of the numbers that are not zero, where they are, and the exponents | as `integers`, zero elsewhere |
+| `sparse` | 4, 8, 16 | q of what is not zero, where that is, and the exponents | as `integers`, zero elsewhere |
 
 A float32 of 2**-9 or more is a multiple of 2**-32 already; smaller ones are off by 2**-33 at most. Once rounded, all of
 them are integers, so their sums are as exact, and as independent of order, as those of the others.
@@ -32,7 +32,7 @@ from fedcore.numbers.coding import Coding, Kind, Width, most_index_bytes
 from fedcore.registry import CODECS, register_payload_codec
 from fedcore.weights.checkpoint import from_float32, to_float32
 
-__all__ = ["Codec", "codec_of", "encoded"]
+__all__ = ["MAX_EXPONENT", "Codec", "codec_of", "encoded"]
 
 MAX_EXPONENT: Final = 31
 """Beyond it a number would be outside the 63 bits of exact sums, whatever it is."""

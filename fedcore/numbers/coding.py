@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["Coding", "Kind", "Width"]
+__all__ = ["Coding", "Kind", "Width", "most_index_bytes"]
 
 Kind = str
 """A registered payload codec. `integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedcore.registry import register_metric
 
-__all__ = ["accuracy", "f1", "matthews", "pearson", "spearman"]
+__all__ = ["Floats", "Integers", "accuracy", "f1", "matthews", "pearson", "spearman"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]

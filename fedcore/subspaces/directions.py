@@ -37,6 +37,7 @@ from fedcore.weights.schema import LayerSpec
 __all__ = [
     "BLOCK_ROWS",
     "UNIT_BITS",
+    "RowsOf",
     "add_directions",
     "as_units",
     "change_of",

@@ -33,6 +33,7 @@ from fedcore.subspaces.rows.signs import signs
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = [
+    "INFORMED_FORMAT",
     "ROW_BITS",
     "InformedRows",
     "LayerRows",

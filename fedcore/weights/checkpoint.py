@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from fedcore.errors import ModelError
 
 __all__ = [
+    "NUMPY_TYPES",
     "Checkpoint",
+    "Size",
     "TensorEntry",
     "Tensors",
     "feed_entry",

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from fedcore.fields.types import Start
 
-__all__ = ["LayerSpec", "ModelSchema", "TensorSpec", "is_target"]
+__all__ = ["LayerSpec", "ModelSchema", "Side", "TensorName", "TensorSpec", "is_target"]
 
 # Linear layers inside numbered blocks, and BERT's pooler; embeddings and relative position tables are not linear
 # layers.

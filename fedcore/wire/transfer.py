@@ -22,7 +22,19 @@ from fedcore.fields.manifest import Manifest
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 
-__all__ = ["Done", "Gather", "Receiver", "Refused", "Send", "SendChunk", "Sender", "Store", "Verify", "chunk_is_whole"]
+__all__ = [
+    "Action",
+    "Done",
+    "Gather",
+    "Receiver",
+    "Refused",
+    "Send",
+    "SendChunk",
+    "Sender",
+    "Store",
+    "Verify",
+    "chunk_is_whole",
+]
 
 _RESEND_SECONDS = 2.0
 _LONGEST_RESEND_SECONDS = 30.0

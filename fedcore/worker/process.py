@@ -24,7 +24,7 @@ from fedcore.fields.prepared import prepared
 from fedcore.system.processes import die_with_parent
 from fedcore.worker.messages import Command, Event
 
-__all__ = ["WorkerDied", "WorkerProcess", "read_message", "write_message"]
+__all__ = ["MAX_MESSAGE_BYTES", "WorkerDied", "WorkerProcess", "read_message", "write_message"]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from research.runs.predictions import Predictions
 
-__all__ = ["Difference", "difference", "metric_values", "row_weights"]
+__all__ = ["Difference", "Floats", "difference", "metric_values", "row_weights"]
 
 Floats = NDArray[np.float64]
 _LEVEL = 95.0

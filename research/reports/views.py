@@ -17,27 +17,28 @@ from research.runs.rates import Rates
 from research.runs.rows import Row
 
 _FINAL_NOTE = (
-    "{metric}, mean ± standard deviation over seeds, on held-out rows of the training file and on the development set. The best round is "
-    "chosen on the very rows that it is told for, so it flatters. Megabytes are of one client; seconds are of training all clients, one "
-    "after the other, in processor time (on an accelerator by the clock). Memory is the peak of the process while clients train."
+    "{metric}, mean ± standard deviation over seeds, on held-out rows of the training file and on the development "
+    "set. The best round is chosen on the very rows that it is told for, so it flatters. Megabytes are of one client; "
+    "seconds are of training all clients, one after the other, in processor time (on an accelerator by the clock). "
+    "Memory is the peak of the process while clients train."
 )
 _DIFFERENCE_NOTE = (
-    "What {reference} is better by in the last round (negative: worse), with the 95 % interval of a paired bootstrap: {resamples} "
-    "resamples of rows, the same for both methods, and of the seeds that both have. With few seeds the interval is too narrow, since it "
-    "knows no others; each seed's own difference stands beside it. The last column counts held-out rows that only {reference} has right, "
-    "and those that only the other has, over all seeds."
+    "What {reference} is better by in the last round (negative: worse), with the 95 % interval of a paired bootstrap: "
+    "{resamples} resamples of rows, the same for both methods, and of the seeds that both have. With few seeds the "
+    "interval is too narrow, since it knows no others; each seed's own difference stands beside it. The last column "
+    "counts held-out rows that only {reference} has right, and those that only the other has, over all seeds."
 )
 _BUDGET_NOTE = (
-    "{metric} on held-out rows of the last model that a client gets for so many megabytes, up and down together; – where the first "
-    "round costs more. A run that ended below a budget keeps its last value."
+    "{metric} on held-out rows of the last model that a client gets for so many megabytes, up and down together; – "
+    "where the first round costs more. A run that ended below a budget keeps its last value."
 )
 _COST_NOTE = (
-    "Until {metric} on held-out rows first reaches a target: rounds, megabytes of one client up and down together, and seconds of training "
-    "all clients; over the seeds that reach it."
+    "Until {metric} on held-out rows first reaches a target: rounds, megabytes of one client up and down together, "
+    "and seconds of training all clients; over the seeds that reach it."
 )
 _DROPOUT_NOTE = "{metric} on held-out rows in the last round, where each client misses each round with a probability."
 
-__all__ = ["budget_table", "cost_table", "difference_table", "dropout_table", "final_table", "seconds_of"]
+__all__ = ["BySeed", "budget_table", "cost_table", "difference_table", "dropout_table", "final_table", "seconds_of"]
 
 BySeed = Mapping[int, Run]
 

@@ -15,7 +15,7 @@ from research.data.tasks import task_by_name
 from fedcore.system.durable import write_durably
 from fedcore.errors import ConfigError
 
-__all__ = ["Rate", "Rates", "chosen"]
+__all__ = ["Rate", "Rates", "Tried", "chosen"]
 
 _FILE = "rates.json"
 

@@ -16,7 +16,7 @@ from fedcore.device.memoryplan import Allocator
 from fedcore.methods import AnySettings
 from fedcore.fields.types import BaseKind
 
-__all__ = ["Row", "RunFiles", "Setup", "rounds_done"]
+__all__ = ["ComputeDtype", "Count", "Row", "RunFiles", "Setup", "rounds_done"]
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Count = Annotated[int, Meta(ge=1)]

@@ -26,7 +26,7 @@ from edge_client.worker.train.trainer import set_recompute_gates
 from fedcore.subspaces.projection import signs
 from fedcore.weights.quantise import quantise_weight
 
-__all__ = ["Shape", "measure"]
+__all__ = ["Loss", "Shape", "measure"]
 
 RANK, POOL = 8, 8
 

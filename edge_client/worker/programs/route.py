@@ -24,7 +24,7 @@ from edge_client.process.route_probe import Line
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.weights import Int8Weight, Scratch
 
-__all__ = ["main"]
+__all__ = ["Results", "Say", "main"]
 
 _TURNS = 5
 # A 16-bit product differs by half a per cent; ten times that is not rounding.

@@ -61,7 +61,7 @@ from fedcore.worker.messages import (
 )
 from fedcore.worker.process import read_message, write_message
 
-__all__ = ["Worker", "main"]
+__all__ = ["Worker", "main", "resolved_task"]
 
 
 class _Leave(Exception):
