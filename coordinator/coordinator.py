@@ -179,7 +179,8 @@ class Coordinator:
             self._service.stop()
 
     def command(self, command: Command, by: str = "program") -> Answer:
-        """Obey an operator, while the run goes on: pause, resume, end a round, exclude a node (`coordinator.run.control`).
+        """Obey an operator, while the run goes on: pause, resume, end a round, exclude a node
+        (`coordinator.run.control`).
 
         Args:
             command: What is to be done.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kind of device this is. Devices of other packages (`fedcore.registry.register_device`) are asked first, then ours
-by the table, which is all that knows the kinds; a new one is a file with `detect` and a line here."""
+"""Which kind of device this is. Devices of other packages (`fedcore.registry.register_device`) are asked first, then
+ours by the table, which is all that knows the kinds; a new one is a file with `detect` and a line here."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ __all__ = ["Client"]
 
 
 class Client:
-    """Takes part in a run with this device's own data. The text stays on the device; training runs in a process of its own.
+    """Takes part in a run with this device's own data. The text stays on the device; training runs in a process of its
+    own.
 
     This process stays light: it imports neither torch nor NumPy, talks MQTT, and keeps the worker within the budget,
     which holds for this whole process and the worker together.
@@ -117,7 +118,8 @@ class Client:
         """Take part until the run is finished, or `stop` is called.
 
         Raises:
-            FedkrsoError: This node's data, model or budget is wrong, or the broker refuses it: nothing that waiting would mend.
+            FedkrsoError: This node's data, model or budget is wrong, or the broker refuses it: nothing that waiting
+                would mend.
         """
         require_training_packages()
         if self._data is not None:

@@ -40,7 +40,6 @@ __all__ = [
     "ExactnessError",
     "FedkrsoError",
     "ForgedMessage",
-    "InformedDamaged",
     "MalformedMessage",
     "ModelError",
     "OutOfMemory",

@@ -2,9 +2,8 @@
 """Waiting for what is meant to happen, as long as somebody works on it.
 
 A time-out by the clock fails on a machine that is slow or busy with something else. So a wait here ends without what it
-waits for when those who could bring it about have ended, or have used next to no processor for a while: a slow program is
-waited for, one that hangs is not.
-"""
+waits for when those who could bring it about have ended, or have used next to no processor for a while: a slow program
+is waited for, one that hangs is not."""
 
 from __future__ import annotations
 

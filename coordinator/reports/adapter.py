@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run learned as a LoRA adapter that PEFT loads on the original checkpoint.
 
-A state S P is a pair of factors already: `lora_B` is S (m, K r), `lora_A` is P (K r, n), and with alpha equal to the rank
-nothing is scaled. So the adapter is what was learned, to the last bit of float32, and no approximation of it.
-"""
+A state S P is a pair of factors already: `lora_B` is S (m, K r), `lora_A` is P (K r, n), and with alpha equal to the
+rank nothing is scaled. So the adapter is what was learned, to the last bit of float32, and no approximation of it."""
 
 from __future__ import annotations
 

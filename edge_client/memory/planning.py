@@ -76,7 +76,8 @@ class Planning:
         self._file.write_bytes(msgspec.json.encode((self._footprint.key, self._calibration)))
 
     def begin(self, plan: Plan, now: Limit) -> tuple[MemoryPlan, ...]:
-        """A round's memory plans, the best that fits first, then smaller ones; after kills in this round it begins lower.
+        """A round's memory plans, the best that fits first, then smaller ones; after kills in this round it begins
+        lower.
 
         Raises:
             WorkerError: Nothing fits now, or the worker was killed on every step.

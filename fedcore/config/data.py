@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data as a program has it: rows, a path, or a function, made into a `[data]` section that a worker process can read."""
+"""Data as a program has it: rows, a path, or a function, made into a `[data]` section that a worker process can
+read."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from typing import Final, Literal, NamedTuple
 __all__ = ["Coding", "Kind", "Width", "most_index_bytes"]
 
 Kind = str
-"""A registered payload codec. `integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`: integers, only the largest
-of them. Any other: a codec of one's own, whose numbers take no more than those of `sparse`."""
+"""A registered payload codec. `integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`:
+integers, only the largest of them. Any other: a codec of one's own, whose numbers take no more than those of
+`sparse`."""
 
 Width = Literal[4, 8, 16, 32]
 """Bits of a number."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tiny runs share: a checkpoint of random weights, its schema, texts, and what a worker traces on its first start."""
+"""What tiny runs share: a checkpoint of random weights, its schema, texts, and what a worker traces on its first
+start."""
 
 from __future__ import annotations
 

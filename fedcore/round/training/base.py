@@ -70,7 +70,8 @@ def merged_entries(schema: ModelSchema) -> frozenset[str]:
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
-    """What all methods say; abstract, a method's own struct derives from it (`fedcore.round.methods.register_method`)."""
+    """What all methods say; abstract, a method's own struct derives from it
+    (`fedcore.round.methods.register_method`)."""
 
     generation: RoundNumber
     """How often what was learned was merged into the base."""

@@ -23,7 +23,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.errors import RunError
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.model.update import write_update
-from fedcore.numbers.accumulator import quantise_rows
+from fedcore.numbers.codecs import encoded
 from fedcore.numbers.records import Record
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
@@ -123,7 +123,7 @@ def closed(model: GlobalModel, folder: RunFolder, plan: Plan, safety: SafetySect
         records = []
         for name, want in plan.training.expected(SCHEMA, header).items():
             change = (chance.normal(size=want.shape) * size).astype(np.float32)
-            records.append(Record(name, quantise_rows(change, want.coding.bits), want.coding.bits))
+            records.append(Record(name, encoded(change, want.coding, name), want.coding.bits))
         write_update(path, header, records)
         found = admit(path, plan, "r", node, safety)
         file = str(path.relative_to(folder.root))
