@@ -27,7 +27,7 @@ from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
 
-__all__ = ["Simulation", "Wishes"]
+__all__ = ["Row", "Simulation", "Wishes"]
 
 Row = Mapping[str, Any]
 _HELD_OUT = "held-out.jsonl"
