@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,7 @@ from cluster import needs_mosquitto
 from tiny import Recipe, Tiny
 from workshop import Workshop
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tests.beside import install
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 2
@@ -39,24 +35,6 @@ tensor_learning_rate = 5e-2
 step = 0.5
 
 """
-
-
-def install(folder: Path) -> Path:
-    """Install into a folder, which belongs on PYTHONPATH, as a package manager would: files and entry points."""
-    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
-    shutil.copytree(HERE / "outside_package", folder / "outside_package")
-    about = folder / f"outside_package-{project['version']}.dist-info"
-    about.mkdir()
-    about.joinpath("METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    lines = [
-        line
-        for group, points in project["entry-points"].items()
-        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
-    ]
-    about.joinpath("entry_points.txt").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 class Outside(Tiny):
@@ -86,7 +64,7 @@ class Outside(Tiny):
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package, found by every process that is started."""
-    folder = install(tmp_path / "beside")
+    folder = install(HERE, tmp_path / "beside")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, sys.path)]))
     return folder
 
