@@ -10,7 +10,6 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
-from fuzz.samples import PLAN
 
 from coordinator.job import Job
 from edge_client.worker.data.reading import Example
@@ -24,6 +23,7 @@ from fedcore.registry import METRICS, TASKS
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.identity import SIGNATURE_BYTES
 from fedcore.wire.messages import Envelope
+from tests.fuzz.samples import PLAN
 
 JOB = """
 run = "r"
