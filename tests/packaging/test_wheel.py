@@ -62,7 +62,7 @@ def files_of_the_checkout() -> set[str]:
         path
         for package in packages
         for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+        if path.is_file() and "__pycache__" not in path.parts and (path.suffix != ".md" or "templates" in path.parts)
     }
     return {path.relative_to(REPOSITORY).as_posix() for path in found}
 
