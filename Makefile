@@ -44,9 +44,9 @@ check: $(VENV)/installed
 	for version in 3.10 3.11 3.12; do $(BIN)/mypy --python-version $$version || exit 1; done
 	$(MAKE) docs
 
-# The guides and the API reference as build/site; a broken link, or a page that no menu names, fails.
+# The guides and the API reference as build/site; a broken link, or a page that no menu names, fails (not with --quiet, which does not count warnings).
 docs: $(VENV)/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The same on other interpreters, as far as this machine has them: every file compiles, and the tests that need no torch pass.
 # The whole suite: make test PYTHON=python3.12 VENV=build/whole-python3.12

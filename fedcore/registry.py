@@ -40,6 +40,7 @@ T = TypeVar("T")
 _Entry = TypeVar("_Entry")
 # One for all: a module may register in several, and a look-up of one registry import the modules of another.
 _LOADING: Final = threading.RLock()
+_MOST_CHARACTERS: Final = 64
 
 
 class Registry(Generic[T]):
@@ -124,9 +125,11 @@ class Registry(Generic[T]):
                 self._load_outside()
             if name in self._entries:
                 return self._entries[name]
-        near = difflib.get_close_matches(name, self._entries, 1)
+        # A name from elsewhere may be as long as a message.
+        shown = name if len(name) <= _MOST_CHARACTERS else f"{name[:_MOST_CHARACTERS]}..."
+        near = difflib.get_close_matches(shown, self._entries, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(self._entries)}"
-        raise ConfigError(f"no {self.kind} {name!r}", place=place, remedy=remedy)
+        raise ConfigError(f"no {self.kind} {shown!r}", place=place, remedy=remedy)
 
     def registered(self) -> tuple[T, ...]:
         """Every entry until now, ours first; for checks of one that is just registered."""

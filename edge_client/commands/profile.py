@@ -13,6 +13,7 @@ import msgspec
 from edge_client.commands.forecast import Profile, as_html, as_text, column
 from edge_client.process.measuring import Measurement, Request, measured, subspace_round
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
 
 __all__ = ["profile"]
@@ -31,7 +32,7 @@ _AGENT_BYTES = 40_000_000
     "--task",
     default="causal-lm",
     show_default=True,
-    help="causal-lm, text-classification, pair-classification or regression.",
+    help="causal-lm, text-classification, pair-classification, regression, or that of an installed package.",
 )
 @click.option("--labels", default=2, show_default=True, help="Number of labels, for classification.")
 @click.option("--batch", default=16, show_default=True, help="Examples in an optimiser step.")
@@ -74,15 +75,15 @@ def profile(
     for name, value in (("batch", batch), ("length", length), ("rank", rank), ("pool", pool)):
         if value < 1:
             raise ConfigError(f"{value} is not a positive number", place=f"--{name}", remedy="write 1 or more")
-    words = tuple(map(str, range(labels))) if task not in ("causal-lm", "regression") else ()
     try:
-        section = msgspec.convert(
-            {"kind": task, "labels": words, "max_length": length, "min_length": min_length}, TaskSection
-        )
+        section = msgspec.convert({"kind": task, "max_length": length, "min_length": min_length}, TaskSection)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).split(" - at ")[0].lower(), place="--task", remedy="see --help") from None
     except ConfigError as error:
         raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
+    if task_of(section).outputs() == 0:
+        # A head as wide as the label set.
+        section = msgspec.structs.replace(section, labels=tuple(map(str, range(labels))))
     folder = _folder_of(model)
 
     from edge_client.worker.programs.lean import hide_optional_packages

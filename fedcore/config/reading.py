@@ -152,7 +152,10 @@ def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str,
     found = _OTHER.match(text)
     message, section = (found.group(1), found.group(2) or "top level") if found else (text, "")
     choices = _choices(kind, section)
-    remedy = f"one of {', '.join(choices)}" if choices else ""
+    said = re.search(r"'(.+)'", message)
+    # Names are alike: only a slip of the pen is taken for another one.
+    near = difflib.get_close_matches(said.group(1), choices, 1, 0.8) if said else []
+    remedy = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(choices)}" if choices else ""
     return ConfigError(message[:1].lower() + message[1:], place=f"{path}: {section}", remedy=remedy)
 
 

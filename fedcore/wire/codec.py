@@ -13,7 +13,7 @@ from typing import Final
 import msgpack
 import msgspec
 
-from fedcore.errors import MalformedMessage
+from fedcore.errors import ConfigError, MalformedMessage
 from fedcore.fields.checked import clean_text
 from fedcore.fields.prepared import prepared
 from fedcore.fields.unpacking import unpack
@@ -66,3 +66,9 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
         return msgspec.convert(raw, prepared(Envelope), builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
         raise MalformedMessage(f"not a message: {clean_text(str(error))}") from None
+    except ConfigError as error:
+        # A plan with a task that no package here has, or one that cannot be.
+        raise MalformedMessage(
+            f"not a message for this program: {clean_text(error.one_line())}",
+            remedy="install here what the coordinator has",
+        ) from None

@@ -32,6 +32,8 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         assert found is not None
         tab = Tab(context.new_page())
         page = tab.page
+        # The coordinator prepares a model and homes train meanwhile: on a slow machine a page takes as long as it takes.
+        page.set_default_timeout(600_000)
         page.goto(found[1])
         page.get_by_text("No node has spoken yet.").wait_for()
         homes = [cluster.home(index) for index in range(2)]
@@ -47,7 +49,7 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         # A home at work: its memory within its budget, and where it goes over time.
         page.get_by_role("link", name="home-0").click()
         page.wait_for_selector(".node-memory canvas")
-        tab.until("/ 640 MiB$/.test(document.querySelector('.memory-now').innerText)")
+        tab.until("/ 640 MiB$/.test(document.querySelector('.memory-now').innerText)", 600)
         page.keyboard.press("Escape")
 
         # The round ends, its published state is evaluated, and no other opens until somebody says so.
@@ -58,7 +60,7 @@ def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folde
         page.get_by_role("button", name="Resume").click()
         cluster.until(page.locator(".pill", has_text="2/2 · finished").is_visible)
 
-        tab.until("document.querySelectorAll('.nodes [data-key=good].sub').length === 2")
+        tab.until("document.querySelectorAll('.nodes [data-key=good].sub').length === 2", 600)
 
         summary = cluster.summary(coordinator)
         page.locator(".lost", has_text="its coordinator left at").wait_for()

@@ -20,12 +20,12 @@ from coordinator.reports.export import export_model
 from edge_client.worker.train.replica import Replica
 from fedcore.errors import ConfigError, UpdateRefused
 from fedcore.methods import server_half, settings_union
-from fedcore.model.learned import layer_update
+from fedcore.model.learned import layer_factors, layer_update
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.model.update import check_update
 from fedcore.registry import METHODS as REGISTRY
 from fedcore.registry import resolve
-from fedcore.round.training import training_union
+from fedcore.round.training import FactorTraining, SubspaceTraining, training_union
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import LayerSpec
 
@@ -120,6 +120,20 @@ def test_an_update_says_what_the_plan_asks_for_and_nothing_else(run: Run) -> Non
         check_update(update.path, other, "r", "a")
 
 
+def _check_factors(training: Any, state: PublishedState, layer: LayerSpec, artefact: Any, learned: Any) -> None:
+    """What an adapter holds is what was learned; a method whose learning is no pair of factors is refused by name."""
+    if isinstance(training, SubspaceTraining) or type(training) is FactorTraining:
+        up, down = layer_factors(training, state, layer, artefact)
+        assert up.shape[1] == down.shape[0]
+        assert np.allclose(up.astype(np.float64) @ down, learned, atol=1e-6, rtol=1e-5)
+    else:
+        with pytest.raises(ConfigError, match=f"what '{training.method}' learns of a layer is no pair of factors"):
+            layer_factors(training, state, layer, artefact)
+    later = msgspec.structs.replace(training, generation=1)
+    with pytest.raises(ConfigError, match="is merged into the base already"):
+        layer_factors(later, state, layer, artefact)
+
+
 def test_the_model_of_an_exact_method_is_the_mean_of_the_participants_models(run: Run) -> None:
     if run.settings.name in NOT_EXACT:
         pytest.skip("not an exact method")
@@ -134,6 +148,7 @@ def test_the_model_of_an_exact_method_is_the_mean_of_the_participants_models(run
         each = [layer_update(plan.training, state, layer, run.artefact) for state in single]
         mean = sum(update.weight / total * alone for update, alone in zip(updates, each, strict=True))
         found = layer_update(plan.training, _published_finely(run.state), layer, run.artefact)
+        _check_factors(plan.training, _published_finely(run.state), layer, run.artefact, found)
         assert np.abs(found).max() > 1e-3
         assert np.allclose(found, mean, atol=2e-3 * np.abs(found).max(), rtol=0)
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +69,9 @@ class Leader:
         rounds: int = 99,
         every: int = 1,
         size: float = 0.01,
+        open_ledger: Callable[[Path], Any] = SqliteLedger,
     ) -> None:
+        self._open_ledger = open_ledger
         self.files, self.model, self.schema, self.size = RunFolder(root), model, schema, size
         self.files.root.mkdir(parents=True, exist_ok=True)
         method = FedKRSOSettings(
@@ -171,7 +175,7 @@ class Leader:
 
     def _serve(self) -> None:
         # A ledger belongs to the thread that opened it.
-        ledger = SqliteLedger(self.files.ledger)
+        ledger = self._open_ledger(self.files.ledger)
 
         def observe(view: RunView) -> None:
             if self._stop:

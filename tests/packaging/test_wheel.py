@@ -54,7 +54,7 @@ def build(call: str, sources: Path) -> None:
 
 
 def files_of_the_checkout() -> set[str]:
-    """Everything in the packages that is no cache."""
+    """Everything in the packages that is no cache and no reading matter."""
     packages = [
         path.parent for path in REPOSITORY.glob("*/__init__.py") if path.parent.name not in ("tests", "examples")
     ]
@@ -62,7 +62,7 @@ def files_of_the_checkout() -> set[str]:
         path
         for package in packages
         for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and (path.suffix != ".md" or "templates" in path.parts)
     }
     return {path.relative_to(REPOSITORY).as_posix() for path in found}
 
