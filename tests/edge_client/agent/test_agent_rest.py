@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ from plans import make_plan
 from devices.base import Facts
 from devices.kinds.simulated import Simulated
 from edge_client.agent.agent import Agent
+from edge_client.agent.lines import Callbacks
+from edge_client.agent.resting import Surroundings
 from edge_client.memory.monitor import Reading
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
@@ -108,15 +111,11 @@ class Scene:
         self.said: list[str] = []
         self.agent = Agent(
             node,
-            folder,
-            2**30,
             self.broker.connect(),
             random.Random(0),
-            say=self.said.append,
-            device=board,
-            supervise=supervise,
-            heartbeat=lambda state: self.beats.append(time.monotonic()),
-            **options,
+            partial(supervise, node, folder, 2**30),
+            callbacks=Callbacks(self.said.append, lambda state: self.beats.append(time.monotonic())),
+            surroundings=Surroundings(board, **options),
         )
         self.ended: list[BaseException | None] = []
         self.thread = threading.Thread(target=self._serve)
@@ -214,7 +213,7 @@ def test_a_sensor_that_hangs_stops_no_heartbeat(scene: Callable[..., Scene]) -> 
 def test_a_node_whose_sensors_never_answer_rests_if_its_policy_needs_them(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_client.agent.agent._FIRST_READING_SECONDS", 0.2)
+    monkeypatch.setattr("edge_client.agent.resting._FIRST_READING_SECONDS", 0.2)
     board = Board(COOL)
     board.hangs = True
     node = scene(board, AT_ONCE)
