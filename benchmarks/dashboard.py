@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fleet import Fleet, node_names, prepared
+from benchmarks.fleet_row import Load
 from coordinator.provisioning.broker import LocalBroker
 
 __all__ = ["Asking", "Viewer", "percentile", "url_of"]
@@ -154,7 +155,7 @@ def measure(fleet: Fleet, viewers: int) -> dict[str, Any]:
         address = url_of(fleet)
         # All nodes are there.
         _found(fleet.folder / "events.log", r"round_opened")
-        asking.extend(Asking(address, path, node_names(fleet.nodes), over) for path in _PATHS)
+        asking.extend(Asking(address, path, node_names(fleet.load.nodes), over) for path in _PATHS)
         watching.extend(Viewer(address, gzip=number % 2 == 0) for number in range(viewers))
         for thread in (*asking, *watching):
             thread.start()
@@ -238,11 +239,9 @@ def main() -> None:
         flags = () if options.off else ("--dashboard=127.0.0.1:0",)
         fleet = stack.enter_context(
             prepared(
-                options.nodes,
-                options.rounds,
+                Load(options.nodes, options.rounds, train_seconds=options.train_seconds),
                 folder,
                 broker,
-                train_seconds=options.train_seconds,
                 flags=flags,
                 nodes_nice=10,
             )

@@ -26,6 +26,9 @@ import msgspec
 from benchmarks.fleet_contents import CONTENTS, Bodies, examples_of
 from devices.kinds.simulated import Simulated, Step
 from edge_client.agent.agent import Agent
+from edge_client.agent.lines import Callbacks
+from edge_client.agent.messages import Keys
+from edge_client.agent.resting import Surroundings
 from edge_client.memory.monitor import Reading
 from edge_client.memory.probes import ProcessMemory
 from edge_client.node import Node
@@ -208,15 +211,12 @@ def run_nodes(spec: FleetSpec) -> Counts:
             device = Simulated([Step(0.0, _READINGS)])
             Agent(
                 node,
-                Path(),
-                2**30,
                 transport,
                 jitter,
-                device=device,
-                key=key,
-                coordinator=coordinator,
-                say=say,
-                supervise=supervise,
+                partial(supervise, node, Path(), 2**30),
+                keys=Keys(key, coordinator),
+                callbacks=Callbacks(say),
+                surroundings=Surroundings(device),
             ).run()
         except FedkrsoError as error:
             say(f"error: {error.one_line()}")

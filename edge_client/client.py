@@ -7,6 +7,7 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import msgspec
 
 from edge_client.agent.agent import Agent
+from edge_client.agent.lines import Callbacks
+from edge_client.agent.messages import Keys
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
 from edge_client.process.packages import require_training_packages
+from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section
 from fedcore.config.models import resolve_model_folder
@@ -195,16 +199,19 @@ class Client:
         node, trust, budget = self.node, self.node.trust, self.check()
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
+        model_folder = resolve_model_folder(node.model_folder, place=f"{self._place}: model_folder")
         return Agent(
             node,
-            resolve_model_folder(node.model_folder, place=f"{self._place}: model_folder"),
-            budget,
             MqttTransport(mqtt_settings(node.broker, self._client_id), jitter),
             jitter,
-            key=None if trust.signing_key is None else load_signing_key(Path(trust.signing_key)),
-            coordinator=None if trust.coordinator_key is None else load_public_key(trust.coordinator_key),
-            say=lambda line: self._on_event(line if isinstance(line, Line) else Line(line)),
-            heartbeat=self._heartbeat,
+            partial(Supervisor, node, model_folder, budget),
+            keys=Keys(
+                None if trust.signing_key is None else load_signing_key(Path(trust.signing_key)),
+                None if trust.coordinator_key is None else load_public_key(trust.coordinator_key),
+            ),
+            callbacks=Callbacks(
+                lambda line: self._on_event(line if isinstance(line, Line) else Line(line)), self._heartbeat
+            ),
         )
 
     def _run(self) -> None:

@@ -258,22 +258,8 @@ class Experiment:
 
     def _trained(self, client: _Client, plan: Plan) -> UpdateRow:
         path = self._folder.root / f"{client.name}.bin"
-
-        def report(*_: object) -> None:
-            pass
-
         intervals = self._files.scratch / "intervals"
-        trainer = Trainer(
-            self._replica,
-            client.encoded,
-            intervals,
-            _RUN,
-            client.name,
-            self._pad_id,
-            self._torch_device,
-            report,
-            lambda: 0,
-        )
+        trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device)
         allocator = self._setup.allocator
         # Whole layers at a time where memory is not what is looked at.
         block_rows = 4096 if allocator == "default" else 256

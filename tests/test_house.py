@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house's rules: imports run downwards only, also between rooms, and every name in `__all__` exists."""
+"""The house's rules: imports run downwards only, also between rooms, every name in `__all__` exists, and files, folders
+and lists of parameters are short."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ MAY_IMPORT_HEAVY = (
     "examples/",
     "research/",
 )
+MOST_CONSTRUCTOR_PARAMETERS, MOST_PARAMETERS = 8, 10
 MODULES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
@@ -57,6 +59,39 @@ def test_folders_are_small_and_files_short() -> None:
     assert {folder: len(files) for folder, files in folders.items() if len(files) > MOST_FILES} == {}
     lines = {name_of(path): path.read_text().count("\n") for files in folders.values() for path in files}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many a function has, `self` and `cls` not counted, nor `*args` and `**kwargs`."""
+    named = [*function.args.posonlyargs, *function.args.args]
+    first = bool(named) and named[0].arg in ("self", "cls")
+    return len(named) - first + len(function.args.kwonlyargs)
+
+
+def too_many(source: str) -> list[tuple[str, int]]:
+    """Name and parameters of each constructor and function that has too many; a command's are its options."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            command = any(ast.unparse(decorator).startswith("click.command(") for decorator in node.decorator_list)
+            most = MOST_CONSTRUCTOR_PARAMETERS if node.name == "__init__" else MOST_PARAMETERS
+            if parameters(node) > most and not command:
+                found.append((node.name, parameters(node)))
+    return found
+
+
+@pytest.mark.parametrize("package", [*MAY_IMPORT, "benchmarks"])
+def test_constructors_and_functions_have_few_parameters(package: str) -> None:
+    found = {name_of(path): too_many(path.read_text()) for path in (ROOT / package).rglob("*.py")}
+    assert {name: functions for name, functions in found.items() if functions} == {}
+
+
+def test_too_many_parameters_are_found() -> None:
+    eight, eleven = ", ".join("abcdefgh"), ", ".join("abcdefghijk")
+    assert too_many(f"class A:\n    def __init__(self, {eight}, *rest, **more): ...") == []
+    assert too_many(f"class A:\n    def __init__(self, {eight}, *, i): ...") == [("__init__", 9)]
+    assert too_many(f"def f({eleven}): ...") == [("f", 11)]
+    assert too_many(f"@click.command()\n@click.option('--a')\ndef f({eleven}): ...") == []
 
 
 def test_a_circle_is_found() -> None:

@@ -7,9 +7,10 @@ An update is flushed and in the ledger before its sender hears of it, so no ackn
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.job import SafetySection
+from coordinator.job import Job
 from coordinator.messages.inbox import Inbox
 from coordinator.messages.publisher import Objects, Publisher
 from coordinator.messages.reminders import Reminders
@@ -25,21 +26,33 @@ from fedcore.errors import UpdateRefused, WireError
 from fedcore.round.plan import Plan
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
-__all__ = ["Reception"]
+__all__ = ["Kept", "Reception"]
 
 _UPDATE_SLACK_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run keeps, of which a message may ask or to which it may add.
+
+    Attributes:
+        folder: Where updates lie.
+        ledger: Where they are noted.
+        objects: What is published; kept up to date by its owner.
+    """
+
+    folder: RunFolder
+    ledger: Ledger
+    objects: Objects
 
 
 class Reception:
     """The receiving side of a run.
 
     Args:
-        run: The run's name.
-        safety: What one update may do to a round.
-        folder: Where updates lie.
-        ledger: Where they are noted.
+        job: Names the run, and says what one update may do to a round.
+        kept: Where updates go, and what is published.
         machine: The round machine, to read; events for it are returned.
-        objects: What is published; kept up to date by its owner.
         senders: Whose messages count.
         publisher: Answers.
         view: What is known of the nodes.
@@ -49,22 +62,19 @@ class Reception:
 
     def __init__(
         self,
-        run: str,
-        safety: SafetySection,
-        folder: RunFolder,
-        ledger: Ledger,
+        job: Job,
+        kept: Kept,
         machine: RoundMachine,
-        objects: Objects,
         senders: Senders,
         publisher: Publisher,
         view: RunView,
         note: Callable[[str, str, str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._run, self._safety, self._folder, self._ledger = run, safety, folder, ledger
-        self._machine, self._objects, self._senders, self._publisher = machine, objects, senders, publisher
+        self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
+        self._machine, self._objects, self._senders, self._publisher = machine, kept.objects, senders, publisher
         self._view, self._note, self._clock = view, note, clock
-        self._topics = Topics(run)
+        self._topics = Topics(job.run)
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
         self._reminders = Reminders()
         self._last_word: dict[str, int] = {}

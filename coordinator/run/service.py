@@ -17,7 +17,7 @@ import msgspec
 
 from coordinator.messages.probe import usable_chunk_bytes
 from coordinator.messages.publisher import Publisher
-from coordinator.messages.reception import Reception
+from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
 from coordinator.rounds.events import (
     Action,
@@ -118,19 +118,8 @@ class Service:
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
         self._control = Control(ledger, self._machine, self.view, clock, do=self._do, show=self._show, tell=self._told)
-        self._reception = Reception(
-            job.run,
-            job.safety,
-            folder,
-            ledger,
-            self._machine,
-            self._objects,
-            senders,
-            self._publisher,
-            self.view,
-            self._note,
-            clock,
-        )
+        kept = Kept(folder, ledger, self._objects)
+        self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clock)
         self._reception.plan = self._plan
 
     def run(self) -> RunView:

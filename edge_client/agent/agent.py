@@ -10,43 +10,31 @@ import queue
 import random
 import time
 from collections.abc import Callable
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import edge_client.agent.events as s
-from devices.base import Device
 from devices.detection import detect
-from edge_client.agent.messages import Messages
+from edge_client.agent import lines
+from edge_client.agent.failures import event_of
+from edge_client.agent.lines import Callbacks
+from edge_client.agent.messages import Keys, Messages
 from edge_client.agent.outbox import Outbox
+from edge_client.agent.resting import Resting, Surroundings
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import status, telemetry
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
-from edge_client.owner.policy import Conditions, PolicySection, Watch
-from edge_client.owner.sensing import Sensing
+from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
 from edge_client.process.paths import artefact_path
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
-from fedcore.errors import (
-    ArtefactDamaged,
-    BaseDamaged,
-    BudgetError,
-    ConfigError,
-    DataError,
-    ExactnessError,
-    FedkrsoError,
-    ModelError,
-    OutOfMemory,
-    StorageError,
-    WireError,
-)
+from fedcore.errors import FedkrsoError, StorageError, WireError
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
-from fedcore.system.logs import Line
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
-from fedcore.wire.identity import PublicKey, SigningKey
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
 from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Traced, Trained
@@ -55,12 +43,11 @@ from fedcore.worker.process import WorkerDied
 
 __all__ = ["Agent", "Supervise"]
 
-Supervise = Callable[[Node, Path, int, Callable[[WorkerEvent | WorkerDied], None], Callable[[str], None]], Supervisor]
+Supervise = Callable[[Callable[[WorkerEvent | WorkerDied], None], Callable[[str], None]], Supervisor]
+"""Makes what starts and watches the worker, of who hears the worker and who hears what happens:
+`partial(Supervisor, node, model_folder, budget_bytes)`, or one without a worker in a simulation of many nodes."""
 _TICK_SECONDS = 0.25
 _SAMPLE_SECONDS = 1.0
-_STORAGE_SECONDS = 5.0
-# A sensor that hangs does not keep a node from saying that it rests because of it.
-_FIRST_READING_SECONDS = 5.0
 
 
 class Agent:
@@ -68,39 +55,30 @@ class Agent:
 
     Args:
         node: Its file.
-        model_folder: Resolved checkpoint folder.
-        budget_bytes: For agent and worker together.
         transport: A transport that is not started yet.
         jitter: Spreads this node's requests.
-        key: Signs this node's messages; None in a run without keys.
-        coordinator: Whose signature plans and published states must have; None in a run without keys.
-        say: Gets one line for each thing that happens, for a person.
-        supervise: Makes what starts and watches the worker; a simulation of many nodes has one without a worker.
-        heartbeat: Called at every turn of the loop, with what the node is doing: for a watchdog.
-        device: The machine's facts and sensors; this one's by default.
-        local_time: What the hours of `[policy]` are of.
+        supervise: Makes what starts and watches the worker.
+        keys: Sign what it says, and check what it hears; none in a run without keys.
+        callbacks: Who hears of it on this machine; nobody by default.
+        surroundings: This machine and its clock by default.
     """
 
     def __init__(
         self,
         node: Node,
-        model_folder: Path,
-        budget_bytes: int,
         transport: Transport,
         jitter: random.Random,
+        supervise: Supervise,
         *,
-        key: SigningKey | None = None,
-        coordinator: PublicKey | None = None,
-        say: Callable[[str], None] = lambda line: None,
-        supervise: Supervise = Supervisor,
-        heartbeat: Callable[[str], None] = lambda state: None,
-        device: Device | None = None,
-        local_time: Callable[[], datetime] = lambda: datetime.now().astimezone(),
+        keys: Keys | None = None,
+        callbacks: Callbacks | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
-        self._node, self._heartbeat = node, heartbeat
-        self._transport, self._jitter, self._say = transport, jitter, say
+        keys, callbacks, surroundings = keys or Keys(), callbacks or Callbacks(), surroundings or Surroundings()
+        self._node = node
+        self._transport, self._say, self._heartbeat = transport, callbacks.say, callbacks.heartbeat
         self._folder = Path(node.folder)
-        self._messages = Messages(node, self._folder, transport, key, coordinator)
+        self._messages = Messages(node, self._folder, transport, keys.own, keys.coordinator)
         self._storage = Storage(
             self._folder,
             parse_size(node.disk_limit, place="disk_limit"),
@@ -115,14 +93,12 @@ class Agent:
         self._transfers = Transfers(
             self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
         )
-        self._supervisor = supervise(node, model_folder, budget_bytes, self._queue.put, say)
+        self._supervisor = supervise(self._queue.put, self._say)
         self._new_budget: int | None = None
-        device = device or detect()
-        self._name, self._local_time = device.facts.name, local_time
-        self._sensing = Sensing(device, lambda: self._watch.policy.idle_only)
-        self._watch = Watch(node.policy)
-        self._new_policy: PolicySection | None = None
-        self._sample_at = self._storage_at = 0.0
+        device = surroundings.device or detect()
+        self._name = device.facts.name
+        self._resting = Resting(node.policy, self._storage, device, surroundings.local_time, self.session, self._say)
+        self._sample_at = 0.0
         self._fatal: FedkrsoError | None = None
         self._stopping = False
         self._finished_at: float | None = None
@@ -137,7 +113,7 @@ class Agent:
 
     def set_policy(self, policy: PolicySection) -> None:
         """Another policy, from the next turn of the loop on (safe to call from a signal handler)."""
-        self._new_policy = policy
+        self._resting.set_policy(policy)
 
     def run(self, *, leave_when_finished: bool = True) -> None:
         """Serve until stopped, or until the run is finished and its end is reported.
@@ -146,14 +122,13 @@ class Agent:
             FedkrsoError: The node's own data, model or budget is wrong: nothing that waiting would mend.
         """
         self._messages.subscribe()
-        self._sensing.start()
+        self._resting.start()
         self._transport.start(self._queue.put, self._messages.will())
         try:
             self._transport.wait_connected(20.0)
-            if self._watch.policy.asks:
-                # Before a plan is looked at: a node that must not work does not begin to.
-                self._sensing.wait(_FIRST_READING_SECONDS)
-                self._stored(self._obey_policy)
+            # Before a plan is looked at.
+            self._resting.wait()
+            self._look(time.monotonic())
             while not self._stopping and self._fatal is None:
                 self._turn()
                 if leave_when_finished and self._left_long_enough():
@@ -166,7 +141,7 @@ class Agent:
             )
             self._transport.stop()
             self._supervisor.end()
-            self._sensing.stop()
+            self._resting.stop()
         if self._fatal is not None:
             raise self._fatal
 
@@ -189,71 +164,44 @@ class Agent:
         self._heartbeat(self.session.state)
         if self._new_budget is not None:
             budget, self._new_budget = self._new_budget, None
-            self._say(Line(f"memory budget is now {budget / 2**20:,.0f} MiB", event="budget", budget_bytes=budget))
+            self._say(lines.budget_set(budget))
             self._supervisor.set_budget(budget)
             self._tell()
         self._stored(lambda: self._transfers.tick(now))
-        if "storage" in self.session.rests and now >= self._storage_at:
-            self._storage_at = now + _STORAGE_SECONDS
-            self._stored(self._look_for_room)
-        if self._new_policy is not None:
-            policy, self._new_policy = self._new_policy, None
-            if policy != self._watch.policy:
-                self._say(Line("the policy is another one now", event="policy"))
-                self._watch = Watch(policy, working="policy" not in self.session.rests)
-                self._stored(self._obey_policy)
+        self._look(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
-            self._stored(self._obey_policy)
             self._sample()
+
+    def _look(self, at_seconds: float) -> None:
+        """Rest or go on, as device and disk are now."""
+        for event in self._resting.look(at_seconds, quiet=self._queue.empty()):
+            self._stored(partial(self._feed, event))
 
     def _take(self, event: TransportEvent | WorkerEvent | WorkerDied) -> None:
         match event:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(Line(f"connected ({limits.protocol}; {self._messages.security})", event="connected"))
+                self._say(lines.connected(limits, self._messages.security))
                 self._tell()
                 self._transfers.link_came(limits)
             case Disconnected(reason):
-                self._say(Line(f"disconnected: {reason}", event="disconnected", level="warning"))
+                self._say(lines.disconnected(reason))
             case Traced() if self._supervisor.running:
                 self._guarded(lambda: self._supervisor.traced(event))
-            case Ready(version=version, generation=generation, digest=digest, examples=examples):
+            case Ready():
                 self._supervisor.ready(event)
-                self._say(
-                    Line(
-                        f"model loaded, {examples} examples, version {version}",
-                        event="loaded",
-                        examples=examples,
-                        version=version,
-                    )
-                )
-                self._feed(s.WorkerReady(version, generation, digest))
+                self._say(lines.loaded(event))
+                self._feed(s.WorkerReady(event.version, event.generation, event.digest))
             case Adopted(version, generation, digest):
-                self._say(Line(f"version {version} {digest[:12]}", event="adopted", version=version, digest=digest))
+                self._say(lines.adopted(event))
                 self._feed(s.Adopted(version, generation, digest))
             case Progress():
                 self._supervisor.progressed(event, time.monotonic())
-            case Trained(server_round, _, examples, loss, seconds, restored):
-                before = f", {restored} intervals from before" if restored else ""
-                words = (
-                    f"round {server_round} trained on {examples} examples in {seconds:.1f} s{before}, loss {loss:.3f}"
-                )
-                self._say(
-                    Line(
-                        words,
-                        event="trained",
-                        round=server_round,
-                        examples=examples,
-                        seconds=round(seconds, 3),
-                        loss=loss,
-                    )
-                )
-                if not self._node.keep_worker:
-                    self._end_worker()
-                self._outbox.seal(server_round)
-                self._feed(s.UpdateReady(server_round))
+            case Trained():
+                self._say(lines.trained(event))
+                self._trained(event.round)
             case Failed():
                 self._failed(error_of(event))
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
@@ -269,13 +217,11 @@ class Agent:
         try:
             body = self._messages.open(topic, payload)
         except WireError as error:
-            self._say(
-                Line(f"refused a message on {topic}: {error.one_line()}", event="message_refused", level="warning")
-            )
+            self._say(lines.message_refused(topic, error))
             return
         match body:
             case Plan() if topic in (self._messages.topics.plan, self._messages.topics.down(self._node.node, "plan")):
-                self._say(Line(f"plan of round {body.round} ({body.phase})", event="plan", round=body.round))
+                self._say(lines.plan_arrived(body))
                 self._feed(s.PlanArrived(body))
             case Grant() | Ack() | Commit() | Refuse() | Chunk():
                 self._transfers.handle(body, time.monotonic())
@@ -295,13 +241,7 @@ class Agent:
             case s.KeepArtefact(obj):
                 self._transfers.object_path(obj).replace(self._artefact_path)
                 flush_folder(self._folder)
-                self._say(
-                    Line(
-                        f"run artefact {obj.manifest.sha256[:12]} fetched",
-                        event="artefact",
-                        size_bytes=obj.manifest.size_bytes,
-                    )
-                )
+                self._say(lines.artefact_fetched(obj))
             case s.AdoptObject(obj):
                 path = str(self._transfers.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
@@ -311,14 +251,7 @@ class Agent:
                 assert self.session.plan is not None
                 self._transfers.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
             case s.Decline(server_round, reason):
-                self._say(
-                    Line(
-                        f"declined round {server_round}: {reason}",
-                        event="declined",
-                        level="warning",
-                        round=server_round,
-                    )
-                )
+                self._say(lines.declined(action))
                 self._messages.up("declined", Declined(reason), server_round)
             case s.LetGo():
                 self._transfers.pause()
@@ -335,30 +268,13 @@ class Agent:
         self._transfers.forget_before(plan.round)
         self._supervisor.train(plan, self._outbox.path(plan.round))
 
-    def _obey_policy(self) -> None:
-        """Rest while the owner's policy objects to work, and go on when it does no more."""
-        sensed = self._sensing.latest()
-        reason = self._watch.take(
-            Conditions(self._local_time(), sensed.readings, sensed.others_percent), time.monotonic()
-        )
-        resting = self.session.rests.get("policy")
-        if reason is not None and reason != resting:
-            self._say(Line(f"resting: {reason}", event="resting"))
-            self._feed(s.MustRest("policy", reason))
-        # Only when all that the worker of before had said is taken: it must not be mistaken for the next one's words.
-        elif reason is None and resting is not None and self._queue.empty():
-            self._say(Line("working again: the policy has nothing against it any more", event="working"))
-            self._feed(s.MayWork("policy"))
-
-    def _look_for_room(self) -> None:
-        """Go on as soon as what was declined would fit."""
-        plan = self.session.plan
-        try:
-            self._storage.require(0 if plan is None else round_bytes(plan), "a round")
-        except StorageError:
-            return
-        self._say(Line("there is room on the disk again", event="disk_free"))
-        self._feed(s.MayWork("storage"))
+    def _trained(self, server_round: int) -> None:
+        # A worker whose round is over for this node may be at something else already, and goes on with that.
+        ended = not self._node.keep_worker and self.session.state in ("training", "resting")
+        if ended:
+            self._supervisor.end()
+        self._outbox.seal(server_round)
+        self._feed(s.UpdateReady(server_round, worker_ended=ended))
 
     def _stored(self, act: Callable[[], None]) -> None:
         """Do something that writes; a full disk is a state of the session. What was written before stays."""
@@ -368,13 +284,11 @@ class Agent:
             if not is_full(error):
                 raise
             self._transfers.pause()
-            self._storage_full(
-                StorageError(f"the disk is full: {error.strerror}", place=str(self._folder), remedy="free space there")
+            full = StorageError(
+                f"the disk is full: {error.strerror}", place=str(self._folder), remedy="free space there"
             )
-
-    def _storage_full(self, error: StorageError) -> None:
-        self._say(Line(error.one_line(), event="disk_full", level="warning"))
-        self._feed(s.MustRest("storage", error.one_line()))
+            self._say(lines.disk_full(full))
+            self._feed(s.MustRest("storage", full.one_line()))
 
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do something for the session; what does not fit the budget or the disk fails like a command of the worker."""
@@ -384,24 +298,12 @@ class Agent:
             self._queue.put(failure_of(error))
 
     def _failed(self, error: FedkrsoError) -> None:
-        words = f"{error.place}: {error.message}" if error.place else error.message
-        self._say(Line(words, event="worker_failed", level="warning"))
-        loading = self.session.state == "loading"
-        match error:
-            case StorageError():
-                self._feed(s.MustRest("storage", f"{error.message} ({error.remedy})"))
-            case ConfigError() | DataError() | ModelError():
-                self._give_up(error)
-            case ArtefactDamaged():
-                self._feed(s.WorkerFailed(error.message, died=False, artefact_damaged=True))
-            case OutOfMemory():
-                # Of a device that others use too: it may have more another time.
-                self._feed(s.WorkerFailed(error.message, died=False))
-            case ExactnessError() | BudgetError() if loading and not isinstance(error, BaseDamaged):
-                self._give_up(error)
-            case _:
-                not_equal = isinstance(error, ExactnessError)
-                self._feed(s.WorkerFailed(error.message, died=False, not_equal=not_equal))
+        self._say(lines.worker_failed(error))
+        event = event_of(error, loading=self.session.state == "loading")
+        if event is None:
+            self._give_up(error)
+        else:
+            self._feed(event)
 
     def _give_up(self, error: FedkrsoError) -> None:
         """End this node, for a reason that waiting would not mend; the coordinator hears it too."""
@@ -414,25 +316,16 @@ class Agent:
         if cannot_train is not None:
             self._give_up(cannot_train)
             return
-        last = f": {event.tail.splitlines()[-1]}" if event.tail and event.returncode > 0 else ""
-        self._say(Line(f"{why}{last}", event="worker_died", level="warning"))
+        self._say(lines.worker_died(event, why))
         if self.session.worker_ready or self.session.state == "loading":
             self._feed(s.WorkerFailed(why, died=True))
-
-    def _end_worker(self) -> None:
-        self._supervisor.end()
-        self.session.worker_ready = False
 
     def _fetched(self, sha256: str) -> None:
         self._feed(s.Fetched(sha256))
 
     def _gone(self, server_round: int, refused: str) -> None:
         self._outbox.sent(server_round)
-        what = f"update of round {server_round}"
-        if refused:
-            self._say(Line(f"{what} refused: {refused}", event="refused", level="warning", round=server_round))
-        else:
-            self._say(Line(f"{what} committed", event="committed", round=server_round))
+        self._say(lines.update_gone(server_round, refused))
         self._feed(s.UpdateGone(server_round, refused))
 
     # To the wire
@@ -442,5 +335,5 @@ class Agent:
 
     def _sample(self) -> None:
         reading = self._supervisor.sample(time.monotonic())
-        numbers = telemetry(self.session, self._supervisor, reading, self._sensing.latest().readings, self._messages)
+        numbers = telemetry(self.session, self._supervisor, reading, self._resting.readings, self._messages)
         self._messages.up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)

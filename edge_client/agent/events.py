@@ -70,9 +70,11 @@ class Adopted:
 
 @dataclass(frozen=True)
 class UpdateReady:
-    """The worker wrote the round's update."""
+    """The worker wrote the round's update; `worker_ended`: and was ended, to leave its memory to others while the
+    update is sent."""
 
     round: int
+    worker_ended: bool = False
 
 
 @dataclass(frozen=True)

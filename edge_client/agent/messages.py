@@ -5,6 +5,7 @@ coordinator."""
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from edge_client.node import Node
@@ -17,7 +18,20 @@ from fedcore.wire.identity import PublicKey, SigningKey, security
 from fedcore.wire.messages import Body, Envelope, Status, Topics
 from fedcore.wire.post import Post, start_number
 
-__all__ = ["Messages"]
+__all__ = ["Keys", "Messages"]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a node signs and believes by; both or none, as the run has keys or not.
+
+    Attributes:
+        own: Signs this node's messages.
+        coordinator: Whose signature plans, published states and answers must have.
+    """
+
+    own: SigningKey | None = None
+    coordinator: PublicKey | None = None
 
 
 class Messages:

@@ -142,7 +142,8 @@ class Session:
                 # Also while fetching: an object that was being taken when the disk filled up changes what is still
                 # needed.
                 return self._next() if self.state in ("adopting", "fetching") else []
-            case UpdateReady(server_round):
+            case UpdateReady(server_round, worker_ended):
+                self.worker_ready = self.worker_ready and not worker_ended
                 if self.plan is None or self.plan.round != server_round or self.state not in ("training", "resting"):
                     late = Decline(server_round, "late: the round was over before the update was ready")
                     return [late, *self._next()] if self.state == "training" else []

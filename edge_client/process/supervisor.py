@@ -8,18 +8,17 @@ lower, from its last finished interval. Every round begins at the top again."""
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_client.memory.allocator import ALLOCATORS
-from edge_client.memory.group import MemoryGroup, confine
 from edge_client.memory.limits import Limit, kernel_limits, room
 from edge_client.memory.monitor import Advice, Monitor, Reading
 from edge_client.memory.planning import Planning
-from edge_client.memory.probes import ProcessMemory, Sampler, own_rss_bytes, pressure, process_bytes
+from edge_client.memory.probes import ProcessMemory, own_rss_bytes, pressure, process_bytes
 from edge_client.node import Node
+from edge_client.process.deaths import ending, killed_for_memory
+from edge_client.process.held import HeldWorker
 from edge_client.process.paths import artefact_path
 from edge_client.process.route import cache_folder
 from fedcore.device.memoryplan import MemoryComponents
@@ -36,21 +35,15 @@ from fedcore.worker.messages import (
     Trace,
     Traced,
     Train,
-    Trained,
 )
-from fedcore.worker.process import WorkerDied, WorkerProcess
+from fedcore.worker.process import WorkerDied
 
-__all__ = ["Supervisor", "worker_environment"]
+__all__ = ["Supervisor"]
 
 # The agent's own memory is measured; it may still grow by this much.
 _AGENT_RESERVE_BYTES = 12_000_000
 # Enough to load the libraries anywhere, so that a budget below that is refused with numbers instead of a kill.
 _TRACE_BYTES = 512 * 2**20
-
-
-def worker_environment(allocator: str) -> dict[str, str]:
-    """Environment of a worker process; its threads wait without spinning, since other processes need the cores."""
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **ALLOCATORS[allocator]}
 
 
 class Supervisor:
@@ -76,9 +69,7 @@ class Supervisor:
         self._folder = Path(node.folder)
         self.monitor = Monitor(budget_bytes)
         self.progress = Progress(0, 0, 0.0)
-        self._worker: WorkerProcess | None = None
-        self._memory_group: MemoryGroup | None = None
-        self._sampler: Sampler | None = None
+        self._worker: HeldWorker | None = None
         self._plan: Plan | None = None
         self._planning = Planning(node, self._folder / "replica")
         self._worker_peak = 0
@@ -90,7 +81,6 @@ class Supervisor:
         """How the worker computes: `float32 on cpu`; empty until that is known."""
         # Found by the first worker; those that follow it compute alike.
         self._route = Route(node.torch_device, node.compute_dtype)
-        self._hears = _Hearing(sink)
         self._leaving: threading.Thread | None = None
 
     # What the worker is told
@@ -111,22 +101,16 @@ class Supervisor:
             # Two at a time would not fit the budget.
             self._wait_for_leaving()
             self._planning.forget()
-            self._hears = _Hearing(self._sink)
             # Libraries are loaded and the budget is judged in here; before weights are, the limit comes down to the
             # budget.
-            self._memory_group = confine(
+            self._worker = HeldWorker(
+                self._sink,
+                self._folder / "worker.log",
                 max(self._worker_room(), _TRACE_BYTES),
                 f"fedkrso-{self._node.run}-{self._node.node}-{os.getpid()}",
-                threads=self._threads,
+                self._threads,
+                "default" if self._node.allocator == "default" else "tuned",
             )
-            self._worker = WorkerProcess(
-                self._hears,
-                self._folder / "worker.log",
-                environment=worker_environment("default" if self._node.allocator == "default" else "tuned"),
-                prepare=self._memory_group.prepare,
-            )
-            self._memory_group.attach(self._worker.pid)
-            self._sampler = Sampler(self._worker.pid)
         self._worker.send(
             Trace(
                 plan=plan,
@@ -147,12 +131,12 @@ class Supervisor:
             BudgetError: Nothing fits the budget; the message has the numbers.
             WorkerError: Something would, but the device has too little memory left now.
         """
-        assert self._worker is not None and self._plan is not None and self._memory_group is not None
+        assert self._worker is not None and self._plan is not None
         if not self.route:
             self._say(f"computes in {event.route.words}" + (f" ({event.route.reason})" if event.route.reason else ""))
         self._route, self.route = event.route, event.route.words
         memory, unmeasured = self._planning.load(event.footprint, self._plan, self._worker_room(), self._now())
-        self._memory_group.set_limit(self._worker_room())
+        self._worker.memory_group.set_limit(self._worker_room())
         self._worker.send(
             Configure(
                 plan=self._plan,
@@ -211,42 +195,34 @@ class Supervisor:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
-        self._close_memory_group()
         self._wait_for_leaving()
 
     def release(self) -> None:
         """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no
         more."""
-        worker, memory_group = self._worker, self._memory_group
-        self._worker, self._memory_group = None, None
+        worker, self._worker = self._worker, None
         if worker is None:
             return
-        self._hears.past = True
-
-        def leave() -> None:
-            worker.stop()
-            if memory_group is not None:
-                memory_group.close()
-
+        # Heard no more from here on, also while an earlier one is waited for.
+        leaving = worker.let_go()
         self._wait_for_leaving()
-        self._leaving = threading.Thread(target=leave, name="worker-leaving", daemon=True)
-        self._leaving.start()
+        self._leaving = leaving
 
     # What is known about it
 
     def died(self, event: WorkerDied) -> str:
         """Take note of the worker's end; returns why it ended, in words."""
-        by_memory = self._killed_for_memory(event)
         worker, self._worker = self._worker, None
+        kills = worker.memory_group.kills() if worker is not None else None
+        by_memory = killed_for_memory(event, kills, self.monitor.last, self.monitor.budget_bytes)
         if worker is not None:
-            # It has ended: only our end of its pipes is left.
+            # It has ended: only our end of its pipes is left, and its memory group.
             worker.stop()
-        self._close_memory_group()
-        why = f"signal {-event.returncode}" if event.returncode < 0 else f"exit code {event.returncode}"
         if not by_memory:
-            return f"the worker ended ({why})"
+            return f"the worker ended ({ending(event)})"
         self._planning.killed(self.progress.memory_step)
-        return f"the worker was killed for its memory ({why}; {self._last_reading()})"
+        last = self.monitor.last.described() if self.monitor.last is not None else "no reading"
+        return f"the worker was killed for its memory ({ending(event)}; {last})"
 
     def progressed(self, event: Progress, at_seconds: float) -> None:
         """A step is done."""
@@ -262,7 +238,7 @@ class Supervisor:
         """Read what agent, worker and device use, and act on it."""
         worker = self._worker
         now, left, limits = pressure(), room(), kernel_limits()
-        used = self._sampler.sample() if worker is not None and self._sampler is not None else None
+        used = worker.sample() if worker is not None else None
         self.worker_memory = used
         self.accelerator_bytes = self.accelerator_bytes if worker is not None else None
         reading = Reading(
@@ -294,7 +270,7 @@ class Supervisor:
     @property
     def memory_group(self) -> str:
         """What holds the worker to its budget: `cgroup v2`, `cgroup v1`, `rlimit` or `none`."""
-        return self._memory_group.kind if self._memory_group is not None else ""
+        return self._worker.memory_group.kind if self._worker is not None else ""
 
     # Inside
 
@@ -317,7 +293,7 @@ class Supervisor:
         have = Limit(left.source, left.size_bytes + (process_bytes(self._worker.pid) or 0))
         return min(budget, have, key=lambda limit: limit.size_bytes)
 
-    def _follow(self, advice: Advice, worker: WorkerProcess) -> None:
+    def _follow(self, advice: Advice, worker: HeldWorker) -> None:
         memory_step = self.progress.memory_step + 1
         if advice is Advice.STEP_DOWN and memory_step < len(self._planning.memory_steps):
             self._say(Line(f"memory: {self.monitor.reason}; stepping down", event="memory", level="warning"))
@@ -329,50 +305,15 @@ class Supervisor:
     def _follow_budget(self) -> None:
         """Bring the kernel's limit to the budget, as soon as the worker is below it: a limit below its use would kill
         it at once."""
-        if self._memory_group is None or self._worker is None or self._planning.loaded is None:
+        if self._worker is None or self._planning.loaded is None:
             return
-        wanted, limit, last = self._worker_room(), self._memory_group.limit_bytes, self.monitor.last
+        group = self._worker.memory_group
+        wanted, limit, last = self._worker_room(), group.limit_bytes, self.monitor.last
         below = last is not None and (last.worker_bytes or 0) < wanted
         if (wanted > limit or below) and abs(wanted - limit) > _AGENT_RESERVE_BYTES:
-            self._memory_group.set_limit(wanted)
-
-    def _killed_for_memory(self, event: WorkerDied) -> bool:
-        if event.returncode != -signal.SIGKILL:
-            said = event.tail.lower()
-            return any(words in said for words in ("memoryerror", "out of memory", "allocate memory"))
-        kills = self._memory_group.kills() if self._memory_group is not None else None
-        if kills:
-            return True
-        last = self.monitor.last
-        over = last is not None and last.used_bytes > self.monitor.budget_bytes
-        short = (
-            last is not None
-            and last.device_available_bytes is not None
-            and last.device_available_bytes < 0.05 * (last.device_total_bytes or 0)
-        )
-        return over or short
-
-    def _last_reading(self) -> str:
-        return self.monitor.last.described() if self.monitor.last is not None else "no reading"
+            group.set_limit(wanted)
 
     def _wait_for_leaving(self) -> None:
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
             leaving.join()
-
-    def _close_memory_group(self) -> None:
-        memory_group, self._memory_group = self._memory_group, None
-        if memory_group is not None:
-            memory_group.close()
-
-
-class _Hearing:
-    """What one worker says, on its way to the agent. Once the worker is let go, only an update that it finished all the
-    same counts."""
-
-    def __init__(self, sink: Callable[[Event | WorkerDied], None]) -> None:
-        self._sink, self.past = sink, False
-
-    def __call__(self, event: Event | WorkerDied) -> None:
-        if not self.past or isinstance(event, Trained | WorkerDied):
-            self._sink(event)

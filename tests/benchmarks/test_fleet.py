@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster import needs_mosquitto
 
 from benchmarks.fleet import node_names, prepared
+from benchmarks.fleet_row import Load
 from coordinator.provisioning.broker import LocalBroker
 
 
@@ -17,7 +18,7 @@ def test_twelve_nodes_over_tls_each_update_counts_exactly_once(tmp_path: Path) -
     users = ("coordinator", *node_names(12))
     with (
         LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
-        prepared(12, 2, tmp_path, broker) as fleet,
+        prepared(Load(12, 2), tmp_path, broker) as fleet,
     ):
         row = fleet.run(60.0)
     # The digest comes from the seeds alone: it is right only if every update was counted, and none of them twice.

@@ -16,6 +16,7 @@ from ends import CHUNK_BYTES, TOPICS, V3, V5, Plain, Side, a_file, download, upl
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from benchmarks.fleet import prepared
+from benchmarks.fleet_row import Load
 from benchmarks.mosquitto import Mosquitto
 from coordinator.messages.probe import usable_chunk_bytes
 from coordinator.store.ledger import SqliteLedger
@@ -180,7 +181,7 @@ def test_the_coordinator_finds_a_chunk_size_that_passes(
 
 
 def test_a_run_through_a_silent_limit_of_128_kib(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
-    with prepared(3, 2, tmp_path, start("message_size_limit 131072")) as fleet:
+    with prepared(Load(3, 2), tmp_path, start("message_size_limit 131072")) as fleet:
         row = fleet.run(60.0)
     assert row["chunk_bytes"] < 131_072
     assert row["exactly_once"] and row["nodes_with_the_digest"] == 3
@@ -192,7 +193,7 @@ def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(
     broker = start()
     topics = Topics("fleet")
     published_state: dict[str, Any] = {}
-    with prepared(4, 2, tmp_path, broker, train_seconds=2.5) as fleet:
+    with prepared(Load(4, 2, train_seconds=2.5), tmp_path, broker) as fleet:
         thread = threading.Thread(target=lambda: published_state.update(fleet.run(90.0)))
         thread.start()
         try:

@@ -100,7 +100,9 @@ def answer(asked: s.Action | None, session: Session) -> s.Event:
         case s.AdoptObject(obj):
             return s.Adopted(obj.version, obj.generation, obj.digest)
         case s.TrainRound(plan):
-            return s.UpdateReady(plan.round)
+            # Ended by an agent that does not keep its worker, and only if it was at work.
+            ended = plan.round % 2 == 0 and session.state in ("training", "resting")
+            return s.UpdateReady(plan.round, worker_ended=ended)
         case s.SendUpdate(server_round):
             return s.UpdateGone(server_round)
         case _:

@@ -22,7 +22,7 @@ from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer
+from edge_client.worker.train.trainer import Hooks, Trainer
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.fields.types import BaseKind
@@ -137,7 +137,7 @@ class Run:
             if step == stop:
                 sys.exit()
 
-        return Trainer(replica, data, self.own / name / "intervals", "r", name, 0, CPU, report, lambda: 0), done
+        return Trainer(replica, data, self.own / name / "intervals", "r", name, 0, CPU, Hooks(report)), done
 
     def train(self, name: str, replica: Replica, number: int, server_round: int = 1) -> WeightedUpdate:
         plan, path = self.plan(server_round), self.own / f"{name}-{server_round}.bin"

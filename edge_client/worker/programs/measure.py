@@ -29,7 +29,7 @@ from edge_client.worker.trace.footprint import TINY_LENGTH, footprint
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer, apply
+from edge_client.worker.train.trainer import Hooks, Trainer, apply
 from fedcore.config.sections import TaskSection
 from fedcore.fields.prepared import prepared
 from fedcore.model.base import Base
@@ -112,7 +112,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
 
     examples = [example(index) for index in range(request.batch_size)]
     trainer = Trainer(
-        replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), report, lambda: 0
+        replica, examples, scratch / "intervals", "measure", "measure", 0, torch.device("cpu"), Hooks(report)
     )
     begin_peak()
     header, _ = trainer.train(plan, (memory,), scratch / "update.bin")

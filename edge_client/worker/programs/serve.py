@@ -28,7 +28,7 @@ from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer, apply, is_out_of_memory
+from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
 from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
@@ -181,8 +181,7 @@ class Worker:
             command.node,
             self._pad_id,
             self._torch_device,
-            self._report,
-            self._wanted,
+            Hooks(self._report, self._wanted),
         )
         highest = peak_bytes()
         measured: tuple[Measured, ...] = ()

@@ -13,6 +13,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,20 @@ from fedcore.model.update import write_update
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 
-__all__ = ["Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
+__all__ = ["Hooks", "Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How whoever has a round trained hears of it, and reaches into it.
+
+    Attributes:
+        report: Called after every step with (step from 1, steps, loss, step of the memory plan).
+        wanted: Asked before every micro-batch for the lowest step of the memory plan that was asked for from outside.
+    """
+
+    report: Callable[[int, int, float, int], None] = lambda done, steps, loss, memory_step: None
+    wanted: Callable[[], int] = lambda: 0
 
 
 class Trainer:
@@ -47,8 +61,7 @@ class Trainer:
         node: This node's.
         pad_id: Token that pads.
         torch_device: Where to compute.
-        report: Called after every step with (step from 1, steps, loss, step of the memory plan).
-        wanted: Asked before every micro-batch for the lowest step that was asked for from outside.
+        hooks: Called while a round is trained.
     """
 
     def __init__(
@@ -60,12 +73,11 @@ class Trainer:
         node: str,
         pad_id: int,
         torch_device: torch.device,
-        report: Callable[[int, int, float, int], None],
-        wanted: Callable[[], int],
+        hooks: Hooks = Hooks(),
     ) -> None:
         self._replica, self._encoded, self._folder = replica, encoded, folder
         self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
-        self._report, self._wanted = report, wanted
+        self._report, self._wanted = hooks.report, hooks.wanted
         self._memory_steps: Sequence[MemoryPlan] = ()
         self._length = 0
         self.memory_step = 0

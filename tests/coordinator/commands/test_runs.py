@@ -16,6 +16,7 @@ from cluster import needs_mosquitto
 from made_runs import fedkrso, finished_run, killed_run, make_run, running_run
 
 from benchmarks.fleet import node_names, prepared
+from benchmarks.fleet_row import Load
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.reports.compare import compare
 from coordinator.reports.objects import ROUND_COLUMNS, round_objects
@@ -218,7 +219,7 @@ def test_looking_at_a_run_again_and_again_changes_nothing_in_it(tmp_path: Path) 
     watcher = threading.Thread(target=look)
     with (
         LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
-        prepared(6, 3, tmp_path, broker, train_seconds=0.2) as fleet,
+        prepared(Load(6, 3, train_seconds=0.2), tmp_path, broker) as fleet,
     ):
         watcher.start()
         try:

@@ -16,6 +16,7 @@ from cluster import needs_mosquitto
 
 from benchmarks.dashboard import url_of
 from benchmarks.fleet import node_names, prepared
+from benchmarks.fleet_row import Load
 from coordinator.provisioning.broker import LocalBroker
 
 NODES, TOKEN = 5, "0123456789abcdef-alice"
@@ -31,7 +32,7 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
     published_state: list[Any] = []
     with (
         LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
-        prepared(NODES, 3, tmp_path, broker, train_seconds=1.0, flags=flags, quorum=3) as fleet,
+        prepared(Load(NODES, 3, quorum=3, train_seconds=1.0), tmp_path, broker, flags=flags) as fleet,
     ):
         thread = threading.Thread(target=lambda: published_state.append(fleet.run(120.0)))
         thread.start()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,8 @@ from plans import make_plan
 from devices.base import Facts
 from devices.kinds.simulated import Simulated
 from edge_client.agent.agent import Agent
+from edge_client.agent.lines import Callbacks
+from edge_client.agent.resting import Surroundings
 from edge_client.memory.monitor import Reading
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
@@ -35,7 +38,7 @@ from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
 from fedcore.wire.messages import Declined, Status, Telemetry, Topics
 from fedcore.wire.post import Post
-from fedcore.worker.messages import Ready
+from fedcore.worker.messages import Ready, Trained
 
 TOPICS = Topics("t")
 HOT, COOL = (Readings(temperatures_celsius={"cpu": celsius}, power_watts=7.5) for celsius in (91.0, 44.0))
@@ -81,11 +84,36 @@ class Told(Supervisor):
         return Reading(at_seconds, 0, None)
 
 
+class Slow(Told):
+    """Its worker loads until the test says that it has, and an end is noted too."""
+
+    def configure(self, plan: Plan) -> None:
+        self.told.append("configure")
+
+    def end(self) -> None:
+        self.told.append("end")
+
+    def trained(self, server_round: int) -> None:
+        path = self._folder / "outbox" / f"{server_round}.bin"
+        path.write_bytes(b"update")
+        self._sink(Trained(server_round, str(path), 8, 0.5, 1.0))
+
+    def loaded(self) -> None:
+        self._sink(Ready(0, 0, "", 8))
+
+
 class Scene:
     """An agent in a thread, and what it says."""
 
     def __init__(
-        self, folder: Path, board: Board, policy: PolicySection, supervise: Any = Told, **options: Any
+        self,
+        folder: Path,
+        board: Board,
+        policy: PolicySection,
+        supervise: Any = Told,
+        *,
+        keep_worker: bool = True,
+        **options: Any,
     ) -> None:
         self.broker, self.board, self.beats = MemoryBroker(), board, [time.monotonic()]
         self.bodies: queue.Queue[Any] = queue.Queue()
@@ -103,20 +131,17 @@ class Scene:
             folder=str(folder / "node"),
             data=DataSection(source="none.csv"),
             policy=policy,
+            keep_worker=keep_worker,
             broker=BrokerSection(url="mqtts://b"),
         )
         self.said: list[str] = []
         self.agent = Agent(
             node,
-            folder,
-            2**30,
             self.broker.connect(),
             random.Random(0),
-            say=self.said.append,
-            device=board,
-            supervise=supervise,
-            heartbeat=lambda state: self.beats.append(time.monotonic()),
-            **options,
+            partial(supervise, node, folder, 2**30),
+            callbacks=Callbacks(self.said.append, lambda state: self.beats.append(time.monotonic())),
+            surroundings=Surroundings(board, **options),
         )
         self.ended: list[BaseException | None] = []
         self.thread = threading.Thread(target=self._serve)
@@ -171,6 +196,24 @@ def told(scene: Scene) -> list[str]:
     return supervisor.told
 
 
+def test_a_worker_that_is_not_kept_ends_with_its_update_but_not_for_a_late_word_while_it_loads(
+    scene: Callable[..., Scene],
+) -> None:
+    node = scene(Board(COOL), PolicySection(), Slow, keep_worker=False)
+    supervisor = node.agent._supervisor
+    assert isinstance(supervisor, Slow)
+    node.invite(1)
+    node.next(Status, lambda status: status.state == "loading")
+    # Of a worker that was let go before this one.
+    supervisor.trained(1)
+    supervisor.loaded()
+    node.next(Status, lambda status: status.state == "training")
+    assert told(node) == ["configure", "train 1"]
+    supervisor.trained(1)
+    node.next(Status, lambda status: status.state == "sending")
+    assert told(node) == ["configure", "train 1", "end"] and not node.agent.session.worker_ready
+
+
 def test_a_hot_node_rests_and_says_why_and_a_cool_one_goes_on(scene: Callable[..., Scene]) -> None:
     hot = scene(Board(HOT), AT_ONCE)
     status = hot.resting(TOO_HOT)
@@ -214,7 +257,7 @@ def test_a_sensor_that_hangs_stops_no_heartbeat(scene: Callable[..., Scene]) -> 
 def test_a_node_whose_sensors_never_answer_rests_if_its_policy_needs_them(
     scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_client.agent.agent._FIRST_READING_SECONDS", 0.2)
+    monkeypatch.setattr("edge_client.agent.resting._FIRST_READING_SECONDS", 0.2)
     board = Board(COOL)
     board.hangs = True
     node = scene(board, AT_ONCE)

@@ -286,5 +286,20 @@ def test_an_illegal_transition_tells_the_story() -> None:
     assert session.state == "loading"
 
 
+def test_a_worker_that_ended_with_its_update_is_started_again_once_that_is_sent() -> None:
+    session, first = Session("n"), plan(1)
+    feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))
+    assert feed(session, s.UpdateReady(1, worker_ended=True)) == [s.SendUpdate(1)]
+    assert not session.worker_ready
+    assert feed(session, s.UpdateGone(1)) == [s.Configure(first)]
+
+
+def test_a_worker_that_ended_with_a_late_update_is_started_again_at_once() -> None:
+    session, second = Session("n"), plan(2)
+    feed(session, s.PlanArrived(plan(1)), s.WorkerReady(0, 0, "d"), s.PlanArrived(second))
+    late = s.Decline(1, "late: the round was over before the update was ready")
+    assert feed(session, s.UpdateReady(1, worker_ended=True)) == [late, s.Configure(second)]
+
+
 def test_every_event_has_its_place_in_the_table() -> None:
     assert set(TRANSITIONS) == set(get_args(s.Event))

@@ -64,9 +64,7 @@ class Node:
         self.plan, self.own = plan, own
         self.replica = Replica(plan, folder, own, CPU, dtype, mapped=mapped)
         fuse(self.replica.model)
-        self.trainer = Trainer(
-            self.replica, examples(plan.task), own / "intervals", "r", "n", 0, CPU, lambda *_: None, lambda: 0
-        )
+        self.trainer = Trainer(self.replica, examples(plan.task), own / "intervals", "r", "n", 0, CPU)
 
     def update(self, memory: MemoryPlan = WHOLE) -> dict[str, np.ndarray[Any, Any]]:
         path = self.own / "update.bin"

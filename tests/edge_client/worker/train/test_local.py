@@ -24,7 +24,7 @@ from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.local import LocalTensors
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer
+from edge_client.worker.train.trainer import Hooks, Trainer
 from fedcore.config.sections import BrokerSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError
@@ -93,7 +93,7 @@ class Homes:
                 sys.exit()
 
         plan, path = self.plan(server_round), self.own / f"{client}.bin"
-        trainer = Trainer(replica, data, self.own / f"intervals-{client}", "r", client, 0, CPU, report, lambda: 0)
+        trainer = Trainer(replica, data, self.own / f"intervals-{client}", "r", client, 0, CPU, Hooks(report))
         trainer.train(plan, (MemoryPlan(micro_batch_size=4),), path)
         found = admit(path, plan, "r", client, SafetySection())
         assert found.header.examples == 8

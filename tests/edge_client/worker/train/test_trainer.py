@@ -20,7 +20,7 @@ from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.programs.measure import local_plan
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer, is_out_of_memory
+from edge_client.worker.train.trainer import Hooks, Trainer, is_out_of_memory
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import BudgetError
@@ -53,7 +53,7 @@ class Node:
         fuse(self.replica.model)
         self.memory_steps: list[int] = []
         report = lambda done, steps, loss, memory_step: self.memory_steps.append(memory_step)  # noqa: E731
-        self.trainer = Trainer(self.replica, EXAMPLES, own / "intervals", "r", "n", 0, CPU, report, wanted)
+        self.trainer = Trainer(self.replica, EXAMPLES, own / "intervals", "r", "n", 0, CPU, Hooks(report, wanted))
 
     def update(self, *memory_steps: MemoryPlan) -> dict[str, np.ndarray[Any, Any]]:
         path = self.own / "update.bin"
@@ -127,7 +127,7 @@ def test_finished_intervals_are_not_trained_again_and_the_update_is_bit_equal(
             if step == stop_at:
                 raise Stop
 
-        return Trainer(replica, examples, own / "intervals", "r", "n", 0, CPU, report, lambda: 0), done
+        return Trainer(replica, examples, own / "intervals", "r", "n", 0, CPU, Hooks(report)), done
 
     whole, _ = trainer(tmp_path / "a", 0)
     whole.train(plan, (WHOLE,), tmp_path / "whole.bin")

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent says of the things that happen, in words for a person and with the numbers for a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_client.agent.events import Decline
+from fedcore.errors import FedkrsoError
+from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.system.logs import Line
+from fedcore.transport.base import Limits
+from fedcore.worker.messages import Adopted, Ready, Trained
+from fedcore.worker.process import WorkerDied
+
+__all__ = [
+    "Callbacks",
+    "adopted",
+    "artefact_fetched",
+    "budget_set",
+    "connected",
+    "declined",
+    "disconnected",
+    "disk_full",
+    "loaded",
+    "message_refused",
+    "plan_arrived",
+    "trained",
+    "update_gone",
+    "worker_died",
+    "worker_failed",
+]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Who hears of an agent, on this machine.
+
+    Attributes:
+        say: Gets one line for each thing that happens, for a person.
+        heartbeat: Called at every turn of the loop, with what the node is doing: for a watchdog.
+    """
+
+    say: Callable[[str], None] = lambda line: None
+    heartbeat: Callable[[str], None] = lambda state: None
+
+
+def connected(limits: Limits, security: str) -> Line:
+    """The link to the broker is up, protected like this."""
+    return Line(f"connected ({limits.protocol}; {security})", event="connected")
+
+
+def disconnected(reason: str) -> Line:
+    """The link to the broker is lost."""
+    return Line(f"disconnected: {reason}", event="disconnected", level="warning")
+
+
+def message_refused(topic: str, error: FedkrsoError) -> Line:
+    """A message did not count."""
+    return Line(f"refused a message on {topic}: {error.one_line()}", event="message_refused", level="warning")
+
+
+def plan_arrived(plan: Plan) -> Line:
+    """The coordinator announced a plan."""
+    return Line(f"plan of round {plan.round} ({plan.phase})", event="plan", round=plan.round)
+
+
+def budget_set(budget_bytes: int) -> Line:
+    """The owner changed the memory budget."""
+    return Line(f"memory budget is now {budget_bytes / 2**20:,.0f} MiB", event="budget", budget_bytes=budget_bytes)
+
+
+def loaded(event: Ready) -> Line:
+    """The worker holds the model."""
+    words = f"model loaded, {event.examples} examples, version {event.version}"
+    return Line(words, event="loaded", examples=event.examples, version=event.version)
+
+
+def adopted(event: Adopted) -> Line:
+    """The worker's replica moved to a version."""
+    words = f"version {event.version} {event.digest[:12]}"
+    return Line(words, event="adopted", version=event.version, digest=event.digest)
+
+
+def trained(event: Trained) -> Line:
+    """The worker has trained a round.
+
+    Example:
+        >>> trained(Trained(3, "3.bin", 64, 0.5, 4.0))
+        'round 3 trained on 64 examples in 4.0 s, loss 0.500'
+    """
+    before = f", {event.restored} intervals from before" if event.restored else ""
+    return Line(
+        f"round {event.round} trained on {event.examples} examples in {event.seconds:.1f} s{before}, "
+        f"loss {event.loss:.3f}",
+        event="trained",
+        round=event.round,
+        examples=event.examples,
+        seconds=round(event.seconds, 3),
+        loss=event.loss,
+    )
+
+
+def artefact_fetched(obj: ArtefactObject) -> Line:
+    """The run artefact is on the disk."""
+    words, size_bytes = f"run artefact {obj.manifest.sha256[:12]} fetched", obj.manifest.size_bytes
+    return Line(words, event="artefact", size_bytes=size_bytes)
+
+
+def declined(action: Decline) -> Line:
+    """No update of this round will come."""
+    words = f"declined round {action.round}: {action.reason}"
+    return Line(words, event="declined", level="warning", round=action.round)
+
+
+def update_gone(server_round: int, refused: str) -> Line:
+    """An update was committed, or refused for a reason."""
+    what = f"update of round {server_round}"
+    if refused:
+        return Line(f"{what} refused: {refused}", event="refused", level="warning", round=server_round)
+    return Line(f"{what} committed", event="committed", round=server_round)
+
+
+def disk_full(error: FedkrsoError) -> Line:
+    """The node rests until there is room."""
+    return Line(error.one_line(), event="disk_full", level="warning")
+
+
+def worker_failed(error: FedkrsoError) -> Line:
+    """A command of the worker failed."""
+    words = f"{error.place}: {error.message}" if error.place else error.message
+    return Line(words, event="worker_failed", level="warning")
+
+
+def worker_died(event: WorkerDied, why: str) -> Line:
+    """The worker ended by itself; with the last line that it wrote, if it was not killed."""
+    last = f": {event.tail.splitlines()[-1]}" if event.tail and event.returncode > 0 else ""
+    return Line(f"{why}{last}", event="worker_died", level="warning")
