@@ -48,10 +48,10 @@ def main(data: Path, task: str, batch: int, steps: int, dtype: str) -> None:
     checkpoint = Checkpoint(folder)
     schema = describe(checkpoint, section)
     with tempfile.TemporaryDirectory() as scratch:
-        model: Any = build(Base(checkpoint, schema, "int8", Path(scratch)), section, 0, CPU, getattr(torch, dtype))
+        model = build(Base(checkpoint, schema, "int8", Path(scratch)), section, 0, CPU, getattr(torch, dtype))
     training: Any = server_half(FedKRSOSettings(rank=8, projection="signs")).training(1, 0)
-    FedKRSO(model).install(PublishedState.zero(training, schema))
-    for layer in model.subspace_layers.values():
+    FedKRSO(model, training).install(PublishedState.zero(training, schema))
+    for layer in model.layers.values():
         layer.select(0)
     stream = batches(encoded, batch, 0)
     seconds: dict[int, list[float]] = {0: [], 2**30: []}

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -181,9 +180,8 @@ class Experiment:
             self._compute_dtype,
             artefact=folder.artefact,
         )
-        model: Any = self._replica.model
-        fuse(model)
-        self._pad_id = int(model.config.pad_token_id or 0)
+        fuse(self._replica.model.module)
+        self._pad_id = self._replica.model.pad_id
         if done:
             start = scratch / "start.bin"
             self._model.start_state(plan.training).write(start)

@@ -57,7 +57,8 @@ def register_method(name: str, *, settings: str, server_half: str, client_half: 
         name: As a job's `[method]` says it.
         settings: `package.module:Class` of its settings.
         server_half: `package.module:name`, called with the settings.
-        client_half: `package.module:name`, called with the model and the plan's training.
+        client_half: `package.module:name`, called with the built model, the plan's training, and what the run's
+            artefact holds (None where there is none): `edge_client.worker.methods.interface.ClientHalf`.
 
     Raises:
         ConfigError: The name is taken, the struct is abstract or without a tag, its tag is another struct's, or it has
@@ -113,8 +114,8 @@ def _own(name: str, training: type[Training], module: str, settings: str, half: 
     )(training)
 
 
-_own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso:of_plan")
-_own("fedavg", DenseTraining, "fedavg", "FedAvgSettings", "FedAvg", "fedavg:of_plan")
+_own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso:FedKRSO")
+_own("fedavg", DenseTraining, "fedavg", "FedAvgSettings", "FedAvg", "fedavg:FedAvg")
 _own("fedit", FactorTraining, "lora", "FedITSettings", "LoRA", "lora:LoRA")
 _own("ffa-lora", FactorTraining, "lora", "FFALoRASettings", "LoRA", "lora:LoRA")
 _own("rolora", FactorTraining, "lora", "RoLoRASettings", "LoRA", "lora:LoRA")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from edge_client.worker.data.tasks import batches, summed_loss
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.round import learning_rate_factor
 from fedcore.round.plan import Plan
@@ -23,7 +24,7 @@ class Reference:
 
     def __init__(self, run: Run, replica: Replica) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(run.folder, dtype=torch.float32)
-        self.model.output_weight = replica.model.output_weight
+        self.built = BuiltModel(self.model, output_weight=replica.model.output_weight)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.weights: dict[str, nn.Parameter] = {}
@@ -41,7 +42,7 @@ class Reference:
             adam.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(step, 8)
             adam.zero_grad()
             batch = next(stream)
-            (summed_loss(self.model, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
+            (summed_loss(self.built, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
             adam.step()
 
 

@@ -65,7 +65,7 @@ def test_every_replica_is_the_same_also_one_that_was_absent(run: Run) -> None:
     assert {replica.digest() for replica in (*nodes.values(), absent, restarted)} == {run.digests[2]}
     token = torch.arange(3, 20)[None]
     with torch.no_grad():
-        logits = [replica.model.model(token).last_hidden_state for replica in (nodes["b"], absent, restarted)]
+        logits = [replica.model.backbone(token).last_hidden_state for replica in (nodes["b"], absent, restarted)]
     if run.settings.name != "fedsa-lora":
         assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
     assert any(entry.q.any() for entry in absent.state.entries.values()), "something was learned"
@@ -165,18 +165,18 @@ def test_the_learned_part_is_what_the_replica_computes_with(run: Run) -> None:
     run.close(1, [run.train("a", replica, 0)])
     layer = run.schema.layers[1]
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(5, layer.columns)).astype(np.float32))
-    name = next(name for name, module in replica.model.named_modules() if module is _target(replica, layer.name))
+    name = next(name for name, module in replica.model.module.named_modules() if module is _target(replica, layer.name))
     with torch.no_grad():
-        before = replica.model.get_submodule(name)(x)
+        before = replica.model.module.get_submodule(name)(x)
         run.adopt(replica, 1, whole=True)
-        after = replica.model.get_submodule(name)(x)
+        after = replica.model.module.get_submodule(name)(x)
     learned = torch.from_numpy(layer_update(run.plan(1).training, run.published[1], layer, run.artefact))
     assert torch.allclose(after - before, x @ learned.T, atol=1e-5)
 
 
 def _target(replica: Replica, name: str) -> nn.Module:
     """The module that stands where a target layer stood, whatever the method made of it."""
-    return replica.model.get_submodule(name)
+    return replica.model.module.get_submodule(name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
@@ -199,7 +199,9 @@ def test_an_export_computes_what_the_replica_computes(
     export_model(run.base, run.published[1], run.schema, TASK, training, out, run.artefact)
     exported = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
-        start, found, expected = (model.model(token).last_hidden_state for model in (before, exported, replica.model))
+        start, found, expected = (
+            model.model(token).last_hidden_state for model in (before, exported, replica.model.module)
+        )
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, start, atol=1e-2)
     if settings.merges_every:
         # The next round is open: what was learned is in the base already.

@@ -137,7 +137,7 @@ def test_fedkseed_equals_its_reference(name: str, make_llama: Callable[..., Path
         def loss(length: float, k: int = k, batch: list[Encoded] = batch) -> float:
             for layer in run.schema.layers:
                 reference.weights[layer.name].data += length * torch.from_numpy(_signs(training, k, layer))
-            return float(summed_loss(reference.model, batch, TASK, 0, CPU)) / sum(e.weight for e in batch)
+            return float(summed_loss(reference.built, batch, TASK, 0, CPU)) / sum(e.weight for e in batch)
 
         slope = (loss(5e-4) - loss(-1e-3)) / 1e-3
         move = -1e-2 * learning_rate_factor(step, 8) * slope

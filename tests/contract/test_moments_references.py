@@ -73,7 +73,7 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
                 states[layer.name, k] = {"t": old["t"], "m": moved, "v": old["v"]}
         for step in (2 * interval, 2 * interval + 1):
             batch = next(stream)
-            (summed_loss(reference.model, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
+            (summed_loss(reference.built, batch, TASK, 0, CPU) / sum(e.weight for e in batch)).backward()
             for name, factor in factors.items():
                 state = states[name, k]
                 assert factor.grad is not None

@@ -9,13 +9,12 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loss import IGNORE_INDEX
-from edge_client.worker.model.padding import Padding
 from fedcore.config.tasks import Target
 
 __all__ = ["Encoded", "batches", "outputs", "pad", "states_and_labels"]
@@ -69,27 +68,25 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
     return {name: tensor.to(torch_device) for name, tensor in out.items()}
 
 
-def outputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+def outputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
     """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model(**_inputs(model, batch, pad_id, torch_device)).logits
+    logits: Tensor = model.module(**_inputs(model, batch, pad_id, torch_device)).logits
     return logits
 
 
-def _inputs(model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Of a micro-batch; a model that can leave padding out is told where it is."""
+def _inputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
+    """Of a micro-batch; the model is told where padding is."""
     inputs = pad(batch, pad_id, torch_device)
-    padding = getattr(model, "padding", None)
-    if isinstance(padding, Padding):
-        padding.see(inputs["attention_mask"])
+    model.padding.see(inputs["attention_mask"])
     return inputs
 
 
 def states_and_labels(
-    model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1)
     that follows it."""
     inputs = _inputs(model, batch, pad_id, torch_device)
-    hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state  # (b, t, n)
+    hidden = model.backbone(**inputs).last_hidden_state  # (b, t, n)
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
     return hidden[:, :-1], labels[:, 1:]

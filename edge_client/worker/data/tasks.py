@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edge_client.worker.data.batches import Encoded, batches, outputs, pad, states_and_labels
 from edge_client.worker.data.reading import Example
+from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import Target, task_of
 from fedcore.errors import DataError
@@ -74,16 +75,18 @@ class WorkerTask(ABC):
         yield Encoded(tuple(made["input_ids"]), tuple(types) if types else None, example.target)
 
     @abstractmethod
-    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """What the model's layers make of a micro-batch, whatever is to be learned of it."""
 
     @abstractmethod
-    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def summed_loss(
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> Tensor:
         """Loss of a micro-batch, summed over what its examples count (`Encoded.weight`); a scalar with a graph."""
 
     @abstractmethod
     def scores(
-        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
     ) -> tuple[Tensor, Tensor | None]:
         """Each example's loss (b,), and the head's outputs (b, labels) where there is a head."""
 
@@ -103,16 +106,18 @@ class HeadTask(WorkerTask):
     def loss(self, said: Tensor, batch: Sequence[Encoded], reduction: Literal["sum", "none"]) -> Tensor:
         """Loss of the head's outputs (b, labels): of each example (b,), or the sum of all."""
 
-    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """The head's outputs (b, labels)."""
         return outputs(model, batch, pad_id, torch_device)
 
-    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def summed_loss(
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> Tensor:
         """Loss in float32, summed over examples."""
         return self.loss(outputs(model, batch, pad_id, torch_device).float(), batch, "sum")
 
     def scores(
-        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Losses and outputs in float32."""
         said = outputs(model, batch, pad_id, torch_device).float()
@@ -143,7 +148,7 @@ def encode(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> li
 
 
 def summed_loss(
-    model: Any, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
+    model: BuiltModel, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
 ) -> Tensor:
     """Loss of a micro-batch, summed over its examples (tokens, for causal-lm); a scalar with a graph."""
     return worker_task(task).summed_loss(model, batch, pad_id, torch_device)

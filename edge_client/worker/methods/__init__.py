@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge_client.worker.methods.interface import ClientHalf
+from edge_client.worker.model.built import BuiltModel
 from fedcore.registry import resolve
 from fedcore.round.methods import client_half_name
 from fedcore.round.training import Training
@@ -14,7 +15,7 @@ from fedcore.round.training import Training
 __all__ = ["client_half"]
 
 
-def client_half(model: Any, training: Training, artefact: Any = None) -> ClientHalf:
+def client_half(model: BuiltModel, training: Training, artefact: Any = None) -> ClientHalf:
     """The half that trains a model as a plan says; it changes the model's target layers.
 
     Args:
@@ -23,5 +24,5 @@ def client_half(model: Any, training: Training, artefact: Any = None) -> ClientH
         artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where the plan names one.
     """
     half = resolve(client_half_name(training), place=f"method {training.method}")
-    made: ClientHalf = half(model, training) if artefact is None else half(model, training, artefact)
+    made: ClientHalf = half(model, training, artefact)
     return made

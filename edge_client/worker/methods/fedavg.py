@@ -5,7 +5,7 @@ round."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
 from edge_client.worker.model.weights import row_blocks
@@ -21,31 +22,38 @@ from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import Training
 
-__all__ = ["FedAvg", "of_plan"]
+__all__ = ["FedAvg"]
 
 _BLOCK_ROWS = 256
 _AFTER_BYTES = 18
 
 
 class FedAvg:
-    """The target layers as ordinary linear layers, from the values of the base."""
+    """The target layers as ordinary linear layers, from the values of the base.
+
+    Args:
+        model: Built; the layers take their places in it.
+        training: Of the plan, which has nothing to say of them.
+        artefact: None; the method asks for none.
+    """
 
     supersedes: ClassVar[bool] = True
     rank: int = 0
     subspaces: tuple[int, ...] = ()
     local: Mapping[str, nn.Parameter] = {}
 
-    def __init__(self, model: Any) -> None:
-        self._bases: dict[str, SubspaceLinear] = model.subspace_layers
+    def __init__(self, model: BuiltModel, training: Training, artefact: None = None) -> None:
+        del training, artefact
+        self._bases = model.layers
         self._weights: dict[str, nn.Parameter] = {}
         self._state: PublishedState | None = None
         self._adam: torch.optim.Adam | None = None
-        places = {id(module): name for name, module in model.named_modules()}
+        places = {id(module): name for name, module in model.module.named_modules()}
         for name, layer in self._bases.items():
             dense = _Dense(layer, model.padding)
             dense.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features, device=layer.base.device))
             parent, _, last = places[id(layer)].rpartition(".")
-            setattr(model.get_submodule(parent), last, dense)
+            setattr(model.module.get_submodule(parent), last, dense)
             self._weights[name] = dense.weight
 
     def outline(self, training: Training) -> Kept:
@@ -113,12 +121,6 @@ class FedAvg:
     def _add_learned(self, state: PublishedState, name: str, weight: Tensor) -> None:
         """Add what a state has learned of a layer."""
         weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
-
-
-def of_plan(model: Any, training: Training) -> FedAvg:
-    """The half that trains a model as a plan says; a plan has nothing to say of it."""
-    del training
-    return FedAvg(model)
 
 
 class _Dense(nn.Linear):

@@ -8,7 +8,7 @@ accumulators."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept
 from edge_client.worker.methods.moments import Moments, moments_of
-from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import SubspaceTraining, Training
@@ -25,7 +25,7 @@ from fedcore.subspaces.informed import InformedRows
 from fedcore.subspaces.projection import projection_of
 from fedcore.subspaces.schedule import interval_order
 
-__all__ = ["FedKRSO", "of_plan"]
+__all__ = ["FedKRSO"]
 
 
 class FedKRSO:
@@ -33,15 +33,16 @@ class FedKRSO:
 
     Args:
         model: Built.
-        informed: The run's informed rows, where it has some.
+        training: Of the plan; seeds and rank are learned when a round is opened.
+        artefact: The run's informed rows, where it has some.
     """
 
     supersedes: ClassVar[bool] = False
     local: Mapping[str, nn.Parameter] = {}
 
-    def __init__(self, model: Any, informed: InformedRows | None = None) -> None:
-        self._informed = informed
-        self._layers: dict[str, SubspaceLinear] = model.subspace_layers
+    def __init__(self, model: BuiltModel, training: Training, artefact: InformedRows | None = None) -> None:
+        del training
+        self._informed, self._layers = artefact, model.layers
         self._order: tuple[int, ...] = ()
         self._rank = self._largest = 0
         self._learning_rate = 0.0
@@ -158,9 +159,3 @@ class FedKRSO:
     def _goes_on(self) -> Moments:
         assert self._moments is not None, "open comes first"
         return self._moments
-
-
-def of_plan(model: Any, training: Training, informed: InformedRows | None = None) -> FedKRSO:
-    """The half that trains a model as a plan says; it learns seeds and rank when a round is opened."""
-    del training
-    return FedKRSO(model, informed)

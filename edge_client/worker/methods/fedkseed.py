@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept
-from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.weights import ShiftedWeight
 from fedcore.errors import WorkerError
 from fedcore.model.state import PublishedState
@@ -56,10 +56,9 @@ class FedKSeed:
     subspaces: tuple[int, ...] = ()
     local: Mapping[str, nn.Parameter] = {}
 
-    def __init__(self, model: Any, training: ScalarTraining) -> None:
-        self._training = training
-        self._layers: dict[str, SubspaceLinear] = model.subspace_layers
-        self._tensors: dict[str, nn.Parameter] = model.trained_tensors
+    def __init__(self, model: BuiltModel, training: ScalarTraining, artefact: None = None) -> None:
+        del artefact
+        self._training, self._layers, self._tensors = training, model.layers, model.tensors
         self._specs = [LayerSpec(name, layer.out_features, layer.in_features) for name, layer in self._layers.items()]
         self._seed = training.seeds[0]
         # What the layers compute with, in whole units: published, and what this round added.

@@ -7,7 +7,6 @@ A device needs the memory of full fine-tuning; only the update is small.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.methods.fedavg import FedAvg
+from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import SketchTraining, Training
@@ -30,8 +30,8 @@ _LEAST_DIRECTIONS = 2
 class Ferret(FedAvg):
     """As in federated averaging, but for what of a change is sent, and how what was learned is had back."""
 
-    def __init__(self, model: Any, training: SketchTraining) -> None:
-        super().__init__(model)
+    def __init__(self, model: BuiltModel, training: SketchTraining, artefact: None = None) -> None:
+        super().__init__(model, training, artefact)
         self._training = training
         self._round, self._node = 0, ""
 

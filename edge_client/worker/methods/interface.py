@@ -48,7 +48,8 @@ class Kept:
 
 
 class ClientHalf(Protocol):
-    """A method on one model.
+    """A method on one model. What makes it is called with the model (`BuiltModel`), the plan's training, and what the
+    run's artefact holds or None: `(model, training, artefact=None)`.
 
     A round is `open`, then for each interval `begin`, for each step `measure` and the optimiser, and `finish`, then
     `changes`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
@@ -38,20 +39,20 @@ class LoRA:
     supersedes: ClassVar[bool] = True
     subspaces: tuple[int, ...] = ()
 
-    def __init__(self, model: Any, training: FactorTraining) -> None:
+    def __init__(self, model: BuiltModel, training: FactorTraining, artefact: None = None) -> None:
+        del artefact
         self._training = training
         self.rank = training.rank
         self._wrapped: dict[str, LoraLinear] = {}
-        layers: dict[str, SubspaceLinear] = model.subspace_layers
-        names = {id(module): name for name, module in model.named_modules()}
+        names = {id(module): name for name, module in model.module.named_modules()}
         config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none")
         self._factors: dict[str, nn.Parameter] = {}
         self._start: dict[str, Tensor] = {}
         self._seed = training.first_seed(training.seeds)
-        for name, own in layers.items():
+        for name, own in model.layers.items():
             wrapped = _around(own, config)
             parent, _, last = names[id(own)].rpartition(".")
-            setattr(model.get_submodule(parent), last, wrapped)
+            setattr(model.module.get_submodule(parent), last, wrapped)
             self._wrapped[name] = wrapped
             self._factors[f"{name}/A"] = wrapped.lora_A[_ADAPTER].weight
             self._factors[f"{name}/B"] = wrapped.lora_B[_ADAPTER].weight

@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build
 from fedcore.config.sections import TaskSection
@@ -67,7 +67,7 @@ def make_informed(path: Path, sources: ArtefactSources) -> None:
 
 
 def informed_layers(
-    model: Any,
+    model: BuiltModel,
     layers: Sequence[LayerSpec],
     encoded: Sequence[Encoded],
     task: TaskSection,
@@ -113,18 +113,22 @@ def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
 
 
 def _measured(
-    model: Any, layers: Sequence[LayerSpec], encoded: Sequence[Encoded], task: TaskSection, torch_device: torch.device
+    model: BuiltModel,
+    layers: Sequence[LayerSpec],
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    torch_device: torch.device,
 ) -> dict[str, _Sums]:
     """By layer."""
     at_work, sums = worker_task(task), {layer.name: _Sums.zero(layer.columns) for layer in layers}
     with ExitStack() as stack, torch.inference_mode():
         for name, total in sums.items():
-            stack.enter_context(_listening(model.subspace_layers[name], total))
-        model.eval()
+            stack.enter_context(_listening(model.layers[name], total))
+        model.module.eval()
         for batch in _of_one_length(encoded):
             # Nothing is padded, so any number will do.
             at_work.forward(model, batch, 0, torch_device)
-        model.train()
+        model.module.train()
     return sums
 
 

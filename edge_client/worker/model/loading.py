@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import fnmatch
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
@@ -98,16 +100,14 @@ def build(
     compute_dtype: torch.dtype,
     *,
     mapped: bool = False,
-) -> Any:
+) -> BuiltModel:
     """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest
     frozen.
 
     Large embeddings stay in the dtype that they are stored in. With `mapped`, they and the target layers stay on disk.
 
     Returns:
-        The model in training mode, without dropout; `model.subspace_layers` maps canonical names to layers and
-        `model.trained_tensors` canonical names to parameters, `model.padding` is what layers share about a micro-batch;
-        for causal-lm `model.output_weight` is the output embedding.
+        The model in training mode, without dropout.
     """
     checkpoint, schema = base.checkpoint, base.schema
     # Another device gets copies: there is nothing to be mapped.
@@ -117,8 +117,9 @@ def build(
     layers = {layer.name: layer for layer in schema.layers}
     tensors = {tensor.name: tensor for tensor in schema.tensors}
     scratch, padding = Scratch(), Padding()
-    subspace_layers: dict[str, SubspaceLinear] = {}
+    own_layers: dict[str, SubspaceLinear] = {}
     trained: dict[str, nn.Parameter] = {}
+    mappings: list[_Mapped] = []
     for name, module in list(model.named_modules()):
         stored = names.get(f"{name}.weight")
         layer = layers.get(stored[: -len(".weight")]) if stored else None
@@ -129,7 +130,7 @@ def build(
                 layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch, padding=padding
             )
             _replace(model, name, own)
-            subspace_layers[layer.name] = own
+            own_layers[layer.name] = own
     for name, parameter in list(model.named_parameters()):
         stored = names.get(name)
         spec = tensors.get(stored or name)
@@ -138,26 +139,25 @@ def build(
             trained[spec.name] = nn.Parameter(value)
             _replace(model, name, trained[spec.name])
         elif parameter.is_meta and stored is not None and _stays_stored(model, name, parameter, task):
-            _place_embedding(model, name, *tensor_of(checkpoint.read(stored, mapped=mapped)), torch_device)
+            numbers, mapping = tensor_of(checkpoint.read(stored, mapped=mapped))
+            mappings.append((_place_embedding(model, name, numbers.to(torch_device), mapping), mapping))
         elif parameter.is_meta:
             value = _numbers(checkpoint, stored, torch_device)
             _replace(model, name, nn.Parameter(value, requires_grad=False))
         else:
             parameter.requires_grad_(False)
-    if (missing := layers.keys() - subspace_layers.keys()) or (missing := tensors.keys() - trained.keys()):
+    if (missing := layers.keys() - own_layers.keys()) or (missing := tensors.keys() - trained.keys()):
         raise ModelError(
             f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder)
         )
     model.tie_weights()
     model.to(torch_device)
+    output_weight = None
     if task_of(task).outputs() is None:
         head = model.get_output_embeddings().weight
-        model.output_weight = FloatWeight(head, _mapping_of(model, head))
-    model.subspace_layers = subspace_layers
-    model.padding = padding
-    model.trained_tensors = trained
+        output_weight = FloatWeight(head, _mapping_of(head, mappings))
     model.train()
-    return model
+    return BuiltModel(model, MappingProxyType(own_layers), MappingProxyType(trained), padding, output_weight)
 
 
 def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight | FloatWeight:
@@ -185,28 +185,24 @@ def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSect
     return (type(module) is nn.Embedding or output) and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
 
 
-def _place_embedding(
-    model: Any, name: str, value: Tensor, mapping: mmap.mmap | None, torch_device: torch.device
-) -> None:
-    weight = nn.Parameter(value.to(torch_device), requires_grad=False)
+_Mapped = tuple[nn.Parameter, mmap.mmap | None]
+"""A weight, and where it is mapped from."""
+
+
+def _place_embedding(model: Any, name: str, value: Tensor, mapping: mmap.mmap | None) -> nn.Parameter:
+    weight = nn.Parameter(value, requires_grad=False)
     place = name.rpartition(".")[0]
     if isinstance(model.get_submodule(place), nn.Embedding):
         _replace(model, place, FrozenEmbedding(weight, mapping))
     else:
         _replace(model, name, weight)
-        # Not an attribute of the weight: it must not be taken for a parameter of the model.
-        model.__dict__.setdefault("mappings", []).append((weight, mapping))
+    return weight
 
 
-def _mapping_of(model: Any, weight: nn.Parameter) -> mmap.mmap | None:
+def _mapping_of(weight: nn.Parameter, mappings: Sequence[_Mapped]) -> mmap.mmap | None:
     """Where an output embedding is mapped from: its own file place, or that of the input embedding that it is tied
     to."""
-    for own, mapping in model.__dict__.get("mappings", []):
-        if own is weight:
-            found: mmap.mmap | None = mapping
-            return found
-    tied = next((m for m in model.modules() if isinstance(m, FrozenEmbedding) and m.weight is weight), None)
-    return tied.mapping if tied is not None else None
+    return next((mapping for own, mapping in mappings if own is weight), None)
 
 
 def _numbers(checkpoint: Tensors, name: str | None, torch_device: torch.device) -> Tensor:

@@ -90,7 +90,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
     replica = Replica(plan, folder, scratch, torch.device("cpu"), dtype, mapped=memory.mapped)
     loading = peak_bytes() or 0
     _learn(replica)
-    fuse(replica.model)
+    fuse(replica.model.module)
     apply(replica.model, memory)
     measured = calibrate(replica, plan, min(request.length, TINY_LENGTH), 0, torch.device("cpu"))
     calibration = calibrated(trace, memory, measured, rank=training.rank, before=Calibration())
@@ -103,7 +103,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
         seconds = now
 
     target = worker_task(plan.task).sample_target
-    typed = getattr(replica.model.config, "type_vocab_size", 0) > 0
+    typed = replica.model.takes_types
 
     def example(index: int) -> Encoded:
         # Every other text is a token shorter: a batch with padding has an attention mask, one without has none.

@@ -168,11 +168,9 @@ class Worker:
         self._replica = Replica(
             command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, artefact=artefact
         )
-        model: Any = self._replica.model
-        # The model's own idea of padding, not the tokenizer's: Llama-style classifiers find the last token by it.
-        self._pad_id = model.config.pad_token_id or 0
-        fuse(model)
-        apply(model, command.memory)
+        self._pad_id = self._replica.model.pad_id
+        fuse(self._replica.model.module)
+        apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
             self._encoded,

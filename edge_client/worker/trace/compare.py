@@ -9,6 +9,7 @@ traces with the real packages."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from edge_client.memory.planner import halvings
 from edge_client.worker.data.tasks import Encoded, pad
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import empty_model
 from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.trace import Step, fake_model, sketch_points
@@ -134,22 +136,25 @@ def _as_footprint(
 
 
 def _points(
-    model: Any, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool
+    module: nn.Module, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool
 ) -> tuple[Point, ...]:
-    def loss(model: Any, batch: list[Encoded], _: TaskSection, pad_id: int, torch_device: torch.device) -> Tensor:
+    def loss(
+        model: BuiltModel, batch: Sequence[Encoded], _: TaskSection, pad_id: int, torch_device: torch.device
+    ) -> Tensor:
         """The model's own loss: all logits at once."""
         inputs = pad(batch, pad_id, torch_device)
         targets = [e.target for e in batch]
         labels = inputs["input_ids"] if targets[0] is None else torch.tensor(targets)
-        found: Tensor = model(**inputs, labels=labels).loss
+        found: Tensor = model.module(**inputs, labels=labels).loss
         return found
 
+    model = BuiltModel(module)
     mode = fake_model(model)
     shapes = [(size, longest) for size in halvings(batch_size, 1)]
     return sketch_points(model, mode, Step(task, loss, gradients_apart), shapes, _recompute)
 
 
-def _recompute(model: Any, checkpointing: bool, gates: bool) -> bool:
+def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:
     set_checkpointing(model, checkpointing)
     return not gates
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from edge_client.memory.planner import halvings
 from edge_client.worker.methods import client_half
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.layer import SubspaceLinear
@@ -86,10 +86,10 @@ def footprint(
     """
     dtype: torch.dtype = getattr(torch, compute_dtype)
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
-    fuse(model)
-    layers = list(model.subspace_layers.values())
+    fuse(model.module)
+    layers = list(model.layers.values())
     mappable = _mappable(model)
-    others = _bytes([p for p in _tensors(model) if not _belongs_to(layers, p)])
+    others = _bytes([p for p in model.held() if not _belongs_to(layers, p)])
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
@@ -190,7 +190,7 @@ def _shape_of(training: Training) -> tuple[object, ...]:
     return len(training.seeds), sorted((key, str(value)) for key, value in said.items() if key not in (*_FREE, "seeds"))
 
 
-def _recompute(model: Any, checkpointing: bool, gates: bool) -> bool:
+def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:
     set_checkpointing(model, checkpointing)
     return set_recompute_gates(model, gates) or not gates
 
@@ -210,18 +210,14 @@ def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
     return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
 def _belongs_to(layers: Sequence[SubspaceLinear], tensor: Tensor) -> bool:
     return any(tensor is own for layer in layers for own in (*layer.buffers(), layer.factor))
 
 
-def _mappable(model: Any) -> int:
+def _mappable(model: BuiltModel) -> int:
     """Bytes of frozen embeddings that need not be in memory whole."""
-    tables = [module.weight for module in model.modules() if isinstance(module, FrozenEmbedding)]
-    if hasattr(model, "output_weight") and model.output_weight.weight.numel() >= LARGE_ELEMENTS:
+    tables: list[Tensor] = [module.weight for module in model.module.modules() if isinstance(module, FrozenEmbedding)]
+    if model.output_weight is not None and model.output_weight.weight.numel() >= LARGE_ELEMENTS:
         tables.append(model.output_weight.weight)
     return _bytes(tables)
 

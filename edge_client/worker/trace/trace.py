@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
-from edge_client.worker.model.layer import Scratch, SubspaceLinear
+from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.layer import Scratch
 from edge_client.worker.model.products16 import PER_TOKEN
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Point
@@ -31,7 +32,7 @@ from fedcore.device.memoryplan import Point
 __all__ = ["LiveBytes", "LossOf", "Peak", "Step", "fake_model", "point", "sketch_points", "trace_step"]
 
 
-LossOf = Callable[[Any, Any, TaskSection, int, torch.device], Tensor]
+LossOf = Callable[[BuiltModel, Sequence[Encoded], TaskSection, int, torch.device], Tensor]
 """A micro-batch's loss: model, batch, task, padding token, device."""
 
 
@@ -109,7 +110,7 @@ class Peak:
         return self.forward_bytes + self.loss_bytes + self.backward_bytes
 
 
-def fake_model(model: nn.Module) -> FakeTensorMode:
+def fake_model(model: BuiltModel) -> FakeTensorMode:
     """Turn a model's parameters and buffers into fake tensors in place; tied ones stay tied.
 
     Returns:
@@ -129,7 +130,7 @@ def fake_model(model: nn.Module) -> FakeTensorMode:
             )
         return made[id(tensor)]
 
-    for module in model.modules():
+    for module in model.parts():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
@@ -161,7 +162,9 @@ class Step:
     """Passes over so many tokens are measured alone, each with nothing before or after it."""
 
 
-def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
+def trace_step(
+    model: BuiltModel, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step, *, first: bool = True
+) -> Peak:
     """One forward and backward pass of a fake model over a micro-batch; returns its peak.
 
     Buffers of `Scratch` and the optimiser's tensors are not in it.
@@ -174,25 +177,25 @@ def trace_step(model: Any, mode: FakeTensorMode, batch: Sequence[Encoded], step:
         first: No gradients are there yet, of micro-batches before it.
     """
     counter = LiveBytes()
-    counter.know([*model.parameters(), *model.buffers()])
+    counter.know(model.held())
+    parameters = list(model.module.parameters())
     if not first:
         with mode:
-            for parameter in model.parameters():
+            for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        counter.know([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        counter.know([parameter.grad for parameter in parameters if parameter.grad is not None])
     scratch = _UncountedScratch(counter)
-    for layer in model.modules():
-        if isinstance(layer, SubspaceLinear):
-            # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
-            layer.block_rows, layer.scratch = layer.out_features, scratch
+    for layer in model.layers.values():
+        # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
+        layer.block_rows, layer.scratch = layer.out_features, scratch
     with mode, counter, _phases(model, counter):
         loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
         counter.phase = "backward"
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         del loss
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None)
-    model.zero_grad(set_to_none=True)
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
+    model.module.zero_grad(set_to_none=True)
     return _without(counter.peak, gradients if first and step.gradients_apart else 0, step.after_bytes)
 
 
@@ -207,15 +210,14 @@ def _without(peak: Mapping[str, int], gradients: int, after_bytes: int) -> Peak:
 
 
 @contextmanager
-def _phases(model: Any, counter: LiveBytes) -> Iterator[None]:
-    """`forward` until the model's trunk is through, then `loss`."""
-    trunk = getattr(model, model.base_model_prefix)
+def _phases(model: BuiltModel, counter: LiveBytes) -> Iterator[None]:
+    """`forward` until the model's backbone is through, then `loss`."""
 
     def after(*_: object) -> None:
         counter.phase = "loss"
 
     counter.phase = "forward"
-    hook = trunk.register_forward_hook(after)
+    hook = model.backbone.register_forward_hook(after)
     try:
         yield
     finally:
@@ -223,10 +225,10 @@ def _phases(model: Any, counter: LiveBytes) -> Iterator[None]:
 
 
 def point(
-    model: Any, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool
+    model: BuiltModel, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool
 ) -> Point:
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
-    types = (0,) * length if _takes_types(model) else None
+    types = (0,) * length if model.takes_types else None
     example = Encoded((1,) * length, types, worker_task(step.task).sample_target)
     first = step.batch_size in (0, micro_batch_size)
     if length == step.tiny_length:
@@ -243,11 +245,11 @@ def point(
 
 
 def sketch_points(
-    model: Any,
+    model: BuiltModel,
     mode: FakeTensorMode,
     step: Step,
     shapes: Sequence[tuple[int, int]],
-    recompute: Callable[[Any, bool, bool], bool],
+    recompute: Callable[[nn.Module, bool, bool], bool],
 ) -> tuple[Point, ...]:
     """A point for each shape and each way of recomputing.
 
@@ -256,18 +258,14 @@ def sketch_points(
         mode: Its mode.
         step: What is trained.
         shapes: Examples and tokens of each.
-        recompute: Called with (model, checkpointing, gates) to switch; False where the model cannot.
+        recompute: Called with (module, checkpointing, gates) to switch; False where the model cannot.
     """
     found = []
     for checkpointing, gates in ((False, False), (False, True), (True, False)):
-        if not recompute(model, checkpointing, gates):
+        if not recompute(model.module, checkpointing, gates):
             continue
         for size, length in shapes:
             one = point(model, mode, step, micro_batch_size=size, length=length, checkpointing=checkpointing)
             found.append(msgspec.structs.replace(one, recompute_gates=gates))
-    recompute(model, False, False)
+    recompute(model.module, False, False)
     return tuple(found)
-
-
-def _takes_types(model: Any) -> bool:
-    return getattr(model.config, "type_vocab_size", 0) > 0

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import encode, outputs
+from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 
 __all__ = ["scores_of_texts"]
@@ -34,13 +35,12 @@ def scores_of_texts(
         Of each text the probability of every label; a regression's one score.
     """
     encoded = encode([Example(text, pair, None) for text, pair in texts], task, tokenizer)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    model.eval()
+    model = BuiltModel(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval())
 
     def rows() -> Iterator[tuple[float, ...]]:
         for start in range(0, len(encoded), _BATCH):
             batch = encoded[start : start + _BATCH]
-            said = outputs(model, batch, model.config.pad_token_id or 0, torch.device("cpu"))
+            said = outputs(model, batch, model.pad_id, torch.device("cpu"))
             yield from map(tuple, (said if task.kind == "regression" else said.softmax(-1)).tolist())
 
     with torch.inference_mode():

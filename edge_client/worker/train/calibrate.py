@@ -22,7 +22,7 @@ def calibrate(
     Returns:
         The readings, or none where the kernel does not give them.
     """
-    types = (0,) * length if getattr(replica.model.config, "type_vocab_size", 0) else None
+    types = (0,) * length if replica.model.takes_types else None
     example = Encoded((1,) * length, types, worker_task(plan.task).sample_target)
     found = []
     replica.half.open(plan, "", plan.training.rank)
@@ -36,7 +36,7 @@ def calibrate(
             loss.backward()  # type: ignore[no-untyped-call]
         del loss
         peak = peak_bytes()
-        replica.model.zero_grad(set_to_none=True)
+        replica.model.module.zero_grad(set_to_none=True)
         if static is not None and peak is not None:
             found.append(Measured(micro_batch_size=size, length=length, static_bytes=static, peak_bytes=peak))
     replica.restore()

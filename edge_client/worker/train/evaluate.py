@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_client.worker.data.reading import function_by_name
 from edge_client.worker.data.tasks import Encoded, Scores, worker_task
+from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 from fedcore.errors import DataError
 from fedcore.registry import METRICS
@@ -28,7 +29,7 @@ _KEY: Final = "evaluation.metrics"
 
 
 def evaluate(
-    model: Any,
+    model: BuiltModel,
     encoded: Sequence[Encoded],
     task: TaskSection,
     pad_id: int,
@@ -79,13 +80,13 @@ def _measured(
 
 
 def scores_of(
-    model: Any, encoded: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
+    model: BuiltModel, encoded: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
 ) -> Scores:
     """What a model says of each example."""
     # Texts of like length together: less padding.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     at_work, losses, found = worker_task(task), np.empty(len(encoded), np.float64), []
-    model.eval()
+    model.module.eval()
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
             places = order[start : start + _BATCH]
@@ -94,7 +95,7 @@ def scores_of(
             losses[places] = found_losses.cpu().numpy()
             if said is not None:
                 found.append(said.cpu().numpy())
-    model.train()
+    model.module.train()
     table = np.zeros((len(encoded), found[0].shape[1] if found else 0), np.float32)
     if found:
         table[order] = np.concatenate(found)

@@ -8,6 +8,7 @@ wrong checkpoint is refused."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from torch import nn
 
 from edge_client.worker.methods import client_half
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, install_weight
-from edge_client.worker.model.padding import Padding
 from edge_client.worker.train.local import LocalTensors
 from fedcore.errors import BaseDamaged, ExactnessError, WireError
 from fedcore.model.base import Base
@@ -52,7 +53,7 @@ class Replica:
         ArtefactDamaged: The run's artefact is not here.
     """
 
-    model: nn.Module
+    model: BuiltModel
 
     def __init__(
         self,
@@ -83,19 +84,14 @@ class Replica:
         self._install()
 
     @property
-    def layers(self) -> dict[str, SubspaceLinear]:
+    def layers(self) -> Mapping[str, SubspaceLinear]:
         """Target layers by canonical name."""
-        return self.model.subspace_layers  # type: ignore[return-value]
+        return self.model.layers
 
     @property
-    def tensors(self) -> dict[str, nn.Parameter]:
+    def tensors(self) -> Mapping[str, nn.Parameter]:
         """Tensors trained whole by canonical name."""
-        return self.model.trained_tensors  # type: ignore[return-value]
-
-    @property
-    def padding(self) -> Padding:
-        """What the model's layers share about a micro-batch."""
-        return self.model.padding  # type: ignore[return-value]
+        return self.model.tensors
 
     def digest(self) -> str:
         """The model digest of what is held now."""

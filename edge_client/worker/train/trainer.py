@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from edge_client.memory.allocator import set_thresholds
 from edge_client.worker.data.tasks import Encoded, batches, summed_loss
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import FusedGatedMLP
-from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.train.highwater import give_back_freed_memory
 from edge_client.worker.train.intervals import FinishedIntervals, round_key
 from edge_client.worker.train.replica import Replica
@@ -169,10 +169,10 @@ class Trainer:
         if memory_step != self.memory_step:
             self.memory_step, memory = memory_step, self._memory_steps[memory_step]
             apply(self._replica.model, memory)
-            self._replica.padding.room_tokens = memory.micro_batch_size * (memory.length or self._length)
+            self._replica.model.padding.room_tokens = memory.micro_batch_size * (memory.length or self._length)
 
     def _drop_gradients(self) -> None:
-        for parameter in self._replica.model.parameters():
+        for parameter in self._replica.model.module.parameters():
             parameter.grad = None
         gc.collect()
         if self._torch_device.type == "cuda":
@@ -193,29 +193,29 @@ class _Numbered:
         return self._batch
 
 
-def apply(model: Any, memory: MemoryPlan) -> None:
+def apply(model: BuiltModel, memory: MemoryPlan) -> None:
     """Make a model train as a memory plan says, from the next micro-batch on."""
-    set_checkpointing(model, memory.checkpointing)
-    set_recompute_gates(model, memory.recompute_gates and not memory.checkpointing)
-    for layer in model.modules():
-        if isinstance(layer, SubspaceLinear):
-            layer.block_rows = memory.block_rows
-            if layer.scratch is not None:
-                layer.scratch.clear()
+    set_checkpointing(model.module, memory.checkpointing)
+    set_recompute_gates(model.module, memory.recompute_gates and not memory.checkpointing)
+    for layer in model.layers.values():
+        layer.block_rows = memory.block_rows
+        if layer.scratch is not None:
+            layer.scratch.clear()
     _set_allocator(memory.allocator)
 
 
-def set_checkpointing(model: Any, on: bool) -> None:
+def set_checkpointing(model: nn.Module, on: bool) -> None:
     """Switch the recomputing of each block's activations; cheap to repeat.
 
     Not by the model's public method: that one also makes the embeddings' output require a gradient, for good.
     """
     # Dropout is off: there is no random state to keep.
     recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    model._set_gradient_checkpointing(enable=on, gradient_checkpointing_func=recompute)
+    switch: Callable[..., None] = model._set_gradient_checkpointing  # type: ignore[assignment]
+    switch(enable=on, gradient_checkpointing_func=recompute)
 
 
-def set_recompute_gates(model: Any, on: bool) -> bool:
+def set_recompute_gates(model: nn.Module, on: bool) -> bool:
     """Switch the recomputing of gated MLPs' gates; whether the model has any."""
     found = [module for module in model.modules() if isinstance(module, FusedGatedMLP)]
     for module in found:

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edge_client.worker.methods.fedavg import FedAvg
+from edge_client.worker.model.built import BuiltModel
 from outside_package.light import SignTraining
 
 
-def of_plan(model: Any, training: SignTraining) -> FedAvg:
+def of_plan(model: BuiltModel, training: SignTraining, artefact: None = None) -> FedAvg:
     """Whole layers train as in federated averaging; what travels of them is the codec's."""
     assert isinstance(training, SignTraining)
-    return FedAvg(model)
+    return FedAvg(model, training, artefact)

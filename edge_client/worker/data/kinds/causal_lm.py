@@ -13,7 +13,9 @@ from torch import Tensor
 
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, Scores, WorkerTask, states_and_labels
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loss import chunked_cross_entropy
+from edge_client.worker.model.weights import FloatWeight
 
 __all__ = ["CausalLMAtWork"]
 
@@ -30,22 +32,25 @@ class CausalLMAtWork(WorkerTask):
         pieces = (tuple(ids[i : i + most]) for i in range(0, len(ids), most))
         return (Encoded(piece, None, None) for piece in pieces if len(piece) > 1)
 
-    def forward(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """Hidden states (b, t - 1, n)."""
         return states_and_labels(model, batch, pad_id, torch_device)[0]
 
-    def summed_loss(self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
+    def summed_loss(
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+    ) -> Tensor:
         """Summed over tokens; logits never exist whole."""
         hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        return chunked_cross_entropy(flat, model.output_weight, labels.reshape(-1), count=1)
+        return chunked_cross_entropy(flat, _output_weight(model), labels.reshape(-1), count=1)
 
     def scores(
-        self, model: Any, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+        self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
     ) -> tuple[Tensor, None]:
         """Of each piece the sum over its tokens."""
         rows = zip(*states_and_labels(model, batch, pad_id, torch_device), strict=True)
-        losses = [chunked_cross_entropy(hidden, model.output_weight, labels, count=1) for hidden, labels in rows]
+        weight = _output_weight(model)
+        losses = [chunked_cross_entropy(hidden, weight, labels, count=1) for hidden, labels in rows]
         return torch.stack(losses), None
 
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -55,3 +60,8 @@ class CausalLMAtWork(WorkerTask):
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """Of tokens."""
         return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}
+
+
+def _output_weight(model: BuiltModel) -> FloatWeight:
+    assert model.output_weight is not None, "the model was built for another task"
+    return model.output_weight

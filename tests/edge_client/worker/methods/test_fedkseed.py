@@ -63,7 +63,7 @@ class Node:
         torch.set_num_threads(1)
         self.plan, self.own = plan, own
         self.replica = Replica(plan, folder, own, CPU, dtype, mapped=mapped)
-        fuse(self.replica.model)
+        fuse(self.replica.model.module)
         self.trainer = Trainer(self.replica, examples(plan.task), own / "intervals", "r", "n", 0, CPU)
 
     def update(self, memory: MemoryPlan = WHOLE) -> dict[str, np.ndarray[Any, Any]]:
@@ -146,7 +146,7 @@ def test_a_pass_keeps_no_activation(make_llama: Callable[..., Path], tmp_path: P
             loss = summed_loss(node.replica.model, examples(task)[:4], task, 0, CPU)
         assert loss.requires_grad == (task is LABELS)
         # The head's input is all that its gradient needs, and the loss its scores.
-        width = node.replica.model.config.hidden_size
+        width = node.replica.model.module.config.hidden_size
         assert sum(kept) <= limit * 17 * width
 
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import edge_client.worker.methods.principal as principal
 from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import FloatWeight, SubspaceLinear
 from edge_client.worker.model.loading import build, describe
 from fedcore.config.sections import TaskSection
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 TEXTS = [Encoded(tuple((7 * i + (2 * i + 5) * j) % 400 + 3 for j in range(6 + i % 9)), None, None) for i in range(60)]
 
 
-def built(folder: Path, own: Path) -> tuple[Any, tuple[LayerSpec, ...]]:
+def built(folder: Path, own: Path) -> tuple[BuiltModel, tuple[LayerSpec, ...]]:
     torch.set_num_threads(1)
     checkpoint = Checkpoint(folder)
     schema = describe(checkpoint, TASK)
@@ -43,7 +44,7 @@ def test_rows_whiten_what_an_ordinary_model_reads(
     folder = make_llama(dtype="float32")
     model, layers = built(folder, tmp_path / "own")
     rows = dict(principal.informed_layers(model, layers, TEXTS, TASK, CPU, subspaces=2, rank=3, pool=4))
-    assert list(rows) == [layer.name for layer in layers] and model.training
+    assert list(rows) == [layer.name for layer in layers] and model.module.training
     ordinary = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     seen: dict[str, list[np.ndarray]] = {layer.name: [] for layer in layers}
     for name, kept in seen.items():
@@ -70,7 +71,8 @@ def test_rows_whiten_what_an_ordinary_model_reads(
 
 def test_a_layer_that_nothing_goes_into_is_refused_in_one_line(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     model, layers = built(make_llama(dtype="float32"), tmp_path / "own")
-    model.subspace_layers["idle"] = SubspaceLinear("idle", FloatWeight(torch.zeros(4, 8)))
+    idle = {"idle": SubspaceLinear("idle", FloatWeight(torch.zeros(4, 8)))}
+    model = dataclasses.replace(model, layers={**model.layers, **idle})
     with pytest.raises(ModelError, match=r"^idle: nothing was measured of this layer's input"):
         list(
             principal.informed_layers(

@@ -58,7 +58,22 @@ def test_minilm_on_a_float_base_is_transformers_own_function(minilm_folder: Path
     ids = torch.tensor([[101, 2735, 2006, 1996, 2422, 102]])
     with torch.inference_mode():
         reference = AutoModel.from_pretrained(minilm_folder)(ids).last_hidden_state
-        assert torch.equal(model.bert(ids).last_hidden_state, reference)  # type: ignore[operator, union-attr]
+        assert torch.equal(model.backbone(ids).last_hidden_state, reference)
+
+
+@pytest.mark.parametrize("task", [THREE, CAUSAL], ids=["labels", "causal"])
+def test_nothing_of_ours_is_hung_on_the_module(task: TaskSection, stories: Path, tmp_path: Path) -> None:
+    schema = describe(Checkpoint(stories), task)
+    model = build(Base(Checkpoint(stories), schema, "int8", tmp_path), task, 0, CPU, torch.float32)
+    auto = AutoModelForCausalLM if task is CAUSAL else AutoModelForSequenceClassification
+    ordinary = auto.from_pretrained(stories, num_labels=3)
+    for kind in ("_modules", "_parameters", "_buffers"):
+        assert vars(model.module)[kind].keys() == vars(ordinary)[kind].keys()
+    # What a folder's `from_pretrained` notes down of itself is not in one that was built without weights.
+    assert vars(model.module).keys() <= vars(ordinary).keys()
+    assert (model.output_weight is not None) == (task is CAUSAL)
+    assert model.layers.keys() == {layer.name for layer in schema.layers}
+    assert model.tensors.keys() == {tensor.name for tensor in schema.tensors}
 
 
 def test_stories_causal_loss_is_real(stories: Path, tmp_path: Path) -> None:
@@ -177,13 +192,13 @@ def test_micro_batches_give_the_whole_batch_s_gradient(stories: Path, tmp_path: 
     schema = describe(Checkpoint(stories), THREE)
     model = build(Base(Checkpoint(stories), schema, "float32", tmp_path), THREE, 0, CPU, torch.float32)
     batch = [Encoded(tuple(range(5, 9 + i)), None, i % 3) for i in range(6)]
-    pad_id = model.config.pad_token_id  # type: ignore[union-attr]
-    head = model.trained_tensors["score.weight"]  # type: ignore[index, operator]
-    gradients = []
+    pad_id, head = model.pad_id, model.tensors["score.weight"]
+    gradients: list[torch.Tensor] = []
     for size in (6, 2, 1):
         head.grad = None
         for start in range(0, 6, size):
             summed_loss(model, batch[start : start + size], THREE, pad_id, CPU).backward()  # type: ignore[no-untyped-call]
+        assert head.grad is not None
         gradients.append(head.grad.clone())
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5) and torch.allclose(
         gradients[0], gradients[2], atol=1e-5

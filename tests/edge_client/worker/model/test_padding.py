@@ -13,6 +13,7 @@ from plans import subspaces
 
 from edge_client.worker.data.tasks import Encoded, summed_loss
 from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, describe
 from edge_client.worker.model.padding import Padding
@@ -34,20 +35,19 @@ def test_loss_and_gradients_do_not_depend_on_it(
 ) -> None:
     folder = shared_folder / "models" / "stories260K"
     schema = describe(Checkpoint(folder), task)
-    model: Any = build(Base(Checkpoint(folder), schema, "int8", tmp_path), task, 0, CPU, compute_dtype)
-    FedKRSO(model).install(PublishedState.zero(subspaces((5, 6), 4), schema))
+    model = build(Base(Checkpoint(folder), schema, "int8", tmp_path), task, 0, CPU, compute_dtype)
+    training = subspaces((5, 6), 4)
+    FedKRSO(model, training).install(PublishedState.zero(training, schema))
     texts = TEXTS if task is LABELS else [Encoded(e.ids, None, None) for e in TEXTS]
     found: list[tuple[float, list[torch.Tensor], list[int]]] = []
     for room_tokens in (0, 10_000):
         model.padding.room_tokens = room_tokens
-        for layer in model.subspace_layers.values():
+        for layer in model.layers.values():
             layer.select(0, 4)
         rows = _rows_seen(model)
-        loss = summed_loss(model, texts, task, int(model.config.pad_token_id or 0), CPU)
+        loss = summed_loss(model, texts, task, model.pad_id, CPU)
         loss.backward()
-        found.append(
-            (float(loss.detach()), [layer.factor.grad.clone() for layer in model.subspace_layers.values()], rows)
-        )
+        found.append((float(loss.detach()), [layer.factor.grad.clone() for layer in model.layers.values()], rows))
     (whole_loss, gradients, rows), (other_loss, others, fewer) = found
     tolerance = 1e-5 if compute_dtype == torch.float32 else 2e-2
     assert other_loss == pytest.approx(whole_loss, rel=tolerance)
@@ -57,16 +57,16 @@ def test_loss_and_gradients_do_not_depend_on_it(
     assert set(rows) == {padded} and set(fewer) == {real}
 
 
-def _rows_seen(model: Any) -> list[int]:
+def _rows_seen(model: BuiltModel) -> list[int]:
     """How many rows each target layer's product has, from now on."""
     rows: list[int] = []
-    for layer in model.subspace_layers.values():
+    for layer in model.layers.values():
 
         def product(x: Any, out: Any, beta: int, layer: SubspaceLinear = layer) -> Any:
             rows.append(x.shape[0])
             return SubspaceLinear.product(layer, x, out, beta)
 
-        layer.product = product
+        layer.product = product  # type: ignore[method-assign]
     return rows
 
 

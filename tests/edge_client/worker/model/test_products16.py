@@ -87,7 +87,7 @@ def test_gradients_of_the_factor_and_adam_stay_float32_and_an_update_is_near_tha
     for dtype in (torch.float32, torch.bfloat16):
         own = tmp_path / str(dtype)
         replica = Replica(plan, folder, own, CPU, dtype)
-        fuse(replica.model)
+        fuse(replica.model.module)
         trainer = Trainer(replica, examples, own / "intervals", "r", "n", 0, CPU)
         header, _ = trainer.train(plan, (memory,), own / "update")
         found[dtype] = header.loss, {record.name: record.part.values() for record in read_records(own / "update")}

@@ -7,7 +7,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_client.worker.data.tasks import Encoded, outputs, summed_loss
+from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.loading import build, describe, float_weight, install_weight
 from edge_client.worker.model.weights import FloatWeight, tensor_of
@@ -29,34 +29,35 @@ THREE = TaskSection(kind="text-classification", labels=("a", "b", "c"), max_leng
 CAUSAL = TaskSection(kind="causal-lm", max_length=32)
 
 
-def built(folder: Path, task: TaskSection, own: Path, kind: str = "int8", *, mapped: bool = False) -> Any:
+def built(folder: Path, task: TaskSection, own: Path, kind: str = "int8", *, mapped: bool = False) -> BuiltModel:
     torch.set_num_threads(1)
     checkpoint = Checkpoint(folder)
     base = Base(checkpoint, describe(checkpoint, task), kind, own)  # type: ignore[arg-type]
     base.store()
     model = build(base, task, 0, CPU, torch.float32, mapped=mapped)
-    for name, layer in model.subspace_layers.items():
+    for name, layer in model.layers.items():
         layer.install(torch.from_numpy(np.concatenate([signs(seed, name, 4, layer.in_features) for seed in (5, 6)])), 4)
         layer.select(1)
     return model
 
 
-def step(model: Any, task: TaskSection) -> dict[str, Tensor]:
+def step(model: BuiltModel, task: TaskSection) -> dict[str, Tensor]:
     """Loss, logits of a classifier, and the gradients of all that trains, twice: the second time pages have been given
     back."""
     batch = [Encoded(tuple(range(5, 12 + 3 * i)), None, None if task is CAUSAL else i) for i in range(3)]
     found = {}
     for _ in range(2):
-        model.zero_grad()
+        model.module.zero_grad()
         loss = summed_loss(model, batch, task, 0, CPU)
         loss.backward()  # type: ignore[no-untyped-call]
         found = {"loss": loss.detach()}
     if task is not CAUSAL:
         found["logits"] = outputs(model, batch, 0, CPU).detach()
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.module.named_parameters():
         if parameter.requires_grad:
+            assert parameter.grad is not None
             found[name] = parameter.grad
-    assert all(value is not None and bool(value.any()) for value in found.values() if value is not found["loss"])
+    assert all(bool(value.any()) for value in found.values() if value is not found["loss"])
     return found
 
 
@@ -77,11 +78,11 @@ def widened(folder: Path, to: Path) -> Path:
 def test_minilm_is_the_same_from_disk(minilm_folder: Path, tmp_path: Path, kind: str) -> None:
     resident = built(minilm_folder, THREE, tmp_path / "a", kind)
     mapped = built(minilm_folder, THREE, tmp_path / "b", kind, mapped=True)
-    embedding = mapped.get_input_embeddings()
+    embedding = mapped.module.get_input_embeddings()
     assert isinstance(embedding, FrozenEmbedding) and embedding.mapping is not None
-    assert all(layer.base.mapped for layer in mapped.subspace_layers.values())
+    assert all(layer.base.mapped for layer in mapped.layers.values())
     # Small tables stay as they were.
-    assert type(mapped.bert.embeddings.position_embeddings) is nn.Embedding
+    assert type(mapped.backbone.embeddings.position_embeddings) is nn.Embedding
     assert same(step(resident, THREE), step(mapped, THREE))
 
 
@@ -91,7 +92,7 @@ def test_stories_is_the_same_from_disk(shared_folder: Path, tmp_path: Path, kind
     resident, mapped = (
         built(folder, CAUSAL, tmp_path / str(on_disk), kind, mapped=on_disk) for on_disk in (False, True)
     )
-    assert [layer.base.mapped for layer in resident.subspace_layers.values()].count(True) == 0
+    assert [layer.base.mapped for layer in resident.layers.values()].count(True) == 0
     assert same(step(resident, CAUSAL), step(mapped, CAUSAL))
 
 
@@ -100,7 +101,7 @@ def test_a_bfloat16_llama_is_the_same_from_disk(make_llama: Callable[..., Path],
     folder = make_llama(tied=tied)
     resident, mapped = (built(folder, CAUSAL, tmp_path / str(on_disk), mapped=on_disk) for on_disk in (False, True))
     for model in (resident, mapped):
-        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        head, embedding = model.module.get_output_embeddings().weight, model.module.get_input_embeddings().weight
         assert head.dtype == embedding.dtype == torch.bfloat16 and (head is embedding) == tied
         assert model.output_weight.weight.data_ptr() == head.data_ptr() and model.output_weight.mapped == (
             model is mapped
@@ -141,7 +142,7 @@ def test_encoders_with_masks_do_not_mind_an_embedding_in_bfloat16(tmp_path: Path
         built(folder, THREE, tmp_path / "a", mapped=True),
         built(widened(folder, tmp_path / "wide"), THREE, tmp_path / "b"),
     )
-    assert own.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert own.module.get_input_embeddings().weight.dtype == torch.bfloat16
     assert same(step(own, THREE), step(wide, THREE))
 
 
@@ -161,8 +162,8 @@ def test_an_embedding_that_computes_more_is_left_alone(tmp_path: Path) -> None:
     config.save_pretrained(folder)
     write_random_checkpoint(Outline(folder, CAUSAL), folder / "model.safetensors", 0)
     model = built(folder, CAUSAL, tmp_path / "own", mapped=True)
-    assert not any(isinstance(module, FrozenEmbedding) for module in model.modules())
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert not any(isinstance(module, FrozenEmbedding) for module in model.module.modules())
+    assert model.module.get_output_embeddings().weight is model.module.get_input_embeddings().weight
 
 
 def test_an_embedding_looks_up_what_torch_s_own_does(make_llama: Callable[..., Path]) -> None:
@@ -186,7 +187,7 @@ def test_nothing_is_mapped_on_another_device(make_llama: Callable[..., Path], tm
 
 def test_a_merge_puts_the_next_generation_s_pages_in_place(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     model = built(make_llama(), CAUSAL, tmp_path / "own", mapped=True)
-    layer = next(iter(model.subspace_layers.values()))
+    layer = next(iter(model.layers.values()))
     other = np.ones(layer.base.shape, np.int8), np.ones(layer.out_features, np.float32)
     install_weight(layer, other)
     assert not layer.base.mapped and bool((layer.base.q == 1).all())

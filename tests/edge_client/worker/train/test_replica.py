@@ -115,7 +115,7 @@ def flip(path: Path) -> None:
 
 def logits(replica: Replica) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = replica.model(input_ids=torch.arange(1, 13)[None]).logits
+        found: torch.Tensor = replica.model.module(input_ids=torch.arange(1, 13)[None]).logits
     return found
 
 

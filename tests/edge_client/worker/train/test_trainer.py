@@ -50,7 +50,7 @@ class Node:
         torch.set_num_threads(1)
         self.plan, self.own = plan, own
         self.replica = Replica(plan, folder, own, CPU, torch.float32, mapped=mapped)
-        fuse(self.replica.model)
+        fuse(self.replica.model.module)
         self.memory_steps: list[int] = []
         report = lambda done, steps, loss, memory_step: self.memory_steps.append(memory_step)  # noqa: E731
         self.trainer = Trainer(self.replica, EXAMPLES, own / "intervals", "r", "n", 0, CPU, Hooks(report, wanted))
@@ -83,10 +83,12 @@ def test_weights_on_disk_give_the_same_update_bit_for_bit(
     folder = make_llama("other", tied=tied, dtype=dtype)
     plan = plan_of(folder)
     resident, mapped = Node(folder, tmp_path / "a", plan), Node(folder, tmp_path / "b", plan, mapped=True)
-    assert resident.replica.model.model.embed_tokens.weight.dtype == getattr(torch, dtype)
+    assert resident.replica.model.module.model.embed_tokens.weight.dtype == getattr(torch, dtype)
     head = mapped.replica.model.output_weight
-    assert head.mapped and head.weight.data_ptr() == mapped.replica.model.get_output_embeddings().weight.data_ptr()
-    assert (head.weight.data_ptr() == mapped.replica.model.model.embed_tokens.weight.data_ptr()) == tied
+    assert (
+        head.mapped and head.weight.data_ptr() == mapped.replica.model.module.get_output_embeddings().weight.data_ptr()
+    )
+    assert (head.weight.data_ptr() == mapped.replica.model.module.model.embed_tokens.weight.data_ptr()) == tied
     assert same(resident.update(), mapped.update())
 
 
@@ -260,12 +262,12 @@ task, checkpoint = TaskSection(kind="causal-lm"), Checkpoint(Path({str(folder)!r
 base = Base(checkpoint, describe(checkpoint, task), "int8", Path({str(tmp_path / "own")!r}))
 base.store()
 model = build(base, task, 0, torch.device("cpu"), torch.float32, mapped=True)
-weights = sum(layer.base.q.numel() for layer in model.subspace_layers.values())
+weights = sum(layer.base.q.numel() for layer in model.layers.values())
 x = torch.ones(1, 4, dtype=torch.long)
 with torch.no_grad():
-    model.model(x)
+    model.backbone(x)
     before = status_bytes("RssFile")
-    model.model(x)
+    model.backbone(x)
 print(weights, status_bytes("RssFile") - before, status_bytes("RssFile"), sep=",")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=None)
