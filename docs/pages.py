@@ -17,8 +17,12 @@ from mkdocs.structure.files import File, Files
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FLOORS = ("fedkrso", "fedcore", "devices", "edge_client", "coordinator")
-_OTHER_PLACES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Pages that lie beside the README, and what they are called here."""
+_OTHER_PLACES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
+}
+"""Pages that lie beside the README or below it, and what they are called here."""
 
 
 class Examples(griffe.Extension):
@@ -49,8 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _moved(source: Path) -> str:
-    """A page from beside the README, its links as seen from `docs/`."""
-    text = re.sub(r"\]\((?:\./)?docs/", "](", source.read_text(encoding="utf-8"))
+    """A page that lies elsewhere, its links as seen from `docs/`."""
+    text = re.sub(r"\]\((?:\.{1,2}/)?docs/", "](", source.read_text(encoding="utf-8"))
     for place, name in _OTHER_PLACES.items():
         text = text.replace(f"]({place}", f"]({name}")
     return text
