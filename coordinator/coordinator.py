@@ -23,7 +23,7 @@ from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import RunView
-from coordinator.store.viewfile import ViewFile, running_coordinator
+from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
@@ -155,6 +155,12 @@ class Coordinator:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
         self._claim()
+        if self._resumed and (seen := read_view(self.folder.view)) is not None and seen.ended == "finished":
+            raise RunError(
+                f"run {self._job.run!r} is finished",
+                place=str(self.folder.root),
+                remedy=f"its report is {self.folder.report}; nothing was changed",
+            )
         other = running_coordinator(self.folder.view)
         if other is not None:
             raise RunError(
@@ -250,7 +256,9 @@ class Coordinator:
                 self._service.stop()
             for screen in self._screens:
                 screen.start(self._service.view, self._service.command, folder.ledger)
-            return self._service.run()
+            view = self._service.run()
+            picture.stopped = view.phase != "finished"
+            return view
 
 
 def _names(metrics: Sequence[str | Callable[..., float]]) -> tuple[str, ...]:

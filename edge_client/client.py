@@ -26,6 +26,7 @@ from fedcore.config.data import data_section
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, FedkrsoError, RunError
+from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
@@ -129,13 +130,15 @@ class Client:
         if self._data is not None:
             given = data_section(self._data, self.node.data, Path(self.node.folder) / "data.jsonl")
             self.node = msgspec.structs.replace(self.node, data=given)
-        self._agent = self._made()
-        if self._stopped:
-            self._agent.stop()
-        try:
-            self._agent.run(leave_when_finished=not self._stay)
-        finally:
-            self._agent = None
+        folder, remedy = Path(self.node.folder), "stop that one first, or give this node another folder"
+        with owned(folder, f"node {self.node.node} of run {self.node.run}", remedy=remedy):
+            self._agent = self._made()
+            if self._stopped:
+                self._agent.stop()
+            try:
+                self._agent.run(leave_when_finished=not self._stay)
+            finally:
+                self._agent = None
 
     def start(self) -> None:
         """Run in a thread of its own, for programs with a loop of their own.

@@ -4,13 +4,12 @@ no other."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +17,8 @@ from typing import Protocol
 import msgspec
 
 from edge_client.memory.allocator import ALLOCATORS
-from fedcore.errors import ConfigError, RunError
+from fedcore.errors import ConfigError
+from fedcore.system.locks import owned
 from fedcore.system.processes import die_with_parent
 from research.runs.rows import RunFiles, Setup
 
@@ -61,22 +61,13 @@ class Watcher(Protocol):
         ...
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Have a folder of runs for oneself.
 
     Raises:
         RunError: Another command works there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                "another command works in this folder", place=str(folder), remedy="wait for it, or use another --out"
-            ) from None
-        yield
+    return owned(folder, "another command", remedy="wait for it, or use another --out")
 
 
 def prepare(setups: Sequence[Setup], out: Path, data: Path, model: Path) -> list[Job]:

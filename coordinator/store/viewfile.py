@@ -117,6 +117,8 @@ class ViewFile:
         self._writer = Writer.this()
         self._next_at = self._same_until = float("-inf")
         self._content = b""
+        self.stopped = False
+        """Whether the run was left before its end."""
 
     def __enter__(self) -> ViewFile:
         self.show(self._view)
@@ -131,6 +133,8 @@ class ViewFile:
             self._write("failed", error.one_line())
         elif error is not None:
             self._write("failed", printable(f"{type(error).__name__}: {error}"))
+        elif self.stopped:
+            self._write("interrupted", "stopped")
         else:
             self._write("finished")
 

@@ -84,7 +84,8 @@ class Agent:
             parse_size(node.disk_limit, place="disk_limit"),
             parse_size(node.disk_reserve, place="disk_reserve"),
         )
-        self._outbox = Outbox(self._folder / "outbox")
+        # What was sent in another run says nothing of this one: a node serves run after run from one folder.
+        self._outbox = Outbox(self._folder / "outbox" / node.run)
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
         self._artefact_path = artefact_path(self._folder)
         artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""

@@ -173,7 +173,10 @@ def bridged_run(folder: Path, *, cut: bool) -> str:
                 # The nearer home's update is in, and the other one's waits at the site.
                 wait_for(cluster, "round 1: update of home-0")
                 eventually(
-                    lambda: (folder / "node-1" / "outbox").exists() and any((folder / "node-1" / "outbox").iterdir()),
+                    lambda: (
+                        (folder / "node-1" / "outbox" / "t").exists()
+                        and any((folder / "node-1" / "outbox" / "t").iterdir())
+                    ),
                     cluster.output,
                 )
                 assert "round 1: update of home-1" not in cluster.output()

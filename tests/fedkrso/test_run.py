@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from workshop import Workshop
 
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.system.locks import owned
 from fedkrso import (
     Client,
     ConfigError,
@@ -131,9 +133,29 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker:
         result = Coordinator.resume("halted", runs=tmp_path / "runs").run()
         assert all(home.wait(60) for home in homes)
     assert result.finished and len(result.rounds) == 2
-    other, _ = whole_run(workshop, broker, "whole", tmp_path / "other")
-    # Another run's name, so another digest; what was learned in its rounds weighs the same to the last byte.
-    assert [row.participants for row in result.rounds] == [row.participants for row in other.rounds]
+    with pytest.raises(RunError, match="run 'halted' is finished"):
+        Coordinator.resume("halted", runs=tmp_path / "runs").run()
+    assert json.loads(result.folder.summary.read_text()) == result.summary, "nothing was changed"
+
+
+def test_nodes_serve_run_after_run_from_the_same_folders(
+    workshop: Workshop, broker: LocalBroker, tmp_path: Path
+) -> None:
+    first, _ = whole_run(workshop, broker, "first", tmp_path)
+    again, _ = whole_run(workshop, broker, "again", tmp_path)
+    assert [row.participants for row in again.rounds] == [row.participants for row in first.rounds]
+    # The same job and data in fresh folders: what was kept of the run before is in no round of this one.
+    fresh, _ = whole_run(workshop, broker, "again", tmp_path / "fresh")
+    assert again.digest == fresh.digest and [row.loss for row in again.rounds] == [row.loss for row in fresh.rounds]
+
+
+def test_a_folder_has_one_owner(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
+    second = client(workshop, broker, "front", 0, tmp_path)
+    with (
+        owned(tmp_path / "home-0", "node other of run r", remedy="wait"),
+        pytest.raises(RunError, match="node other of"),
+    ):
+        second.run()
 
 
 def test_wrong_calls_are_one_line_with_a_remedy(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:

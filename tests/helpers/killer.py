@@ -30,7 +30,14 @@ _TARGETS: tuple[Target, ...] = ("coordinator", "coordinator", "agent", "agent", 
 # What a power cut may leave behind: files that were being written, and those that hold what can be fetched or trained
 # again.
 _FRAGILE = {
-    "agent": ("inbox/*", "outbox/*.bin", "replica/state.bin", "replica/*.part", "replica/intervals/*", "outbox/*.part"),
+    "agent": (
+        "inbox/*",
+        "outbox/*/*.bin",
+        "replica/state.bin",
+        "replica/*.part",
+        "replica/intervals/*",
+        "outbox/*/*.part",
+    ),
     "coordinator": ("updates/*/*.part", "updates/*/*.have", "published states/*.part", "state/*.part"),
 }
 # A run that has not ended by then hangs.

@@ -27,6 +27,7 @@ from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
+from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
@@ -164,6 +165,7 @@ class Worker:
         # The data first: a wrong column shows before seconds of loading.
         self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
         own = Path(command.folder)
+        forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
         self._replica = Replica(
             command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, artefact=artefact

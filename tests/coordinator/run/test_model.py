@@ -41,7 +41,7 @@ ENGINE = "coordinator/run/model.py"
 OF_A_ROUND = {
     "aggregate": (ENGINE,),
     "round_shares": (ENGINE,),
-    "exact_mean": ("fedcore/methods/",),
+    "exact_mean": ("fedcore/methods/", "examples/own_method/"),
     "after_stacking": ("fedcore/methods/",),
     "add_update": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
     "WeightedUpdate": (ENGINE, "fedcore/model/stacking.py"),

@@ -43,7 +43,7 @@ def peak_rss_bytes(pid: int) -> int:
 
 
 def test_200_mb_pass_through_an_agent_of_40_mb(broker: LocalBroker, tmp_path: Path) -> None:
-    outbox = tmp_path / "node" / "outbox"
+    outbox = tmp_path / "node" / "outbox" / "big"
     outbox.mkdir(parents=True)
     block = random.Random(0).randbytes(1_000_000)
     with (outbox / "1.bin").open("wb") as file:

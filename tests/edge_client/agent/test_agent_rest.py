@@ -94,7 +94,7 @@ class Slow(Told):
         self.told.append("end")
 
     def trained(self, server_round: int) -> None:
-        path = self._folder / "outbox" / f"{server_round}.bin"
+        path = self._folder / "outbox" / "t" / f"{server_round}.bin"
         path.write_bytes(b"update")
         self._sink(Trained(server_round, str(path), 8, 0.5, 1.0))
 
