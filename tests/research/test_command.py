@@ -205,5 +205,5 @@ def test_shakespeare_needs_a_model_that_is_named(data_folder: Path, tmp_path: Pa
 def test_two_commands_do_not_share_a_folder(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another command, process .* works in this folder"):
+        with pytest.raises(RunError, match="another process works in this folder"):
             call(paper, arguments(tmp_path, "fedavg"))
