@@ -18,7 +18,8 @@ import psutil
 __all__ = ["Patience", "ended", "until"]
 
 T = TypeVar("T")
-_QUIET_SECONDS = 40.0
+# Longer than what a transfer waits between two tries over a link that loses much.
+_QUIET_SECONDS = 150.0
 # Agents and a coordinator that only wait take 0.01 to 0.03 of a core together.
 _IDLE_SHARE = 0.05
 _LONGEST_SECONDS = 1500.0
