@@ -173,8 +173,9 @@ class SqliteLedger:
             self._check_version()
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            # First: tables without it, left by a kill in between, would be taken for those of 0.1.
             self._db.execute(f"PRAGMA user_version={_VERSION}")
+            self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
 
