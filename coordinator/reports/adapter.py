@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from coordinator.reports.lastmodel import LastModel, last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.model.learned import layer_factors
-from fedcore.weights.checkpoint import write_safetensors
+from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import start_value
 
 __all__ = ["export_adapter"]
@@ -72,7 +72,7 @@ def _whole(last: LastModel) -> dict[str, NDArray[np.float32]]:
     for name in sorted({*trained, *beside}):
         spec = trained.get(name)
         if spec is None:
-            value = np.asarray(checkpoint.read(name), np.float32)
+            value = to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)
         else:
             start = start_value(checkpoint, spec, last.training.run_seed)
             value = np.add(start, last.state.entries[name].values().reshape(spec.shape), dtype=np.float32)
