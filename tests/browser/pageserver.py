@@ -160,11 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, path.read_bytes(), kind)
 
     def _stream(self) -> None:
-        self.send_response(200)
-        self._headers("text/event-stream")
-        self.end_headers()
+        # Before the headers: the page is live as soon as it has them, and from then on a test may cut the stream.
         stream = self.page.subscribe()
         try:
+            self.send_response(200)
+            self._headers("text/event-stream")
+            self.end_headers()
             self.wfile.write(b"retry: 300\n\n")
             while (data := stream.get()) is not None:
                 self.wfile.write(b"event: run\ndata: " + data + b"\n\n")
