@@ -34,8 +34,8 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the
     start, and does not spend its first rounds on learning it from clients that each see a part of the scale. Heads
     without a bias (Llama's) begin at 0."""
-    template: PathText = ""
-    """Instruction: a file with the chat template (Jinja), which the plan carries to all nodes; empty: the
+    template: PathText | None = None
+    """Instruction: a file with the chat template (Jinja), which the plan carries to all nodes; left out: the
     tokenizer's."""
     template_text: str = ""
     """Instruction: the template itself, rather than a file."""

@@ -23,7 +23,7 @@ def with_template(task: TaskSection) -> TaskSection:
     Raises:
         ConfigError: The file cannot be read, or is no template.
     """
-    if not task.template:
+    if task.template is None:
         return task
     try:
         data = Path(task.template).read_bytes()
@@ -35,4 +35,4 @@ def with_template(task: TaskSection) -> TaskSection:
     if not text.strip() or len(data) > _MOST_BYTES:
         said = f"has {len(data)} bytes" if text.strip() else "is empty"
         raise ConfigError(f"{task.template} {said}", place="task.template", remedy="name a chat template (Jinja)")
-    return msgspec.structs.replace(task, template="", template_text=text)
+    return msgspec.structs.replace(task, template=None, template_text=text)
