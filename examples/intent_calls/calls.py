@@ -40,7 +40,7 @@ COMBINATIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "HassMediaNext": ("default", "area_only", "name_only"),
     "HassMediaPrevious": ("default", "area_only", "name_only"),
-    "HassMediaSearchAndPlay": ("default", "media_class_only", "area_only", "name_only", "name_area"),
+    "HassMediaSearchAndPlay": ("default", "area_only", "name_only", "name_area"),
     "HassPauseTimer": _TIMER,
     "HassSetVolume": ("default", "area_only", "name_only"),
     "HassStartTimer": (

@@ -103,8 +103,9 @@ def _held_out(
 ) -> list[Row]:
     """Rows with intents in turn; texts differ, so that an intent of few sentences has fewer."""
     rows: dict[str, Command] = {}
+    able = [intent for intent, own in by_intent.items() if own]
     for turn in range(40 * examples):
-        intent = intents()[turn % len(intents())]
+        intent = able[turn % len(able)]
         made = command(chance.choice(by_intent[intent]), chance.choice(households), chance)
         if made is not None:
             rows.setdefault(made.text, made)

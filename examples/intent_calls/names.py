@@ -16,10 +16,26 @@ __all__ = ["Household", "household"]
 # A room or a floor, or a floor or a device's first word: what it is nobody can say.
 _AMBIGUOUS = ("basement", "main")
 _KEPT_SHARE = 0.2
-_AREAS, _FLOORS, _THINGS = 14, 4, 6
+_AREAS, _FLOORS, _THINGS = 16, 4, 6
 """Rooms and floors of a household, and its devices of each kind."""
 _KINDS = ("climate", "fan", "light", "lock", "media_player", "switch", "cover")
 
+_AREA_NAMES = (
+    *AREAS,
+    *("loft", "cloakroom", "scullery", "boot room", "games room", "home cinema", "sauna", "greenhouse", "shed"),
+    *("carport", "driveway", "patio", "roof deck", "courtyard", "landing", "corridor", "stairwell", "lobby"),
+    *("boiler room", "wine cellar", "drawing room", "reading room", "sewing room", "craft room", "studio", "lounge"),
+    *("breakfast room", "kids room", "twins room", "spare room", "dressing room", "shower room", "powder room"),
+)
+_DEVICE_WORDS = (
+    *MODIFIERS,
+    *("green", "yellow", "white", "black", "grey", "golden", "copper", "brass", "steel", "marble", "bamboo", "velvet"),
+    *("paper", "ceramic", "crystal", "oak", "pine", "walnut", "narrow", "wide", "short", "square", "oval", "curved"),
+    *("slim", "heavy", "quiet", "loud", "fancy", "ancient", "modern", "vintage", "rustic", "cheap", "lucky", "sunny"),
+    *("east", "west", "middle", "centre", "outer", "inner", "rear", "window", "desk", "shelf", "bedside", "wall"),
+    *("anna", "ben", "carla", "dario", "elif", "farid", "greta", "hugo", "ines", "jonas", "kira", "liam", "mona"),
+    *("grandma", "baby", "guest", "visitor", "dog", "cat", "winter", "summer", "holiday", "party", "night", "morning"),
+)
 _FREE = {
     "search_query": (
         *FREE_TEXT["search_query"],
@@ -68,11 +84,11 @@ def household(chance: random.Random, kept: random.Random, *, new: bool) -> House
         aside = set(kept.sample(known, count))
         return [word for word in known if (word in aside) == new]
 
-    areas, floors, modifiers = of(AREAS), of(FLOORS), of(MODIFIERS)
+    areas, floors, first_words = of(_AREA_NAMES), of(FLOORS), of(_DEVICE_WORDS)
     free = {name: tuple(of(words)) for name, words in _FREE.items()}
     things = {
         domain: tuple(
-            f"{chance.choice(modifiers)} {word}"
+            f"{chance.choice(first_words)} {word}"
             for word in chance.sample(THINGS[domain], min(_THINGS, len(THINGS[domain])))
         )
         for domain in _KINDS

@@ -47,9 +47,11 @@ def held_out() -> dict[str, list[data.Row]]:
 def test_no_template_is_on_both_sides_and_what_is_held_out_has_slots_that_homes_speak() -> None:
     spoken, held = data.spoken_templates(), data.spoken_templates(held_out=True)
     assert spoken.keys() == held.keys() == set(COMBINATIONS) and len(held) >= 10
-    assert sum(map(len, spoken.values())) == 334 and sum(map(len, held.values())) == 59
+    assert sum(map(len, spoken.values())) == 333 and sum(map(len, held.values())) == 58
+    # What has one template for each combination of its slots is held out by nobody.
+    assert [intent for intent, own in held.items() if not own] == ["HassMediaSearchAndPlay"]
     for intent in held:
-        assert held[intent] and not {t.text for t in held[intent]} & {t.text for t in spoken[intent]}
+        assert not {t.text for t in held[intent]} & {t.text for t in spoken[intent]}
         assert {data._slots(t) for t in held[intent]} <= {data._slots(t) for t in spoken[intent]}
 
 
@@ -205,4 +207,4 @@ def _share(rows: list[data.Row], intent: str) -> float:
 
 def test_golden_rows() -> None:
     rows = [data.home(2), data.new_names(), data.new_sentences(), data.calibration()]
-    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "a38d4dbb2e7e0c18"
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == "565c094b324d7321"
