@@ -21,6 +21,7 @@ import tomlkit
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.reports.adapter import export_adapter
 from coordinator.store.folder import RunFolder
+from examples.intent_calls.asking import ask_node
 from examples.intent_calls.prompt import TEMPLATE
 from fedcore.config.models import resolve_model_folder
 from fedcore.errors import FedkrsoError, RunError
@@ -44,6 +45,14 @@ METHOD: Final[dict[str, Any]] = {
 TRAINED_TENSORS: Final[tuple[str, ...]] = ()
 _ROUNDS = 10
 _MAX_TOKENS = 96
+_COMMANDS = (
+    "turn on the lamp in the kitchen",
+    "set the volume of the bedroom speaker to 30 percent",
+    "how warm is it in the bathroom",
+    "start a pizza timer for 12 minutes",
+    "are all the lights off in the garage",
+)
+"""Typed in, for the tuned model at the end."""
 
 
 def job_text(
@@ -166,6 +175,9 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     export_adapter(RunFolder(runs / run), adapter)
     click.echo(f"\ntrained in {trained_minutes:.0f} minutes; what was learned is in {adapter}, for peft. Measuring it:")
     _measure(model, adapter, seed=seed, homes=homes, rows=rows)
+    click.echo("\nfive commands, typed into the tuned model on home-0:")
+    for command, answer in zip(_COMMANDS, ask_node(nodes["home-0"], _COMMANDS, folder / "serve.log"), strict=True):
+        click.echo(f"  {command}  ->  {answer}")
     click.echo(f"all in all {(time.monotonic() - began) / 60:.0f} minutes")
 
 
