@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.loss import IGNORE_INDEX
 from fedcore.config.tasks import Target
 
 __all__ = ["Encoded", "batches", "outputs", "pad", "states_and_labels"]
@@ -28,14 +27,21 @@ class Encoded:
     types: tuple[int, ...] | None
     target: Target
     counts: int | None = None
-    """What it counts in the mean loss, of a task whose loss is over some of its tokens only."""
+    """What it counts in the mean loss, of a task of one's own that counts otherwise."""
+    learned: tuple[tuple[int, int], ...] | None = None
+    """Where the tokens themselves are learned: spans of `ids`, none of which has the first token. None: all others."""
 
     @property
     def weight(self) -> int:
-        """What the example counts in the mean loss: one, or the tokens it predicts."""
+        """What the example counts in the mean loss: one, or the tokens it learns."""
         if self.counts is not None:
             return self.counts
-        return 1 if self.target is not None else len(self.ids) - 1
+        return 1 if self.target is not None else sum(stop - start for start, stop in self.spans)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Which tokens are learned, where tokens are."""
+        return ((1, len(self.ids)),) if self.learned is None else self.learned
 
 
 def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iterator[list[Encoded]]:
@@ -84,9 +90,14 @@ def _inputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_devi
 def states_and_labels(
     model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1)
-    that follows it."""
+    """What a language model learns of a micro-batch: of each learned token, example by example, the hidden state of the
+    token before it, (learned, n), and the token, int64 (learned,).
+
+    Logits are needed nowhere else: the output head, which costs most, sees these states alone."""
     inputs = _inputs(model, batch, pad_id, torch_device)
     hidden = model.backbone(**inputs).last_hidden_state  # (b, t, n)
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-    return hidden[:, :-1], labels[:, 1:]
+    length, spans = hidden.shape[1], [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
+    places = [row * length + token - 1 for row, span in spans for token in range(*span)]
+    labels = [token for row, (start, stop) in spans for token in batch[row].ids[start:stop]]
+    states = hidden.flatten(0, 1).index_select(0, torch.tensor(places, device=torch_device))
+    return states, torch.tensor(labels, device=torch_device)

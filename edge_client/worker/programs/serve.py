@@ -219,7 +219,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
