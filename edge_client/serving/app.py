@@ -175,10 +175,10 @@ class _Api:
         """Refuse what the model cannot do, where that is known already; else the worker does."""
         loaded = self._host.standing.loaded
         if loaded is not None:
-            refuse_kind(loaded, wanted)
+            _refuse_kind(loaded, wanted)
 
 
-def refuse_kind(loaded: Loaded, wanted: str) -> None:
+def _refuse_kind(loaded: Loaded, wanted: str) -> None:
     """Refuse a request that another kind of model answers.
 
     Raises:

@@ -6,8 +6,9 @@
       └── the worker ended, or training needs the room ─┴── a new state ───┘
 
 Requests are answered one at a time, in the order in which they came. At most so many wait; one more is refused. A
-worker is started when somebody asks, and ended when training needs its memory: the answer that is being given may come to
-its end within a grace, whoever waits is told to come again. A new published state is taken up between two answers."""
+worker is started when somebody asks, and ended when training needs its memory: the answer that is being given may
+come to its end within a grace, whoever waits is told to come again. A new published state is taken up between two
+answers."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ __all__ = [
     "RoomGranted",
     "RoomRefused",
     "Start",
+    "State",
     "StopAnswer",
 ]
 

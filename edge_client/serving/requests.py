@@ -97,10 +97,11 @@ def chat_asked(body: bytes, seed: int) -> ChatAsked:
     raw = _object(body)
     _refuse_unsupported(raw)
     chat = _converted(raw, _Chat)
+    most = _or(chat.max_completion_tokens, chat.max_tokens)
     generate = Generate(
         answer=0,
         messages=_messages(chat.messages),
-        max_tokens=_within("max_tokens", chat.max_completion_tokens or chat.max_tokens, 1, 2**20),
+        max_tokens=_within("max_tokens", most, 1, 2**20),
         temperature=_or(_within("temperature", chat.temperature, 0.0, 2.0), 1.0),
         top_p=_or(_within("top_p", chat.top_p, 0.0, 1.0), 1.0),
         top_k=_or(_within("top_k", chat.top_k, 0, 2**20), 0),

@@ -87,8 +87,6 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
     kind: ModelKind
     context_tokens: int
     """Tokens of question and answer together at most; of a text that is classified."""
-    context_reason: str = ""
-    """Where that comes from: the model, or the memory that is left for its cache."""
     labels: tuple[str, ...] = ()
     peak_bytes: int | None = None
     """Highest resident size of the worker until now."""
