@@ -138,6 +138,7 @@ def test_a_worker_that_dies_ends_the_stream_with_an_error_and_the_next_request_w
     worker.suspend()
     os.kill(worker.pid, signal.SIGKILL)
     answer = Answer(connection.getresponse())
+    connection.close()
     error = answer.json["error"] if answer.status != 200 else answer.events[-1]["error"]
     assert "the worker ended (signal 9)" in error["message"] and error["type"] == "server_error"
     assert server.post(CHAT, chat(max_tokens=4)).status == 200
