@@ -18,20 +18,24 @@ from edge_client.worker.answering.order import PropertyOrder
 from edge_client.worker.data.chat import prompt_ids
 from edge_client.worker.data.reading import Example, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, outputs
-from edge_client.worker.generate.generator import Generator
+from edge_client.worker.generate.cache import fitting_tokens
+from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.train.highwater import peak_bytes
+from edge_client.worker.train.highwater import peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.errors import DataError, WorkerError
+from fedcore.errors import BudgetError, DataError, WorkerError
 from fedcore.worker.serving import Classified, Classify, Generate, Generated, Held, Load, Loaded, ModelKind, Token
 
 __all__ = ["Answering"]
 
 _BATCH = 16
 _MOST_ROWS = 2000
+# What a prompt's pass needs beside weights and cache.
+_WORKING_BYTES = 48 * 2**20
+_LEAST_CONTEXT = 128
 _LEAST_TOP_P = 1e-9
 
 
@@ -167,7 +171,7 @@ class Answering:
             replica = mirrored(command, held, getattr(torch, command.compute_dtype))
             model = _Model(command, held.plan.task, replica.model, tokenizer, replica)
         if task_of(model.task).outputs() is None:
-            model.generator = Generator(model.built, tokenizer, command.max_context or None)
+            model.generator = Generator(model.built, tokenizer, _context(model.built, command))
         return model
 
     def _loaded(self, model: _Model) -> Loaded:
@@ -214,6 +218,29 @@ class Answering:
         most = model.task.max_length
         lengths = (len(model.tokenizer(text, pair)["input_ids"]) for text, pair in command.texts)
         return tuple(index for index, length in enumerate(lengths) if length > most)
+
+
+def _context(built: BuiltModel, command: Load) -> int | None:
+    """Tokens of question and answer together: the model's, the owner's, or those whose cache fits what is left of the
+    memory beside the model.
+
+    Raises:
+        BudgetError: Next to none fit.
+    """
+    config = built.module.config
+    most = min(positions_of(config), command.max_context or positions_of(config))
+    used = status_bytes("VmRSS")
+    if not command.room_bytes or used is None:
+        return most
+    fits = fitting_tokens(config, command.room_bytes - used - _WORKING_BYTES, most)
+    if fits < min(most, _LEAST_CONTEXT):
+        raise BudgetError(
+            f"the model takes {used / 2**20:,.0f} MiB of {command.room_bytes / 2**20:,.0f} MiB,"
+            f" which leaves room for a context of {fits} tokens",
+            place="memory_budget",
+            remedy="raise it",
+        )
+    return fits
 
 
 def _answers(data: DataSection | None, task: TaskSection) -> Iterator[str]:

@@ -2,8 +2,8 @@
 """From tokens to text as they come.
 
 A token is a piece of bytes, not of text: an emoji takes up to four of them, and a SentencePiece token's blank depends
-on what stands before it. So a text is made of the last few tokens together, once with the new one and once without: what
-it gained is the new token's text, unless it ends in the middle of a character."""
+on what stands before it. So the last few tokens are decoded together, once with the new one and once without: what the
+text gained is the new token's, unless it ends in the middle of a character."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.causal_models import byte_tokenizer
 
 __all__ = ["CONTEXT", "TEMPLATE", "write_tiny_chat"]
 
@@ -17,12 +18,13 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-_END, _BEGIN, _PAD = 299, 298, 297
 
 
 def write_tiny_chat(folder: Path, seed: int = 0, width: int = 32) -> Path:
     """Write the folder."""
     torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=300,
         hidden_size=width,
@@ -31,20 +33,10 @@ def write_tiny_chat(folder: Path, seed: int = 0, width: int = 32) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
-        eos_token_id=_END,
-        bos_token_id=_BEGIN,
-        pad_token_id=_PAD,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {sign: number for number, sign in enumerate(signs)}
-    vocabulary |= {f"<unused{number}>": number for number in range(256, _PAD)}
-    vocabulary |= {"<pad>": _PAD, "<begin>": _BEGIN, "<end>": _END}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", bos_token="<begin>", pad_token="<pad>", chat_template=TEMPLATE
-    )
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
