@@ -11,16 +11,16 @@ import resource
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import torch
-from transformers import AutoTokenizer
 
 from edge_client.worker.answering.answering import Answering
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
+from edge_client.worker.data.tokenizing import tokenizer_of
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
@@ -34,7 +34,7 @@ from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
-from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
+from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
@@ -114,7 +114,7 @@ class Worker:
             case Classify():
                 return self.answering.classify(command)
             case Answer(folder, task, texts):
-                return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
+                return Answered(scores_of_texts(Path(folder), task, texts, tokenizer_of(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -139,7 +139,7 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        encoded = encode(load_examples(command.data, plan.task), plan.task, tokenizer_of(folder))
         longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
@@ -174,7 +174,7 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        self._encoded = encode(load_examples(command.data, task), task, tokenizer_of(folder))
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -240,22 +240,12 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, tokenizer_of(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(
-            f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder"
-        ) from None
 
 
 def resolved_task(task: TaskSection) -> TaskSection:
