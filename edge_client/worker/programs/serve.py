@@ -24,6 +24,7 @@ from edge_client.worker.data.tokenizing import tokenizer_of
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.answer import scores_of_texts
@@ -183,6 +184,7 @@ class Worker:
         )
         self._pad_id = self._replica.model.pad_id
         fuse(self._replica.model.module)
+        leave_padding_out(self._replica.model, self._torch_device)
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
