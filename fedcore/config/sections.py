@@ -44,6 +44,8 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
     """Instruction: what becomes of a row of more than `max_length` tokens: an error, left out, or its prompt is cut
     from the left so that the answer stays whole."""
+    pack: bool = False
+    """Instruction: several examples in one row of at most `max_length` tokens, kept apart."""
 
     def __post_init__(self) -> None:
         task_of(self).check()

@@ -100,7 +100,7 @@ class Task(ABC):
         """What an exported model's `config.json` says of the head."""
 
 
-_CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse"}
+_CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
 """Keys of `[task]` that have a meaning for conversations only, and what says nothing."""
 
 K = TypeVar("K", bound=type[Task])

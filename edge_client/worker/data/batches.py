@@ -16,7 +16,7 @@ from torch import Tensor
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.tasks import Target
 
-__all__ = ["Encoded", "batches", "outputs", "pad", "states_and_labels"]
+__all__ = ["Encoded", "batches", "inputs_of", "outputs", "pad", "states_and_labels"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Encoded:
     """What it counts in the mean loss, of a task of one's own that counts otherwise."""
     learned: tuple[tuple[int, int], ...] | None = None
     """Where the tokens themselves are learned: spans of `ids`, none of which has the first token. None: all others."""
+    segments: tuple[int, ...] = ()
+    """Lengths of the examples that were packed into this one; none for one alone."""
+
+    @property
+    def examples(self) -> int:
+        """How many there are in it."""
+        return len(self.segments) or 1
 
     @property
     def weight(self) -> int:
@@ -57,7 +64,8 @@ def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iter
 
 
 def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask (b, longest) of a micro-batch, padded on the right."""
+    """Token ids and mask (b, longest) of a micro-batch, padded on the right; positions too, where examples are packed:
+    they begin anew in each, and padding stands at 0."""
     longest = max(len(encoded.ids) for encoded in batch)
     ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -71,19 +79,29 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
     out = {"input_ids": ids, "attention_mask": mask}
     if batch[0].types is not None:
         out["token_type_ids"] = types
+    if any(encoded.segments for encoded in batch):
+        out["position_ids"] = torch.zeros((len(batch), longest), dtype=torch.long)
+        for row, encoded in enumerate(batch):
+            places = [place for length in encoded.segments or (len(encoded.ids),) for place in range(length)]
+            out["position_ids"][row, : len(places)] = torch.tensor(places)
     return {name: tensor.to(torch_device) for name, tensor in out.items()}
 
 
 def outputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
     """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model.module(**_inputs(model, batch, pad_id, torch_device)).logits
+    logits: Tensor = model.module(**inputs_of(model, batch, pad_id, torch_device)).logits
     return logits
 
 
-def _inputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Of a micro-batch; the model is told where padding is."""
+def inputs_of(
+    model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+) -> dict[str, Tensor]:
+    """What a model's forward takes of a micro-batch; its layers are told where padding is."""
     inputs = pad(batch, pad_id, torch_device)
     model.padding.see(inputs["attention_mask"])
+    if "position_ids" in inputs:
+        # Transformers keeps examples apart by positions only where there is no mask.
+        del inputs["attention_mask"]
     return inputs
 
 
@@ -94,7 +112,7 @@ def states_and_labels(
     token before it, (learned, n), and the token, int64 (learned,).
 
     Logits are needed nowhere else: the output head, which costs most, sees these states alone."""
-    inputs = _inputs(model, batch, pad_id, torch_device)
+    inputs = inputs_of(model, batch, pad_id, torch_device)
     hidden = model.backbone(**inputs).last_hidden_state  # (b, t, n)
     length, spans = hidden.shape[1], [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
     places = [row * length + token - 1 for row, span in spans for token in range(*span)]

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edge_client.worker.data.chat import render
 from edge_client.worker.data.kinds.causal_lm import CausalLMAtWork
+from edge_client.worker.data.packing import packed
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded
 from fedcore.errors import DataError
@@ -41,3 +42,14 @@ class InstructionAtWork(CausalLMAtWork):
             learned = tuple((start, stop) for start, stop in moved if start >= max(1, kept))
         if learned:
             yield Encoded(ids, None, None, learned=learned)
+
+    def sample(self, ids: tuple[int, ...], types: tuple[int, ...] | None) -> Encoded:
+        """All of it learned; where rows are packed, two examples in one."""
+        most, half = len(ids), len(ids) // 2
+        if not self.section.pack or not half:
+            return super().sample(ids, types)
+        return Encoded(ids, types, None, learned=((1, half), (half + 1, most)), segments=(half, most - half))
+
+    def rows(self, encoded: Sequence[Encoded]) -> Sequence[Encoded]:
+        """Several examples in one, where the job wants that."""
+        return packed(encoded, self.section.max_length) if self.section.pack else encoded
