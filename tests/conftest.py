@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forked_workers import ForkedWorkers
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,6 +59,23 @@ def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm")
     write_smollm(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked_workers() -> Iterator[ForkedWorkers]:
+    """Workers without their interpreter's start, for whoever asks for them."""
+    folder = Path(tempfile.mkdtemp(prefix="forked-"))
+    workers = ForkedWorkers(folder)
+    yield workers
+    workers.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def quick_workers(forked_workers: ForkedWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker that the test's processes start is a forked one. Not for tests of limits, allocators or starts."""
+    for name, value in forked_workers.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

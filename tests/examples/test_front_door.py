@@ -18,6 +18,8 @@ from examples.own_metric import tune_until, worst_recall
 from fedcore.errors import ConfigError
 from fedkrso import Coordinator, Job, ModelSection, RoundSection, TaskSection
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

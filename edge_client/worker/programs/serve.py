@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +17,9 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
-from edge_client.worker.data.tasks import encode
+from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
@@ -129,7 +131,7 @@ class Worker:
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
         encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
-        longest = max(len(e.ids) for e in encoded)
+        longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
             folder,
@@ -175,7 +177,7 @@ class Worker:
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
-            self._encoded,
+            self._rows(task),
             own / "intervals",
             command.run,
             command.node,
@@ -193,6 +195,13 @@ class Worker:
         return Ready(
             state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
         )
+
+    def _rows(self, task: TaskSection) -> Sequence[Encoded]:
+        """What is trained on; of a model that keeps several examples in a row apart, where there are such."""
+        rows = worker_task(task).rows(self._encoded)
+        if any(row.segments for row in rows):
+            check_apart(self._held.model, self._torch_device)
+        return rows
 
     def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
         write_message(self._events, Progress(done, steps, loss, memory_step, peak_bytes(), self._accelerator_bytes()))
@@ -219,7 +228,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)

@@ -146,6 +146,7 @@ def cached_footprint(
         schema,
         task.kind,
         task.labels,
+        task.pack,
         kind,
         _shape_of(training),
         longest,

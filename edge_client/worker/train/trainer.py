@@ -119,7 +119,7 @@ class Trainer:
             round=plan.round,
             node=self._node,
             version=plan.version,
-            examples=len(self._encoded),
+            examples=sum(row.examples for row in self._encoded),
             rank=self._replica.half.rank,
             subspaces=self._replica.half.subspaces,
             loss=trained.loss,
