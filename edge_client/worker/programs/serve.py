@@ -17,6 +17,7 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.answering.answering import Answering
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
@@ -63,12 +64,13 @@ from fedcore.worker.messages import (
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
+from fedcore.worker.serving import Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
 
 class _Leave(Exception):
-    """Ends training between two micro-batches."""
+    """Ends training between two micro-batches, and an answer between two tokens."""
 
 
 class Worker:
@@ -77,6 +79,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
+        self.answering = Answering(lambda token: write_message(events, token), _tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -102,8 +105,14 @@ class Worker:
                 return Adopted(version, generation, digest)
             case Train():
                 return self._train(command)
-            case StepDown():
+            case StepDown() | Stop():
                 return None
+            case Load():
+                return self.answering.load(command)
+            case Generate():
+                return self.answering.generate(command, self._go_on)
+            case Classify():
+                return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
@@ -213,9 +222,12 @@ class Worker:
 
     def _wanted(self) -> int:
         """Asked before every micro-batch."""
+        self._go_on()
+        return self._wanted_memory_step
+
+    def _go_on(self) -> None:
         if self._leaving:
             raise _Leave
-        return self._wanted_memory_step
 
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
@@ -281,6 +293,8 @@ def main(
             while (command := read_message(commands, Command)) is not None:
                 if isinstance(command, StepDown):
                     worker.step_down(command.memory_step)
+                elif isinstance(command, Stop):
+                    worker.answering.stop(command.answer)
                 else:
                     waiting.put(command)
         except (WorkerError, msgspec.DecodeError) as error:
