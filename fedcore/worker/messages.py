@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from fedcore.config.models import ModelSource
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.fields.types import BaseKind
@@ -26,6 +27,8 @@ __all__ = [
     "Evaluated",
     "Event",
     "Failed",
+    "ImportModel",
+    "Imported",
     "MakeArtefact",
     "Measured",
     "Progress",
@@ -36,6 +39,8 @@ __all__ = [
     "Traced",
     "Train",
     "Trained",
+    "WriteGguf",
+    "Written",
 ]
 
 
@@ -171,7 +176,28 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Each with its second sentence, where the task has pairs."""
 
 
-Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer
+class ImportModel(msgspec.Struct, frozen=True, tag="import_model"):
+    """Write a GGUF file's model as a Hugging Face folder."""
+
+    path: str
+    folder: str
+
+
+class WriteGguf(msgspec.Struct, frozen=True, tag="write_gguf"):
+    """Write a Hugging Face folder's model as a GGUF file."""
+
+    model_folder: str
+    """As exported: weights and tokenizer."""
+    path: str
+    numbers: str
+    """What weights are stored in: `q8_0`, `f16` or `f32`."""
+    description: str = ""
+    """Of where the model is from, for the file's own words."""
+
+
+Command = (
+    Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer | ImportModel | WriteGguf
+)
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -272,6 +298,19 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """Of each text: the probability of every label, in the task's order; or a regression's one score."""
 
 
+class Imported(msgspec.Struct, frozen=True, tag="imported"):
+    """Answer to `ImportModel`: the folder is written, not flushed."""
+
+    source: ModelSource
+
+
+class Written(msgspec.Struct, frozen=True, tag="written"):
+    """Answer to `WriteGguf`."""
+
+    words: str
+    """What the file is."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """A command failed; the worker lives on. Made and read by `fedcore.worker.failures`."""
 
@@ -282,4 +321,17 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     remedy: str
 
 
-Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed
+Event = (
+    Described
+    | Traced
+    | Ready
+    | Adopted
+    | Progress
+    | Trained
+    | Evaluated
+    | ArtefactMade
+    | Answered
+    | Imported
+    | Written
+    | Failed
+)

@@ -49,6 +49,8 @@ from fedcore.worker.messages import (
     Evaluate,
     Evaluated,
     Event,
+    Imported,
+    ImportModel,
     MakeArtefact,
     Measured,
     Progress,
@@ -59,6 +61,8 @@ from fedcore.worker.messages import (
     Traced,
     Train,
     Trained,
+    WriteGguf,
+    Written,
 )
 from fedcore.worker.process import read_message, write_message
 
@@ -104,6 +108,10 @@ class Worker:
                 return None
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
+            case ImportModel(path, folder):
+                return _import_model(Path(path), Path(folder))
+            case WriteGguf(folder, path, numbers, description):
+                return _write_gguf(Path(folder), Path(path), numbers, description)
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -225,6 +233,18 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
+
+
+def _import_model(path: Path, folder: Path) -> Imported:
+    from edge_client.worker.exchange.importing import import_gguf
+
+    return Imported(import_gguf(path, folder))
+
+
+def _write_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
+    from edge_client.worker.exchange.exporting import export_gguf
+
+    return Written(export_gguf(folder, path, numbers, description=description))
 
 
 def _tokenizer(folder: Path) -> Any:
