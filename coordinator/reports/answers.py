@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.reports.export import export_run
-from coordinator.run.evaluator import ask_worker
 from coordinator.store.folder import RunFolder, stored_job
 from coordinator.store.ledger import SqliteLedger
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
+from fedcore.worker.asking import ask_worker
 from fedcore.worker.messages import Answer, Answered
 
 __all__ = ["Said", "ask_model"]

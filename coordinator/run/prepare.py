@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from coordinator.job import Job
-from coordinator.run.evaluator import ask_worker
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger
 from fedcore.config.templates import with_template
@@ -18,6 +17,7 @@ from fedcore.errors import RunError
 from fedcore.methods import server_half
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.asking import ask_worker
 from fedcore.worker.messages import Describe, Described, MakeArtefact
 
 __all__ = ["Prepared", "prepare"]

@@ -39,6 +39,7 @@ from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
@@ -80,7 +81,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
-        self.answering = Answering(lambda token: write_message(events, token), _tokenizer)
+        self.answering = Answering(lambda token: write_message(events, token), tokenizer_of)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -116,6 +117,10 @@ class Worker:
                 return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, tokenizer_of(Path(folder))))
+            case ImportModel(path, folder):
+                return _import_model(Path(path), Path(folder))
+            case WriteGguf(folder, path, numbers, description):
+                return _write_gguf(Path(folder), Path(path), numbers, description)
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -248,6 +253,18 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
+
+
+def _import_model(path: Path, folder: Path) -> Imported:
+    from edge_client.worker.exchange.importing import import_gguf
+
+    return Imported(import_gguf(path, folder))
+
+
+def _write_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
+    from edge_client.worker.exchange.exporting import export_gguf
+
+    return Written(export_gguf(folder, path, numbers, description=description))
 
 
 def resolved_task(task: TaskSection) -> TaskSection:
