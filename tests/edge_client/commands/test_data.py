@@ -64,7 +64,7 @@ def test_what_is_learned_stands_in_marks(tmp_path: Path, stories: Path) -> None:
     assert "rows.jsonl: 4 rows, instruction" in found.output
     assert "rows: 2 whole, 1 cut, 1 left out" in found.output
     assert "<s>user: Hiassistant: »Hello you</s>«" in found.output
-    assert "rows.jsonl:2, 5 tokens, learned: »...«\n»A story«" in found.output
+    assert " tokens, learned: »...«\n»A story«" in found.output
 
 
 def test_every_row_that_cannot_be_used_has_its_line(tmp_path: Path, stories: Path) -> None:
