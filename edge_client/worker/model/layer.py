@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model import products16
 from edge_client.worker.model.padding import Padding
+from edge_client.worker.model.standin import StandIn
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, Weight, row_blocks
 from fedcore.errors import ExactnessError, ModelError
 
@@ -201,18 +202,29 @@ class SubspaceLinear(nn.Module):
         y = self._computed(flat) if self.padding is None else self.padding.left_out(flat, self._computed)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
-    def _computed(self, x: Tensor) -> Tensor:
+    @property
+    def weight(self) -> StandIn:
+        """W + F P for modules that compute with a layer's `weight` themselves."""
+        return StandIn(self)
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        """x (..., n) times (W + F P)^T (..., m), without the bias, of rows that are no micro-batch's tokens."""
+        y = self._computed(x.reshape(-1, self.in_features), biased=False)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _computed(self, x: Tensor, *, biased: bool = True) -> Tensor:
         """(t, n) to float32 (t, m)."""
         x = x.to(torch.float32)
-        y: Tensor = _FrozenProduct.apply(x, self._start(x), self)  # type: ignore[no-untyped-call]
+        start = self._start(x, self.bias if biased else None)
+        y: Tensor = _FrozenProduct.apply(x, start, self)  # type: ignore[no-untyped-call]
         return y
 
-    def _start(self, x: Tensor) -> Tensor | None:
+    def _start(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it.
 
         In float32 whatever the compute dtype: it costs little, and its gradient is what is learned.
         """
-        bias = None if self.bias is None else self.bias.to(torch.float32)
+        bias = None if bias is None else bias.to(torch.float32)
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         rows = self.subspace_rows(self.active, self.factor.shape[1])  # (r', n)

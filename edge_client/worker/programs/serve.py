@@ -10,19 +10,19 @@ import queue
 import resource
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import torch
-from transformers import AutoTokenizer
 
+from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import encode
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.loading import describe
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.agreement import described
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
@@ -31,7 +31,7 @@ from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
-from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
+from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
@@ -88,7 +88,8 @@ class Worker:
         match command:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
-                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+                schema, notes = described(Checkpoint(Path(model_folder)), task, trained_tensors)
+                return Described(schema, task, notes)
             case MakeArtefact():
                 return _make_artefact(command)
             case Trace():
@@ -103,7 +104,7 @@ class Worker:
             case StepDown():
                 return None
             case Answer(folder, task, texts):
-                return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
+                return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -128,7 +129,7 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        encoded = encode(load_examples(command.data, plan.task), plan.task, read_tokenizer(folder))
         longest = max(len(e.ids) for e in encoded)
         found = cached_footprint(
             Path(command.folder),
@@ -163,7 +164,7 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        self._encoded = encode(load_examples(command.data, task), task, read_tokenizer(folder))
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -219,22 +220,12 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows), task, read_tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(
-            f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder"
-        ) from None
 
 
 def resolved_task(task: TaskSection) -> TaskSection:
