@@ -27,7 +27,7 @@ from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.models import require_fitting, resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
@@ -136,7 +136,8 @@ class Coordinator:
         Raises:
             FedkrsoError: No such model folder, or broker settings that cannot be used.
         """
-        resolve_model_folder(self._job.model.folder, place=f"{self._place}: model.folder")
+        folder = resolve_model_folder(self._job.model.folder, place=f"{self._place}: model.folder")
+        require_fitting(folder, max_length=self._job.task.max_length)
         mqtt_settings(self._job.broker, "check")
 
     def __enter__(self) -> Coordinator:

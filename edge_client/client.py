@@ -23,7 +23,7 @@ from edge_client.process.packages import require_training_packages
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.models import require_fitting, resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, FedkrsoError, RunError
 from fedcore.system.locks import owned
@@ -114,7 +114,7 @@ class Client:
         Raises:
             FedkrsoError: No such model folder, a budget that cannot be, or broker settings that cannot be used.
         """
-        resolve_model_folder(self.node.model_folder, place=f"{self._place}: model_folder")
+        require_fitting(resolve_model_folder(self.node.model_folder, place=f"{self._place}: model_folder"))
         budget = budget_bytes(self.node.memory_budget, place=f"{self._place}: memory_budget")
         mqtt_settings(self.node.broker, self._client_id)
         return budget

@@ -43,6 +43,7 @@ SIZES: Mapping[str, int] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "moe_intermediate_size": 32,
+    "rotary_dim": 4,
     "vocab_size": 96,
     "num_experts_per_tok": 2,
     "pad_token_id": 1,

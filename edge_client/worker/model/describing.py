@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -65,6 +68,7 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
             place=str(folder),
             remedy="use a model made of nn.Linear blocks",
         )
+    _require_most(model, layers, folder)
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
             raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
@@ -80,6 +84,35 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
         prefix if wrapped else "",
         msgspec.UNSET if pad is None else pad,
     )
+
+
+def _require_most(model: Any, layers: Mapping[str, object], folder: Path) -> None:
+    """Most of what blocks multiply with can train: half a model that is silently left out is no training of it.
+
+    Raises:
+        ModelError: The kind of layer that holds most of the rest.
+    """
+    rest: Counter[str] = Counter()
+    trained = 0
+    for name, parameter in model.named_parameters():
+        place = name.rpartition(".")[0]
+        if (
+            parameter.ndim < 2
+            or isinstance(model.get_submodule(place), nn.Embedding)
+            or not re.search(r"\.\d+\.", name)
+        ):
+            continue
+        if name in layers:
+            trained += parameter.numel()
+        else:
+            rest[type(model.get_submodule(place)).__name__] += parameter.numel()
+    if rest.total() > trained:
+        kind = rest.most_common(1)[0][0]
+        raise ModelError(
+            f"{type(model).__name__} is made of {kind} layers, which do not train here",
+            place=str(folder),
+            remedy="use a model made of nn.Linear blocks",
+        )
 
 
 def said_of_head(checkpoint: Tensors, task: TaskSection, schema: ModelSchema) -> str:
@@ -144,6 +177,10 @@ def _require_whole(model: Any, names: Mapping[str, Stored | None], checkpoint: T
                 continue
             raise ModelError(
                 f"the checkpoint has no weights for {name!r}", place=place, remedy="use a complete checkpoint"
+            )
+        if stored.conversion:
+            raise ModelError(
+                f"{stored.name!r} becomes {name!r} by {stored.conversion}, which is not understood", place=place
             )
         if new_head and not _is_of_backbone(model, name):
             # Another number of labels: a new head, or refused where its labels are compared.

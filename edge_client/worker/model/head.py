@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from edge_client.worker.model.weights import FloatWeight
@@ -125,7 +126,11 @@ def shaping_of(model: Any) -> Shaping:
     try:
         said = _logits_of(model, output, hidden, words)[0].to(torch.float32)
     except (AttributeError, TypeError, RuntimeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
-        raise _not_understood(model, f"its forward pass needs more than hidden states ({error})") from None
+        raise _not_understood(
+            model, f"{_between(model, output)} is between hidden states and words ({error})"
+        ) from None
+    if said.is_meta:
+        raise _not_understood(model, f"{_between(model, output)} is between hidden states and words")
     if said.shape != (len(products), 2):
         raise _not_understood(model, f"{tuple(said.shape)} numbers of {len(products)} states and 2 words")
     found = _fitted(said[:, 0], products)
@@ -153,6 +158,14 @@ def _not_understood(model: Any, what: str) -> ModelError:
         f"{type(model).__name__} makes logits in a way that is not understood: {what}",
         remedy="its output head may have a multiplier and a soft cap, nothing else",
     )
+
+
+def _between(model: Any, output: nn.Module) -> str:
+    """The first layer of a model's that is neither of its backbone nor the output embedding."""
+    prefix = f"{model.base_model_prefix}."
+    own = {id(parameter) for parameter in output.parameters()}
+    names = (name for name, one in model.named_parameters() if not name.startswith(prefix) and id(one) not in own)
+    return repr(next(names, "something").rpartition(".")[0] or "something")
 
 
 def _logits_of(model: Any, output: nn.Module, hidden: Tensor, words: Tensor) -> Tensor:
@@ -183,9 +196,12 @@ def _in_place(model: nn.Module, module: nn.Module, other: nn.Module) -> Iterator
 
 @contextmanager
 def _answering(backbone: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """A backbone that says `hidden` of everything."""
-    backbone.forward = lambda *_, **__: _Outputs(last_hidden_state=hidden)
+    """A backbone that says `hidden` of everything; so does one inside it, which OPT's head calls."""
+    inside = [one for one in backbone.children() if isinstance(one, PreTrainedModel)]
+    for one in (backbone, *inside):
+        one.forward = lambda *_, **__: _Outputs(last_hidden_state=hidden)
     try:
         yield
     finally:
-        del backbone.forward
+        for one in (backbone, *inside):
+            del one.forward

@@ -6,10 +6,12 @@ tokens to experts stays frozen: a router that moves on one node's text would sen
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -77,8 +79,29 @@ def _shape_of(module: Any) -> tuple[int, int]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A module that does what a linear layer does, and nothing else."""
-    return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    """A module that does what a linear layer does, and nothing else: shown by a small twin where it has code of its own
+    (Falcon's), since a name says nothing."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward) or _twin_is_linear(module)
+
+
+def _twin_is_linear(module: nn.Linear | Conv1D) -> bool:
+    if not isinstance(module, nn.Linear):
+        return False
+    twin, w, b = copy.copy(module), torch.arange(15.0).view(5, 3).sin(), torch.arange(5.0).cos()
+    twin._parameters = dict.fromkeys(module._parameters)
+    twin._parameters["weight"] = nn.Parameter(w)
+    if module.bias is not None:
+        twin._parameters["bias"] = nn.Parameter(b)
+    x = torch.arange(12.0).view(2, 2, 3).sin() * 4.0
+    try:
+        with torch.no_grad():
+            said = twin(x)
+    except (RuntimeError, TypeError, AttributeError, ValueError):
+        return False
+    expected = nn.functional.linear(x, w, None if module.bias is None else b)
+    return isinstance(said, torch.Tensor) and said.shape == expected.shape and torch.allclose(said, expected, atol=1e-6)
 
 
 def _is_experts(module: nn.Module, parameter: nn.Parameter) -> bool:

@@ -9,8 +9,10 @@ refused with the numbers; no architecture is trained because its name is known."
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from edge_client.worker.data.tasks import worker_task
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.describing import describe, said_of_head
 from edge_client.worker.model.loading import build
+from fedcore.config.models import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
@@ -39,7 +42,9 @@ __all__ = ["Agreement", "compare", "described", "needed_bytes", "plain_model", "
 _CPU = torch.device("cpu")
 # Of the largest logit. Float32 over some dozen blocks leaves 1e-6 to 1e-5.
 _TOLERANCE = 2e-4
+_GRADIENT_TOLERANCE = 1e-3
 _LENGTHS = (12, 7)
+_CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,34 @@ class Agreement:
         logits: Largest difference of two logits.
         loss: Mean loss of the built model.
         expected_loss: Of transformers'.
+        gradients: Largest difference of the loss' gradient at the embeddings, over the largest gradient.
     """
 
     logits: float
     loss: float
     expected_loss: float
+    gradients: float
 
     def __str__(self) -> str:
         return (
-            f"equal to transformers on the same weights: logits within {self.logits:.1e}, loss {self.loss:.6f} for"
-            f" {self.expected_loss:.6f}"
+            f"equal to transformers on the same weights: logits within {self.logits:.1e}, gradients within"
+            f" {self.gradients:.1e}, loss {self.loss:.6f} for {self.expected_loss:.6f}"
         )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a model says of each example: logits, the gradient of the summed loss at the embeddings, and that loss."""
+
+    logits: list[Tensor]
+    gradients: list[Tensor]
+    loss: float
 
 
 def compare(
     checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, batch: Sequence[Encoded] | None = None
 ) -> Agreement:
-    """Run a batch through both.
+    """Run a batch through both, forward and backward to the embeddings.
 
     One model is in memory at a time, in float32 (`needed_bytes`).
 
@@ -77,28 +93,61 @@ def compare(
         batch: Examples of different lengths; None: tokens by chance.
 
     Raises:
-        ModelError: They differ; or a language model sees the words that it is to foresee.
+        ModelError: They differ, or one of them cannot run; or a language model sees the words that it is to foresee.
     """
     batch = sample_batch(checkpoint.folder, task) if batch is None else batch
-    causal = task_of(task).outputs() is None
-    expected, expected_loss = _expected(checkpoint, schema, task, batch, causal=causal)
+    place = str(checkpoint.folder)
+    try:
+        expected = _plain_pass(checkpoint, schema, task, batch)
+    except _CANNOT_RUN as error:
+        raise ModelError(f"transformers itself cannot run this model: {_first_line(error)}", place=place) from None
     gc.collect()
     with tempfile.TemporaryDirectory() as scratch:
         model = build(Base(checkpoint, schema, "float32", Path(scratch)), task, 0, _CPU, torch.float32)
-        # Padding is left out, as it is where a memory plan has room.
-        model.padding.room_tokens = 4 * sum(len(one.ids) for one in batch)
-        with torch.no_grad():
-            found = _logits(model, task, batch, causal=causal)
-            loss = float(worker_task(task).summed_loss(model, batch, model.pad_id, _CPU))
-    weight = sum(one.weight for one in batch)
-    apart = max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, expected, strict=True))
-    most = max(float(theirs.abs().max()) for theirs in expected)
-    got = Agreement(apart, loss / weight, expected_loss / weight)
-    if not apart <= _TOLERANCE * most + 1e-6:
-        raise _differs(checkpoint, model, f"logits differ by {apart:.3g} where the largest is {most:.3g}")
+        name = type(model.module).__name__
+        try:
+            # Padding is computed, and is left out, as it is where a memory plan has room.
+            passes = [_built_pass(model, task, batch, room) for room in (0, 4 * sum(len(one.ids) for one in batch))]
+        except _CANNOT_RUN as error:
+            raise ModelError(
+                f"{name} does more with a layer's weight than multiply with it: {_first_line(error)}", place=place
+            ) from None
+    found = [_measured(one, expected, sum(one.weight for one in batch)) for one in passes]
+    for _, numbers in found:
+        if numbers:
+            raise ModelError(
+                f"{name} would be trained as another model than transformers': {numbers}",
+                place=place,
+                remedy="use another model; docs/details/architectures.md names those that train",
+            )
+    return found[0][0]
+
+
+def _measured(found: _Pass, expected: _Pass, weight: int) -> tuple[Agreement, str]:
+    """How far two passes are apart, and what is wrong about it, in words."""
+    logits, most = _apart(found.logits, expected.logits)
+    gradients, steepest = _apart(found.gradients, expected.gradients)
+    got = Agreement(logits, found.loss / weight, expected.loss / weight, gradients / (steepest or 1.0))
+    if not logits <= _TOLERANCE * most:
+        return got, f"logits differ by {logits:.3g} where the largest is {most:.3g}"
     if not abs(got.loss - got.expected_loss) <= _TOLERANCE * max(1.0, got.expected_loss):
-        raise _differs(checkpoint, model, f"a loss of {got.loss:.6g} for {got.expected_loss:.6g}")
-    return got
+        return got, f"a loss of {got.loss:.6g} for {got.expected_loss:.6g}"
+    if not gradients <= _GRADIENT_TOLERANCE * steepest:
+        return got, f"gradients differ by {gradients:.3g} where the largest is {steepest:.3g}"
+    return got, ""
+
+
+def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest difference, and the largest of theirs."""
+    pairs = list(zip(ours, theirs, strict=True))
+    if any(one.shape != other.shape for one, other in pairs):
+        return math.inf, 0.0
+    apart = max(float((one - other).abs().max()) for one, other in pairs)
+    return apart, max(float(other.abs().max()) for other in theirs)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def described(
@@ -117,6 +166,7 @@ def described(
     Raises:
         ModelError: The folder cannot serve, or what would be trained is not the model.
     """
+    require_fitting(checkpoint.folder, max_length=task.max_length)
     schema = describe(checkpoint, task, trained_tensors)
     head, needed, available = said_of_head(checkpoint, task, schema), needed_bytes(checkpoint), available_bytes()
     if any(entry.dtype == "I8" for entry in checkpoint.tensors.values()):
@@ -141,8 +191,11 @@ def _width(dtype: str) -> int:
 def sample_batch(folder: Path, task: TaskSection) -> list[Encoded]:
     """Two examples of tokens by chance, of which the second, where nothing else is to be learned, begins the first."""
     config = read_config(folder, task)
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "unk")}
-    words = [word for word in range(3, min(int(config.vocab_size), 20_000)) if word not in special]
+    said = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "unk")]
+    special = {one for ids in said for one in (ids if isinstance(ids, list | tuple) else (ids,))}
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise ModelError(f"{config.model_type} has no vocabulary of tokens", place=str(folder / "config.json"))
+    words = [word for word in range(3, min(config.vocab_size, 20_000)) if word not in special]
     chance = torch.Generator().manual_seed(1)
     ids = [words[int(i)] for i in torch.randint(len(words), (max(_LENGTHS),), generator=chance)]
     target = worker_task(task).sample_target
@@ -164,45 +217,87 @@ def plain_model(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, 
     return model.eval()
 
 
-def _expected(
-    checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, batch: Sequence[Encoded], *, causal: bool
-) -> tuple[list[Tensor], float]:
-    """transformers' logits of each example, and its summed loss."""
-    model = plain_model(checkpoint, schema, task)
-    said = []
-    with torch.no_grad():
-        for one in batch:
-            types = {} if one.types is None else {"token_type_ids": torch.tensor([one.types])}
-            said.append(model(input_ids=torch.tensor([one.ids]), use_cache=False, **types).logits[0].float())
-    if not causal:
-        at_work: Any = worker_task(task)
-        return said, float(at_work.loss(torch.stack(said), batch, "sum"))
+def _plain_pass(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, batch: Sequence[Encoded]) -> _Pass:
+    """transformers', one example after the other."""
+    model = plain_model(checkpoint, schema, task).requires_grad_(False)
+    causal = task_of(task).outputs() is None
+    logits, gradients, losses = [], [], []
+    for one in batch:
+        types = {} if one.types is None else {"token_type_ids": torch.tensor([one.types])}
+        with _embedded(model) as embeddings:
+            said = model(input_ids=torch.tensor([one.ids]), use_cache=False, **types).logits[0].float()
+            loss = _loss_of(said, one, task, causal=causal)
+            loss.backward()  # type: ignore[no-untyped-call]
+        logits.append(said.detach()[:-1] if causal else said.detach())
+        gradients.append(embeddings.gradient()[0][: len(one.ids)])
+        losses.append(float(loss.detach()))
+    if causal:
+        _require_foresight(model, logits, batch, str(checkpoint.folder))
+    return _Pass(logits, gradients, sum(losses))
+
+
+def _loss_of(said: Tensor, one: Encoded, task: TaskSection, *, causal: bool) -> Tensor:
+    if causal:
+        return F.cross_entropy(said[:-1], torch.tensor(one.ids[1:]), reduction="sum")
+    at_work: Any = worker_task(task)
+    loss: Tensor = at_work.loss(said[None], [one], "sum")
+    return loss
+
+
+def _require_foresight(model: Any, logits: Sequence[Tensor], batch: Sequence[Encoded], place: str) -> None:
+    """Where one text begins another, a decoder says the same of both as far as they are the same."""
     first, second = batch[0].ids, batch[1].ids
-    if first[: len(second)] == second and not torch.allclose(said[0][: len(second)], said[1], rtol=1e-3, atol=1e-4):
+    shared = len(second) - 1
+    if first[: len(second)] == second and not torch.allclose(logits[0][:shared], logits[1], rtol=1e-3, atol=1e-4):
         raise ModelError(
             f"{type(model).__name__} sees the words that it is to foresee (an encoder)",
-            place=str(checkpoint.folder),
+            place=place,
             remedy="use a decoder, or another task.kind",
         )
-    losses = [
-        F.cross_entropy(o[:-1], torch.tensor(e.ids[1:]), reduction="sum") for o, e in zip(said, batch, strict=True)
-    ]
-    return [rows[:-1] for rows in said], float(sum(losses))
 
 
-def _logits(model: BuiltModel, task: TaskSection, batch: Sequence[Encoded], *, causal: bool) -> list[Tensor]:
-    """The built model's, of each example; without padding."""
-    if not causal:
-        return list(worker_task(task).forward(model, batch, model.pad_id, _CPU).float())
-    assert model.output_weight is not None
-    hidden, _ = states_and_labels(model, batch, model.pad_id, _CPU)
-    logits = model.output_weight.logits(hidden)
-    return [rows[: len(one.ids) - 1] for rows, one in zip(logits, batch, strict=True)]
+def _built_pass(model: BuiltModel, task: TaskSection, batch: Sequence[Encoded], room_tokens: int) -> _Pass:
+    """The built model's, as a micro-batch; of real tokens only."""
+    at_work = worker_task(task)
+    model.padding.room_tokens = room_tokens
+    model.module.requires_grad_(False)
+    with torch.no_grad():
+        if model.output_weight is None:
+            logits = list(at_work.forward(model, batch, model.pad_id, _CPU).float())
+        else:
+            hidden, _ = states_and_labels(model, batch, model.pad_id, _CPU)
+            rows = zip(model.output_weight.logits(hidden), batch, strict=True)
+            logits = [said[: len(one.ids) - 1] for said, one in rows]
+    with _embedded(model.module) as embeddings:
+        loss = at_work.summed_loss(model, batch, model.pad_id, _CPU)
+        loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [rows[: len(one.ids)] for rows, one in zip(embeddings.gradient(), batch, strict=True)]
+    return _Pass(logits, gradients, float(loss.detach()))
 
 
-def _differs(checkpoint: Checkpoint, model: BuiltModel, numbers: str) -> ModelError:
-    return ModelError(
-        f"{type(model.module).__name__} would be trained as another model than transformers': {numbers}",
-        place=str(checkpoint.folder),
-        remedy="use another model; an architecture in docs/details/architectures.md trains",
-    )
+class _Embedded:
+    """What a model's input embedding gave last."""
+
+    output: Tensor | None = None
+
+    def gradient(self) -> Tensor:
+        """Of a loss that went backward."""
+        assert self.output is not None and self.output.grad is not None, "nothing depends on the embeddings"
+        return self.output.grad
+
+
+@contextmanager
+def _embedded(model: Any) -> Iterator[_Embedded]:
+    """Have the output of a model's input embedding take a gradient, though nothing before it trains."""
+    found = _Embedded()
+
+    def take(_: object, __: object, output: Tensor) -> Tensor:
+        found.output = output.detach().requires_grad_()
+        # Not itself: CTRL multiplies it in place.
+        return found.output.clone()
+
+    hook = model.get_input_embeddings().register_forward_hook(take)
+    try:
+        yield found
+    finally:
+        hook.remove()
