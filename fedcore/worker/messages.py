@@ -11,6 +11,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
 
 __all__ = [
     "Adopt",
@@ -171,7 +172,21 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Each with its second sentence, where the task has pairs."""
 
 
-Command = Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer
+Command = (
+    Describe
+    | Trace
+    | Configure
+    | Adopt
+    | Train
+    | StepDown
+    | Evaluate
+    | MakeArtefact
+    | Answer
+    | Load
+    | Generate
+    | Classify
+    | Stop
+)
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -285,4 +300,19 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     remedy: str
 
 
-Event = Described | Traced | Ready | Adopted | Progress | Trained | Evaluated | ArtefactMade | Answered | Failed
+Event = (
+    Described
+    | Traced
+    | Ready
+    | Adopted
+    | Progress
+    | Trained
+    | Evaluated
+    | ArtefactMade
+    | Answered
+    | Loaded
+    | Token
+    | Generated
+    | Classified
+    | Failed
+)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear, Weight
-from edge_client.worker.model.standin import StandIn
+from edge_client.worker.model.standin import StandIn, unbiased
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.plan import Plan
@@ -198,7 +198,7 @@ class _Around(LoraLinear):  # type: ignore[misc]
     def unbiased(self, x: Tensor) -> Tensor:
         """x (..., n) times the whole weight's transpose."""
         own: SubspaceLinear = self.get_base_layer()
-        y = own.unbiased(x)
+        y = unbiased(own, x)
         for name in self.active_adapters:
             y = y + self.lora_B[name](self.lora_A[name](x)) * self.scaling[name]
         return y

@@ -18,14 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Experts", "StandIn"]
+__all__ = ["Experts", "StandIn", "unbiased"]
+
+
+def unbiased(layer: Any, x: Tensor) -> Tensor:
+    """A layer's product with x (..., n), without its bias, whatever x's rows are; (..., m)."""
+    if hasattr(layer, "unbiased"):
+        made: Tensor = layer.unbiased(x)
+    elif hasattr(layer, "biased"):
+        flat: Tensor = layer.biased(x.reshape(-1, layer.in_features), None)
+        made = flat.view(*x.shape[:-1], layer.out_features).to(x.dtype)
+    else:
+        # A method put a module of its own in the place of a layer without a bias.
+        made = layer(x)
+    return made
 
 
 class StandIn:
     """W (m, n) of one layer, or of several one above the other, that torch's functions take in place of a tensor.
 
     Args:
-        layers: From the first rows to the last; each with `in_features`, `out_features` and `unbiased`.
+        layers: From the first rows to the last; each with `in_features` and `out_features`.
         transposed: Stand for the transpose (n, m).
     """
 
@@ -43,8 +56,7 @@ class StandIn:
 
     def times(self, x: Tensor) -> Tensor:
         """x (..., n) W^T, (..., m)."""
-        # A method may have put a module of its own in the place of a layer without a bias.
-        made = [layer.unbiased(x) if hasattr(layer, "unbiased") else layer(x) for layer in self._layers]
+        made = [unbiased(layer, x) for layer in self._layers]
         return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
 
     def whole(self) -> Tensor:

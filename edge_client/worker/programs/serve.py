@@ -9,15 +9,18 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 import torch
 
+from edge_client.worker.answering.answering import Answering
 from edge_client.worker.architecture.configuration import read_tokenizer
+from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
-from edge_client.worker.data.tasks import encode
+from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.programs.lean import hide_optional_packages
@@ -61,12 +64,13 @@ from fedcore.worker.messages import (
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
+from fedcore.worker.serving import Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
 
 class _Leave(Exception):
-    """Ends training between two micro-batches."""
+    """Ends training between two micro-batches, and an answer between two tokens."""
 
 
 class Worker:
@@ -75,6 +79,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
+        self.answering = Answering(lambda token: write_message(events, token), read_tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -101,8 +106,14 @@ class Worker:
                 return Adopted(version, generation, digest)
             case Train():
                 return self._train(command)
-            case StepDown():
+            case StepDown() | Stop():
                 return None
+            case Load():
+                return self.answering.load(command)
+            case Generate():
+                return self.answering.generate(command, self._go_on)
+            case Classify():
+                return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
             case Evaluate(version):
@@ -130,7 +141,7 @@ class Worker:
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
         encoded = encode(load_examples(command.data, plan.task), plan.task, read_tokenizer(folder))
-        longest = max(len(e.ids) for e in encoded)
+        longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
             folder,
@@ -176,7 +187,7 @@ class Worker:
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
-            self._encoded,
+            self._rows(task),
             own / "intervals",
             command.run,
             command.node,
@@ -195,6 +206,13 @@ class Worker:
             state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
         )
 
+    def _rows(self, task: TaskSection) -> Sequence[Encoded]:
+        """What is trained on; of a model that keeps several examples in a row apart, where there are such."""
+        rows = worker_task(task).rows(self._encoded)
+        if any(row.segments for row in rows):
+            check_apart(self._held.model, self._torch_device)
+        return rows
+
     def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
         write_message(self._events, Progress(done, steps, loss, memory_step, peak_bytes(), self._accelerator_bytes()))
         begin_peak()
@@ -205,9 +223,12 @@ class Worker:
 
     def _wanted(self) -> int:
         """Asked before every micro-batch."""
+        self._go_on()
+        return self._wanted_memory_step
+
+    def _go_on(self) -> None:
         if self._leaving:
             raise _Leave
-        return self._wanted_memory_step
 
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
@@ -220,7 +241,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, read_tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, read_tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
@@ -263,6 +284,8 @@ def main(
             while (command := read_message(commands, Command)) is not None:
                 if isinstance(command, StepDown):
                     worker.step_down(command.memory_step)
+                elif isinstance(command, Stop):
+                    worker.answering.stop(command.answer)
                 else:
                     waiting.put(command)
         except (WorkerError, msgspec.DecodeError) as error:

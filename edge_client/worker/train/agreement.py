@@ -266,8 +266,7 @@ def _built_pass(model: BuiltModel, task: TaskSection, batch: Sequence[Encoded], 
             logits = list(at_work.forward(model, batch, model.pad_id, _CPU).float())
         else:
             hidden, _ = states_and_labels(model, batch, model.pad_id, _CPU)
-            rows = zip(model.output_weight.logits(hidden), batch, strict=True)
-            logits = [said[: len(one.ids) - 1] for said, one in rows]
+            logits = list(torch.split(model.output_weight.logits(hidden), [len(one.ids) - 1 for one in batch]))
     with _embedded(model.module) as embeddings:
         loss = at_work.summed_loss(model, batch, model.pad_id, _CPU)
         loss.backward()  # type: ignore[no-untyped-call]
