@@ -27,6 +27,7 @@ from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
+from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, RunError
@@ -137,7 +138,8 @@ class Coordinator:
         Raises:
             FedkrsoError: No such model folder, or broker settings that cannot be used.
         """
-        find_model(self._job.model.folder, place=f"{self._place}: model.folder")
+        folder = find_model(self._job.model.folder, place=f"{self._place}: model.folder")
+        require_fitting(folder, max_length=self._job.task.max_length)
         mqtt_settings(self._job.broker, "check")
 
     def __enter__(self) -> Coordinator:

@@ -48,8 +48,8 @@ def data_check(
 ) -> None:
     """Read the data of NODE.toml as training will, and show it: three examples with what is learned of them, lengths,
     what is cut, labels, and every row that cannot be used. No weights are loaded, and nothing is sent anywhere."""
+    from edge_client.worker.architecture.configuration import read_tokenizer
     from edge_client.worker.data.checking import as_numbers, check_data
-    from edge_client.worker.data.tokenizing import tokenizer_of
     from edge_client.worker.programs.lean import hide_optional_packages
     from edge_client.worker.programs.serve import resolved_task
     from fedcore.config.models import resolve_model_folder
@@ -62,7 +62,7 @@ def data_check(
     task = _task_of_job(job) if job is not None else _task_of_flags(str(kind), labels, max_length, template)
     task = resolved_task(with_template(task))
     folder = resolve_model_folder(node.model_folder, place="model_folder")
-    found = check_data(node.data, task, tokenizer_of(folder))
+    found = check_data(node.data, task, read_tokenizer(folder))
     if as_json:
         click.echo(json.dumps(as_numbers(found)))
     else:

@@ -198,6 +198,9 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     model_schema: ModelSchema
     task: TaskSection
     """With its labels as a list, also where the job names a function."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model: what becomes of a head that it has, and how far it is from
+    transformers' own."""
 
 
 class Traced(msgspec.Struct, frozen=True, tag="traced"):

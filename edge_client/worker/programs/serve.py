@@ -17,16 +17,16 @@ import msgspec
 import torch
 
 from edge_client.worker.answering.answering import Answering
+from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
-from edge_client.worker.data.tokenizing import tokenizer_of
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.loading import describe
 from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.agreement import described
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
@@ -81,7 +81,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
-        self.answering = Answering(lambda token: write_message(events, token), tokenizer_of)
+        self.answering = Answering(lambda token: write_message(events, token), read_tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -95,7 +95,8 @@ class Worker:
         match command:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
-                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+                schema, notes = described(Checkpoint(Path(model_folder)), task, trained_tensors)
+                return Described(schema, task, notes)
             case MakeArtefact():
                 return _make_artefact(command)
             case Trace():
@@ -116,7 +117,7 @@ class Worker:
             case Classify():
                 return self.answering.classify(command)
             case Answer(folder, task, texts):
-                return Answered(scores_of_texts(Path(folder), task, texts, tokenizer_of(Path(folder))))
+                return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
             case ImportModel(path, folder):
                 return _import_model(Path(path), Path(folder))
             case WriteGguf(folder, path, numbers, description):
@@ -145,7 +146,7 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, tokenizer_of(folder))
+        encoded = encode(load_examples(command.data, plan.task), plan.task, read_tokenizer(folder))
         longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
@@ -180,7 +181,7 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, tokenizer_of(folder))
+        self._encoded = encode(load_examples(command.data, task), task, read_tokenizer(folder))
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -247,7 +248,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows, task), task, tokenizer_of(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, read_tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)

@@ -14,8 +14,8 @@ from torch import Tensor
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, Scores, Shown, WorkerTask, states_and_labels
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.loss import chunked_cross_entropy
-from edge_client.worker.model.weights import FloatWeight
 
 __all__ = ["CausalLMAtWork"]
 
@@ -65,6 +65,6 @@ class CausalLMAtWork(WorkerTask):
         return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}
 
 
-def _output_weight(model: BuiltModel) -> FloatWeight:
+def _output_weight(model: BuiltModel) -> OutputHead:
     assert model.output_weight is not None, "the model was built for another task"
     return model.output_weight
