@@ -43,7 +43,7 @@ METHOD: Final[dict[str, Any]] = {
 }
 """What was found to learn most in the time: docs/details/intent-calls.md."""
 TRAINED_TENSORS: Final[tuple[str, ...]] = ()
-CALIBRATION_ROWS: Final = 256
+CALIBRATION_ROWS: Final = 128
 _ROUNDS = 45
 _MAX_TOKENS = 96
 _COMMANDS = (
