@@ -22,12 +22,14 @@ from edge_client.process.held import HeldWorker
 from edge_client.process.paths import artefact_path
 from edge_client.process.route import cache_folder
 from fedcore.device.memoryplan import MemoryComponents
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 from fedcore.system.logs import Line
 from fedcore.worker.messages import (
     Adopt,
     Configure,
     Event,
+    Measure,
     Progress,
     Ready,
     Route,
@@ -165,8 +167,23 @@ class Supervisor:
         assert self._worker is not None
         self._worker.send(command)
 
-    def train(self, plan: Plan, path: Path) -> None:
+    def measure(self, plan: Plan) -> None:
+        """Have the worker measure the state that a plan starts from, with as much memory as training it has.
+
+        Raises:
+            WorkerError: Nothing fits now.
+        """
+        assert self._worker is not None
+        self.progress = Progress(0, 0, 0.0)
+        self._worker.send(Measure(plan, self._planning.begin(plan, self._now())[0]))
+
+    def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         """Have the worker train a round, from the best plan that fits now.
+
+        Args:
+            plan: The round.
+            path: Of the update.
+            measured: What the update carries beside.
 
         Raises:
             WorkerError: Nothing fits now.
@@ -177,7 +194,7 @@ class Supervisor:
         foreseen = memory_steps[0].components.total_bytes
         words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
         self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
-        self._worker.send(Train(plan, str(path), memory_steps))
+        self._worker.send(Train(plan, str(path), memory_steps, measured))
 
     def set_budget(self, budget_bytes: int) -> None:
         """The owner changed the budget.

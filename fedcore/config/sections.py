@@ -53,6 +53,9 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Column with the label or score."""
     arguments: dict[str, Any] = {}
     """Keyword arguments for `package.module:function`."""
+    held_out: PathText | None = None
+    """Of a node: rows that it never trains on and measures published states on, as `source` is, with the same columns.
+    Left out: the job's `evaluation.share` of its rows is held out."""
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

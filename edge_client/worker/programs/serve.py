@@ -9,6 +9,8 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +18,8 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
+from edge_client.worker.data.heldout import node_examples, sampled
+from edge_client.worker.data.reading import Example, call_by_name, load_texts
 from edge_client.worker.data.tasks import encode
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
@@ -25,14 +28,16 @@ from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
-from edge_client.worker.train.evaluate import evaluate, metrics_by_name
+from edge_client.worker.train.evaluate import evaluate, metrics_by_name, node_metrics
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.leftovers import forget_other_runs
+from edge_client.worker.train.measuring import HeldOut, Measurer
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
 from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
+from fedcore.round.plan import Plan
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.failures import failure_of
@@ -50,7 +55,9 @@ from fedcore.worker.messages import (
     Evaluated,
     Event,
     MakeArtefact,
+    Measure,
     Measured,
+    MeasuredState,
     Progress,
     Ready,
     Route,
@@ -98,6 +105,11 @@ class Worker:
             case Adopt(path, version, generation, kind, digest):
                 self._held.adopt(Path(path), generation, kind, digest)
                 return Adopted(version, generation, digest)
+            case Measure(plan, memory):
+                started = time.monotonic()
+                self._wanted_memory_step = 0
+                found = self._measurer.measure(plan, memory)
+                return MeasuredState(plan.version, found, time.monotonic() - started)
             case Train():
                 return self._train(command)
             case StepDown():
@@ -106,8 +118,10 @@ class Worker:
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
                 task = self._configured.plan.task
-                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
-                return Evaluated(version, *found)
+                numbers = evaluate(
+                    self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics
+                )
+                return Evaluated(version, *numbers)
 
     def step_down(self, memory_step: int) -> None:
         """From the thread that reads commands: the next micro-batch takes this step."""
@@ -128,7 +142,8 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        examples, _ = node_examples(command.data, plan.task, plan.evaluation)
+        encoded = encode(examples, plan.task, _tokenizer(folder))
         longest = max(len(e.ids) for e in encoded)
         found = cached_footprint(
             Path(command.folder),
@@ -163,7 +178,10 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        examples, held_out = node_examples(command.data, task, command.plan.evaluation)
+        tokenizer = _tokenizer(folder)
+        self._encoded = encode(examples, task, tokenizer)
+        apart = self._held_out(command.plan, held_out, tokenizer, task)
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -183,6 +201,16 @@ class Worker:
             self._torch_device,
             Hooks(self._report, self._wanted),
         )
+        self._measurer = Measurer(
+            self._replica,
+            apart,
+            own / "measured.msgpack",
+            command.run,
+            command.node,
+            self._pad_id,
+            self._torch_device,
+            self._wanted,
+        )
         highest = peak_bytes()
         measured: tuple[Measured, ...] = ()
         if command.calibrate:
@@ -192,6 +220,16 @@ class Worker:
         held = self._accelerator_bytes()
         return Ready(
             state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
+        )
+
+    def _held_out(self, plan: Plan, examples: Sequence[Example], tokenizer: Any, task: TaskSection) -> HeldOut:
+        """A node's rows to measure on; none where the plan does not ask."""
+        longest = max(len(e.ids) for e in self._encoded)
+        if plan.evaluation is None or not examples:
+            return HeldOut((), 0, longest, {})
+        chosen = sampled(examples, plan.evaluation.rows, plan.evaluation.share_seed)
+        return HeldOut(
+            encode(chosen, task, tokenizer), len(chosen), longest, node_metrics(plan.evaluation.metrics, plan.task)
         )
 
     def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
@@ -211,8 +249,9 @@ class Worker:
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
         begin_peak()
-        header, trained = self._trainer.train(command.plan, command.memory_steps, Path(command.path))
-        return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
+        plan, path = command.plan, Path(command.path)
+        header, trained = self._trainer.train(plan, command.memory_steps, path, command.measured)
+        return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
 def _make_artefact(command: MakeArtefact) -> ArtefactMade:
