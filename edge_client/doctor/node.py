@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from edge_client.node import Node
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
+from fedcore.system.processes import worker_python
 from fedcore.wire.identity import load_public_key, load_signing_key
 
 __all__ = ["node_file", "node_parts"]
@@ -74,7 +74,8 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    command = [sys.executable, "-m", "edge_client.worker.programs.first_rows", msgspec.json.encode(node.data).decode()]
+    python, what = worker_python(around.environment), msgspec.json.encode(node.data).decode()
+    command = [python, "-m", "edge_client.worker.programs.first_rows", what]
     try:
         done = subprocess.run(
             command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False

@@ -55,7 +55,8 @@ def place_of(example: Example, seed: int) -> float:
         >>> round(place_of(Example("lamp on", None, 0), seed=0), 3)
         0.605
     """
-    words = msgspec.msgpack.encode(("fedkrso held-out 1", seed, example.text, example.text_pair, example.target))
+    said = (example.text, example.text_pair, example.target, *([example.messages] if example.messages else ()))
+    words = msgspec.msgpack.encode(("fedkrso held-out 1", seed, *said), order="sorted")
     return int.from_bytes(hashlib.sha256(words).digest()[:8], "little") / 2**64
 
 

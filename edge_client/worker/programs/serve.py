@@ -18,9 +18,10 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from edge_client.worker.data.heldout import node_examples, sampled
-from edge_client.worker.data.reading import Example, call_by_name, load_texts
-from edge_client.worker.data.tasks import encode
+from edge_client.worker.data.heldout import node_examples
+from edge_client.worker.data.packing import check_apart
+from edge_client.worker.data.reading import call_by_name, load_texts
+from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
@@ -28,16 +29,15 @@ from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
-from edge_client.worker.train.evaluate import evaluate, metrics_by_name, node_metrics
+from edge_client.worker.train.evaluate import evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.leftovers import forget_other_runs
-from edge_client.worker.train.measuring import HeldOut, Measurer
+from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
 from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
-from fedcore.round.plan import Plan
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.failures import failure_of
@@ -144,7 +144,7 @@ class Worker:
         plan, folder = command.plan, Path(command.model_folder)
         examples, _ = node_examples(command.data, plan.task, plan.evaluation)
         encoded = encode(examples, plan.task, _tokenizer(folder))
-        longest = max(len(e.ids) for e in encoded)
+        longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
             folder,
@@ -181,7 +181,7 @@ class Worker:
         examples, held_out = node_examples(command.data, task, command.plan.evaluation)
         tokenizer = _tokenizer(folder)
         self._encoded = encode(examples, task, tokenizer)
-        apart = self._held_out(command.plan, held_out, tokenizer, task)
+        apart = held_out_of(command.plan, held_out, self._encoded, task, tokenizer)
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -193,7 +193,7 @@ class Worker:
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
-            self._encoded,
+            self._rows(task),
             own / "intervals",
             command.run,
             command.node,
@@ -222,15 +222,12 @@ class Worker:
             state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
         )
 
-    def _held_out(self, plan: Plan, examples: Sequence[Example], tokenizer: Any, task: TaskSection) -> HeldOut:
-        """A node's rows to measure on; none where the plan does not ask."""
-        longest = max(len(e.ids) for e in self._encoded)
-        if plan.evaluation is None or not examples:
-            return HeldOut((), 0, longest, {})
-        chosen = sampled(examples, plan.evaluation.rows, plan.evaluation.share_seed)
-        return HeldOut(
-            encode(chosen, task, tokenizer), len(chosen), longest, node_metrics(plan.evaluation.metrics, plan.task)
-        )
+    def _rows(self, task: TaskSection) -> Sequence[Encoded]:
+        """What is trained on; of a model that keeps several examples in a row apart, where there are such."""
+        rows = worker_task(task).rows(self._encoded)
+        if any(row.segments for row in rows):
+            check_apart(self._held.model, self._torch_device)
+        return rows
 
     def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
         write_message(self._events, Progress(done, steps, loss, memory_step, peak_bytes(), self._accelerator_bytes()))
@@ -258,7 +255,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)

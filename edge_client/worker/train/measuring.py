@@ -11,19 +11,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
-from edge_client.worker.data.tasks import Encoded
-from edge_client.worker.train.evaluate import Metric, batch_of_tokens, scores_of, sums_of
+from edge_client.worker.data.heldout import sampled
+from edge_client.worker.data.reading import Example
+from edge_client.worker.data.tasks import Encoded, encode
+from edge_client.worker.train.evaluate import Metric, batch_of_tokens, node_metrics, scores_of, sums_of
 from edge_client.worker.train.replica import Replica
+from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import DataError, WorkerError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 
-__all__ = ["HeldOut", "Measurer"]
+__all__ = ["HeldOut", "Measurer", "held_out_of"]
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -48,6 +52,29 @@ class HeldOut:
     examples: int
     longest: int
     metrics: Mapping[str, Metric | None]
+
+
+def held_out_of(
+    plan: Plan, examples: Sequence[Example], trained: Sequence[Encoded], task: TaskSection, tokenizer: Any
+) -> HeldOut:
+    """A node's rows to measure on; none where the plan does not ask.
+
+    Args:
+        plan: Any plan of the run.
+        examples: Held-out rows.
+        trained: What is trained on.
+        task: Of the plan, cut to the length that this node trains with.
+        tokenizer: The model's.
+
+    Raises:
+        ConfigError: A metric is not there on this node.
+        DataError: A row cannot be encoded.
+    """
+    longest, asked = max(len(e.ids) for e in trained), plan.evaluation
+    if asked is None or not examples:
+        return HeldOut((), 0, longest, {})
+    chosen = sampled(examples, asked.rows, asked.share_seed)
+    return HeldOut(encode(chosen, task, tokenizer), len(chosen), longest, node_metrics(asked.metrics, plan.task))
 
 
 class Measurer:
