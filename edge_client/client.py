@@ -19,6 +19,7 @@ from edge_client.agent.lines import Callbacks
 from edge_client.agent.messages import Keys
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
+from edge_client.owner.serving import training_bytes
 from edge_client.process.packages import require_training_packages
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
@@ -190,8 +191,9 @@ class Client:
             BudgetError: The budget cannot be.
         """
         budget = budget_bytes(node.memory_budget, place=f"{self._place}: memory_budget")
+        training = training_bytes(budget, self.node.serve)
         if self._agent is not None:
-            self._agent.set_budget(budget)
+            self._agent.set_budget(training)
             self._agent.set_policy(node.policy)
 
     @property
@@ -199,7 +201,8 @@ class Client:
         return f"fedkrso-{self.node.run}-{self.node.node}"
 
     def _made(self) -> Agent:
-        node, trust, budget = self.node, self.node.trust, self.check()
+        node, trust = self.node, self.node.trust
+        budget = training_bytes(self.check(), node.serve)
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
         model_folder = resolve_model_folder(node.model_folder, place=f"{self._place}: model_folder")

@@ -8,6 +8,7 @@ import re
 import msgspec
 
 from edge_client.owner.policy import PolicySection
+from edge_client.owner.serving import ServeSection
 from fedcore.config.sections import BrokerSection, DataSection, PathText, TrustSection
 from fedcore.errors import ConfigError
 
@@ -58,6 +59,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Keep the worker warm between rounds."""
     policy: PolicySection = PolicySection()
     """When it may work."""
+    serve: ServeSection = ServeSection()
+    """How it answers, where `fedkrso client serve` runs beside it."""
 
     def __post_init__(self) -> None:
         for key in ("node", "run"):

@@ -23,12 +23,13 @@ from edge_client.agent.outbox import Outbox
 from edge_client.agent.resting import Resting, Surroundings
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
-from edge_client.agent.telemetry import last_word, status, telemetry
+from edge_client.agent.telemetry import held_of, last_word, status, telemetry
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
 from edge_client.process.paths import artefact_path
+from edge_client.process.published import HeldNote
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
 from fedcore.errors import FedkrsoError, StorageError, WireError
@@ -96,6 +97,7 @@ class Agent:
             self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
         )
         self._supervisor = supervise(self._queue.put, self._say)
+        self._note = HeldNote(self._folder)
         self._new_budget: int | None = None
         device = surroundings.device or detect()
         self._name = device.facts.name
@@ -166,10 +168,15 @@ class Agent:
             self._supervisor.set_budget(budget)
             self._tell()
         self._stored(lambda: self._transfers.tick(now))
+        self._guarded(self._share)
         self._look(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
             self._sample()
+
+    def _share(self) -> None:
+        if self._supervisor.turn(busy=self.session.busy):
+            self._feed(s.RoomWanted())
 
     def _look(self, at_seconds: float) -> None:
         """Rest or go on, as device and disk are now."""
@@ -207,9 +214,6 @@ class Agent:
                 self._failed(error_of(event))
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
                 self._worker_died(event)
-            case _:
-                # Of a worker that is let go, or an answer to what an agent does not ask.
-                pass
 
     # From the wire
 
@@ -247,8 +251,8 @@ class Agent:
             case s.AdoptObject(obj):
                 path = str(self._transfers.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
-            case s.MeasureState(plan):
-                self._guarded(lambda: self._supervisor.measure(plan))
+            case s.MeasureState():
+                self._guarded(lambda: self._supervisor.measure(action.plan))
             case s.TrainRound(plan, measured):
                 self._guarded(lambda: self._train(plan, measured))
             case s.SendUpdate(server_round):
@@ -336,6 +340,8 @@ class Agent:
 
     def _tell(self) -> None:
         self._messages.tell(status(self.session, self._supervisor, self._name, self._messages.security))
+        if (held := held_of(self._node, self.session)) is not None:
+            self._note.write(held)
 
     def _sample(self) -> None:
         reading = self._supervisor.sample(time.monotonic())

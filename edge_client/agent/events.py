@@ -25,6 +25,7 @@ __all__ = [
     "MeasureState",
     "MustRest",
     "PlanArrived",
+    "RoomWanted",
     "SendUpdate",
     "StateMeasured",
     "TellStatus",
@@ -124,6 +125,11 @@ class MayWork:
     cause: Cause
 
 
+@dataclass(frozen=True)
+class RoomWanted:
+    """The node's server waits for the memory of a worker that has nothing to do."""
+
+
 Event = (
     PlanArrived
     | WorkerReady
@@ -135,6 +141,7 @@ Event = (
     | WorkerFailed
     | MustRest
     | MayWork
+    | RoomWanted
 )
 
 

@@ -33,6 +33,7 @@ from edge_client.agent.events import (
     MeasureState,
     MustRest,
     PlanArrived,
+    RoomWanted,
     SendUpdate,
     StateMeasured,
     TellStatus,
@@ -92,6 +93,11 @@ class Session:
             actions.append(TellStatus())
         return actions
 
+    @property
+    def busy(self) -> bool:
+        """Whether its worker has something to do, or will have at once."""
+        return self.state in BUSY or self.state == "fetching"
+
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
         assert self.state in ("idle", "resting", "finished") or self.plan is not None, self.story
@@ -150,6 +156,8 @@ class Session:
                 if artefact_damaged:
                     return self._artefact_damaged(reason)
                 return self._failed(reason, died=died, not_equal=not_equal)
+            case RoomWanted():
+                return self._let_go()
             case MustRest(cause, reason):
                 self.rests[cause] = reason
                 return self._stop_work(cause)
@@ -179,6 +187,13 @@ class Session:
             return []
         self.tries += 1
         return self._next() if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+
+    def _let_go(self) -> list[Action]:
+        """The server wants the memory of a worker that has nothing to do."""
+        if not self.worker_ready or self.state not in ("idle", "sending", "finished"):
+            return []
+        self.worker_ready = False
+        return [LetGo()]
 
     # Resting
 
@@ -287,8 +302,7 @@ class Session:
     @property
     def measurement(self) -> Measurement | None:
         """What was measured of the version that the plan starts from; None if nothing was."""
-        version, found = self.measured or (-1, None)
-        return found if self.plan is not None and version == self.plan.version else None
+        return self.measured[1] if self.plan and self.measured and self.measured[0] == self.plan.version else None
 
     def _must_measure(self, plan: Plan) -> bool:
         return plan.evaluation is not None and plan.evaluation.due and (self.measured or (-1,))[0] != plan.version

@@ -13,6 +13,7 @@ from edge_client.agent.events import (
     MayWork,
     MustRest,
     PlanArrived,
+    RoomWanted,
     StateMeasured,
     UpdateGone,
     UpdateReady,
@@ -37,6 +38,7 @@ TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
     UpdateReady: (frozenset({"training", "resting"}), _ALL - {"adopting"}),
     UpdateGone: (frozenset({"sending"}), _ALL - {"adopting"}),
     WorkerFailed: (_ALL - {"resting"}, _ALL - {"adopting", "resting"}),
+    RoomWanted: (frozenset(), frozenset()),
     MustRest: (_ALL, frozenset({"resting"})),
     MayWork: (frozenset({"resting", "idle"}), _ALL - {"adopting", "resting"}),
 }

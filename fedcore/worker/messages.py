@@ -12,6 +12,7 @@ from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
 
 __all__ = [
     "Adopt",
@@ -185,7 +186,22 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Each with its second sentence, where the task has pairs."""
 
 
-Command = Describe | Trace | Configure | Adopt | Measure | Train | StepDown | Evaluate | MakeArtefact | Answer
+Command = (
+    Describe
+    | Trace
+    | Configure
+    | Adopt
+    | Measure
+    | Train
+    | StepDown
+    | Evaluate
+    | MakeArtefact
+    | Answer
+    | Load
+    | Generate
+    | Classify
+    | Stop
+)
 
 
 class Described(msgspec.Struct, frozen=True, tag="described"):
@@ -316,5 +332,9 @@ Event = (
     | Evaluated
     | ArtefactMade
     | Answered
+    | Loaded
+    | Token
+    | Generated
+    | Classified
     | Failed
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import resource
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +17,7 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.answering.answering import Answering
 from edge_client.worker.data.heldout import node_examples
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_texts
@@ -57,7 +57,6 @@ from fedcore.worker.messages import (
     MakeArtefact,
     Measure,
     Measured,
-    MeasuredState,
     Progress,
     Ready,
     Route,
@@ -68,12 +67,13 @@ from fedcore.worker.messages import (
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
+from fedcore.worker.serving import Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
 
 class _Leave(Exception):
-    """Ends training between two micro-batches."""
+    """Ends training between two micro-batches, and an answer between two tokens."""
 
 
 class Worker:
@@ -82,6 +82,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
+        self.answering = Answering(lambda token: write_message(events, token), _tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -106,14 +107,18 @@ class Worker:
                 self._held.adopt(Path(path), generation, kind, digest)
                 return Adopted(version, generation, digest)
             case Measure(plan, memory):
-                started = time.monotonic()
                 self._wanted_memory_step = 0
-                found = self._measurer.measure(plan, memory)
-                return MeasuredState(plan.version, found, time.monotonic() - started)
+                return self._measurer.measured(plan, memory)
             case Train():
                 return self._train(command)
-            case StepDown():
+            case StepDown() | Stop():
                 return None
+            case Load():
+                return self.answering.load(command)
+            case Generate():
+                return self.answering.generate(command, self._go_on)
+            case Classify():
+                return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
@@ -178,8 +183,7 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        examples, held_out = node_examples(command.data, task, command.plan.evaluation)
-        tokenizer = _tokenizer(folder)
+        (examples, held_out), tokenizer = node_examples(command.data, task, command.plan.evaluation), _tokenizer(folder)
         self._encoded = encode(examples, task, tokenizer)
         apart = held_out_of(command.plan, held_out, self._encoded, task, tokenizer)
         own = Path(command.folder)
@@ -239,15 +243,18 @@ class Worker:
 
     def _wanted(self) -> int:
         """Asked before every micro-batch."""
+        self._go_on()
+        return self._wanted_memory_step
+
+    def _go_on(self) -> None:
         if self._leaving:
             raise _Leave
-        return self._wanted_memory_step
 
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
         begin_peak()
-        plan, path = command.plan, Path(command.path)
-        header, trained = self._trainer.train(plan, command.memory_steps, path, command.measured)
+        plan = command.plan
+        header, trained = self._trainer.train(plan, command.memory_steps, Path(command.path), command.measured)
         return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
@@ -308,6 +315,8 @@ def main(
             while (command := read_message(commands, Command)) is not None:
                 if isinstance(command, StepDown):
                     worker.step_down(command.memory_step)
+                elif isinstance(command, Stop):
+                    worker.answering.stop(command.answer)
                 else:
                     waiting.put(command)
         except (WorkerError, msgspec.DecodeError) as error:

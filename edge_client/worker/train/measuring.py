@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import DataError, WorkerError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
+from fedcore.worker.messages import MeasuredState
 
 __all__ = ["HeldOut", "Measurer", "held_out_of"]
 
@@ -104,6 +106,12 @@ class Measurer:
     ) -> None:
         self._replica, self._held_out, self._path, self._run, self._node = replica, held_out, path, run, node
         self._pad_id, self._torch_device, self._wanted = pad_id, torch_device, wanted
+
+    def measured(self, plan: Plan, memory: MemoryPlan) -> MeasuredState:
+        """`measure`, with the time that it took."""
+        started = time.monotonic()
+        found = self.measure(plan, memory)
+        return MeasuredState(plan.version, found, time.monotonic() - started)
 
     def measure(self, plan: Plan, memory: MemoryPlan) -> Measurement | None:
         """Measure the state that a plan starts from; None without held-out rows.
