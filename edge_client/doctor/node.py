@@ -13,7 +13,8 @@ import msgspec
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
-from fedcore.config.models import require_fitting, resolve_model_folder
+from fedcore.config.fitting import require_fitting
+from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
 from fedcore.system.processes import worker_python

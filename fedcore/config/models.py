@@ -1,34 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model folder is: a path, or `package:folder` for a model that a Python package carries; and whether its
-numbers fit together, as far as its JSON files tell."""
+"""Where a model is: a folder or a GGUF file, by its path or in a Python package that carries it (`package:name`)."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import msgspec
 
 from fedcore.errors import ModelError
 
-__all__ = ["require_fitting", "resolve_model_folder"]
+__all__ = ["SOURCE_FILE", "ModelSource", "find_model", "read_source", "resolve_model_folder"]
+
+SOURCE_FILE: Final = "imported.json"
+"""In a folder that was made of a GGUF file: a `ModelSource`."""
+_MAGIC: Final = b"GGUF"
+_SHOWN: Final = 8
 
 
-def resolve_model_folder(text: str, *, place: str) -> Path:
-    """The folder on this machine.
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The GGUF file that a Hugging Face folder was made of."""
+
+    file: str
+    """Its name."""
+    sha256: str
+    name: str = ""
+    """What the file calls its model."""
+    licence: str = ""
+    quantised: str
+    """What most of its numbers are stored in, such as `Q4_1`."""
+    types: dict[str, int] = {}
+    """How many numbers in which type."""
+    parameters: int
+    dtype: str
+    """What they were written in."""
+    form: int = 1
+    """Raised when the same file begins to give other bits."""
+
+    @property
+    def words(self) -> str:
+        """For a person.
+
+        Example:
+            >>> ModelSource(file="a.gguf", sha256="", quantised="Q4_1", parameters=134_515_008, dtype="bfloat16").words
+            'a.gguf, Q4_1, 134.5 M parameters, written in bfloat16'
+        """
+        return f"{self.file}, {self.quantised}, {self.parameters / 1e6:.1f} M parameters, written in {self.dtype}"
+
+
+def read_source(folder: Path) -> ModelSource | None:
+    """What a folder says that it was made of; None where it says nothing that can be read."""
+    try:
+        return msgspec.json.decode((folder / SOURCE_FILE).read_bytes(), type=ModelSource)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def find_model(text: str, *, place: str) -> Path:
+    """A model folder, or a GGUF file, on this machine.
+
+    In `package:name`, the package's name ends at the first colon; what follows is a path in the package, or the name of
+    a file (or a pattern with `*`) that lies anywhere in it.
+
+    Args:
+        text: As a job or node file has it.
+        place: Where it is written, for errors.
 
     Raises:
-        ModelError: No such folder or package.
+        ModelError: No such package, folder or file; or several files that a pattern fits.
     """
-    package, separator, folder = text.partition(":")
+    package, separator, name = text.partition(":")
     if separator and "/" not in package and not Path(text).exists():
-        spec = find_spec(package) if package.isidentifier() else None
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(f"no package {package!r}", place=place, remedy=f"pip install {package.replace('_', '-')}")
-        path = Path(next(iter(spec.submodule_search_locations))) / folder
+        path = _in_package(package, name, place)
     else:
         path = Path(text).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) == _MAGIC:
+                return path
+        raise ModelError("neither a model folder nor a GGUF file", place=f"{place}: {path}")
     if not path.is_dir():
         raise ModelError(
             "no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder"
@@ -36,59 +88,36 @@ def resolve_model_folder(text: str, *, place: str) -> Path:
     return path
 
 
-class _Added(msgspec.Struct):
-    id: int
-
-
-class _Vocabulary(msgspec.Struct):
-    vocab: dict[str, int] | list[Any] = msgspec.field(default_factory=dict)
-
-
-class _Tokenizer(msgspec.Struct):
-    added_tokens: list[_Added] = msgspec.field(default_factory=list)
-    model: _Vocabulary = msgspec.field(default_factory=_Vocabulary)
-
-
-class _Config(msgspec.Struct):
-    vocab_size: int = 0
-    max_position_embeddings: int = 0
-    n_positions: int = 0
-
-
-def require_fitting(folder: Path, *, max_length: int = 0) -> None:
-    """Check that the model has a row for each token of its tokenizer, and positions for a text of the longest length.
-
-    Files that are not there, or say nothing of it, are left to whoever reads them whole.
-
-    Args:
-        folder: The model folder.
-        max_length: Tokens of the longest text; 0 to leave it out.
+def resolve_model_folder(text: str, *, place: str) -> Path:
+    """The folder on this machine, where nothing but a folder will do.
 
     Raises:
-        ModelError: Both numbers.
+        ModelError: No such folder or package, or a GGUF file.
     """
-    config = _decoded(folder / "config.json", _Config) or _Config()
-    tokenizer = _decoded(folder / "tokenizer.json", _Tokenizer) or _Tokenizer()
-    vocabulary = tokenizer.model.vocab
-    known = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-    tokens = max((*known, *(one.id for one in tokenizer.added_tokens)), default=-1) + 1
-    if 0 < config.vocab_size < tokens:
+    path = find_model(text, place=place)
+    if path.is_file():
         raise ModelError(
-            f"the tokenizer has {tokens:,} tokens, the model {config.vocab_size:,}",
-            place=str(folder),
-            remedy="resize the model's embeddings (resize_token_embeddings) and save it again",
+            "a GGUF file, where a folder is needed",
+            place=f"{place}: {path}",
+            remedy=f"fedkrso model import {text} FOLDER, and name the folder",
         )
-    positions = config.max_position_embeddings or config.n_positions
-    if 0 < positions < max_length:
-        raise ModelError(
-            f"texts of {max_length:,} tokens, and a model of {positions:,} positions",
-            place=str(folder / "config.json"),
-            remedy=f"set task.max_length to {positions:,} or less",
-        )
+    return path
 
 
-def _decoded(path: Path, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+def _in_package(package: str, name: str, place: str) -> Path:
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no package {package!r}", place=place, remedy=f"pip install {package.replace('_', '-')}")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*.gguf"))}
+    if not files or (name and (root / name).exists()):
+        return root / name
+    found = [path for inner, path in files.items() if fnmatchcase(inner, name) or fnmatchcase(path.name, name)]
+    if len(found) == 1:
+        return found[0]
+    there = list(files)
+    raise ModelError(
+        f"{len(found) or 'no'} files {name!r} in the package {package}",
+        place=place,
+        remedy=f"there are: {', '.join(there[:_SHOWN])}{', ...' if len(there) > _SHOWN else ''}",
+    )

@@ -11,6 +11,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
 
 __all__ = [
@@ -186,6 +187,8 @@ Command = (
     | Generate
     | Classify
     | Stop
+    | ImportModel
+    | WriteGguf
 )
 
 
@@ -314,5 +317,7 @@ Event = (
     | Token
     | Generated
     | Classified
+    | Imported
+    | Written
     | Failed
 )

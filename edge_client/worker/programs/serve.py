@@ -23,6 +23,7 @@ from edge_client.worker.data.reading import call_by_name, load_examples, load_te
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.agreement import described
@@ -38,6 +39,7 @@ from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
@@ -116,6 +118,10 @@ class Worker:
                 return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
+            case ImportModel(path, folder):
+                return _import_model(Path(path), Path(folder))
+            case WriteGguf(folder, path, numbers, description):
+                return _write_gguf(Path(folder), Path(path), numbers, description)
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -184,6 +190,7 @@ class Worker:
         )
         self._pad_id = self._replica.model.pad_id
         fuse(self._replica.model.module)
+        leave_padding_out(self._replica.model, self._torch_device)
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
@@ -247,6 +254,18 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
+
+
+def _import_model(path: Path, folder: Path) -> Imported:
+    from edge_client.worker.exchange.importing import import_gguf
+
+    return Imported(import_gguf(path, folder))
+
+
+def _write_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
+    from edge_client.worker.exchange.exporting import export_gguf
+
+    return Written(export_gguf(folder, path, numbers, description=description))
 
 
 def resolved_task(task: TaskSection) -> TaskSection:

@@ -28,7 +28,7 @@ from edge_client.worker.data.tasks import worker_task
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.describing import describe, said_of_head
 from edge_client.worker.model.loading import build
-from fedcore.config.models import require_fitting
+from fedcore.config.fitting import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError

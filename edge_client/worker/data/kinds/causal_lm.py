@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded, Scores, WorkerTask, states_and_labels
+from edge_client.worker.data.tasks import Encoded, Scores, Shown, WorkerTask, states_and_labels
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.loss import chunked_cross_entropy
@@ -31,6 +31,10 @@ class CausalLMAtWork(WorkerTask):
         ids, most = tokenizer(example.text)["input_ids"], self.section.max_length
         pieces = (tuple(ids[i : i + most]) for i in range(0, len(ids), most))
         return (Encoded(piece, None, None) for piece in pieces if len(piece) > 1)
+
+    def shown(self, example: Example, tokenizer: Any) -> Shown:
+        """All of it learned."""
+        return Shown(((example.text, True),), len(tokenizer(example.text, verbose=False)["input_ids"]))
 
     def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """Hidden states (learned, n)."""
