@@ -19,6 +19,7 @@ from edge_client.agent.lines import Callbacks
 from edge_client.agent.messages import Keys
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
+from edge_client.owner.serving import training_bytes
 from edge_client.process.packages import require_training_packages
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
@@ -30,7 +31,7 @@ from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
-from fedcore.worker.imported import model_folder
+from fedcore.worker.imported import imported_models, model_folder
 
 __all__ = ["Client"]
 
@@ -191,8 +192,9 @@ class Client:
             BudgetError: The budget cannot be.
         """
         budget = budget_bytes(node.memory_budget, place=f"{self._place}: memory_budget")
+        training = training_bytes(budget, self.node.serve)
         if self._agent is not None:
-            self._agent.set_budget(budget)
+            self._agent.set_budget(training)
             self._agent.set_policy(node.policy)
 
     @property
@@ -200,12 +202,13 @@ class Client:
         return f"fedkrso-{self.node.run}-{self.node.node}"
 
     def _made(self) -> Agent:
-        node, trust, budget = self.node, self.node.trust, self.check()
+        node, trust = self.node, self.node.trust
+        budget = training_bytes(self.check(), node.serve)
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
         found = model_folder(
             node.model_folder,
-            Path(node.folder) / "models",
+            imported_models(Path(node.folder)),
             place=f"{self._place}: model_folder",
             tell=lambda line: self._on_event(Line(line, event="model")),
         )

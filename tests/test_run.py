@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cluster import HOMES, Cluster, check, needs_mosquitto, run, wait_for
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def test_same_seed_same_digest_over_both_brokers(tmp_path: Path) -> None:
     needs_mosquitto()

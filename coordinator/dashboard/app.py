@@ -22,11 +22,13 @@ from starlette.types import ASGIApp
 
 from coordinator.dashboard.assets import Asset, load_assets
 from coordinator.dashboard.board import Board
-from coordinator.dashboard.guard import Guard, Tokens, is_our_page
+from coordinator.dashboard.guard import Guard
 from coordinator.dashboard.metrics import exposition
 from coordinator.run.control import Command, Commander, command_of
 from coordinator.store.ledger import read_events
 from fedcore.errors import ConfigError, RunError
+from fedcore.web.names import is_our_page
+from fedcore.web.tokens import Tokens
 
 __all__ = ["Wiring", "make_app"]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -17,13 +15,14 @@ from coordinator.dashboard.address import address_of
 from coordinator.dashboard.app import Wiring, make_app
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.feed import Feed
-from coordinator.dashboard.guard import Tokens, load_tokens
 from coordinator.run.control import Commander
 from coordinator.store.view import RunView
-from fedcore.errors import ConfigError
+from fedcore.web.listening import is_loopback, listening, url_of
+from fedcore.web.tokens import Tokens, load_tokens
 
 __all__ = ["Dashboard"]
 
+_REMEDY = "another --dashboard HOST:PORT; port 0 takes a free one"
 _START_SECONDS = 20.0
 _STOP_SECONDS = 3.0
 _MOST_CONNECTIONS = 300
@@ -49,7 +48,7 @@ class Dashboard:
         host, port = address_of(address)
         self._names = names
         self._tokens = Tokens({}) if token_file is None else load_tokens(token_file)
-        self._socket = _bound(host, port, address)
+        self._socket = listening(host, port, what="the dashboard", place=address, remedy=_REMEDY)
         self._feed = Feed(self._take)
         self._board: Board | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -65,14 +64,13 @@ class Dashboard:
     @property
     def url(self) -> str:
         """Where it is."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        return f"{url_of(self._socket)}/"
 
     @property
     def about(self) -> str:
         """One line for whoever starts it."""
         text = f"dashboard: {self.url} ({'with control' if self._tokens else 'read-only'})"
-        if not ipaddress.ip_address(self._socket.getsockname()[0]).is_loopback:
+        if not is_loopback(self._socket):
             text += ", without TLS: whoever reaches this address sees the run"
         return text
 
@@ -142,23 +140,3 @@ class Dashboard:
         with contextlib.suppress(RuntimeError):
             if self._loop is not None and callable(call):
                 self._loop.call_soon_threadsafe(call, *arguments)
-
-
-def _bound(host: str, port: int, address: str) -> socket.socket:
-    remedy = "another --dashboard HOST:PORT; port 0 takes a free one"
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(
-            f"the dashboard has no such address: {error.strerror}", place=address, remedy=remedy
-        ) from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        # Somebody may be listening all the same, where addresses can be shared: this is when it shows.
-        sock.listen(128)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"the dashboard cannot listen: {error.strerror}", place=address, remedy=remedy) from None
-    return sock

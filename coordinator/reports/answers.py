@@ -13,6 +13,7 @@ from coordinator.reports.export import export_run
 from coordinator.store.folder import RunFolder, stored_job
 from coordinator.store.ledger import SqliteLedger
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.worker.asking import ask_worker
 from fedcore.worker.messages import Answer, Answered
@@ -49,10 +50,10 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         ConfigError: The run's model continues texts and says nothing of them, or nodes have models of their own.
         FedkrsoError: No round is finished yet, or the process with the model failed.
     """
-    kind = stored_job(files.root).task.kind
-    if kind == "causal-lm":
+    section = stored_job(files.root).task
+    if task_of(section).outputs() is None:
         raise ConfigError(
-            "a causal-lm says nothing of a text, it continues it",
+            f"a {section.kind} says nothing of a text, it continues it",
             place=f"{files.root}: task.kind",
             remedy="fedkrso coordinator export, and let transformers generate",
         )
@@ -67,6 +68,6 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         assert task is not None, "a run that was exported was prepared"
         answer = ask_worker(Answer(str(model), task, tuple(texts)), Path(folder) / "worker.log")
     assert isinstance(answer, Answered)
-    if kind == "regression":
+    if task_of(task).scale:
         return [Said("", score) for (score,) in answer.scores]
     return [Said(task.labels[scores.index(max(scores))], max(scores)) for scores in answer.scores]

@@ -12,6 +12,7 @@ import msgspec
 from coordinator.job import Job
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger
+from fedcore.config.templates import with_template
 from fedcore.errors import RunError
 from fedcore.methods import server_half
 from fedcore.system.durable import sha256_of
@@ -46,7 +47,7 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
         else:
-            command = Describe(str(model_folder), job.task, job.model.trained_tensors)
+            command = Describe(str(model_folder), with_template(job.task), job.model.trained_tensors)
             answer = ask_worker(command, folder.evaluator / "describe.log")
             assert isinstance(answer, Described)
             described = answer

@@ -23,12 +23,13 @@ from edge_client.agent.outbox import Outbox
 from edge_client.agent.resting import Resting, Surroundings
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
-from edge_client.agent.telemetry import status, telemetry
+from edge_client.agent.telemetry import held_of, status, telemetry
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
 from edge_client.process.paths import artefact_path
+from edge_client.process.published import HeldNote
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
 from fedcore.errors import FedkrsoError, StorageError, WireError
@@ -95,6 +96,7 @@ class Agent:
             self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
         )
         self._supervisor = supervise(self._queue.put, self._say)
+        self._note = HeldNote(self._folder)
         self._new_budget: int | None = None
         device = surroundings.device or detect()
         self._name = device.facts.name
@@ -169,10 +171,15 @@ class Agent:
             self._supervisor.set_budget(budget)
             self._tell()
         self._stored(lambda: self._transfers.tick(now))
+        self._guarded(self._share)
         self._look(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
             self._sample()
+
+    def _share(self) -> None:
+        if self._supervisor.turn(busy=self.session.busy):
+            self._feed(s.RoomWanted())
 
     def _look(self, at_seconds: float) -> None:
         """Rest or go on, as device and disk are now."""
@@ -333,6 +340,8 @@ class Agent:
 
     def _tell(self) -> None:
         self._messages.tell(status(self.session, self._supervisor, self._name, self._messages.security))
+        if (held := held_of(self._node, self.session)) is not None:
+            self._note.write(held)
 
     def _sample(self) -> None:
         reading = self._supervisor.sample(time.monotonic())

@@ -23,6 +23,7 @@ __all__ = [
     "MayWork",
     "MustRest",
     "PlanArrived",
+    "RoomWanted",
     "SendUpdate",
     "TellStatus",
     "TrainRound",
@@ -113,7 +114,23 @@ class MayWork:
     cause: Cause
 
 
-Event = PlanArrived | WorkerReady | Fetched | Adopted | UpdateReady | UpdateGone | WorkerFailed | MustRest | MayWork
+@dataclass(frozen=True)
+class RoomWanted:
+    """The node's server waits for the memory of a worker that has nothing to do."""
+
+
+Event = (
+    PlanArrived
+    | WorkerReady
+    | Fetched
+    | Adopted
+    | UpdateReady
+    | UpdateGone
+    | WorkerFailed
+    | MustRest
+    | MayWork
+    | RoomWanted
+)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from edge_client.agent.events import (
     MayWork,
     MustRest,
     PlanArrived,
+    RoomWanted,
     SendUpdate,
     TellStatus,
     TrainRound,
@@ -59,6 +60,7 @@ TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
     UpdateReady: (frozenset({"training", "resting"}), _ALL - {"adopting"}),
     UpdateGone: (frozenset({"sending"}), _ALL - {"adopting"}),
     WorkerFailed: (_ALL - {"resting"}, _ALL - {"adopting", "resting"}),
+    RoomWanted: (frozenset(), frozenset()),
     MustRest: (_ALL, frozenset({"resting"})),
     MayWork: (frozenset({"resting", "idle"}), _ALL - {"adopting", "resting"}),
 }
@@ -103,6 +105,11 @@ class Session:
         if (self.state, self.version, self.reason) != before:
             actions.append(TellStatus())
         return actions
+
+    @property
+    def busy(self) -> bool:
+        """Whether its worker has something to do, or will have at once."""
+        return self.state in ("loading", "fetching", "adopting", "training")
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
@@ -157,6 +164,8 @@ class Session:
                 if artefact_damaged:
                     return self._artefact_damaged(reason)
                 return self._failed(reason, died=died, not_equal=not_equal)
+            case RoomWanted():
+                return self._let_go()
             case MustRest(cause, reason):
                 self.rests[cause] = reason
                 return self._stop_work(cause)
@@ -187,6 +196,13 @@ class Session:
             return []
         self.tries += 1
         return self._next() if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+
+    def _let_go(self) -> list[Action]:
+        """The server wants the memory of a worker that has nothing to do."""
+        if not self.worker_ready or self.state not in ("idle", "sending", "finished"):
+            return []
+        self.worker_ready = False
+        return [LetGo()]
 
     # Resting
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node says about itself: its status when it changes, its numbers every second. For whoever watches the run."""
+"""What a node says about itself: its status when it changes, its numbers every second, for whoever watches the run; and
+what it holds, for its server."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ from edge_client.agent.messages import Messages
 from edge_client.agent.session import Session
 from edge_client.memory.monitor import Reading
 from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
+from edge_client.node import Node
 from edge_client.process.supervisor import Supervisor
 from fedcore.device.readings import Readings
 from fedcore.wire.messages import Status, Telemetry
+from fedcore.worker.serving import Held
 
-__all__ = ["status", "telemetry"]
+__all__ = ["held_of", "status", "telemetry"]
 
 
 def status(session: Session, supervisor: Supervisor, device: str, security: str) -> Status:
@@ -38,6 +41,21 @@ def status(session: Session, supervisor: Supervisor, device: str, security: str)
         security=security,
         software=_software(),
         route=supervisor.route,
+    )
+
+
+def held_of(node: Node, session: Session) -> Held | None:
+    """What the node's worker proved last that it holds; None while nothing is loaded."""
+    plan = session.plan
+    if plan is None or not session.digest:
+        return None
+    return Held(
+        run=node.run,
+        node=node.node,
+        version=session.version,
+        generation=session.generation,
+        digest=session.digest,
+        plan=plan,
     )
 
 

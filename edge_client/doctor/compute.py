@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
@@ -16,6 +15,7 @@ from edge_client.node import Node
 from edge_client.process.route import Part, Probe, Timing, choose, store
 from edge_client.process.route_probe import known_probe
 from fedcore.errors import FedkrsoError
+from fedcore.system.processes import worker_python
 
 __all__ = ["compute"]
 
@@ -74,7 +74,7 @@ def _probe(around: Surroundings, names: Sequence[str], node: Node | None) -> tup
 
 def _worker(around: Surroundings) -> Check:
     """Loads everything that a worker does."""
-    command = [sys.executable, "-c", "import edge_client.worker.programs.serve"]
+    command = [worker_python(around.environment), "-c", "import edge_client.worker.programs.serve"]
     try:
         done = subprocess.run(
             command, env=dict(around.environment), capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False

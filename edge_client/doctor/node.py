@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import msgspec
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
+from fedcore.system.processes import worker_python
 from fedcore.wire.identity import load_public_key, load_signing_key
 
 __all__ = ["node_file", "node_parts"]
@@ -63,7 +63,9 @@ def _guarded(name: str, look: Callable[[], str]) -> Check:
 
 
 def _model(node: Node) -> str:
-    folder = resolve_model_folder(node.model_folder, place="model_folder")
+    folder = find_model(node.model_folder, place="model_folder")
+    if folder.is_file():
+        return f"{folder}, which is imported before the first round"
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ModelError(f"no {pattern} in it", place=str(folder), remedy="copy the whole model folder")
@@ -74,7 +76,8 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    command = [sys.executable, "-m", "edge_client.worker.programs.first_rows", msgspec.json.encode(node.data).decode()]
+    python, what = worker_python(around.environment), msgspec.json.encode(node.data).decode()
+    command = [python, "-m", "edge_client.worker.programs.first_rows", what]
     try:
         done = subprocess.run(
             command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ from fedcore.errors import WorkerError
 from fedcore.fields.types import BaseKind
 from fedcore.round.training import AnyTraining, SubspaceTraining
 from fedcore.subspaces.schedule import pool_seeds
+from fedcore.system.processes import worker_python
 
 __all__ = ["Measurement", "Request", "measured", "subspace_round"]
 
@@ -106,7 +106,7 @@ def measured(request: Request, scratch: Path, memory_group: MemoryGroup | None =
         | {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
     )
     command = [
-        sys.executable,
+        worker_python(os.environ),
         "-m",
         "edge_client.worker.programs.measure",
         msgspec.json.encode(request).decode(),

@@ -12,7 +12,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +35,7 @@ from edge_client.process.route import (
     store,
 )
 from fedcore.fields.types import BaseKind
-from fedcore.system.processes import die_with_parent
+from fedcore.system.processes import die_with_parent, worker_python
 from fedcore.worker.messages import Route
 
 __all__ = ["LIMIT_SECONDS", "Line", "chosen_route", "known_probe", "measured_part", "probed"]
@@ -154,7 +153,7 @@ def _run(
     command: tuple[str, ...],
 ) -> tuple[list[Line], str]:
     """One process: what it said, and how it ended if not well."""
-    program = command or (sys.executable, "-m", "edge_client.worker.programs.route")
+    program = command or (worker_python(environment), "-m", "edge_client.worker.programs.route")
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb") as said, tempfile.TemporaryFile() as errors:
         try:

@@ -21,6 +21,7 @@ from edge_client.process.deaths import ending, killed_for_memory
 from edge_client.process.held import HeldWorker
 from edge_client.process.paths import artefact_path
 from edge_client.process.route import cache_folder
+from edge_client.process.turns import Turns
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.round.plan import Plan
 from fedcore.system.logs import Line
@@ -82,6 +83,7 @@ class Supervisor:
         # Found by the first worker; those that follow it compute alike.
         self._route = Route(node.torch_device, node.compute_dtype)
         self._leaving: threading.Thread | None = None
+        self._turns = Turns(node, say)
 
     # What the worker is told
 
@@ -97,6 +99,8 @@ class Supervisor:
     def configure(self, plan: Plan) -> None:
         """Start a worker if there is none; it finds out what training would need before it loads anything."""
         self._plan = plan
+        if self._worker is None and not self._turns.may_start(plan):
+            return
         if self._worker is None:
             # Two at a time would not fit the budget.
             self._wait_for_leaving()
@@ -196,17 +200,33 @@ class Supervisor:
         if worker is not None:
             worker.stop()
         self._wait_for_leaving()
+        self._turns.forget()
+        self._turns.leave()
 
     def release(self) -> None:
         """Let the worker go, in peace if it listens, without waiting for it; what it says from now on counts no
         more."""
         worker, self._worker = self._worker, None
+        self._turns.forget()
         if worker is None:
             return
         # Heard no more from here on, also while an earlier one is waited for.
         leaving = worker.let_go()
         self._wait_for_leaving()
         self._leaving = leaving
+
+    def turn(self, *, busy: bool) -> bool:
+        """Start a worker that waited for the server to let go; whether the server now waits for an idle one to go.
+
+        Args:
+            busy: There is something to load or to train.
+        """
+        plan = self._turns.due()
+        if plan is not None:
+            self.configure(plan)
+        if self._worker is None and (self._leaving is None or not self._leaving.is_alive()):
+            self._turns.leave()
+        return self._turns.server_wants(busy=busy)
 
     # What is known about it
 
@@ -243,7 +263,7 @@ class Supervisor:
         self.accelerator_bytes = self.accelerator_bytes if worker is not None else None
         reading = Reading(
             at_seconds=at_seconds,
-            agent_bytes=process_bytes(os.getpid()) or own_rss_bytes(),
+            agent_bytes=self._light_bytes(),
             worker_bytes=used.total_bytes if used is not None else None,
             device_available_bytes=None if left is None else left.size_bytes,
             device_total_bytes=limits[0].size_bytes if limits else None,
@@ -279,7 +299,11 @@ class Supervisor:
         return self._node.threads or os.cpu_count() or 1
 
     def _agent_bytes(self) -> int:
-        return (process_bytes(os.getpid()) or own_rss_bytes()) + _AGENT_RESERVE_BYTES
+        return self._light_bytes() + _AGENT_RESERVE_BYTES
+
+    def _light_bytes(self) -> int:
+        """What this process uses, and a server that shares the budget, without its worker."""
+        return (process_bytes(os.getpid()) or own_rss_bytes()) + self._turns.server_bytes()
 
     def _worker_room(self) -> int:
         return max(1, self.monitor.budget_bytes - self._agent_bytes())

@@ -22,18 +22,30 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`[task]`: what the model learns to do."""
 
     kind: str
-    """A registered task (`fedcore.config.tasks`): text-classification, pair-classification, regression, causal-lm, or
-    one of a package that is installed beside."""
+    """A registered task (`fedcore.config.tasks`): text-classification, pair-classification, regression, causal-lm,
+    instruction, or one of a package that is installed beside."""
     labels: tuple[str, ...] | str = ()
-    """The label set, in order; or `package.module:function` that returns it. Empty for regression and causal-lm."""
+    """The label set, in order; or `package.module:function` that returns it. Empty where there are no labels."""
     max_length: int = 128
-    """Tokens per example; longer ones are truncated (causal-lm: cut into pieces)."""
+    """Tokens per example; longer ones are truncated (causal-lm: cut into pieces; instruction: as `too_long` says)."""
     min_length: int = 0
     """Tokens that a device with too little memory may cut its examples to; 0: no fewer than `max_length`."""
     middle: Start = 0.0
     """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the
     start, and does not spend its first rounds on learning it from clients that each see a part of the scale. Heads
     without a bias (Llama's) begin at 0."""
+    template: PathText | None = None
+    """Instruction: a file with the chat template (Jinja), which the plan carries to all nodes; left out: the
+    tokenizer's."""
+    template_text: str = ""
+    """Instruction: the template itself, rather than a file."""
+    learn: Literal["all", "last"] = "all"
+    """Instruction: which of the assistant's turns are learned."""
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    """Instruction: what becomes of a row of more than `max_length` tokens: an error, left out, or its prompt is cut
+    from the left so that the answer stays whole."""
+    pack: bool = False
+    """Instruction: several examples in one row of at most `max_length` tokens, kept apart."""
 
     def __post_init__(self) -> None:
         task_of(self).check()
@@ -51,6 +63,11 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Column with the second sentence."""
     label: str | None = "label"
     """Column with the label or score."""
+    messages: str = "messages"
+    """Instruction: column with a conversation, a list of `{"role": ..., "content": ...}`."""
+    prompt: str = "prompt"
+    completion: str = "completion"
+    """Instruction: columns with what is asked and what is to be answered, in rows without a conversation."""
     arguments: dict[str, Any] = {}
     """Keyword arguments for `package.module:function`."""
 

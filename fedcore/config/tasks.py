@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from fedcore.errors import ConfigError, DataError
 from fedcore.registry import TASKS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CausalLM",
     "Classification",
+    "Instruction",
     "PairClassification",
     "Regression",
     "Target",
@@ -55,6 +56,8 @@ class Task(ABC):
     """Whether each example must have a label (`target` reads it)."""
     scale: ClassVar[bool] = False
     """Whether `task.middle` has a meaning."""
+    conversations: ClassVar[bool] = False
+    """Whether a row is a conversation rather than a text, and the keys about chat templates have a meaning."""
 
     def __init__(self, section: TaskSection) -> None:
         self.section = section
@@ -71,6 +74,14 @@ class Task(ABC):
                 place="task.middle",
                 remedy="leave it out, or set task.kind to regression",
             )
+        if not self.conversations:
+            for key, usual in _CHAT_KEYS.items():
+                if getattr(self.section, key) != usual:
+                    raise ConfigError(
+                        f"{self.section.kind} has no conversations",
+                        place=f"task.{key}",
+                        remedy="leave it out, or set task.kind to instruction",
+                    )
 
     @abstractmethod
     def outputs(self) -> int | None:
@@ -88,6 +99,9 @@ class Task(ABC):
     def head_config(self) -> dict[str, Any]:
         """What an exported model's `config.json` says of the head."""
 
+
+_CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
+"""Keys of `[task]` that have a meaning for conversations only, and what says nothing."""
 
 K = TypeVar("K", bound=type[Task])
 
@@ -199,3 +213,23 @@ class CausalLM(Task):
     def head_config(self) -> dict[str, Any]:
         """As it was."""
         return {}
+
+
+@register_task("instruction")
+class Instruction(CausalLM):
+    """What an assistant says in conversations, with the model's own language head."""
+
+    worker = "edge_client.worker.data.kinds.instruction:InstructionAtWork"
+    conversations = True
+
+    def check(self) -> None:
+        """One template, and nothing cut where nothing may be."""
+        section = self.section
+        if section.template and section.template_text:
+            raise ConfigError("there are two templates", place="task.template", remedy="leave template_text out")
+        if section.min_length and section.too_long == "refuse":
+            raise ConfigError(
+                "a device may cut examples to min_length, and too_long refuses what must be cut",
+                place="task.too_long",
+                remedy='set it to "drop" or "cut", or leave min_length out',
+            )

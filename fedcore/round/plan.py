@@ -115,6 +115,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
         # plan names.
         if isinstance(self.task.labels, str):
             raise ValueError("a plan carries its labels, not a function's name")
+        if self.task.template is not None:
+            raise ValueError("a plan carries its template, not a file's name")
         if len(self.checksums) != (len(self.model_schema.layers) if self.training.seeds else 0):
             raise ValueError(f"{len(self.checksums)} checksums for {len(self.model_schema.layers)} layers")
         named = "" if self.artefact is None else self.artefact.manifest.sha256

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import msgspec
 
-from fedcore.config.models import ModelSource
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.fields.types import BaseKind
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
+from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
 
 __all__ = [
     "Adopt",
@@ -27,8 +28,6 @@ __all__ = [
     "Evaluated",
     "Event",
     "Failed",
-    "ImportModel",
-    "Imported",
     "MakeArtefact",
     "Measured",
     "Progress",
@@ -39,8 +38,6 @@ __all__ = [
     "Traced",
     "Train",
     "Trained",
-    "WriteGguf",
-    "Written",
 ]
 
 
@@ -176,27 +173,22 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Each with its second sentence, where the task has pairs."""
 
 
-class ImportModel(msgspec.Struct, frozen=True, tag="import_model"):
-    """Write a GGUF file's model as a Hugging Face folder."""
-
-    path: str
-    folder: str
-
-
-class WriteGguf(msgspec.Struct, frozen=True, tag="write_gguf"):
-    """Write a Hugging Face folder's model as a GGUF file."""
-
-    model_folder: str
-    """As exported: weights and tokenizer."""
-    path: str
-    numbers: str
-    """What weights are stored in: `q8_0`, `f16` or `f32`."""
-    description: str = ""
-    """Of where the model is from, for the file's own words."""
-
-
 Command = (
-    Describe | Trace | Configure | Adopt | Train | StepDown | Evaluate | MakeArtefact | Answer | ImportModel | WriteGguf
+    Describe
+    | Trace
+    | Configure
+    | Adopt
+    | Train
+    | StepDown
+    | Evaluate
+    | MakeArtefact
+    | Answer
+    | Load
+    | Generate
+    | Classify
+    | Stop
+    | ImportModel
+    | WriteGguf
 )
 
 
@@ -298,19 +290,6 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """Of each text: the probability of every label, in the task's order; or a regression's one score."""
 
 
-class Imported(msgspec.Struct, frozen=True, tag="imported"):
-    """Answer to `ImportModel`: the folder is written, not flushed."""
-
-    source: ModelSource
-
-
-class Written(msgspec.Struct, frozen=True, tag="written"):
-    """Answer to `WriteGguf`."""
-
-    words: str
-    """What the file is."""
-
-
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """A command failed; the worker lives on. Made and read by `fedcore.worker.failures`."""
 
@@ -333,5 +312,9 @@ Event = (
     | Answered
     | Imported
     | Written
+    | Loaded
+    | Token
+    | Generated
+    | Classified
     | Failed
 )

@@ -11,7 +11,6 @@ import contextlib
 import os
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import msgspec
 
 from fedcore.errors import WorkerError
 from fedcore.fields.prepared import prepared
-from fedcore.system.processes import die_with_parent
+from fedcore.system.processes import die_with_parent, worker_python
 from fedcore.worker.messages import Command, Event
 
 __all__ = ["MAX_MESSAGE_BYTES", "WorkerDied", "WorkerProcess", "read_message", "write_message"]
@@ -64,7 +63,8 @@ class WorkerProcess:
         environment: Added to the environment (allocator settings, thread counts).
         prepare: Called in the child before the program starts; by default it ends with its supervisor.
 
-    The command is this interpreter with `-m edge_client.worker`: a process boundary, not an import.
+    The command is `-m edge_client.worker`, a process boundary and not an import, of this interpreter or of the one that
+    `FEDKRSO_WORKER_PYTHON` names.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class WorkerProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edge_client.worker", str(down_read), str(up_write)],
+                [worker_python(os.environ), "-m", "edge_client.worker", str(down_read), str(up_write)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

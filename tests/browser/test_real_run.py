@@ -13,6 +13,8 @@ from cluster import Cluster, needs_mosquitto, wait_for
 
 from tests.browser.conftest import Tab
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 TOKEN = "0123456789abcdef-browser"
 
 

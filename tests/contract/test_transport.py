@@ -117,11 +117,12 @@ def test_will_is_sent_for_a_client_that_vanishes_and_not_for_one_that_leaves(ben
 
 
 def test_subscriptions_survive_a_restart_of_the_broker(bench: Bench) -> None:
-    sender, _ = bench.client("a")
+    sender, said = bench.client("a")
     receiver, events = bench.client("b")
     receiver.subscribe("t")
     bench.broker.stop()
     wait_for(events, Disconnected)
+    wait_for(said, Disconnected)
     assert not sender.publish(Message("t", b"lost"))
     bench.broker.restart() if isinstance(bench.broker, MemoryBroker) else bench.broker.start()
     wait_for(events, Connected, seconds=30)

@@ -17,6 +17,8 @@ from coordinator.provisioning.broker import free_port
 from fedkrso.fleet import run_fleet
 from tests.beside import install
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 

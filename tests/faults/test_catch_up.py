@@ -4,7 +4,6 @@ workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,12 +53,10 @@ class Village(Tiny):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    forked_workers = ForkedWorkers(folder / "forked_workers")
-    yield Workshop(folder, forked_workers)
-    forked_workers.stop()
+    return Workshop(folder, forked_workers)
 
 
 @pytest.mark.parametrize("schedule", ["fresh", "pool"])

@@ -5,7 +5,6 @@ runs 200 of them."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -24,12 +23,10 @@ SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    forked_workers = ForkedWorkers(folder / "forked_workers")
-    yield Workshop(folder / "shared", forked_workers)
-    forked_workers.stop()
+    return Workshop(folder / "shared", forked_workers)
 
 
 def test_a_seed_decides_what_is_done() -> None:

@@ -5,7 +5,7 @@ them."""
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,12 +34,10 @@ class Informed(Tiny):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    forked_workers = ForkedWorkers(folder / "forked_workers")
-    yield Workshop(folder, forked_workers)
-    forked_workers.stop()
+    return Workshop(folder, forked_workers)
 
 
 def damage(path: Path) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,10 @@ class Stacked(Tiny):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    forked_workers = ForkedWorkers(folder / "forked_workers")
-    yield Workshop(folder, forked_workers)
-    forked_workers.stop()
+    return Workshop(folder, forked_workers)
 
 
 def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[str, dict[str, bytes]]:

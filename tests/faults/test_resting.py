@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,6 @@ import sys, pathlib
 import edge_client.agent.agent as agent
 from devices.detection import detect
 root = pathlib.Path(sys.argv.pop(1))
-executable = sys.argv.pop(1)
-sys.executable = executable or sys.executable
 agent.detect = lambda: detect(root)
 from fedcore.command import main
 main()
@@ -54,19 +51,18 @@ class Boards(Tiny):
         if index != 0:
             super().join(index)
             return
-        forked_workers = self.workshop.forked_workers
-        executable = "" if forked_workers is None else str(forked_workers.executable)
         command = [
             sys.executable,
             "-c",
             _PROGRAM,
             str(self.folder / "board"),
-            executable,
             "client",
             "run",
             str(self.folder / "home-0.toml"),
         ]
-        home = self.homes[0] = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        home = self.homes[0] = subprocess.Popen(
+            command, stdout=self.log, stderr=self.log, env=self.workshop.environment
+        )
         self.processes.append(home)
 
     def said(self, text: str, times: int = 1) -> None:
@@ -92,12 +88,10 @@ class LongRounds(Boards):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
     folder = tmp_path_factory.mktemp("workshop")
-    forked_workers = ForkedWorkers(folder / "forked_workers")
-    yield Workshop(folder / "shared", forked_workers)
-    forked_workers.stop()
+    return Workshop(folder / "shared", forked_workers)
 
 
 def end(tiny: Boards) -> None:

@@ -30,6 +30,8 @@ from fedkrso import (
     TaskSection,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 TASK = TaskSection(kind="text-classification", labels=("left", "right"), max_length=16)
 METHOD = FedKRSOSettings(rank=2, num_seeds=2, interval_steps=2, steps=4, batch_size=4)
 

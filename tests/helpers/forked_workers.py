@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Workers that start at once: forked from a process that has torch and the rest loaded, instead of loading them anew.
 
-For tests that start hundreds of workers. The program that runs is the worker's own (`edge_client.worker`); only its
+For tests that start many workers. The program that runs is the worker's own (`edge_client.worker`); only its
 interpreter's start is saved. A small stand-in process sits where the agent expects its child: it dies with its worker
-and the worker with it, by the same signal.
+and the worker with it, by the same signal. What is asked of a process from its first instruction on (limits of its
+memory, the allocator's settings) is the stand-in's, so that tests of those start workers in earnest.
 
     agent ──starts──> stand-in ──unix socket, file descriptors──> parent ──forks──> keeper ──forks──> worker
 """
@@ -11,6 +12,7 @@ and the worker with it, by the same signal.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from fedcore.system.processes import die_with_parent
+from fedcore.system.processes import WORKER_PYTHON, die_with_parent
 
 __all__ = ["ForkedWorkers"]
 
@@ -31,12 +33,15 @@ Main = Callable[[BinaryIO, BinaryIO], None]
 
 # Starts in some 20 ms: no site packages, nothing but the standard library.
 _STAND_IN = """#!{python} -SE
-import array, os, signal, socket, struct, sys
-assert sys.argv[1:3] == ["-m", "edge_client.worker"], sys.argv
+import array, json, os, signal, socket, struct, sys
+if sys.argv[1:3] != ["-m", "edge_client.worker"]:
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
 link = socket.socket(socket.AF_UNIX)
 link.connect(os.path.join(os.path.dirname(os.path.abspath(__file__)), "socket"))
 fds = array.array("i", [int(sys.argv[3]), int(sys.argv[4]), 2])
-link.sendmsg([os.getcwd().encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+link.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+asked = json.dumps([os.getcwd(), dict(os.environ)]).encode()
+link.sendall(struct.pack("<i", len(asked)) + asked)
 for fd in fds[:2]:
     os.close(fd)
 said = link.recv(4)
@@ -58,7 +63,7 @@ class ForkedWorkers:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.executable = folder / "python"
-        """Takes the place of `sys.executable` where workers are started."""
+        """What `FEDKRSO_WORKER_PYTHON` is to name."""
         self.executable.write_text(_STAND_IN.format(python=sys.executable))
         self.executable.chmod(0o700)
         (folder / "socket").unlink(missing_ok=True)
@@ -75,6 +80,11 @@ class ForkedWorkers:
             )
             time.sleep(0.02)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """To be added to the environment of whoever starts workers."""
+        return {WORKER_PYTHON: str(self.executable)}
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -84,11 +94,12 @@ def _serve(path: str) -> None:
     # Everything a worker needs, also what it would load on its first model.
     import transformers.models.bert.modeling_bert
 
-    from edge_client.worker.programs import serve as worker
+    from edge_client.worker import __main__ as worker
+    from edge_client.worker.programs import serve
     from edge_client.worker.programs.lean import hide_optional_packages
 
     hide_optional_packages()
-    del transformers
+    del transformers, serve
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")
@@ -108,7 +119,9 @@ def _keep(link: socket.socket, main: Main) -> None:
 
     die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    where, fds, _, _ = socket.recv_fds(link, 4096, 3)
+    _, fds, _, _ = socket.recv_fds(link, 1, 3)
+    (length,) = struct.unpack("<i", link.recv(4, socket.MSG_WAITALL))
+    where, environment = json.loads(link.recv(length, socket.MSG_WAITALL))
     parent = os.getpid()
     child = os.fork()
     if child == 0:
@@ -116,7 +129,12 @@ def _keep(link: socket.socket, main: Main) -> None:
         if os.getppid() != parent:
             os._exit(1)
         link.close()
-        _work(where.decode(), fds, main)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:0] = [
+            entry for entry in environment.get("PYTHONPATH", "").split(":") if entry and entry not in sys.path
+        ]
+        _work(where, fds, main)
     for fd in fds:
         os.close(fd)
     ended = os.pidfd_open(child)

@@ -105,9 +105,10 @@ class Tiny(Cluster):
         return self.folder / f"node-{index}"
 
     def start(self, *arguments: object, prepare: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
-        forked_workers = self.workshop.forked_workers
-        command = program(*arguments, executable=None if forked_workers is None else forked_workers.executable)
-        self.processes.append(subprocess.Popen(command, stdout=self.log, stderr=self.log, preexec_fn=prepare))
+        environment = self.workshop.environment
+        self.processes.append(
+            subprocess.Popen(program(*arguments), stdout=self.log, stderr=self.log, env=environment, preexec_fn=prepare)
+        )
         return self.processes[-1]
 
     def lead(self) -> None:

@@ -4,6 +4,7 @@ start."""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -31,6 +32,11 @@ class Workshop:
         self.schema, self.traces = folder / "schema.json", folder / "traces"
         if not self.schema.exists():
             self._make()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of whoever starts workers."""
+        return dict(os.environ) if self.forked_workers is None else {**os.environ, **self.forked_workers.environment}
 
     def texts(self, index: int) -> Path:
         """A home's own examples: which of two words a text has decides its label."""
@@ -90,9 +96,6 @@ class Workshop:
         beside.replace(self.schema)
 
 
-def program(*arguments: object, executable: Path | None = None) -> list[str]:
-    """The command; `executable` is what workers are started with."""
-    program = "from fedcore.command import main; main()"
-    if executable is not None:
-        program = f"import sys; sys.executable = {str(executable)!r}; {program}"
-    return [sys.executable, "-c", program, *map(str, arguments)]
+def program(*arguments: object) -> list[str]:
+    """The command."""
+    return [sys.executable, "-c", "from fedcore.command import main; main()", *map(str, arguments)]

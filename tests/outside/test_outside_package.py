@@ -17,6 +17,8 @@ from workshop import Workshop
 
 from tests.beside import install
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 HERE = Path(__file__).resolve().parent
 ROUNDS = 2
 _SECTIONS = """\

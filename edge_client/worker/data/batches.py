@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.loss import IGNORE_INDEX
 from fedcore.config.tasks import Target
 
-__all__ = ["Encoded", "batches", "outputs", "pad", "states_and_labels"]
+__all__ = ["Encoded", "batches", "inputs_of", "outputs", "pad", "states_and_labels"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,28 @@ class Encoded:
     types: tuple[int, ...] | None
     target: Target
     counts: int | None = None
-    """What it counts in the mean loss, of a task whose loss is over some of its tokens only."""
+    """What it counts in the mean loss, of a task of one's own that counts otherwise."""
+    learned: tuple[tuple[int, int], ...] | None = None
+    """Where the tokens themselves are learned: spans of `ids`, none of which has the first token. None: all others."""
+    segments: tuple[int, ...] = ()
+    """Lengths of the examples that were packed into this one; none for one alone."""
+
+    @property
+    def examples(self) -> int:
+        """How many there are in it."""
+        return len(self.segments) or 1
 
     @property
     def weight(self) -> int:
-        """What the example counts in the mean loss: one, or the tokens it predicts."""
+        """What the example counts in the mean loss: one, or the tokens it learns."""
         if self.counts is not None:
             return self.counts
-        return 1 if self.target is not None else len(self.ids) - 1
+        return 1 if self.target is not None else sum(stop - start for start, stop in self.spans)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Which tokens are learned, where tokens are."""
+        return ((1, len(self.ids)),) if self.learned is None else self.learned
 
 
 def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iterator[list[Encoded]]:
@@ -51,7 +64,8 @@ def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iter
 
 
 def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask (b, longest) of a micro-batch, padded on the right."""
+    """Token ids and mask (b, longest) of a micro-batch, padded on the right; positions too, where examples are packed:
+    they begin anew in each, and padding stands at 0."""
     longest = max(len(encoded.ids) for encoded in batch)
     ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -65,28 +79,43 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
     out = {"input_ids": ids, "attention_mask": mask}
     if batch[0].types is not None:
         out["token_type_ids"] = types
+    if any(encoded.segments for encoded in batch):
+        out["position_ids"] = torch.zeros((len(batch), longest), dtype=torch.long)
+        for row, encoded in enumerate(batch):
+            places = [place for length in encoded.segments or (len(encoded.ids),) for place in range(length)]
+            out["position_ids"][row, : len(places)] = torch.tensor(places)
     return {name: tensor.to(torch_device) for name, tensor in out.items()}
 
 
 def outputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
     """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model.module(**_inputs(model, batch, pad_id, torch_device)).logits
+    logits: Tensor = model.module(**inputs_of(model, batch, pad_id, torch_device)).logits
     return logits
 
 
-def _inputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:
-    """Of a micro-batch; the model is told where padding is."""
+def inputs_of(
+    model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
+) -> dict[str, Tensor]:
+    """What a model's forward takes of a micro-batch; its layers are told where padding is."""
     inputs = pad(batch, pad_id, torch_device)
     model.padding.see(inputs["attention_mask"])
+    if "position_ids" in inputs:
+        # Transformers keeps examples apart by positions only where there is no mask.
+        del inputs["attention_mask"]
     return inputs
 
 
 def states_and_labels(
     model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Of a causal-lm micro-batch: the hidden state (b, t - 1, n) of each token but the last, and the token (b, t - 1)
-    that follows it."""
-    inputs = _inputs(model, batch, pad_id, torch_device)
+    """What a language model learns of a micro-batch: of each learned token, example by example, the hidden state of the
+    token before it, (learned, n), and the token, int64 (learned,).
+
+    Logits are needed nowhere else: the output head, which costs most, sees these states alone."""
+    inputs = inputs_of(model, batch, pad_id, torch_device)
     hidden = model.backbone(**inputs).last_hidden_state  # (b, t, n)
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORE_INDEX)
-    return hidden[:, :-1], labels[:, 1:]
+    length, spans = hidden.shape[1], [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
+    places = [row * length + token - 1 for row, span in spans for token in range(*span)]
+    labels = [token for row, (start, stop) in spans for token in batch[row].ids[start:stop]]
+    states = hidden.flatten(0, 1).index_select(0, torch.tensor(places, device=torch_device))
+    return states, torch.tensor(labels, device=torch_device)

@@ -12,10 +12,11 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_client.worker.data.conversations import Message, conversation_of, has_conversation
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.config.tasks import Target, task_of
 from fedcore.errors import DataError
@@ -25,11 +26,16 @@ __all__ = ["Example", "call_by_name", "check_row", "function_by_name", "load_exa
 
 @dataclass(frozen=True)
 class Example:
-    """One text, or pair of texts, with what is to be learned: a label's index, a score, or None for plain text."""
+    """One text, pair of texts, or conversation, with what is to be learned: a label's index, a score, or None for what
+    is said itself."""
 
     text: str
     text_pair: str | None
     target: Target
+    messages: tuple[Message, ...] = ()
+    """A conversation, instead of a text."""
+    place: str = field(default="", compare=False)
+    """Where it was read, for what is said of it later."""
 
 
 def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
@@ -44,7 +50,7 @@ def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
     return examples
 
 
-def load_texts(section: DataSection, most: int) -> list[Example]:
+def load_texts(section: DataSection, most: int, task: TaskSection) -> list[Example]:
     """Texts of a data section, whatever their labels: `most` of them, evenly spread over the source.
 
     Raises:
@@ -54,12 +60,15 @@ def load_texts(section: DataSection, most: int) -> list[Example]:
     if not rows:
         raise DataError("there are no rows", place=section.source, remedy="calibration needs at least one text")
     chosen = [rows[index * len(rows) // most] for index in range(most)] if most < len(rows) else rows
+    if task_of(task).conversations:
+        return [_conversation(row, place, section) for place, row in chosen]
     pair = section.text_pair
     return [
         Example(
             _text(row, section.text, "text", place),
             None if pair is None else _text(row, pair, "text_pair", place),
             None,
+            place=place,
         )
         for place, row in chosen
     ]
@@ -109,11 +118,14 @@ def function_by_name(name: str, key: str) -> Callable[..., Any]:
 
 
 def check_row(row: Mapping[str, Any], place: str, section: DataSection) -> None:
-    """Whether a row has the section's columns, whatever the task wants of its label.
+    """Whether a row has the section's columns, whatever the task wants of them.
 
     Raises:
         DataError: A column is not there, or its text is not text.
     """
+    if has_conversation(row, section):
+        conversation_of(row, place, section)
+        return
     _text(row, section.text, "data.text", place)
     if section.text_pair is not None:
         _text(row, section.text_pair, "data.text_pair", place)
@@ -185,19 +197,27 @@ def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[s
 
 
 def _example(row: Mapping[str, Any], place: str, section: DataSection, task: TaskSection) -> Example:
+    what = task_of(task)
+    if what.conversations:
+        return _conversation(row, place, section)
     text = _text(row, section.text, "data.text", place)
     pair = None
-    what = task_of(task)
     if what.pair and section.text_pair is None:
         raise DataError(f"{task.kind} needs a second column", place="data.text_pair", remedy="name it")
     if section.text_pair is not None:
         pair = _text(row, section.text_pair, "data.text_pair", place)
     if not what.labelled:
-        return Example(text, pair, None)
+        return Example(text, pair, None, place=place)
     if section.label is None:
         raise DataError(f"{task.kind} needs a label column", place="data.label", remedy="name it")
     raw = _column(row, section.label, "data.label", place)
-    return Example(text, pair, what.target(raw, place))
+    return Example(text, pair, what.target(raw, place), place=place)
+
+
+def _conversation(row: Mapping[str, Any], place: str, section: DataSection) -> Example:
+    said = conversation_of(row, place, section)
+    text, messages = (said, ()) if isinstance(said, str) else ("", said)
+    return Example(text, None, None, messages, place)
 
 
 def _column(row: Mapping[str, Any], name: str, key: str, place: str) -> Any:

@@ -68,6 +68,14 @@ class WorkerTask(ABC):
     def __init__(self, section: TaskSection) -> None:
         self.section = section
 
+    def sample(self, ids: tuple[int, ...], types: tuple[int, ...] | None) -> Encoded:
+        """An example of these tokens as any may be, for measurements without data."""
+        return Encoded(ids, types, self.sample_target)
+
+    def rows(self, encoded: Sequence[Encoded]) -> Sequence[Encoded]:
+        """What goes through the model when it trains: an example is a row, unless a task packs them."""
+        return encoded
+
     def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
         """An example as token ids, cut to `max_length`; several, or none, where a task cuts texts into pieces."""
         made = tokenizer(example.text, example.text_pair, truncation=True, max_length=self.section.max_length)

@@ -174,7 +174,7 @@ def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight 
 
 def install_weight(layer: SubspaceLinear, weight: LayerWeight) -> None:
     """Replace a layer's base, after a merge."""
-    layer.base = float_weight(weight, layer.base.device)
+    layer.replace_base(float_weight(weight, layer.base.device))
 
 
 def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSection) -> bool:

@@ -102,13 +102,13 @@ def measure(request: Request, scratch: Path) -> Measurement:
         times.append(now - seconds)
         seconds = now
 
-    target = worker_task(plan.task).sample_target
+    at_work = worker_task(plan.task)
     typed = replica.model.takes_types
 
     def example(index: int) -> Encoded:
         # Every other text is a token shorter: a batch with padding has an attention mask, one without has none.
         tokens = max(1, request.length - index % 2)
-        return Encoded(tuple((7 * index + j) % 97 + 3 for j in range(tokens)), (0,) * tokens if typed else None, target)
+        return at_work.sample(tuple((7 * index + j) % 97 + 3 for j in range(tokens)), (0,) * tokens if typed else None)
 
     examples = [example(index) for index in range(request.batch_size)]
     trainer = Trainer(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +17,10 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
+from edge_client.worker.answering.answering import Answering
+from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
-from edge_client.worker.data.tasks import encode
+from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
@@ -35,6 +38,7 @@ from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, 
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
@@ -49,8 +53,6 @@ from fedcore.worker.messages import (
     Evaluate,
     Evaluated,
     Event,
-    Imported,
-    ImportModel,
     MakeArtefact,
     Measured,
     Progress,
@@ -61,16 +63,15 @@ from fedcore.worker.messages import (
     Traced,
     Train,
     Trained,
-    WriteGguf,
-    Written,
 )
 from fedcore.worker.process import read_message, write_message
+from fedcore.worker.serving import Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
 
 class _Leave(Exception):
-    """Ends training between two micro-batches."""
+    """Ends training between two micro-batches, and an answer between two tokens."""
 
 
 class Worker:
@@ -79,6 +80,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
+        self.answering = Answering(lambda token: write_message(events, token), _tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -104,8 +106,14 @@ class Worker:
                 return Adopted(version, generation, digest)
             case Train():
                 return self._train(command)
-            case StepDown():
+            case StepDown() | Stop():
                 return None
+            case Load():
+                return self.answering.load(command)
+            case Generate():
+                return self.answering.generate(command, self._go_on)
+            case Classify():
+                return self.answering.classify(command)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case ImportModel(path, folder):
@@ -137,7 +145,7 @@ class Worker:
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
         encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
-        longest = max(len(e.ids) for e in encoded)
+        longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
             folder,
@@ -183,7 +191,7 @@ class Worker:
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
-            self._encoded,
+            self._rows(task),
             own / "intervals",
             command.run,
             command.node,
@@ -202,6 +210,13 @@ class Worker:
             state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
         )
 
+    def _rows(self, task: TaskSection) -> Sequence[Encoded]:
+        """What is trained on; of a model that keeps several examples in a row apart, where there are such."""
+        rows = worker_task(task).rows(self._encoded)
+        if any(row.segments for row in rows):
+            check_apart(self._held.model, self._torch_device)
+        return rows
+
     def _report(self, done: int, steps: int, loss: float, memory_step: int) -> None:
         write_message(self._events, Progress(done, steps, loss, memory_step, peak_bytes(), self._accelerator_bytes()))
         begin_peak()
@@ -212,9 +227,12 @@ class Worker:
 
     def _wanted(self) -> int:
         """Asked before every micro-batch."""
+        self._go_on()
+        return self._wanted_memory_step
+
+    def _go_on(self) -> None:
         if self._leaving:
             raise _Leave
-        return self._wanted_memory_step
 
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
@@ -227,7 +245,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
@@ -292,6 +310,8 @@ def main(
             while (command := read_message(commands, Command)) is not None:
                 if isinstance(command, StepDown):
                     worker.step_down(command.memory_step)
+                elif isinstance(command, Stop):
+                    worker.answering.stop(command.answer)
                 else:
                     waiting.put(command)
         except (WorkerError, msgspec.DecodeError) as error:

@@ -88,7 +88,7 @@ def footprint(
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
-    mappable = _mappable(model)
+    mappable, language = _mappable(model), model.output_weight is not None
     others = _bytes([p for p in model.held() if not _belongs_to(layers, p)])
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
@@ -120,6 +120,8 @@ def footprint(
         tensors_bytes=4 * 4 * trained,
         row_bytes=kept.block_bytes * widest,
         signs_bytes=kept.signs_bytes,
+        # Short rows make it worth its memory, and they are what language models learn.
+        dequantised_bytes=kept.dequantised_bytes if language else 0,
         points=points,
     )
 
@@ -146,6 +148,7 @@ def cached_footprint(
         schema,
         task.kind,
         task.labels,
+        task.pack,
         kind,
         _shape_of(training),
         longest,

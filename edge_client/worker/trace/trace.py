@@ -229,7 +229,7 @@ def point(
 ) -> Point:
     """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
     types = (0,) * length if model.takes_types else None
-    example = Encoded((1,) * length, types, worker_task(step.task).sample_target)
+    example = worker_task(step.task).sample((1,) * length, types)
     first = step.batch_size in (0, micro_batch_size)
     if length == step.tiny_length:
         step, first = replace(step, after_bytes=0), True

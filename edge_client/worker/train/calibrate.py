@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
+from edge_client.worker.data.tasks import summed_loss, worker_task
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.round.plan import Plan
@@ -23,7 +23,7 @@ def calibrate(
         The readings, or none where the kernel does not give them.
     """
     types = (0,) * length if replica.model.takes_types else None
-    example = Encoded((1,) * length, types, worker_task(plan.task).sample_target)
+    example = worker_task(plan.task).sample((1,) * length, types)
     found = []
     replica.half.open(plan, "", plan.training.rank)
     replica.half.begin(0)

@@ -119,7 +119,7 @@ class Trainer:
             round=plan.round,
             node=self._node,
             version=plan.version,
-            examples=len(self._encoded),
+            examples=sum(row.examples for row in self._encoded),
             rank=self._replica.half.rank,
             subspaces=self._replica.half.subspaces,
             loss=trained.loss,
@@ -199,6 +199,7 @@ def apply(model: BuiltModel, memory: MemoryPlan) -> None:
     set_recompute_gates(model.module, memory.recompute_gates and not memory.checkpointing)
     for layer in model.layers.values():
         layer.block_rows = memory.block_rows
+        layer.dequantised.switch(memory.dequantised)
         if layer.scratch is not None:
             layer.scratch.clear()
     _set_allocator(memory.allocator)

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 
 from coordinator.commands.coordinator import coordinator_resume, coordinator_run
 from coordinator.dashboard.address import address_of
-from coordinator.dashboard.guard import load_tokens
 from coordinator.dashboard.server import Dashboard
 from coordinator.run.control import Answer, Exclude, Pause
 from fedcore.errors import ConfigError
+from fedcore.web.tokens import load_tokens
 from tests.coordinator.dashboard.site import TOKEN, Site, served
 
 

@@ -20,6 +20,8 @@ from fedcore.errors import ConfigError, RunError
 from fedkrso.commands.new import new
 from fedkrso.commands.simulate import simulate
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 def run(*arguments: object) -> None:
     simulate.main([*map(str, arguments)], standalone_mode=False)

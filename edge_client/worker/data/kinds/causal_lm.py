@@ -33,7 +33,7 @@ class CausalLMAtWork(WorkerTask):
         return (Encoded(piece, None, None) for piece in pieces if len(piece) > 1)
 
     def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
-        """Hidden states (b, t - 1, n)."""
+        """Hidden states (learned, n)."""
         return states_and_labels(model, batch, pad_id, torch_device)[0]
 
     def summed_loss(
@@ -41,20 +41,19 @@ class CausalLMAtWork(WorkerTask):
     ) -> Tensor:
         """Summed over tokens; logits never exist whole."""
         hidden, labels = states_and_labels(model, batch, pad_id, torch_device)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return chunked_cross_entropy(flat, _output_weight(model), labels.reshape(-1), count=1)
+        return chunked_cross_entropy(hidden, _output_weight(model), labels, count=1)
 
     def scores(
         self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
     ) -> tuple[Tensor, None]:
-        """Of each piece the sum over its tokens."""
-        rows = zip(*states_and_labels(model, batch, pad_id, torch_device), strict=True)
-        weight = _output_weight(model)
-        losses = [chunked_cross_entropy(hidden, weight, labels, count=1) for hidden, labels in rows]
-        return torch.stack(losses), None
+        """Of each example the sum over its tokens."""
+        states, labels = states_and_labels(model, batch, pad_id, torch_device)
+        weight, counts = _output_weight(model), [encoded.weight for encoded in batch]
+        rows = zip(torch.split(states, counts), torch.split(labels, counts), strict=True)
+        return torch.stack([chunked_cross_entropy(some, weight, wanted, count=1) for some, wanted in rows]), None
 
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Losses of pieces, and the tokens that each is the sum of."""
+        """Losses of examples, and the tokens that each is the sum of."""
         return scores.losses, scores.weights
 
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:

@@ -24,14 +24,14 @@ def test_texts_are_spread_over_the_source_and_their_labels_do_not_matter(tmp_pat
     source = write(
         tmp_path, "a.tsv", "\n".join(["text\tpair\tlabel", *(f"t{i}\tp{i}\tnonsense" for i in range(10))]) + "\n"
     )
-    found = load_texts(DataSection(source=source), 4)
+    found = load_texts(DataSection(source=source), 4, TWO)
     assert [(example.text, example.text_pair, example.target) for example in found] == [
         (f"t{i}", None, None) for i in (0, 2, 5, 7)
     ]
-    pairs = load_texts(DataSection(source=source, text_pair="pair", label=None), 99)
+    pairs = load_texts(DataSection(source=source, text_pair="pair", label=None), 99, TWO)
     assert [(example.text, example.text_pair) for example in pairs] == [(f"t{i}", f"p{i}") for i in range(10)]
     with pytest.raises(DataError, match="no column 'sentence'"):
-        load_texts(DataSection(source=source, text="sentence"), 4)
+        load_texts(DataSection(source=source, text="sentence"), 4, TWO)
 
 
 def test_csv_tsv_and_jsonl_agree(tmp_path: Path) -> None:

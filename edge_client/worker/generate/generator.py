@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation with a KV cache: one answer token by token, or many at once for an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from edge_client.worker.generate.batch import greedy_answers
+from edge_client.worker.generate.engine import Engine
+from edge_client.worker.generate.kernel import kernel_for
+from edge_client.worker.generate.sampling import Picker
+from edge_client.worker.generate.text import TextStream
+from edge_client.worker.generate.tokens import Constraint, Token
+from edge_client.worker.model.built import BuiltModel
+from fedcore.config.generation import GenerationOptions
+from fedcore.errors import ModelError
+
+__all__ = ["Generator", "positions_of"]
+
+
+class Generator:
+    """Makes answers with a causal model. One answer at a time; not for two threads at once.
+
+    Args:
+        model: On a base, with what has been learned installed; or `BuiltModel(module)` for any causal model of
+            transformers.
+        tokenizer: The model's.
+        context_tokens: Tokens of prompt and answer that there is memory for; None: as many as the model has positions.
+        compiled: Use products that are compiled on this machine, where it has a compiler.
+    """
+
+    def __init__(
+        self, model: BuiltModel, tokenizer: Any, context_tokens: int | None = None, *, compiled: bool = True
+    ) -> None:
+        self._tokenizer = tokenizer
+        positions = positions_of(model.module.config)
+        self.context_tokens = min(context_tokens or positions, positions)
+        """Tokens of prompt and answer together, at most."""
+        self.end_tokens = _end_tokens(model, tokenizer)
+        """Tokens that end an answer."""
+        self._engine = Engine(model, kernel_for() if compiled else None, self.context_tokens)
+
+    @property
+    def how(self) -> str:
+        """How single tokens are computed, for a person: `compiled products, own pass`."""
+        return self._engine.how
+
+    def refresh(self) -> None:
+        """What the model has learned has changed, or its weights: the next answer is of the new state. To be called
+        between answers."""
+        self._engine.refresh()
+
+    def stream(
+        self, prompt_ids: Sequence[int], options: GenerationOptions, constraint: Constraint | None = None
+    ) -> Iterator[Token]:
+        """An answer, as it is made. To stop it, stop asking and close the iterator.
+
+        Args:
+            prompt_ids: The prompt. What it has in common with the prompt and answer before it is not computed again.
+            options: How to answer.
+            constraint: Which tokens may come, a new one for each answer.
+
+        Yields:
+            The tokens; the last one has a `finish`, and no other.
+
+        Raises:
+            ModelError: The prompt is empty, or too long for the context; at the call, before the first token.
+        """
+        self._check(len(prompt_ids))
+        return self._streamed(list(prompt_ids), options, constraint)
+
+    @torch.inference_mode()
+    def batch(self, prompts: Sequence[Sequence[int]], options: GenerationOptions, rows: int = 16) -> list[list[int]]:
+        """Greedy answers to many prompts, for an evaluation; end-of-text and stop texts are cut off. The model's state
+        is the one of this moment, whether or not `refresh` was called.
+
+        Args:
+            prompts: Their tokens; they may be of different lengths.
+            options: Of these only `max_new_tokens` and `stop` count.
+            rows: Prompts side by side at most: each has a cache of its own (`cache_bytes`).
+
+        Returns:
+            The new tokens of each.
+
+        Raises:
+            ModelError: A prompt is empty, or too long for the context.
+        """
+        for prompt in prompts:
+            self._check(len(prompt))
+        texts = [TextStream(self._tokenizer, options.stop) for _ in prompts]
+
+        def ended(prompt: int, token: int) -> bool:
+            if token in self.end_tokens:
+                return True
+            if options.stop:
+                texts[prompt].take(token)
+            return texts[prompt].stopped
+
+        self.refresh()
+        most = min(options.max_new_tokens, self.context_tokens - max(map(len, prompts), default=0))
+        with self._engine.at_work():
+            return greedy_answers(self._engine, prompts, ended, most, rows)
+
+    def _check(self, prompt_tokens: int) -> None:
+        if not prompt_tokens:
+            raise ModelError("an empty prompt", remedy="give at least one token")
+        if prompt_tokens >= self.context_tokens:
+            raise ModelError(
+                f"a prompt of {prompt_tokens:,} tokens; the context holds {self.context_tokens:,} with the answer",
+                remedy="shorten it",
+            )
+
+    @torch.inference_mode()
+    def _streamed(
+        self, prompt: list[int], options: GenerationOptions, constraint: Constraint | None
+    ) -> Iterator[Token]:
+        picker, text = Picker(options, constraint), TextStream(self._tokenizer, options.stop)
+        left = min(options.max_new_tokens, self.context_tokens - len(prompt))
+        with self._engine.at_work():
+            logits = self._engine.begin(prompt)
+            while True:
+                token = picker.pick(logits)
+                left -= 1
+                if token in self.end_tokens:
+                    yield Token(token, text.rest(), "stop")
+                    return
+                said = text.take(token)
+                if text.stopped or not left:
+                    yield Token(token, said + text.rest(), "stop" if text.stopped else "length")
+                    return
+                yield Token(token, said)
+                logits = self._engine.next(token)
+
+
+def positions_of(config: Any) -> int:
+    """How many tokens a model can see; 2**20 where it does not say."""
+    own = config.get_text_config(decoder=True)
+    return int(getattr(own, "max_position_embeddings", None) or 2**20)
+
+
+def _end_tokens(model: BuiltModel, tokenizer: Any) -> frozenset[int]:
+    """End-of-text as the tokenizer has it, and as the model's own files say."""
+    found = {getattr(tokenizer, "eos_token_id", None)}
+    for config in (model.module.config, getattr(model.module, "generation_config", None)):
+        ends = getattr(config, "eos_token_id", None)
+        found |= set(ends) if isinstance(ends, list | tuple) else {ends}
+    return frozenset(int(token) for token in found if token is not None)
