@@ -24,6 +24,7 @@ from edge_client.process.packages import require_training_packages
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section
+from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, FedkrsoError, RunError
@@ -116,7 +117,7 @@ class Client:
         Raises:
             FedkrsoError: No such model folder, a budget that cannot be, or broker settings that cannot be used.
         """
-        find_model(self.node.model_folder, place=f"{self._place}: model_folder")
+        require_fitting(find_model(self.node.model_folder, place=f"{self._place}: model_folder"))
         budget = budget_bytes(self.node.memory_budget, place=f"{self._place}: memory_budget")
         mqtt_settings(self.node.broker, self._client_id)
         return budget

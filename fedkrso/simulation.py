@@ -213,7 +213,7 @@ class Simulation:
         assert self._section is not None
         table = tomlkit.table()
         table["source"] = str(path)
-        for key in ("text", "text_pair", "label"):
+        for key in ("text", "text_pair", "label", "messages", "prompt", "completion"):
             value = getattr(self._section, key)
             if value is not None and value != getattr(DataSection(source=""), key):
                 table[key] = value

@@ -37,7 +37,7 @@ from edge_client.worker.model.loading import describe
 from edge_client.worker.train.highwater import peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
-from examples.intent_calls.demo import METHOD, TRAINED_TENSORS
+from examples.intent_calls.demo import CALIBRATION_ROWS, METHOD, TRAINED_TENSORS
 from examples.intent_calls.prompt import TEMPLATE
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
@@ -131,7 +131,7 @@ class _Run:
             training=server_half(method).training(1, seed),
             base=Base(checkpoint, schema, "int8", self._files.base),
             task=_TASK,
-            texts=self.read("calibration", {"seed": seed}),
+            texts=self.read("calibration", {"seed": seed, "examples": CALIBRATION_ROWS}),
             torch_device=_CPU,
         )
         learning = Learning(

@@ -50,10 +50,10 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         ConfigError: The run's model continues texts and says nothing of them, or nodes have models of their own.
         FedkrsoError: No round is finished yet, or the process with the model failed.
     """
-    section = stored_job(files.root).task
-    if task_of(section).outputs() is None:
+    asked = stored_job(files.root).task
+    if task_of(asked).outputs() is None:
         raise ConfigError(
-            f"a {section.kind} says nothing of a text, it continues it",
+            f"a model of {asked.kind} says nothing of a text, it continues it",
             place=f"{files.root}: task.kind",
             remedy="fedkrso coordinator export, and let transformers generate",
         )

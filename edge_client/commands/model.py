@@ -21,7 +21,7 @@ __all__ = ["model_describe", "model_import"]
 def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     """Print, as JSON, which layers and tensors of MODEL are trained. For `model.schema_file` of a coordinator without
     torch."""
-    from edge_client.worker.model.loading import describe
+    from edge_client.worker.train.agreement import described
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.sections import TaskSection
     from fedcore.weights.checkpoint import Checkpoint
@@ -35,8 +35,8 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
         raise ConfigError(str(error), place="--task") from None
     except ConfigError as error:
         raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
-    schema = describe(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
-    click.echo(msgspec.json.encode(Described(schema, section)))
+    schema, notes = described(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
+    click.echo(msgspec.json.encode(Described(schema, section, notes)))
 
 
 @click.command(

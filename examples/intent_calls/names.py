@@ -16,8 +16,9 @@ __all__ = ["Household", "household"]
 # A room or a floor, or a floor or a device's first word: what it is nobody can say.
 _AMBIGUOUS = ("basement", "main")
 _KEPT_SHARE = 0.2
-_AREAS, _FLOORS, _THINGS = 16, 4, 6
-"""Rooms and floors of a household, and its devices of each kind."""
+_AREAS, _NAMED_AREAS, _FLOORS, _OF_EACH = 14, 10, 4, 2
+"""Rooms of a household, rooms with a first word of their own, floors, and devices of each of 41 sorts."""
+_ROOMS = ("room", "bedroom", "bathroom", "hall")
 _KINDS = ("climate", "fan", "light", "lock", "media_player", "switch", "cover")
 
 _AREA_NAMES = (
@@ -27,14 +28,28 @@ _AREA_NAMES = (
     *("boiler room", "wine cellar", "drawing room", "reading room", "sewing room", "craft room", "studio", "lounge"),
     *("breakfast room", "kids room", "twins room", "spare room", "dressing room", "shower room", "powder room"),
 )
-_DEVICE_WORDS = (
+_FIRST_WORDS = (
     *MODIFIERS,
-    *("green", "yellow", "white", "black", "grey", "golden", "copper", "brass", "steel", "marble", "bamboo", "velvet"),
-    *("paper", "ceramic", "crystal", "oak", "pine", "walnut", "narrow", "wide", "short", "square", "oval", "curved"),
-    *("slim", "heavy", "quiet", "loud", "fancy", "ancient", "modern", "vintage", "rustic", "cheap", "lucky", "sunny"),
-    *("east", "west", "middle", "centre", "outer", "inner", "rear", "window", "desk", "shelf", "bedside", "wall"),
-    *("anna", "ben", "carla", "dario", "elif", "farid", "greta", "hugo", "ines", "jonas", "kira", "liam", "mona"),
-    *("grandma", "baby", "guest", "visitor", "dog", "cat", "winter", "summer", "holiday", "party", "night", "morning"),
+    *("green", "yellow", "white", "black", "grey", "golden", "copper", "brass", "steel", "marble", "bamboo"),
+    *("velvet", "paper", "ceramic", "crystal", "oak", "pine", "walnut", "narrow", "wide", "short", "square", "oval"),
+    *("curved", "slim", "heavy", "quiet", "loud", "fancy", "ancient", "modern", "vintage", "rustic", "cheap"),
+    *("lucky", "sunny", "east", "west", "middle", "centre", "outer", "inner", "rear", "window", "desk", "shelf"),
+    *("bedside", "wall", "anna", "ben", "carla", "dario", "elif", "farid", "greta", "hugo", "ines", "jonas", "kira"),
+    *("liam", "mona", "nadia", "oscar", "paula", "quentin", "rosa", "samir", "tilda", "ursula", "victor", "wanda"),
+    *("xavier", "yusuf", "zoe", "albert", "bianca", "conrad", "doris", "emil", "frida", "gustav", "helga", "igor"),
+    *("julia", "konrad", "lotte", "marcel", "nora", "otto", "priya", "ralph", "sofia", "tomas", "vera", "walter"),
+    *("yvonne", "grandma", "grandpa", "baby", "visitor", "dog", "cat", "rabbit", "parrot", "turtle", "winter"),
+    *("summer", "spring", "autumn", "holiday", "birthday", "morning", "evening", "maple", "cedar", "willow", "birch"),
+    *("cherry", "lemon", "orange", "apricot", "plum", "olive", "rose", "tulip", "lily", "violet", "jasmine"),
+    *("lavender", "orchid", "daisy", "amber", "ruby", "emerald", "sapphire", "pearl", "ivory", "turquoise", "indigo"),
+    *("scarlet", "crimson", "beige", "bronze", "iron", "chrome", "leather", "cotton", "linen", "wool", "silk"),
+    *("canvas", "granite", "slate", "brick", "concrete", "plastic", "rubber", "tiny", "giant", "huge", "double"),
+    *("single", "triple", "mini", "compact", "portable", "floating", "hanging", "standing", "folding", "sliding"),
+    *("rolling", "bright", "dim", "warm", "cool", "soft", "gentle", "silent", "rapid", "lazy", "clever", "happy"),
+    *("grumpy", "broken", "dusty", "shiny", "polished", "striped", "spotted", "nordic", "italian", "french"),
+    *("spanish", "danish", "moroccan", "japanese", "turkish", "alpine", "coastal", "desert", "island", "harbour"),
+    *("river", "forest", "meadow", "mountain", "valley", "sunset", "midnight", "moon", "star", "comet", "saturn"),
+    *("jupiter", "alpha", "beta", "gamma", "delta", "omega"),
 )
 _FREE = {
     "search_query": (
@@ -84,17 +99,17 @@ def household(chance: random.Random, kept: random.Random, *, new: bool) -> House
         aside = set(kept.sample(known, count))
         return [word for word in known if (word in aside) == new]
 
-    areas, floors, first_words = of(_AREA_NAMES), of(FLOORS), of(_DEVICE_WORDS)
+    areas, floors, first_words = of(_AREA_NAMES), of(FLOORS), of(_FIRST_WORDS)
     free = {name: tuple(of(words)) for name, words in _FREE.items()}
     things = {
-        domain: tuple(
-            f"{chance.choice(first_words)} {word}"
-            for word in chance.sample(THINGS[domain], min(_THINGS, len(THINGS[domain])))
-        )
+        domain: tuple(f"{first} {word}" for word in THINGS[domain] for first in chance.sample(first_words, _OF_EACH))
         for domain in _KINDS
     }
     words = {
-        "area": tuple(chance.sample(areas, min(_AREAS, len(areas)))),
+        "area": (
+            *chance.sample(areas, min(_AREAS, len(areas))),
+            *(f"{first} {chance.choice(_ROOMS)}" for first in chance.sample(first_words, _NAMED_AREAS)),
+        ),
         "floor": tuple(chance.sample(floors, min(_FLOORS, len(floors)))),
         **free,
         "fan_mode": FREE_TEXT["fan_mode"],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedcore.config.sections import TaskSection
 
 __all__ = [
+    "CHAT_KEYS",
     "CausalLM",
     "Classification",
     "Instruction",
@@ -56,6 +57,8 @@ class Task(ABC):
     """Whether each example must have a label (`target` reads it)."""
     scale: ClassVar[bool] = False
     """Whether `task.middle` has a meaning."""
+    headline: ClassVar[str] = "accuracy"
+    """What the number is that reports call accuracy."""
     conversations: ClassVar[bool] = False
     """Whether a row is a conversation rather than a text, and the keys about chat templates have a meaning."""
 
@@ -75,13 +78,21 @@ class Task(ABC):
                 remedy="leave it out, or set task.kind to regression",
             )
         if not self.conversations:
-            for key, usual in _CHAT_KEYS.items():
+            for key, usual in CHAT_KEYS.items():
                 if getattr(self.section, key) != usual:
                     raise ConfigError(
                         f"{self.section.kind} has no conversations",
                         place=f"task.{key}",
                         remedy="leave it out, or set task.kind to instruction",
                     )
+
+    def metrics(self) -> tuple[str, ...]:
+        """What it measures beside accuracy and loss (`WorkerTask.measures`) that nodes report too."""
+        return ()
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Metrics that follow from the mean loss alone, so that nobody has to send them."""
+        return {}
 
     @abstractmethod
     def outputs(self) -> int | None:
@@ -100,7 +111,7 @@ class Task(ABC):
         """What an exported model's `config.json` says of the head."""
 
 
-_CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
+CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
 """Keys of `[task]` that have a meaning for conversations only, and what says nothing."""
 
 K = TypeVar("K", bound=type[Task])
@@ -145,6 +156,11 @@ class Classification(Task):
 
     worker = "edge_client.worker.data.kinds.classification:ClassificationAtWork"
 
+    def metrics(self) -> tuple[str, ...]:
+        """Matthews' correlation, and F1 of two labels."""
+        two = isinstance(self.section.labels, tuple) and len(self.section.labels) == 2
+        return ("matthews", "f1") if two else ("matthews",)
+
     def outputs(self) -> int:
         """A logit for each label."""
         return len(self.section.labels)
@@ -175,6 +191,11 @@ class Regression(Task):
 
     worker = "edge_client.worker.data.kinds.regression:RegressionAtWork"
     scale = True
+    headline = "Spearman's correlation"
+
+    def metrics(self) -> tuple[str, ...]:
+        """Both correlations."""
+        return "spearman", "pearson"
 
     def outputs(self) -> int:
         """The score."""
@@ -203,6 +224,11 @@ class CausalLM(Task):
 
     worker = "edge_client.worker.data.kinds.causal_lm:CausalLMAtWork"
     labelled = False
+    headline = "mean probability of the right token"
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Perplexity of a token."""
+        return {"perplexity": math.exp(min(loss, 700.0))}
 
     def outputs(self) -> None:
         """No new head."""

@@ -55,26 +55,6 @@ def owned(folder: Path, owner: str, *, remedy: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Wait until no other process has its turn in a folder. The kernel ends a turn when the process ends.
-
-    Args:
-        folder: It is made if it is not there.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, turn(Path(folder) / "models"):
-        ...     (Path(folder) / "models" / ".turn").exists()
-        True
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".turn").open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def owner_pid(folder: Path) -> int | None:
     """The process that has a folder for itself; None if none does.
 
@@ -151,3 +131,23 @@ def _locked(file: IO[Any], *, shared: bool = False) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process has its turn in a folder. The kernel ends a turn when the process ends.
+
+    Args:
+        folder: It is made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, turn(Path(folder) / "models"):
+        ...     (Path(folder) / "models" / ".turn").exists()
+        True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".turn").open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of a worker that reads or writes a model in the form that llama.cpp has it, and its answers."""
+"""What a worker is asked that brings models in and out as GGUF files."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import msgspec
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.fields.types import BaseKind
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
@@ -29,7 +30,9 @@ __all__ = [
     "Event",
     "Failed",
     "MakeArtefact",
+    "Measure",
     "Measured",
+    "MeasuredState",
     "Progress",
     "Ready",
     "Route",
@@ -148,6 +151,8 @@ class Train(msgspec.Struct, frozen=True, tag="train"):
     path: str
     memory_steps: tuple[MemoryPlan, ...]
     """The memory plan to begin with, then smaller ones in order."""
+    measured: Measurement | None = None
+    """What was measured of the state that the round starts from; the update carries it."""
 
 
 class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
@@ -155,6 +160,15 @@ class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
     answer; `Progress` tells."""
 
     memory_step: int
+
+
+class Measure(msgspec.Struct, frozen=True, tag="measure"):
+    """Measure the state that a plan starts from, on this node's held-out rows. What was measured before a kill lies on
+    disk and is not measured again."""
+
+    plan: Plan
+    memory: MemoryPlan
+    """Of training: measuring keeps less, with as many examples at a time."""
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
@@ -178,6 +192,7 @@ Command = (
     | Trace
     | Configure
     | Adopt
+    | Measure
     | Train
     | StepDown
     | Evaluate
@@ -198,6 +213,9 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     model_schema: ModelSchema
     task: TaskSection
     """With its labels as a list, also where the job names a function."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model: what becomes of a head that it has, and how far it is from
+    transformers' own."""
 
 
 class Traced(msgspec.Struct, frozen=True, tag="traced"):
@@ -267,6 +285,15 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     """Intervals that lay finished on disk."""
 
 
+class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):
+    """Answer to `Measure`."""
+
+    version: int
+    measurement: Measurement | None
+    """None on a node without held-out rows."""
+    seconds: float
+
+
 class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
     """The run's artefact is written and flushed."""
 
@@ -305,16 +332,17 @@ Event = (
     | Traced
     | Ready
     | Adopted
+    | MeasuredState
     | Progress
     | Trained
     | Evaluated
     | ArtefactMade
     | Answered
-    | Imported
-    | Written
     | Loaded
     | Token
     | Generated
     | Classified
+    | Imported
+    | Written
     | Failed
 )

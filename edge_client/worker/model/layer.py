@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from edge_client.worker.model import products16
 from edge_client.worker.model.dequantised import DequantisedWeight
 from edge_client.worker.model.padding import Padding
+from edge_client.worker.model.standin import StandIn
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, Weight, row_blocks
 from fedcore.errors import ExactnessError, ModelError
 
@@ -209,13 +211,19 @@ class SubspaceLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m), differentiable in x, the factor and the bias."""
         flat = x.reshape(-1, self.in_features)  # (t, n)
-        y = self._computed(flat) if self.padding is None else self.padding.left_out(flat, self._computed)
+        product = partial(self.biased, bias=self.bias)
+        y = product(flat) if self.padding is None else self.padding.left_out(flat, product)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
-    def _computed(self, x: Tensor) -> Tensor:
-        """(t, n) to float32 (t, m)."""
+    @property
+    def weight(self) -> StandIn:
+        """W + F P, for modules that compute with it themselves."""
+        return StandIn(self)
+
+    def biased(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(t, n) to float32 (t, m), with a bias of the caller's."""
         x = x.to(torch.float32)
-        y: Tensor = _FrozenProduct.apply(x, self._start(x), self)  # type: ignore[no-untyped-call]
+        y: Tensor = _FrozenProduct.apply(x, self._start(x, bias), self)  # type: ignore[no-untyped-call]
         return y
 
     def active_pair(self) -> tuple[Tensor, Tensor] | None:
@@ -224,12 +232,9 @@ class SubspaceLinear(nn.Module):
             return None
         return self.factor.detach(), self.subspace_rows(self.active, self.factor.shape[1])
 
-    def _start(self, x: Tensor) -> Tensor | None:
-        """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it.
-
-        In float32 whatever the compute dtype: it costs little, and its gradient is what is learned.
-        """
-        bias = None if self.bias is None else self.bias.to(torch.float32)
+    def _start(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """bias + z B^T (t, m), float32 whatever the compute dtype: what trains, left to autograd, which keeps z."""
+        bias = None if bias is None else bias.to(torch.float32)
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         rows = self.subspace_rows(self.active, self.factor.shape[1])  # (r', n)
@@ -271,10 +276,8 @@ class SubspaceLinear(nn.Module):
         return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 
     def _merges(self, tokens: int) -> bool:
-        """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r.
-
-        Never merged in 16-bit types (`products16`): there a small update would be rounded away.
-        """
+        """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r; never in
+        16-bit types (`products16`), where a small update would be rounded away."""
         m, n = self.out_features, self.in_features
         return tokens * (m + n) > m * n
 

@@ -24,7 +24,7 @@ from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.trace import Step, fake_model, sketch_points
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
-from edge_client.worker.train.trainer import set_checkpointing, set_recompute_gates
+from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint
 from fedcore.fields.types import BaseKind
@@ -194,6 +194,9 @@ def _shape_of(training: Training) -> tuple[object, ...]:
 
 
 def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:
+    if checkpointing and not can_checkpoint(model):
+        # No plan may ask for it.
+        return False
     set_checkpointing(model, checkpointing)
     return set_recompute_gates(model, gates) or not gates
 

@@ -32,6 +32,7 @@ from edge_client.process.supervisor import Supervisor
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.device.readings import Readings
 from fedcore.errors import WorkerError
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
@@ -74,7 +75,7 @@ class Told(Supervisor):
     def ready(self, event: Ready) -> None:
         pass
 
-    def train(self, plan: Plan, path: Path) -> None:
+    def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         self.told.append(f"train {plan.round}")
 
     def release(self) -> None:
