@@ -21,11 +21,12 @@ def try_out(run: str, texts: tuple[str, ...], runs: Path) -> None:
     pairs takes first and second sentences by turns."""
     from coordinator.reports.answers import ask_model
     from coordinator.store.folder import RunFolder, stored_job
+    from fedcore.config.tasks import task_of
 
     files = RunFolder(runs / run)
     job = stored_job(files.root)
     pairs: list[tuple[str, str | None]] = [(text, None) for text in texts]
-    if job.task.kind == "pair-classification" or (job.evaluation is not None and job.evaluation.text_pair is not None):
+    if task_of(job.task).pair or (job.evaluation is not None and job.evaluation.text_pair is not None):
         if len(texts) % 2:
             raise ConfigError("a second sentence is missing", place="TEXT", remedy="give first and second by turns")
         pairs = list(zip(texts[::2], texts[1::2], strict=True))

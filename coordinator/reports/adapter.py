@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
+from fedcore.config.tasks import task_of
 from fedcore.model.learned import layer_factors
 from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import start_value
@@ -23,7 +24,6 @@ from fedcore.weights.initial import start_value
 __all__ = ["export_adapter"]
 
 _PREFIX: Final = "base_model.model."
-_TASK_TYPES: Final = {"causal-lm": "CAUSAL_LM"}
 
 
 def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, which: Which = "last") -> str:
@@ -92,7 +92,7 @@ def _config(last: LastModel, rank: int) -> Mapping[str, Any]:
     whole = sorted({_module_name(last, spec.name).rpartition(".")[0] for spec in last.schema.tensors})
     return {
         "peft_type": "LORA",
-        "task_type": _TASK_TYPES.get(last.task.kind, "SEQ_CLS"),
+        "task_type": "CAUSAL_LM" if task_of(last.task).outputs() is None else "SEQ_CLS",
         "base_model_name_or_path": last.job.model.folder,
         "inference_mode": True,
         "r": rank,

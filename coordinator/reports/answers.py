@@ -68,6 +68,6 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         assert task is not None, "a run that was exported was prepared"
         answer = ask_worker(Answer(str(model), task, tuple(texts)), Path(folder) / "worker.log")
     assert isinstance(answer, Answered)
-    if task.kind == "regression":
+    if task_of(task).scale:
         return [Said("", score) for (score,) in answer.scores]
     return [Said(task.labels[scores.index(max(scores))], max(scores)) for scores in answer.scores]

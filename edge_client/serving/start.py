@@ -25,6 +25,7 @@ from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, WorkerError
 from fedcore.system.locks import owned
+from fedcore.worker.imported import imported_models, model_folder
 
 __all__ = ["Service", "folder_service", "node_service"]
 
@@ -77,12 +78,12 @@ def node_service(node_file: Path, changes: Mapping[str, Any]) -> Service:
     node = load_config(node_file, Node)
     section = _changed(node.serve, changes)
     node = msgspec.structs.replace(node, serve=section)
-    model_folder = resolve_model_folder(node.model_folder, place=f"{node_file}: model_folder")
     budget = budget_bytes(node.memory_budget, place=f"{node_file}: memory_budget")
     training_bytes(budget, section)
     folder = Path(node.folder)
+    found = model_folder(node.model_folder, imported_models(folder), place=f"{node_file}: model_folder")
     threads = section.threads or node.threads or os.cpu_count() or 1
-    return Service(NodeSource(node, model_folder, threads, HeldNote(folder)), section, budget, folder, node.node)
+    return Service(NodeSource(node, found, threads, HeldNote(folder)), section, budget, folder, node.node)
 
 
 def folder_service(model: str, memory_budget: str, changes: Mapping[str, Any]) -> Service:

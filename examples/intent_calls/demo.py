@@ -23,8 +23,8 @@ from coordinator.reports.adapter import export_adapter
 from coordinator.store.folder import RunFolder
 from examples.intent_calls.asking import ask_node
 from examples.intent_calls.prompt import TEMPLATE
-from fedcore.config.models import resolve_model_folder
 from fedcore.errors import FedkrsoError, RunError
+from fedcore.worker.imported import model_folder
 from fedkrso.fleet import run_fleet
 
 __all__ = ["CALIBRATION_ROWS", "METHOD", "MODEL", "TRAINED_TENSORS", "demo", "job_text", "node_text"]
@@ -159,6 +159,8 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     names = [f"home-{index}" for index in range(homes)]
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
+    # Once for all: each home would import a GGUF file for itself.
+    model = str(model_folder(model, runs / ".models", place="--model", tell=click.echo))
     with LocalBroker(folder / "broker", ["coordinator", *names], kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
         click.echo(f"{rounds} rounds; 45 take about half an hour on two cores, and measuring some minutes more")
@@ -187,9 +189,8 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
 
 def _measure(model: str, adapter: Path, *, seed: int, homes: int, rows: int) -> None:
     """Equality by plain peft, in a process of its own that gives its memory back."""
-    folder = resolve_model_folder(model, place="--model")
     options = {"adapter": adapter, "seed": seed, "homes": homes, "rows": rows, "threads": os.cpu_count() or 1}
-    command = [sys.executable, "-m", "examples.intent_calls.scoring", str(folder)]
+    command = [sys.executable, "-m", "examples.intent_calls.scoring", model]
     subprocess.run([*command, *(f"--{name}={value}" for name, value in options.items())], check=True)
 
 
