@@ -284,7 +284,10 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """Answer to `Answer`."""
 
     scores: tuple[tuple[float, ...], ...]
-    """Of each text: the probability of every label, in the task's order; or a regression's one score."""
+    """Of each text: the probability of every label, in the task's order; or a regression's one score. None where the
+    model writes."""
+    texts: tuple[str, ...] = ()
+    """What a model that writes says to each text."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

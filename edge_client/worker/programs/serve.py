@@ -18,6 +18,7 @@ import torch
 from transformers import AutoTokenizer
 
 from edge_client.worker.answering.answering import Answering
+from edge_client.worker.answering.written import written
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
@@ -34,6 +35,7 @@ from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
@@ -113,6 +115,9 @@ class Worker:
                 return self.answering.generate(command, self._go_on)
             case Classify():
                 return self.answering.classify(command)
+            case Answer(folder, task, texts) if task_of(task).outputs() is None:
+                said = written(Path(folder), task, [text for text, _ in texts], _tokenizer(Path(folder)))
+                return Answered((), said)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
             case Evaluate(version):
