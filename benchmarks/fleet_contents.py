@@ -40,7 +40,9 @@ def schema_of(checkpoint: Checkpoint, labels: int) -> ModelSchema:
     """The trained parts of an encoder: every target layer of its checkpoint, and a new classification head."""
     entries = sorted(checkpoint.tensors.items())
     layers = tuple(
-        LayerSpec(name.removesuffix(".weight"), *entry.shape) for name, entry in entries if is_target(name, entry.shape)
+        LayerSpec(name.removesuffix(".weight"), entry.shape[0], entry.shape[1])
+        for name, entry in entries
+        if is_target(name, entry.shape)
     )
     width = int(checkpoint.config["hidden_size"])
     head = (TensorSpec("classifier.weight", (labels, width), False), TensorSpec("classifier.bias", (labels,), False))

@@ -27,12 +27,14 @@ from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.fitting import require_fitting
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
+from fedcore.worker.imported import model_folder
 
 __all__ = ["Coordinator", "Screen"]
 
@@ -136,7 +138,8 @@ class Coordinator:
         Raises:
             FedkrsoError: No such model folder, or broker settings that cannot be used.
         """
-        resolve_model_folder(self._job.model.folder, place=f"{self._place}: model.folder")
+        folder = find_model(self._job.model.folder, place=f"{self._place}: model.folder")
+        require_fitting(folder, max_length=self._job.task.max_length)
         mqtt_settings(self._job.broker, "check")
 
     def __enter__(self) -> Coordinator:
@@ -230,14 +233,19 @@ class Coordinator:
             return section
         return msgspec.structs.replace(section, metrics=(*section.metrics, *self._metrics))
 
+    def _model_folder(self) -> Path:
+        text, cache = self._job.model.folder, self.folder.models
+        return model_folder(
+            text, cache, place="model.folder", tell=lambda line: self._on_event(Line(line, event="model"))
+        )
+
     def _served(self, ledger: SqliteLedger) -> RunView:
         job, folder = self._job, self.folder
         if ledger.fact("started_at", float) is None:
             ledger.put_fact("started_at", time.time())
         first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
         with ViewFile(folder.view, first) as picture:
-            model_folder = resolve_model_folder(job.model.folder, place="model.folder")
-            prepared = prepare(job, model_folder, folder, ledger)
+            prepared = prepare(job, self._model_folder(), folder, ledger)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
             transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)

@@ -24,13 +24,15 @@ from edge_client.process.packages import require_training_packages
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.fitting import require_fitting
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, FedkrsoError, RunError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
+from fedcore.worker.imported import model_folder
 
 __all__ = ["Client"]
 
@@ -115,7 +117,7 @@ class Client:
         Raises:
             FedkrsoError: No such model folder, a budget that cannot be, or broker settings that cannot be used.
         """
-        resolve_model_folder(self.node.model_folder, place=f"{self._place}: model_folder")
+        require_fitting(find_model(self.node.model_folder, place=f"{self._place}: model_folder"))
         budget = budget_bytes(self.node.memory_budget, place=f"{self._place}: memory_budget")
         mqtt_settings(self.node.broker, self._client_id)
         return budget
@@ -205,12 +207,17 @@ class Client:
         budget = training_bytes(self.check(), node.serve)
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
-        model_folder = resolve_model_folder(node.model_folder, place=f"{self._place}: model_folder")
+        found = model_folder(
+            node.model_folder,
+            Path(node.folder) / "models",
+            place=f"{self._place}: model_folder",
+            tell=lambda line: self._on_event(Line(line, event="model")),
+        )
         return Agent(
             node,
             MqttTransport(mqtt_settings(node.broker, self._client_id), jitter),
             jitter,
-            partial(Supervisor, node, model_folder, budget),
+            partial(Supervisor, node, found, budget),
             keys=Keys(
                 None if trust.signing_key is None else load_signing_key(Path(trust.signing_key)),
                 None if trust.coordinator_key is None else load_public_key(trust.coordinator_key),

@@ -43,6 +43,9 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Recompute activations: less memory, more time. Left out: only if the budget asks for it."""
     mapped_weights: bool | None = None
     """Leave the weights on disk and map them. Left out: only if the budget asks for it."""
+    dequantised_weights: bool | None = None
+    """Keep the weights in float32 too, what was learned merged in: faster, 4 bytes a weight more. Left out: for
+    language models, where the budget has room for it."""
     allocator: str = "auto"
     """`tuned` gives freed memory back at once; `default` is faster and larger; `auto`: the default one where the budget
     has room for it."""
@@ -67,6 +70,12 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                     place=key,
                     remedy="letters, digits, '.', '_' and '-', at most 64",
                 )
+        if self.mapped_weights and self.dequantised_weights:
+            raise ConfigError(
+                "weights on disk are not kept in float32",
+                place="dequantised_weights",
+                remedy="leave out it or mapped_weights",
+            )
         if self.allocator not in ("auto", "tuned", "default"):
             raise ConfigError(f"no allocator {self.allocator!r}", place="allocator", remedy="auto, tuned or default")
         if self.torch_device not in ("auto", "cpu", "cuda"):

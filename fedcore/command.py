@@ -61,6 +61,7 @@ _GROUPS = {
     "broker": "A broker of one's own, for a first run.",
     "client": "The edge client: one node of a run.",
     "coordinator": "The coordinator: run, resume, export.",
+    "data": "Look at a node's data before a run.",
     "model": "Look at a model before a run.",
     "runs": "Runs on this machine: list, show, export, compare.",
 }

@@ -23,6 +23,7 @@ from edge_client.worker.data.reading import check_row, load_examples, rows_of
 from fedcore.config.data import data_section
 from fedcore.config.reading import load_config
 from fedcore.config.sections import DataSection, TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
@@ -102,7 +103,7 @@ class Simulation:
             kinds = Counter(str(kind) for kind in self._classes(rows))
             shown = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common(_SHOWN_LABELS))
             more = f", {len(kinds) - _SHOWN_LABELS} more" if len(kinds) > _SHOWN_LABELS else ""
-            yield f"{line} ({shown}{more})" if self._job.task.kind != "causal-lm" else line
+            yield f"{line} ({shown}{more})" if task_of(self._job.task).labelled else line
 
     def write(self, folder: Path, broker: LocalBroker) -> tuple[Path, dict[str, Path]]:
         """Write the files: `job.toml`, `NAME.toml` and the parts of the data.
@@ -147,7 +148,7 @@ class Simulation:
         """Rows of one source to nodes, and some to nobody."""
         task, wishes = self._job.task, self._wishes
         given = self._job.evaluation or DataSection(source="")
-        if task.kind == "causal-lm":
+        if not task_of(task).labelled:
             given = msgspec.structs.replace(given, label=None)
         named = ":" in source and "/" not in source and not Path(source).exists()
         source = source if named else str(Path(source).absolute())
@@ -181,7 +182,7 @@ class Simulation:
         """A row's label, the whole number next to its score, or nothing for plain text."""
         assert self._section is not None
         label = self._section.label
-        if label is None or self._job.task.kind == "causal-lm":
+        if label is None or not task_of(self._job.task).labelled:
             return [None] * len(rows)
         return [round(float(row[label])) if self._job.task.kind == "regression" else str(row[label]) for row in rows]
 
@@ -203,7 +204,7 @@ class Simulation:
         assert self._section is not None
         table = tomlkit.table()
         table["source"] = str(path)
-        for key in ("text", "text_pair", "label"):
+        for key in ("text", "text_pair", "label", "messages", "prompt", "completion"):
             value = getattr(self._section, key)
             if value is not None and value != getattr(DataSection(source=""), key):
                 table[key] = value

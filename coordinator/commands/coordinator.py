@@ -12,7 +12,7 @@ import click
 
 from coordinator.dashboard.address import DEFAULT_ADDRESS, address_of
 from fedcore.errors import ConfigError
-from fedcore.system.logs import LOG_FORMATS, LogFormat
+from fedcore.system.logs import LOG_FORMATS, Line, LogFormat
 
 if TYPE_CHECKING:
     from coordinator.coordinator import Coordinator
@@ -94,7 +94,7 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
     """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
     from coordinator.coordinator import Coordinator
 
-    coordinator = Coordinator.from_file(job_file, runs=runs)
+    coordinator = Coordinator.from_file(job_file, runs=runs, on_event=_of_the_model)
     if check:
         click.echo(f"{job_file} is right")
         return
@@ -108,7 +108,13 @@ def coordinator_resume(run: str, runs: Path, **flags: Any) -> None:
     """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
     from coordinator.coordinator import Coordinator
 
-    _lead(Coordinator.resume(run, runs=runs), **flags)
+    _lead(Coordinator.resume(run, runs=runs, on_event=_of_the_model), **flags)
+
+
+def _of_the_model(line: Line) -> None:
+    """What happens before there is a run to show: a GGUF file is imported."""
+    if line.event == "model":
+        click.echo(line, err=True)
 
 
 def _lead(

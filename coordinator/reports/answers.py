@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.reports.export import export_run
-from coordinator.run.evaluator import ask_worker
-from coordinator.store.folder import RunFolder, stored_job
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from fedcore.config.sections import TaskSection
+from fedcore.worker.asking import ask_worker
 from fedcore.worker.messages import Answer, Answered
 
 __all__ = ["Said", "ask_model"]
@@ -52,7 +52,6 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         ConfigError: Nodes have models of their own.
         FedkrsoError: No round is finished yet, or the process with the model failed.
     """
-    kind = stored_job(files.root).task.kind
     with tempfile.TemporaryDirectory(prefix="asked-", dir=files.root) as folder:
         model = Path(folder) / "model"
         export_run(files, model)
@@ -66,6 +65,6 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
     assert isinstance(answer, Answered)
     if answer.texts:
         return [Said("", 0.0, text) for text in answer.texts]
-    if kind == "regression":
+    if task.kind == "regression":
         return [Said("", score) for (score,) in answer.scores]
     return [Said(task.labels[scores.index(max(scores))], max(scores)) for scores in answer.scores]

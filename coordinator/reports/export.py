@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import start_value
-from fedcore.weights.schema import ModelSchema
+from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = ["export_model", "export_run"]
 
@@ -70,13 +72,16 @@ def export_model(
         if file.is_file() and not file.name.endswith((".safetensors", ".bin", ".index.json", ".md")):
             shutil.copyfile(file, folder / file.name)
     _write_config(checkpoint, schema, task, folder)
-    layers = {f"{layer.name}.weight": layer for layer in schema.layers}
+    layers: dict[str, list[LayerSpec]] = {}
+    for layer in schema.layers:
+        layers.setdefault(layer.stored, []).append(layer)
     tensors = {tensor.name: tensor for tensor in schema.tensors}
+    new = [tensor.name for tensor in schema.tensors if not tensor.in_checkpoint]
     prefix = schema.export_prefix
     sources: dict[str, str] = {}
     table: list[tuple[str, str, tuple[int, ...]]] = []
-    for name in [*layers, *(n for n, _ in base.others()), *(t.name for t in schema.tensors if not t.in_checkpoint)]:
-        entry = checkpoint.tensors.get(name)
+    for name in [*layers, *(n for n, _ in base.others() if n not in new), *new]:
+        entry = None if name in new else checkpoint.tensors.get(name)
         target = name if entry is None or name.startswith(prefix) else prefix + name
         dtype = "F32" if entry is None or entry.dtype == "I8" else entry.dtype
         shape = tensors[name].shape if entry is None else entry.shape
@@ -87,10 +92,11 @@ def export_model(
     def read(target: str) -> NDArray[Any]:
         name = sources[target]
         if name in layers:
-            layer = layers[name]
-            return from_float32(
-                merged(base.master(layer), layer_update(training, state, layer, artefact)), types[target]
-            )
+            tuned = [
+                from_float32(merged(base.master(one), layer_update(training, state, one, artefact)), types[target])
+                for one in layers[name]
+            ]
+            return _as_stored(layers[name], tuned)
         if name not in tensors:
             return checkpoint.read(name)
         spec = tensors[name]
@@ -101,9 +107,17 @@ def export_model(
     write_safetensors(folder / "model.safetensors", table, read)
 
 
+def _as_stored(layers: Sequence[LayerSpec], weights: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The tensor that layers lie in, of their weights (rows, columns): one layer's, or experts in their order."""
+    matrices = [weight.T if layer.transposed else weight for layer, weight in zip(layers, weights, strict=True)]
+    return matrices[0] if layers[0].expert is None else np.stack(matrices)
+
+
 def _write_config(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, folder: Path) -> None:
     config = dict(checkpoint.config)
     config.pop("quantization_config", None)
     config["architectures"] = [schema.architecture]
     config |= task_of(task).head_config()
+    if schema.pad_token_id is not msgspec.UNSET:
+        config["pad_token_id"] = schema.pad_token_id
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from coordinator.job import Job
 from coordinator.run.prepare import prepare
 from coordinator.store.folder import RunFolder, load_state, stored_job
 from coordinator.store.ledger import SqliteLedger
-from fedcore.config.models import resolve_model_folder
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
@@ -21,6 +20,7 @@ from fedcore.round.artefact import read_artefact
 from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.imported import model_folder
 
 __all__ = ["LastModel", "last_model", "require_empty"]
 
@@ -63,7 +63,8 @@ def last_model(files: RunFolder) -> LastModel:
         if not rows:
             raise RunError("no round is finished yet", place=str(files.root))
         last = rows[-1].round
-        prepared = prepare(job, resolve_model_folder(job.model.folder, place="model.folder"), files, ledger)
+        found = model_folder(job.model.folder, files.models, place="model.folder")
+        prepared = prepare(job, found, files, ledger)
         plan = ledger.plan(last)
     finally:
         ledger.close()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import queue
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -12,36 +11,10 @@ from pathlib import Path
 from coordinator.job import EvaluationSection
 from fedcore.errors import WorkerError
 from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
-from fedcore.worker.failures import error_of
-from fedcore.worker.messages import Adopt, Command, Configure, Evaluate, Evaluated, Event, Failed, Ready
+from fedcore.worker.messages import Adopt, Configure, Evaluate, Evaluated, Event, Ready
 from fedcore.worker.process import WorkerDied, WorkerProcess
 
-__all__ = ["Evaluator", "ask_worker"]
-
-
-def ask_worker(command: Command, log: Path, timeout_seconds: float = 300.0) -> Event:
-    """One command to a fresh worker; its answer.
-
-    Raises:
-        FedkrsoError: What the worker could not do, or that it died.
-    """
-    events: queue.Queue[Event | WorkerDied] = queue.Queue()
-    worker = WorkerProcess(events.put, log)
-    try:
-        worker.send(command)
-        answer = events.get(timeout=timeout_seconds)
-    except queue.Empty:
-        raise WorkerError(f"no answer within {timeout_seconds:.0f} s", place=str(log)) from None
-    finally:
-        worker.stop()
-    if isinstance(answer, WorkerDied):
-        last = answer.tail.splitlines()[-1] if answer.tail else "no output"
-        raise WorkerError(
-            f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
-        )
-    if isinstance(answer, Failed):
-        raise error_of(answer)
-    return answer
+__all__ = ["Evaluator"]
 
 
 class Evaluator:

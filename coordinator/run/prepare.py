@@ -10,14 +10,15 @@ from pathlib import Path
 import msgspec
 
 from coordinator.job import Job
-from coordinator.run.evaluator import ask_worker
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger
+from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
 from fedcore.errors import RunError
 from fedcore.methods import server_half
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.asking import ask_worker
 from fedcore.worker.messages import Describe, Described, MakeArtefact
 
 __all__ = ["Prepared", "prepare"]
@@ -46,6 +47,9 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
     if task is None or schema is None:
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
+            # The file is about the model: what is said of conversations is the job's alone.
+            chat = {key: getattr(with_template(job.task), key) for key in CHAT_KEYS}
+            described = msgspec.structs.replace(described, task=msgspec.structs.replace(described.task, **chat))
         else:
             command = Describe(str(model_folder), with_template(job.task), job.model.trained_tensors)
             answer = ask_worker(command, folder.evaluator / "describe.log")

@@ -63,6 +63,11 @@ class RunFolder:
         return self.root / "artefact.bin"
 
     @property
+    def models(self) -> Path:
+        """Models that were imported from GGUF files, of all runs in this folder of runs; no run has such a name."""
+        return self.root.parent / ".models"
+
+    @property
     def evaluator(self) -> Path:
         """The evaluation process' own folder."""
         return self.root / "evaluator"

@@ -13,6 +13,7 @@ import msgspec
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
+from fedcore.config.fitting import require_fitting
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
@@ -67,6 +68,7 @@ def _model(node: Node) -> str:
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ModelError(f"no {pattern} in it", place=str(folder), remedy="copy the whole model folder")
+    require_fitting(folder)
     return str(folder)
 
 

@@ -34,6 +34,8 @@ __all__ = [
 _CHECKPOINTING_TIME, _GATES_TIME = 4 / 3, 1.06
 # Every pass dequantises all weights, forward and backward: as much time as this many tokens take.
 _PASS_TOKENS = 16
+# What is saved where weights are there as they are used: at 316 tokens 7 % were measured, at 85 tokens 13 %.
+_DEQUANTISED_TIME = 0.92
 _BLOCK_ROWS = (256, 64)
 # Predictions are within a few percent (docs/benchmarks.md); a plan must leave this share of the room unused.
 _MARGIN = 0.04
@@ -45,7 +47,7 @@ _DEFAULT_ALLOCATOR_SHARE = 1.5
 class Bounds:
     """What the job and the node's owner leave open.
 
-    `micro_batch_size`, `checkpointing` and `mapped` are fixed where they are not None.
+    `micro_batch_size`, `checkpointing`, `mapped` and `dequantised` are fixed where they are not None.
     """
 
     batch_size: int
@@ -55,6 +57,7 @@ class Bounds:
     micro_batch_size: int | None = None
     checkpointing: bool | None = None
     mapped: bool | None = None
+    dequantised: bool | None = None
     allocator: Allocator | None = "tuned"
     fixed_length: int | None = None
     """The length that the loaded data is cut to."""
@@ -83,6 +86,8 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
     activations, logits, working = _live(footprint, plan, length)
     share = calibration.share + (_DEFAULT_ALLOCATOR_SHARE if plan.allocator == "default" else 0.0)
     weights, embeddings = footprint.weights_bytes, footprint.embeddings_bytes
+    if plan.dequantised:
+        weights += footprint.dequantised_bytes
     if plan.mapped:
         weights, embeddings = footprint.largest_layer_bytes, embeddings - footprint.mappable_embeddings_bytes
     return MemoryComponents(
@@ -171,7 +176,8 @@ def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: 
     """The next plan with a lower peak than `now` that a running worker can take at once, or None.
 
     Rank, length and the place of the weights stay: they cannot change within an interval. Halving the micro-batch comes
-        before checkpointing, checkpointing before shorter blocks, as far as each of them saves anything."""
+        before checkpointing, checkpointing before shorter blocks, as far as each of them saves anything; dequantised
+        weights go where smaller micro-batches with them would take longer than larger ones without."""
     if now.allocator == "default":
         # What the allocator keeps is the largest part, and giving it back costs the least.
         return _repredicted(footprint, bounds, msgspec.structs.replace(now, allocator="tuned"), calibration)
@@ -182,6 +188,7 @@ def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: 
         and plan.micro_batch_size <= now.micro_batch_size
         and (plan.checkpointing, plan.recompute_gates) >= (now.checkpointing, now.recompute_gates)
         and plan.block_rows <= now.block_rows
+        and plan.dequantised <= now.dequantised
     ]
     # A step down must be worth it: two percent of what comes and goes.
     present = predict(footprint, now, calibration, rank=bounds.rank).total_bytes
@@ -235,6 +242,7 @@ def described(plan: MemoryPlan, bounds: Bounds) -> str:
     words += ["checkpointing"] * plan.checkpointing
     words += ["gates recomputed"] * plan.recompute_gates
     words += ["weights on disk"] * plan.mapped
+    words += ["weights dequantised"] * plan.dequantised
     words += [f"blocks of {plan.block_rows} rows"] * (plan.block_rows != _BLOCK_ROWS[0])
     words += [f"rank {plan.rank or bounds.rank}"] * bool(plan.rank or bounds.rank)
     words += [f"length {plan.length}"] * bool(plan.length)
@@ -272,7 +280,7 @@ def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
     )
     for size in sizes:
         for checkpointing, gates in ways:
-            for mapped in (False, True) if bounds.mapped is None else (bounds.mapped,):
+            for mapped, dequantised in _places(footprint, bounds):
                 for rank in ranks:
                     for length in lengths:
                         for block_rows in _BLOCK_ROWS:
@@ -282,11 +290,24 @@ def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
                                     checkpointing=checkpointing,
                                     recompute_gates=gates,
                                     mapped=mapped,
+                                    dequantised=dequantised,
                                     rank=rank,
                                     length=length,
                                     block_rows=block_rows,
                                     allocator=allocator,
                                 )
+
+
+def _places(footprint: Footprint, bounds: Bounds) -> list[tuple[bool, bool]]:
+    """Where weights may be: (on disk, also in floating point), never both."""
+    possible = (False, True) if footprint.dequantised_bytes else (False,)
+    return [
+        (mapped, dequantised)
+        for mapped in ((False, True) if bounds.mapped is None else (bounds.mapped,))
+        for dequantised in possible
+        if not (mapped and dequantised)
+        and bounds.dequantised in (None, dequantised, *(() if any(possible) else (True,)))
+    ]
 
 
 def _allocators(bounds: Bounds) -> tuple[Allocator, ...]:
@@ -309,7 +330,8 @@ def _losses(footprint: Footprint, bounds: Bounds, plan: MemoryPlan) -> tuple[int
 
 def _time(footprint: Footprint, plan: MemoryPlan) -> float:
     tokens = plan.micro_batch_size * (plan.length or footprint.longest)
-    blocks = 1.0 + 0.02 * (plan.block_rows != _BLOCK_ROWS[0])
+    blocks = _DEQUANTISED_TIME if plan.dequantised else 1.0
+    blocks += 0.02 * (plan.block_rows != _BLOCK_ROWS[0])
     allocator = 1.0 if plan.allocator == "default" else 1.2
     again = _CHECKPOINTING_TIME if plan.checkpointing else _GATES_TIME if plan.recompute_gates else 1.0
     return again * (1 + _PASS_TOKENS / tokens) * blocks * allocator

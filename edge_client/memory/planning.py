@@ -124,6 +124,7 @@ class Planning:
             checkpointing=node.checkpointing,
             # What is loaded is loaded: a length or a place of weights does not change between rounds.
             mapped=loaded.mapped if loaded is not None else node.mapped_weights,
+            dequantised=node.dequantised_weights,
             fixed_length=loaded.length if loaded is not None else None,
             allocator=_ALLOCATORS[node.allocator],
         )

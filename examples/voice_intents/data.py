@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Utterances of homes, from Home Assistant's own sentence templates.
-
-The package `home-assistant-intents` ships the templates; `hassil` parses and samples them. A template such as
-`<turn> on [<the>] {name}` stands for thousands of sentences, so each utterance is one random walk: every alternative of
-the parsed template is narrowed to one choice, every list to one of the home's own names, and hassil samples what is
-left.
+"""Utterances of homes, from Home Assistant's own sentence templates: each is one random walk through a template of
+`examples.voice_intents.grammar`, with the home's own names for its lists.
 
 The split is by template: held-out templates are spoken by no home. Each home has its own names and its own mix of
 intents (Dirichlet 0.5), so that the data is as uneven as that of real homes."""
@@ -16,23 +12,21 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import hassil.sample
 from hassil.errors import MissingListError
-from hassil.expression import (
-    Alternative,
-    Expression,
-    Group,
-    ListReference,
-    Permutation,
-    RuleReference,
-    Sentence,
-    Sequence,
-)
-from hassil.intents import IntentData, Intents, RangeSlotList, SlotList, TextSlotList, WildcardSlotList
-from home_assistant_intents import get_intents
+from hassil.expression import Expression, ListReference
+from hassil.intents import RangeSlotList, TextSlotList, WildcardSlotList
 
+from examples.voice_intents.grammar import (
+    Template,
+    known_list,
+    narrowed,
+    references,
+    sentence,
+    templates,
+    walk,
+)
 from examples.voice_intents.names import AREAS, FLOORS, FREE_TEXT, MODIFIERS, THINGS
 
 __all__ = ["held_out", "home", "labels"]
@@ -40,14 +34,6 @@ __all__ = ["held_out", "home", "labels"]
 _HELD_OUT_SHARE = 0.15
 _LEAST_TEMPLATES = 6
 _CONCENTRATION = 0.5
-
-
-@dataclass(frozen=True)
-class _Template:
-    intent: str
-    text: str
-    sentence: Sentence
-    block: IntentData
 
 
 @dataclass(frozen=True)
@@ -120,30 +106,15 @@ def _random(*words: object) -> random.Random:
 
 
 @lru_cache(maxsize=1)
-def _intents() -> Intents:
-    raw: dict[str, Any] | None = get_intents("en")
-    assert raw is not None
-    return Intents.from_dict(raw)
-
-
-@lru_cache(maxsize=1)
-def _templates() -> tuple[_Template, ...]:
-    found: list[_Template] = []
-    for name, intent in sorted(_intents().intents.items()):
-        own = [
-            _Template(name, text, sentence, block)
-            for block in intent.data
-            for text, sentence in zip(block.sentence_texts, block.sentences, strict=True)
-        ]
-        # The same template in two blocks (another context) is one template.
-        unique = list({template.text: template for template in own}.values())
-        if len(unique) >= _LEAST_TEMPLATES:
-            found += unique
-    return tuple(found)
+def _templates() -> tuple[Template, ...]:
+    by_intent: dict[str, list[Template]] = {}
+    for template in templates():
+        by_intent.setdefault(template.intent, []).append(template)
+    return tuple(template for own in by_intent.values() if len(own) >= _LEAST_TEMPLATES for template in own)
 
 
 @lru_cache(maxsize=8)
-def _by_intent(*, held_out_templates: bool, seed: int) -> dict[str, tuple[_Template, ...]]:
+def _by_intent(*, held_out_templates: bool, seed: int) -> dict[str, tuple[Template, ...]]:
     out = {}
     for intent in labels():
         own = [template for template in _templates() if template.intent == intent]
@@ -165,67 +136,43 @@ def _names(seed: int, index: int) -> _Home:
     return _Home(tuple(chance.sample(AREAS, 10)), tuple(chance.sample(FLOORS, 3)), things)
 
 
-def _utterance(template: _Template, names: _Home, chance: random.Random) -> str:
-    rules = {**_intents().expansion_rules, **template.block.expansion_rules}
-    expression = _narrowed(template.sentence.expression, rules, chance)
-    lists = dict(_chosen_lists(expression, template.block, names, chance))
-    (text,) = hassil.sample.sample_expression(expression, lists, rules, language="en")
-    return " ".join(text.split())
+def _utterance(template: Template, names: _Home, chance: random.Random) -> str:
+    expression = walk(template, chance)
+    return sentence(template, expression, dict(_chosen(expression, template, names, chance)))
 
 
-def _narrowed(expression: Expression, rules: dict[str, Sentence], chance: random.Random) -> Expression:
-    """The expression with one choice made at every alternative, rule and order."""
-    if isinstance(expression, RuleReference):
-        return _narrowed(rules[expression.rule_name].expression, rules, chance)
-    if isinstance(expression, Alternative):
-        return _narrowed(chance.choice(expression.items), rules, chance)
-    if isinstance(expression, Permutation):
-        # The spaces that hassil's sampler puts between the parts of a permutation are part of their text.
-        items = [_narrowed(item, rules, chance) for item in chance.sample(expression.items, len(expression.items))]
-        return Sequence(items=items)
-    if isinstance(expression, Group):
-        return Sequence(items=[_narrowed(item, rules, chance) for item in expression.items])
-    return expression
-
-
-def _chosen_lists(
-    expression: Expression, block: IntentData, names: _Home, chance: random.Random
-) -> Iterator[tuple[str, SlotList]]:
-    references = expression.list_references() if isinstance(expression, Group) else iter(())
-    for reference in references:
+def _chosen(
+    expression: Expression, template: Template, names: _Home, chance: random.Random
+) -> Iterator[tuple[str, str]]:
+    for reference in references(expression):
         name = reference.list_name
-        yield name, TextSlotList.from_strings([_value(reference, name, block, names, chance)], name=name)
+        yield name, _value(reference, name, template, names, chance)
 
 
-def _value(reference: ListReference, name: str, block: IntentData, names: _Home, chance: random.Random) -> str:
+def _value(reference: ListReference, name: str, template: Template, names: _Home, chance: random.Random) -> str:
     if name == "area":
         return chance.choice(names.areas)
     if name == "floor":
         return chance.choice(names.floors)
     if name == "name":
-        return chance.choice(names.things[chance.choice(_domains(block))])
+        return chance.choice(names.things[chance.choice(_domains(template))])
     if name in FREE_TEXT:
         return chance.choice(FREE_TEXT[name])
-    known = block.slot_lists.get(name) or _intents().slot_lists.get(name)
+    known = known_list(name, template.block)
     if isinstance(known, RangeSlotList):
         return str(chance.choice(list(known.get_numbers())))
     if isinstance(known, TextSlotList):
-        (value, *_) = hassil.sample.sample_expression(
-            _narrowed(chance.choice(known.values).text_in, {}, chance), {}, {}
-        )
+        (value, *_) = hassil.sample.sample_expression(narrowed(chance.choice(known.values).text_in, {}, chance), {}, {})
         return str(value)
     if isinstance(known, WildcardSlotList) or known is None:
         raise MissingListError(f"no words for {{{name}}} in {reference}")
     raise TypeError(f"list {name} is of unknown kind {type(known).__name__}")
 
 
-def _domains(block: IntentData) -> list[str]:
-    """Domains that a `{name}` in this block may be of."""
-    wanted: Any = block.name_domains or block.requires_context.get("domain") or block.slots.get("domain")
-    if isinstance(wanted, dict):
-        wanted = wanted.get("value")
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted or ())
-    return sorted(domain for domain in wanted if domain in THINGS) or ["light", "switch", "fan", "media_player"]
+def _domains(template: Template) -> list[str]:
+    """Domains that a `{name}` in this template may be of."""
+    wanted = [domain for domain in template.domains if domain in THINGS]
+    return wanted or ["light", "switch", "fan", "media_player"]
 
 
 @lru_cache(maxsize=2)

@@ -89,8 +89,8 @@ def _anchored(value: S, folder: Path) -> S:
 def _anchored_path(text: str, folder: Path, key: str) -> str:
     try:
         found = folder / Path(text).expanduser()
-        # `package:folder`, `package.module:function` and keys in hexadecimal are no paths.
-        named = (":" in text and "/" not in text) or _HEX_KEY.fullmatch(text)
+        # `package:folder`, `package:name.gguf`, `package.module:function` and keys in hexadecimal are no paths.
+        named = (":" in text and "/" not in text.partition(":")[0]) or _HEX_KEY.fullmatch(text)
         return text if named and not found.exists() else str(found)
     except (OSError, RuntimeError) as error:
         # A name that is too long; `~someone` without a home.

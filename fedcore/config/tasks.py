@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedcore.config.sections import TaskSection
 
 __all__ = [
+    "CHAT_KEYS",
     "CausalLM",
     "Classification",
     "Instruction",
@@ -75,7 +76,7 @@ class Task(ABC):
                 remedy="leave it out, or set task.kind to regression",
             )
         if not self.conversations:
-            for key, usual in _CHAT_KEYS.items():
+            for key, usual in CHAT_KEYS.items():
                 if getattr(self.section, key) != usual:
                     raise ConfigError(
                         f"{self.section.kind} has no conversations",
@@ -100,7 +101,7 @@ class Task(ABC):
         """What an exported model's `config.json` says of the head."""
 
 
-_CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
+CHAT_KEYS: Final = {"template": None, "template_text": "", "learn": "all", "too_long": "refuse", "pack": False}
 """Keys of `[task]` that have a meaning for conversations only, and what says nothing."""
 
 K = TypeVar("K", bound=type[Task])

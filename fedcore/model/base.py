@@ -12,6 +12,7 @@ dropped, and its owner begins again at the checkpoint (`reset`) and catches up, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from fedcore.weights.quantise import INT8_MAX, quantise_weight
 from fedcore.weights.schema import LayerSpec, ModelSchema
 from fedcore.weights.weightfile import LayerWeight, WeightFile, hash_numbers
 
-__all__ = ["Base", "LayerWeight"]
+__all__ = ["Base", "LayerWeight", "stored_entry"]
 
 _STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # Rows that are quantised at a time: whole, a layer would be there several times in float32.
@@ -57,12 +58,12 @@ class Base:
         self._layers = {f"{layer.name}.weight": layer for layer in schema.layers}
         self._stored: WeightFile | None = None
         for layer in schema.layers:
-            entry = checkpoint.tensors.get(f"{layer.name}.weight")
-            if entry is None or entry.shape != (layer.rows, layer.columns):
+            entry = checkpoint.tensors.get(layer.stored)
+            if entry is None or not layer.fits(entry.shape):
                 found = "nothing" if entry is None else " x ".join(map(str, entry.shape))
                 raise ModelError(
                     f"the plan has {layer.rows} x {layer.columns}, the checkpoint {found}",
-                    place=f"{checkpoint.folder}: {layer.name}.weight",
+                    place=f"{checkpoint.folder}: {layer.stored}",
                     remedy="use the same model folder on all machines",
                 )
         self._masters = MasterCopies.newest(scratch, schema.layers)
@@ -80,18 +81,19 @@ class Base:
             mapped: Give the numbers as pages of a file where there is one: an int8 base after `store`, or a float base
                 that is stored in its own dtype.
         """
-        name = f"{layer.name}.weight"
-        entry = self.checkpoint.tensors[name]
         if self._stored is not None:
             return self._stored.weight(layer, mapped=mapped)
+        entry = stored_entry(self.checkpoint, layer)
         if self.generation == 0 and entry.dtype == "I8":
             scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1) / np.float32(INT8_MAX)
             if self.kind == "int8":
-                return self.checkpoint.read(name), scale
+                return read_entry(entry), scale
         if self.kind == "int8":
             return self._quantised(layer)
         if self.generation == 0 and entry.dtype == _STORED[self.kind]:
-            return self.checkpoint.read(name, mapped=mapped), None
+            if layer.transposed:
+                return np.ascontiguousarray(read_entry(entry).T), None
+            return read_entry(entry, mapped=mapped), None
         return from_float32(self.master(layer), _STORED[self.kind]), None
 
     def store(self) -> None:
@@ -138,6 +140,9 @@ class Base:
     def master_rows(self, layer: LayerSpec, rows: slice, *, of_checkpoint: bool = False) -> NDArray[np.float32]:
         """Some rows of `master`; with `of_checkpoint` as they were before any merge."""
         entry = self._master_entry(layer, of_checkpoint=of_checkpoint)
+        if layer.transposed and (self._masters is None or of_checkpoint):
+            # Rows of W are columns of what is stored.
+            return to_float32(np.ascontiguousarray(read_entry(entry)[:, rows].T), entry.dtype)
         numbers = _read_rows(entry, rows)
         if entry.dtype == "I8":
             scale = to_float32(self.checkpoint.read(f"{layer.name}.SCB"), "F32").reshape(-1)[rows] / np.float32(
@@ -149,7 +154,7 @@ class Base:
     def _master_entry(self, layer: LayerSpec, *, of_checkpoint: bool = False) -> TensorEntry:
         """Where a layer's master copy lies: in the checkpoint, or, after a merge, in a file of its own."""
         if self._masters is None or of_checkpoint:
-            return self.checkpoint.tensors[f"{layer.name}.weight"]
+            return stored_entry(self.checkpoint, layer)
         return self._masters.entry(layer)
 
     def check_master(self, layer: LayerSpec) -> None:
@@ -163,7 +168,7 @@ class Base:
 
     def master_dtype(self, layer: LayerSpec) -> str:
         """The dtype of master copies after a merge, in safetensors' words."""
-        return "BF16" if self.checkpoint.tensors[f"{layer.name}.weight"].dtype == "BF16" else "F32"
+        return "BF16" if self.checkpoint.tensors[layer.stored].dtype == "BF16" else "F32"
 
     def _quantised(self, layer: LayerSpec) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """A float layer as int8, from its file in blocks of rows: rows do not depend on each other."""
@@ -174,9 +179,8 @@ class Base:
 
     def others(self) -> Iterator[tuple[str, TensorEntry]]:
         """The tensors that are not target layers, in name order: kept in the checkpoint's precision."""
-        targets = {
-            f"{layer.name}{ending}" for layer in self.schema.layers for ending in (".weight", ".SCB", ".weight_format")
-        }
+        targets = {layer.stored for layer in self.schema.layers}
+        targets |= {f"{layer.name}{ending}" for layer in self.schema.layers for ending in (".SCB", ".weight_format")}
         for name in sorted(self.checkpoint.tensors):
             if name not in targets:
                 yield name, self.checkpoint.tensors[name]
@@ -239,6 +243,15 @@ class Base:
         self._masters, self._stored = masters, None
         for name in self._layers:
             self._hashes.pop(name, None)
+
+
+def stored_entry(checkpoint: Checkpoint, layer: LayerSpec) -> TensorEntry:
+    """Where a layer's weight lies in a checkpoint: a tensor, or one expert's part of it; transposed as it is there."""
+    entry = checkpoint.tensors[layer.stored]
+    if layer.expert is None:
+        return entry
+    one = TensorEntry(entry.file, entry.offset, entry.dtype, entry.shape[1:])
+    return dataclasses.replace(one, offset=entry.offset + layer.expert * one.size_bytes)
 
 
 def _blocks(layer: LayerSpec) -> Iterator[slice]:

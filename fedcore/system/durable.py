@@ -8,7 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["DurableNumber", "flush_folder", "is_full", "sha256_of", "write_durably"]
+__all__ = ["DurableNumber", "flush_files", "flush_folder", "is_full", "sha256_of", "write_durably"]
 
 _READ_BYTES = 262_144
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -26,6 +26,14 @@ def flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_files(folder: Path) -> None:
+    """Make the files of a folder survive a power cut, and their names in it."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    flush_folder(folder)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # pragma: no cover - not on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FileLock", "owned", "owner_pid"]
+__all__ = ["FileLock", "owned", "owner_pid", "turn"]
 
 _MOST_BYTES = 200
 
@@ -131,3 +131,23 @@ def _locked(file: IO[Any], *, shared: bool = False) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process has its turn in a folder. The kernel ends a turn when the process ends.
+
+    Args:
+        folder: It is made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, turn(Path(folder) / "models"):
+        ...     (Path(folder) / "models" / ".turn").exists()
+        True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".turn").open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

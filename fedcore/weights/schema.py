@@ -27,12 +27,37 @@ TensorName = Annotated[str, Meta(min_length=1, max_length=512)]
 Side = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-class LayerSpec(msgspec.Struct, frozen=True):
-    """A linear layer with weight W (rows out, columns in)."""
+class LayerSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A linear layer with weight W (rows out, columns in), and how the checkpoint stores it.
+
+    Example:
+        >>> LayerSpec("h.0.attn.c_attn", 2304, 768, transposed=True).stored
+        'h.0.attn.c_attn.weight'
+        >>> LayerSpec("layers.0.experts.up.1", 64, 32, tensor="layers.0.experts.up", expert=1).stored
+        'layers.0.experts.up'
+    """
 
     name: TensorName
     rows: Side
     columns: Side
+    tensor: Annotated[str, Meta(max_length=512)] = ""
+    """The checkpoint's tensor that W lies in; empty: `name` with `.weight` after it."""
+    expert: Annotated[int, Meta(ge=0)] | None = None
+    """Place of W in the first of the tensor's three dimensions, where the experts of a mixture lie in one tensor."""
+    transposed: bool = False
+    """Whether it is stored as (columns, rows)."""
+
+    @property
+    def stored(self) -> str:
+        """The checkpoint's tensor that W lies in."""
+        return self.tensor or f"{self.name}.weight"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of a shape can hold W in this way."""
+        matrix = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+        if self.expert is None:
+            return shape == matrix
+        return len(shape) == 3 and shape[1:] == matrix and self.expert < shape[0]
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -61,6 +86,8 @@ class ModelSchema(msgspec.Struct, frozen=True):
     """Class that `from_pretrained` uses for the exported model."""
     export_prefix: Annotated[str, Meta(max_length=128)] = ""
     """Put before the checkpoint's names on export, where the task model wraps the checkpoint's."""
+    pad_token_id: Annotated[int, Meta(ge=0)] | msgspec.UnsetType = msgspec.UNSET
+    """Pads a micro-batch, where the checkpoint's configuration names no such token: one that no text has. Exported."""
 
 
 def is_target(tensor_name: str, shape: tuple[int, ...]) -> bool:

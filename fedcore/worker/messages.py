@@ -11,6 +11,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
 
 __all__ = [
@@ -186,6 +187,8 @@ Command = (
     | Generate
     | Classify
     | Stop
+    | ImportModel
+    | WriteGguf
 )
 
 
@@ -195,6 +198,9 @@ class Described(msgspec.Struct, frozen=True, tag="described"):
     model_schema: ModelSchema
     task: TaskSection
     """With its labels as a list, also where the job names a function."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model: what becomes of a head that it has, and how far it is from
+    transformers' own."""
 
 
 class Traced(msgspec.Struct, frozen=True, tag="traced"):
@@ -314,5 +320,7 @@ Event = (
     | Token
     | Generated
     | Classified
+    | Imported
+    | Written
     | Failed
 )

@@ -80,6 +80,15 @@ def test_a_plan_with_a_task_that_nobody_has_is_malformed(kind: str) -> None:
     assert f"no task '{kind[:64]}" in found.value.message and len(found.value.message) < 400
 
 
+class Tokenizer:
+    """Three tokens for every text, and none that begins or ends one."""
+
+    bos_token_id = eos_token_id = chat_template = None
+
+    def __call__(self, *_: Any, **__: Any) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2, 3]}
+
+
 @pytest.mark.parametrize("kind", TASKS.names())
 def test_every_task_has_all_of_its_parts(kind: str) -> None:
     section = TaskSection(kind=kind, labels=("a", "b") if "classification" in kind else ())
@@ -92,9 +101,9 @@ def test_every_task_has_all_of_its_parts(kind: str) -> None:
         assert type(task.target(raw, "row 1")) is type(target)
         with pytest.raises(DataError, match="row 1"):
             task.target("neither", "row 1")
-    tokens = {"input_ids": [1, 2, 3]}
-    (encoded,) = at_work.encode(Example("words", None, target), lambda *_, **__: tokens)
+    (encoded,) = at_work.encode(Example("words", None, target), Tokenizer())
     assert (encoded.ids, encoded.target) == ((1, 2, 3), target)
+    assert at_work.shown(Example("words", None, target), Tokenizer()).tokens == 3
 
 
 @pytest.mark.parametrize("name", METRICS.names())

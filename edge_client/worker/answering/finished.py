@@ -47,7 +47,7 @@ def finished(folder: Path, scratch: Path, tokenizer: Any) -> Finished:
         ModelError: transformers cannot read it.
     """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read it: {error}", place=str(folder / "config.json")) from None
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
@@ -65,5 +65,7 @@ def _classifier(folder: Path, config: Any, tokenizer: Any) -> Finished:
     else:
         labels = tuple(config.id2label[index] for index in sorted(config.id2label))
         task = TaskSection(kind="text-classification", labels=labels, max_length=length)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     return Finished(BuiltModel(model), task)

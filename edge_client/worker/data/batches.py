@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.varlen import end_to_end
 from fedcore.config.tasks import Target
 
 __all__ = ["Encoded", "batches", "inputs_of", "outputs", "pad", "states_and_labels"]
@@ -112,10 +113,13 @@ def states_and_labels(
     token before it, (learned, n), and the token, int64 (learned,).
 
     Logits are needed nowhere else: the output head, which costs most, sees these states alone."""
-    inputs = inputs_of(model, batch, pad_id, torch_device)
-    hidden = model.backbone(**inputs).last_hidden_state  # (b, t, n)
-    length, spans = hidden.shape[1], [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
-    places = [row * length + token - 1 for row, span in spans for token in range(*span)]
+    packed = any(encoded.segments for encoded in batch)
+    if packed or (found := end_to_end(model, [encoded.ids for encoded in batch], torch_device)) is None:
+        hidden = model.backbone(**inputs_of(model, batch, pad_id, torch_device)).last_hidden_state  # (b, t, n)
+        found = hidden.flatten(0, 1), [row * hidden.shape[1] for row in range(len(batch))]
+    flat, begins = found
+    spans = [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
+    places = [begins[row] + token - 1 for row, span in spans for token in range(*span)]
     labels = [token for row, (start, stop) in spans for token in batch[row].ids[start:stop]]
-    states = hidden.flatten(0, 1).index_select(0, torch.tensor(places, device=torch_device))
+    states = flat.index_select(0, torch.tensor(places, device=torch_device))
     return states, torch.tensor(labels, device=torch_device)

@@ -21,7 +21,21 @@ from fedcore.config.sections import DataSection, TaskSection
 from fedcore.config.tasks import Target, task_of
 from fedcore.errors import DataError
 
-__all__ = ["Example", "call_by_name", "check_row", "function_by_name", "load_examples", "load_texts", "rows_of"]
+__all__ = [
+    "Example",
+    "Row",
+    "call_by_name",
+    "check_row",
+    "example_of",
+    "function_by_name",
+    "load_examples",
+    "load_texts",
+    "read_rows",
+    "rows_of",
+]
+
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ def load_examples(section: DataSection, task: TaskSection) -> list[Example]:
     Raises:
         DataError: The place is `file:line` (or the function and row), the remedy what to change.
     """
-    examples = [_example(row, place, section, task) for place, row in rows_of(section)]
+    examples = [example_of(row, place, section, task) for place, row in rows_of(section)]
     if not examples:
         raise DataError("there are no rows", place=section.source, remedy="training needs at least one example")
     return examples
@@ -133,18 +147,32 @@ def check_row(row: Mapping[str, Any], place: str, section: DataSection) -> None:
         _column(row, section.label, "data.label", place)
 
 
-def rows_of(section: DataSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def rows_of(section: DataSection) -> Iterator[tuple[str, Row]]:
     """Each row with its place, as it is read.
 
     Raises:
         DataError: The source cannot be read, or a row is not one.
+    """
+    for place, row in read_rows(section):
+        if isinstance(row, DataError):
+            raise row
+        yield place, row
+
+
+def read_rows(section: DataSection) -> Iterator[tuple[str, Row | DataError]]:
+    """Each row with its place, or what is wrong with it.
+
+    Raises:
+        DataError: The source cannot be read.
     """
     source = section.source
     if ":" in source and not Path(source).exists() and "/" not in source:
         for number, row in enumerate(call_by_name(source, section.arguments, "data.source"), 1):
             if isinstance(row, tuple):
                 row = dict(zip((section.text, section.label or "label"), row, strict=False))
-            yield f"{source} row {number}", row
+            place = f"{source} row {number}"
+            said = f"{type(row).__name__} is no row"
+            yield place, row if isinstance(row, Mapping) else DataError(said, place=place, remedy="give dicts")
         return
     path = Path(source)
     if not path.is_file():
@@ -164,22 +192,21 @@ def rows_of(section: DataSection) -> Iterator[tuple[str, Mapping[str, Any]]]:
         ) from None
 
 
-def _json_rows(file: Iterable[str], source: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _json_rows(file: Iterable[str], source: str) -> Iterator[tuple[str, Row | DataError]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
+        place = f"{source}:{number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"not JSON: {error}", place=f"{source}:{number}") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                "not a JSON object", place=f"{source}:{number}", remedy='each line is {"text": ..., "label": ...}'
-            )
-        yield f"{source}:{number}", row
+            yield place, DataError(f"not JSON: {error}", place=place, remedy="repair the line, or leave it out")
+            continue
+        wrong = DataError("not a JSON object", place=place, remedy='each line is {"text": ..., "label": ...}')
+        yield place, row if isinstance(row, dict) else wrong
 
 
-def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[str, Row | DataError]]:
     # GLUE's tables are not quoted: a quotation mark is an ordinary character.
     reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == "tsv" else csv.reader(file)
     header = next(reader, None)
@@ -190,13 +217,18 @@ def _table_rows(file: Iterable[str], source: str, kind: str) -> Iterator[tuple[s
             continue
         place = f"{source}:{reader.line_num}"
         if len(row) != len(header):
-            raise DataError(
-                f"{len(row)} columns where the header has {len(header)}", place=place, remedy="repair the line"
-            )
-        yield place, dict(zip(header, row, strict=True))
+            said = f"{len(row)} columns where the header has {len(header)}"
+            yield place, DataError(said, place=place, remedy="repair the line")
+        else:
+            yield place, dict(zip(header, row, strict=True))
 
 
-def _example(row: Mapping[str, Any], place: str, section: DataSection, task: TaskSection) -> Example:
+def example_of(row: Mapping[str, Any], place: str, section: DataSection, task: TaskSection) -> Example:
+    """What a row is for a task.
+
+    Raises:
+        DataError: It cannot be learned from; the place says why.
+    """
     what = task_of(task)
     if what.conversations:
         return _conversation(row, place, section)

@@ -29,6 +29,7 @@ __all__ = [
     "Encoded",
     "HeadTask",
     "Scores",
+    "Shown",
     "WorkerTask",
     "batches",
     "encode",
@@ -55,6 +56,24 @@ class Scores:
     outputs: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """An example as it will be seen, for a person.
+
+    Attributes:
+        pieces: Its text, each piece with whether it is learned.
+        tokens: How many it has before anything is cut.
+    """
+
+    pieces: tuple[tuple[str, bool], ...]
+    tokens: int
+
+    @property
+    def turns(self) -> int:
+        """Pieces that are learned."""
+        return sum(learned for _, learned in self.pieces)
+
+
 class WorkerTask(ABC):
     """A task in the worker.
 
@@ -67,6 +86,12 @@ class WorkerTask(ABC):
 
     def __init__(self, section: TaskSection) -> None:
         self.section = section
+
+    def shown(self, example: Example, tokenizer: Any) -> Shown:
+        """An example for a person, before it is cut."""
+        texts = (example.text,) if example.text_pair is None else (example.text, "\n", example.text_pair)
+        tokens = len(tokenizer(example.text, example.text_pair, verbose=False)["input_ids"])
+        return Shown(tuple((text, False) for text in texts), tokens)
 
     def sample(self, ids: tuple[int, ...], types: tuple[int, ...] | None) -> Encoded:
         """An example of these tokens as any may be, for measurements without data."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.layer import SubspaceLinear
+from edge_client.worker.model.layer import SubspaceLinear, Weight
+from edge_client.worker.model.standin import StandIn, unbiased
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.plan import Plan
@@ -174,7 +175,33 @@ def _around(own: SubspaceLinear, config: LoraConfig) -> LoraLinear:
     with warnings.catch_warnings(), own.base.device:
         # PEFT warns of any base that it does not know by name; it needs no more of one than its sizes and its product.
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        return LoraLinear(own, _ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
+        return _Around(own, _ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
+
+
+class _Around(LoraLinear):  # type: ignore[misc]
+    """PEFT's layer, which stays where it is made, and whose `weight` is with what was learned."""
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Not moved."""
+
+    @property
+    def weight(self) -> StandIn:
+        """For modules that compute with a layer's weight themselves."""
+        return StandIn(self)
+
+    @property
+    def base(self) -> Weight:
+        """The frozen weight; says where this layer lies."""
+        own: SubspaceLinear = self.get_base_layer()
+        return own.base
+
+    def unbiased(self, x: Tensor) -> Tensor:
+        """x (..., n) times the whole weight's transpose."""
+        own: SubspaceLinear = self.get_base_layer()
+        y = unbiased(own, x)
+        for name in self.active_adapters:
+            y = y + self.lora_B[name](self.lora_A[name](x)) * self.scaling[name]
+        return y
 
 
 def _factor_of(name: str) -> Factor:

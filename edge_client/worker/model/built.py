@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
-from edge_client.worker.model.weights import FloatWeight
 
 __all__ = ["BuiltModel"]
 
@@ -30,15 +30,16 @@ class BuiltModel:
             layers stay here, with the base.
         tensors: Parameters trained whole, by canonical name; float32.
         padding: What the layers share about a micro-batch.
-        output_weight: The output embedding's W (v, n), v words and n numbers a hidden state, for the loss that never
-            makes logits whole; None for a task with a head. It shares its storage with the parameter in `module`.
+        output_weight: The output head: the output embedding's W (v, n), v words and n numbers a hidden state, and what
+            the model does beside its product, for the loss that never makes logits whole; None for a task with a head.
+            It shares its storage with the parameters in `module`.
     """
 
     module: nn.Module
     layers: Mapping[str, SubspaceLinear] = field(default_factory=lambda: MappingProxyType({}))
     tensors: Mapping[str, nn.Parameter] = field(default_factory=lambda: MappingProxyType({}))
     padding: Padding = field(default_factory=Padding)
-    output_weight: FloatWeight | None = None
+    output_weight: OutputHead | None = None
 
     @property
     def backbone(self) -> nn.Module:
@@ -51,12 +52,12 @@ class BuiltModel:
         """The token that fills up a micro-batch. Not the tokenizer's idea of it: classifiers of the Llama kind find a
         text's last token by this one."""
         config: Any = self.module.config
-        return int(config.pad_token_id or 0)
+        return int(getattr(config, "pad_token_id", None) or 0)
 
     @property
     def takes_types(self) -> bool:
         """Whether its inputs have `token_type_ids`, which tell the first text of a pair from the second."""
-        return getattr(self.module.config, "type_vocab_size", 0) > 0
+        return (getattr(self.module.config, "type_vocab_size", 0) or 0) > 0
 
     def parts(self) -> Iterator[nn.Module]:
         """All modules: those of `module`, and the output embedding's weight."""

@@ -7,7 +7,8 @@
 F is the published state plus the round's accumulators plus, in the r columns of the subspace that trains, the factor B.
 Training memory is what decides whether a device can take part, so of a forward pass only z = x P_k^T (tokens, r) is
 kept: the gradient of B is gy^T z, and the gradient of x needs only W and F, which are there anyway. W is dequantised in
-blocks of rows, so that no more than one block of it exists in floating point.
+blocks of rows, so that no more than one block of it exists in floating point. Where memory is plenty, W + F P
+without B is kept whole in float32 (`dequantised`).
 
 z is computed and kept by a node of its own, in front of the large product. Checkpointing (torch stops recomputing once
 the last kept tensor is back) therefore never recomputes the last large product of a block.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model import products16
+from edge_client.worker.model.dequantised import DequantisedWeight
 from edge_client.worker.model.padding import Padding
+from edge_client.worker.model.standin import StandIn
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, Weight, row_blocks
 from fedcore.errors import ExactnessError, ModelError
 
@@ -84,6 +88,7 @@ class SubspaceLinear(nn.Module):
         self.block_rows = block_rows
         self.scratch = scratch
         self.padding = padding
+        self.dequantised = DequantisedWeight()
         self.rank = 0
         self.scale = 1.0
         self.active: int | None = None
@@ -141,6 +146,7 @@ class SubspaceLinear(nn.Module):
         self.state = None if state is None else state.to(device)
         self.state_scale = None if state_scale is None else state_scale.to(device, torch.float32)
         self._accumulators = {k: a.to(device, torch.float32, copy=True) for k, a in restored.items()}
+        self.dequantised.changed()
         self.active, self.factor = None, None
 
     def select(self, subspace_index: int | None, rank: int | None = None) -> None:
@@ -170,6 +176,7 @@ class SubspaceLinear(nn.Module):
         if self.active not in self._accumulators:
             self._accumulators[self.active] = self.factor.new_zeros(self.out_features, self.rank)
         self._accumulators[self.active][:, : self.factor.shape[1]] += self.factor
+        self.dequantised.changed()
         self.factor.zero_()
         self.factor.grad = None
 
@@ -186,6 +193,12 @@ class SubspaceLinear(nn.Module):
                 f"accumulator {tuple(accumulator.shape)} of subspace {subspace_index}", place=self.name
             )
         self._accumulators[subspace_index] = accumulator.to(self.base.device, torch.float32, copy=True)
+        self.dequantised.changed()
+
+    def replace_base(self, base: Weight) -> None:
+        """Take another frozen W of the same shape."""
+        self.base = base
+        self.dequantised.changed()
 
     def accumulators(self) -> dict[int, Tensor]:
         """The round's accumulators so far: float32 (m, r) by subspace index, only those used. Not copies."""
@@ -198,21 +211,30 @@ class SubspaceLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) to (..., m), differentiable in x, the factor and the bias."""
         flat = x.reshape(-1, self.in_features)  # (t, n)
-        y = self._computed(flat) if self.padding is None else self.padding.left_out(flat, self._computed)
+        product = partial(self.biased, bias=self.bias)
+        y = product(flat) if self.padding is None else self.padding.left_out(flat, product)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
-    def _computed(self, x: Tensor) -> Tensor:
-        """(t, n) to float32 (t, m)."""
+    @property
+    def weight(self) -> StandIn:
+        """W + F P, for modules that compute with it themselves."""
+        return StandIn(self)
+
+    def biased(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(t, n) to float32 (t, m), with a bias of the caller's."""
         x = x.to(torch.float32)
-        y: Tensor = _FrozenProduct.apply(x, self._start(x), self)  # type: ignore[no-untyped-call]
+        y: Tensor = _FrozenProduct.apply(x, self._start(x, bias), self)  # type: ignore[no-untyped-call]
         return y
 
-    def _start(self, x: Tensor) -> Tensor | None:
-        """bias + z B^T (t, m): the part that trains, left to autograd, which keeps z for it.
+    def active_pair(self) -> tuple[Tensor, Tensor] | None:
+        """The factor (m, r') without its graph, and its rows of P / scale (r', n); None where nothing trains."""
+        if self.factor is None or self.active is None or self.projection is None:
+            return None
+        return self.factor.detach(), self.subspace_rows(self.active, self.factor.shape[1])
 
-        In float32 whatever the compute dtype: it costs little, and its gradient is what is learned.
-        """
-        bias = None if self.bias is None else self.bias.to(torch.float32)
+    def _start(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """bias + z B^T (t, m), float32 whatever the compute dtype: what trains, left to autograd, which keeps z."""
+        bias = None if bias is None else bias.to(torch.float32)
         if self.factor is None or self.active is None or self.projection is None:
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         rows = self.subspace_rows(self.active, self.factor.shape[1])  # (r', n)
@@ -254,10 +276,8 @@ class SubspaceLinear(nn.Module):
         return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 
     def _merges(self, tokens: int) -> bool:
-        """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r.
-
-        Never merged in 16-bit types (`products16`): there a small update would be rounded away.
-        """
+        """Whether F P is added to the blocks of W, for m n K r products, or kept aside, for t (m + n) K r; never in
+        16-bit types (`products16`), where a small update would be rounded away."""
         m, n = self.out_features, self.in_features
         return tokens * (m + n) > m * n
 
@@ -280,6 +300,8 @@ class SubspaceLinear(nn.Module):
         """out (t, m) becomes beta out + x W'^T, where W' = W + F P less the active factor; x is (t, n)."""
         if self.compute_dtype != torch.float32:
             return products16.product(self, x, out if beta else out.zero_())
+        if self.dequantised.on:
+            return self.dequantised.product(self, x, out, beta)
         signs = self.signs(with_factor=False)
         merge = self._merges(x.shape[0])
         z = None if signs is None or merge else (x @ signs.T).mul_(self.scale)  # (t, K r)
@@ -294,6 +316,8 @@ class SubspaceLinear(nn.Module):
         """gy (W + F P), the gradient of x (t, n), with gy (t, m) and all of F."""
         if self.compute_dtype != torch.float32:
             return products16.transposed_product(self, gy)
+        if self.dequantised.on:
+            return self.dequantised.transposed_product(self, gy)
         signs = self.signs(with_factor=True)
         merge = self._merges(gy.shape[0])
         gx = gy.new_empty(gy.shape[0], self.in_features)

@@ -7,30 +7,32 @@ micro-batch, which is the device's own choice."""
 
 from __future__ import annotations
 
-import fnmatch
 import mmap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from edge_client.worker.architecture.configuration import empty_model
+from edge_client.worker.architecture.names import Stored
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.describing import describe, opened
 from edge_client.worker.model.embedding import FrozenEmbedding
+from edge_client.worker.model.head import OutputHead, Shaping, shaping_of
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
+from edge_client.worker.model.standin import Experts
+from edge_client.worker.model.targets import Target, targets_of
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, tensor_of
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
 from fedcore.model.base import LayerWeight
-from fedcore.weights.checkpoint import Tensors, to_float32
+from fedcore.weights.checkpoint import Tensors
 from fedcore.weights.initial import start_value
-from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec, is_target
+from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = ["LARGE_ELEMENTS", "Source", "build", "describe", "empty_model", "float_weight", "install_weight"]
 
@@ -53,45 +55,6 @@ class Source(Protocol):
         ...
 
 
-def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> ModelSchema:
-    """Which layers and tensors of a model are trained for a task.
-
-    Args:
-        checkpoint: The model's tensors, or the outline of them.
-        task: Decides the head.
-        trained_tensors: Patterns of checkpoint tensors trained whole beside the head.
-
-    Raises:
-        ModelError: The folder cannot serve, or a pattern matches nothing.
-    """
-    model = empty_model(checkpoint.folder, task)
-    names = _checkpoint_names(model, checkpoint)
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    layers, tensors = [], []
-    for name, parameter in model.named_parameters():
-        stored = names[name]
-        if stored is None:
-            # A regression has one output; a head's inner layers have biases too.
-            start = task.middle if parameter.shape == (1,) else 0.0
-            tensors.append(TensorSpec(name, tuple(parameter.shape), in_checkpoint=False, start=start))
-        elif any(fnmatch.fnmatch(stored, pattern) for pattern in trained_tensors):
-            tensors.append(TensorSpec(stored, tuple(parameter.shape), in_checkpoint=True))
-        elif name in linear and is_target(stored, tuple(parameter.shape)):
-            layers.append(LayerSpec(stored[: -len(".weight")], *parameter.shape))
-    if not layers:
-        raise ModelError(
-            "no linear layer to train was found",
-            place=str(checkpoint.folder),
-            remedy="use a model made of nn.Linear blocks",
-        )
-    for pattern in trained_tensors:
-        if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
-            raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
-    wrapped = any(stored is not None and stored != name for name, stored in names.items())
-    prefix = f"{model.base_model_prefix}." if wrapped else ""
-    return ModelSchema(tuple(layers), tuple(tensors), type(model).__name__, prefix)
-
-
 def build(
     base: Source,
     task: TaskSection,
@@ -108,56 +71,147 @@ def build(
 
     Returns:
         The model in training mode, without dropout.
+
+    Raises:
+        ModelError: The folder does not have what the schema trains, or is of a kind that is refused.
     """
-    checkpoint, schema = base.checkpoint, base.schema
-    # Another device gets copies: there is nothing to be mapped.
-    mapped = mapped and torch_device.type == "cpu"
-    model = empty_model(checkpoint.folder, task)
-    names = _checkpoint_names(model, checkpoint)
-    layers = {layer.name: layer for layer in schema.layers}
-    tensors = {tensor.name: tensor for tensor in schema.tensors}
-    scratch, padding = Scratch(), Padding()
-    own_layers: dict[str, SubspaceLinear] = {}
-    trained: dict[str, nn.Parameter] = {}
-    mappings: list[_Mapped] = []
-    for name, module in list(model.named_modules()):
-        stored = names.get(f"{name}.weight")
-        layer = layers.get(stored[: -len(".weight")]) if stored else None
-        if layer is not None and isinstance(module, nn.Linear):
-            weight = float_weight(base.layer(layer, mapped=mapped), torch_device)
-            bias = None if module.bias is None else _numbers(checkpoint, names[f"{name}.bias"], torch_device)
-            own = SubspaceLinear(
-                layer.name, weight, bias, compute_dtype=compute_dtype, scratch=scratch, padding=padding
+    return _Building(base, task, run_seed, torch_device, compute_dtype, mapped).model()
+
+
+class _Building:
+    def __init__(
+        self,
+        base: Source,
+        task: TaskSection,
+        run_seed: int,
+        torch_device: torch.device,
+        compute_dtype: torch.dtype,
+        mapped: bool,
+    ) -> None:
+        self._base, self._task, self._run_seed = base, task, run_seed
+        self._torch_device, self._compute_dtype = torch_device, compute_dtype
+        # Another device gets copies: there is nothing to be mapped.
+        self._mapped = mapped and torch_device.type == "cpu"
+        self._checkpoint, schema = base.checkpoint, base.schema
+        pad = None if schema.pad_token_id is msgspec.UNSET else schema.pad_token_id
+        self._module, self._names = opened(base.checkpoint, task, pad_token_id=pad)
+        self._specs = {layer.name: layer for layer in schema.layers}
+        self._tensors = {tensor.name: tensor for tensor in schema.tensors}
+        self._scratch, self._padding = Scratch(), Padding()
+        self._layers: dict[str, SubspaceLinear] = {}
+        self._trained: dict[str, nn.Parameter] = {}
+        self._mappings: list[_Mapped] = []
+        self._output = self._module.get_output_embeddings() if task_of(task).outputs() is None else None
+        self._shaping = Shaping() if self._output is None else shaping_of(self._module)
+
+    def model(self) -> BuiltModel:
+        """Build it."""
+        module = self._module
+        for target in list(targets_of(module, self._names, self._checkpoint)):
+            # In the schema's words of it, whatever this machine's transformers would call a target.
+            if all(self._specs.get(spec.name) == spec for parts in target.layers for spec in parts):
+                self._place_target(target)
+        for name, parameter in list(module.named_parameters()):
+            if name in self._names:
+                self._place_parameter(name, parameter)
+        for name, buffer in list(module.named_buffers()):
+            if (stored := self._names.get(name)) is not None:
+                _replace(module, name, self._numbers(stored).to(buffer.dtype))
+        wanted = {**self._specs, **self._tensors}
+        if missing := wanted.keys() - self._layers.keys() - self._trained.keys():
+            raise ModelError(
+                f"the plan trains {min(missing)!r}, which this model does not have",
+                place=str(self._checkpoint.folder),
             )
-            _replace(model, name, own)
-            own_layers[layer.name] = own
-    for name, parameter in list(model.named_parameters()):
-        stored = names.get(name)
-        spec = tensors.get(stored or name)
-        if spec is not None:
-            value = torch.from_numpy(start_value(checkpoint, spec, run_seed)).to(torch_device)
-            trained[spec.name] = nn.Parameter(value)
-            _replace(model, name, trained[spec.name])
-        elif parameter.is_meta and stored is not None and _stays_stored(model, name, parameter, task):
-            numbers, mapping = tensor_of(checkpoint.read(stored, mapped=mapped))
-            mappings.append((_place_embedding(model, name, numbers.to(torch_device), mapping), mapping))
-        elif parameter.is_meta:
-            value = _numbers(checkpoint, stored, torch_device)
-            _replace(model, name, nn.Parameter(value, requires_grad=False))
-        else:
-            parameter.requires_grad_(False)
-    if (missing := layers.keys() - own_layers.keys()) or (missing := tensors.keys() - trained.keys()):
-        raise ModelError(
-            f"the plan trains {min(missing)!r}, which this model does not have", place=str(checkpoint.folder)
+        if left := [name for name, parameter in module.named_parameters() if parameter.is_meta]:
+            raise ModelError(f"{left[0]!r} has no numbers", place=str(self._checkpoint.folder))
+        module.to(self._torch_device)
+        module.train()
+        layers, trained = MappingProxyType(self._layers), MappingProxyType(self._trained)
+        return BuiltModel(module, layers, trained, self._padding, self._output_head())
+
+    def _output_head(self) -> OutputHead | None:
+        if self._output is None:
+            return None
+        output: Any = self._module.get_output_embeddings()
+        mapping = next((mapping for own, mapping in self._mappings if own is output.weight), None)
+        return OutputHead(output.weight, getattr(output, "bias", None), self._shaping, mapping)
+
+    def _place_target(self, target: Target) -> None:
+        place, _, last = target.parameter.rpartition(".")
+        if target.experts:
+            made = [[self._layer(spec, None, padding=None) for spec in parts] for parts in target.layers]
+            delattr(target.module, last)
+            setattr(target.module, last, Experts(made, transposed=target.transposed))
+            return
+        spec = target.layers[0][0]
+        bias = getattr(target.module, "bias", None)
+        value = None if bias is None else self._numbers(self._names[f"{place}.bias"])
+        own = self._layer(spec, value, padding=self._padding)
+        for other, module in list(self._module.named_modules(remove_duplicate=False)):
+            if module is target.module:
+                _replace(self._module, other, own)
+            elif getattr(module, "weight", None) is target.module.weight and isinstance(module, type(target.module)):
+                # Tied: one layer in two places, with one bias or none.
+                if getattr(module, "bias", None) is not bias:
+                    raise ModelError(f"{other} shares its weight with {place}, but not its bias")
+                _replace(self._module, other, own)
+
+    def _layer(self, spec: LayerSpec, bias: Tensor | None, *, padding: Padding | None) -> SubspaceLinear:
+        weight = float_weight(self._base.layer(spec, mapped=self._mapped), self._torch_device)
+        own = SubspaceLinear(
+            spec.name, weight, bias, compute_dtype=self._compute_dtype, scratch=self._scratch, padding=padding
         )
-    model.tie_weights()
-    model.to(torch_device)
-    output_weight = None
-    if task_of(task).outputs() is None:
-        head = model.get_output_embeddings().weight
-        output_weight = FloatWeight(head, _mapping_of(head, mappings))
-    model.train()
-    return BuiltModel(model, MappingProxyType(own_layers), MappingProxyType(trained), padding, output_weight)
+        self._layers[spec.name] = own
+        return own
+
+    def _place_parameter(self, name: str, parameter: nn.Parameter) -> None:
+        stored = self._names[name]
+        own = stored.name if stored is not None and stored.single else name
+        spec = self._tensors.get(own)
+        if spec is not None:
+            value = torch.from_numpy(start_value(self._checkpoint, spec, self._run_seed)).to(self._torch_device)
+            self._trained[spec.name] = nn.Parameter(value)
+            self._replace_all(parameter, self._trained[spec.name])
+        elif stored is not None and stored.single and self._stays_stored(name, parameter):
+            numbers, mapping = tensor_of(self._checkpoint.read(stored.name, mapped=self._mapped))
+            weight = nn.Parameter(numbers.to(self._torch_device), requires_grad=False)
+            self._place_embedding(parameter, weight, mapping)
+            self._mappings.append((weight, mapping))
+        else:
+            if stored is None:
+                raise ModelError(
+                    f"the checkpoint has no weights for {name!r}",
+                    place=str(self._checkpoint.folder),
+                    remedy="use a complete checkpoint",
+                )
+            self._replace_all(parameter, nn.Parameter(self._numbers(stored), requires_grad=False))
+
+    def _replace_all(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """In every place where a parameter is tied to."""
+        for name, one in list(self._module.named_parameters(remove_duplicate=False)):
+            if one is old:
+                _replace(self._module, name, new)
+
+    def _stays_stored(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only
+        the weight is used."""
+        module = self._module.get_submodule(name.rpartition(".")[0])
+        table = type(module) is nn.Embedding or (self._output is not None and module is self._output)
+        return table and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
+
+    def _place_embedding(self, old: nn.Parameter, new: nn.Parameter, mapping: mmap.mmap | None) -> None:
+        for name, one in list(self._module.named_parameters(remove_duplicate=False)):
+            if one is old:
+                place = name.rpartition(".")[0]
+                if type(self._module.get_submodule(place)) is nn.Embedding:
+                    _replace(self._module, place, FrozenEmbedding(new, mapping))
+                else:
+                    _replace(self._module, name, new)
+
+    def _numbers(self, stored: Stored | None) -> Tensor:
+        assert stored is not None
+        return stored.numbers(self._checkpoint).to(self._torch_device)
 
 
 def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight | FloatWeight:
@@ -174,99 +228,13 @@ def float_weight(weight: LayerWeight, torch_device: torch.device) -> Int8Weight 
 
 def install_weight(layer: SubspaceLinear, weight: LayerWeight) -> None:
     """Replace a layer's base, after a merge."""
-    layer.base = float_weight(weight, layer.base.device)
-
-
-def _stays_stored(model: Any, name: str, parameter: nn.Parameter, task: TaskSection) -> bool:
-    """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only the
-    weight is used."""
-    module = model.get_submodule(name.rpartition(".")[0])
-    output = task_of(task).outputs() is None and module is model.get_output_embeddings()
-    return (type(module) is nn.Embedding or output) and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
+    layer.replace_base(float_weight(weight, layer.base.device))
 
 
 _Mapped = tuple[nn.Parameter, mmap.mmap | None]
 """A weight, and where it is mapped from."""
 
 
-def _place_embedding(model: Any, name: str, value: Tensor, mapping: mmap.mmap | None) -> nn.Parameter:
-    weight = nn.Parameter(value, requires_grad=False)
-    place = name.rpartition(".")[0]
-    if isinstance(model.get_submodule(place), nn.Embedding):
-        _replace(model, place, FrozenEmbedding(weight, mapping))
-    else:
-        _replace(model, name, weight)
-    return weight
-
-
-def _mapping_of(weight: nn.Parameter, mappings: Sequence[_Mapped]) -> mmap.mmap | None:
-    """Where an output embedding is mapped from: its own file place, or that of the input embedding that it is tied
-    to."""
-    return next((mapping for own, mapping in mappings if own is weight), None)
-
-
-def _numbers(checkpoint: Tensors, name: str | None, torch_device: torch.device) -> Tensor:
-    assert name is not None
-    return torch.from_numpy(to_float32(checkpoint.read(name), checkpoint.tensors[name].dtype)).to(torch_device)
-
-
-def empty_model(folder: Path, task: TaskSection) -> Any:
-    """The task's architecture with parameters on the meta device and real buffers."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"transformers cannot read it: {error}", place=str(folder / "config.json")) from None
-    for key in vars(config):
-        if key.endswith(("dropout", "dropout_prob", "_pdrop")) and isinstance(getattr(config, key), float):
-            setattr(config, key, 0.0)
-    auto = AutoModelForCausalLM
-    if (outputs := task_of(task).outputs()) is not None:
-        auto = AutoModelForSequenceClassification
-        config.num_labels = outputs
-        if config.pad_token_id is None:
-            config.pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
-    config.use_cache = False
-    try:
-        with _parameters_on_meta():
-            return auto.from_config(config, dtype=torch.float32)
-    except ValueError as error:
-        raise ModelError(f"no {task.kind} model: {str(error).splitlines()[0]}", place=str(folder)) from None
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Parameters registered inside become shapes without memory; buffers (rotary tables, position ids) stay real."""
-    original = nn.Module.register_parameter
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        original(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
-def _checkpoint_names(model: Any, checkpoint: Tensors) -> dict[str, str | None]:
-    """The checkpoint's name of each parameter: the same, or with the base model's prefix off or on; None for a new
-    head."""
-    prefix = f"{model.base_model_prefix}."
-    found: dict[str, str | None] = {}
-    for name, _ in model.named_parameters():
-        candidates = (name, name.removeprefix(prefix), prefix + name)
-        found[name] = next((c for c in candidates if c in checkpoint.tensors), None)
-        if found[name] is None and name.startswith(prefix) and not name.startswith(f"{prefix}pooler."):
-            raise ModelError(
-                f"the checkpoint has no weights for {name!r}",
-                place=str(checkpoint.folder),
-                remedy="use a complete checkpoint",
-            )
-    return found
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module | nn.Parameter) -> None:
+def _replace(model: nn.Module, name: str, new: nn.Module | nn.Parameter | Tensor) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, new)

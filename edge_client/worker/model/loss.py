@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from edge_client.worker.model.head import OutputHead, Shaping
 from edge_client.worker.model.weights import FloatWeight, Scratch, Weight, row_blocks
 
 __all__ = ["IGNORE_INDEX", "chunked_cross_entropy"]
@@ -33,11 +34,11 @@ def chunked_cross_entropy(
     chunk_tokens: int = 128,
     block_rows: int = 4096,
 ) -> Tensor:
-    """Cross-entropy of softmax(hidden W^T), differentiable in `hidden` only.
+    """Cross-entropy of softmax(hidden W^T), or of an output head's logits, differentiable in `hidden` only.
 
     Args:
         hidden: (..., n), already shifted: the state that predicts the label in the same place.
-        weight: The frozen W (v, n), in floating point or int8.
+        weight: The frozen W (v, n), in floating point or int8; an `OutputHead`'s bias, multiplier and soft cap count.
         labels: int64 (...), 0 to v - 1, or IGNORE_INDEX.
         count: Divisor of the sum; None means the number of labels that count, the mean. With gradient accumulation, the
             whole batch's number.
@@ -69,6 +70,7 @@ class _Loss(torch.autograd.Function):
         words = weight.shape[0]
         blocks = list(row_blocks(words, block_rows))
         scratch = Scratch()
+        bias, shaping = (weight.bias, weight.shaping) if isinstance(weight, OutputHead) else (None, Shaping())
 
         def rows_of(rows: slice) -> Tensor:
             if whole is not None:
@@ -85,7 +87,11 @@ class _Loss(torch.autograd.Function):
                 logits[:, rows].addmm_(x, rows_of(rows).T, beta=0)
             counts = label != IGNORE_INDEX
             place = label.clamp(min=0)[:, None]  # (t, 1); an ignored label looks up word 0 and is then masked
-            probability = logits.float()  # the same tensor in float32
+            if bias is not None:
+                logits += bias
+            # The same tensor in float32, if the model does nothing with it.
+            probability = shaping.of(logits.float())
+            slope = shaping.slope(probability) if gradient is not None else 1.0
             chosen = probability.gather(1, place).squeeze(1)
             largest = probability.amax(dim=1, keepdim=True)
             normaliser = probability.sub_(largest).exp_().sum(dim=1)
@@ -95,6 +101,8 @@ class _Loss(torch.autograd.Function):
             # d loss / d logits = (softmax - one at the label) / count
             share = counts.float() / count
             probability.mul_((share / normaliser)[:, None]).scatter_add_(1, place, -share[:, None])
+            if shaping != Shaping():
+                probability.mul_(slope)
             logits = probability.to(hidden.dtype)
             out = gradient[start : start + chunk_tokens]
             for rows in blocks:

@@ -24,10 +24,12 @@ class Padding:
 
     Attributes:
         room_tokens: Rows that there is memory for; 0 to compute padding like the rest.
+        end_to_end: Whether examples lie end to end in one row instead (`edge_client.worker.model.varlen`).
     """
 
     def __init__(self) -> None:
         self.room_tokens = 0
+        self.end_to_end = False
         self._tokens = 0
         self._real: Tensor | None = None
 

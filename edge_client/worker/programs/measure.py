@@ -24,6 +24,7 @@ from edge_client.process.measuring import Measurement, Request
 from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, footprint
 from edge_client.worker.train.calibrate import calibrate
@@ -91,6 +92,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
     loading = peak_bytes() or 0
     _learn(replica)
     fuse(replica.model.module)
+    leave_padding_out(replica.model, torch.device("cpu"))
     apply(replica.model, memory)
     measured = calibrate(replica, plan, min(request.length, TINY_LENGTH), 0, torch.device("cpu"))
     calibration = calibrated(trace, memory, measured, rank=training.rank, before=Calibration())

@@ -11,22 +11,23 @@ import resource
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import torch
-from transformers import AutoTokenizer
 
 from edge_client.worker.answering.answering import Answering
 from edge_client.worker.answering.written import written
+from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.loading import describe
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.train.agreement import described
 from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
@@ -36,10 +37,11 @@ from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.errors import FedkrsoError, ModelError, OutOfMemory, StorageError, WorkerError
+from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
 from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
@@ -81,7 +83,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
-        self.answering = Answering(lambda token: write_message(events, token), _tokenizer)
+        self.answering = Answering(lambda token: write_message(events, token), read_tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -95,7 +97,8 @@ class Worker:
         match command:
             case Describe(model_folder, task, trained_tensors):
                 task = resolved_task(task)
-                return Described(describe(Checkpoint(Path(model_folder)), task, trained_tensors), task)
+                schema, notes = described(Checkpoint(Path(model_folder)), task, trained_tensors)
+                return Described(schema, task, notes)
             case MakeArtefact():
                 return _make_artefact(command)
             case Trace():
@@ -116,10 +119,14 @@ class Worker:
             case Classify():
                 return self.answering.classify(command)
             case Answer(folder, task, texts) if task_of(task).outputs() is None:
-                said = written(Path(folder), task, [text for text, _ in texts], _tokenizer(Path(folder)))
+                said = written(Path(folder), task, [text for text, _ in texts], read_tokenizer(Path(folder)))
                 return Answered((), said)
             case Answer(folder, task, texts):
-                return Answered(scores_of_texts(Path(folder), task, texts, _tokenizer(Path(folder))))
+                return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
+            case ImportModel(path, folder):
+                return _import_model(Path(path), Path(folder))
+            case WriteGguf(folder, path, numbers, description):
+                return _write_gguf(Path(folder), Path(path), numbers, description)
             case Evaluate(version):
                 task = self._configured.plan.task
                 found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
@@ -144,7 +151,7 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, _tokenizer(folder))
+        encoded = encode(load_examples(command.data, plan.task), plan.task, read_tokenizer(folder))
         longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
@@ -179,7 +186,7 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, _tokenizer(folder))
+        self._encoded = encode(load_examples(command.data, task), task, read_tokenizer(folder))
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -188,6 +195,7 @@ class Worker:
         )
         self._pad_id = self._replica.model.pad_id
         fuse(self._replica.model.module)
+        leave_padding_out(self._replica.model, self._torch_device)
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,
@@ -245,7 +253,7 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     torch.set_num_threads(command.threads)
     folder, task, texts = Path(command.model_folder), command.task, []
     if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows, task), task, _tokenizer(folder))
+        texts = encode(load_texts(command.data, command.rows, task), task, read_tokenizer(folder))
     base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
     cpu = torch.device("cpu")
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
@@ -253,14 +261,16 @@ def _make_artefact(command: MakeArtefact) -> ArtefactMade:
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
 
 
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelError(
-            f"no tokenizer: {first}", place=str(folder), remedy="copy tokenizer.json into the model folder"
-        ) from None
+def _import_model(path: Path, folder: Path) -> Imported:
+    from edge_client.worker.exchange.importing import import_gguf
+
+    return Imported(import_gguf(path, folder))
+
+
+def _write_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
+    from edge_client.worker.exchange.exporting import export_gguf
+
+    return Written(export_gguf(folder, path, numbers, description=description))
 
 
 def resolved_task(task: TaskSection) -> TaskSection:

@@ -24,7 +24,7 @@ from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.trace import Step, fake_model, sketch_points
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
-from edge_client.worker.train.trainer import set_checkpointing, set_recompute_gates
+from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint
 from fedcore.fields.types import BaseKind
@@ -88,7 +88,7 @@ def footprint(
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
-    mappable = _mappable(model)
+    mappable, language = _mappable(model), model.output_weight is not None
     others = _bytes([p for p in model.held() if not _belongs_to(layers, p)])
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
@@ -120,6 +120,8 @@ def footprint(
         tensors_bytes=4 * 4 * trained,
         row_bytes=kept.block_bytes * widest,
         signs_bytes=kept.signs_bytes,
+        # Short rows make it worth its memory, and they are what language models learn.
+        dequantised_bytes=kept.dequantised_bytes if language else 0,
         points=points,
     )
 
@@ -192,6 +194,9 @@ def _shape_of(training: Training) -> tuple[object, ...]:
 
 
 def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:
+    if checkpointing and not can_checkpoint(model):
+        # No plan may ask for it.
+        return False
     set_checkpointing(model, checkpointing)
     return set_recompute_gates(model, gates) or not gates
 

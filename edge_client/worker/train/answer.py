@@ -35,7 +35,9 @@ def scores_of_texts(
         Of each text the probability of every label; a regression's one score.
     """
     encoded = encode([Example(text, pair, None) for text, pair in texts], task, tokenizer)
-    model = BuiltModel(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval())
+    model = BuiltModel(
+        AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    )
 
     def rows() -> Iterator[tuple[float, ...]]:
         for start in range(0, len(encoded), _BATCH):

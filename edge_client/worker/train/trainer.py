@@ -34,7 +34,15 @@ from fedcore.model.update import write_update
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 
-__all__ = ["Hooks", "Trainer", "apply", "is_out_of_memory", "set_checkpointing", "set_recompute_gates"]
+__all__ = [
+    "Hooks",
+    "Trainer",
+    "apply",
+    "can_checkpoint",
+    "is_out_of_memory",
+    "set_checkpointing",
+    "set_recompute_gates",
+]
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,7 @@ def apply(model: BuiltModel, memory: MemoryPlan) -> None:
     set_recompute_gates(model.module, memory.recompute_gates and not memory.checkpointing)
     for layer in model.layers.values():
         layer.block_rows = memory.block_rows
+        layer.dequantised.switch(memory.dequantised)
         if layer.scratch is not None:
             layer.scratch.clear()
     _set_allocator(memory.allocator)
@@ -212,7 +221,13 @@ def set_checkpointing(model: nn.Module, on: bool) -> None:
     # Dropout is off: there is no random state to keep.
     recompute = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     switch: Callable[..., None] = model._set_gradient_checkpointing  # type: ignore[assignment]
-    switch(enable=on, gradient_checkpointing_func=recompute)
+    if can_checkpoint(model):
+        switch(enable=on, gradient_checkpointing_func=recompute)
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    """Whether a model of transformers has blocks that can be recomputed; ALBERT and MPNet have none."""
+    return any(hasattr(module, "gradient_checkpointing") for module in model.modules())
 
 
 def set_recompute_gates(model: nn.Module, on: bool) -> bool:

@@ -4,6 +4,7 @@ numbers."""
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,29 @@ def test_the_default_allocator_is_the_first_thing_to_go() -> None:
     assert memory_steps[0].allocator == "default" and memory_steps[1].allocator == "tuned"
     assert memory_steps[1].micro_batch_size == memory_steps[0].micro_batch_size
     assert all(plan.allocator == "tuned" for plan in memory_steps[1:])
+
+
+def test_weights_are_dequantised_where_that_fits_and_fall_back_between_micro_batches() -> None:
+    able = msgspec.structs.replace(footprint(), dequantised_bytes=400 * MB)
+    top = fit(able, BOUNDS, 10_000 * MB, NONE)
+    assert top.dequantised and not top.mapped and top.micro_batch_size == 16
+    assert top.components.weights_bytes == 500 * MB and "weights dequantised" in described(top, BOUNDS)
+    steps = plan_steps(able, BOUNDS, top, NONE)
+    places = [plan.dequantised for plan in steps]
+    assert places == sorted(places, reverse=True) and places[1] and not places[-1], "given up once, and not first"
+    assert not fit(able, BOUNDS, 700 * MB, NONE).dequantised
+    assert not any(plan.dequantised and plan.mapped for plan in plans(able, BOUNDS, NONE))
+
+
+def test_dequantised_weights_are_the_owner_s_choice_too() -> None:
+    able = msgspec.structs.replace(footprint(), dequantised_bytes=400 * MB)
+    asked, never = (Bounds(batch_size=16, rank=8, min_rank=8, dequantised=on) for on in (True, False))
+    assert all(plan.dequantised for plan in plans(able, asked, NONE))
+    assert not any(plan.dequantised for plan in plans(able, never, NONE))
+    with pytest.raises(BudgetError, match="weights dequantised"):
+        fit(able, asked, 700 * MB, NONE)
+    # Asked for where a method cannot: it trains as it can.
+    assert not fit(footprint(), asked, 10_000 * MB, NONE).dequantised
 
 
 def test_owner_s_choices_are_kept() -> None:

@@ -115,7 +115,7 @@ class Fleet:
                 process.kill()
                 process.wait()
         self.log.close()
-        self.broker.close()
+        self.broker.stop()
 
 
 def workers(pid: int) -> list[psutil.Process]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded, Scores, WorkerTask, states_and_labels
+from edge_client.worker.data.tasks import Encoded, Scores, Shown, WorkerTask, states_and_labels
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.loss import chunked_cross_entropy
-from edge_client.worker.model.weights import FloatWeight
 
 __all__ = ["CausalLMAtWork"]
 
@@ -31,6 +31,10 @@ class CausalLMAtWork(WorkerTask):
         ids, most = tokenizer(example.text)["input_ids"], self.section.max_length
         pieces = (tuple(ids[i : i + most]) for i in range(0, len(ids), most))
         return (Encoded(piece, None, None) for piece in pieces if len(piece) > 1)
+
+    def shown(self, example: Example, tokenizer: Any) -> Shown:
+        """All of it learned."""
+        return Shown(((example.text, True),), len(tokenizer(example.text, verbose=False)["input_ids"]))
 
     def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """Hidden states (learned, n)."""
@@ -61,6 +65,6 @@ class CausalLMAtWork(WorkerTask):
         return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}
 
 
-def _output_weight(model: BuiltModel) -> FloatWeight:
+def _output_weight(model: BuiltModel) -> OutputHead:
     assert model.output_weight is not None, "the model was built for another task"
     return model.output_weight

@@ -10,7 +10,7 @@ from edge_client.worker.data.chat import render
 from edge_client.worker.data.kinds.causal_lm import CausalLMAtWork
 from edge_client.worker.data.packing import packed
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.data.tasks import Encoded, Shown
 from fedcore.errors import DataError
 
 __all__ = ["InstructionAtWork"]
@@ -42,6 +42,11 @@ class InstructionAtWork(CausalLMAtWork):
             learned = tuple((start, stop) for start, stop in moved if start >= max(1, kept))
         if learned:
             yield Encoded(ids, None, None, learned=learned)
+
+    def shown(self, example: Example, tokenizer: Any) -> Shown:
+        """With the assistant's turns."""
+        found = render(example, tokenizer, self.section.template_text, self.section.learn)
+        return Shown(found.pieces, len(found.ids))
 
     def sample(self, ids: tuple[int, ...], types: tuple[int, ...] | None) -> Encoded:
         """All of it learned; where rows are packed, two examples in one."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -125,6 +126,71 @@ def test_output_and_gradients_equal_the_dense_reference(
         assert got is not None and expected is not None
         assert float((got.double() - expected.detach()).abs().max()) <= tolerance * float(expected.abs().max())
     assert y.dtype == dtype and x.grad is not None and x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("tokens", [6, 80])
+@pytest.mark.parametrize("active", [None, 0, 1])
+def test_a_dequantised_weight_gives_the_same_whatever_changes_below_it(tokens: int, active: int | None) -> None:
+    kept, blocks = make_layer()[0], make_layer()[0]
+    kept.dequantised.switch(True)
+    generator = torch.Generator().manual_seed(11)
+    gy = inputs((tokens, M), torch.float32, "cpu")
+
+    def passes() -> None:
+        values = torch.randn(M, 2, generator=generator) * 0.3
+        results = []
+        for layer in (kept, blocks):
+            layer.select(active, None if active is None else 2)
+            if layer.factor is not None:
+                layer.factor.data.copy_(values)
+            x = inputs((tokens, N), torch.float32, "cpu").requires_grad_(True)
+            y = layer(x)
+            y.backward(gy)
+            results.append((y.detach(), x.grad, None if layer.factor is None else layer.factor.grad))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+    passes()
+    changes: list[Callable[[SubspaceLinear], None]] = [
+        # The factor of this pass goes to the accumulators; another state comes; another base; what a restart takes up.
+        lambda layer: layer.absorb(),
+        lambda layer: layer.restore_accumulator(2, torch.ones(M, RANK)),
+        lambda layer: layer.replace_base(FloatWeight(torch.ones(M, N))),
+        lambda layer: layer.install(
+            pool_projection(), RANK, state=torch.full((M, RANK * POOL), 300, dtype=torch.int16),
+            state_scale=torch.full((M,), 2.0**-9),
+        ),
+        lambda layer: layer.install(pool_projection(), RANK),
+    ]  # fmt: skip
+    for change in changes:
+        for layer in (kept, blocks):
+            change(layer)
+        passes()
+
+
+def test_a_dequantised_weight_does_not_depend_on_how_it_came_about() -> None:
+    one, other = make_layer()[0], make_layer()[0]
+    one.dequantised.switch(True)
+    other.dequantised.switch(True)
+    x = inputs((6, N), torch.float32, "cpu")
+    for value in (0.1, 0.7, -0.3):
+        one.select(1)
+        one.factor.data.fill_(value)  # type: ignore[union-attr]
+        one(x)
+        one.absorb()
+        one.select(None)
+    other.restore_accumulator(1, one.accumulators()[1])
+    assert torch.equal(one(x), other(x))
+
+
+def test_a_dequantised_weight_is_let_go_of_at_once() -> None:
+    layer, _ = make_layer()
+    layer.dequantised.switch(True)
+    layer(inputs((6, N), torch.float32, "cpu"))
+    assert layer.dequantised._whole is not None
+    whole = weakref.ref(layer.dequantised._whole)
+    layer.dequantised.switch(False)
+    assert whole() is None
 
 
 @pytest.mark.parametrize("learned", [True, False])

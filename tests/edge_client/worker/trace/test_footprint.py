@@ -16,7 +16,7 @@ from edge_client.memory.planner import Bounds, Calibration, fit, plans
 from edge_client.process.measuring import Request, measured
 from edge_client.worker.model.loading import describe
 from edge_client.worker.trace.footprint import cached_footprint, footprint
-from edge_client.worker.trace.outline import Outline
+from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from edge_client.worker.train.highwater import status_bytes
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
@@ -96,6 +96,40 @@ def test_the_prediction_is_close_to_real_steps_of_each_method(
     beyond = got.peak_bytes - got.traced.runtime_bytes
     for foreseen in (got.traced, got.predicted):
         assert abs(foreseen.total_bytes - got.peak_bytes) < 0.1 * beyond < 0.1 * got.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "times"), [("fedkrso", "float32", 4), ("fedkrso", "bfloat16", 0), ("fedit", "float32", 0)]
+)
+def test_a_language_model_may_have_its_weights_dequantised(
+    name: str, dtype: str, times: int, make_llama: Callable[..., Path]
+) -> None:
+    folder = make_llama(layers=1)
+    numbers = sum(layer.rows * layer.columns for layer in describe(Checkpoint(folder), WORDS).layers)
+    assert of(folder, training(name), dtype).dequantised_bytes == times * numbers
+
+
+def test_a_classifier_is_trained_as_before(minilm_folder: Path) -> None:
+    task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=16)
+    schema = describe(Checkpoint(minilm_folder), task)
+    assert footprint(minilm_folder, schema, task, "int8", training("fedkrso"), longest=16).dequantised_bytes == 0
+
+
+def test_dequantised_weights_are_foreseen(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    config = LlamaConfig(
+        vocab_size=2_000, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=8, dtype="bfloat16", architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    write_random_checkpoint(Outline(folder, WORDS), folder / "model.safetensors", 0)
+    memory = MemoryPlan(micro_batch_size=4, dequantised=True)
+    request = Request(model_folder=str(folder), task=WORDS, batch_size=4, length=48, memory=memory)
+    got = measured(request, tmp_path / "replica")
+    beyond = got.peak_bytes - got.traced.runtime_bytes
+    assert beyond > 5 * 16_800_000, "int8 and float32 of as many numbers"
+    for foreseen in (got.traced, got.predicted):
+        assert abs(foreseen.total_bytes - got.peak_bytes) < 0.1 * beyond
 
 
 def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> None:

