@@ -38,6 +38,7 @@ from fedcore.config.reading import load_config
 from fedcore.device.readings import Readings
 from fedcore.errors import FedkrsoError
 from fedcore.round.header import UpdateHeader
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 from fedcore.transport.base import Message, Received, Sink, TransportEvent
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
@@ -160,7 +161,7 @@ class SimulatedSupervisor(Supervisor):
         self._counts.needed_chunks += -(-len(data) // self._chunk_bytes)
         self._sink(Adopted(*self._held))
 
-    def train(self, plan: Plan, path: Path) -> None:
+    def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         """Write the round's update."""
         header = UpdateHeader(
             run=self._node.run,
@@ -172,6 +173,7 @@ class SimulatedSupervisor(Supervisor):
             subspaces=tuple(range(len(plan.training.seeds))),
             loss=1.0,
             seconds=0.0,
+            measured=measured,
         )
         self._bodies.write(path, plan, header, self._index % CONTENTS)
         trained = Trained(plan.round, str(path), header.examples, header.loss, header.seconds)

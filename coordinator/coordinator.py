@@ -30,6 +30,7 @@ from fedcore.config.data import data_section, importable
 from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
+from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
@@ -63,7 +64,8 @@ class Coordinator:
         evaluation: Held-out data in place of the job's: rows (dicts), a `datasets.Dataset`, a path, or a function.
         metrics: What is measured on it beside what the task measures: names, or functions of predictions and targets
             that another process can import.
-        on_round: Called with each round once it is published, and measured where there is held-out data.
+        on_round: Called with each round once it is published, and measured where it is to be: what nodes measure of it
+            (`row.nodes`) comes with the next round's updates.
         on_event: Called with each thing that happens, as the log would print it.
         screens: What else shows the run.
 
@@ -174,7 +176,7 @@ class Coordinator:
         ledger = SqliteLedger(self.folder.ledger)
         try:
             view = self._served(ledger)
-            summary = summary_of(view, ledger.counts("refused"))
+            summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline)
         finally:
             ledger.close()
         write_summary(self.folder.summary, summary)
@@ -224,9 +226,10 @@ class Coordinator:
         """The job's `[evaluation]`, with what the program gave in place of it."""
         section = self._job.evaluation
         if self._evaluation is not None:
-            before = section or EvaluationSection(source="")
+            before = section or EvaluationSection()
             data = data_section(self._evaluation, before.data, self.folder.root / "evaluation.jsonl")
-            section = EvaluationSection(**msgspec.structs.asdict(data), metrics=before.metrics)
+            where = before.where if before.here else "both"
+            section = msgspec.structs.replace(before, **msgspec.structs.asdict(data), where=where)
         if self._metrics and section is None:
             raise ConfigError("metrics without held-out data", place="evaluation", remedy="give evaluation=rows")
         if section is None or not self._metrics:
@@ -252,7 +255,7 @@ class Coordinator:
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
-            teller = _Teller(self._on_round, self._on_event, measured=job.evaluation is not None)
+            teller = _Teller(self._on_round, self._on_event, job.evaluation)
             observers = [teller.observe, *(screen.observe for screen in self._screens), picture.show]
 
             def observe(view: RunView) -> None:
@@ -290,13 +293,16 @@ class _Teller:
     Args:
         on_round: Gets every round once.
         on_event: Gets every line.
-        measured: A round counts once its accuracy is known.
+        section: A round counts once all is known that is to be measured of it.
     """
 
     def __init__(
-        self, on_round: Callable[[RoundRow], None], on_event: Callable[[Line], None], *, measured: bool
+        self,
+        on_round: Callable[[RoundRow], None],
+        on_event: Callable[[Line], None],
+        section: EvaluationSection | None,
     ) -> None:
-        self._on_round, self._on_event, self._measured = on_round, on_event, measured
+        self._on_round, self._on_event, self._section = on_round, on_event, section
         self._story, self._told = Story(), set[int]()
 
     def observe(self, view: RunView) -> None:
@@ -304,6 +310,14 @@ class _Teller:
         for line in self._story.lines(view):
             self._on_event(line)
         for row in view.rows:
-            if row.round not in self._told and (row.accuracy is not None or not self._measured):
+            if row.round not in self._told and self._is_known(row, view):
                 self._told.add(row.round)
                 self._on_round(row)
+
+    def _is_known(self, row: RoundRow, view: RunView) -> bool:
+        section, newest = self._section, row.round == view.rows[-1].round
+        if section is None:
+            return True
+        # A state that it is not the turn of is measured if it is the last: that shows when another follows, or none.
+        here = row.accuracy is not None or not (section.here and (section.is_due(row.round) or newest))
+        return here and (row.nodes is not None or not section.on_nodes or not newest or view.phase == "finished")

@@ -10,11 +10,13 @@ from typing import Literal
 import msgspec
 
 from fedcore.config.sections import BrokerSection, DataSection, PathText, TaskSection, TrustSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.registry import METRICS
+from fedcore.round.measurement import NodeEvaluation
 
 __all__ = ["CalibrationSection", "EvaluationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
@@ -109,24 +111,107 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[evaluation]`: held-out data of the coordinator's own, on which each published state is measured."""
+    """`[evaluation]`: published states are measured: on rows of the coordinator's own, on rows that nodes hold out, or
+    on both."""
 
+    source: PathText = ""
+    """The coordinator's rows; not where only nodes measure."""
+    where: Literal["coordinator", "nodes", "both"] = "coordinator"
+    """Who measures. Nodes measure the state that a round starts from before they train from it, and the last one when
+    the run ends; their rows stay where they are, sums travel."""
     metrics: tuple[str, ...] = ()
-    """What is measured beside what the task measures by itself: registered metrics (`fedcore.numbers.metrics`), or
-    `package.module:function`, called with predictions and targets."""
+    """What is measured beside what the task measures by itself: registered metrics (`fedcore.numbers.metrics`), or, at
+    the coordinator alone, `package.module:function`."""
+    every: int = 1
+    """Every how many rounds; the last state is always measured."""
+    rows: int = 0
+    """At most so many held-out rows, at the coordinator and on each node, the same in every round; 0 for all."""
+    share: float = 0.1
+    """Part of a node's rows that it holds out, at most 0.5, where its file has no `data.held_out`. Which rows these are
+    is decided by the rows themselves (docs/evaluation.md)."""
+    share_seed: int = 0
+    """Other held-out rows. With the same seed they are the same in every run."""
+    best_by: str = "accuracy"
+    """What makes a round the best: `accuracy`, `loss` or a metric; with `nodes.` before it, on the nodes' rows, which
+    is the only choice where they alone measure."""
+    stop_after: int = 0
+    """The run ends early once so many measurements in a row have brought nothing better; 0: never."""
 
     def __post_init__(self) -> None:
         for name in self.metrics:
             if ":" not in name:
                 METRICS.get(name, place="evaluation.metrics")
+            elif self.where == "nodes":
+                raise ConfigError(
+                    f"nodes do not run {name!r}: a plan does not choose code",
+                    place="evaluation.metrics",
+                    remedy="register it (@register_metric) and install its package on the nodes",
+                )
         names = [name.rpartition(":")[2] for name in self.metrics]
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise ConfigError(f"two metrics are named {twice!r}", place="evaluation.metrics", remedy="leave one out")
+        if self.held_out is not None:
+            raise ConfigError(
+                "only a node holds rows out", place="evaluation.held_out", remedy="name the rows in evaluation.source"
+            )
+        if not 0 <= self.share <= 0.5:
+            raise ConfigError(f"share is {self.share}, it must be 0 to 0.5", place="evaluation.share")
+        for key, least in (("every", 1), ("rows", 0), ("share_seed", 0), ("stop_after", 0)):
+            if not least <= getattr(self, key) < 2**31:
+                raise ConfigError(
+                    f"{key} is {getattr(self, key)}, it must be at least {least}", place=f"evaluation.{key}"
+                )
+        if self.best_on == "nodes" and not self.on_nodes:
+            remedy = 'set evaluation.where to "nodes" or "both"'
+            raise ConfigError("nodes measure nothing", place="evaluation.best_by", remedy=remedy)
 
     @property
     def data(self) -> DataSection:
-        """Where the text is."""
+        """Where the coordinator's text is."""
         return _data_of(self)
+
+    @property
+    def here(self) -> bool:
+        """Whether the coordinator measures."""
+        return self.where != "nodes"
+
+    @property
+    def on_nodes(self) -> bool:
+        """Whether nodes measure."""
+        return self.where != "coordinator"
+
+    @property
+    def best_on(self) -> Literal["coordinator", "nodes"]:
+        """Whose rows decide which round is the best."""
+        return "nodes" if self.where == "nodes" or self.best_by.startswith("nodes.") else "coordinator"
+
+    @property
+    def best_name(self) -> str:
+        """The number that decides."""
+        return self.best_by.removeprefix("nodes.")
+
+    def is_due(self, version: int) -> bool:
+        """Whether a version is measured, also if it is not the last."""
+        return version % self.every == 0
+
+    def asked(self, task: TaskSection, version: int) -> NodeEvaluation | None:
+        """What a plan that starts from a version asks its nodes for.
+
+        Args:
+            task: With its labels as a list.
+            version: The state that the round starts from.
+        """
+        if not self.on_nodes:
+            return None
+        own = task_of(task).metrics()
+        registered = (name for name in self.metrics if ":" not in name and name not in own)
+        return NodeEvaluation(
+            due=self.is_due(version),
+            share=self.share,
+            share_seed=self.share_seed,
+            rows=self.rows,
+            metrics=(*own, *registered),
+        )
 
 
 def _data_of(section: DataSection) -> DataSection:
@@ -166,7 +251,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
-    """Held-out data; without it no accuracy is measured."""
+    """What is measured; without it, nothing is."""
     calibration: CalibrationSection | None = None
     """Text for a method whose run artefact is made from some."""
 
@@ -189,6 +274,25 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             raise ConfigError(
                 f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out"
             )
-        if self.evaluation is not None and not training.shares_model:
-            remedy = "leave it out: nodes have models of their own"
-            raise ConfigError(f"{self.method.name} has no model to evaluate here", place="evaluation", remedy=remedy)
+        if self.evaluation is not None and self.evaluation.here:
+            if not training.shares_model:
+                remedy = 'nodes have models of their own: set where to "nodes"'
+                raise ConfigError(
+                    f"{self.method.name} has no model to evaluate here", place="evaluation", remedy=remedy
+                )
+            if not self.evaluation.source:
+                remedy = 'add it, or set where to "nodes"'
+                raise ConfigError("there is nothing to measure on", place="evaluation.source", remedy=remedy)
+        if self.evaluation is not None:
+            self._check_best(self.evaluation)
+
+    def _check_best(self, section: EvaluationSection) -> None:
+        task = task_of(self.task)
+        names = ["accuracy", "loss", *task.metrics(), *task.derived(0.0)]
+        names += [name.rpartition(":")[2] for name in section.metrics]
+        if section.best_name not in names:
+            raise ConfigError(
+                f"no number {section.best_name!r} is measured",
+                place="evaluation.best_by",
+                remedy=f"one of {', '.join(names)}, or add it to evaluation.metrics",
+            )

@@ -32,7 +32,7 @@ from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
-from fedcore.worker.imported import model_folder
+from fedcore.worker.imported import imported_models, model_folder
 
 __all__ = ["Client"]
 
@@ -209,7 +209,7 @@ class Client:
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
         found = model_folder(
             node.model_folder,
-            Path(node.folder) / "models",
+            imported_models(Path(node.folder)),
             place=f"{self._place}: model_folder",
             tell=lambda line: self._on_event(Line(line, event="model")),
         )

@@ -18,8 +18,9 @@ import difflib
 import importlib
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from fedcore.errors import ConfigError
 
@@ -29,7 +30,9 @@ __all__ = [
     "METHODS",
     "METRICS",
     "TASKS",
+    "MetricKind",
     "Registry",
+    "metric_kind",
     "register_device",
     "register_metric",
     "register_payload_codec",
@@ -220,7 +223,7 @@ METHODS: Registry[Any] = Registry("method", "fedkrso.methods", ("fedcore.round.m
 TASKS: Registry[Any] = Registry("task", "fedkrso.tasks", ("fedcore.config.tasks",))
 """Of `fedcore.config.tasks.Task` classes."""
 METRICS: Registry[Any] = Registry("metric", "fedkrso.metrics", ("fedcore.numbers.metrics",))
-"""Of functions from predictions and targets to a number."""
+"""Of functions from what a model says and what is right to a number, or to one of each example (`MetricKind`)."""
 CODECS: Registry[Any] = Registry("payload codec", "fedkrso.codecs", ("fedcore.numbers.codecs",))
 """Of `fedcore.numbers.codecs.Codec` objects."""
 DEVICES: Registry[Any] = Registry("device", "fedkrso.devices", ("devices.detection",))
@@ -237,9 +240,41 @@ def register_device(name: str) -> Callable[[_Entry], _Entry]:
     return DEVICES.register(name)
 
 
-def register_metric(name: str) -> Callable[[_Entry], _Entry]:
-    """A decorator of a metric: a function of predictions and targets (arrays of equally many rows) that gives a finite
-    number. A job asks for it in `[evaluation] metrics`.
+@dataclass(frozen=True)
+class MetricKind:
+    """What a metric is, beside its function.
+
+    Attributes:
+        compares: `numbers`: arrays of what the model says and of what is right (`WorkerTask.predictions`). `texts`:
+            generated answers and right ones, as lists of str.
+        each: It gives a number of each example, float64 (rows,), whose mean is the metric; otherwise one number of all.
+        better: Whether a higher or a lower number is better.
+    """
+
+    compares: Literal["numbers", "texts"] = "numbers"
+    each: bool = False
+    better: Literal["higher", "lower"] = "higher"
+
+
+_KIND: Final = "fedkrso_metric_kind"
+
+
+def register_metric(
+    name: str,
+    *,
+    compares: Literal["numbers", "texts"] = "numbers",
+    each: bool = False,
+    better: Literal["higher", "lower"] = "higher",
+) -> Callable[[_Entry], _Entry]:
+    """A decorator of a metric: a function of what the model says and what is right, equally many rows of both. A job
+    asks for it in `[evaluation] metrics`.
+
+    Args:
+        name: In jobs and reports.
+        compares: Arrays of numbers, or generated answers as lists of str.
+        each: The function gives a finite number of each example; otherwise one finite number of all. A metric whose
+            number is a mean over examples should: then what nodes measure adds up to exactly the mean over all rows.
+        better: Which numbers are better: for the best round, and for stopping early.
 
     Raises:
         ConfigError: The name is taken.
@@ -248,10 +283,22 @@ def register_metric(name: str) -> Callable[[_Entry], _Entry]:
         >>> @register_metric("share-of-ones")
         ... def share_of_ones(predictions, targets):
         ...     return float((predictions == 1).mean())
-        >>> METRICS.get("share-of-ones") is share_of_ones
-        True
+        >>> METRICS.get("share-of-ones") is share_of_ones, metric_kind(share_of_ones).better
+        (True, 'higher')
     """
-    return METRICS.register(name)
+
+    def add(metric: _Entry) -> _Entry:
+        METRICS.add(name, metric)
+        setattr(metric, _KIND, MetricKind(compares, each, better))
+        return metric
+
+    return add
+
+
+def metric_kind(metric: object) -> MetricKind:
+    """What a metric is; of a function that is not registered, the plain kind."""
+    found: MetricKind = getattr(metric, _KIND, MetricKind())
+    return found
 
 
 def register_payload_codec(name: str) -> Callable[[_Entry], _Entry]:

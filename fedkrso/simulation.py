@@ -21,12 +21,14 @@ from coordinator.provisioning.broker import LocalBroker
 from edge_client.node import Node
 from edge_client.worker.data.reading import check_row, load_examples, rows_of
 from fedcore.config.data import data_section
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.data.splits import Split, deal
-from fedcore.errors import ConfigError
+from fedcore.errors import ConfigError, ModelError
 from fedcore.methods import server_half
+from fedcore.worker.imported import model_folder
 
 __all__ = ["Row", "Simulation", "Wishes"]
 
@@ -117,6 +119,12 @@ class Simulation:
         """
         for name, rows in self._rows.items():
             data_section(rows, self._section, folder / name)
+        # Once for all: each node would import a GGUF file for itself.
+        cache = folder.parent / ".models"
+        model = self._document["model"]
+        assert isinstance(model, dict), "the job was read before"
+        for table, key in ((model, "folder"), *((node, "model_folder") for node in self._nodes.values())):
+            table[key] = _folder_of(str(table[key]), cache)
         job = folder / "job.toml"
         job.write_text(tomlkit.dumps(self._job_document(folder, broker)), encoding="utf-8")
         files = {}
@@ -182,9 +190,10 @@ class Simulation:
         """A row's label, the whole number next to its score, or nothing for plain text."""
         assert self._section is not None
         label = self._section.label
-        if label is None or not task_of(self._job.task).labelled:
+        task = task_of(self._job.task)
+        if label is None or not task.labelled:
             return [None] * len(rows)
-        return [round(float(row[label])) if self._job.task.kind == "regression" else str(row[label]) for row in rows]
+        return [round(float(row[label])) if task.scale else str(row[label]) for row in rows]
 
     def _node_document(self, name: str) -> TOMLDocument:
         node = tomlkit.document()
@@ -209,6 +218,15 @@ class Simulation:
             if value is not None and value != getattr(DataSection(source=""), key):
                 table[key] = value
         return table
+
+
+def _folder_of(model: str, cache: Path) -> str:
+    """The folder of a GGUF file; what names a folder, or nothing, stays as it is for whoever opens it."""
+    try:
+        found = find_model(model, place="model.folder")
+    except ModelError:
+        return model
+    return model if found.is_dir() else str(model_folder(model, cache, place="model.folder"))
 
 
 def _checked_rows(section: DataSection, task: TaskSection) -> list[Row]:

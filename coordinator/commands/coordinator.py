@@ -144,13 +144,15 @@ def _lead(
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--adapter", is_flag=True, help="What was learned alone, as a LoRA adapter that PEFT loads.")
+@click.option("--round", "which", default="last", show_default=True, metavar="last|best|N", help="Of which round.")
 @click.option("--overwrite", is_flag=True, help="Also into a folder that holds something already.")
 @_RUNS
-def coordinator_export(run: str, folder: Path, adapter: bool, overwrite: bool, runs: Path) -> None:
-    """Write the run's last model to FOLDER, in the layout that `from_pretrained` loads."""
+def coordinator_export(run: str, folder: Path, adapter: bool, which: str, overwrite: bool, runs: Path) -> None:
+    """Write the run's model to FOLDER, in the layout that `from_pretrained` loads."""
     from coordinator.reports.adapter import export_adapter
     from coordinator.reports.export import export_run
+    from coordinator.reports.lastmodel import which_round
     from coordinator.store.folder import RunFolder
 
     write = export_adapter if adapter else export_run
-    click.echo(f"{folder}: {write(RunFolder(runs / run), folder, overwrite=overwrite)}")
+    click.echo(f"{folder}: {write(RunFolder(runs / run), folder, overwrite=overwrite, which=which_round(which))}")

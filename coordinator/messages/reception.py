@@ -23,6 +23,7 @@ from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, UpdateRow
 from coordinator.store.view import NodeView, RunView
 from fedcore.errors import UpdateRefused, WireError
+from fedcore.round.measurement import Measurement, check_measurement
 from fedcore.round.plan import Plan
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
@@ -153,12 +154,26 @@ class Reception:
         if status.online:
             seen.budget_bytes = status.budget_bytes
             self._events.append(NodeOnline(node))
+        if status.measured is not None:
+            self._measured(node, status.measured)
         if status.state != "lost":
             # A node that leaves says once more what it holds.
             seen.version, seen.digest = status.version, status.digest
             self._check_digest(node, status)
         if not status.online:
             self._events.append(NodeOffline(node, left=status.state != "lost"))
+
+    def _measured(self, node: str, measurement: Measurement) -> None:
+        """A node's word on the run's last state; of every other the updates have it."""
+        plan = self.plan
+        if plan is None or plan.phase != "finished" or measurement.version < plan.version:
+            return
+        try:
+            check_measurement(measurement, plan.evaluation, plan.version, node)
+        except UpdateRefused as error:
+            self._note("refused", node, error.one_line())
+            return
+        self._ledger.put_measurement(node, measurement)
 
     def _check_digest(self, node: str, status: Status) -> None:
         seen = self._node(node)
@@ -167,7 +182,9 @@ class Reception:
         if status.version > 0 and expected is not None and expected.generation == status.generation:
             if status.digest == expected.digest:
                 seen.trouble = ""
-                self._events.append(DigestReported(node, status.version, status.digest))
+                if status.state != "measuring":
+                    # Its last word is still to come.
+                    self._events.append(DigestReported(node, status.version, status.digest))
             elif status.digest:
                 seen.trouble = (
                     f"version {status.version} is {status.digest[:12]}, not {expected.digest[:12]}: resynchronising"
@@ -188,6 +205,8 @@ class Reception:
         seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
         seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
         seen.components = numbers.components or seen.components
+        if numbers.state == "measuring" and self.plan is not None and self.plan.phase == "finished":
+            self._events.append(Arriving(node, self._machine.round))
 
     def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
         """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our

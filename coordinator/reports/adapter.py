@@ -14,8 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.reports.lastmodel import LastModel, last_model, require_empty
+from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
+from fedcore.config.tasks import task_of
 from fedcore.model.learned import layer_factors
 from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import start_value
@@ -23,10 +24,9 @@ from fedcore.weights.initial import start_value
 __all__ = ["export_adapter"]
 
 _PREFIX: Final = "base_model.model."
-_TASK_TYPES: Final = {"causal-lm": "CAUSAL_LM"}
 
 
-def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False) -> str:
+def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, which: Which = "last") -> str:
     """Write a run's last model as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
 
     Tensors trained whole (the task head) lie in it whole, as PEFT's `modules_to_save`.
@@ -35,6 +35,7 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False) -
         files: The run's.
         folder: A new or an empty one.
         overwrite: Also one that holds something.
+        which: `last`, `best` or a round's number; the last two are always there, and the best.
 
     Returns:
         What it is, in words.
@@ -44,7 +45,7 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False) -
         RunError: No round is finished yet.
     """
     require_empty(folder, overwrite=overwrite)
-    last = last_model(files)
+    last = last_model(files, which)
     tensors = {**_factors(last), **_whole(last)}
     rank = max(array.shape[0] for name, array in tensors.items() if name.endswith("lora_A.weight"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def _config(last: LastModel, rank: int) -> Mapping[str, Any]:
     whole = sorted({_module_name(last, spec.name).rpartition(".")[0] for spec in last.schema.tensors})
     return {
         "peft_type": "LORA",
-        "task_type": _TASK_TYPES.get(last.task.kind, "SEQ_CLS"),
+        "task_type": "CAUSAL_LM" if task_of(last.task).outputs() is None else "SEQ_CLS",
         "base_model_name_or_path": last.job.model.folder,
         "inference_mode": True,
         "r": rank,

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.reports.lastmodel import last_model, require_empty
+from coordinator.reports.lastmodel import Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
@@ -30,20 +30,21 @@ from fedcore.weights.schema import LayerSpec, ModelSchema
 __all__ = ["export_model", "export_run"]
 
 
-def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False) -> str:
+def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False, which: Which = "last") -> str:
     """Write a run's last model to a folder; what it is, in words.
 
     Args:
         files: The run's.
         folder: A new or an empty one.
         overwrite: Also one that holds something.
+        which: `last`, `best` or a round's number; the last two are always there, and the best.
 
     Raises:
         ConfigError: The folder holds something already.
         RunError: No round is finished yet, or the base is damaged.
     """
     require_empty(folder, overwrite=overwrite)
-    last = last_model(files)
+    last = last_model(files, which)
     export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.artefact)
     return f"{last.schema.architecture} of round {last.round}"
 

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from coordinator.reports.nodes import natural
 from coordinator.reports.runs import LedgerReader, RunRecord, folder_bytes
+from coordinator.reports.spread import spread_of
 from coordinator.store.ledger import RoundRow
+from coordinator.store.standing import standing_of
 
 __all__ = ["ROUND_COLUMNS", "job_words", "node_objects", "reason_objects", "round_objects", "run_object"]
 
@@ -30,6 +32,10 @@ ROUND_COLUMNS: Final = (
     "clipped",
     "capped",
     "nodes",
+    "nodes_accuracy",
+    "nodes_least_accuracy",
+    "nodes_loss",
+    "nodes_rows",
 )
 """What every row of `round_objects` has, in this order."""
 
@@ -38,6 +44,7 @@ _REASONS = ("refused", "clipped", "capped", "declined", "digest", "revoked", "co
 
 def run_object(record: RunRecord) -> dict[str, Any]:
     """A run in a list; names that stay."""
+    standing = standing_of(record.rows, record.job.evaluation)
     accuracies = [row.accuracy for row in record.measured if row.accuracy is not None]
     return {
         "run": record.name,
@@ -46,6 +53,9 @@ def run_object(record: RunRecord) -> dict[str, Any]:
         "total_rounds": record.job.round.rounds,
         "last_accuracy": accuracies[-1] if accuracies else None,
         "best_accuracy": max(accuracies, default=None),
+        "best_round": None if standing is None else standing.best,
+        "best_by": None if standing is None else standing.by,
+        "last_nodes_accuracy": next((row.nodes.accuracy for row in reversed(record.rows) if row.nodes), None),
         "digest": record.view.digest,
         "nodes": len(record.nodes),
         "started_at": record.started_at,
@@ -110,8 +120,9 @@ def reason_objects(record: RunRecord) -> list[dict[str, Any]]:
 
 def round_objects(record: RunRecord) -> list[dict[str, Any]]:
     """One flat object a round, with names that stay; what a task measures beside accuracy and loss comes last, as
-    `metric_...`."""
+    `metric_...`, and `nodes_metric_...` where nodes measured it."""
     metrics = sorted({name for row in record.rows for name in row.metrics})
+    on_nodes = sorted({name for row in record.rows if row.nodes for name in row.nodes.metrics})
     totals = itertools.accumulate(record.rows, _add, initial=(0, 0, 0.0))
     next(totals)
     return [
@@ -132,10 +143,22 @@ def round_objects(record: RunRecord) -> list[dict[str, Any]]:
             "clipped": len(row.clipped),
             "capped": len(row.capped),
             "nodes": list(row.participants),
+            **_on_nodes(row),
             **{f"metric_{name}": row.metrics.get(name) for name in metrics},
+            **{f"nodes_metric_{name}": row.nodes.metrics.get(name) if row.nodes else None for name in on_nodes},
         }
         for row, (up, down, seconds) in zip(record.rows, totals, strict=True)
     ]
+
+
+def _on_nodes(row: RoundRow) -> dict[str, Any]:
+    found = row.nodes
+    return {
+        "nodes_accuracy": None if found is None else found.accuracy,
+        "nodes_least_accuracy": None if found is None else spread_of(found).least,
+        "nodes_loss": None if found is None else found.loss,
+        "nodes_rows": None if found is None else found.rows,
+    }
 
 
 def _add(total: tuple[int, int, float], row: RoundRow) -> tuple[int, int, float]:

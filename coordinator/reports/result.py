@@ -9,6 +9,7 @@ from typing import Any
 
 from coordinator.reports.adapter import export_adapter
 from coordinator.reports.export import export_run
+from coordinator.reports.lastmodel import Which
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow
 
@@ -42,30 +43,39 @@ class Result:
         return next((row.accuracy for row in reversed(self.rounds) if row.accuracy is not None), None)
 
     @property
+    def best(self) -> int | None:
+        """The best round, by `evaluation.best_by` of the job; None where nothing was measured. Its model is kept:
+        `export(folder, which="best")`."""
+        best = self.summary.get("best")
+        return None if best is None else int(best["round"])
+
+    @property
     def report(self) -> Path:
         """The run as a page for people."""
         return self.folder.report
 
-    def export(self, folder: Path | str) -> Path:
+    def export(self, folder: Path | str, which: Which = "last") -> Path:
         """Write the model as a Hugging Face folder, which `from_pretrained` loads.
 
         Args:
             folder: A new or an empty one.
+            which: Round; the last and the best are always there.
 
         Raises:
             FedkrsoError: No round is finished, or nodes have models of their own.
         """
-        export_run(self.folder, Path(folder))
+        export_run(self.folder, Path(folder), which=which)
         return Path(folder)
 
-    def export_adapter(self, folder: Path | str) -> Path:
+    def export_adapter(self, folder: Path | str, which: Which = "last") -> Path:
         """Write what was learned as a LoRA adapter, which `peft` loads on the original checkpoint: the same model.
 
         Args:
             folder: A new or an empty one.
+            which: Round; the last and the best are always there.
 
         Raises:
             FedkrsoError: No round is finished, or what the method learns is no pair of factors.
         """
-        export_adapter(self.folder, Path(folder))
+        export_adapter(self.folder, Path(folder), which=which)
         return Path(folder)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coordinator.reports.plots import COLOURS, figure, svg
+from coordinator.reports.spread import spread_of
+from coordinator.store.rows import NodesMeasured
 from coordinator.store.view import RunView
 from fedcore.device.memoryplan import COMPONENT_NAMES
 
@@ -24,12 +27,15 @@ _PART_COLOURS = (
 )  # fmt: skip
 
 
-def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({})) -> dict[str, Any]:
+def summary_of(
+    view: RunView, refused: Mapping[str, int] = MappingProxyType({}), headline: str = "accuracy"
+) -> dict[str, Any]:
     """The run as plain values, ready for JSON.
 
     Args:
         view: The run at its end.
         refused: How many updates and messages were refused, by the node they came from.
+        headline: What the number called accuracy is, of the run's task.
     """
     rows = [
         {
@@ -38,6 +44,7 @@ def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({}))
             "accuracy": row.accuracy,
             "loss": row.loss if row.loss is not None else row.train_loss,
             "metrics": row.metrics,
+            "on_nodes": _on_nodes(row.nodes),
             "uplink_bytes": row.uplink_bytes,
             "downlink_bytes": row.downlink_bytes,
             "seconds": round(row.seconds, 3),
@@ -66,14 +73,30 @@ def summary_of(view: RunView, refused: Mapping[str, int] = MappingProxyType({}))
         for node in sorted(view.nodes.values(), key=lambda n: n.node)
     }
     final = {"accuracy": view.rows[-1].accuracy if view.rows else None, "digest": view.digest}
+    standing = view.standing
+    best = None
+    if standing is not None and standing.best is not None:
+        best = {"round": standing.best, "by": standing.by, "value": standing.value}
     return {
         "run": view.run,
         "method": view.method,
         "security": view.security,
         "rounds": rows,
         "final": final,
+        "best": best,
+        "stopped_early": standing is not None and standing.stop_at is not None and len(rows) < view.total_rounds,
+        "start_on_nodes": _on_nodes(view.start),
+        "headline": headline,
         "nodes": nodes,
     }
+
+
+def _on_nodes(measured: NodesMeasured | None) -> dict[str, Any] | None:
+    """What nodes measured of a state, with its spread."""
+    if measured is None:
+        return None
+    plain: dict[str, Any] = msgspec.to_builtins(measured)
+    return {**plain, "spread": dataclasses.asdict(spread_of(measured))}
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -89,14 +112,22 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
     environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.globals["measured_states"] = _measured_states
     plots = [
         _accuracy_by_round(summary),
+        _spread_by_round(summary),
         _accuracy_by_megabyte(summary),
         _memory_by_node(summary),
         _memory_by_part(summary),
     ]
     text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])
     path.write_text(text, encoding="utf-8")
+
+
+def _measured_states(summary: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """What nodes measured, by version; 0 is before anything was learned."""
+    states = [(0, summary["start_on_nodes"]), *((row["round"], row["on_nodes"]) for row in summary["rounds"])]
+    return [(version, one) for version, one in states if one is not None]
 
 
 def _measured(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -109,12 +140,31 @@ def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
         return None
     drawing, axes = figure()
     axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=COLOURS[0])
-    axes.set(xlabel="round", ylabel="held-out accuracy", ylim=(0, 1.02), xticks=[r["round"] for r in rows])
+    headline = f"held-out {summary['headline']}"
+    axes.set(xlabel="round", ylabel=headline, ylim=(0, 1.02), xticks=[r["round"] for r in rows])
     return svg(
         drawing,
         "Accuracy by round",
-        f"Held-out accuracy rises to {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.",
+        f"The {headline} is {rows[-1]['accuracy']:.3f} in round {rows[-1]['round']}.",
     )
+
+
+def _spread_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
+    """Every node's accuracy on its own rows: their mean, the middle half, and the worst."""
+    found = dict(_measured_states(summary))
+    if not found:
+        return None
+    drawing, axes = figure()
+    versions, spreads = list(found), [one["spread"] for one in found.values()]
+    low, high = ([spread[key] for spread in spreads] for key in ("first_quartile", "third_quartile"))
+    axes.fill_between(versions, low, high, color=COLOURS[2], alpha=0.25, label="middle half of the nodes")
+    axes.plot(versions, [one["accuracy"] for one in found.values()], "o-", color=COLOURS[2], label="all held-out rows")
+    axes.plot(versions, [spread["least"] for spread in spreads], ":", color=COLOURS[1], label="worst node")
+    axes.set(xlabel="round", ylabel=f"{summary['headline']} on nodes' rows", xticks=versions)
+    axes.legend(frameon=False, loc="lower right")
+    last = found[versions[-1]]
+    words = f"{last['accuracy']:.3f} over all held-out rows of {len(last['scores'])} nodes"
+    return svg(drawing, "On the nodes' own held-out rows", f"{words}, the worst node at {last['spread']['least']:.3f}.")
 
 
 def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:

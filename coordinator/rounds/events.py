@@ -18,6 +18,7 @@ __all__ = [
     "Event",
     "Exclude",
     "FinishRun",
+    "Judged",
     "NodeOffline",
     "NodeOnline",
     "OpenRound",
@@ -86,6 +87,16 @@ class RoundPublished:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """How the run stands, of a run that may end early."""
+
+    version: int
+    """States up to this one are measured, as far as they are to be."""
+    stop_at: int | None
+    """The state at which it was clear that the run has not got better for long enough; None while it is not."""
+
+
+@dataclass(frozen=True)
 class DigestReported:
     """A node holds a version, with this model digest."""
 
@@ -137,6 +148,7 @@ Event = (
     | Arriving
     | UpdateAccepted
     | RoundPublished
+    | Judged
     | DigestReported
     | Tick
     | Command

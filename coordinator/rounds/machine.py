@@ -34,6 +34,7 @@ from coordinator.rounds.events import (
     Event,
     Exclude,
     FinishRun,
+    Judged,
     NodeOffline,
     NodeOnline,
     OpenRound,
@@ -75,6 +76,9 @@ class RoundMachine:
         published: The last round whose published state is out (0 at the start; more when a run is resumed).
         seen: Nodes that took part before (a resumed run waits for their last word too).
         paused: As an earlier life of the run left it; and so `excluded`.
+        judging: Whether the run may end early: a round opens only once the state before the last is measured, and not
+            if there was nothing better for long enough until then. The last state itself is not looked at, though its
+            measurement may be there: what a run does would depend on how fast it came.
     """
 
     settings: RoundSection
@@ -93,6 +97,9 @@ class RoundMachine:
     """When each participant's update last made progress."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
+    judging: bool = False
+    judged: int = 0
+    stop_at: int | None = None
     paused: bool = False
     excluded: set[str] = field(default_factory=set)
     story: deque[tuple[float, Event]] = field(default_factory=lambda: deque(maxlen=200))
@@ -135,9 +142,11 @@ class RoundMachine:
                 if self.opened_at:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
-            case Arriving(node, server_round) if self._concerns(node, server_round):
+            case Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
                 self.arriving[node] = now
                 return []
+            case Judged(version, stop_at):
+                self.judged, self.stop_at = version, stop_at
             case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
                 self.declined.add(node)
             case DigestReported(node, version, digest):
@@ -160,14 +169,27 @@ class RoundMachine:
         """Who may be invited."""
         return self.online - self.excluded
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether no further round opens."""
+        stops = self.stop_at is not None and self.stop_at < self.published
+        return self.published >= self.settings.rounds or stops
+
+    @property
+    def _is_unjudged(self) -> bool:
+        """Whether a measurement has to come before a round opens."""
+        return self.judging and self.judged < self.published - 1
+
     def _concerns(self, node: str, server_round: int) -> bool:
         return self.phase == "open" and server_round == self.round and node in self.cohort
 
     def _advance(self, now: float) -> list[Action]:
         match self.phase:
             case "waiting":
-                if self.published >= self.settings.rounds:
+                if self._is_over:
                     return self._finish(now)
+                if self._is_unjudged:
+                    return []
                 if len(self._able) >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
                     return self._open(now)
             case "open":
@@ -182,7 +204,8 @@ class RoundMachine:
                     return self._open(now, late=late)
             case "finishing":
                 final = {node for node, (version, _) in self.reported.items() if version == self.published}
-                if self.seen - self.excluded <= final or now >= self.deadline_at:
+                missing = self.seen - self.excluded - final
+                if not missing or (now >= self.deadline_at and not self._still_arriving(missing, now)):
                     self._go("finished")
                     return [EndRun()]
         return []
@@ -235,9 +258,9 @@ class RoundMachine:
     def _published(self, now: float) -> list[Action]:
         self.published += 1
         self.accepted, self.declined = set(), set()
-        if self.published >= self.settings.rounds:
+        if self._is_over:
             return self._finish(now)
-        if self.paused or len(self._able) < self.settings.quorum:
+        if self.paused or self._is_unjudged or len(self._able) < self.settings.quorum:
             self._go("waiting")
             self.cohort = ()
             return []
@@ -245,7 +268,7 @@ class RoundMachine:
 
     def _finish(self, now: float) -> list[Action]:
         self._go("finishing")
-        self.cohort = ()
+        self.cohort, self.arriving = (), {}
         self.deadline_at = now + self.settings.finish_seconds
         return [FinishRun(), *self._advance(now)]
 

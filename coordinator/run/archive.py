@@ -151,13 +151,24 @@ class Archive:
         self._ledger.put_objects([obj])
         self.objects[key_of(obj)] = obj
 
+    def leading_to(self, version: int) -> tuple[StateObject, ...]:
+        """What it takes to build a version's model again; nothing for a version that is not there any more.
+
+        Args:
+            version: A round.
+        """
+        plan = self._ledger.plan(version)
+        if plan is None or (version, "whole") not in self.objects:
+            return ()
+        return listed(self.objects, version, plan.training.generation)
+
     def tidy(self, plan: Plan, reading: Collection[StateObject]) -> None:
         """Drop what nobody can need any more once a plan is out: rows first, then files, also those that a kill left
         behind.
 
         Args:
             plan: The present one; who follows an older one gets it too, and then asks for what it lists.
-            reading: What this machine still reads.
+            reading: What this machine still reads, or may have to export.
         """
         keep = {key_of(obj) for obj in (*plan.objects, *reading)}
         keep |= {key for key in self.objects if key[0] > plan.version - self._keep_published}

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.job import SafetySection
+from coordinator.job import EvaluationSection, SafetySection
 from coordinator.rounds.policy import round_shares
 from coordinator.run.keeping import Keeping
+from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
 from coordinator.store.ledger import RoundRow, UpdateRow
+from coordinator.store.rows import NodesMeasured
 from fedcore.config.sections import TaskSection
 from fedcore.errors import BaseDamaged
 from fedcore.fields.types import BaseKind
@@ -48,6 +50,8 @@ class Learning:
         model_folder: The checkpoint's.
         artefact: SHA-256 of the run's artefact in its folder; empty where the method asks for none.
         safety: What one participant may do to a round.
+        evaluation: What is measured, and where; it changes nothing that is learned, but that rows which nodes hold out
+            are not trained on.
     """
 
     method: MethodSettings
@@ -58,6 +62,7 @@ class Learning:
     model_folder: Path
     artefact: str = ""
     safety: SafetySection = SafetySection()
+    evaluation: EvaluationSection | None = None
 
     @classmethod
     def of(cls, prepared: Prepared) -> Learning:
@@ -72,6 +77,7 @@ class Learning:
             model_folder=prepared.model_folder,
             artefact=prepared.artefact,
             safety=job.safety,
+            evaluation=job.evaluation,
         )
 
 
@@ -84,11 +90,13 @@ class Closed:
             digest of the model.
         row: What the round came to; bytes and seconds are zero, who measures them fills them in.
         limit: The largest claim of examples that counted in full.
+        measured: What the participants measured of the state that the round started from; None where they did not.
     """
 
     objects: list[StateObject]
     row: RoundRow
     limit: int
+    measured: NodesMeasured | None = None
 
 
 class GlobalModel:
@@ -169,6 +177,7 @@ class GlobalModel:
             start_digest=self._start_digest(training),
             checkpoint_digest=self._checkpoint_digest,
             artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
+            evaluation=learning.evaluation.asked(learning.task, version) if learning.evaluation is not None else None,
         )
 
     def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:
@@ -204,7 +213,8 @@ class GlobalModel:
             clipped={row.header.node: row.clip.factor for row in updates if row.clip is not None},
             capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
         )
-        return Closed(objects, row, shares.limit)
+        measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
+        return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task))
 
     def publish(self, objects: list[StateObject], row: RoundRow) -> None:
         """Have a closed round count. What comes before it is repeated after a kill, what comes after it may be told.

@@ -26,6 +26,7 @@ from coordinator.rounds.events import (
     EndRun,
     Event,
     FinishRun,
+    Judged,
     OpenRound,
     RoundPublished,
     Tick,
@@ -33,7 +34,7 @@ from coordinator.rounds.events import (
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
-from coordinator.run.evaluator import Evaluator
+from coordinator.run.measuring import Measuring
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.store.eventlog import EventLog
@@ -48,7 +49,7 @@ from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
 from fedcore.worker.failures import error_of
-from fedcore.worker.messages import Adopted, ArtefactMade, Described, Evaluated, Failed, Progress, Ready, Trained
+from fedcore.worker.messages import Evaluated, Failed, Ready
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
@@ -108,13 +109,14 @@ class Service:
         self._machine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
-        self._evaluator: Evaluator | None = None
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clock()
         self._ended = self._stopping = False
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, rows=rows, security=protected)
+        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected)
+        self._measuring = Measuring(job, ledger, self._archive, self.view)
+        self._machine.judging = self._measuring.judging
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
         self._control = Control(ledger, self._machine, self.view, clock, do=self._do, show=self._show, tell=self._told)
@@ -128,12 +130,8 @@ class Service:
         Raises:
             FedkrsoError: The run cannot go on. Everything acknowledged is in the ledger; `resume` continues.
         """
-        if self._job.evaluation is not None:
-            first = self._plan_of(self._machine.round, (), 0.0)
-            files, data, model = self._folder, self._job.evaluation, str(self._model_folder)
-            self._evaluator = Evaluator(
-                self._queue.put, first, self._job.run, data, model, files.evaluator, files.artefact
-            )
+        first = self._plan_of(self._machine.round, (), 0.0)
+        self._measuring.start(first, self._model_folder, self._queue.put)
         self._transport.subscribe(self._topics.status("+"))
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
@@ -152,7 +150,8 @@ class Service:
                     self._plan.cohort
                 )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
-            while not self._stopping and not (self._ended and not (self._evaluator and self._evaluator.pending)):
+            self._judge()
+            while not self._stopping and not (self._ended and not self._measuring.pending):
                 self._turn()
         except OSError as error:
             if not is_full(error):
@@ -162,8 +161,7 @@ class Service:
                 f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy
             ) from None
         finally:
-            if self._evaluator is not None:
-                self._evaluator.stop()
+            self._measuring.stop()
             self._transport.stop()
             refuse_all(self._queue)
         return self.view
@@ -203,18 +201,21 @@ class Service:
             case Disconnected(reason):
                 self._note("link", "", reason)
             case Evaluated():
-                self._evaluated(event)
+                self._measuring.evaluated(event)
+                self._observer(self.view)
+                self._judge()
             case Failed():
                 raise error_of(event)
             case WorkerDied(_, returncode, tail):
                 last = tail.splitlines()[-1] if tail else "no output"
                 raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
-            case Ready() if self._evaluator is not None:
-                self._evaluator.ready(event)
-            case Ready() | Adopted() | Progress() | Trained() | Described() | ArtefactMade():
-                pass
+            case Ready():
+                self._measuring.ready(event)
             case Asked():
                 self._control.obey(event)
+            case _:
+                # Adopted: the answer that counts is the one to what follows.
+                pass
         # However much is coming in, deadlines are looked at.
         if self._queue.empty() or time.monotonic() - self._ticked_at > _TICK_SECONDS:
             self._tick()
@@ -248,10 +249,10 @@ class Service:
             case CloseRound(server_round, participants):
                 self._close(server_round, participants)
             case FinishRun():
-                self._announce(
-                    msgspec.structs.replace(self._plan_of(self._machine.published, (), 0.0), phase="finished")
-                )
+                self._finish()
             case EndRun():
+                if self._plan is not None:
+                    self._measuring.pool(self._machine.published, self._plan.task)
                 self._ended = True
             case Answer():
                 # Of a command, told by whoever handles it.
@@ -264,7 +265,14 @@ class Service:
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
         self._announce(plan)
-        self._archive.tidy(plan, self._evaluator.reading if self._evaluator is not None else ())
+        self._archive.tidy(plan, self._measuring.reading)
+
+    def _finish(self) -> None:
+        plan = self._plan_of(self._machine.published, (), 0.0)
+        # The last state is measured however often the others are.
+        asked = None if plan.evaluation is None else msgspec.structs.replace(plan.evaluation, due=True)
+        self._announce(msgspec.structs.replace(plan, phase="finished", evaluation=asked))
+        self._measuring.published(plan, last=True)
 
     def _announce(self, plan: Plan) -> None:
         self._plan = self._reception.plan = plan
@@ -287,6 +295,7 @@ class Service:
             downlink_bytes=self._publisher.sent_bytes,
             seconds=self._clock() - self._opened_at,
         )
+        self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)
         for node, (claimed, weight) in row.capped.items():
             self._note(
@@ -297,21 +306,16 @@ class Service:
         self.view.digest = closed.objects[0].digest
         self._publisher.published_state(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
-        self.view.rows = self._ledger.rounds()
-        if self._evaluator is not None:
-            goal = server_round, plan.training.generation
-            self._evaluator.evaluate(goal, self._archive.listed(*goal), self._archive.path)
+        self._measuring.take_rows()
+        self._measuring.published(plan)
+        self._judge()
         self._feed(RoundPublished(server_round))
 
-    def _evaluated(self, event: Evaluated) -> None:
-        assert self._evaluator is not None
-        self._evaluator.done(event)
-        for row in self._ledger.rounds():
-            if row.round == event.version:
-                new = msgspec.structs.replace(row, accuracy=event.accuracy, loss=event.loss, metrics=event.metrics)
-                self._ledger.put_round(new)
-        self.view.rows = self._ledger.rounds()
-        self._observer(self.view)
+    def _judge(self) -> None:
+        """Tell the round machine how the run stands, where it may end early."""
+        standing = self.view.standing
+        if standing is not None and self._machine.judging:
+            self._feed(Judged(standing.judged, standing.stop_at))
 
     def _listeners(self) -> int:
         return sum(node.online for node in self.view.nodes.values())

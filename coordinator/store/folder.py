@@ -58,6 +58,11 @@ class RunFolder:
         return self.root / "base"
 
     @property
+    def exported_base(self) -> Path:
+        """The base of an earlier round that was exported; made anew where it is not there."""
+        return self.root / "base-exported"
+
+    @property
     def artefact(self) -> Path:
         """The run's artefact, where its method asks for one."""
         return self.root / "artefact.bin"

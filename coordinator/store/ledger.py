@@ -15,10 +15,10 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
+from coordinator.store.rows import EventRow, RoundRow, UpdateRow
 from fedcore.errors import RunError, StorageError
 from fedcore.fields.prepared import prepared
-from fedcore.numbers.accumulator import Clip
-from fedcore.round.header import UpdateHeader
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan, StateObject
 
 __all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "read_events"]
@@ -35,60 +35,13 @@ CREATE TABLE IF NOT EXISTS updates (
 CREATE TABLE IF NOT EXISTS published (version INTEGER NOT NULL, whole INTEGER NOT NULL, object BLOB NOT NULL,
     PRIMARY KEY (version, whole));
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, row BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS measurements (version INTEGER NOT NULL, node TEXT NOT NULL, row BLOB NOT NULL,
+    PRIMARY KEY (version, node));
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
     round INTEGER NOT NULL DEFAULT 0);
 """
 _VERSION: Final = 2
 """Of the schema and of what rows hold; 0 where nobody wrote it down, which fedkrso 0.1 did not."""
-
-
-class UpdateRow(msgspec.Struct, frozen=True):
-    """A committed update: its transfer, its file within the run's folder, and what it says about itself."""
-
-    transfer: str
-    file: str
-    size_bytes: int
-    header: UpdateHeader
-    norm: float | None = None
-    """Of all its numbers; None in a ledger from before norms were kept."""
-    clip: Clip | None = None
-    """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
-
-
-class RoundRow(msgspec.Struct, frozen=True):
-    """What a round came to. Accuracy and loss are of the published state on held-out data; None where it is not
-    measured."""
-
-    round: int
-    participants: tuple[str, ...]
-    uplink_bytes: int
-    downlink_bytes: int
-    seconds: float
-    train_loss: float
-    accuracy: float | None = None
-    loss: float | None = None
-    metrics: dict[str, float] = {}
-    norms: dict[str, float] = {}
-    """Of the updates as they came, by participant."""
-    clipped: dict[str, float] = {}
-    """The factor, for participants whose update was scaled down."""
-    capped: dict[str, tuple[int, int]] = {}
-    """Examples claimed and weight given, for participants whose claim did not count in full."""
-
-
-class EventRow(msgspec.Struct, frozen=True):
-    """A line of the event log."""
-
-    number: int
-    """Rises from line to line, also over a resume."""
-    at: float
-    """Unix seconds."""
-    kind: str
-    node: str
-    """Empty where it is about no node."""
-    round: int
-    """0 where it is not known."""
-    text: str
 
 
 class Ledger(Protocol):
@@ -120,6 +73,14 @@ class Ledger(Protocol):
 
     def updates(self, server_round: int) -> list[UpdateRow]:
         """A round's updates, by node."""
+        ...
+
+    def put_measurement(self, node: str, measurement: Measurement) -> None:
+        """Keep what a node measured of the run's last state; the first word counts."""
+        ...
+
+    def measurements(self, version: int) -> dict[str, Measurement]:
+        """What was kept of a version, by node."""
         ...
 
     def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
@@ -251,6 +212,16 @@ class SqliteLedger:
         """See `Ledger`."""
         rows = self._execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
         return [msgspec.msgpack.decode(row[0], type=UpdateRow) for row in rows]
+
+    def put_measurement(self, node: str, measurement: Measurement) -> None:
+        """See `Ledger`."""
+        values = measurement.version, node, msgspec.msgpack.encode(measurement)
+        self._execute("INSERT OR IGNORE INTO measurements VALUES (?, ?, ?)", values)
+
+    def measurements(self, version: int) -> dict[str, Measurement]:
+        """See `Ledger`."""
+        rows = self._execute("SELECT node, row FROM measurements WHERE version = ? ORDER BY node", (version,))
+        return {node: msgspec.msgpack.decode(row, type=Measurement) for node, row in rows}
 
     def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
         """See `Ledger`."""

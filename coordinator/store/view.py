@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from coordinator.store.ledger import RoundRow
+from coordinator.store.rows import NodesMeasured
+from coordinator.store.standing import Standing
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 
@@ -101,6 +103,10 @@ class RunView:
     """How the link and the messages are protected."""
     digest: str = ""
     rows: list[RoundRow] = field(default_factory=list)
+    start: NodesMeasured | None = None
+    """What nodes measured before anything was learned."""
+    standing: Standing | None = None
+    """Which round is the best, by what; None where nothing is measured."""
     nodes: dict[str, NodeView] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     """How many events of each kind there were since this coordinator started; the log tells repeated ones once."""

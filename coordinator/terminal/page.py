@@ -9,8 +9,10 @@ from rich.text import Text
 
 from coordinator.reports.nodes import NodeRow, node_rows
 from coordinator.reports.runs import RunRecord
+from coordinator.reports.spread import spread_of
 from coordinator.reports.tables import Column, fitted, plain_table
 from coordinator.store.ledger import RoundRow
+from coordinator.store.standing import standing_of
 from coordinator.store.view import RunView
 from coordinator.terminal.console import ago, bar, clock, megabytes, minutes, sparkline
 from fedcore.system.logs import printable
@@ -55,7 +57,7 @@ def phase_words(record: RunRecord, now: float) -> str:
     if record.state != "running":
         return f"{len(record.rows)} of {total} rounds"
     if view.phase in ("finishing", "finished"):
-        return f"all {total} rounds are published; nodes report their last word"
+        return f"{len(record.rows)} of {total} rounds are published, no other opens; nodes report their last word"
     if view.phase == "preparing":
         return "preparing: what of the model is trained is being found out"
     rounds = f"round {min(view.round, total)} of {total}"
@@ -69,7 +71,11 @@ def phase_words(record: RunRecord, now: float) -> str:
 def rounds_table(rows: list[RoundRow]) -> Table:
     """A row a round."""
     table = plain_table()
-    for column in ("round", "updates", "accuracy", "train loss", "up MB", "down MB", "seconds"):
+    # On the nodes' own rows, where they measure.
+    on_nodes = any(row.nodes is not None for row in rows)
+    for column in ("round", "updates", "accuracy", *(("on nodes",) if on_nodes else ()), "train loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("up MB", "down MB", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
@@ -78,6 +84,7 @@ def rounds_table(rows: list[RoundRow]) -> Table:
             str(row.round),
             str(len(row.participants)),
             accuracy,
+            *((("-" if row.nodes is None else f"{row.nodes.accuracy:.3f}"),) if on_nodes else ()),
             f"{row.train_loss:.3f}",
             *megabytes,
             f"{row.seconds:.1f}",
@@ -104,6 +111,11 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
         facts.append(("updates", _updates(view), ""))
     if record.measured:
         facts.append(("accuracy", _accuracy(record, max(8, width - 56), ascii_only=ascii_only), ""))
+    if (newest := next((row for row in reversed(record.rows) if row.nodes is not None), None)) and newest.nodes:
+        words = f"accuracy {newest.nodes.accuracy:.3f} of version {newest.round}, {spread_of(newest.nodes).words}"
+        facts.append(("on nodes", printable(words), ""))
+    if (standing := standing_of(record.rows, record.job.evaluation)) and standing.best is not None:
+        facts.append(("best round", f"{standing.best}, {standing.by} {standing.value:.3f}", ""))
     if record.rows:
         up, down = (
             sum(sizes) for sizes in zip(*((row.uplink_bytes, row.downlink_bytes) for row in record.rows), strict=True)

@@ -94,7 +94,10 @@ class Progress:
 
     def _table(self, summary: dict[str, Any]) -> None:
         table = Table(title=f"run {summary['run']}", title_justify="left")
-        for column in ("round", "nodes", "accuracy", "loss", "up MB", "down MB", "seconds"):
+        on_nodes = any(row["on_nodes"] for row in summary["rounds"])
+        for column in ("round", "nodes", "accuracy", *(("on nodes",) if on_nodes else ()), "loss"):
+            table.add_column(column, justify="right")
+        for column in ("up MB", "down MB", "seconds"):
             table.add_column(column, justify="right")
         for row in summary["rounds"]:
             accuracy = "–" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
@@ -103,11 +106,15 @@ class Progress:
                 str(row["round"]),
                 str(len(row["participants"])),
                 accuracy,
+                *((f"{row['on_nodes']['accuracy']:.3f}" if row["on_nodes"] else "–",) if on_nodes else ()),
                 f"{row['loss']:.3f}",
                 *megabytes,
                 f"{row['seconds']:.1f}",
             )
         self._console.print(table)
+        if summary["best"] is not None:
+            best = summary["best"]
+            self._console.print(f"best round {best['round']}: {best['by']} {best['value']:.3f}")
         same = sum(node["digest"] == summary["final"]["digest"] for node in summary["nodes"].values())
         self._console.print(
             f"digest {summary['final']['digest'][:16]}, the same on {same} of {len(summary['nodes'])} nodes"

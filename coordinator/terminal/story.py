@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from coordinator.reports.spread import spread_of
 from coordinator.store.ledger import RoundRow
+from coordinator.store.rows import NodesMeasured
 from coordinator.store.view import EventView, RunView
 from fedcore.system.logs import Level, Line
 
@@ -30,6 +34,7 @@ class Story:
         self._opened: tuple[object, ...] = ()
         self._accepted: dict[int, set[str]] = {}
         self._rows: dict[int, RoundRow] = {}
+        self._nodes_measured: dict[int, NodesMeasured] = {}
         self._last_event: EventView | None = None
         self._paused = False
 
@@ -70,7 +75,9 @@ class Story:
 
     def _published(self, view: RunView) -> list[Line]:
         lines: list[Line] = []
+        lines += self._measured(view)
         for row in view.rows:
+            row = msgspec.structs.replace(row, nodes=None)
             if self._rows.get(row.round) == row or (row.accuracy is None and view.phase == "closing"):
                 continue
             if row.round in self._accepted:
@@ -91,6 +98,30 @@ class Story:
                     uplink_bytes=row.uplink_bytes,
                     downlink_bytes=row.downlink_bytes,
                     seconds=round(row.seconds, 3),
+                )
+            )
+        return lines
+
+    def _measured(self, view: RunView) -> list[Line]:
+        """What nodes measured of published states, each once."""
+        lines = []
+        for version, found in [(0, view.start), *((row.round, row.nodes) for row in view.rows)]:
+            if found is None or self._nodes_measured.get(version) == found:
+                continue
+            self._nodes_measured[version] = found
+            spread = spread_of(found)
+            words = f"{spread.words}, {found.rows} held-out rows of {len(found.scores)} nodes"
+            lines.append(
+                Line(
+                    f"version {version} on nodes: accuracy {found.accuracy:.3f} ({words}), loss {found.loss:.3f}",
+                    event="nodes_measured",
+                    round=version,
+                    accuracy=found.accuracy,
+                    loss=found.loss,
+                    rows=found.rows,
+                    nodes=len(found.scores),
+                    least_accuracy=spread.least,
+                    median_accuracy=spread.median,
                 )
             )
         return lines

@@ -23,7 +23,7 @@ from edge_client.agent.outbox import Outbox
 from edge_client.agent.resting import Resting, Surroundings
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
-from edge_client.agent.telemetry import held_of, status, telemetry
+from edge_client.agent.telemetry import held_of, last_word, status, telemetry
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
@@ -33,12 +33,13 @@ from edge_client.process.published import HeldNote
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
 from fedcore.errors import FedkrsoError, StorageError, WireError
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
 from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
-from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Status
+from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse
 from fedcore.worker.failures import error_of, failure_of
-from fedcore.worker.messages import Adopt, Adopted, Described, Evaluated, Failed, Progress, Ready, Traced, Trained
+from fedcore.worker.messages import Adopt, Adopted, Failed, MeasuredState, Progress, Ready, Traced, Trained
 from fedcore.worker.messages import Event as WorkerEvent
 from fedcore.worker.process import WorkerDied
 
@@ -137,11 +138,7 @@ class Agent:
                 if leave_when_finished and self._left_long_enough():
                     break
         finally:
-            session = self.session
-            state, version, generation, digest = session.state, session.version, session.generation, session.digest
-            self._messages.tell(
-                Status(online=False, state=state, version=version, generation=generation, digest=digest)
-            )
+            self._messages.tell(last_word(self.session))
             self._transport.stop()
             self._supervisor.end()
             self._resting.stop()
@@ -207,6 +204,9 @@ class Agent:
                 self._feed(s.Adopted(version, generation, digest))
             case Progress():
                 self._supervisor.progressed(event, time.monotonic())
+            case MeasuredState(version, measurement):
+                self._say(lines.measured(event))
+                self._feed(s.StateMeasured(version, measurement))
             case Trained():
                 self._say(lines.trained(event))
                 self._trained(event.round)
@@ -214,8 +214,6 @@ class Agent:
                 self._failed(error_of(event))
             case WorkerDied(pid) if self._supervisor.is_worker(pid):
                 self._worker_died(event)
-            case Evaluated() | Described() | Traced() | WorkerDied():
-                pass
 
     # From the wire
 
@@ -253,8 +251,10 @@ class Agent:
             case s.AdoptObject(obj):
                 path = str(self._transfers.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
-            case s.TrainRound(plan):
-                self._guarded(lambda: self._train(plan))
+            case s.MeasureState():
+                self._guarded(lambda: self._supervisor.measure(action.plan))
+            case s.TrainRound(plan, measured):
+                self._guarded(lambda: self._train(plan, measured))
             case s.SendUpdate(server_round):
                 assert self.session.plan is not None
                 self._transfers.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
@@ -271,10 +271,10 @@ class Agent:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
         self._transfers.fetch(obj, time.monotonic())
 
-    def _train(self, plan: Plan) -> None:
+    def _train(self, plan: Plan, measured: Measurement | None) -> None:
         self._storage.require(round_bytes(plan), f"round {plan.round}")
         self._transfers.forget_before(plan.round)
-        self._supervisor.train(plan, self._outbox.path(plan.round))
+        self._supervisor.train(plan, self._outbox.path(plan.round), measured)
 
     def _trained(self, server_round: int) -> None:
         # A worker whose round is over for this node may be at something else already, and goes on with that.

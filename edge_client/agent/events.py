@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, StateObject
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "KeepArtefact",
     "LetGo",
     "MayWork",
+    "MeasureState",
     "MustRest",
     "PlanArrived",
     "RoomWanted",
     "SendUpdate",
+    "StateMeasured",
     "TellStatus",
     "TrainRound",
     "UpdateGone",
@@ -67,6 +70,14 @@ class Adopted:
     version: int
     generation: int
     digest: str
+
+
+@dataclass(frozen=True)
+class StateMeasured:
+    """The worker measured the state that a plan starts from; None: this node has no held-out rows."""
+
+    version: int
+    measurement: Measurement | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ Event = (
     | WorkerReady
     | Fetched
     | Adopted
+    | StateMeasured
     | UpdateReady
     | UpdateGone
     | WorkerFailed
@@ -162,10 +174,18 @@ class AdoptObject:
 
 
 @dataclass(frozen=True)
-class TrainRound:
-    """Have the worker train a round."""
+class MeasureState:
+    """Have the worker measure the state that a plan starts from."""
 
     plan: Plan
+
+
+@dataclass(frozen=True)
+class TrainRound:
+    """Have the worker train a round; the update carries what was measured."""
+
+    plan: Plan
+    measured: Measurement | None = None
 
 
 @dataclass(frozen=True)
@@ -194,4 +214,15 @@ class TellStatus:
     """Publish the node's status."""
 
 
-Action = Configure | Fetch | KeepArtefact | AdoptObject | TrainRound | SendUpdate | Decline | LetGo | TellStatus
+Action = (
+    Configure
+    | Fetch
+    | KeepArtefact
+    | AdoptObject
+    | MeasureState
+    | TrainRound
+    | SendUpdate
+    | Decline
+    | LetGo
+    | TellStatus
+)

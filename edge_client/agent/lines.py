@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from edge_client.agent.events import Decline
 from fedcore.errors import FedkrsoError
+from fedcore.round.measurement import ACCURACY, LOSS
 from fedcore.round.plan import ArtefactObject, Plan
 from fedcore.system.logs import Line
 from fedcore.transport.base import Limits
-from fedcore.worker.messages import Adopted, Ready, Trained
+from fedcore.worker.messages import Adopted, MeasuredState, Ready, Trained
 from fedcore.worker.process import WorkerDied
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "disconnected",
     "disk_full",
     "loaded",
+    "measured",
     "message_refused",
     "plan_arrived",
     "trained",
@@ -81,6 +83,25 @@ def adopted(event: Adopted) -> Line:
     """The worker's replica moved to a version."""
     words = f"version {event.version} {event.digest[:12]}"
     return Line(words, event="adopted", version=event.version, digest=event.digest)
+
+
+def measured(event: MeasuredState) -> Line:
+    """A published state is measured on this node's held-out rows."""
+    found = event.measurement
+    if found is None:
+        words = f"version {event.version} is not measured: no row is held out"
+        return Line(words, event="measured", version=event.version, rows=0)
+    accuracy, loss = found.sums[ACCURACY].mean, found.sums[LOSS].mean
+    words = f"version {event.version} on {found.examples} held-out rows: accuracy {accuracy:.3f}, loss {loss:.3f}"
+    return Line(
+        f"{words}, {event.seconds:.1f} s",
+        event="measured",
+        version=event.version,
+        rows=found.examples,
+        accuracy=accuracy,
+        loss=loss,
+        seconds=round(event.seconds, 3),
+    )
 
 
 def trained(event: Trained) -> Line:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client as a state machine: events in, actions out; no I/O and no clock.
 
-    idle ──plan──> loading ──ready──> fetching ──held──> training ──update──> sending ──commit──> idle
+    idle ──plan──> loading ──ready──> fetching ──held──> measuring ──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
     idle ──a plan with an artefact that is not here──> fetching ──kept──> loading
     any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
@@ -15,9 +15,7 @@ finished interval.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from edge_client.agent.events import (
     Action,
@@ -32,10 +30,12 @@ from edge_client.agent.events import (
     KeepArtefact,
     LetGo,
     MayWork,
+    MeasureState,
     MustRest,
     PlanArrived,
     RoomWanted,
     SendUpdate,
+    StateMeasured,
     TellStatus,
     TrainRound,
     UpdateGone,
@@ -43,28 +43,13 @@ from edge_client.agent.events import (
     WorkerFailed,
     WorkerReady,
 )
+from edge_client.agent.states import BUSY, TRANSITIONS, State
 from fedcore.errors import RunError
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed, published_digest
 
 __all__ = ["TRANSITIONS", "Session", "State"]
 
-State = Literal["idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"]
-_States = frozenset[State]
-_ALL: _States = frozenset({"idle", "loading", "fetching", "adopting", "training", "sending", "resting", "finished"})
-_BUSY: _States = frozenset({"loading", "adopting", "training"})
-TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
-    PlanArrived: (_ALL - _BUSY, _ALL - {"adopting"}),
-    WorkerReady: (frozenset({"loading"}), _ALL - {"loading", "adopting", "resting"}),
-    Fetched: (frozenset({"fetching"}), _ALL - {"resting"}),
-    Adopted: (frozenset({"adopting", "fetching"}), _ALL - {"adopting", "resting"}),
-    UpdateReady: (frozenset({"training", "resting"}), _ALL - {"adopting"}),
-    UpdateGone: (frozenset({"sending"}), _ALL - {"adopting"}),
-    WorkerFailed: (_ALL - {"resting"}, _ALL - {"adopting", "resting"}),
-    RoomWanted: (frozenset(), frozenset()),
-    MustRest: (_ALL, frozenset({"resting"})),
-    MayWork: (frozenset({"resting", "idle"}), _ALL - {"adopting", "resting"}),
-}
-"""For each event, from which states it leads on, and to which."""
 # A worker that dies this often in one round has a reason that another start will not mend.
 _TRIES_PER_ROUND = 5
 
@@ -92,6 +77,8 @@ class Session:
     digest: str = ""
     reason: str = ""
     wanted: PublishedObject | None = None
+    measured: tuple[int, Measurement | None] | None = None
+    """The version that was measured last, and what came of it."""
     tries: int = 0
     rests: dict[Cause, str] = field(default_factory=dict)
     """Why it must rest, by cause."""
@@ -109,12 +96,12 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether its worker has something to do, or will have at once."""
-        return self.state in ("loading", "fetching", "adopting", "training")
+        return self.state in BUSY or self.state == "fetching"
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
         assert self.state in ("idle", "resting", "finished") or self.plan is not None, self.story
-        assert self.state not in ("adopting", "training") or self.worker_ready, self.story
+        assert self.state not in ("adopting", "measuring", "training") or self.worker_ready, self.story
         assert self.state != "fetching" or self.wanted is not None, self.story
         assert self.state != "sending" or self.update_round > self.sent_round, self.story
         assert self.rests or self.state != "resting", self.story
@@ -149,6 +136,11 @@ class Session:
                 # Also while fetching: an object that was being taken when the disk filled up changes what is still
                 # needed.
                 return self._next() if self.state in ("adopting", "fetching") else []
+            case StateMeasured(version, measurement):
+                self.measured = version, measurement
+                # Measuring that ends was no try; training begins one.
+                self.tries -= self.state == "measuring"
+                return self._next() if self.state == "measuring" else []
             case UpdateReady(server_round, worker_ended):
                 self.worker_ready = self.worker_ready and not worker_ended
                 if self.plan is None or self.plan.round != server_round or self.state not in ("training", "resting"):
@@ -176,9 +168,8 @@ class Session:
         old, self.plan = self.plan, plan
         if old is None or old.round != plan.round:
             self.tries = 0
-        busy = self.state in ("loading", "adopting", "training")
         # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
-        return [] if busy else self._next()
+        return [] if self.state in BUSY else self._next()
 
     def _fetched(self, sha256: str) -> list[Action]:
         if self.state != "fetching" or self.wanted is None or self.wanted.manifest.sha256 != sha256:
@@ -208,7 +199,7 @@ class Session:
 
     def _stop_work(self, cause: Cause) -> list[Action]:
         actions: list[Action] = []
-        if self.state == "training":
+        if self.state in ("measuring", "training"):
             # An owner who wants the device, or a full disk, is no failure of this round.
             self.tries -= 1
         if cause == "policy":
@@ -225,9 +216,10 @@ class Session:
         self.reason = self._why_resting()
         if self.state != "resting":
             return []
-        if not self.rests:
-            self._go("idle")
-        return self._next() if not self.rests else self._send_waiting()
+        if self.rests:
+            return self._send_waiting()
+        self._go("idle")
+        return self._next()
 
     def _rest(self) -> list[Action]:
         """Nothing is worked on; who is invited hears why."""
@@ -294,12 +286,26 @@ class Session:
             self._go("fetching")
             self.wanted = needed[0]
             return [Fetch(needed[0])]
-        if self._invited(plan) and self.tries < _TRIES_PER_ROUND:
-            self._go("training")
-            self.tries += 1
-            return [TrainRound(plan)]
-        self._go("finished" if plan.phase == "finished" else "idle")
+        trains, finished = self._invited(plan), plan.phase == "finished"
+        if (trains or finished) and self.tries < _TRIES_PER_ROUND:
+            if self._must_measure(plan):
+                self._go("measuring")
+                self.tries += 1
+                return [MeasureState(plan)]
+            if trains:
+                self._go("training")
+                self.tries += 1
+                return [TrainRound(plan, self.measurement)]
+        self._go("finished" if finished else "idle")
         return []
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What was measured of the version that the plan starts from; None if nothing was."""
+        return self.measured[1] if self.plan and self.measured and self.measured[0] == self.plan.version else None
+
+    def _must_measure(self, plan: Plan) -> bool:
+        return plan.evaluation is not None and plan.evaluation.due and (self.measured or (-1,))[0] != plan.version
 
     def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
         if self.rests:
@@ -313,21 +319,26 @@ class Session:
         self.wanted = None
         if died:
             self.worker_ready = False
-        if died and was in ("loading", "fetching", "adopting", "training"):
-            # A training's try was counted when it began.
-            self.tries += was != "training"
+        # Of measuring and training the try was counted when it began.
+        counted = was in ("measuring", "training")
+        if died and was in ("loading", "fetching", "adopting", "measuring", "training"):
+            self.tries += not counted
             if self.tries < _TRIES_PER_ROUND:
                 self._go("loading")
                 assert self.plan is not None
                 return [Configure(self.plan)]
-        if not died and (was == "adopting" or (was == "training" and not_equal)):
+        if not died and (was == "adopting" or (counted and not_equal)):
             # The replica dropped what it held: whole states from nothing.
             self.worker_ready = False
             self._go("loading")
-            self.tries += was != "training"
+            self.tries += not counted
             assert self.plan is not None
             return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
-        return self._decline(reason) if was in ("loading", "fetching", "training", "adopting") else []
+        if was == "measuring" and self.plan is not None and self.plan.phase == "finished":
+            # Nobody waits for an update: the run ends without this node's numbers.
+            self.measured = self.plan.version, None
+            return self._next()
+        return self._decline(reason) if was in ("loading", "fetching", "measuring", "training", "adopting") else []
 
     def _decline(self, reason: str) -> list[Action]:
         self.reason = reason

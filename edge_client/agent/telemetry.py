@@ -13,10 +13,11 @@ from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
 from edge_client.node import Node
 from edge_client.process.supervisor import Supervisor
 from fedcore.device.readings import Readings
+from fedcore.round.measurement import Measurement
 from fedcore.wire.messages import Status, Telemetry
 from fedcore.worker.serving import Held
 
-__all__ = ["held_of", "status", "telemetry"]
+__all__ = ["held_of", "last_word", "status", "telemetry"]
 
 
 def status(session: Session, supervisor: Supervisor, device: str, security: str) -> Status:
@@ -41,7 +42,29 @@ def status(session: Session, supervisor: Supervisor, device: str, security: str)
         security=security,
         software=_software(),
         route=supervisor.route,
+        measured=_last_measurement(session),
     )
+
+
+def last_word(session: Session) -> Status:
+    """The word of a node that leaves.
+
+    Args:
+        session: What it was doing.
+    """
+    return Status(
+        online=False,
+        state=session.state,
+        version=session.version,
+        generation=session.generation,
+        digest=session.digest,
+        measured=_last_measurement(session),
+    )
+
+
+def _last_measurement(session: Session) -> Measurement | None:
+    """Of the run's last state; of every other the next update tells."""
+    return session.measurement if session.plan is not None and session.plan.phase == "finished" else None
 
 
 def held_of(node: Node, session: Session) -> Held | None:

@@ -14,7 +14,7 @@ from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
 from fedcore.config.fitting import require_fitting
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import DataError, FedkrsoError, ModelError
 from fedcore.system.processes import worker_python
@@ -64,7 +64,9 @@ def _guarded(name: str, look: Callable[[], str]) -> Check:
 
 
 def _model(node: Node) -> str:
-    folder = resolve_model_folder(node.model_folder, place="model_folder")
+    folder = find_model(node.model_folder, place="model_folder")
+    if folder.is_file():
+        return f"{folder}, which is imported before the first round"
     for pattern in ("config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             raise ModelError(f"no {pattern} in it", place=str(folder), remedy="copy the whole model folder")

@@ -18,7 +18,7 @@ from edge_client.install.certificate import Certificate, client_certificate
 from edge_client.install.layout import Layout
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
-from fedcore.config.models import resolve_model_folder
+from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
 from fedcore.transport.tls import client_context
@@ -193,8 +193,8 @@ def finished(document: tomlkit.TOMLDocument, layout: Layout, kit: Kit, *, root: 
     # A share would be taken of the service's own limit, which comes from the budget.
     if asked.strip().endswith("%") or asked.strip().lower() == "auto":
         document["memory_budget"] = f"{budget // 2**20} MiB"
-    model = resolve_model_folder(_present(str(document["model_folder"]), layout, root), place="model_folder")
-    if not (model / "config.json").is_file():
+    model = find_model(_present(str(document["model_folder"]), layout, root), place="model_folder")
+    if model.is_dir() and not (model / "config.json").is_file():
         raise ConfigError(
             "no config.json in this model folder",
             place=f"model_folder: {model}",

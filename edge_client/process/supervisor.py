@@ -23,12 +23,14 @@ from edge_client.process.paths import artefact_path
 from edge_client.process.route import cache_folder
 from edge_client.process.turns import Turns
 from fedcore.device.memoryplan import MemoryComponents
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 from fedcore.system.logs import Line
 from fedcore.worker.messages import (
     Adopt,
     Configure,
     Event,
+    Measure,
     Progress,
     Ready,
     Route,
@@ -169,8 +171,18 @@ class Supervisor:
         assert self._worker is not None
         self._worker.send(command)
 
-    def train(self, plan: Plan, path: Path) -> None:
-        """Have the worker train a round, from the best plan that fits now.
+    def measure(self, plan: Plan) -> None:
+        """Have the worker measure the state that a plan starts from, with as much memory as training it has.
+
+        Raises:
+            WorkerError: Nothing fits now.
+        """
+        assert self._worker is not None
+        self.progress = Progress(0, 0, 0.0)
+        self._worker.send(Measure(plan, self._planning.begin(plan, self._now())[0]))
+
+    def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
+        """Have the worker train a round, from the best plan that fits now; the update carries what was measured.
 
         Raises:
             WorkerError: Nothing fits now.
@@ -181,7 +193,7 @@ class Supervisor:
         foreseen = memory_steps[0].components.total_bytes
         words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
         self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
-        self._worker.send(Train(plan, str(path), memory_steps))
+        self._worker.send(Train(plan, str(path), memory_steps, measured))
 
     def set_budget(self, budget_bytes: int) -> None:
         """The owner changed the budget.
@@ -221,8 +233,7 @@ class Supervisor:
         Args:
             busy: There is something to load or to train.
         """
-        plan = self._turns.due()
-        if plan is not None:
+        if (plan := self._turns.due()) is not None:
             self.configure(plan)
         if self._worker is None and (self._leaving is None or not self._leaving.is_alive()):
             self._turns.leave()
@@ -258,8 +269,7 @@ class Supervisor:
         """Read what agent, worker and device use, and act on it."""
         worker = self._worker
         now, left, limits = pressure(), room(), kernel_limits()
-        used = worker.sample() if worker is not None else None
-        self.worker_memory = used
+        used = self.worker_memory = worker.sample() if worker is not None else None
         self.accelerator_bytes = self.accelerator_bytes if worker is not None else None
         reading = Reading(
             at_seconds=at_seconds,
@@ -298,15 +308,12 @@ class Supervisor:
     def _threads(self) -> int:
         return self._node.threads or os.cpu_count() or 1
 
-    def _agent_bytes(self) -> int:
-        return self._light_bytes() + _AGENT_RESERVE_BYTES
-
     def _light_bytes(self) -> int:
         """What this process uses, and a server that shares the budget, without its worker."""
         return (process_bytes(os.getpid()) or own_rss_bytes()) + self._turns.server_bytes()
 
     def _worker_room(self) -> int:
-        return max(1, self.monitor.budget_bytes - self._agent_bytes())
+        return max(1, self.monitor.budget_bytes - self._light_bytes() - _AGENT_RESERVE_BYTES)
 
     def _now(self) -> Limit:
         """What the worker may have now: its share of the budget, or less where the device has less left."""

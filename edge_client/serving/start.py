@@ -25,6 +25,7 @@ from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError, WorkerError
 from fedcore.system.locks import owned
+from fedcore.worker.imported import imported_models, model_folder
 
 __all__ = ["Service", "folder_service", "node_service"]
 
@@ -53,8 +54,10 @@ class Service:
         """Answer until SIGTERM or SIGINT.
 
         Raises:
-            FedkrsoError: The address is taken, the token file is wrong, or this node is served already.
+            FedkrsoError: The packages for it are not installed, the address is taken, the token file is wrong, or this
+                node is served already.
         """
+        _require_packages()
         from edge_client.serving.server import serve
 
         memory = ServingMemory.of(self.budget_bytes, self.section, self.node_folder)
@@ -73,16 +76,16 @@ def node_service(node_file: Path, changes: Mapping[str, Any]) -> Service:
     Raises:
         FedkrsoError: The file is wrong, or what it names is not there.
     """
-    _require_packages()
+    require_training_packages()
     node = load_config(node_file, Node)
     section = _changed(node.serve, changes)
     node = msgspec.structs.replace(node, serve=section)
-    model_folder = resolve_model_folder(node.model_folder, place=f"{node_file}: model_folder")
     budget = budget_bytes(node.memory_budget, place=f"{node_file}: memory_budget")
     training_bytes(budget, section)
     folder = Path(node.folder)
+    found = model_folder(node.model_folder, imported_models(folder), place=f"{node_file}: model_folder")
     threads = section.threads or node.threads or os.cpu_count() or 1
-    return Service(NodeSource(node, model_folder, threads, HeldNote(folder)), section, budget, folder, node.node)
+    return Service(NodeSource(node, found, threads, HeldNote(folder)), section, budget, folder, node.node)
 
 
 def folder_service(model: str, memory_budget: str, changes: Mapping[str, Any]) -> Service:
@@ -96,7 +99,7 @@ def folder_service(model: str, memory_budget: str, changes: Mapping[str, Any]) -
     Raises:
         FedkrsoError: There is no such folder, or the budget cannot be.
     """
-    _require_packages()
+    require_training_packages()
     folder = resolve_model_folder(model, place="--model")
     section = _changed(ServeSection(), changes)
     # Gone with the process: nothing of a folder that is served need be kept.
@@ -126,4 +129,3 @@ def _require_packages() -> None:
         raise WorkerError(
             f"this installation cannot serve: {', '.join(missing)} not installed", remedy="pip install 'fedkrso[serve]'"
         )
-    require_training_packages()

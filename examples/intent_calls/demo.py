@@ -23,8 +23,8 @@ from coordinator.reports.adapter import export_adapter
 from coordinator.store.folder import RunFolder
 from examples.intent_calls.asking import ask_node
 from examples.intent_calls.prompt import TEMPLATE
-from fedcore.config.models import find_model
 from fedcore.errors import FedkrsoError, RunError
+from fedcore.worker.imported import model_folder
 from fedkrso.fleet import run_fleet
 
 __all__ = ["CALIBRATION_ROWS", "METHOD", "MODEL", "TRAINED_TENSORS", "demo", "job_text", "node_text"]
@@ -156,21 +156,22 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     folder, began = (runs / f"{run}-nodes").resolve(), time.monotonic()
     if (runs / run).exists():
         raise RunError(f"run {run!r} is already there", place=str(runs), remedy="use another --run")
-    weights = str(_imported(model, folder))
     names = [f"home-{index}" for index in range(homes)]
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
+    # Once for all: each home would import a GGUF file for itself.
+    model = str(model_folder(model, (runs / ".models").resolve(), place="--model", tell=click.echo))
     with LocalBroker(folder / "broker", ["coordinator", *names], kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
         click.echo(f"{rounds} rounds; 45 take about half an hour on two cores, and measuring some minutes more")
         job = folder / "job.toml"
         connection = broker.sections("coordinator")
-        job.write_text(job_text(run, connection, model=weights, rounds=rounds, homes=homes, seed=seed))
+        job.write_text(job_text(run, connection, model=model, rounds=rounds, homes=homes, seed=seed))
         nodes = {name: folder / f"{name}.toml" for name in names}
         for index, (name, path) in enumerate(nodes.items()):
             own = broker.sections(name)
             path.write_text(
-                node_text(run, own, folder / name, index=index, model=weights, homes=homes, seed=seed, threads=threads)
+                node_text(run, own, folder / name, index=index, model=model, homes=homes, seed=seed, threads=threads)
             )
         code = run_fleet(job, nodes, runs=runs, logs=folder)
     if code:
@@ -179,22 +180,11 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     adapter = runs / run / "adapter"
     export_adapter(RunFolder(runs / run), adapter)
     click.echo(f"\ntrained in {trained_minutes:.0f} minutes; what was learned is in {adapter}, for peft. Measuring it:")
-    _measure(weights, adapter, seed=seed, homes=homes, rows=rows)
+    _measure(model, adapter, seed=seed, homes=homes, rows=rows)
     click.echo("\nfive commands, typed into the tuned model on home-0:")
     for command, answer in zip(_COMMANDS, ask_node(nodes["home-0"], _COMMANDS, folder / "serve.log"), strict=True):
         click.echo(f"  {command}  ->  {answer}")
     click.echo(f"all in all {(time.monotonic() - began) / 60:.0f} minutes")
-
-
-def _imported(model: str, folder: Path) -> Path:
-    """The model as a folder: all homes of this machine share what a GGUF file is once made into."""
-    found = find_model(model, place="--model")
-    if found.is_dir():
-        return found.resolve()
-    made = folder / "model"
-    click.echo(f"{found.name} becomes a folder that four homes, transformers and peft read")
-    subprocess.run([sys.executable, "-m", "fedkrso", "model", "import", str(found), str(made)], check=True)
-    return made
 
 
 def _measure(model: str, adapter: Path, *, seed: int, homes: int, rows: int) -> None:

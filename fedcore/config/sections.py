@@ -70,6 +70,9 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Instruction: columns with what is asked and what is to be answered, in rows without a conversation."""
     arguments: dict[str, Any] = {}
     """Keyword arguments for `package.module:function`."""
+    held_out: PathText | None = None
+    """Of a node: rows that it never trains on and measures published states on, as `source` is, with the same columns.
+    Left out: the job's `evaluation.share` of its rows is held out."""
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

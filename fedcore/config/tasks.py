@@ -57,6 +57,8 @@ class Task(ABC):
     """Whether each example must have a label (`target` reads it)."""
     scale: ClassVar[bool] = False
     """Whether `task.middle` has a meaning."""
+    headline: ClassVar[str] = "accuracy"
+    """What the number is that reports call accuracy."""
     conversations: ClassVar[bool] = False
     """Whether a row is a conversation rather than a text, and the keys about chat templates have a meaning."""
 
@@ -83,6 +85,14 @@ class Task(ABC):
                         place=f"task.{key}",
                         remedy="leave it out, or set task.kind to instruction",
                     )
+
+    def metrics(self) -> tuple[str, ...]:
+        """What it measures beside accuracy and loss (`WorkerTask.measures`) that nodes report too."""
+        return ()
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Metrics that follow from the mean loss alone, so that nobody has to send them."""
+        return {}
 
     @abstractmethod
     def outputs(self) -> int | None:
@@ -146,6 +156,11 @@ class Classification(Task):
 
     worker = "edge_client.worker.data.kinds.classification:ClassificationAtWork"
 
+    def metrics(self) -> tuple[str, ...]:
+        """Matthews' correlation, and F1 of two labels."""
+        two = isinstance(self.section.labels, tuple) and len(self.section.labels) == 2
+        return ("matthews", "f1") if two else ("matthews",)
+
     def outputs(self) -> int:
         """A logit for each label."""
         return len(self.section.labels)
@@ -176,6 +191,11 @@ class Regression(Task):
 
     worker = "edge_client.worker.data.kinds.regression:RegressionAtWork"
     scale = True
+    headline = "Spearman's correlation"
+
+    def metrics(self) -> tuple[str, ...]:
+        """Both correlations."""
+        return "spearman", "pearson"
 
     def outputs(self) -> int:
         """The score."""
@@ -204,6 +224,11 @@ class CausalLM(Task):
 
     worker = "edge_client.worker.data.kinds.causal_lm:CausalLMAtWork"
     labelled = False
+    headline = "mean probability of the right token"
+
+    def derived(self, loss: float) -> dict[str, float]:
+        """Perplexity of a token."""
+        return {"perplexity": math.exp(min(loss, 700.0))}
 
     def outputs(self) -> None:
         """No new head."""

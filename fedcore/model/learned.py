@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a published state means for a target layer's weight, as one matrix: for export, and for the tests that a method
-is exact."""
+"""What a published state means for a target layer's weight, as one matrix or as two factors: for export, and for the
+tests that a method is exact.
+
+A method's part of a plan names its class here (`Training.learned`); a method of one's own names one of these, or one
+of its own."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,21 +16,137 @@ from numpy.typing import NDArray
 from fedcore.errors import ConfigError
 from fedcore.model.merge import layer_change, merge_update
 from fedcore.model.state import PublishedState
-from fedcore.round.training import (
-    DenseTraining,
-    DirectionTraining,
-    FactorTraining,
-    ResidualTraining,
-    StackedTraining,
-    SubspaceTraining,
-    Training,
-)
+from fedcore.registry import resolve
+from fedcore.round.training import DirectionTraining, FactorTraining, SubspaceTraining, Training
 from fedcore.subspaces.directions import change_of
-from fedcore.subspaces.projection import projection_of
+from fedcore.subspaces.projection import Projection, projection_of
 from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
 
-__all__ = ["layer_factors", "layer_update", "require_shared_model"]
+__all__ = [
+    "DenseLearned",
+    "DirectionLearned",
+    "FactorLearned",
+    "Learned",
+    "ResidualLearned",
+    "StackedLearned",
+    "SubspaceLearned",
+    "layer_factors",
+    "layer_update",
+    "require_shared_model",
+]
+
+T = TypeVar("T", bound=Training)
+
+
+class Learned(ABC, Generic[T]):
+    """What was learned since the last merge.
+
+    Args:
+        training: Of the run.
+        state: A published one.
+        artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where it has one.
+    """
+
+    def __init__(self, training: T, state: PublishedState, artefact: Any = None) -> None:
+        self.training, self.state, self.artefact = training, state, artefact
+
+    @abstractmethod
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """What is added to a layer's weight, float32 (m, n).
+
+        Raises:
+            ConfigError: The state does not have it: a part stays with each node.
+        """
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same as a pair of factors, float32 (m, k) and (k, n), whose product it is.
+
+        Raises:
+            ConfigError: It is no such pair.
+        """
+        raise ConfigError(
+            f"what {self.training.method!r} learns of a layer is no pair of factors",
+            place="method.name",
+            remedy="export the whole model instead",
+        )
+
+
+class SubspaceLearned(Learned[SubspaceTraining]):
+    """FedKRSO's: S P."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Exact, as a merge adds it."""
+        return merge_update(self.state.entries[layer.name], self._projection(layer), layer.name)
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """S and P."""
+        return self.state.entries[layer.name].values(), self._projection(layer).values().astype(np.float32)
+
+    def _projection(self, layer: LayerSpec) -> Projection:
+        state = self.state
+        return projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, self.artefact)
+
+
+class DenseLearned(Learned[Training]):
+    """An entry of the layer's name that is its change."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """The entry."""
+        return self.state.entries[layer.name].values()
+
+
+class DirectionLearned(Learned[DirectionTraining]):
+    """Coefficients of seeded directions."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """The directions' sum."""
+        part = self.state.entries[self.training.coefficients(layer)]
+        return change_of(part, self.state.seeds[0], layer, self.training.unit_exponent)(slice(0, layer.rows))
+
+
+class FactorLearned(Learned[FactorTraining]):
+    """The LoRA family's: alpha / r B A."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """The product."""
+        b, a = self._both(layer)
+        return np.asarray(b @ a * self._scale, np.float32)
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """B with the scale in it, and A."""
+        b, a = self._both(layer)
+        return b * self._scale, a
+
+    @property
+    def _scale(self) -> np.float32:
+        scale: np.float32 = np.float32(self.training.alpha / self.training.rank)
+        return scale
+
+    def _both(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        require_shared_model(self.training)
+        name, entries = f"{layer.name}/A", self.state.entries
+        a = initial_factor(name, self.training.rank, layer.columns, self.training.first_seed(self.state.seeds))
+        if name in entries:
+            a = a + entries[name].values()
+        return entries[f"{layer.name}/B"].values(), a
+
+
+class StackedLearned(Learned[FactorTraining]):
+    """FLoRA's: the participants' factors side by side, as a merge adds them."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Exact."""
+        return layer_change(self.state, layer)(slice(0, layer.rows))
+
+
+class ResidualLearned(Learned[FactorTraining]):
+    """FedEx-LoRA's: the mean factors' product, and what it lacks to the mean of the products."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Both together."""
+        product = FactorLearned(self.training, self.state).change(layer)
+        return product + layer_change(self.state, layer)(slice(0, layer.rows))
 
 
 def require_shared_model(training: Training) -> None:
@@ -50,27 +170,12 @@ def layer_update(
         training: Of the run.
         state: A published one.
         layer: Which.
-        artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where it has one.
+        artefact: What the run's artefact holds, where it has one.
 
     Raises:
-        ConfigError: The state does not have it: a part stays with each node.
+        ConfigError: The state does not have it: a part stays with each node; or the method does not say how.
     """
-    match training:
-        case SubspaceTraining():
-            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, artefact)
-            return merge_update(state.entries[layer.name], projection, layer.name)
-        case DenseTraining():
-            return state.entries[layer.name].values()
-        case DirectionTraining():
-            part = state.entries[training.coefficients(layer)]
-            return change_of(part, state.seeds[0], layer, training.unit_exponent)(slice(0, layer.rows))
-        case StackedTraining():
-            return layer_change(state, layer)(slice(0, layer.rows))
-        case ResidualTraining():
-            return _product(training, state, layer) + layer_change(state, layer)(slice(0, layer.rows))
-        case FactorTraining():
-            return _product(training, state, layer)
-    raise ConfigError(f"no way to write out what {training.method!r} learned", place="method.name")
+    return _learned(training, state, artefact).change(layer)
 
 
 def layer_factors(
@@ -93,33 +198,15 @@ def layer_factors(
             place="method.name",
             remedy="export the whole model instead",
         )
-    match training:
-        case SubspaceTraining():
-            projection = projection_of(state.rows_from, state.seeds, state.rank, layer.name, layer.columns, artefact)
-            return state.entries[layer.name].values(), projection.values().astype(np.float32)
-        case StackedTraining() | ResidualTraining():
-            pass
-        case FactorTraining():
-            up, down = _factors(training, state, layer)
-            return up * np.float32(training.alpha / training.rank), down
-    raise ConfigError(
-        f"what {training.method!r} learns of a layer is no pair of factors",
-        place="method.name",
-        remedy="export the whole model instead",
-    )
+    return _learned(training, state, artefact).factors(layer)
 
 
-def _factors(
-    training: FactorTraining, state: PublishedState, layer: LayerSpec
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    require_shared_model(training)
-    name = f"{layer.name}/A"
-    a = initial_factor(name, training.rank, layer.columns, training.first_seed(state.seeds))
-    if name in state.entries:
-        a = a + state.entries[name].values()
-    return state.entries[f"{layer.name}/B"].values(), a
-
-
-def _product(training: FactorTraining, state: PublishedState, layer: LayerSpec) -> NDArray[np.float32]:
-    b, a = _factors(training, state, layer)
-    return np.asarray(b @ a * np.float32(training.alpha / training.rank), np.float32)
+def _learned(training: Training, state: PublishedState, artefact: Any) -> Learned[Any]:
+    if not training.learned:
+        raise ConfigError(
+            f"no way to write out what {training.method!r} learned",
+            place="method.name",
+            remedy="name a class in its Training.learned",
+        )
+    made: Learned[Any] = resolve(training.learned, place=f"method {training.method}")(training, state, artefact)
+    return made

@@ -20,6 +20,7 @@ from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_
 from fedcore.numbers.coding import Coding, Kind
 from fedcore.numbers.records import Record, read_header, read_records, write_records
 from fedcore.round.header import UPDATE_FORMAT, Expected, UpdateHeader
+from fedcore.round.measurement import check_measurement
 from fedcore.round.plan import Plan
 
 __all__ = ["CheckedUpdate", "WeightedUpdate", "add_update", "check_update", "write_update"]
@@ -95,6 +96,8 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
             )
     if not 1 <= header.examples <= MAX_EXAMPLES:
         raise UpdateRefused(f"{header.examples} examples is outside 1 to {MAX_EXAMPLES}", place=node)
+    if header.measured is not None:
+        check_measurement(header.measured, plan.evaluation, plan.version, node)
     return header
 
 

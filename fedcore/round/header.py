@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from fedcore.fields.checked import Number
 from fedcore.numbers.coding import Coding
+from fedcore.round.measurement import Measurement
 
 __all__ = ["UPDATE_FORMAT", "Expected", "UpdateHeader"]
 
@@ -34,6 +35,9 @@ class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
     loss: Number
     """Mean training loss over the round."""
     seconds: Annotated[float, Meta(ge=0, le=1e9)]
+    measured: Measurement | None = None
+    """What the node measured of that state on held-out rows of its own, before it trained; None where the plan did not
+    ask, and on a node without such rows."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedcore.errors import MalformedMessage
 from fedcore.fields.checked import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, Sha256, UnixSeconds
 from fedcore.fields.manifest import Manifest
 from fedcore.fields.types import BaseKind
+from fedcore.round.measurement import NodeEvaluation
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
@@ -104,6 +105,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     field."""
     artefact: ArtefactObject | None = None
     """The file that `training` names, in methods that ask for one."""
+    evaluation: NodeEvaluation | None = None
+    """What nodes hold out and measure; None where they do not."""
 
     @property
     def key(self) -> str:

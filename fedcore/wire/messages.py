@@ -27,6 +27,7 @@ from fedcore.fields.checked import (
     clean_texts,
 )
 from fedcore.fields.manifest import Manifest
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 
 __all__ = [
@@ -134,6 +135,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """Version of fedkrso on the node."""
     route: str = ""
     """How the node computes: `float32 on cpu`."""
+    measured: Measurement | None = None
+    """Of the run's last state, which no update follows that could carry it."""
 
     def __post_init__(self) -> None:
         clean_texts(self, "state", "device", "digest", "memory_group", "reason", "security", "software", "route")

@@ -15,7 +15,7 @@ from fedcore.system.locks import turn
 from fedcore.worker.asking import ask_worker
 from fedcore.worker.exchange import ImportModel
 
-__all__ = ["model_folder"]
+__all__ = ["imported_models", "model_folder"]
 
 _SECONDS: Final = 7200.0
 _FORM: Final = ModelSource.__struct_defaults__[-1]
@@ -66,6 +66,11 @@ def model_folder(text: str, cache: Path, *, place: str, tell: Callable[[str], No
     source = read_source(folder)
     tell(f"imported {source.words if source is not None else found}")
     return folder
+
+
+def imported_models(node_folder: Path) -> Path:
+    """Where a node keeps what it imported: in its own folder, which is all that a service may write into."""
+    return node_folder / "models"
 
 
 def _is_whole(folder: Path) -> bool:

@@ -8,17 +8,27 @@ import msgspec
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.fields.types import BaseKind
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
-from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
+from fedcore.worker.serving import (
+    Answer,
+    Answered,
+    Classified,
+    Classify,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Stop,
+    Token,
+)
 
 __all__ = [
     "Adopt",
     "Adopted",
-    "Answer",
-    "Answered",
     "ArtefactMade",
     "Command",
     "Configure",
@@ -29,7 +39,9 @@ __all__ = [
     "Event",
     "Failed",
     "MakeArtefact",
+    "Measure",
     "Measured",
+    "MeasuredState",
     "Progress",
     "Ready",
     "Route",
@@ -148,6 +160,8 @@ class Train(msgspec.Struct, frozen=True, tag="train"):
     path: str
     memory_steps: tuple[MemoryPlan, ...]
     """The memory plan to begin with, then smaller ones in order."""
+    measured: Measurement | None = None
+    """What was measured of the state that the round starts from; the update carries it."""
 
 
 class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
@@ -157,20 +171,19 @@ class StepDown(msgspec.Struct, frozen=True, tag="step_down"):
     memory_step: int
 
 
+class Measure(msgspec.Struct, frozen=True, tag="measure"):
+    """Measure the state that a plan starts from, on this node's held-out rows. What was measured before a kill lies on
+    disk and is not measured again."""
+
+    plan: Plan
+    memory: MemoryPlan
+    """Of training: measuring keeps less, with as many examples at a time."""
+
+
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     """Measure the held state on the configured data."""
 
     version: int
-
-
-class Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """Say what a finished model says of texts."""
-
-    model_folder: str
-    """As exported: weights and tokenizer."""
-    task: TaskSection
-    texts: tuple[tuple[str, str | None], ...]
-    """Each with its second sentence, where the task has pairs."""
 
 
 Command = (
@@ -178,6 +191,7 @@ Command = (
     | Trace
     | Configure
     | Adopt
+    | Measure
     | Train
     | StepDown
     | Evaluate
@@ -270,6 +284,15 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     """Intervals that lay finished on disk."""
 
 
+class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):
+    """Answer to `Measure`."""
+
+    version: int
+    measurement: Measurement | None
+    """None on a node without held-out rows."""
+    seconds: float
+
+
 class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
     """The run's artefact is written and flushed."""
 
@@ -284,13 +307,6 @@ class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
     accuracy: float
     loss: float
     metrics: dict[str, float]
-
-
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """Answer to `Answer`."""
-
-    scores: tuple[tuple[float, ...], ...]
-    """Of each text: the probability of every label, in the task's order; or a regression's one score."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -308,6 +324,7 @@ Event = (
     | Traced
     | Ready
     | Adopted
+    | MeasuredState
     | Progress
     | Trained
     | Evaluated

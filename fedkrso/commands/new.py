@@ -29,9 +29,9 @@ _TEMPLATES = Path(__file__).parent / "templates"
 )
 def new(folder: Path, model: str) -> None:
     """Write a start of your own into FOLDER: a job, four nodes, sample data, and a page that says how to run them."""
-    from fedcore.config.models import resolve_model_folder
+    from fedcore.config.models import find_model
 
-    found = resolve_model_folder(model, place="--model")
+    found = find_model(model, place="--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError("this is not an empty folder", place=str(folder), remedy="name another")
     named = ":" in model and "/" not in model and not Path(model).exists()

@@ -15,6 +15,7 @@ import msgspec
 
 from coordinator.store.ledger import RoundRow, UpdateRow
 from fedcore.fields.prepared import prepared
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, StateObject
 
 __all__ = ["JournalLedger"]
@@ -30,6 +31,7 @@ class JournalLedger:
         self._plans: dict[int, Plan] = {}
         self._updates: dict[tuple[int, str], UpdateRow] = {}
         self._objects: dict[tuple[int, str], StateObject] = {}
+        self._measurements: dict[tuple[int, str], Measurement] = {}
         self._rounds: dict[int, RoundRow] = {}
         self._events: list[tuple[float, str, str, str]] = []
         for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
@@ -62,6 +64,9 @@ class JournalLedger:
                     self._objects[obj.version, obj.kind] = obj
                 case "drop":
                     self._objects.pop(msgspec.msgpack.decode(raw, type=tuple[int, str]), None)
+                case "measurement":
+                    node, measurement = msgspec.msgpack.decode(raw, type=tuple[str, Measurement])
+                    self._measurements[measurement.version, node] = measurement
                 case "round":
                     row = msgspec.msgpack.decode(raw, type=RoundRow)
                     self._rounds[row.round] = row
@@ -95,6 +100,13 @@ class JournalLedger:
 
     def updates(self, server_round: int) -> list[UpdateRow]:
         return [self._updates[key] for key in sorted(self._updates) if key[0] == server_round]
+
+    def put_measurement(self, node: str, measurement: Measurement) -> None:
+        if node not in self.measurements(measurement.version):
+            self._write(("measurement", (node, measurement)))
+
+    def measurements(self, version: int) -> dict[str, Measurement]:
+        return {n: self._measurements[v, n] for v, n in sorted(self._measurements) if v == version}
 
     def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
         self._write(*(("object", obj) for obj in objects), ("round", row))

@@ -131,6 +131,13 @@ class WorkerTask(ABC):
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """The number that is called accuracy, and the task's other metrics; `loss` is the mean."""
 
+    def headline(
+        self, scores: Scores, encoded: Sequence[Encoded]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+        """What each example adds to the number that is called accuracy, and what it counts in it, (rows,) each; None
+        where that number is no mean over examples."""
+        return None
+
 
 class HeadTask(WorkerTask):
     """A task that a new head on the model answers."""

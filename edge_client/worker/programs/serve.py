@@ -17,13 +17,15 @@ import msgspec
 import torch
 
 from edge_client.worker.answering.answering import Answering
+from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
+from edge_client.worker.data.heldout import node_examples
 from edge_client.worker.data.packing import check_apart
-from edge_client.worker.data.reading import call_by_name, load_examples, load_texts
+from edge_client.worker.data.reading import call_by_name
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
-from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
+from edge_client.worker.programs.files import artefact_made, imported, written_gguf
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.agreement import described
@@ -32,21 +34,19 @@ from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.leftovers import forget_other_runs
+from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
-from fedcore.model.base import Base
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
-from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
+from fedcore.worker.exchange import ImportModel, WriteGguf
 from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
-    Answer,
-    Answered,
-    ArtefactMade,
     Command,
     Configure,
     Describe,
@@ -55,6 +55,7 @@ from fedcore.worker.messages import (
     Evaluated,
     Event,
     MakeArtefact,
+    Measure,
     Measured,
     Progress,
     Ready,
@@ -66,7 +67,7 @@ from fedcore.worker.messages import (
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
-from fedcore.worker.serving import Classify, Generate, Load, Stop
+from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
@@ -98,7 +99,7 @@ class Worker:
                 schema, notes = described(Checkpoint(Path(model_folder)), task, trained_tensors)
                 return Described(schema, task, notes)
             case MakeArtefact():
-                return _make_artefact(command)
+                return artefact_made(command)
             case Trace():
                 return self._trace(command)
             case Configure():
@@ -106,6 +107,9 @@ class Worker:
             case Adopt(path, version, generation, kind, digest):
                 self._held.adopt(Path(path), generation, kind, digest)
                 return Adopted(version, generation, digest)
+            case Measure(plan, memory):
+                self._wanted_memory_step = 0
+                return self._measurer.measured(plan, memory)
             case Train():
                 return self._train(command)
             case StepDown() | Stop():
@@ -116,16 +120,21 @@ class Worker:
                 return self.answering.generate(command, self._go_on)
             case Classify():
                 return self.answering.classify(command)
+            case Answer(folder, task, texts) if task_of(task).outputs() is None:
+                said = written(Path(folder), task, [text for text, _ in texts], read_tokenizer(Path(folder)))
+                return Answered((), said)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
             case ImportModel(path, folder):
-                return _import_model(Path(path), Path(folder))
-            case WriteGguf(folder, path, numbers, description):
-                return _write_gguf(Path(folder), Path(path), numbers, description)
+                return imported(Path(path), Path(folder))
+            case WriteGguf(folder, path, stored, description):
+                return written_gguf(Path(folder), Path(path), stored, description)
             case Evaluate(version):
                 task = self._configured.plan.task
-                found = evaluate(self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics)
-                return Evaluated(version, *found)
+                numbers = evaluate(
+                    self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics
+                )
+                return Evaluated(version, *numbers)
 
     def step_down(self, memory_step: int) -> None:
         """From the thread that reads commands: the next micro-batch takes this step."""
@@ -146,7 +155,8 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
-        encoded = encode(load_examples(command.data, plan.task), plan.task, read_tokenizer(folder))
+        examples, _ = node_examples(command.data, plan.task, plan.evaluation)
+        encoded = encode(examples, plan.task, read_tokenizer(folder))
         longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
         found = cached_footprint(
             Path(command.folder),
@@ -181,7 +191,12 @@ class Worker:
         dtype: torch.dtype = getattr(torch, command.compute_dtype)
         self._metrics = metrics_by_name(command.metrics)
         # The data first: a wrong column shows before seconds of loading.
-        self._encoded = encode(load_examples(command.data, task), task, read_tokenizer(folder))
+        (examples, held_out), tokenizer = (
+            node_examples(command.data, task, command.plan.evaluation),
+            read_tokenizer(folder),
+        )
+        self._encoded = encode(examples, task, tokenizer)
+        apart = held_out_of(command.plan, held_out, self._encoded, task, tokenizer)
         own = Path(command.folder)
         forget_other_runs(own, command.run)
         artefact = Path(command.artefact) if command.artefact else None
@@ -201,6 +216,16 @@ class Worker:
             self._pad_id,
             self._torch_device,
             Hooks(self._report, self._wanted),
+        )
+        self._measurer = Measurer(
+            self._replica,
+            apart,
+            own / "measured.msgpack",
+            command.run,
+            command.node,
+            self._pad_id,
+            self._torch_device,
+            self._wanted,
         )
         highest = peak_bytes()
         measured: tuple[Measured, ...] = ()
@@ -240,32 +265,9 @@ class Worker:
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
         begin_peak()
-        header, trained = self._trainer.train(command.plan, command.memory_steps, Path(command.path))
-        return Trained(command.plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
-
-
-def _make_artefact(command: MakeArtefact) -> ArtefactMade:
-    torch.set_num_threads(command.threads)
-    folder, task, texts = Path(command.model_folder), command.task, []
-    if command.data is not None:
-        texts = encode(load_texts(command.data, command.rows, task), task, read_tokenizer(folder))
-    base = Base(Checkpoint(folder), command.model_schema, command.base_kind, Path(command.folder))
-    cpu = torch.device("cpu")
-    sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
-    make_artefact(Path(command.path), sources)
-    return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
-
-
-def _import_model(path: Path, folder: Path) -> Imported:
-    from edge_client.worker.exchange.importing import import_gguf
-
-    return Imported(import_gguf(path, folder))
-
-
-def _write_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
-    from edge_client.worker.exchange.exporting import export_gguf
-
-    return Written(export_gguf(folder, path, numbers, description=description))
+        plan = command.plan
+        header, trained = self._trainer.train(plan, command.memory_steps, Path(command.path), command.measured)
+        return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
 
 
 def resolved_task(task: TaskSection) -> TaskSection:

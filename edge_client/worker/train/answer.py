@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import encode, outputs
+from edge_client.worker.data.tasks import encode, worker_task
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 
 __all__ = ["scores_of_texts"]
 
@@ -27,13 +28,14 @@ def scores_of_texts(
 
     Args:
         folder: The exported model.
-        task: The run's, with its labels as a list; not causal-lm, whose model only continues a text.
+        task: The run's, with its labels as a list; not one without a head, whose model only continues a text.
         texts: Each with its second sentence, or None.
         tokenizer: The folder's.
 
     Returns:
         Of each text the probability of every label; a regression's one score.
     """
+    at_work = worker_task(task)
     encoded = encode([Example(text, pair, None) for text, pair in texts], task, tokenizer)
     model = BuiltModel(
         AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
@@ -42,8 +44,8 @@ def scores_of_texts(
     def rows() -> Iterator[tuple[float, ...]]:
         for start in range(0, len(encoded), _BATCH):
             batch = encoded[start : start + _BATCH]
-            said = outputs(model, batch, model.pad_id, torch.device("cpu"))
-            yield from map(tuple, (said if task.kind == "regression" else said.softmax(-1)).tolist())
+            said = at_work.forward(model, batch, model.pad_id, torch.device("cpu"))
+            yield from map(tuple, (said if task_of(task).scale else said.softmax(-1)).tolist())
 
     with torch.inference_mode():
         return tuple(rows())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,15 +16,29 @@ from edge_client.worker.data.reading import function_by_name
 from edge_client.worker.data.tasks import Encoded, Scores, worker_task
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import DataError
 from fedcore.registry import METRICS
+from fedcore.round.measurement import ACCURACY, LOSS, Sum, summed
 
-__all__ = ["Metrics", "Scores", "evaluate", "measures", "metrics_by_name", "scores_of"]
+__all__ = [
+    "Metric",
+    "Metrics",
+    "Scores",
+    "batch_of_tokens",
+    "evaluate",
+    "measures",
+    "metrics_by_name",
+    "node_metrics",
+    "scores_of",
+    "sums_of",
+]
 
 _BATCH = 64
 
 
-Metrics = Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]]
+Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+Metrics = Mapping[str, Metric]
 _KEY: Final = "evaluation.metrics"
 
 
@@ -66,9 +80,17 @@ def metrics_by_name(names: Sequence[str]) -> Metrics:
     }
 
 
-def _measured(
-    name: str, metric: Callable[[NDArray[Any], NDArray[Any]], float], said: NDArray[Any], wanted: NDArray[Any]
-) -> float:
+def node_metrics(names: Sequence[str], task: TaskSection) -> dict[str, Metric | None]:
+    """What a plan asks nodes to measure; None for what the task measures by itself.
+
+    Raises:
+        ConfigError: No such metric on this node.
+    """
+    own = task_of(task).metrics()
+    return {name: None if name in own else METRICS.get(name, place=_KEY) for name in names}
+
+
+def _measured(name: str, metric: Metric, said: NDArray[Any], wanted: NDArray[Any]) -> float:
     try:
         value = float(metric(said, wanted))
     except Exception as error:
@@ -79,17 +101,43 @@ def _measured(
     return value
 
 
+def batch_of_tokens(most_tokens: int) -> Callable[[int], int]:
+    """Sizes of batches that have so many tokens at most, by the length of their longest example; one at the least.
+
+    Example:
+        >>> batch_of_tokens(100)(30), batch_of_tokens(100)(200)
+        (3, 1)
+    """
+    return lambda length: max(1, min(_BATCH, most_tokens // max(1, length)))
+
+
 def scores_of(
-    model: BuiltModel, encoded: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device
+    model: BuiltModel,
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    pad_id: int,
+    torch_device: torch.device,
+    batch_size: Callable[[int], int] = lambda length: _BATCH,
+    wanted: Callable[[], object] = lambda: None,
 ) -> Scores:
-    """What a model says of each example."""
+    """What a model says of each example.
+
+    Args:
+        model: With the state that is measured.
+        encoded: Examples.
+        task: Of the plan.
+        pad_id: Token that pads.
+        torch_device: Where to compute.
+        batch_size: Of a batch whose longest example has so many tokens.
+        wanted: Called before each batch; it raises where nobody waits any more.
+    """
     # Texts of like length together: less padding.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     at_work, losses, found = worker_task(task), np.empty(len(encoded), np.float64), []
     model.module.eval()
     with torch.inference_mode():
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
+        for places in _batches(order, encoded, batch_size):
+            wanted()
             batch = [encoded[index] for index in places]
             found_losses, said = at_work.scores(model, batch, pad_id, torch_device)
             losses[places] = found_losses.cpu().numpy()
@@ -102,8 +150,61 @@ def scores_of(
     return Scores(losses, np.array([e.weight for e in encoded], np.int64), table)
 
 
+def _batches(
+    order: Sequence[int], encoded: Sequence[Encoded], batch_size: Callable[[int], int]
+) -> Iterator[Sequence[int]]:
+    """`order`, the shortest first, in batches."""
+    start = 0
+    while start < len(order):
+        # Of what would be in it: a larger batch has longer examples, so its own size is smaller.
+        size = 1
+        while start + size < len(order) and size + 1 <= batch_size(len(encoded[order[start + size]].ids)):
+            size += 1
+        yield order[start : start + size]
+        start += size
+
+
 def measures(scores: Scores, encoded: Sequence[Encoded], task: TaskSection) -> tuple[float, float, dict[str, float]]:
     """What `evaluate` gives, of scores that are there already."""
     loss = float(scores.losses.sum() / scores.weights.sum())
     accuracy, metrics = worker_task(task).measures(scores, encoded, loss)
     return accuracy, loss, metrics
+
+
+def sums_of(
+    scores: Scores, encoded: Sequence[Encoded], task: TaskSection, metrics: Mapping[str, Metric | None]
+) -> dict[str, Sum]:
+    """What a node says of its held-out examples: loss, accuracy, and what the plan asks beside.
+
+    A number that is a mean over examples travels as its sum. One that is not (a correlation, F1) counts as this node's
+    own value for each of its examples.
+
+    Args:
+        scores: What the model says of the examples.
+        encoded: The examples.
+        task: Of the plan.
+        metrics: By name; None for those that the task measures by itself.
+
+    Raises:
+        DataError: A metric fails, or gives no finite number.
+    """
+    at_work = worker_task(task)
+    count = int(scores.weights.sum())
+    losses = summed(scores.losses.tolist(), count)
+    accuracy, own = at_work.measures(scores, encoded, losses.mean)
+    headline = at_work.headline(scores, encoded)
+    sums = {LOSS: losses}
+    if headline is None:
+        sums[ACCURACY] = _whole(accuracy, len(encoded))
+    else:
+        values, counts = headline
+        sums[ACCURACY] = summed(values.tolist(), int(counts.sum()))
+    compared = at_work.predictions(scores, encoded)
+    for name, metric in metrics.items():
+        value = own[name] if metric is None else _measured(name, metric, *compared)
+        sums[name] = _whole(value, len(encoded))
+    return sums
+
+
+def _whole(value: float, count: int) -> Sum:
+    return Sum(summed([value], 1).total * count, count)

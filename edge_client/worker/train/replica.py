@@ -176,7 +176,8 @@ class Replica:
         if plan.start_digest not in ("", self.digest()):
             self._drop(base=False)
             raise ExactnessError(f"this replica's version {plan.version} is not the published one")
-        self._install(before=plan.round)
+        # Whoever measures a run's last state has trained its last round, and the plan still names that one.
+        self._install(before=plan.version + 1)
 
     def restore(self) -> None:
         """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for

@@ -32,6 +32,7 @@ from fedcore.device.memoryplan import Allocator, MemoryPlan
 from fedcore.errors import BudgetError
 from fedcore.model.update import write_update
 from fedcore.round.header import UpdateHeader
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 
 __all__ = [
@@ -90,13 +91,16 @@ class Trainer:
         self._length = 0
         self.memory_step = 0
 
-    def train(self, plan: Plan, memory_steps: Sequence[MemoryPlan], path: Path) -> tuple[UpdateHeader, Round]:
+    def train(
+        self, plan: Plan, memory_steps: Sequence[MemoryPlan], path: Path, measured: Measurement | None = None
+    ) -> tuple[UpdateHeader, Round]:
         """Train a round and write its update to `path`; afterwards the replica is back at the published state.
 
         Args:
             plan: The round.
             memory_steps: The memory plan to begin with and smaller ones, in order.
             path: The update's file.
+            measured: What was measured of the state that the round starts from, for the update to carry.
 
         Raises:
             BudgetError: An allocation failed on the lowest step.
@@ -132,6 +136,7 @@ class Trainer:
             subspaces=self._replica.half.subspaces,
             loss=trained.loss,
             seconds=time.monotonic() - started,
+            measured=measured,
         )
         write_update(path, header, update_records(self._replica, plan))
         self._replica.keep_local(plan.round)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import reprlib
 from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -73,6 +73,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """What all methods say; abstract, a method's own struct derives from it
     (`fedcore.round.methods.register_method`)."""
 
+    learned: ClassVar[str] = ""
+    """`package.module:Class` of what a published state means for a layer's weight (`fedcore.model.learned.Learned`);
+    without it a run cannot be exported. A name, since what only plans needs no NumPy."""
     generation: RoundNumber
     """How often what was learned was merged into the base."""
     intervals: Positive

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -19,6 +19,8 @@ DenseCodec = Literal["integers", "float32", "bfloat16", "top-k"]
 
 class DenseTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedavg"):
     """Federated averaging of full fine-tuning."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:DenseLearned"
 
     codec: DenseCodec = "integers"
     density: Annotated[float, Meta(gt=0, le=1)] = 1.0

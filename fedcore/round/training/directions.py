@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -27,6 +27,8 @@ __all__ = ["DirectionTraining", "ScalarTraining", "SketchTraining"]
 
 class DirectionTraining(Training, frozen=True, kw_only=True, tag_field="method"):
     """Methods whose state is coefficients of seeded full-rank directions (`fedcore.subspaces.directions`)."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:DirectionLearned"
 
     num_directions: Annotated[int, Meta(ge=1, le=MAX_DIRECTIONS)]
     """K."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -19,6 +19,8 @@ Factor = Literal["A", "B"]
 
 class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="lora"):
     """The LoRA family: which of the two factors train, and which are shared."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:FactorLearned"
 
     rank: Rank
     alpha: Annotated[float, Meta(gt=0, le=1e6)]
@@ -75,6 +77,8 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
 class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="flora"):
     """FLoRA: what all participants learned is merged after each round, and factors begin again."""
 
+    learned: ClassVar[str] = "fedcore.model.learned:StackedLearned"
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """One for each generation: A is drawn from it."""
@@ -96,6 +100,8 @@ class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="meth
 class ResidualTraining(FactorTraining, frozen=True, kw_only=True, tag_field="method", tag="fedex-lora"):
     """FedEx-LoRA: factors are averaged, and what the product of the means lacks to the mean of the products is merged
     after each round."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:ResidualLearned"
 
     @property
     def seeds(self) -> tuple[int, ...]:

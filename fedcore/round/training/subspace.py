@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,8 @@ _INFORMED_ROWS = ArtefactKind("informed rows", "edge_client.worker.methods.princ
 
 class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedkrso"):
     """FedKRSO (design 2): factors in random subspaces, one an interval."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:SubspaceLearned"
 
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1024)]
     """The pool's K seeds."""

@@ -19,6 +19,7 @@ from coordinator.rounds.events import (
     EndRun,
     Event,
     FinishRun,
+    Judged,
     NodeOffline,
     NodeOnline,
     OpenRound,
@@ -238,3 +239,36 @@ def test_what_a_revoked_node_sent_in_the_open_round_is_left_out() -> None:
     assert feed(m, Revoked("b")) == []
     assert feed(m, UpdateAccepted("a", 1)) == [CloseRound(1, ("a",))]
     assert [a.cohort for a in feed(m, RoundPublished(1)) if isinstance(a, OpenRound)] == [("a",)]
+
+
+def test_a_run_that_may_end_early_waits_for_the_state_before_the_last_to_be_measured() -> None:
+    m = machine(rounds=9)
+    m.judging = True
+    updates = UpdateAccepted("a", 1), UpdateAccepted("b", 1)
+    feed(m, NodeOnline("a"), NodeOnline("b"), *updates)
+    # Nothing is known of any state yet, and nothing has to be.
+    assert feed(m, Judged(0, None), RoundPublished(1)) == [OpenRound(2, ("a", "b"), 100.0)]
+    feed(m, UpdateAccepted("a", 2), UpdateAccepted("b", 2))
+    assert feed(m, RoundPublished(2)) == [] and m.phase == "waiting"
+    assert feed(m, Tick()) == []
+    assert feed(m, Judged(1, None)) == [OpenRound(3, ("a", "b"), 100.0)]
+    # What came fast is not looked at before its turn: the next round opens either way.
+    feed(m, UpdateAccepted("a", 3), UpdateAccepted("b", 3))
+    assert feed(m, Judged(3, 3), RoundPublished(3)) == [OpenRound(4, ("a", "b"), 100.0)]
+    feed(m, UpdateAccepted("a", 4), UpdateAccepted("b", 4))
+    assert feed(m, RoundPublished(4)) == [FinishRun()]
+
+
+def test_a_resumed_run_that_had_ended_early_opens_no_round() -> None:
+    m = RoundMachine(RoundSection(rounds=9, min_nodes=1), 7, published=5, judging=True)
+    m.seen.add("a")
+    assert feed(m, Judged(4, 4)) == [FinishRun()]
+
+
+def test_a_node_that_measures_the_last_state_is_waited_for_while_it_says_so() -> None:
+    m = machine(rounds=1, finish_seconds=10)
+    feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1), UpdateAccepted("b", 1))
+    assert feed(m, RoundPublished(1), DigestReported("a", 1, "d")) == [FinishRun()]
+    assert feed(m, Arriving("b", 2), Tick(), now=9) == []
+    assert feed(m, Tick(), now=20) == [] and m.phase == "finishing"
+    assert feed(m, Tick(), now=25) == [EndRun()]

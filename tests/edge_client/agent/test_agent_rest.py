@@ -32,6 +32,7 @@ from edge_client.process.supervisor import Supervisor
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.device.readings import Readings
 from fedcore.errors import WorkerError
+from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
@@ -74,7 +75,7 @@ class Told(Supervisor):
     def ready(self, event: Ready) -> None:
         pass
 
-    def train(self, plan: Plan, path: Path) -> None:
+    def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         self.told.append(f"train {plan.round}")
 
     def release(self) -> None:
@@ -305,8 +306,9 @@ def test_a_worker_is_let_go_without_waiting_for_it(tmp_path: Path, monkeypatch: 
         broker=BrokerSection(url="mqtts://b"),
     )
     supervisor = Supervisor(node, tmp_path, 2**30, events.put, lambda line: None)
+    before = psutil.Process().children()
     supervisor.configure(make_plan(1))
-    (worker,) = psutil.Process().children()
+    (worker,) = (child for child in psutil.Process().children() if child not in before)
     pid = worker.pid
     assert supervisor.is_worker(pid)
     began = time.monotonic()

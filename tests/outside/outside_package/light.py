@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from devices.base import Device, Facts, Host
 from devices.kinds.simulated import Simulated
@@ -23,6 +23,8 @@ from fedcore.weights.schema import ModelSchema
 )
 class SignTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="sign-average"):
     """Whole layers train; of each change its sign travels, with one scale for each row."""
+
+    learned: ClassVar[str] = "fedcore.model.learned:DenseLearned"
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """Every number of a layer."""

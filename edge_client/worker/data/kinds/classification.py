@@ -31,6 +31,11 @@ class ClassificationAtWork(HeadTask):
         """Labels' places in the set, int64 (rows,)."""
         return scores.outputs.argmax(axis=1), np.array([e.target for e in encoded], np.int64)
 
+    def headline(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Right or not."""
+        found, labels = self.predictions(scores, encoded)
+        return (found == labels).astype(np.float64), np.ones(len(labels), np.int64)
+
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """Of labels."""
         found, labels = self.predictions(scores, encoded)

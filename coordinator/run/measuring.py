@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a run is measured: by the coordinator's own evaluation process, and by nodes on rows of theirs; kept in the
+ledger, shown in the view. It changes nothing that is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+
+from coordinator.job import Job
+from coordinator.run.archive import Archive
+from coordinator.run.evaluator import Evaluator
+from coordinator.run.measured import pooled
+from coordinator.store.ledger import Ledger
+from coordinator.store.rows import NodesMeasured, RoundRow
+from coordinator.store.standing import Standing, standing_of
+from coordinator.store.view import RunView
+from fedcore.config.sections import TaskSection
+from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
+from fedcore.worker.messages import Evaluated, Event, Ready
+from fedcore.worker.process import WorkerDied
+
+__all__ = ["Measuring"]
+
+
+class Measuring:
+    """Belongs to the coordinator's loop.
+
+    Args:
+        job: Says what is measured, and where.
+        ledger: Has the rounds' rows.
+        archive: Has the published states.
+        view: Shows rows, and which round is the best.
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, archive: Archive, view: RunView) -> None:
+        self._job, self._section = job, job.evaluation
+        self._ledger, self._archive, self._view = ledger, archive, view
+        self._evaluator: Evaluator | None = None
+        self.take_rows()
+
+    def start(self, plan: Plan, model_folder: Path, sink: Callable[[Event | WorkerDied], None]) -> None:
+        """Start the evaluation process, where the coordinator measures.
+
+        Args:
+            plan: Any plan of the run.
+            model_folder: The checkpoint.
+            sink: Gets the process' events, from a thread.
+        """
+        if self._section is not None and self._section.here:
+            files, model = self._archive.folder, str(model_folder)
+            # What nodes are asked for is not for this process: it holds nothing out.
+            plan = msgspec.structs.replace(plan, evaluation=None)
+            self._evaluator = Evaluator(
+                sink, plan, self._job.run, self._section, model, files.evaluator, files.artefact
+            )
+            self._repeat()
+
+    def _repeat(self) -> None:
+        """Measure what an earlier life of the coordinator had published and not measured yet."""
+        for row in self._view.rows[-2:]:
+            plan = self._ledger.plan(row.round)
+            if row.accuracy is None and plan is not None and self._is_due(row.round):
+                goal = row.round, plan.training.generation
+                # A run that ends early waits for it; any other goes on without what cannot be reached any more.
+                if self.judging or cheapest_way(self._archive.listed(*goal), goal, (0, 0)) is not None:
+                    self._ask(goal)
+
+    def _is_due(self, version: int) -> bool:
+        return self._section is not None and self._section.is_due(version)
+
+    def _ask(self, goal: Position) -> None:
+        assert self._evaluator is not None
+        self._evaluator.evaluate(goal, self._archive.listed(*goal), self._archive.path)
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._evaluator is not None:
+            self._evaluator.stop()
+
+    @property
+    def pending(self) -> bool:
+        """Whether an evaluation's answer has not come."""
+        return self._evaluator is not None and self._evaluator.pending > 0
+
+    @property
+    def reading(self) -> Collection[StateObject]:
+        """Objects that the process may still read, and those that lead to the best round."""
+        reading = set() if self._evaluator is None else self._evaluator.reading
+        best = None if self._view.standing is None else self._view.standing.best
+        return reading if best is None else {*reading, *self._archive.leading_to(best)}
+
+    @property
+    def judging(self) -> bool:
+        """Whether the run may end early."""
+        return self._section is not None and self._section.stop_after > 0
+
+    @property
+    def standing(self) -> Standing | None:
+        """Which round is the best; None where nothing is measured."""
+        return self._view.standing
+
+    def ready(self, event: Ready) -> None:
+        """The process is loaded."""
+        if self._evaluator is not None:
+            self._evaluator.ready(event)
+
+    def published(self, plan: Plan, *, last: bool = False) -> None:
+        """Have the newest state measured here, if it is its turn.
+
+        Args:
+            plan: Of the round that published it.
+            last: Whether the run ends with it: then it is measured however often the others are.
+        """
+        if self._evaluator is None or not self._view.rows:
+            return
+        row = self._view.rows[-1]
+        if row.accuracy is None and self._is_due(row.round) != last:
+            self._ask((row.round, plan.training.generation))
+
+    def evaluated(self, event: Evaluated) -> None:
+        """The process has answered."""
+        assert self._evaluator is not None
+        self._evaluator.done(event)
+        self._change(event.version, accuracy=event.accuracy, loss=event.loss, metrics=event.metrics)
+
+    def keep(self, version: int, measured: NodesMeasured | None) -> None:
+        """Keep what nodes measured of a version. Before the round that they measured it in counts: one that closes
+        again after a kill keeps it again.
+
+        Args:
+            version: Of the state; 0: before anything was learned.
+            measured: None: nothing.
+        """
+        if measured is None:
+            return
+        if version == 0:
+            self._ledger.put_fact("measured_start", measured)
+            self.take_rows()
+        else:
+            self._change(version, nodes=measured)
+
+    def pool(self, version: int, task: TaskSection) -> None:
+        """Put together what nodes said of the run's last state.
+
+        Args:
+            version: The last.
+            task: With its labels as a list.
+        """
+        self.keep(version, pooled(self._ledger.measurements(version), self._job.safety, task))
+
+    def take_rows(self) -> None:
+        """Show what the ledger has."""
+        view = self._view
+        view.rows, view.start = self._ledger.rounds(), self._ledger.fact("measured_start", NodesMeasured)
+        view.standing = standing_of(view.rows, self._section)
+
+    def _change(self, version: int, **numbers: object) -> None:
+        row: RoundRow | None = next((row for row in self._ledger.rounds() if row.round == version), None)
+        if row is not None:
+            self._ledger.put_round(msgspec.structs.replace(row, **numbers))
+        self.take_rows()

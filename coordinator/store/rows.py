@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a ledger: a committed update, what a round came to, a line of the event log."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fedcore.numbers.accumulator import Clip
+from fedcore.round.header import UpdateHeader
+
+__all__ = ["EventRow", "NodeScore", "NodesMeasured", "RoundRow", "UpdateRow"]
+
+
+class NodeScore(msgspec.Struct, frozen=True):
+    """What one node measured of a published state on its held-out rows."""
+
+    rows: int
+    accuracy: float
+    loss: float
+    metrics: dict[str, float] = {}
+
+
+class NodesMeasured(msgspec.Struct, frozen=True):
+    """What nodes measured of a published state, each on held-out rows of its own: the mean over all of those rows, and
+    every node's part."""
+
+    rows: int
+    """Held-out rows of all nodes."""
+    accuracy: float
+    loss: float
+    metrics: dict[str, float]
+    scores: dict[str, NodeScore]
+    """By node."""
+    capped: tuple[str, ...] = ()
+    """Nodes whose rows, or whose numbers, did not count in full."""
+
+
+class UpdateRow(msgspec.Struct, frozen=True):
+    """A committed update: its transfer, its file within the run's folder, and what it says about itself."""
+
+    transfer: str
+    file: str
+    size_bytes: int
+    header: UpdateHeader
+    norm: float | None = None
+    """Of all its numbers; None in a ledger from before norms were kept."""
+    clip: Clip | None = None
+    """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
+
+
+class RoundRow(msgspec.Struct, frozen=True):
+    """What a round came to. Accuracy and loss are of the published state on held-out data; None where it is not
+    measured."""
+
+    round: int
+    participants: tuple[str, ...]
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float
+    train_loss: float
+    accuracy: float | None = None
+    loss: float | None = None
+    metrics: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    """Of the updates as they came, by participant."""
+    clipped: dict[str, float] = {}
+    """The factor, for participants whose update was scaled down."""
+    capped: dict[str, tuple[int, int]] = {}
+    """Examples claimed and weight given, for participants whose claim did not count in full."""
+    nodes: NodesMeasured | None = None
+    """What nodes measured of the published state on rows of their own; known one round later, or at the run's end."""
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """A line of the event log."""
+
+    number: int
+    """Rises from line to line, also over a resume."""
+    at: float
+    """Unix seconds."""
+    kind: str
+    node: str
+    """Empty where it is about no node."""
+    round: int
+    """0 where it is not known."""
+    text: str
