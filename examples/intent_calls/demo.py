@@ -160,7 +160,7 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
     # Once for all: each home would import a GGUF file for itself.
-    model = str(model_folder(model, (runs / ".models").resolve(), place="--model", tell=click.echo))
+    model = str(model_folder(model, runs / ".models", place="--model", tell=click.echo).resolve())
     with LocalBroker(folder / "broker", ["coordinator", *names], kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
         click.echo(f"{rounds} rounds; 45 take about half an hour on two cores, and measuring some minutes more")
