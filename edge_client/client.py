@@ -118,6 +118,12 @@ class Client:
             FedkrsoError: No such model folder, a budget that cannot be, or broker settings that cannot be used.
         """
         require_fitting(find_model(self.node.model_folder, place=f"{self._place}: model_folder"))
+        return self._whole_budget()
+
+    def _whole_budget(self) -> int:
+        """What `check` gives, without reading a tokenizer: some megabytes that an agent would keep. Its worker reads
+        it."""
+        find_model(self.node.model_folder, place=f"{self._place}: model_folder")
         budget = budget_bytes(self.node.memory_budget, place=f"{self._place}: memory_budget")
         mqtt_settings(self.node.broker, self._client_id)
         return budget
@@ -204,7 +210,7 @@ class Client:
 
     def _made(self) -> Agent:
         node, trust = self.node, self.node.trust
-        budget = training_bytes(self.check(), node.serve)
+        budget = training_bytes(self._whole_budget(), node.serve)
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
         found = model_folder(

@@ -37,6 +37,7 @@ from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
+from fedcore.config.fitting import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
@@ -155,6 +156,7 @@ class Worker:
         torch.set_num_threads(command.threads)
         route = self._route_of(command)
         plan, folder = command.plan, Path(command.model_folder)
+        require_fitting(folder, max_length=plan.task.max_length)
         examples, _ = node_examples(command.data, plan.task, plan.evaluation)
         encoded = encode(examples, plan.task, read_tokenizer(folder))
         longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
