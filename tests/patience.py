@@ -58,6 +58,8 @@ class Patience:
     def _processor_seconds(self) -> dict[int, float]:
         """What each process has used, with its children that have ended."""
         pids = [worker if isinstance(worker, int) else worker.pid for worker in self._workers()] or [os.getpid()]
+        # Forked workers (tests/helpers/forked_workers.py) are no children of who has them started, but of a child of ours.
+        pids += [child.pid for child in psutil.Process().children()]
         found: dict[int, float] = {}
         for pid in pids:
             try:

@@ -17,8 +17,8 @@ __all__ = ["try_out"]
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 def try_out(run: str, texts: tuple[str, ...], runs: Path) -> None:
-    """Say what RUN's last model makes of each TEXT: its likeliest label with the probability, or its score. A task with
-    pairs takes first and second sentences by turns."""
+    """Say what RUN's last model makes of each TEXT: its likeliest label with the probability, or its score; or the
+    answer of a model that writes. A task with pairs takes first and second sentences by turns."""
     from coordinator.reports.answers import ask_model
     from coordinator.store.folder import RunFolder, stored_job
     from fedcore.config.tasks import task_of

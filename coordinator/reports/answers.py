@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.reports.export import export_run
-from coordinator.store.folder import RunFolder, stored_job
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.errors import ConfigError
 from fedcore.worker.asking import ask_worker
-from fedcore.worker.messages import Answer, Answered
+from fedcore.worker.serving import Answer, Answered
 
 __all__ = ["Said", "ask_model"]
 
@@ -28,12 +27,16 @@ class Said:
     Attributes:
         label: The likeliest label; empty for a regression.
         score: Its probability, 0 to 1; a regression's score.
+        text: What a model that writes answers.
     """
 
     label: str
     score: float
+    text: str = ""
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         return f"{self.label} ({self.score:.0%})" if self.label else f"{self.score:.3f}"
 
 
@@ -47,16 +50,9 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         texts: Each with its second sentence where the task has pairs, else None.
 
     Raises:
-        ConfigError: The run's model continues texts and says nothing of them, or nodes have models of their own.
+        ConfigError: Nodes have models of their own.
         FedkrsoError: No round is finished yet, or the process with the model failed.
     """
-    asked = stored_job(files.root).task
-    if task_of(asked).outputs() is None:
-        raise ConfigError(
-            f"a model of {asked.kind} says nothing of a text, it continues it",
-            place=f"{files.root}: task.kind",
-            remedy="fedkrso coordinator export, and let transformers generate",
-        )
     with tempfile.TemporaryDirectory(prefix="asked-", dir=files.root) as folder:
         model = Path(folder) / "model"
         export_run(files, model)
@@ -68,6 +64,8 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         assert task is not None, "a run that was exported was prepared"
         answer = ask_worker(Answer(str(model), task, tuple(texts)), Path(folder) / "worker.log")
     assert isinstance(answer, Answered)
+    if answer.texts:
+        return [Said("", 0.0, text) for text in answer.texts]
     if task_of(task).scale:
         return [Said("", score) for (score,) in answer.scores]
     return [Said(task.labels[scores.index(max(scores))], max(scores)) for scores in answer.scores]

@@ -54,8 +54,10 @@ class Service:
         """Answer until SIGTERM or SIGINT.
 
         Raises:
-            FedkrsoError: The address is taken, the token file is wrong, or this node is served already.
+            FedkrsoError: The packages for it are not installed, the address is taken, the token file is wrong, or this
+                node is served already.
         """
+        _require_packages()
         from edge_client.serving.server import serve
 
         memory = ServingMemory.of(self.budget_bytes, self.section, self.node_folder)
@@ -74,7 +76,7 @@ def node_service(node_file: Path, changes: Mapping[str, Any]) -> Service:
     Raises:
         FedkrsoError: The file is wrong, or what it names is not there.
     """
-    _require_packages()
+    require_training_packages()
     node = load_config(node_file, Node)
     section = _changed(node.serve, changes)
     node = msgspec.structs.replace(node, serve=section)
@@ -97,7 +99,7 @@ def folder_service(model: str, memory_budget: str, changes: Mapping[str, Any]) -
     Raises:
         FedkrsoError: There is no such folder, or the budget cannot be.
     """
-    _require_packages()
+    require_training_packages()
     folder = resolve_model_folder(model, place="--model")
     section = _changed(ServeSection(), changes)
     # Gone with the process: nothing of a folder that is served need be kept.
@@ -127,4 +129,3 @@ def _require_packages() -> None:
         raise WorkerError(
             f"this installation cannot serve: {', '.join(missing)} not installed", remedy="pip install 'fedkrso[serve]'"
         )
-    require_training_packages()

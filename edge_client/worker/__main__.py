@@ -8,6 +8,7 @@ may have."""
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -45,6 +46,8 @@ def _route(trace: Trace) -> Route | FedkrsoError:
 
 if __name__ == "__main__":
     code = 1
+    # Ctrl-C at a terminal reaches all of its processes; what becomes of it is for the supervisor to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         main(os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb"))
         code = 0

@@ -13,13 +13,22 @@ from fedcore.round.plan import ObjectKind, Plan
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
-from fedcore.worker.serving import Classified, Classify, Generate, Generated, Load, Loaded, Stop, Token
+from fedcore.worker.serving import (
+    Answer,
+    Answered,
+    Classified,
+    Classify,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Stop,
+    Token,
+)
 
 __all__ = [
     "Adopt",
     "Adopted",
-    "Answer",
-    "Answered",
     "ArtefactMade",
     "Command",
     "Configure",
@@ -177,16 +186,6 @@ class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
     version: int
 
 
-class Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """Say what a finished model says of texts."""
-
-    model_folder: str
-    """As exported: weights and tokenizer."""
-    task: TaskSection
-    texts: tuple[tuple[str, str | None], ...]
-    """Each with its second sentence, where the task has pairs."""
-
-
 Command = (
     Describe
     | Trace
@@ -308,13 +307,6 @@ class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):
     accuracy: float
     loss: float
     metrics: dict[str, float]
-
-
-class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """Answer to `Answer`."""
-
-    scores: tuple[tuple[float, ...], ...]
-    """Of each text: the probability of every label, in the task's order; or a regression's one score."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server and the worker that answers for it say to each other: commands down, events up.
+"""What whoever asks a model and the worker that answers for it say to each other: commands down, events up.
 
 One command at a time, as with every worker; `Stop` alone overtakes the one that is being answered."""
 
@@ -9,10 +9,12 @@ from typing import Literal
 
 import msgspec
 
-from fedcore.config.sections import DataSection
+from fedcore.config.sections import DataSection, TaskSection
 from fedcore.round.plan import Plan
 
 __all__ = [
+    "Answer",
+    "Answered",
     "ChatMessage",
     "Classified",
     "Classify",
@@ -147,3 +149,23 @@ class Classified(msgspec.Struct, frozen=True, tag="classified"):
     """Of each text: the probability of every label, in the task's order; or a regression's one score."""
     truncated: tuple[int, ...] = ()
     """Texts that are longer than the model was trained for: only their beginning was looked at."""
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """Say what a finished model says of texts."""
+
+    model_folder: str
+    """As exported: weights and tokenizer."""
+    task: TaskSection
+    texts: tuple[tuple[str, str | None], ...]
+    """Each with its second sentence, where the task has pairs."""
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """Answer to `Answer`."""
+
+    scores: tuple[tuple[float, ...], ...]
+    """Of each text: the probability of every label, in the task's order; or a regression's one score. None where the
+    model writes."""
+    texts: tuple[str, ...] = ()
+    """What a model that writes says to each text."""

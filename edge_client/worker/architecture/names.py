@@ -10,24 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
 
 from fedcore.errors import ModelError
 from fedcore.weights.checkpoint import Tensors, hash_entry, to_float32
 from fedcore.weights.quantise import INT8_MAX
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightConverter
 
 __all__ = ["Stored", "same_numbers", "stored_tensors"]
 
@@ -96,6 +90,10 @@ def stored_tensors(model: Any, checkpoint: Tensors, *, tied: bool = True) -> dic
         checkpoint: Its tensors' names and shapes.
         tied: Let a parameter that the checkpoint does not have be one that the model ties it to.
     """
+    # Here, not above: a worker hides packages that it does not need before transformers' models are imported.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
     shapes = model.state_dict()
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
@@ -149,6 +147,8 @@ def _converted(
     target: str, sources: Mapping[str, list[str]], by_pattern: Mapping[str, WeightConverter]
 ) -> dict[str, Stored]:
     """What a converter makes: one parameter of experts, or anything else, which is only named."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
     converter = by_pattern[next(iter(sources))]
     names = tuple(tuple(sources.get(pattern, ())) for pattern in converter.source_patterns)
     stacked = [

@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from edge_client.worker.model.weights import FloatWeight
 from fedcore.errors import ModelError
@@ -92,8 +90,14 @@ class OutputHead(FloatWeight):
         return said
 
 
-class _Outputs(BaseModelOutputWithPast):  # type: ignore[misc]
-    """Hidden states, and None for whatever else a model looks for in what its backbone gives."""
+class _Outputs:
+    """Hidden states, as a backbone's outputs, and None for whatever else a model looks for in them."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -197,9 +201,9 @@ def _in_place(model: nn.Module, module: nn.Module, other: nn.Module) -> Iterator
 @contextmanager
 def _answering(backbone: nn.Module, hidden: Tensor) -> Iterator[None]:
     """A backbone that says `hidden` of everything; so does one inside it, which OPT's head calls."""
-    inside = [one for one in backbone.children() if isinstance(one, PreTrainedModel)]
+    inside = [one for one in backbone.children() if hasattr(one, "base_model_prefix")]
     for one in (backbone, *inside):
-        one.forward = lambda *_, **__: _Outputs(last_hidden_state=hidden)
+        one.forward = lambda *_, **__: _Outputs(hidden)
     try:
         yield
     finally:

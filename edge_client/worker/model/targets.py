@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from edge_client.worker.architecture.names import Stored
 from fedcore.weights.checkpoint import Tensors
@@ -41,7 +40,7 @@ class Target:
     @property
     def experts(self) -> bool:
         """Whether it is a tensor of experts."""
-        return not isinstance(self.module, nn.Linear | Conv1D)
+        return not (isinstance(self.module, nn.Linear) or _is_conv1d(self.module))
 
 
 def targets_of(model: nn.Module, names: Mapping[str, Stored | None], checkpoint: Tensors) -> Iterator[Target]:
@@ -62,7 +61,7 @@ def targets_of(model: nn.Module, names: Mapping[str, Stored | None], checkpoint:
                 continue
             if _is_linear(module) and last.endswith(".weight") and stored.single:
                 rows, columns = _shape_of(module)
-                transposed = isinstance(module, Conv1D)
+                transposed = _is_conv1d(module)
                 name = stored.name.removesuffix(".weight")
                 tensor = "" if stored.name.endswith(".weight") else stored.name
                 yield Target(last, module, ((LayerSpec(name, rows, columns, tensor, None, transposed),),))
@@ -73,7 +72,7 @@ def targets_of(model: nn.Module, names: Mapping[str, Stored | None], checkpoint:
 
 def _shape_of(module: Any) -> tuple[int, int]:
     """Rows and columns of a linear module's W (out, in)."""
-    if isinstance(module, Conv1D):
+    if _is_conv1d(module):
         return int(module.nf), int(module.nx)
     return int(module.out_features), int(module.in_features)
 
@@ -81,14 +80,19 @@ def _shape_of(module: Any) -> tuple[int, int]:
 def _is_linear(module: nn.Module) -> bool:
     """A module that does what a linear layer does, and nothing else: shown by a small twin where it has code of its own
     (Falcon's), since a name says nothing."""
-    if not isinstance(module, nn.Linear | Conv1D):
-        return False
-    return type(module).forward in (nn.Linear.forward, Conv1D.forward) or _twin_is_linear(module)
-
-
-def _twin_is_linear(module: nn.Linear | Conv1D) -> bool:
     if not isinstance(module, nn.Linear):
-        return False
+        return _is_conv1d(module)
+    return type(module).forward is nn.Linear.forward or _twin_is_linear(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's linear layer, whose weight lies transposed. By its place: a worker imports of transformers what a model
+    needs."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def _twin_is_linear(module: nn.Linear) -> bool:
     twin, w, b = copy.copy(module), torch.arange(15.0).view(5, 3).sin(), torch.arange(5.0).cos()
     twin._parameters = dict.fromkeys(module._parameters)
     twin._parameters["weight"] = nn.Parameter(w)

@@ -16,7 +16,7 @@ from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.exchange import Imported, Written
 from fedcore.worker.messages import ArtefactMade, MakeArtefact
 
-__all__ = ["artefact_made", "imported", "written"]
+__all__ = ["artefact_made", "imported", "written_gguf"]
 
 
 def artefact_made(command: MakeArtefact) -> ArtefactMade:
@@ -39,7 +39,7 @@ def imported(path: Path, folder: Path) -> Imported:
     return Imported(import_gguf(path, folder))
 
 
-def written(folder: Path, path: Path, numbers: str, description: str) -> Written:
+def written_gguf(folder: Path, path: Path, numbers: str, description: str) -> Written:
     """Write a folder's model as a GGUF file."""
     from edge_client.worker.exchange.exporting import export_gguf
 

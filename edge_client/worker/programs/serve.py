@@ -17,6 +17,7 @@ import msgspec
 import torch
 
 from edge_client.worker.answering.answering import Answering
+from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.heldout import node_examples
 from edge_client.worker.data.packing import check_apart
@@ -24,7 +25,7 @@ from edge_client.worker.data.reading import call_by_name
 from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
-from edge_client.worker.programs.files import artefact_made, imported, written
+from edge_client.worker.programs.files import artefact_made, imported, written_gguf
 from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.agreement import described
@@ -37,6 +38,7 @@ from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
 from fedcore.config.sections import TaskSection
+from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
 from fedcore.system.durable import is_full
 from fedcore.weights.checkpoint import Checkpoint
@@ -45,8 +47,6 @@ from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
-    Answer,
-    Answered,
     Command,
     Configure,
     Describe,
@@ -67,7 +67,7 @@ from fedcore.worker.messages import (
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
-from fedcore.worker.serving import Classify, Generate, Load, Stop
+from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main", "resolved_task"]
 
@@ -120,12 +120,15 @@ class Worker:
                 return self.answering.generate(command, self._go_on)
             case Classify():
                 return self.answering.classify(command)
+            case Answer(folder, task, texts) if task_of(task).outputs() is None:
+                said = written(Path(folder), task, [text for text, _ in texts], read_tokenizer(Path(folder)))
+                return Answered((), said)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
             case ImportModel(path, folder):
                 return imported(Path(path), Path(folder))
             case WriteGguf(folder, path, stored, description):
-                return written(Path(folder), Path(path), stored, description)
+                return written_gguf(Path(folder), Path(path), stored, description)
             case Evaluate(version):
                 task = self._configured.plan.task
                 numbers = evaluate(

