@@ -159,7 +159,11 @@ def test_a_gguf_file_says_the_same_and_comes_in_again(led: Led, tmp_path: Path) 
 
 def llama(path: Path) -> Any:
     """llama.cpp with a model; its keys and values in float32, as transformers has them."""
-    bindings = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed", exc_type=ImportError)
+    bindings = pytest.importorskip(
+        "llama_cpp",
+        reason="llama-cpp-python is not installed (it is compiled: pip install llama-cpp-python)",
+        exc_type=ImportError,
+    )
     return bindings.Llama(
         str(path), n_ctx=128, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True, type_k=0, type_v=0
     )
