@@ -43,7 +43,7 @@ METHOD: Final[dict[str, Any]] = {
 }
 """What was found to learn most in the time: docs/details/intent-calls.md."""
 TRAINED_TENSORS: Final[tuple[str, ...]] = ()
-CALIBRATION_ROWS: Final = 256
+CALIBRATION_ROWS: Final = 128
 _ROUNDS = 45
 _MAX_TOKENS = 96
 _COMMANDS = (
@@ -142,7 +142,7 @@ def node_text(
 @click.command()
 @click.option("--run", default="", help="Name of the run; by default the time.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-@click.option("--model", default=MODEL, show_default=True, help="Model folder, or PACKAGE:FILE.")
+@click.option("--model", default=MODEL, show_default=True, help="Model folder, GGUF file, or PACKAGE:FILE.")
 @click.option("--rounds", default=_ROUNDS, show_default=True)
 @click.option("--homes", default=4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -160,7 +160,7 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     # Processes share the cores: more threads than cores would only wait for each other.
     threads = max(1, (os.cpu_count() or 1) // homes)
     # Once for all: each home would import a GGUF file for itself.
-    model = str(model_folder(model, runs / ".models", place="--model", tell=click.echo))
+    model = str(model_folder(model, runs / ".models", place="--model", tell=click.echo).resolve())
     with LocalBroker(folder / "broker", ["coordinator", *names], kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
         click.echo(f"{rounds} rounds; 45 take about half an hour on two cores, and measuring some minutes more")
@@ -191,7 +191,8 @@ def _measure(model: str, adapter: Path, *, seed: int, homes: int, rows: int) -> 
     """Equality by plain peft, in a process of its own that gives its memory back."""
     options = {"adapter": adapter, "seed": seed, "homes": homes, "rows": rows, "threads": os.cpu_count() or 1}
     command = [sys.executable, "-m", "examples.intent_calls.scoring", model]
-    subprocess.run([*command, *(f"--{name}={value}" for name, value in options.items())], check=True)
+    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([*command, *(f"--{name}={value}" for name, value in options.items())], check=True, env=quiet)
 
 
 if __name__ == "__main__":
