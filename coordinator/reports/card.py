@@ -101,7 +101,8 @@ def _facts(last: LastModel, examples: list[int], digests: list[str]) -> Iterator
 def _base(last: LastModel) -> str:
     source = read_source(last.base.checkpoint.folder)
     if source is not None:
-        return f"{source.name or source.file} ({source.words}; SHA-256 `{source.sha256}`)"
+        known = f"{source.words}, SHA-256 `{source.sha256}`"
+        return f"{source.name} ({known})" if source.name else known
     named = last.job.model.folder
     # Of a path only its end: the rest is of the machine that led the run.
     return Path(named).name if "/" in named.partition(":")[0] else named
