@@ -17,6 +17,7 @@ from fedcore.system.logs import LOG_FORMATS, Line, LogFormat
 if TYPE_CHECKING:
     from coordinator.coordinator import Coordinator
     from coordinator.dashboard.server import Dashboard
+    from coordinator.reports.gguf import GgufNumbers
 
 __all__ = ["coordinator_export", "coordinator_resume", "coordinator_run"]
 
@@ -140,19 +141,41 @@ def _lead(
         progress.ended(result.summary, result.folder)
 
 
-@click.command()
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  fedkrso coordinator export voice tuned\n"
+    "  fedkrso coordinator export voice adapter --adapter --round best\n"
+    "  fedkrso coordinator export voice tuned.gguf --gguf q8_0"
+)
 @click.argument("run")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER|FILE")
 @click.option("--adapter", is_flag=True, help="What was learned alone, as a LoRA adapter that PEFT loads.")
+@click.option(
+    "--gguf",
+    is_flag=False,
+    flag_value="q8_0",
+    type=click.Choice(["q8_0", "f16", "f32"]),
+    help="A file that llama.cpp loads, with weights in q8_0 if nothing is said.",
+)
 @click.option("--round", "which", default="last", show_default=True, metavar="last|best|N", help="Of which round.")
 @click.option("--overwrite", is_flag=True, help="Also into a folder that holds something already.")
 @_RUNS
-def coordinator_export(run: str, folder: Path, adapter: bool, which: str, overwrite: bool, runs: Path) -> None:
-    """Write the run's model to FOLDER, in the layout that `from_pretrained` loads."""
+def coordinator_export(
+    run: str, folder: Path, adapter: bool, gguf: GgufNumbers | None, which: str, overwrite: bool, runs: Path
+) -> None:
+    """Write the run's model to FOLDER, in the layout that `from_pretrained` loads; or what was learned of it, or a GGUF
+    file."""
+    if adapter and gguf:
+        raise ConfigError("either an adapter or a GGUF file", place="--adapter --gguf", remedy="leave one out")
     from coordinator.reports.adapter import export_adapter
     from coordinator.reports.export import export_run
+    from coordinator.reports.gguf import export_gguf
     from coordinator.reports.lastmodel import which_round
     from coordinator.store.folder import RunFolder
 
-    write = export_adapter if adapter else export_run
-    click.echo(f"{folder}: {write(RunFolder(runs / run), folder, overwrite=overwrite, which=which_round(which))}")
+    files, round_ = RunFolder(runs / run), which_round(which)
+    if gguf:
+        words = export_gguf(files, folder, gguf, overwrite=overwrite, which=round_)
+    else:
+        words = (export_adapter if adapter else export_run)(files, folder, overwrite=overwrite, which=round_)
+    click.echo(f"{folder}: {words}")

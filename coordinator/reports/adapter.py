@@ -14,9 +14,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.reports.card import CARD_FILE, card_of
 from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.config.tasks import task_of
+from fedcore.errors import ConfigError
 from fedcore.model.learned import layer_factors
 from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import start_value
@@ -52,12 +54,19 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, w
     table = [(name, "F32", array.shape) for name, array in tensors.items()]
     write_safetensors(folder / "adapter_model.safetensors", table, tensors.__getitem__)
     (folder / "adapter_config.json").write_text(json.dumps(_config(last, rank), indent=1) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(card_of(files, last, adapter=True), encoding="utf-8")
     return f"LoRA adapter of rank {rank} for {last.schema.architecture}, round {last.round}"
 
 
 def _factors(last: LastModel) -> dict[str, NDArray[np.float32]]:
     out: dict[str, NDArray[np.float32]] = {}
     for layer in last.schema.layers:
+        if layer.expert is not None:
+            raise ConfigError(
+                f"PEFT has no adapter for one of several experts in a tensor: {layer.name}",
+                place=last.schema.architecture,
+                remedy="export the whole model instead",
+            )
         up, down = layer_factors(last.training, last.state, layer, last.artefact)
         name = _PREFIX + _module_name(last, layer.name)
         out |= {f"{name}.lora_A.weight": np.ascontiguousarray(down), f"{name}.lora_B.weight": np.ascontiguousarray(up)}
@@ -93,12 +102,14 @@ def _config(last: LastModel, rank: int) -> Mapping[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if task_of(last.task).outputs() is None else "SEQ_CLS",
-        "base_model_name_or_path": last.job.model.folder,
+        "base_model_name_or_path": str(last.base.checkpoint.folder),
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
+        # Of Conv1D maps, which keep their weight the other way round.
+        "fan_in_fan_out": any(layer.transposed for layer in last.schema.layers),
         "target_modules": [_module_name(last, layer.name) for layer in last.schema.layers],
         "modules_to_save": whole or None,
     }

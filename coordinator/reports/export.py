@@ -14,8 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.reports.card import CARD_FILE, card_of
 from coordinator.reports.lastmodel import Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
+from fedcore.config.models import SOURCE_FILE
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.model.base import Base
@@ -46,6 +48,7 @@ def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False, which
     require_empty(folder, overwrite=overwrite)
     last = last_model(files, which)
     export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.artefact)
+    (folder / CARD_FILE).write_text(card_of(files, last), encoding="utf-8")
     return f"{last.schema.architecture} of round {last.round}"
 
 
@@ -70,7 +73,9 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = base.checkpoint
     for file in checkpoint.folder.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".bin", ".index.json", ".md")):
+        # The card is the run's own, and what the base was imported from says the card.
+        left = file.name.endswith((".safetensors", ".bin", ".index.json", ".md")) or file.name == SOURCE_FILE
+        if file.is_file() and not left:
             shutil.copyfile(file, folder / file.name)
     _write_config(checkpoint, schema, task, folder)
     layers: dict[str, list[LayerSpec]] = {}

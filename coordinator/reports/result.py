@@ -9,6 +9,7 @@ from typing import Any
 
 from coordinator.reports.adapter import export_adapter
 from coordinator.reports.export import export_run
+from coordinator.reports.gguf import GgufNumbers, export_gguf
 from coordinator.reports.lastmodel import Which
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow
@@ -79,3 +80,17 @@ class Result:
         """
         export_adapter(self.folder, Path(folder), which=which)
         return Path(folder)
+
+    def export_gguf(self, path: Path | str, numbers: GgufNumbers = "q8_0", which: Which = "last") -> Path:
+        """Write the model as a GGUF file, which llama.cpp loads, with tokenizer and chat template.
+
+        Args:
+            path: Of a new file.
+            numbers: What weights are stored in: q8_0 (8 bits, a scale for 32 of them), f16 or f32.
+            which: Round; the last and the best are always there.
+
+        Raises:
+            FedkrsoError: No round is finished, or a model that no GGUF file is written for; it is named.
+        """
+        export_gguf(self.folder, Path(path), numbers, which=which)
+        return Path(path)

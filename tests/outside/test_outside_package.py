@@ -92,6 +92,29 @@ def test_method_task_metrics_and_codec_of_an_outside_package_run_in_all_processe
     assert summary["rounds"][-1]["loss"] < summary["rounds"][0]["loss"]
     agents = [node["agent_peak_rss_bytes"] for node in summary["nodes"].values()]
     assert all(0 < peak <= 40_000_000 for peak in agents), agents
+    _check_export(run.files.root, tmp_path / "tuned")
+
+
+def _check_export(root: Path, folder: Path) -> None:
+    """The run's model is the checkpoint with what the outside method learned, since it says how that is written out."""
+    command = ["coordinator", "export", root.name, str(folder), "--runs", str(root.parent)]
+    subprocess.run([sys.executable, "-m", "fedkrso", *command], check=True)
+    program = """
+import json, numpy as np
+from pathlib import Path
+from coordinator.reports.lastmodel import last_model
+from coordinator.store.folder import RunFolder
+from fedcore.weights.checkpoint import Checkpoint
+last, tuned = last_model(RunFolder(Path({root!r}))), Checkpoint(Path({folder!r}))
+for layer in last.schema.layers:
+    learned = last.state.entries[layer.name].values()
+    assert np.abs(learned).max() > 0
+    there = tuned.read(last.schema.export_prefix + layer.name + ".weight")
+    assert (there == last.base.checkpoint.read(layer.name + ".weight") + learned).all(), layer.name
+print(json.loads((tuned.folder / "config.json").read_text())["problem_type"])
+"""
+    assert ask(program.format(root=str(root), folder=str(folder))) == "multi_label_classification\n"
+    assert "| method | sign-average" in (folder / "README.md").read_text()
 
 
 def ask(program: str) -> str:

@@ -52,6 +52,8 @@ _CUTS: Final[dict[str, dict[str, Any]]] = {
 }
 """How text is cut before its bytes are merged, by `tokenizer.ggml.pre`. Of equal ones a writer takes the first."""
 
+_SPECIAL: Final = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
 
 def read_tokenizer(file: GgufFile) -> Any:
     """The file's tokenizer, as transformers has tokenizers, with its chat template.
@@ -77,9 +79,29 @@ def read_tokenizer(file: GgufFile) -> Any:
         first = str(error).partition("\n")[0]
         raise ModelError(f"its tokenizer ({kind}) cannot be read: {first}", place=str(file.path)) from None
     if kind == "gpt2":
-        made.backend_tokenizer.pre_tokenizer = _pre_tokenizer(_CUTS[cut])
+        made = _as_the_file_says(made, file, _CUTS[cut])
     made.chat_template = file.value("tokenizer.chat_template")
     return made
+
+
+def _as_the_file_says(made: Any, file: GgufFile, cut: Mapping[str, Any]) -> Any:
+    """A byte-level tokenizer with the file's way of cutting text, and no token that the file does not have.
+
+    transformers gives each a token for the unknown, which has no row in the embedding where the file has none."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = file.value("tokenizer.ggml.tokens", [])
+    whole = json.loads(made.backend_tokenizer.to_str())
+    whole["pre_tokenizer"] = cut
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < len(tokens)]
+    if whole["model"].get("unk_token") not in whole["model"]["vocab"]:
+        whole["model"]["unk_token"] = None
+    ids = {name: file.value(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(whole)),
+        **{name: tokens[index] for name, index in ids.items() if index is not None and index < len(tokens)},
+    )
 
 
 def keep_tokenizer(file: GgufFile, path: Path) -> None:
@@ -214,12 +236,3 @@ def _plain(words: Mapping[str, Any]) -> dict[str, Any]:
     if "pretokenizers" in out:
         out["pretokenizers"] = [_plain(step) for step in out["pretokenizers"]]
     return out
-
-
-def _pre_tokenizer(words: Mapping[str, Any]) -> Any:
-    """A pre-tokenizer from the tokenizers library's own words."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-
-    whole = json.loads(Tokenizer(BPE()).to_str())
-    return Tokenizer.from_str(json.dumps({**whole, "pre_tokenizer": words})).pre_tokenizer

@@ -103,7 +103,12 @@ def rewritten(
             inner = None if found.of_entries is None else GGUFValueType(found.of_entries)
             writer.add_key_value(key, found.value, GGUFValueType(found.kind), inner)
     for key, value in (values or {}).items():
-        types = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
+        types = {
+            bool: GGUFValueType.BOOL,
+            str: GGUFValueType.STRING,
+            float: GGUFValueType.FLOAT32,
+            int: GGUFValueType.UINT32,
+        }
         writer.add_key_value(key, value, types[type(value)])
     for name, tensor in file.tensors.items():
         if name in drop:

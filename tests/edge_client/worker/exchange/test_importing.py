@@ -91,6 +91,17 @@ def test_a_real_tokenizer_cuts_digits_one_by_one(smollm_folder: Path) -> None:
     assert said.endswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_begins_as_the_file_says_and_no_token_is_beyond_the_embedding(
+    begins: bool, llama: Path, tmp_path: Path
+) -> None:
+    path = rewritten(llama, tmp_path / "model.gguf", values={"tokenizer.ggml.add_bos_token": begins})
+    import_gguf(path, tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (tokenizer("lamp")["input_ids"][0] == tokenizer.bos_token_id) is begins
+    assert tokenizer.unk_token is None and len(tokenizer) == 303, "with the rows that no text has"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

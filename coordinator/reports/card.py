@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model card: what an exported model or adapter is, made of what the run's ledger knows and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader
+
+from coordinator.reports.lastmodel import LastModel
+from coordinator.store.folder import RunFolder
+from coordinator.store.ledger import SqliteLedger
+from fedcore.config.models import read_source
+from fedcore.config.tasks import task_of
+
+__all__ = ["CARD_FILE", "card_of", "description_of"]
+
+CARD_FILE: Final = "README.md"
+_SHOWN_LABELS: Final = 12
+_MODEL: Final = """\
+from transformers import AutoTokenizer, {auto}
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {auto}.from_pretrained("FOLDER")"""
+_ADAPTER: Final = """\
+from peft import PeftModel
+from transformers import {auto}
+
+model = {auto}.from_pretrained("BASE MODEL"{new_head})
+model = PeftModel.from_pretrained(model, "FOLDER")"""
+
+
+def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
+    """The card of an exported round, as Markdown with the header that model hubs read.
+
+    Args:
+        files: The run's.
+        last: What is exported.
+        adapter: Whether what was learned is alone, and not in the model.
+    """
+    ledger = SqliteLedger(files.ledger)
+    try:
+        row = next(row for row in ledger.rounds() if row.round == last.round)
+        examples = [update.header.examples for update in ledger.updates(last.round)]
+        digests = [one.digest for one in ledger.published_states() if one.version == last.round]
+    finally:
+        ledger.close()
+    outputs = task_of(last.task).outputs()
+    auto = "AutoModelForCausalLM" if outputs is None else "AutoModelForSequenceClassification"
+    new_head = "" if outputs is None else f", num_labels={outputs}"
+    source = read_source(last.base.checkpoint.folder)
+    measured = {"accuracy": row.accuracy, "loss": row.loss} if row.accuracy is not None else {}
+    environment = Environment(loader=PackageLoader("coordinator.reports"), autoescape=False, trim_blocks=False)  # noqa: S701
+    environment.filters["cell"] = _cell
+    return environment.get_template("card.md").render(
+        library="peft" if adapter else "transformers",
+        licence=source.licence if source is not None else "",
+        run=last.job.run,
+        round=last.round,
+        what="A LoRA adapter: what was learned, without the base model." if adapter else "A model, fine-tuned whole.",
+        version=version("fedkrso"),
+        facts=list(_facts(last, examples, digests)),
+        measured=[(name, value) for name, value in {**measured, **row.metrics}.items() if value is not None],
+        on_nodes=row.nodes,
+        code=(_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head),
+    )
+
+
+def description_of(last: LastModel) -> str:
+    """The same in a line, for a file that has room for one."""
+    job = last.job
+    return (
+        f"fedkrso run {job.run}, round {last.round} of {job.round.rounds}, {job.method.described()}, from {_base(last)}"
+    )
+
+
+def _facts(last: LastModel, examples: list[int], digests: list[str]) -> Iterator[tuple[str, str]]:
+    job, task = last.job, last.task
+    yield "run", job.run
+    yield "base model", _base(last)
+    yield "architecture", last.schema.architecture
+    yield "held as", f"{job.model.base}, while it was trained"
+    yield "task", task.kind
+    if task.labels:
+        more = ", ..." if len(task.labels) > _SHOWN_LABELS else ""
+        yield "labels", f"{len(task.labels)}: {', '.join(task.labels[:_SHOWN_LABELS])}{more}"
+    yield "method", job.method.described()
+    yield "trained", f"{len(last.schema.layers)} layers, {len(last.schema.tensors)} tensors whole"
+    yield "rounds", f"{last.round} of {job.round.rounds}"
+    # How many, and not whose: the names of nodes are nobody's business who only has the model.
+    sizes = ", ".join(map(str, sorted(examples, reverse=True)))
+    nodes = "1 node" if len(examples) == 1 else f"{len(examples)} nodes"
+    yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
+    if digests:
+        yield "digest", f"`{digests[0]}`, of base and published state"
+
+
+def _base(last: LastModel) -> str:
+    source = read_source(last.base.checkpoint.folder)
+    if source is not None:
+        known = f"{source.words}, SHA-256 `{source.sha256}`"
+        return f"{source.name} ({known})" if source.name else known
+    named = last.job.model.folder
+    # Of a path only its end: the rest is of the machine that led the run.
+    return Path(named).name if "/" in named.partition(":")[0] else named
+
+
+def _cell(value: Any) -> str:
+    """Text that stays within its cell of a table."""
+    return " ".join(str(value).replace("|", "\\|").split())
