@@ -78,7 +78,7 @@ class Workshop:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
-            max_position_embeddings=32,
+            max_position_embeddings=128,
             pad_token_id=0,
         )
         config.save_pretrained(self.model)
