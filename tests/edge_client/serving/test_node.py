@@ -21,7 +21,7 @@ from tests.edge_client.serving.tiny_chat import write_tiny_chat
 from tests.patience import Patience, until
 
 CHAT = "/v1/chat/completions"
-BUDGET_BYTES, SHARE = 900 * 2**20, "450 MiB"
+BUDGET_BYTES, SHARE = 1040 * 2**20, "540 MiB"
 ROUNDS = 3
 NODES = {"turns": "", "both": f'[serve]\nwhile_training = "go_on"\nmemory_budget = "{SHARE}"\n'}
 JOB = """\
