@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(command: object, tiny: Path, *arguments: str, text: str = "") -> str:
-    words = ["--model", str(tiny), "--memory-budget", "900 MiB", "--max-new-tokens", "12", *arguments]
+    words = ["--model", str(tiny), "--memory-budget", "4 GiB", "--max-new-tokens", "12", *arguments]
     return CliRunner().invoke(command, words, input=text, catch_exceptions=False).stdout  # type: ignore[arg-type]
 
 
