@@ -18,6 +18,7 @@ from coordinator.dashboard.feed import Feed
 from coordinator.run.control import Commander
 from coordinator.store.view import RunView
 from fedcore.web.listening import is_loopback, listening, url_of
+from fedcore.web.quiet import quiet_config
 from fedcore.web.tokens import Tokens, load_tokens
 
 __all__ = ["Dashboard"]
@@ -88,21 +89,7 @@ class Dashboard:
         """
         board = self._board = Board(view.encoded())
         wiring = Wiring(board, ledger, lambda: self._feed.turned_at, command, self._tokens, self._names)
-        # Only faults of our own are logged: requests would let strangers write on the operator's terminal.
-        config = uvicorn.Config(
-            make_app(wiring),
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=2,
-        )
+        config = quiet_config(make_app(wiring), most_connections=_MOST_CONNECTIONS, stop_seconds=2)
         self._server = uvicorn.Server(config)
         started = threading.Event()
         self._switch_seconds = sys.getswitchinterval()

@@ -22,6 +22,7 @@ from edge_client.serving.source import Source
 from fedcore.errors import ConfigError
 from fedcore.system.logs import Line
 from fedcore.web.listening import is_loopback, listening, url_of
+from fedcore.web.quiet import quiet_config
 from fedcore.web.tokens import Tokens, load_tokens
 
 __all__ = ["open_socket", "serve"]
@@ -83,21 +84,7 @@ async def _serve(
     sock, tokens, names = entrance
     hosting = Hosting(source, memory, say, time.monotonic)
     wiring = Wiring(hosting, source.name, tokens, time.time, lambda: secrets.randbits(63), names)
-    # Only faults of our own are logged: requests would let strangers write on the owner's terminal.
-    config = uvicorn.Config(
-        make_app(wiring),
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=_MOST_CONNECTIONS,
-        timeout_graceful_shutdown=_STOP_SECONDS,
-    )
-    server = _Server(config)
+    server = _Server(quiet_config(make_app(wiring), most_connections=_MOST_CONNECTIONS, stop_seconds=_STOP_SECONDS))
     watching = asyncio.create_task(hosting.run())
     with _ended_by(lambda: setattr(server, "should_exit", True)):
         try:

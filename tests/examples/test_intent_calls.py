@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from examples.intent_calls.calls import COMBINATIONS
 from examples.intent_calls.demo import METHOD, job_text, node_text
 from examples.intent_calls.prompt import END, TEMPLATE, prompt
 from fedcore.config.reading import load_config
+from tests.hashseeds import said_with_hash_seeds
 
 HOMES = 4
 
@@ -96,16 +94,7 @@ def test_slots_come_in_spoken_order(homes: list[list[data.Row]]) -> None:
 
 def test_data_is_the_same_in_another_process_with_another_hash_seed() -> None:
     code = "from examples.intent_calls.data import *; print(home(1), held_out(), calibration())"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = said_with_hash_seeds(code)
     assert len(outputs) == 1 and "Hass" in outputs.pop()
 
 

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
 from examples.voice_intents import data
+from tests.hashseeds import said_with_hash_seeds
 
 
 def test_no_template_is_on_both_sides_and_every_intent_is_on_both() -> None:
@@ -38,16 +36,7 @@ def test_homes_never_say_a_held_out_utterance_and_differ_in_names_and_mix() -> N
 
 def test_data_is_the_same_in_another_process_with_another_hash_seed() -> None:
     code = "from examples.voice_intents.data import home, held_out; print(home(1), held_out())"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = said_with_hash_seeds(code)
     assert len(outputs) == 1 and "Hass" in outputs.pop()
 
 

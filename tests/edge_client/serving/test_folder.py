@@ -61,6 +61,8 @@ def test_a_seed_decides_and_a_stop_text_ends(server: Served) -> None:
 
 
 def test_the_model_is_told(server: Served) -> None:
+    # It is loaded for the first who asks, and told in full from then on.
+    assert server.post(CHAT, chat(max_tokens=1)).status == 200
     (model,) = server.get("/v1/models").json["data"]
     assert (model["id"], model["kind"], model["context_tokens"], model["version"]) == ("tiny", "chat", CONTEXT, 0)
     assert "nothing learned" in model["note"]
