@@ -63,7 +63,7 @@ def test_answers_are_transformers_own(shape: str) -> None:
     generator = Generator(BuiltModel(model), byte_tokenizer())
     expected = [reference(model, prompt) for prompt in PROMPTS]
     assert [streamed(generator, prompt) for prompt in PROMPTS] == expected
-    assert generator.batch(PROMPTS, GREEDY, rows=5) == expected
+    assert generator.batch(PROMPTS, GREEDY, Batches(rows=5)) == expected
     assert ("own pass" in generator.how) == (shape in LEAN)
     assert len({tuple(answer) for answer in expected}) > 6
 
