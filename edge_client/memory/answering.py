@@ -43,6 +43,8 @@ def answers_at_once(footprint: Footprint, plan: MemoryPlan, share: float, room_b
         share: As of `measuring_bytes`.
         room_bytes: For the worker alone.
     """
+    if footprint.answering is None:
+        return 1
     one, two = (measuring_bytes(footprint, plan, share, at_once) for at_once in (1, 2))
     return max(1, 1 + int(room_bytes * (1 - MARGIN) - one) // max(1, two - one))
 
