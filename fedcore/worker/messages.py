@@ -7,12 +7,10 @@ import msgspec
 
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
-from fedcore.fields.types import BaseKind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
 from fedcore.round.plan import ObjectKind, Plan
-from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
-from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
+from fedcore.worker.exchange import ArtefactMade, Imported, ImportModel, MakeArtefact, WriteGguf, Written
 from fedcore.worker.serving import (
     Answer,
     Answered,
@@ -126,26 +124,6 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Decides which."""
     max_new_tokens: int = DEFAULT_NEW_TOKENS
     """Of an answer, where one of `metrics` compares texts."""
-
-
-class MakeArtefact(msgspec.Struct, frozen=True, kw_only=True, tag="make_artefact"):
-    """Make the file that the run's method asks for, before its first round."""
-
-    training: AnyTraining
-    """Of the first round; it says what makes the file (`Training.artefact_kind`)."""
-    model_folder: str
-    task: TaskSection
-    model_schema: ModelSchema
-    base_kind: BaseKind
-    data: DataSection | None = None
-    """Text, for a kind that is made from some; its labels do not matter."""
-    rows: int = 0
-    """Texts at most."""
-    folder: str
-    """For what is needed in between."""
-    path: str
-    """Of the file."""
-    threads: int = 1
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
@@ -311,13 +289,6 @@ class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):
     measurement: Measurement | None
     """None on a node without held-out rows."""
     seconds: float
-
-
-class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
-    """The run's artefact is written and flushed."""
-
-    texts: int
-    tokens: int
 
 
 class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):

@@ -183,21 +183,6 @@ def test_a_dequantised_weight_does_not_depend_on_how_it_came_about() -> None:
     assert torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("dequantised", [True, False])
-def test_a_layer_that_was_measured_first_trains_as_before(dequantised: bool) -> None:
-    layer, fresh = (make_layer(scratch=Scratch())[0] for _ in range(2))
-    x = inputs((6, N), torch.float32, "cpu")
-    layer.dequantised.switch(dequantised)
-    with torch.inference_mode():
-        # Buffers are made here, and written again below.
-        layer(x)
-    for one in (layer, fresh):
-        one.select(1)
-        one(x).sum().backward()
-        one.absorb()
-    torch.testing.assert_close(layer(x), fresh(x))
-
-
 def test_a_dequantised_weight_is_let_go_of_at_once() -> None:
     layer, _ = make_layer()
     layer.dequantised.switch(True)
