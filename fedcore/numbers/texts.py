@@ -19,14 +19,14 @@ from fedcore.registry import register_metric
 
 __all__ = ["exact_match", "json_equality", "rouge_l", "same_json"]
 
-Values = NDArray[np.float64]
-Texts = Sequence[str]
+_Values = NDArray[np.float64]
+_Texts = Sequence[str]
 
 _NOTHING: Final = object()
 
 
 @register_metric("exact_match", compares="texts", each=True)
-def exact_match(answers: Texts, right: Texts) -> Values:
+def exact_match(answers: _Texts, right: _Texts) -> _Values:
     """1 for each answer that is the right text.
 
     Example:
@@ -37,7 +37,7 @@ def exact_match(answers: Texts, right: Texts) -> Values:
 
 
 @register_metric("json_equality", compares="texts", each=True)
-def json_equality(answers: Texts, right: Texts) -> Values:
+def json_equality(answers: _Texts, right: _Texts) -> _Values:
     """1 for each answer that is the right JSON.
 
     Example:
@@ -48,7 +48,7 @@ def json_equality(answers: Texts, right: Texts) -> Values:
 
 
 @register_metric("rouge_l", compares="texts", each=True)
-def rouge_l(answers: Texts, right: Texts) -> Values:
+def rouge_l(answers: _Texts, right: _Texts) -> _Values:
     """ROUGE-L of each answer: F1 of the longest common subsequence of words (Lin 2004).
 
     Words are Latin letters and digits, in lower case, without stemming, as in the package rouge-score, whose numbers

@@ -23,7 +23,7 @@ from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import TaskSection
 from fedcore.errors import DataError
 
-__all__ = ["PASS_TOKENS", "Asked", "Texts", "answered", "questions_of"]
+__all__ = ["MOST_AT_ONCE", "PASS_TOKENS", "Asked", "Texts", "answered", "questions_of"]
 
 PASS_TOKENS: Final = 256
 """Of all prompts side by side, tokens that go through the model at a time: what a memory plan foresees."""
