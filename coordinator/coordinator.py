@@ -18,6 +18,7 @@ from coordinator.messages.senders import Senders
 from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
+from coordinator.run.examining import examined
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job
@@ -143,6 +144,15 @@ class Coordinator:
         folder = find_model(self._job.model.folder, place=f"{self._place}: model.folder")
         require_fitting(folder, max_length=self._job.task.max_length)
         mqtt_settings(self._job.broker, "check")
+
+    def examine(self) -> tuple[str, ...]:
+        """Look at all that the job names, as its workers will: rows, labels, metrics, trained tensors; a line for each.
+
+        Raises:
+            FedkrsoError: What the run would end with, in the same words.
+        """
+        self.check()
+        return examined(self._job, self._place)
 
     def __enter__(self) -> Coordinator:
         self._claim()

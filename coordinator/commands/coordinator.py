@@ -89,7 +89,7 @@ def _dashboard(
     "  fedkrso coordinator run job.toml --log-format json"
 )
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
-@click.option("--check", is_flag=True, help="Check the file and leave.")
+@click.option("--check", is_flag=True, help="Check the file, and the data and model that it names, and leave.")
 @_lead_flags
 def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> None:
     """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
@@ -97,6 +97,8 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
 
     coordinator = Coordinator.from_file(job_file, runs=runs, on_event=_of_the_model)
     if check:
+        for line in coordinator.examine():
+            click.echo(line)
         click.echo(f"{job_file} is right")
         return
     _lead(coordinator, **flags)

@@ -50,8 +50,8 @@ def data_check(
     what is cut, labels, and every row that cannot be used. No weights are loaded, and nothing is sent anywhere."""
     from edge_client.worker.architecture.configuration import read_tokenizer
     from edge_client.worker.data.checking import as_numbers, check_data
+    from edge_client.worker.data.reading import resolved_task
     from edge_client.worker.programs.lean import hide_optional_packages
-    from edge_client.worker.programs.serve import resolved_task
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.templates import with_template
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_client.worker.data.reading import function_by_name
+from edge_client.worker.data.sources import function_by_name
 from edge_client.worker.data.tasks import Encoded, Scores, worker_task
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
