@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edge_client.worker.data.reading import check_rows, load_texts, resolved_task, together
+from edge_client.worker.data.sources import function_by_name
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.errors import DataError, FedkrsoError
 from fedcore.worker.failures import failure_of
@@ -28,28 +29,27 @@ def seen(look: Look) -> Iterator[str]:
         FedkrsoError: The first that cannot.
     """
     task = None if look.task is None else resolved_task(look.task)
+    # First what needs no library that takes seconds to load: most faults are there.
+    counted = {name: check_rows(section, task) for name, section in look.rows.items()}
+    functions = [name for name in look.metrics if ":" in name and function_by_name(name, "evaluation.metrics")]
+    if functions:
+        yield f"metrics: {', '.join(functions)}"
+    for name, section in look.rows.items():
+        yield f"{name}: {section.source}: {_rows(section, task, look.model_folder, *counted[name])}"
     if look.trained_tensors is not None and task is not None:
         yield _trained(Path(look.model_folder), task, look.trained_tensors)
-    if look.metrics:
-        from edge_client.worker.train.evaluate import metrics_by_name
-
-        yield f"metrics: {', '.join(metrics_by_name(look.metrics))}"
-    for name, section in look.rows.items():
-        yield f"{name}: {_rows(section, task, look.model_folder)}"
     if look.calibration is not None and task is not None:
         found = load_texts(look.calibration.data, look.calibration.rows, task)
         yield f"calibration: {len(found):,} texts of {look.calibration.data.source}"
 
 
-def _rows(section: DataSection, task: TaskSection | None, model_folder: str) -> str:
+def _rows(section: DataSection, task: TaskSection | None, model_folder: str, rows: int, labelled: int) -> str:
     """How many can be used; with a task and a tokenizer, as training sees them."""
     if task is None:
-        rows, labelled = check_rows(section)
-        said = f"{section.source}: {rows:,} rows can be read"
         none = f", none of which has a label (column {section.label!r})" if section.label and not labelled else ""
-        return said + none
+        return f"{rows:,} rows can be read{none}"
     if not model_folder:
-        return f"{section.source}: {check_rows(section, task)[0]:,} rows can be used"
+        return f"{rows:,} rows can be used"
     from edge_client.worker.architecture.configuration import read_tokenizer
     from edge_client.worker.data.checking import check_data
     from edge_client.worker.programs.lean import hide_optional_packages
@@ -61,7 +61,7 @@ def _rows(section: DataSection, task: TaskSection | None, model_folder: str) -> 
     left_out = found.fates["left out"]
     if left_out == found.rows:
         raise DataError("every row is left out", place=section.source, remedy="raise task.max_length")
-    return f"{section.source}: {found.rows:,} rows can be used" + (f", {left_out:,} are left out" if left_out else "")
+    return f"{rows:,} rows can be used" + (f", {left_out:,} are left out" if left_out else "")
 
 
 def _trained(folder: Path, task: TaskSection, patterns: tuple[str, ...]) -> str:
