@@ -76,7 +76,9 @@ def test_with_a_model_rows_are_read_with_its_tokenizer_and_patterns_must_match(
         metrics=("f1", "json:dumps"),
     )
     metrics, rows, model = seen(look)
-    assert metrics == "metrics: json:dumps" and rows.endswith("dev.csv: 2 rows can be used") and "tensors train" in model
+    assert (
+        metrics == "metrics: json:dumps" and rows.endswith("dev.csv: 2 rows can be used") and "tensors train" in model
+    )
     with pytest.raises(ModelError, match=r"model\.trained_tensors: no tensor matches '\*\.LayerNrom\.\*'"):
         list(seen(msgspec.structs.replace(look, trained_tensors=("*.LayerNrom.*",))))
     lines = [
