@@ -34,6 +34,7 @@ from fedcore.config.reading import load_config
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
+from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
@@ -262,6 +263,9 @@ class Coordinator:
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
             transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            self._on_event(
+                Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
+            )
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))

@@ -29,9 +29,11 @@ from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.config.sections import DataSection
-from fedcore.errors import ConfigError, FedkrsoError, RunError
+from fedcore.config.words import converted
+from fedcore.errors import FedkrsoError, RunError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
+from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
 from fedcore.worker.imported import imported_models, model_folder
@@ -161,6 +163,8 @@ class Client:
             self._agent = self._made()
             if self._stopped:
                 self._agent.stop()
+            url, seconds = self.node.broker.url, CONNECT_SECONDS
+            self._on_event(Line(f"connecting to {url}, for at most {seconds:.0f} s", event="connecting"))
             try:
                 self._agent.run(leave_when_finished=not self._stay)
             finally:
@@ -268,10 +272,4 @@ _NO_DATA: dict[str, Any] = {"data": {"source": ""}}
 def _node(name: str, data: object, fields: dict[str, Any]) -> Node:
     """A node from keywords, checked as a file would be."""
     raw = {**({} if data is None else _NO_DATA), **fields, "node": name}
-    try:
-        return msgspec.convert(msgspec.to_builtins(raw), Node)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        if isinstance(cause, ConfigError):
-            raise cause from None
-        raise ConfigError(str(error), place="Client") from None
+    return converted(msgspec.to_builtins(raw), Node, place="Client")

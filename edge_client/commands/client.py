@@ -71,5 +71,11 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
             # Whoever collects the standard output alone learns the end too.
             log.say(Line(error.one_line(), event="failed", level="error", exit_code=error.exit_code))
         raise
+    except KeyboardInterrupt:
+        again = f"fedkrso client run {node_file}"
+        log.say(
+            Line(f"interrupted: what is trained is kept in {node.folder}; go on with: {again}", event="interrupted")
+        )
+        raise
     finally:
         manager.stopping()

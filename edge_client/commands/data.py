@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from fedcore.config.sections import DataSection, TaskSection
+from fedcore.config.words import converted
 from fedcore.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -95,10 +96,7 @@ def _task_of_flags(kind: str, labels: str, max_length: int | None, template: Pat
         words["max_length"] = max_length
     if template is not None:
         words["template"] = str(template.absolute())
-    try:
-        return msgspec.convert(words, TaskSection)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error), place="--task") from None
+    return converted(words, TaskSection, place="--task")
 
 
 def _lines(found: Checked, section: DataSection, task: TaskSection) -> Iterator[str]:

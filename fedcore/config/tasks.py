@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAT_KEYS",
+    "USUAL_TASK",
     "CausalLM",
     "Classification",
     "Instruction",
@@ -37,6 +38,9 @@ __all__ = [
     "register_task",
     "task_of",
 ]
+
+USUAL_TASK: Final = "causal-lm"
+"""Of commands that are told no other."""
 
 Target = int | float | tuple[float, ...] | None
 """What is to be learned of one example; None: the tokens themselves."""

@@ -269,7 +269,16 @@ class Worker:
         begin_peak()
         plan = command.plan
         header, trained = self._trainer.train(plan, command.memory_steps, Path(command.path), command.measured)
-        return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
+        return Trained(
+            plan.round,
+            command.path,
+            header.examples,
+            header.loss,
+            header.seconds,
+            trained.restored,
+            plan.training.steps,
+            plan.training.batch_size,
+        )
 
 
 def main(
