@@ -36,7 +36,7 @@ from fedcore.errors import FedkrsoError, StorageError, WireError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
-from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.base import CONNECT_SECONDS, Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.transport.events import EventQueue
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse
 from fedcore.worker.failures import error_of, failure_of
@@ -130,7 +130,7 @@ class Agent:
         self._resting.start()
         self._transport.start(self._queue.put, self._messages.will())
         try:
-            self._transport.wait_connected(20.0)
+            self._transport.wait_connected(CONNECT_SECONDS)
             # Before a plan is looked at.
             self._resting.wait()
             self._look(time.monotonic())
@@ -189,7 +189,7 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(lines.connected(limits, self._messages.security))
+                self._say(lines.connected(limits, self._messages.security, "" if self.session.plan else self._node.run))
                 self._tell()
                 self._transfers.link_came(limits)
             case Disconnected(reason):
