@@ -72,9 +72,14 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             raise ConfigError("over_selection needs a cohort", place="round.over_selection", remedy="set round.cohort")
         if not 1024 <= self.chunk_bytes <= 1_000_000:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")
-        invited = self.cohort or max(self.min_nodes, self.quorum)
-        if self.quorum > invited:
-            raise ConfigError(f"a quorum of {self.quorum} cannot come from {invited} nodes", place="round.quorum")
+        if self.cohort and self.quorum > self.cohort:
+            raise ConfigError(f"a quorum of {self.quorum} cannot come from {self.cohort} nodes", place="round.quorum")
+        if self.quorum > self.min_nodes:
+            raise ConfigError(
+                f"rounds begin with {self.min_nodes} nodes, and a quorum of {self.quorum} cannot come from them",
+                place="round.min_nodes",
+                remedy=f"set it to {self.quorum} or more, or lower round.quorum",
+            )
 
     @property
     def invited(self) -> int:

@@ -17,6 +17,7 @@ from coordinator.store.ledger import RoundRow
 from coordinator.store.standing import standing_of
 from coordinator.store.view import RunView
 from coordinator.terminal.console import ago, bar, clock, megabytes, minutes, sparkline
+from coordinator.terminal.forecast import forecast
 from fedcore.system.logs import printable
 
 __all__ = ["nodes_page", "phase_words", "rounds_table", "status_page"]
@@ -64,7 +65,7 @@ def phase_words(record: RunRecord, now: float) -> str:
         return "preparing: what of the model is trained is being found out"
     rounds = f"round {min(view.round, total)} of {total}"
     if view.phase == "open":
-        return f"{rounds} is open{_deadline(view, now)}"
+        return f"{rounds} is open{_ahead(view, now)}"
     if view.phase == "closing":
         return f"{rounds} is closing: updates are summed"
     return f"{rounds} is next; waiting for nodes"
@@ -135,11 +136,19 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
     return facts
 
 
-def _deadline(view: RunView, now: float) -> str:
+def _ahead(view: RunView, now: float) -> str:
+    """How long it will probably take, and how long it may."""
+    foreseen, words = forecast(view, now), ""
+    if foreseen is not None:
+        words = f", about {minutes(foreseen.round_seconds)} left"
+        if view.round < view.total_rounds:
+            words += f" of it and {minutes(foreseen.run_seconds)} of the run"
     if view.deadline_at is None:
-        return ""
+        return words
     left = view.deadline_at - now
-    return f", {minutes(left)} left" if left >= 0 else f", {minutes(-left)} over its deadline"
+    return (
+        f"{words}; its deadline is in {minutes(left)}" if left >= 0 else f"{words}; {minutes(-left)} over its deadline"
+    )
 
 
 def _updates(view: RunView) -> str:

@@ -73,9 +73,9 @@ class Story:
             if self._online.get(node.node) != node.online:
                 self._online[node.node] = node.online
                 state = "online" if node.online else "offline"
-                lines.append(
-                    Line(f"node {node.node} is {state}", event=f"node_{state}", round=view.round, node=node.node)
-                )
+                done = not node.online and node.state == "finished"
+                words = f"node {node.node} is done" if done else f"node {node.node} is {state}"
+                lines.append(Line(words, event=f"node_{state}", round=view.round, node=node.node))
         return lines
 
     def _published(self, view: RunView) -> list[Line]:

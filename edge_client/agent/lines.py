@@ -48,9 +48,11 @@ class Callbacks:
     heartbeat: Callable[[str], None] = lambda state: None
 
 
-def connected(limits: Limits, security: str) -> Line:
-    """The link to the broker is up, protected like this."""
-    return Line(f"connected ({limits.protocol}; {security})", event="connected")
+def connected(limits: Limits, security: str, run: str = "") -> Line:
+    """The link to the broker is up, protected like this; of a run whose coordinator has not spoken yet, that it is
+    waited for."""
+    waits = f", waiting for the coordinator of run {run}" if run else ""
+    return Line(f"connected ({limits.protocol}; {security}){waits}", event="connected")
 
 
 def disconnected(reason: str) -> Line:
@@ -120,16 +122,18 @@ def trained(event: Trained) -> Line:
     """The worker has trained a round.
 
     Example:
-        >>> trained(Trained(3, "3.bin", 64, 0.5, 4.0))
-        'round 3 trained on 64 examples in 4.0 s, loss 0.500'
+        >>> trained(Trained(3, "3.bin", 2501, 0.5, 4.0, steps=40, batch_size=16))
+        'round 3 trained 40 steps of 16, drawn from 2,501 examples, in 4.0 s, loss 0.500'
     """
     before = f", {event.restored} intervals from before" if event.restored else ""
     return Line(
-        f"round {event.round} trained on {event.examples} examples in {event.seconds:.1f} s{before}, "
-        f"loss {event.loss:.3f}",
+        f"round {event.round} trained {event.steps:,} steps of {event.batch_size}, drawn from {event.examples:,} "
+        f"examples, in {event.seconds:.1f} s{before}, loss {event.loss:.3f}",
         event="trained",
         round=event.round,
         examples=event.examples,
+        steps=event.steps,
+        batch_size=event.batch_size,
         seconds=round(event.seconds, 3),
         loss=event.loss,
     )

@@ -280,6 +280,10 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     seconds: float
     restored: int = 0
     """Intervals that lay finished on disk."""
+    steps: int = 0
+    """Optimiser steps of the round, with those of restored intervals."""
+    batch_size: int = 0
+    """Examples in each; `examples` are all that they are drawn from."""
 
 
 class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):

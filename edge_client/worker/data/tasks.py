@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.data.batches import Encoded, batches, outputs, pad, states_and_labels
-from edge_client.worker.data.reading import Example
+from edge_client.worker.data.reading import Example, together
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import Target, task_of
@@ -140,6 +140,8 @@ class WorkerTask(ABC):
     def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
         """An example as token ids, cut to `max_length`; several, or none, where a task cuts texts into pieces."""
         made = tokenizer(example.text, example.text_pair, truncation=True, max_length=self.section.max_length)
+        if not made["input_ids"]:
+            raise DataError("the tokenizer leaves no token of it", place=example.place, remedy="leave the row out")
         types = made.get("token_type_ids")
         yield Encoded(tuple(made["input_ids"]), tuple(types) if types else None, example.target)
 
@@ -225,7 +227,7 @@ def encode(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> li
     """Tokenise; classification truncates to `max_length`, causal-lm cuts into pieces of it.
 
     Raises:
-        DataError: Nothing is left to train on.
+        DataError: An example cannot be learned from, or nothing is left to train on.
     """
     return encoded_rows(examples, task, tokenizer).encoded
 
@@ -234,10 +236,16 @@ def encoded_rows(examples: Sequence[Example], task: TaskSection, tokenizer: Any)
     """`encode`, with what was cut and left out.
 
     Raises:
-        DataError: Nothing is left to train on.
+        DataError: An example cannot be learned from, or nothing is left to train on.
     """
-    at_work = worker_task(task)
-    pieces = [list(at_work.encode(example, tokenizer)) for example in examples]
+    at_work, pieces, wrong = worker_task(task), list[list[Encoded]](), list[DataError]()
+    for example in examples:
+        try:
+            pieces.append(list(at_work.encode(example, tokenizer)))
+        except DataError as error:
+            wrong.append(error)
+    if wrong:
+        raise together(wrong)
     whole = [piece for own in pieces for piece in own]
     if not whole and task_of(task).conversations:
         raise DataError("no row fits task.max_length", remedy="raise it, or see `fedkrso data check`")

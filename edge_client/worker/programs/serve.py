@@ -21,7 +21,7 @@ from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.heldout import node_examples, sampled
 from edge_client.worker.data.packing import check_apart
-from edge_client.worker.data.reading import call_by_name
+from edge_client.worker.data.reading import resolved_task
 from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
@@ -70,7 +70,7 @@ from fedcore.worker.messages import (
 from fedcore.worker.process import read_message, write_message
 from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
-__all__ = ["Worker", "main", "resolved_task"]
+__all__ = ["Worker", "main"]
 
 
 class _Leave(Exception):
@@ -270,15 +270,16 @@ class Worker:
         begin_peak()
         plan = command.plan
         header, trained = self._trainer.train(plan, command.memory_steps, Path(command.path), command.measured)
-        return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
-
-
-def resolved_task(task: TaskSection) -> TaskSection:
-    """A task whose labels are a tuple, also where the job names a function that gives them."""
-    if not isinstance(task.labels, str):
-        return task
-    labels = tuple(map(str, call_by_name(task.labels, {}, "task.labels")))
-    return msgspec.structs.replace(task, labels=labels)
+        return Trained(
+            plan.round,
+            command.path,
+            header.examples,
+            header.loss,
+            header.seconds,
+            trained.restored,
+            plan.training.steps,
+            plan.training.batch_size,
+        )
 
 
 def main(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from edge_client.worker.data.reading import function_by_name
+from edge_client.worker.data.sources import function_by_name
 from edge_client.worker.data.tasks import Encoded, Scores, worker_task
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.train.answered import Texts

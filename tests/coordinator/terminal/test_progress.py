@@ -9,6 +9,7 @@ import msgspec
 from made_runs import row
 
 from coordinator.store.view import EventView, NodeView, RunView
+from coordinator.terminal.forecast import forecast
 from coordinator.terminal.story import Story
 
 
@@ -69,6 +70,36 @@ def test_nodes_that_come_and_go_are_told_each_time() -> None:
     assert told(story, seen) == [("node_offline", "node a is offline")]
     seen.nodes["a"].online = True
     assert told(story, seen) == [("node_online", "node a is online")]
+
+
+def test_a_node_that_leaves_a_finished_run_is_done() -> None:
+    story, seen = Story(), view(phase="finished")
+    seen.nodes["a"] = NodeView("a", online=True, state="finished")
+    story.lines(seen)
+    seen.nodes["a"].online = False
+    assert told(story, seen) == [("node_offline", "node a is done")]
+
+
+def test_what_is_left_is_a_forecast_and_no_deadline() -> None:
+    seen = view(phase="open", round=1, cohort=("a", "b"), round_opened_at=100.0, deadline_at=3700.0)
+    assert forecast(seen, 110.0) is None
+    seen.nodes = {"a": NodeView("a", step=30, steps=40), "b": NodeView("b", step=10, steps=40)}
+    # The slower one has done a quarter in ten seconds.
+    found = forecast(seen, 110.0)
+    assert found is not None and found.round_seconds == 30.0
+    assert found.run_seconds == 30.0 + 40.0 * (seen.total_rounds - 1)
+    seen.rows = [
+        msgspec.structs.replace(row(n, 0.5, "a"), seconds=seconds)
+        for n, seconds in enumerate((99.0, 20.0, 30.0, 25.0), 1)
+    ]
+    seen.round = 5
+    found = forecast(seen, 110.0)
+    assert (
+        found is not None and found.round_seconds == 15.0 and found.run_seconds == 15.0 + 25.0 * (seen.total_rounds - 5)
+    )
+    late = forecast(seen, 500.0)
+    assert late is not None and late.round_seconds == 0.0
+    assert forecast(dataclasses.replace(seen, phase="closing"), 110.0) is None
 
 
 def test_numbers_of_nodes_at_work_are_no_events() -> None:
