@@ -104,14 +104,23 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
     _lead(coordinator, **flags)
 
 
-@click.command(epilog="\b\nExample:\n  fedkrso coordinator resume voice --runs runs")
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  fedkrso coordinator resume voice --runs runs\n"
+    "  fedkrso coordinator resume voice --rounds 12"
+)
 @click.argument("run")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Rounds in all, more than it has: also a finished run goes on, from its last state, once nodes come back.",
+)
 @_lead_flags
-def coordinator_resume(run: str, runs: Path, **flags: Any) -> None:
+def coordinator_resume(run: str, rounds: int | None, runs: Path, **flags: Any) -> None:
     """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
     from coordinator.coordinator import Coordinator
 
-    _lead(Coordinator.resume(run, runs=runs, on_event=_of_the_model), **flags)
+    _lead(Coordinator.resume(run, runs=runs, rounds=rounds, on_event=_of_the_model), **flags)
 
 
 def _of_the_model(line: Line) -> None:

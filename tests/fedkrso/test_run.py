@@ -140,6 +140,32 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker:
     assert json.loads(result.folder.summary.read_text()) == result.summary, "nothing was changed"
 
 
+def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_start(
+    workshop: Workshop, broker: LocalBroker, tmp_path: Path
+) -> None:
+    def led(leader: Coordinator, at: LocalBroker, folder: Path) -> Result:
+        homes = [client(workshop, at, "longer", index, folder) for index in range(2)]
+        # The nodes first: what the broker keeps of the run's end must not send them home.
+        with homes[0], homes[1], leader:
+            result = leader.run()
+            assert all(home.wait(60) for home in homes)
+        return result
+
+    runs = tmp_path / "runs"
+    first = led(Coordinator(job(workshop, broker, "longer"), runs=runs), broker, tmp_path)
+    with pytest.raises(RunError, match="it has 2 rounds already"):
+        Coordinator.resume("longer", runs=runs, rounds=2).run()
+    assert first.finished and len(first.rounds) == 2
+    more = led(Coordinator.resume("longer", runs=runs, rounds=3), broker, tmp_path)
+    assert more.finished and [row.round for row in more.rounds] == [1, 2, 3] and more.digest != first.digest
+    assert {node["digest"] for node in more.summary["nodes"].values()} == {more.digest}
+    with LocalBroker(tmp_path / "broker", ["coordinator", "home-0", "home-1"]) as other:
+        straight = led(
+            Coordinator(job(workshop, other, "longer", 3), runs=tmp_path / "other" / "runs"), other, tmp_path / "other"
+        )
+    assert straight.digest == more.digest
+
+
 def test_nodes_serve_run_after_run_from_the_same_folders(
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:
