@@ -114,7 +114,7 @@ class Service:
         self._opened_at = clock()
         self._ended = self._stopping = False
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected)
+        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -115,6 +117,7 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
     if (newest := next((row for row in reversed(record.rows) if row.nodes is not None), None)) and newest.nodes:
         words = f"accuracy {newest.nodes.accuracy:.3f} of version {newest.round}, {spread_of(newest.nodes).words}"
         facts.append(("on nodes", printable(words), ""))
+    facts += [(where, printable(words), "") for where, words in _metrics(record)]
     if (standing := standing_of(record.rows, record.job.evaluation)) and standing.best is not None:
         facts.append(("best round", f"{standing.best}, {standing.by} {standing.value:.3f}", ""))
     if record.rows:
@@ -152,6 +155,16 @@ def _updates(view: RunView) -> str:
     missing = [name for name in view.cohort if name not in view.accepted and name not in view.excluded]
     words = f"{len(view.accepted)} of {len(view.cohort)} are in"
     return f"{words}; missing: {_names(tuple(missing))}" if missing else words
+
+
+def _metrics(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """Of the newest state that was measured, here and on nodes: whatever is measured beside accuracy and loss."""
+    here = next(((row.round, row.metrics) for row in reversed(record.measured)), (0, {}))
+    there = next(((row.round, row.nodes.metrics) for row in reversed(record.rows) if row.nodes is not None), (0, {}))
+    for where, (version, metrics) in (("metrics", here), ("metrics on nodes", there)):
+        if metrics:
+            words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            yield where, f"{words} of version {version}"
 
 
 def _accuracy(record: RunRecord, width: int, *, ascii_only: bool) -> str:

@@ -76,9 +76,21 @@ def budget_set(budget_bytes: int) -> Line:
 
 
 def loaded(event: Ready) -> Line:
-    """The worker holds the model."""
-    words = f"model loaded, {event.examples} examples, version {event.version}"
-    return Line(words, event="loaded", examples=event.examples, version=event.version)
+    """The worker holds the model.
+
+    Example:
+        >>> loaded(Ready(3, 0, "", 981, cut=304, left_out=34))
+        'model loaded, 981 examples, 304 of them cut and 34 rows left out as too long, version 3'
+    """
+    words = f"model loaded, {event.examples} examples{event.too_long}, version {event.version}"
+    return Line(
+        words,
+        event="loaded",
+        examples=event.examples,
+        version=event.version,
+        cut=event.cut or None,
+        left_out=event.left_out or None,
+    )
 
 
 def adopted(event: Adopted) -> Line:

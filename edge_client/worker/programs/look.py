@@ -31,7 +31,9 @@ def seen(look: Look) -> Iterator[str]:
     task = None if look.task is None else resolved_task(look.task)
     # First what needs no library that takes seconds to load: most faults are there.
     counted = {name: check_rows(section, task) for name, section in look.rows.items()}
-    functions = [name for name in look.metrics if ":" in name and function_by_name(name, "evaluation.metrics")]
+    functions = [name for name in look.metrics if ":" in name]
+    for name in functions:
+        function_by_name(name, "evaluation.metrics")
     if functions:
         yield f"metrics: {', '.join(functions)}"
     for name, section in look.rows.items():

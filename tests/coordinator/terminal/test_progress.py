@@ -145,3 +145,20 @@ def test_a_view_is_not_changed() -> None:
     before = dataclasses.replace(seen)
     Story().lines(seen)
     assert seen == before
+
+
+def test_what_there_is_to_know_of_the_model_is_told_once() -> None:
+    story, seen = Story(), view()
+    story.lines(seen)
+    seen.notes = ("a head is there already: it is trained on",)
+    assert told(story, seen) == [("model_note", seen.notes[0])]
+    seen.notes = (*seen.notes, "measures on 9 held-out examples, 2 of them cut as too long")
+    seen.phase = "open"
+    assert [line for line in told(story, seen) if line[0] == "model_note"] == [("model_note", seen.notes[1])]
+    assert told(story, seen) == []
+
+
+def test_metrics_are_told_with_the_accuracy() -> None:
+    measured = msgspec.structs.replace(row(1, 0.5, "a"), metrics={"json_equality": 0.75, "rouge_l": 0.8})
+    ((_, words),) = told(Story(), view(security="", rows=[measured]))
+    assert words.startswith("round 1: accuracy 0.500, json_equality 0.750, rouge_l 0.800, train loss")
