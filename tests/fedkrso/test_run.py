@@ -144,12 +144,9 @@ def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_s
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:
     def led(leader: Coordinator, at: LocalBroker, folder: Path) -> Result:
-        homes = [client(workshop, at, "longer", index, folder) for index in range(2)]
-        # The nodes first: what the broker keeps of the run's end must not send them home.
-        with homes[0], homes[1], leader:
-            result = leader.run()
-            assert all(home.wait(60) for home in homes)
-        return result
+        homes = [client(workshop, at, "longer", index, folder, stay=True) for index in range(2)]
+        with leader, homes[0], homes[1]:
+            return leader.run()
 
     runs = tmp_path / "runs"
     first = led(Coordinator(job(workshop, broker, "longer"), runs=runs), broker, tmp_path)
