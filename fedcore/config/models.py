@@ -83,7 +83,7 @@ def find_model(text: str, *, place: str) -> Path:
         raise ModelError("neither a model folder nor a GGUF file", place=f"{place}: {path}")
     if not path.is_dir():
         raise ModelError(
-            "no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder"
+            "no such GGUF file" if path.suffix.lower() == ".gguf" else "no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder"
         )
     return path
 
