@@ -27,7 +27,7 @@ class Repetition:
         blocks: All of them.
         lead: So many at the beginning are not like later ones.
         period: After so many the same comes again: 2 where every other one looks at a window.
-        kept: So many of the first are enough to see the rest.
+        kept: So many of the first are enough to see whether they repeat, and how.
     """
 
     parent: nn.Module
@@ -38,9 +38,13 @@ class Repetition:
     kept: int
 
     @property
-    def copies(self) -> int:
-        """Periods that are not traced."""
-        return (len(self.blocks) - self.kept) // self.period
+    def fewest(self) -> int:
+        """So many are enough to see how, where it is known that they do."""
+        return self.kept - self.period
+
+    def copies(self, kept: int) -> int:
+        """Periods that are not traced where so many blocks are."""
+        return (len(self.blocks) - kept) // self.period
 
     @property
     def pattern(self) -> Sequence[nn.Module]:
@@ -86,12 +90,9 @@ def period_of(kinds: Sequence[object]) -> tuple[int, int, int] | None:
 
 
 @contextmanager
-def shortened(model: BuiltModel, found: Repetition | None) -> Iterator[Sequence[nn.Module]]:
+def shortened(found: Repetition, kept: int) -> Iterator[Sequence[nn.Module]]:
     """The model with the first blocks alone, for a while; these blocks."""
-    if found is None:
-        yield ()
-        return
-    few = nn.ModuleList(list(found.blocks)[: found.kept])
+    few = nn.ModuleList(list(found.blocks)[:kept])
     found.parent._modules[found.name] = few
     try:
         yield list(few)

@@ -9,6 +9,7 @@ makes a tensor makes one of the remembered size. Whatever does not fit these thr
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -18,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 from edge_client.worker.model.built import BuiltModel
 
-__all__ = ["Shapes", "fake_model"]
+__all__ = ["DEVICE", "Shapes", "fake_model"]
 
 _CPU: Final = torch.device("cpu")
-_DEVICE: Final = torch.ops.prim.device.default
+DEVICE: Final = torch.ops.prim.device.default
 _NONZERO: Final = torch.ops.aten.nonzero.default
 # Says nothing of looking at its input, but does.
 _VIEWS: Final = (torch.ops.aten._unsafe_view.default,)
@@ -50,13 +51,12 @@ class Shapes:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._kinds: dict[Any, int] = {}
         self._known: dict[Any, _Recipe | None] = {}
+        self._plain: dict[Any, bool] = {}
         self._state: dict[str, Any] | None = None
         self._experts = 1
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What an operation gives on shapes, as under `mode`."""
-        if func is _DEVICE and isinstance(args[0], FakeTensor):
-            return args[0].fake_device
         kind = self._kinds.get(func)
         if kind is None:
             kind = self._kinds[func] = _kind_of(func)
@@ -71,6 +71,10 @@ class Shapes:
         elif func is _NONZERO and _is_shape(args[0]):
             return self._nonzero(args[0])
         return func(*args, **kwargs)
+
+    def device_of(self, tensor: Any) -> Any:
+        """Where a tensor says that it is."""
+        return tensor._fake_device if type(tensor) is FakeTensor else DEVICE(tensor)
 
     def fake(self, elem: Tensor) -> FakeTensor:
         """A tensor of the meta device as a fake one of the processor, with its storage."""
@@ -95,7 +99,7 @@ class Shapes:
     def _make(self, key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         recipe = self._known.get(key, False)
         if recipe is False:
-            out = func(*args, **kwargs)
+            out = self._made(func, args, kwargs)
             self._known[key] = _recipe_of(out, args, kwargs)
             return out
         if recipe is None:
@@ -104,6 +108,18 @@ class Shapes:
         with torch._C._DisableTorchDispatch():
             made = [self._part(part, args, kwargs) for part in parts]
         return made[0] if container is None else container(made)
+
+    def _made(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """An operation for the first time: by its own function of shapes, where that is all that PyTorch would ask."""
+        if func not in self._plain:
+            self._plain[func] = _is_plain(func, self.mode)
+        if not self._plain[func] or "device" in kwargs or not any(type(one) is FakeTensor for one in args):
+            return func(*args, **kwargs)
+        with in_kernel_invocation_manager(self.mode):
+            out = func(*args, **kwargs)
+            if isinstance(out, Tensor):
+                return out if type(out) is FakeTensor else self.fake(out)
+            return type(out)(self.fake(one) if type(one) is Tensor else one for one in out)
 
     def _part(self, part: _Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if part is None:
@@ -151,6 +167,20 @@ def _kind_of(func: Any) -> int:
         changes_shape = torch.Tag.inplace_view in func.tags or "resize" in schema.name
         return _ASK if changes_shape or len(schema.returns) != 1 else _CHANGE
     return _MAKE
+
+
+def _is_plain(func: Any, mode: FakeTensorMode) -> bool:
+    """Whether PyTorch's fake tensors ask an operation's own function of shapes, and nothing else."""
+    try:
+        from torch._decomp import decomposition_table, meta_table
+        from torch._subclasses.fake_impls import op_implementations_checks, op_implementations_dict
+
+        decomposed = func in decomposition_table and not (func in meta_table or mode.cpp_meta_supports_symint(func))
+        special = func in op_implementations_dict or any(applies(func) for applies, _ in op_implementations_checks)
+    except (ImportError, AttributeError, TypeError):
+        # Another PyTorch, of which we do not know it.
+        return False
+    return not decomposed and not special
 
 
 def _is_shape(one: object) -> bool:
@@ -206,14 +236,19 @@ def _recipe_of(out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Rec
 
 def fake_model(model: BuiltModel, shapes: Shapes) -> None:
     """Turn a model's parameters and buffers into fake tensors in place; tied ones stay tied."""
-    made: dict[int, Tensor] = {}
     # The originals live until the end: a freed tensor's id could come again.
-    originals: list[Tensor] = []
+    originals = {id(tensor): tensor for tensor in model.held()}
+    shared = Counter(tensor.untyped_storage()._cdata for tensor in originals.values())
+    made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            originals.append(tensor)
-            shape_only = shapes.mode.from_tensor(tensor.detach())
+            storage = tensor.untyped_storage()
+            if shared[storage._cdata] == 1 and storage.nbytes() == tensor.numel() * tensor.element_size():
+                like = {"dtype": tensor.dtype, "device": "meta"}
+                shape_only: Tensor = shapes.fake(torch.empty_strided(tensor.shape, tensor.stride(), **like))
+            else:
+                shape_only = shapes.mode.from_tensor(tensor.detach())
             made[id(tensor)] = (
                 nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
             )

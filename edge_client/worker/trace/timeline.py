@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["PHASES", "Peak", "Timeline"]
+__all__ = ["PHASES", "Event", "Peak", "Timeline"]
 
 PHASES = ("forward", "loss", "backward")
+
+Event = tuple[int, int]
+"""The phase that made a storage, by its place in `PHASES`, and its bytes; less than 0 where it goes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Timeline:
     """Events of a step.
 
     Attributes:
-        events: The phase that made a storage, by its place in `PHASES`, and its bytes; less than 0 where it goes.
+        events: In order.
         forward: Where each block begins, by its index: how many events were before it.
         backward: The same for its backward pass; none where nothing goes back through it.
         awaited: Blocks whose backward pass was to come.
@@ -53,7 +56,7 @@ class Timeline:
         (51, 71)
     """
 
-    events: list[tuple[int, int]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     forward: dict[int, int] = field(default_factory=dict)
     backward: dict[int, int] = field(default_factory=dict)
     awaited: set[int] = field(default_factory=set)
@@ -70,36 +73,37 @@ class Timeline:
         phases, sizes = made[: at + 1, 0], made[: at + 1, 1]
         return Peak(*(int(sizes[phases == phase].sum()) for phase in range(len(PHASES))))
 
-    def continued(self, *, lead: int, period: int, copies: int) -> Timeline | None:
+    def continued(self, *, lead: int, period: int, copies: int, seen: bool = False) -> Timeline | None:
         """The timeline with more blocks; None where these are not seen to repeat.
 
         Args:
             lead: Blocks at the beginning that are not like later ones.
             period: After so many blocks the same comes again; at least `lead + 2 * period + 2` were traced.
             copies: Periods to add.
+            seen: That they repeat is known from another pass of the same kind; then a period less will do.
         """
-        last = len(self.forward) - 1
-        if last < lead + 2 * period + 1 or set(self.forward) != set(range(last + 1)):
+        last, more = len(self.forward) - 1, 1 if seen else 2
+        if last < lead + more * period + 1 or set(self.forward) != set(range(last + 1)):
             return None
         # Up to where the last block begins: how it ends is another matter.
-        ahead = self._between(self.forward, [last - 2 * period, last - period, last])
+        ahead = self._between(self.forward, [last - more * period, last - period, last])
         if ahead is None:
             return None
         begin = self.forward[last]
         if not self.awaited and not self.backward:
             return Timeline(self.events[:begin] + ahead * copies + self.events[begin:])
         first = max(lead - 1, 0)
-        back = self._between(self.backward, [first + 2 * period, first + period, first])
+        back = self._between(self.backward, [first + more * period, first + period, first])
         if back is None or set(self.backward) != set(range(last + 1)):
             return None
         end = self.backward[first]
         middle = self.events[begin:end]
         return Timeline(self.events[:begin] + ahead * copies + middle + back * copies + self.events[end:])
 
-    def _between(self, places: Mapping[int, int], marks: Sequence[int]) -> list[tuple[int, int]] | None:
-        """The events between each two marks, where they are the same."""
+    def _between(self, places: Mapping[int, int], marks: Sequence[int]) -> list[Event] | None:
+        """The events between the last two marks, where those between the first two, if any, are the same."""
         if any(mark not in places for mark in marks):
             return None
         one, two, three = (places[mark] for mark in marks)
         again = self.events[two:three]
-        return again if self.events[one:two] == again else None
+        return again if one == two or self.events[one:two] == again else None

@@ -24,8 +24,9 @@ from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import Scratch
 from edge_client.worker.model.products16 import PER_TOKEN
 from edge_client.worker.trace.blocks import Repetition, repetition, shortened
-from edge_client.worker.trace.shapes import Shapes
-from edge_client.worker.trace.timeline import PHASES, Peak, Timeline
+from edge_client.worker.trace.products import Products
+from edge_client.worker.trace.shapes import DEVICE, Shapes
+from edge_client.worker.trace.timeline import PHASES, Event, Peak, Timeline
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Point
 
@@ -58,7 +59,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.phase: int | None = None
         self.timeline = Timeline()
         self._shapes = shapes
-        self._known: dict[int, object] = {}
+        self._known: dict[int, tuple[object, int | None]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,6 +75,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
+        if func is DEVICE:
+            # Two of three calls: every operation asks each of its tensors.
+            return self._shapes.device_of(args[0])
         out = self._shapes.run(func, args, kwargs or {})
         if isinstance(out, Tensor):
             self._track(out)
@@ -89,15 +93,21 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._known:
             return
         size_bytes = 0 if self.phase is None else storage.nbytes()
+        place = None
         if size_bytes:
             assert self.phase is not None
+            place = len(self.timeline.events)
             self.timeline.events.append((self.phase, size_bytes))
             gone = partial(self._gone, key, (self.phase, -size_bytes))
         else:
             gone = partial(self._gone, key, None)
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, gone), place
 
-    def _gone(self, key: int, event: tuple[int, int] | None, _: object) -> None:
+    def place_of(self, tensor: Tensor) -> int | None:
+        """Where in the timeline a tensor's storage was made; None where it does not count."""
+        return self._known[tensor.untyped_storage()._cdata][1]
+
+    def _gone(self, key: int, event: Event | None, _: object) -> None:
         del self._known[key]
         if event is not None:
             self.timeline.events.append(event)
@@ -158,24 +168,34 @@ def trace_step(
         step: What is trained.
         first: No gradients are there yet, of micro-batches before it.
     """
-    counter, gradients_bytes = _passed(model, shapes, batch, step, (), first=first)
+    counter, gradients_bytes = _passed(model, shapes, batch, step, (), Products(), first=first)
     return _without(counter.timeline.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
 
 
 def _continued_step(
-    model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, found: Repetition, *, first: bool
+    model: BuiltModel,
+    shapes: Shapes,
+    batch: Sequence[Encoded],
+    step: Step,
+    blocks: Sequence[nn.Module],
+    found: Repetition,
+    products: Products,
+    *,
+    first: bool,
 ) -> Peak | None:
     """The same of a model of which `shortened` left some blocks; None where its blocks do not repeat after all."""
-    blocks = list(getattr(found.parent, found.name))
     try:
-        counter, gradients_bytes = _passed(model, shapes, batch, step, blocks, first=first)
+        counter, gradients_bytes = _passed(model, shapes, batch, step, blocks, products, first=first)
     except (IndexError, KeyError, ValueError):
         # It counts on all of its blocks.
         return None
-    whole = counter.timeline.continued(lead=found.lead, period=found.period, copies=found.copies)
+    kept = len(blocks)
+    whole = counter.timeline.continued(
+        lead=found.lead, period=found.period, copies=found.copies(kept), seen=kept < found.kept
+    )
     if whole is None:
         return None
-    gradients_bytes += found.copies * sum(
+    gradients_bytes += found.copies(kept) * sum(
         tensor_bytes(p) for block in found.pattern for p in block.parameters() if p.requires_grad
     )
     return _without(whole.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
@@ -187,6 +207,7 @@ def _passed(
     batch: Sequence[Encoded],
     step: Step,
     blocks: Sequence[nn.Module],
+    products: Products,
     *,
     first: bool,
 ) -> tuple[LiveBytes, int]:
@@ -204,7 +225,13 @@ def _passed(
         # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
         layer.block_rows, layer.scratch = layer.out_features, scratch
     try:
-        with shapes.mode, counter, _phases(model, counter), _places(blocks, counter):
+        with (
+            shapes.mode,
+            counter,
+            _phases(model, counter),
+            _places(blocks, counter),
+            products.remembered(model.layers.values(), counter),
+        ):
             loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
             counter.phase = _BACKWARD
             if loss.requires_grad:
@@ -288,6 +315,7 @@ class Traces:
     def __init__(self, model: BuiltModel, shapes: Shapes, step: Step, *, whole: bool = False) -> None:
         self._model, self._shapes, self._step = model, shapes, step
         self._found = None if whole else repetition(model)
+        self._seen, self._products = False, Products()
 
     @property
     def blocks(self) -> int | None:
@@ -311,6 +339,8 @@ class Traces:
         for way, (checkpointing, gates) in enumerate(((False, False), (False, True), (True, False))):
             if not recompute(self._model.module, checkpointing, gates):
                 continue
+            # Whether blocks repeat shows in the first pass of each kind; the others need a period less.
+            self._seen = False
             for number, (size, length) in enumerate(shapes):
                 peak = self._peak(size, length)
                 progress(way * len(shapes) + number + 1, count)
@@ -338,9 +368,10 @@ class Traces:
         if length == step.tiny_length:
             step, first = replace(step, after_bytes=0), True
         if self._found is not None:
-            with shortened(model, self._found):
-                peak = _continued_step(model, self._shapes, batch, step, self._found, first=first)
+            with shortened(self._found, self._found.fewest if self._seen else self._found.kept) as blocks:
+                peak = _continued_step(model, self._shapes, batch, step, blocks, self._found, self._products, first=first)
             if peak is not None:
+                self._seen = True
                 return peak
             self._found = None
         return trace_step(model, self._shapes, batch, step, first=first)
