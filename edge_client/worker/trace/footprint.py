@@ -21,6 +21,7 @@ from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
+from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.shapes import Shapes, fake_model
 from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
@@ -72,6 +73,7 @@ def footprint(
     longest: int,
     min_length: int = 0,
     compute_dtype: str = "float32",
+    answers: tuple[int, int] | None = None,
     shapes: Shapes | None = None,
     progress: Progress = no_progress,
 ) -> Footprint:
@@ -86,6 +88,7 @@ def footprint(
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
+        answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
         shapes: What is known of operations from traces before this one.
         progress: Called with how many passes are traced, of how many.
     """
@@ -108,6 +111,7 @@ def footprint(
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
     points = Traces(model, shapes, step).points(_shapes(training.batch_size, lengths), _recompute, progress)
+    answering = None if answers is None else sketch_answers(model, shapes, *answers)
     del model, layers
     gc.collect()
     give_back_freed_memory()
@@ -129,6 +133,7 @@ def footprint(
         # Short rows make it worth its memory, and they are what language models learn.
         dequantised_bytes=kept.dequantised_bytes if language else 0,
         points=points,
+        answering=answering,
     )
 
 
@@ -143,6 +148,7 @@ def cached_footprint(
     compute_dtype: str,
     longest: int,
     min_length: int,
+    answers: tuple[int, int] | None = None,
 ) -> Footprint:
     """`footprint`, remembered in the folder `cache` by model, round's shape and library versions."""
     import transformers
@@ -160,6 +166,7 @@ def cached_footprint(
         longest,
         min_length,
         compute_dtype,
+        answers,
         str(torch.__version__),
         transformers.__version__,
     )
@@ -179,6 +186,7 @@ def cached_footprint(
                 longest=longest,
                 min_length=min_length,
                 compute_dtype=compute_dtype,
+                answers=answers,
             ),
             key=key,
         )

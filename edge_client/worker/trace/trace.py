@@ -30,7 +30,17 @@ from edge_client.worker.trace.timeline import PHASES, Event, Peak, Timeline
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Point
 
-__all__ = ["LiveBytes", "LossOf", "Progress", "Step", "Traces", "no_progress", "tensor_bytes", "trace_step"]
+__all__ = [
+    "LiveBytes",
+    "LossOf",
+    "Progress",
+    "Step",
+    "Traces",
+    "UncountedScratch",
+    "no_progress",
+    "tensor_bytes",
+    "trace_step",
+]
 
 _FORWARD, _LOSS, _BACKWARD = range(len(PHASES))
 
@@ -113,7 +123,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.timeline.events.append(event)
 
 
-class _UncountedScratch(Scratch):
+class UncountedScratch(Scratch):
     """Scratch whose buffers are planned for on their own."""
 
     def __init__(self, counter: LiveBytes) -> None:
@@ -121,6 +131,7 @@ class _UncountedScratch(Scratch):
         self._counter = counter
 
     def take(self, use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """See `Scratch`."""
         if use in PER_TOKEN:
             # As large as the micro-batch: part of what a pass keeps.
             return super().take(use, shape, dtype, device)
@@ -220,7 +231,7 @@ def _passed(
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         counter.know([parameter.grad for parameter in parameters if parameter.grad is not None])
-    scratch = _UncountedScratch(counter)
+    scratch = UncountedScratch(counter)
     for layer in model.layers.values():
         # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
         layer.block_rows, layer.scratch = layer.out_features, scratch
