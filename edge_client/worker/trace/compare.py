@@ -79,6 +79,7 @@ def lora_footprint(
     runtime_bytes: int,
     shapes: Shapes | None = None,
     progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """LoRA of a rank on all linear layers that FedKRSO trains, int8 weights, AdamW in float32."""
     model = empty_model(folder, task)
@@ -99,7 +100,7 @@ def lora_footprint(
     # `load_in_8bit` leaves the rest in the checkpoint's dtype.
     others = _float_bytes(model) - 4 * rank * (rows + columns) - _saved_by_dtype(folder, task)
     step = Step(task, _own_loss, gradients_apart=True)
-    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress)
+    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
     return _as_footprint(points, longest, runtime_bytes, weights, others, 4 * 4 * (rows + columns), 3 * 4 * trained)
 
 
@@ -112,6 +113,7 @@ def full_footprint(
     runtime_bytes: int,
     shapes: Shapes | None = None,
     progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """All weights in float32, with gradients and AdamW's moments."""
     model = empty_model(folder, task)
@@ -120,7 +122,7 @@ def full_footprint(
     model.train()
     held = _float_bytes(model)
     step = Step(task, _own_loss, gradients_apart=False)
-    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress)
+    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
     return _as_footprint(points, longest, runtime_bytes, held, 0, 0, 2 * held)
 
 
@@ -150,12 +152,12 @@ def _as_footprint(
 
 
 def _points(
-    module: nn.Module, step: Step, batch_size: int, longest: int, shapes: Shapes, progress: Progress
+    module: nn.Module, step: Step, batch_size: int, longest: int, shapes: Shapes, progress: Progress, whole: bool
 ) -> tuple[Point, ...]:
     model = BuiltModel(module)
     fake_model(model, shapes)
     sizes = [(size, longest) for size in halvings(batch_size, 1)]
-    return Traces(model, shapes, step).points(sizes, _recompute, progress)
+    return Traces(model, shapes, step, whole=whole).points(sizes, _recompute, progress)
 
 
 def _own_loss(

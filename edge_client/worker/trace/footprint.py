@@ -76,6 +76,7 @@ def footprint(
     answers: tuple[int, int] | None = None,
     shapes: Shapes | None = None,
     progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """Trace a method's training step on shapes.
 
@@ -91,6 +92,7 @@ def footprint(
         answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
         shapes: What is known of operations from traces before this one.
         progress: Called with how many passes are traced, of how many.
+        whole: Trace all blocks, also where a few show the rest: what a test compares with.
     """
     shapes = Shapes() if shapes is None else shapes
     dtype: torch.dtype = getattr(torch, compute_dtype)
@@ -110,7 +112,8 @@ def footprint(
     lengths = _lengths(longest, min_length)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
-    points = Traces(model, shapes, step).points(_shapes(training.batch_size, lengths), _recompute, progress)
+    traces = Traces(model, shapes, step, whole=whole)
+    points = traces.points(_shapes(training.batch_size, lengths), _recompute, progress)
     answering = None if answers is None else sketch_answers(model, shapes, *answers)
     del model, layers
     gc.collect()

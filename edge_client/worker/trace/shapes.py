@@ -66,10 +66,10 @@ class Shapes:
         elif kind == _LOOK:
             if _is_shape(args[0]) and not kwargs:
                 return self._look(func, args)
-        elif kind == _MAKE and (key := _key_of(args, kwargs)) is not None:
-            return self._make((func, key), func, args, kwargs)
         elif func is _NONZERO and _is_shape(args[0]):
             return self._nonzero(args[0])
+        elif kind == _MAKE and (key := _key_of(args, kwargs)) is not None:
+            return self._make((func, key), func, args, kwargs)
         return func(*args, **kwargs)
 
     def device_of(self, tensor: Any) -> Any:
@@ -133,17 +133,19 @@ class Shapes:
 
     def _nonzero(self, mask: FakeTensor) -> Tensor:
         """Where a mask of unknown numbers is true, in a mixture of experts: every expert has tokens, and each as many
-        as the others."""
+        as the others. The mask over experts has a place more, for tokens of none."""
         if mask.dim() == 1:
             # Asked for each one's number afterwards, which fake tensors know of constants.
-            self._experts = mask.shape[0]
-            with self.mode:
-                found = torch.empty(self._experts, 1, dtype=torch.long)
+            count = mask.shape[0]
+            self._experts = max(1, count - 1)
             with in_kernel_invocation_manager(self.mode):
-                found.constant = torch.arange(self._experts)[:, None]  # type: ignore[attr-defined]
+                found = self.fake(torch.empty(count, 1, dtype=torch.long, device="meta"))
+            with torch._C._DisableTorchDispatch():
+                found.constant = torch.arange(count)[:, None]
             return found
-        with self.mode:
-            return torch.empty(-(-math.prod(mask.shape) // self._experts), mask.dim(), dtype=torch.long)
+        rows = -(-math.prod(mask.shape) // self._experts)
+        with in_kernel_invocation_manager(self.mode):
+            return self.fake(torch.empty(rows, mask.dim(), dtype=torch.long, device="meta"))
 
 
 _Part = None | int | str | tuple[torch.Size, tuple[int, ...], torch.dtype]
