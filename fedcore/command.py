@@ -43,6 +43,24 @@ class _Group(click.Group):
             {name.removeprefix(self._prefix).split()[0] for name in self._points if name.startswith(self._prefix)}
         )
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, each with the first words of its docstring, which is read and not imported."""
+        rows = []
+        names = self.list_commands(ctx)
+        room = formatter.width - 6 - max(map(len, names), default=0)
+        for name in names:
+            point = self._points.get(self._prefix + name)
+            if point is None:
+                words = _GROUPS.get(name, "").split(". ")[0]
+            elif (missing := _missing(point)) is not None:
+                words = f"Needs more: {missing.remedy}"
+            else:
+                words = _first_words(point)
+            rows.append((name, click.Command(name, help=words).get_short_help_str(room)))
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = self._prefix + cmd_name
         if name in self._points:
