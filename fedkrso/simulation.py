@@ -72,7 +72,8 @@ class Simulation:
     """A job and its nodes, read, checked and dealt; nothing is written before `write`.
 
     Args:
-        job_file: JOB.toml. Its [broker] and [trust] are not used, and need not be there: a simulation has a broker of its own.
+        job_file: JOB.toml. Its [broker] and [trust] are not used and may be left out: a simulation has a broker of its
+            own.
         wishes: What is to be otherwise.
 
     Raises:

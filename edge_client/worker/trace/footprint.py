@@ -19,7 +19,6 @@ from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched

@@ -165,9 +165,7 @@ class Step:
     """Passes over so many tokens are measured alone, each with nothing before or after it."""
 
 
-def trace_step(
-    model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, *, first: bool = True
-) -> Peak:
+def trace_step(model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
     """One forward and backward pass of a fake model over a micro-batch, through all of its blocks; returns its peak.
 
     Buffers of `Scratch` and the optimiser's tensors are not in it.
@@ -380,7 +378,9 @@ class Traces:
             step, first = replace(step, after_bytes=0), True
         if self._found is not None:
             with shortened(self._found, self._found.fewest if self._seen else self._found.kept) as blocks:
-                peak = _continued_step(model, self._shapes, batch, step, blocks, self._found, self._products, first=first)
+                peak = _continued_step(
+                    model, self._shapes, batch, step, blocks, self._found, self._products, first=first
+                )
             if peak is not None:
                 self._seen = True
                 return peak
