@@ -11,7 +11,7 @@ import pytest
 from fedcore.errors import WorkerError
 from fedcore.system.processes import WORKER_PYTHON
 from fedcore.worker.asking import ask_worker
-from fedcore.worker.messages import Written, ImportModel
+from fedcore.worker.messages import ImportModel, Written
 
 # In place of an interpreter: its arguments are those of `-m edge_client.worker`.
 STAND_IN = """#!{python}
