@@ -58,6 +58,8 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """After the last round, how long to wait for every node to report its digest."""
     keep_published: int = 2
     """Published states that stay retained at the broker."""
+    keep_updates: int = 1
+    """Closed rounds whose updates stay on the coordinator's disk; what they made is in the exact state."""
     chunk_bytes: int = 262_144
     """Bytes in a transfer's chunk; the broker's own limit lowers it."""
 
@@ -65,7 +67,7 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_published"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
-        for key in ("deadline_slack", "least_deadline_seconds", "over_selection"):
+        for key in ("deadline_slack", "least_deadline_seconds", "over_selection", "keep_updates"):
             if not 0 <= getattr(self, key) < 1e9:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
         if self.over_selection and not self.cohort:

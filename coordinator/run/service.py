@@ -100,7 +100,7 @@ class Service:
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published)
+        self._archive = Archive(folder, ledger, job.round.keep_published, job.round.keep_updates)
         self._model = GlobalModel(Learning.of(prepared), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
@@ -150,6 +150,9 @@ class Service:
                     self._plan.cohort
                 )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
+            elif self._machine.published and self._machine.published < self._job.round.rounds:
+                # The plan at the broker may say that the run is finished: whoever comes would leave at once.
+                self._publisher.plan(first)
             self._judge()
             while not self._stopping and not (self._ended and not self._measuring.pending):
                 self._turn()

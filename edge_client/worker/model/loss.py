@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model.head import OutputHead, Shaping
-from edge_client.worker.model.weights import FloatWeight, Scratch, Weight, row_blocks
+from edge_client.worker.model.weights import FloatWeight, Scratch, Weight, row_blocks, worth_running
 
 __all__ = ["IGNORE_INDEX", "chunked_cross_entropy", "chunked_scores"]
 
@@ -93,7 +93,7 @@ class _Loss(torch.autograd.Function):
         fits = isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype and not weight.mapped
         whole = weight.weight if isinstance(weight, FloatWeight) and fits else None
         words = weight.shape[0]
-        blocks = list(row_blocks(words, block_rows))
+        blocks = worth_running(row_blocks(words, block_rows), hidden)
         scratch = Scratch()
         bias, shaping = (weight.bias, weight.shaping) if isinstance(weight, OutputHead) else (None, Shaping())
 
@@ -105,8 +105,9 @@ class _Loss(torch.autograd.Function):
             weight.release()
             return block
 
-        for start in range(0, hidden.shape[0], chunk_tokens):
-            x, label = hidden[start : start + chunk_tokens], labels[start : start + chunk_tokens]
+        chunks = (slice(start, start + chunk_tokens) for start in range(0, hidden.shape[0], chunk_tokens))
+        for chunk in worth_running(chunks, hidden):
+            x, label = hidden[chunk], labels[chunk]
             logits = scratch.take("logits", (x.shape[0], words), hidden.dtype, hidden.device)
             for rows in blocks:
                 logits[:, rows].addmm_(x, rows_of(rows).T, beta=0)
@@ -131,7 +132,7 @@ class _Loss(torch.autograd.Function):
             if shaping != Shaping():
                 probability.mul_(slope)
             logits = probability.to(hidden.dtype)
-            out = gradient[start : start + chunk_tokens]
+            out = gradient[chunk]
             for rows in blocks:
                 out.addmm_(logits[:, rows], rows_of(rows), beta=int(rows.start > 0))
         ctx.save_for_backward(gradient)
