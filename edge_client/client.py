@@ -94,7 +94,7 @@ class Client:
         """
         client = cls(load_config(Path(path), Node, {} if data is None else _NO_DATA), data=data, **options)
         client._place = str(path)
-        client.check()
+        client._whole_budget()
         return client
 
     def __enter__(self) -> Client:

@@ -35,6 +35,7 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
     from edge_client.node import Node
     from fedcore.config.reading import load_config
 
+    keep_agent_small()
     manager = ServiceManager()
     client = Client.from_file(node_file, stay=stay, heartbeat=manager.beat, on_event=lambda line: say(line))
     node = client.node
@@ -47,7 +48,6 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
     if check:
         say(f"{node_file} is right; memory budget {client.check() / 2**20:.0f} MiB")
         return
-    keep_agent_small()
 
     def reload(*_: object) -> None:
         # A file that is being edited must not end a node: all stays until it can be read.
