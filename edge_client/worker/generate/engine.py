@@ -5,9 +5,9 @@ model has one, compiled or of torch's operations for single tokens, else through
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from edge_client.worker.generate.cache import PlannedLayer, planned_cache
 from edge_client.worker.generate.kernel import Kernel
-from edge_client.worker.generate.llama import LlamaParts, LlamaStep, llama_parts
+from edge_client.worker.generate.llama import LlamaStep, llama_parts
 from edge_client.worker.generate.native import NativeCache, NativeLlama, native_llama
 from edge_client.worker.generate.products import products_of, replaced
 from edge_client.worker.model.built import BuiltModel
@@ -28,8 +28,8 @@ _TOLERANCE = 1e-4
 """Of the largest number of a hidden state: what two ways to compute it may differ by, in float32."""
 
 _Step = LlamaStep | NativeLlama
-_Way = Callable[[LlamaParts, Kernel | None], _Step | None]
-"""How a pass is made of a model's parts; None where it is not for this model."""
+_Way = Literal["compiled", "torch", "transformers"]
+"""A pass of our own, compiled or of torch's operations, or that of transformers alone."""
 
 
 class Engine:
@@ -165,17 +165,22 @@ class Engine:
     def _own_pass(self) -> _Step | None:
         """The fastest pass of our own; None where there is none. Which way that is, is found out once; what it is made
         of may be other weights after `refresh`."""
+        if self._step is not None or self._way == "transformers":
+            return self._step
         with torch.inference_mode(), self.at_work():
             if self._way is None:
-                agreeing = (way for way in (_compiled, _of_torch) if self._agrees(self._made(way)))
-                self._way = next(agreeing, _none)
-            if self._step is None:
-                self._step = self._made(self._way)
+                ways: tuple[_Way, ...] = ("compiled", "torch")
+                self._way = next((way for way in ways if self._agrees(self._made(way))), "transformers")
+            self._step = self._made(self._way)
         return self._step
 
     def _made(self, way: _Way) -> _Step | None:
-        parts = llama_parts(self._module, self._products)
-        return None if parts is None else way(parts, self._kernel)
+        parts = None if way == "transformers" else llama_parts(self._module, self._products)
+        if parts is None:
+            return None
+        if way == "torch":
+            return LlamaStep(parts)
+        return None if self._kernel is None else native_llama(parts, self._kernel)
 
     def _agrees(self, step: _Step | None) -> bool:
         """Whether a pass gives what transformers gives, of a few tokens at once and of the last one alone."""
@@ -202,15 +207,3 @@ def _can_crop(cache: Any) -> bool:
     if cache is None or isinstance(cache, NativeCache):
         return cache is not None
     return bool(cache.layers) and all(type(layer) is PlannedLayer for layer in cache.layers)
-
-
-def _compiled(parts: LlamaParts, kernel: Kernel | None) -> _Step | None:
-    return None if kernel is None else native_llama(parts, kernel)
-
-
-def _of_torch(parts: LlamaParts, kernel: Kernel | None) -> _Step | None:
-    return LlamaStep(parts)
-
-
-def _none(parts: LlamaParts, kernel: Kernel | None) -> _Step | None:
-    return None

@@ -33,7 +33,7 @@ _KINDS = {torch.int8: 0, torch.int16: 1, torch.bfloat16: 2, torch.float16: 3, to
 
 
 class Matrix(ctypes.Structure):
-    """A weight (m, n) as `rows.h` has it; whoever makes one keeps its tensors alive. Without any, there is no matrix."""
+    """A weight (m, n) as `rows.h` has it; whoever makes one keeps its tensors alive. Empty: there is none."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
