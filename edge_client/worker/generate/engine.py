@@ -174,8 +174,8 @@ class Engine:
             self._step = self._made(self._way)
         return self._step
 
-    def _made(self, way: _Way) -> _Step | None:
-        parts = None if way == "transformers" else llama_parts(self._module, self._products)
+    def _made(self, way: _Way | None) -> _Step | None:
+        parts = None if way in (None, "transformers") else llama_parts(self._module, self._products)
         if parts is None:
             return None
         if way == "torch":
