@@ -5,7 +5,7 @@
                  └─ deadline without quorum: open again, same round, new cohort and deadline
 
 A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making
-progress.
+progress. A node that is online and lets one deadline after the other pass is invited less and less.
 
 An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the
 same round again, and an excluded node is neither invited nor waited for.
@@ -43,6 +43,7 @@ from coordinator.rounds.events import (
     Resume,
     Revoked,
     RoundPublished,
+    Silent,
     UpdateAccepted,
 )
 from fedcore.errors import RunError
@@ -52,6 +53,8 @@ __all__ = ["TRANSITIONS", "Phase", "RoundMachine"]
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
 # An update counts as on its way for so long after its last progress.
 _PROGRESS_SECONDS = 15.0
+# Rounds for which a silent node is left out, at most.
+_LONGEST_ABSENCE = 15
 TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
         ("waiting", "open"),
@@ -97,6 +100,12 @@ class RoundMachine:
     """When each participant's update last made progress."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
+    missed: dict[str, int] = field(default_factory=dict)
+    """Deadlines that a node let pass while it was online, one after the other."""
+    away_until: dict[str, int] = field(default_factory=dict)
+    """The round in which a silent node may be invited again."""
+    counted_at: float | None = None
+    """The deadline for which they were counted last."""
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -116,7 +125,7 @@ class RoundMachine:
         self.seen.update(cohort)
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event; `now` in Unix seconds. Returns what to do, in order."""
+        """Take one event; `now` in seconds of a clock that never goes back. Returns what to do, in order."""
         if not isinstance(event, Arriving):
             # One for each chunk: they would leave no room for the story.
             self.story.append((now, event))
@@ -139,6 +148,8 @@ class RoundMachine:
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
+                self.missed.pop(node, None)
+                self.away_until.pop(node, None)
                 if self.opened_at:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
@@ -197,11 +208,12 @@ class RoundMachine:
                 enough = len(self.accepted) >= self.settings.quorum
                 late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
                 first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
+                silent = self._count_missed(waiting_for) if late else []
                 if enough and (late or first_ones or not waiting_for):
-                    return self._close()
+                    return [*silent, *self._close()]
                 others = self._able - self.declined - set(self.cohort)
                 if late or (not waiting_for and others):
-                    return self._open(now, late=late)
+                    return [*silent, *self._open(now, late=late)]
             case "finishing":
                 final = {node for node, (version, _) in self.reported.items() if version == self.published}
                 missing = self.seen - self.excluded - final
@@ -217,12 +229,29 @@ class RoundMachine:
             return False
         return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
 
+    def _count_missed(self, waiting_for: set[str]) -> list[Action]:
+        """The deadline has passed for these. Once is no habit; who is offline has a reason."""
+        silent: list[Action] = []
+        if self.counted_at == self.deadline_at:
+            # A pause keeps the round from opening again.
+            return []
+        self.counted_at = self.deadline_at
+        for node in sorted(waiting_for & self.online):
+            missed = self.missed[node] = self.missed.get(node, 0) + 1
+            if missed > 1:
+                self.away_until[node] = self.round + 1 + min(2 ** (missed - 1) - 1, _LONGEST_ABSENCE)
+                silent.append(Silent(node, missed, self.away_until[node]))
+        return silent
+
     def _deadline_seconds(self) -> float:
-        """What the cohort gets, from its slowest member's last round where all have been timed."""
+        """What the cohort gets, from its slowest member's last round where all have been timed; but for those that have
+        let a deadline pass and sent nothing ever, for which nobody else waits so long."""
         settings = self.settings
-        if not settings.deadline_slack or not all(node in self.took for node in self.cohort):
+        timed = [node for node in self.cohort if node in self.took]
+        untimed = [node for node in self.cohort if node not in self.took and not self.missed.get(node)]
+        if not settings.deadline_slack or untimed or not timed:
             return settings.deadline_seconds
-        slowest = max((self.took[node] for node in self.cohort), default=0.0)
+        slowest = max(self.took[node] for node in timed)
         return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
 
     def _open(self, now: float, *, late: bool = False) -> list[Action]:
@@ -232,7 +261,8 @@ class RoundMachine:
         # that declined are asked again only when there are too few others, and are waited for only once the deadline
         # has passed: all that there are may be resting, and would decline at once, again and again.
         kept = self.accepted if self.phase == "open" else set()
-        willing = self._able - self.declined if self.phase == "open" else self._able
+        away = {node for node, until in self.away_until.items() if until > self.round}
+        willing = self._able - away - (self.declined if self.phase == "open" else set())
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
             room = self.settings.invited and self.settings.invited - len(chosen)

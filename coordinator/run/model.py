@@ -7,7 +7,7 @@ and the clock, which are not here, and say by `coordinator.run.keeping.Keeping` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Learning:
         safety: What one participant may do to a round.
         evaluation: What is measured, and where; it changes nothing that is learned, but that rows which nodes hold out
             are not trained on.
+        run_id: Tells the run from every other of its name.
     """
 
     method: MethodSettings
@@ -63,9 +64,10 @@ class Learning:
     artefact: str = ""
     safety: SafetySection = SafetySection()
     evaluation: EvaluationSection | None = None
+    run_id: str = ""
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Learning:
+    def of(cls, prepared: Prepared, run_id: str) -> Learning:
         """Of a job."""
         job = prepared.job
         return cls(
@@ -78,6 +80,7 @@ class Learning:
             artefact=prepared.artefact,
             safety=job.safety,
             evaluation=job.evaluation,
+            run_id=run_id,
         )
 
 
@@ -97,6 +100,12 @@ class Closed:
     row: RoundRow
     limit: int
     measured: NodesMeasured | None = None
+
+    def notes(self) -> Iterator[tuple[str, str, str]]:
+        """What an operator is told of participants: kind, node and words."""
+        for node, (claimed, weight) in self.row.capped.items():
+            words = f"{claimed} examples count as {weight}, at most {self.limit} may"
+            yield "capped", node, f"round {self.row.round}: {words}"
 
 
 class GlobalModel:
@@ -178,6 +187,7 @@ class GlobalModel:
             checkpoint_digest=self._checkpoint_digest,
             artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
             evaluation=learning.evaluation.asked(learning.task, version) if learning.evaluation is not None else None,
+            run_id=learning.run_id,
         )
 
     def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:

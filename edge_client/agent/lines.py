@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edge_client.agent.events import Decline
 from fedcore.errors import FedkrsoError
 from fedcore.round.measurement import ACCURACY, LOSS
-from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
 from fedcore.system.logs import Line
 from fedcore.transport.base import Limits
 from fedcore.worker.messages import Adopted, MeasuredState, Ready, Trained
@@ -27,7 +27,9 @@ __all__ = [
     "loaded",
     "measured",
     "message_refused",
+    "nobody_answers",
     "plan_arrived",
+    "run_began",
     "trained",
     "update_gone",
     "worker_died",
@@ -66,6 +68,16 @@ def message_refused(topic: str, error: FedkrsoError) -> Line:
 def plan_arrived(plan: Plan) -> Line:
     """The coordinator announced a plan."""
     return Line(f"plan of round {plan.round} ({plan.phase})", event="plan", round=plan.round)
+
+
+def run_began(run_id: str, *, again: bool, contested: bool) -> Line:
+    """The node is in a run, or in another one of the same name."""
+    if contested:
+        words = f"another run of this name again ({run_id[:12]}): do two coordinators lead one? stop all but one"
+        return Line(words, event="run", level="warning")
+    if again:
+        return Line(f"another run of this name ({run_id[:12]}): what was done in the last one is left", event="run")
+    return Line(f"in run {run_id[:12]}", event="run")
 
 
 def budget_set(budget_bytes: int) -> Line:
@@ -127,6 +139,13 @@ def artefact_fetched(obj: ArtefactObject) -> Line:
     """The run artefact is on the disk."""
     words, size_bytes = f"run artefact {obj.manifest.sha256[:12]} fetched", obj.manifest.size_bytes
     return Line(words, event="artefact", size_bytes=size_bytes)
+
+
+def nobody_answers(obj: PublishedObject) -> Line:
+    """What is asked for does not come."""
+    what = f"version {obj.version}" if obj.version else "the run's artefact"
+    words = f"nobody answers for {what}: neither the coordinator nor the broker has it; has the run ended?"
+    return Line(words, event="unanswered", level="warning")
 
 
 def declined(action: Decline) -> Line:

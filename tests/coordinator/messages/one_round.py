@@ -34,7 +34,7 @@ from fedcore.weights.checkpoint import write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.codec import decode
 from fedcore.wire.files import manifest_of, read_chunk
-from fedcore.wire.messages import Body, Commit, Grant, Offer, Refuse, Status, Topics
+from fedcore.wire.messages import Body, Commit, Envelope, Grant, Offer, Refuse, Status, Topics, Welcome
 from fedcore.wire.post import Post
 
 SCHEMA = ModelSchema((LayerSpec("l", 6, 16),), (TensorSpec("head", (3, 4), False),))
@@ -73,10 +73,15 @@ class Node:
         self.transport = self.broker.connect()
         self.post = Post("t", self.name, None, 1)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
-        self.transport.start(
-            lambda event: self.inbox.put(decode(event.payload).body) if isinstance(event, Received) else None
-        )
+        self.transport.start(lambda event: self._heard(decode(event.payload)) if isinstance(event, Received) else None)
         self.tell()
+
+    def _heard(self, envelope: Envelope) -> None:
+        if isinstance(envelope.body, Welcome):
+            self.post.run_id = envelope.run_id
+            self.tell()
+        else:
+            self.inbox.put(envelope.body)
 
     def tell(self, version: int = 0, digest: str = "", found: Measurement | None = None) -> None:
         status = self.post.seal(Status(online=True, version=version, digest=digest, measured=found))
@@ -86,6 +91,7 @@ class Node:
         """Send an update; "" when it is committed, else the reason it was refused."""
         header = UpdateHeader(
             run="t",
+            run_id=plan.run_id,
             round=plan.round,
             node=self.name,
             version=plan.version,
