@@ -103,7 +103,7 @@ class Service:
         post = Post(job.run, "", key, start, senders.run_id)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published)
+        self._archive = Archive(folder, ledger, job.round.keep_published, rows)
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
