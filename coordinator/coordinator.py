@@ -20,7 +20,7 @@ from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
-from coordinator.store.folder import RunFolder, stored_job, write_job
+from coordinator.store.folder import RunFolder, stored_job, write_job, written
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import RunView
 from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
@@ -33,6 +33,7 @@ from fedcore.config.reading import load_config
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
+from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
@@ -145,7 +146,8 @@ class Coordinator:
         mqtt_settings(self._job.broker, "check")
 
     def __enter__(self) -> Coordinator:
-        self._claim()
+        with written(self.folder):
+            self._claim()
         return self
 
     def __exit__(
@@ -159,6 +161,10 @@ class Coordinator:
         Raises:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
+        with written(self.folder):
+            return self._run()
+
+    def _run(self) -> Result:
         self._claim()
         if self._resumed and (seen := read_view(self.folder.view)) is not None and seen.ended == "finished":
             raise RunError(
@@ -251,7 +257,7 @@ class Coordinator:
             prepared = prepare(job, self._model_folder(), folder, ledger)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
-            transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))

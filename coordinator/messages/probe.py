@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Callable
 from typing import Any
 
-from fedcore.errors import TransportError
+from fedcore.errors import BrokerRefused, TransportError
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
+from fedcore.transport.lacking import lacking
 
-__all__ = ["usable_chunk_bytes"]
+__all__ = ["look_at", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
@@ -46,17 +48,35 @@ def usable_chunk_bytes(
     try:
         while size >= _LEAST_BYTES:
             probe = nonce + bytes(size + _ENVELOPE_BYTES - len(nonce))
-            if _comes_back(transport, events, Message(topic, probe), others):
+            # Retained, as published states are: some brokers take less then.
+            if _comes_back(transport, events, Message(topic, probe, retain=True), others):
                 return size
             size //= 2
     finally:
         transport.unsubscribe(topic)
+        transport.publish(Message(topic, b"", retain=True))
         for event in others:
             events.put(event)
     raise TransportError(
         f"messages on {topic} do not come back",
         remedy="allow the coordinator to write and read its run's topics at the broker",
     )
+
+
+def look_at(limits: Limits, note: Callable[[str, str, str], None]) -> None:
+    """Say what the broker lacks, as a run starts.
+
+    Args:
+        limits: What it said about itself.
+        note: Adds (kind, node, text) to the event log.
+
+    Raises:
+        BrokerRefused: A coordinator cannot work there at all.
+    """
+    for words in lacking(limits):
+        note("broker", "", words)
+    if not limits.wildcards:
+        raise BrokerRefused("the broker takes no wildcards", remedy="a coordinator needs them: take another broker")
 
 
 def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any]) -> bool:

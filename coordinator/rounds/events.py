@@ -24,6 +24,7 @@ __all__ = [
     "OpenRound",
     "Pause",
     "Readmit",
+    "Report",
     "Resume",
     "Revoked",
     "RoundPublished",
@@ -140,7 +141,14 @@ class Readmit:
     node: str
 
 
-Command = Pause | Resume | EndRound | Exclude | Readmit
+@dataclass(frozen=True)
+class Report:
+    """The dashboard has something for the event log; nothing is to be done."""
+
+    text: str
+
+
+Command = Pause | Resume | EndRound | Exclude | Readmit | Report
 Event = (
     NodeOnline
     | NodeOffline

@@ -40,6 +40,7 @@ from coordinator.rounds.events import (
     OpenRound,
     Pause,
     Readmit,
+    Report,
     Resume,
     Revoked,
     RoundPublished,
@@ -164,7 +165,7 @@ class RoundMachine:
                 self.reported[node] = (version, digest)
             case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
                 return self._published(now)
-            case Pause() | Resume() | EndRound() | Exclude() | Readmit():
+            case Pause() | Resume() | EndRound() | Exclude() | Readmit() | Report():
                 return self._obey(event, now)
         return self._advance(now)
 
@@ -303,7 +304,7 @@ class RoundMachine:
         return [FinishRun(), *self._advance(now)]
 
     def _obey(self, command: Command, now: float) -> list[Action]:
-        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit):
+        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit | Report):
             return [Answer(False, "the run is finishing: no further round opens")]
         match command:
             case Pause():
@@ -326,6 +327,8 @@ class RoundMachine:
                     else f"{node} is excluded: {self._without(node)}"
                 )
                 self.excluded.add(node)
+            case Report(text):
+                pass
             case Readmit(node):
                 text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
                 self.excluded.discard(node)

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.rounds.events import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Resume
+from coordinator.rounds.events import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Report, Resume
 from coordinator.rounds.machine import RoundMachine
 from coordinator.store.ledger import Ledger
 from coordinator.store.view import EventView, RunView
@@ -35,6 +35,7 @@ __all__ = [
     "Exclude",
     "Pause",
     "Readmit",
+    "Report",
     "Resume",
     "command_of",
     "name_of",
@@ -44,7 +45,7 @@ __all__ = [
 Commander = Callable[[Command, str], "Future[Answer]"]
 """Asks the coordinator's loop to obey a command, and says who gave it."""
 
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, type[Pause | Resume | EndRound | Exclude | Readmit]] = {
     "pause": Pause,
     "resume": Resume,
     "end_round": EndRound,
@@ -86,7 +87,7 @@ def name_of(command: Command) -> str:
         >>> name_of(EndRound())
         'end_round'
     """
-    return next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
+    return next((name for name, kind in COMMANDS.items() if isinstance(command, kind)), "report")
 
 
 @dataclass(frozen=True)

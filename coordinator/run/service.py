@@ -16,7 +16,7 @@ from concurrent.futures import Future
 import msgspec
 
 from coordinator.messages.gate import Gate
-from coordinator.messages.probe import usable_chunk_bytes
+from coordinator.messages.probe import look_at, usable_chunk_bytes
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
@@ -41,14 +41,14 @@ from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.run.rivals import Rivals
 from coordinator.store.eventlog import EventLog
-from coordinator.store.folder import RunFolder
+from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
 from coordinator.store.view import EventView, RunView
-from fedcore.errors import StorageError, WorkerError
+from fedcore.errors import BrokerRefused, WorkerError
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
-from fedcore.system.durable import is_full
-from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.address import is_encrypted
+from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Received, Transport, TransportEvent
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post
@@ -116,7 +116,7 @@ class Service:
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clocks.steady()
         self._ended = self._stopping = False
-        protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
+        protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
@@ -136,41 +136,33 @@ class Service:
         """
         first = self._plan_of(self._machine.round, (), 0.0)
         self._measuring.start(first, self._model_folder, self._queue.put)
-        self._transport.subscribe(self._topics.status("+"))
-        self._transport.subscribe(self._topics.up("+", "#"))
-        self._transport.subscribe(self._topics.plan)
+        for topic_filter in (self._topics.status("+"), self._topics.up("+", "#"), self._topics.plan):
+            self._transport.subscribe(topic_filter)
         self._transport.start(self._hear)
         try:
-            limits = self._transport.wait_connected(20.0)
-            nonce = secrets.token_bytes(16)
-            wanted = self._job.round.chunk_bytes
-            self._chunk_bytes = usable_chunk_bytes(
-                self._transport, self._queue, self._topics.probe, limits, wanted, nonce
-            )
-            if self._chunk_bytes < wanted:
-                self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
-            if self._plan is not None and self._machine.published < self._job.round.rounds:
-                rows = self._ledger.updates(self._plan.round)
-                accepted = {row.header.node for row in rows if not self._senders.revoked(row.header.node)} & set(
-                    self._plan.cohort
-                )
-                left = min(self._plan.deadline_at - self._clocks.wall(), self._job.round.deadline_seconds)
-                self._machine.resume_open(self._plan.cohort, accepted, self._clocks.steady() + left)
-            self._judge()
-            while not self._stopping and not (self._ended and not self._measuring.pending):
-                self._turn()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            remedy = f"free space there, then: fedkrso coordinator resume {self._job.run}"
-            raise StorageError(
-                f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy
-            ) from None
+            with written(self._folder):
+                self._begin(self._transport.wait_connected(20.0))
+                while not self._stopping and not (self._ended and not self._measuring.pending):
+                    self._turn()
         finally:
             self._measuring.stop()
             self._transport.stop()
             refuse_all(self._queue)
         return self.view
+
+    def _begin(self, limits: Limits) -> None:
+        """The link is up: look at the broker, and go on with the round that was open."""
+        look_at(limits, self._note)
+        nonce, wanted, plan = secrets.token_bytes(16), self._job.round.chunk_bytes, self._plan
+        self._chunk_bytes = usable_chunk_bytes(self._transport, self._queue, self._topics.probe, limits, wanted, nonce)
+        if self._chunk_bytes < wanted:
+            self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
+        if plan is not None and self._machine.published < self._job.round.rounds:
+            sent = {row.header.node for row in self._ledger.updates(plan.round)} & set(plan.cohort)
+            accepted = {node for node in sent if not self._senders.revoked(node)}
+            left = min(plan.deadline_at - self._clocks.wall(), self._job.round.deadline_seconds)
+            self._machine.resume_open(plan.cohort, accepted, self._clocks.steady() + left)
+        self._judge()
 
     def command(self, command: Command, by: str) -> Future[Answer]:
         """Ask the loop to obey an operator, from any thread; the answer comes when the command is done and in the
@@ -215,6 +207,9 @@ class Service:
                     self._publisher.plan(self._plan)
             case Disconnected(reason):
                 self._note("link", "", reason)
+            case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
+                remedy = "allow the coordinator to read its run's topics at the broker"
+                raise BrokerRefused(f"no subscription: {reason}", place=topic_filter, remedy=remedy)
             case Evaluated():
                 self._measuring.evaluated(event)
                 self._observer(self.view)

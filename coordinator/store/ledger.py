@@ -22,12 +22,22 @@ from fedcore.fields.prepared import prepared
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan, StateObject
 
-__all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "begin_life", "read_events"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "EventRow",
+    "Ledger",
+    "RoundRow",
+    "SqliteLedger",
+    "UpdateRow",
+    "begin_life",
+    "read_events",
+]
 
 T = TypeVar("T")
 # As numbers in the column `whole`.
 _KINDS: Final[tuple[ObjectKind, ...]] = ("difference", "whole", "snapshot")
-_SCHEMA = """
+SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS updates (
@@ -41,7 +51,7 @@ CREATE TABLE IF NOT EXISTS measurements (version INTEGER NOT NULL, node TEXT NOT
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
     round INTEGER NOT NULL DEFAULT 0);
 """
-_VERSION: Final = 3
+VERSION: Final = 3
 """Of the schema and of what rows hold; 0 where nobody wrote it down, which fedkrso 0.1 did not."""
 
 
@@ -136,19 +146,19 @@ class SqliteLedger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             # First: tables without it, left by a kill in between, would be taken for those of 0.1.
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._db.executescript(SCHEMA)
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
 
     def _check_version(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         tables = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != _VERSION:
+        if tables and version != VERSION:
             self._db.close()
             wrote = "fedkrso 0.1" if version == 0 else f"another version of fedkrso (format {version})"
             raise RunError(
-                f"the ledger is of {wrote}, this program reads format {_VERSION}",
+                f"the ledger is of {wrote}, this program reads format {VERSION}",
                 place=str(self._path),
                 remedy="go on with the version that began the run, or begin a new one",
             )

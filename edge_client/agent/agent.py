@@ -36,7 +36,7 @@ from fedcore.errors import FedkrsoError, StorageError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
-from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.base import Connected, Denied, Disconnected, Received, Transport, TransportEvent
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Welcome
 from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Failed, MeasuredState, Progress, Ready, Traced, Trained
@@ -188,11 +188,11 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(lines.connected(limits, self._messages.security))
+                self._hearing.linked(limits)
                 self._telling.tell()
                 self._transfers.link_came(limits)
-            case Disconnected(reason):
-                self._say(lines.disconnected(reason))
+            case Disconnected() | Denied():
+                self._hearing.deaf(event)
             case Traced() if self._supervisor.running:
                 self._guarded(lambda: self._supervisor.traced(event))
             case Ready():

@@ -10,6 +10,7 @@ from edge_client.agent import lines
 from edge_client.agent.messages import Messages
 from fedcore.errors import WireError
 from fedcore.round.plan import Plan
+from fedcore.transport.base import Denied, Disconnected, Limits
 from fedcore.wire.messages import Body
 
 __all__ = ["Heard", "Hearing"]
@@ -51,6 +52,18 @@ class Hearing:
         self._told: dict[str, float] = {}
         self._moved_at: list[float] = []
         self.refused = ""
+
+    def linked(self, limits: Limits) -> None:
+        """The link to the broker is up."""
+        for line in lines.connected(limits, self._messages.security):
+            self._say(line)
+
+    def deaf(self, event: Disconnected | Denied) -> None:
+        """The link is lost, or the broker does not let us hear something."""
+        if isinstance(event, Denied):
+            self._say(lines.denied(event.topic_filter, event.reason))
+        else:
+            self._say(lines.disconnected(event.reason))
 
     def take(self, topic: str, payload: bytes, now: float) -> Heard | None:
         """A message that came; None if it does not count.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_client.agent.events import Decline
 from fedcore.errors import FedkrsoError
@@ -12,6 +12,7 @@ from fedcore.round.measurement import ACCURACY, LOSS
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
 from fedcore.system.logs import Line
 from fedcore.transport.base import Limits
+from fedcore.transport.lacking import lacking
 from fedcore.worker.messages import Adopted, MeasuredState, Ready, Trained
 from fedcore.worker.process import WorkerDied
 
@@ -22,6 +23,7 @@ __all__ = [
     "budget_set",
     "connected",
     "declined",
+    "denied",
     "disconnected",
     "disk_full",
     "loaded",
@@ -50,9 +52,18 @@ class Callbacks:
     heartbeat: Callable[[str], None] = lambda state: None
 
 
-def connected(limits: Limits, security: str) -> Line:
-    """The link to the broker is up, protected like this."""
-    return Line(f"connected ({limits.protocol}; {security})", event="connected")
+def connected(limits: Limits, security: str) -> list[Line]:
+    """The link to the broker is up, protected like this; and what the broker lacks."""
+    first = Line(f"connected ({limits.protocol}; {security})", event="connected")
+    # That a coordinator cannot work there is the coordinator's to say.
+    words = lacking(replace(limits, wildcards=True))
+    return [first, *(Line(f"the broker: {lacks}", event="broker", level="warning") for lacks in words)]
+
+
+def denied(topic_filter: str, reason: str) -> Line:
+    """The broker does not let this node hear what it needs."""
+    words = f"the broker does not let us read {topic_filter}: {reason} (see its access rules)"
+    return Line(words, event="denied", level="error")
 
 
 def disconnected(reason: str) -> Line:

@@ -12,6 +12,7 @@ from edge_client.node import Node
 from fedcore.errors import ForgedMessage, OtherVersion
 from fedcore.fields.formats import SPOKEN, disagreement
 from fedcore.system.durable import DurableNumber
+from fedcore.transport.address import is_encrypted
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.codec import decode
 from fedcore.wire.identity import PublicKey, SigningKey, security
@@ -55,9 +56,7 @@ class Messages:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.topics = Topics(node.run)
-        self.security = security(
-            tls=node.broker.url.startswith("mqtts:"), signed=key is not None and coordinator is not None
-        )
+        self.security = security(tls=is_encrypted(node.broker.url), signed=key is not None and coordinator is not None)
         self.uplink_bytes = self.downlink_bytes = 0
         self._run, self._node, self._transport, self._coordinator = node.run, node.node, transport, coordinator
         self._start = DurableNumber(folder / "start")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -34,6 +34,7 @@ from fedcore.round.plan import Plan
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "UP_KINDS",
     "Ack",
     "Body",
     "Chunk",
@@ -234,6 +235,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     it was made after the node said it, so it is believed whatever was heard before."""
     run_id: RunId = ""
     """Of the run that the sender is in; empty for a node that has not heard of one."""
+
+
+UP_KINDS: Final = ("offer", "chunk", "missing", "declined", "telemetry")
+"""What a node says beside its status, each on a topic of its own (`Topics.up`)."""
 
 
 class Topics(msgspec.Struct, frozen=True):
