@@ -28,6 +28,7 @@ from fedcore.numbers.records import Record
 from fedcore.round.header import UpdateHeader
 from fedcore.round.measurement import UNIT, Measurement, Sum
 from fedcore.round.plan import Plan
+from fedcore.system.clocks import Clocks
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.weights.checkpoint import write_safetensors
@@ -136,6 +137,12 @@ class Run:
         write_safetensors(self.model / "model.safetensors", [("l.weight", "F32", (6, 16))], lambda name: weight)
         self.ledger = SqliteLedger(self.files.ledger)
         self.nodes: dict[str, Node] = {}
+        self.clocks = Clocks()
+        self.observe: Callable[[RunView], None] = lambda view: None
+        self.heard: list[Message] = []
+        """What nodes said, as the broker has it."""
+        self.replayed: list[Message] = []
+        """Said by somebody once the round is open."""
 
     def go(
         self,
@@ -162,6 +169,7 @@ class Run:
         )
 
         def observe(view: RunView) -> None:
+            self.observe(view)
             if die and len(view.accepted) == len(sends):
                 raise Killed
 
@@ -173,9 +181,9 @@ class Run:
             try:
                 prepared = Prepared(job, SCHEMA, self.model)
                 senders = Senders("t", None)
-                ended.put(
-                    Service(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run()
-                )
+                there = self.files, ledger, broker.connect()
+                service = Service(prepared, *there, senders=senders, clocks=self.clocks, observer=observe)
+                ended.put(service.run())
             except Exception as error:  # noqa: BLE001 (looked at below)
                 ended.put(error)
             finally:
@@ -186,9 +194,19 @@ class Run:
         watcher = broker.connect()
         watcher.subscribe(TOPICS.plan)
         watcher.start(lambda event: plans.put(decode(event.payload).body) if isinstance(event, Received) else None)  # type: ignore[arg-type]
+        recorder = broker.connect()
+        recorder.subscribe(TOPICS.status("+"))
+        recorder.subscribe(TOPICS.up("+", "#"))
+        recorder.start(
+            lambda event: (
+                self.heard.append(Message(event.topic, event.payload)) if isinstance(event, Received) else None
+            )
+        )
         thread.start()
         self.nodes = {name: Node(name, broker) for name in names}
         plan = self._plan(plans, ended)
+        for message in self.replayed:
+            recorder.publish(message)
         for name, write in sends.items():
             answers[name] = self.nodes[name].send(plan, self.files.root / f"{name}.sent", write)
         if not die:
