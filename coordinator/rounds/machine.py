@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.job import RoundSection
+from coordinator.rounds.attendance import Attendance
 from coordinator.rounds.cohort import choose_cohort
 from coordinator.rounds.events import (
     Action,
@@ -44,7 +45,6 @@ from coordinator.rounds.events import (
     Resume,
     Revoked,
     RoundPublished,
-    Silent,
     UpdateAccepted,
 )
 from fedcore.errors import RunError
@@ -54,8 +54,6 @@ __all__ = ["TRANSITIONS", "Phase", "RoundMachine"]
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
 # An update counts as on its way for so long after its last progress.
 _PROGRESS_SECONDS = 15.0
-# Rounds for which a silent node is left out, at most.
-_LONGEST_ABSENCE = 15
 TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
         ("waiting", "open"),
@@ -101,12 +99,7 @@ class RoundMachine:
     """When each participant's update last made progress."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
-    missed: dict[str, int] = field(default_factory=dict)
-    """Deadlines that a node let pass while it was online, one after the other."""
-    away_until: dict[str, int] = field(default_factory=dict)
-    """The round in which a silent node may be invited again."""
-    counted_at: float | None = None
-    """The deadline for which they were counted last."""
+    attendance: Attendance = field(default_factory=Attendance)
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -149,8 +142,7 @@ class RoundMachine:
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
-                self.missed.pop(node, None)
-                self.away_until.pop(node, None)
+                self.attendance.came(node)
                 if self.opened_at:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
@@ -209,7 +201,8 @@ class RoundMachine:
                 enough = len(self.accepted) >= self.settings.quorum
                 late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
                 first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
-                silent = self._count_missed(waiting_for) if late else []
+                online = waiting_for & self.online
+                silent = self.attendance.passed(online, self.deadline_at, self.round) if late else []
                 if enough and (late or first_ones or not waiting_for):
                     return [*silent, *self._close()]
                 others = self._able - self.declined - set(self.cohort)
@@ -230,26 +223,12 @@ class RoundMachine:
             return False
         return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
 
-    def _count_missed(self, waiting_for: set[str]) -> list[Action]:
-        """The deadline has passed for these. Once is no habit; who is offline has a reason."""
-        silent: list[Action] = []
-        if self.counted_at == self.deadline_at:
-            # A pause keeps the round from opening again.
-            return []
-        self.counted_at = self.deadline_at
-        for node in sorted(waiting_for & self.online):
-            missed = self.missed[node] = self.missed.get(node, 0) + 1
-            if missed > 1:
-                self.away_until[node] = self.round + 1 + min(2 ** (missed - 1) - 1, _LONGEST_ABSENCE)
-                silent.append(Silent(node, missed, self.away_until[node]))
-        return silent
-
     def _deadline_seconds(self) -> float:
         """What the cohort gets, from its slowest member's last round where all have been timed; but for those that have
         let a deadline pass and sent nothing ever, for which nobody else waits so long."""
         settings = self.settings
         timed = [node for node in self.cohort if node in self.took]
-        untimed = [node for node in self.cohort if node not in self.took and not self.missed.get(node)]
+        untimed = [node for node in self.cohort if node not in self.took and node not in self.attendance.missed]
         if not settings.deadline_slack or untimed or not timed:
             return settings.deadline_seconds
         slowest = max(self.took[node] for node in timed)
@@ -262,8 +241,7 @@ class RoundMachine:
         # that declined are asked again only when there are too few others, and are waited for only once the deadline
         # has passed: all that there are may be resting, and would decline at once, again and again.
         kept = self.accepted if self.phase == "open" else set()
-        away = {node for node, until in self.away_until.items() if until > self.round}
-        willing = self._able - away - (self.declined if self.phase == "open" else set())
+        willing = self._able - self.attendance.away(self.round) - (self.declined if self.phase == "open" else set())
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
             room = self.settings.invited and self.settings.invited - len(chosen)
