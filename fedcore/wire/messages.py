@@ -41,6 +41,7 @@ __all__ = [
     "Commit",
     "Declined",
     "Envelope",
+    "Formats",
     "Grant",
     "Missing",
     "Offer",
