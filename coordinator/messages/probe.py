@@ -15,11 +15,13 @@ from fedcore.errors import BrokerRefused, TransportError
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
 from fedcore.transport.lacking import lacking
 
-__all__ = ["look_at", "usable_chunk_bytes"]
+__all__ = ["largest_message", "look_at", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
 _LEAST_BYTES = 1024
+# Topic and head of a packet.
+_HEAD_BYTES = 256
 _ECHO_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _CUTS = 3
 
@@ -77,6 +79,24 @@ def look_at(limits: Limits, note: Callable[[str, str, str], None]) -> None:
         note("broker", "", words)
     if not limits.wildcards:
         raise BrokerRefused("the broker takes no wildcards", remedy="a coordinator needs them: take another broker")
+
+
+def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
+    """What is certainly too large for the broker begins above this, in bytes; None where nothing is known to be.
+
+    Args:
+        limits: What it said about itself.
+        usable: Bytes of a chunk that came back.
+        wanted: Bytes of a chunk that were tried first.
+
+    Example:
+        >>> largest_message(Limits(None, "MQTT 5"), 8192, 262_144), largest_message(Limits(None, "MQTT 5"), 4096, 4096)
+        (18432, None)
+    """
+    told = None if limits.max_packet_bytes is None else limits.max_packet_bytes - _HEAD_BYTES
+    # Twice as much was lost.
+    tried = None if usable >= wanted else 2 * (usable + _ENVELOPE_BYTES)
+    return min((size for size in (told, tried) if size is not None), default=None)
 
 
 def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any]) -> bool:

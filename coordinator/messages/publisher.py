@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from coordinator.store.folder import RunFolder
+from fedcore.errors import TransportError
 from fedcore.fields.formats import SPOKEN
 from fedcore.fields.manifest import Manifest
 from fedcore.round.plan import ArtefactObject, ObjectKind, Plan, PublishedObject, StateObject, objects_needed
@@ -61,6 +62,8 @@ class Publisher:
         self._unsent: dict[str, Message] = {}
         self._artefact: ArtefactObject | None = None
         self._artefact_retained = False
+        self.most_bytes: int | None = None
+        """Larger messages do not pass the broker."""
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
@@ -90,11 +93,22 @@ class Publisher:
 
     def plan(self, plan: Plan) -> None:
         """The present plan, to all; before the first one the run's artefact, which a node needs before it loads a
-        model."""
+        model.
+
+        Raises:
+            TransportError: It is larger than what passes the broker.
+        """
         self._artefact = plan.artefact
         if plan.artefact is not None and not self._artefact_retained:
             self._artefact_retained = self._chunks(self._folder.artefact, plan.artefact.manifest, 0)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
+        if self.most_bytes is not None and len(sealed) > self.most_bytes:
+            raise TransportError(
+                f"a plan of {len(sealed)} bytes for {len(plan.cohort)} nodes does not pass the broker, "
+                f"which takes less than {self.most_bytes}",
+                place=self._topics.plan,
+                remedy="set round.cohort to fewer nodes, or raise the broker's limit",
+            )
         self._broadcast(Message(self._topics.plan, sealed, retain=True))
 
     def remind(self, node: str, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 import msgspec
 
 from coordinator.messages.gate import Gate
-from coordinator.messages.probe import look_at, usable_chunk_bytes
+from coordinator.messages.probe import largest_message, look_at, usable_chunk_bytes
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
@@ -155,6 +155,7 @@ class Service:
         look_at(limits, self._note)
         nonce, wanted, plan = secrets.token_bytes(16), self._job.round.chunk_bytes, self._plan
         self._chunk_bytes = usable_chunk_bytes(self._transport, self._queue, self._topics.probe, limits, wanted, nonce)
+        self._publisher.most_bytes = largest_message(limits, self._chunk_bytes, wanted)
         if self._chunk_bytes < wanted:
             self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
         if plan is not None and self._machine.published < self._job.round.rounds:

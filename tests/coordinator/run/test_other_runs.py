@@ -11,9 +11,12 @@ import pytest
 
 from coordinator.job import SafetySection
 from coordinator.run.rivals import Rivals
+from coordinator.store.folder import RunFolder, stored_job, written
 from coordinator.store.ledger import SqliteLedger, begin_life
 from coordinator.store.view import RunView
+from fedcore.errors import RunError, StorageError
 from fedcore.system.clocks import Clocks
+from fedcore.system.locks import owned
 from fedcore.transport.base import Received
 from fedcore.wire.post import Post
 from tests.coordinator.messages.one_round import HONEST, TOPICS, Run, good
@@ -106,3 +109,23 @@ def test_a_second_coordinator_is_named_and_an_earlier_one_s_plan_cleared() -> No
     desk.rivals.heard(Received(TOPICS.plan, b"junk", retained=False), announced=True)
     desk.rivals.heard(Received(TOPICS.plan, b"", retained=False), announced=True)
     assert len(desk.noted) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    folder = RunFolder(tmp_path / "runs" / "t")
+    with (
+        pytest.raises(StorageError, match="cannot be written: Not a directory .give this user the right"),
+        written(folder),
+    ):
+        folder.root.mkdir(parents=True)
+    with pytest.raises(StorageError, match="set another folder"), owned(tmp_path / "runs", "node n", remedy="wait"):
+        pass
+    with pytest.raises(ValueError, match="else"), written(folder):
+        raise ValueError("else")
+
+
+def test_a_folder_of_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "format.json").write_text('{"run_folder": 99, "software": "9.0.0"}')
+    with pytest.raises(RunError, match=r"folder is of format 99 \(fedkrso 9\.0\.0\), this program reads"):
+        stored_job(tmp_path)
