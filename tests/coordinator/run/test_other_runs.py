@@ -17,7 +17,8 @@ from coordinator.store.view import RunView
 from fedcore.errors import RunError, StorageError
 from fedcore.system.clocks import Clocks
 from fedcore.system.locks import owned
-from fedcore.transport.base import Received
+from fedcore.transport.base import Message, Received
+from fedcore.wire.messages import Status
 from fedcore.wire.post import Post
 from tests.coordinator.messages.one_round import HONEST, TOPICS, Run, good
 from tests.fuzz.samples import PLAN
@@ -49,6 +50,17 @@ def test_what_a_node_said_in_an_earlier_run_of_the_name_is_refused_and_said(make
     assert "a message of another run of this name" in second.said("refused")["home-0"]
     alone.go(HONEST, SafetySection())
     assert second.view.digest == alone.view.digest
+
+
+def test_names_that_somebody_invents_are_bounded_and_said(make_run: Callable[[str], Run]) -> None:
+    run, run_id = make_run("run"), "c" * 32
+    run.ledger.put_fact("run_id", run_id)
+    for number in range(2100):
+        status = Post("t", f"x{number}", None, 1, run_id).seal(Status(online=False, state="idle"))
+        run.replayed.append(Message(TOPICS.status(f"x{number}"), status))
+    assert set(run.go(HONEST, SafetySection()).values()) == {""}
+    assert len(run.view.nodes) == 2000 and {"good-1", "good-2"} <= run.view.nodes.keys()
+    assert run.said("refused") == {"": "more than 2000 names of nodes in a run without keys"}
 
 
 @pytest.mark.parametrize("jump", [YEAR, -86_400.0])
