@@ -7,6 +7,7 @@ mosquitto's `message_size_limit`, for one, is announced nowhere: a larger messag
 from __future__ import annotations
 
 import queue
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from fedcore.errors import BrokerRefused, TransportError
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
 from fedcore.transport.lacking import lacking
 
-__all__ = ["largest_message", "look_at", "usable_chunk_bytes"]
+__all__ = ["largest_message", "look_at", "settled", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
@@ -79,6 +80,38 @@ def look_at(limits: Limits, note: Callable[[str, str, str], None]) -> None:
         note("broker", "", words)
     if not limits.wildcards:
         raise BrokerRefused("the broker takes no wildcards", remedy="a coordinator needs them: take another broker")
+
+
+def settled(
+    transport: Transport,
+    events: queue.Queue[Any],
+    topic: str,
+    limits: Limits,
+    wanted: int,
+    note: Callable[[str, str, str], None],
+) -> tuple[int, int | None]:
+    """Find out what passes the broker, and say what it lacks, as a run starts.
+
+    Args:
+        transport: As for `usable_chunk_bytes`, and so the next three.
+        events: Of the transport.
+        topic: One that only we write and read.
+        limits: What the broker told.
+        wanted: Chunk size in bytes to begin with.
+        note: Adds (kind, node, text) to the event log.
+
+    Returns:
+        Bytes of a chunk that passes; and above how many bytes a message certainly does not, None where that is not
+        known.
+
+    Raises:
+        TransportError: A coordinator cannot work there.
+    """
+    look_at(limits, note)
+    usable = usable_chunk_bytes(transport, events, topic, limits, wanted, secrets.token_bytes(16))
+    if usable < wanted:
+        note("link", "", f"the broker takes chunks of {usable} bytes, not {wanted}")
+    return usable, largest_message(limits, usable, wanted)
 
 
 def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:

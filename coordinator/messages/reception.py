@@ -6,9 +6,9 @@ An update is flushed and in the ledger before its sender hears of it, so no ackn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from coordinator.job import Job
 from coordinator.messages.inbox import Inbox
@@ -30,13 +30,20 @@ from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
-__all__ = ["Kept", "Reception"]
+__all__ = ["Kept", "Note", "Reception"]
 
 _UPDATE_SLACK_BYTES = 1_000_000
-# Without keys anybody can invent names.
-_MOST_NAMES = 2000
+_MOST_NAMES = 2000  # Without keys anybody can invent some.
 # A node that was silent for longer is not reminded of a plan.
 _REMINDED_SECONDS = 180.0
+
+
+class Note(Protocol):
+    """Adds to a run's event log."""
+
+    def __call__(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
+        """What happened, of which node; of the round that is open, unless another is named."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Reception:
         senders: Whose messages count.
         publisher: Answers.
         view: What is known of the nodes.
-        note: Adds (kind, node, text) to the event log.
+        note: Adds to the event log.
         clocks: For pauses, and for people.
     """
 
@@ -76,7 +83,7 @@ class Reception:
         senders: Senders,
         publisher: Publisher,
         view: RunView,
-        note: Callable[[str, str, str], None],
+        note: Note,
         clocks: Clocks,
     ) -> None:
         self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
@@ -291,7 +298,7 @@ class Reception:
             self._events.append(UpdateAccepted(node, committed.header.round))
             return
         if plan is None or offered_round != plan.round or self._machine.phase != "open":
-            reason = "late: the round is over"
+            reason = f"late: round {offered_round} is over"
         elif node not in plan.cohort:
             reason = "not invited to this round"
         elif committed is not None:
@@ -302,7 +309,7 @@ class Reception:
         ):
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
         if reason:
-            self._note("refused", node, reason)
+            self._note("refused", node, reason, offered_round)
             self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
             return
         assert plan is not None

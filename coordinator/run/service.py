@@ -8,7 +8,6 @@ instant loses no acknowledged update and publishes nothing that a resumed run wo
 from __future__ import annotations
 
 import queue
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ from concurrent.futures import Future
 import msgspec
 
 from coordinator.messages.gate import Gate
-from coordinator.messages.probe import largest_message, look_at, usable_chunk_bytes
+from coordinator.messages.probe import settled
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
@@ -40,6 +39,7 @@ from coordinator.run.measuring import Measuring
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.run.rivals import Rivals
+from coordinator.run.showing import shown
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
@@ -48,7 +48,16 @@ from fedcore.errors import BrokerRefused, WorkerError
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.transport.address import is_encrypted
-from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Received, Transport, TransportEvent
+from fedcore.transport.base import (
+    CONNECT_SECONDS,
+    Connected,
+    Denied,
+    Disconnected,
+    Limits,
+    Received,
+    Transport,
+    TransportEvent,
+)
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post
@@ -59,6 +68,7 @@ from fedcore.worker.process import WorkerDied
 
 __all__ = ["Service"]
 
+_ALLOW = "allow the coordinator to read its run's topics at the broker"
 _TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
@@ -103,7 +113,7 @@ class Service:
         post = Post(job.run, "", key, start, senders.run_id)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published, rows)
+        self._archive = Archive(folder, ledger, job.round.keep_published, rows, job.round.keep_updates)
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
@@ -117,7 +127,7 @@ class Service:
         self._opened_at = clocks.steady()
         self._ended = self._stopping = False
         protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected)
+        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:
@@ -141,7 +151,7 @@ class Service:
         self._transport.start(self._hear)
         try:
             with written(self._folder):
-                self._begin(self._transport.wait_connected(20.0))
+                self._begin(self._transport.wait_connected(CONNECT_SECONDS))
                 while not self._stopping and not (self._ended and not self._measuring.pending):
                     self._turn()
         finally:
@@ -152,12 +162,12 @@ class Service:
 
     def _begin(self, limits: Limits) -> None:
         """The link is up: look at the broker, and go on with the round that was open."""
-        look_at(limits, self._note)
-        nonce, wanted, plan = secrets.token_bytes(16), self._job.round.chunk_bytes, self._plan
-        self._chunk_bytes = usable_chunk_bytes(self._transport, self._queue, self._topics.probe, limits, wanted, nonce)
-        self._publisher.most_bytes = largest_message(limits, self._chunk_bytes, wanted)
-        if self._chunk_bytes < wanted:
-            self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
+        there, wanted, plan = (
+            (self._transport, self._queue, self._topics.probe),
+            self._job.round.chunk_bytes,
+            self._plan,
+        )
+        self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, wanted, self._note)
         if plan is not None and self._machine.published < self._job.round.rounds:
             sent = {row.header.node for row in self._ledger.updates(plan.round)} & set(plan.cohort)
             accepted = {node for node in sent if not self._senders.revoked(node)}
@@ -209,8 +219,7 @@ class Service:
             case Disconnected(reason):
                 self._note("link", "", reason)
             case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
-                remedy = "allow the coordinator to read its run's topics at the broker"
-                raise BrokerRefused(f"no subscription: {reason}", place=topic_filter, remedy=remedy)
+                raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
             case Evaluated():
                 self._measuring.evaluated(event)
                 self._observer(self.view)
@@ -249,13 +258,8 @@ class Service:
         self._show()
 
     def _show(self) -> None:
-        view, machine = self.view, self._machine
-        view.phase, view.round = machine.phase, machine.round
-        view.cohort, view.accepted = machine.cohort, tuple(sorted(machine.accepted))
-        view.paused, view.excluded = machine.paused, tuple(sorted(machine.excluded))
-        if machine.phase == "open":
-            view.deadline_at = self._clocks.same_wall(view.deadline_at, machine.deadline_at)
-        self._observer(view)
+        shown(self.view, self._machine, self._clocks)
+        self._observer(self.view)
 
     def _do(self, action: Action) -> None:
         match action:
@@ -271,9 +275,6 @@ class Service:
                 if self._plan is not None:
                     self._measuring.pool(self._machine.published, self._plan.task)
                 self._ended = True
-            case Answer():
-                # Of a command, told by whoever handles it.
-                pass
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
         clocks = self._clocks
@@ -337,9 +338,10 @@ class Service:
     def _listeners(self) -> int:
         return sum(node.online for node in self.view.nodes.values())
 
-    def _note(self, kind: str, node: str, text: str) -> None:
+    def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
-        event = self._log.note(kind, node, self._machine.round, text)
+        number = self._machine.round if server_round is None else server_round
+        event = self._log.note(kind, node, number, text)
         if event is not None:
             self._told(event)
 

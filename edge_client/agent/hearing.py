@@ -53,9 +53,14 @@ class Hearing:
         self._moved_at: list[float] = []
         self.refused = ""
 
-    def linked(self, limits: Limits) -> None:
-        """The link to the broker is up."""
-        for line in lines.connected(limits, self._messages.security):
+    def linked(self, limits: Limits, waits_for: str) -> None:
+        """The link to the broker is up.
+
+        Args:
+            limits: What the broker said about itself.
+            waits_for: The run whose coordinator has not spoken yet; else empty.
+        """
+        for line in lines.connected(limits, self._messages.security, waits_for):
             self._say(line)
 
     def deaf(self, event: Disconnected | Denied) -> None:

@@ -86,9 +86,9 @@ def test_a_run_is_entered_by_its_first_plan_or_by_an_answer_and_told(tmp_path: P
 def test_two_coordinators_are_suspected(tmp_path: Path) -> None:
     own, messages, said = hearing(tmp_path)
     for at, run_id in enumerate((A, B, A, B)):
-        words = {"correlation": messages.membership.word}
-        body = Welcome(formats=dict(SPOKEN))
-        own.take(TOPICS.down("n", "welcome"), Post("r", "", None, 1, run_id).seal(body, to="n", **words), float(at))
+        body, word = Welcome(formats=dict(SPOKEN)), messages.membership.word
+        said_again = Post("r", "", None, 1, run_id).seal(body, to="n", correlation=word)
+        own.take(TOPICS.down("n", "welcome"), said_again, float(at))
     assert "do two coordinators lead one? stop all but one" in said[-1]
 
 
