@@ -12,7 +12,7 @@ from fedcore.web.tokens import Tokens
 
 __all__ = ["Entrance", "TooManyGuesses"]
 
-_FREE, _LONGEST_SECONDS, _FORGOTTEN_SECONDS = 5, 60.0, 3600.0
+_FREE, _LONGEST_SECONDS, _FORGOTTEN_SECONDS = 10, 60.0, 3600.0
 _MOST_ADDRESSES = 10_000
 
 
@@ -80,6 +80,6 @@ class Entrance:
         self._wrong.move_to_end(address)
         if len(self._wrong) > _MOST_ADDRESSES:
             self._wrong.popitem(last=False)
-        if count in (_FREE, 50, 500, 5000):
+        if count in (_FREE, 100, 1000, 10_000):
             self._say(f"{count} wrong tokens from {address}: it has to wait after each")
         return None
