@@ -56,6 +56,8 @@ def test_who_was_lured_into_an_old_run_comes_back_by_an_answer_to_its_own_word(t
     # A word counts once.
     with pytest.raises(ForgedMessage, match="an old welcome"):
         own.hear(said(A, WELCOME, word=word), "down")
+    # Two answers to two messages of a start are nothing to speak of.
+    assert not own.hear(said(B, WELCOME, word="word-0"), "down")
     assert not own.hear(said(B, make_plan(6)), "plan")
 
 
