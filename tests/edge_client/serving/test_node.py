@@ -99,6 +99,7 @@ class Fleet:
 
     def _broker(self, user: str) -> str:
         word = self.folder / f"{user}.password"
+        word.touch(mode=0o600)
         word.write_text(self.broker.passwords[user])
         return (
             f'[broker]\nurl = "mqtt://127.0.0.1:{self.broker.port}"\ninsecure = true\n'
