@@ -200,7 +200,9 @@ class Leader:
             self._post.run_id = envelope.run_id
             self._tell()
         elif isinstance(body, Plan):
-            self._plans.put(body)
+            # One that invites nobody says only that the run goes on.
+            if body.cohort or body.phase == "finished":
+                self._plans.put(body)
         else:
             self._answers.put(body)
 
