@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store.ledger import SqliteLedger, read_events
+from coordinator.store.ledger import VERSION, SqliteLedger, read_events
 from fedcore.errors import RunError
 
 
@@ -28,8 +28,8 @@ def test_a_ledger_of_another_version_is_refused_in_one_line_and_left_as_it_is(tm
         SqliteLedger(path)
     assert path.read_bytes() == before
     with contextlib.closing(sqlite3.connect(path)) as newer:
-        newer.execute("PRAGMA user_version=3")
-    with pytest.raises(RunError, match=r"of another version of fedkrso \(format 3\)"):
+        newer.execute(f"PRAGMA user_version={VERSION + 1}")
+    with pytest.raises(RunError, match=rf"of another version of fedkrso \(format {VERSION + 1}\)"):
         SqliteLedger(path)
 
 
