@@ -22,7 +22,7 @@ from coordinator.run.examining import examined
 from coordinator.run.going_on import with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
-from coordinator.store.folder import RunFolder, stored_job, write_job
+from coordinator.store.folder import RunFolder, stored_job, write_job, written
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import RunView
 from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
@@ -36,6 +36,7 @@ from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
+from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
@@ -165,7 +166,8 @@ class Coordinator:
         return examined(self._job, self._place)
 
     def __enter__(self) -> Coordinator:
-        self._claim()
+        with written(self.folder):
+            self._claim()
         return self
 
     def __exit__(
@@ -179,6 +181,10 @@ class Coordinator:
         Raises:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
+        with written(self.folder):
+            return self._run()
+
+    def _run(self) -> Result:
         self._claim()
         seen = read_view(self.folder.view) if self._resumed and self._rounds is None else None
         if seen is not None and seen.ended == "finished":
@@ -274,7 +280,7 @@ class Coordinator:
             prepared = prepare(job, self._model_folder(), folder, ledger)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
-            transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)
             self._on_event(
                 Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
             )

@@ -11,13 +11,13 @@ import pytest
 from fedcore.errors import WorkerError
 from fedcore.system.processes import WORKER_PYTHON
 from fedcore.worker.asking import ask_worker
-from fedcore.worker.messages import ImportModel, Written
+from fedcore.worker.exchange import ImportModel, Written
 
 # In place of an interpreter: its arguments are those of `-m edge_client.worker`.
 STAND_IN = """#!{python}
 import os, sys, time
 sys.path[:0] = {path!r}
-from fedcore.worker.messages import Written
+from fedcore.worker.exchange import Written
 from fedcore.worker.process import write_message
 {work}
 with os.fdopen(int(sys.argv[-1]), "wb") as events:
