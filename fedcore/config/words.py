@@ -34,7 +34,7 @@ def in_words(message: str) -> str:
         >>> in_words("Expected `int`, got `str`"), in_words("Expected `int` >= 1")
         ('a whole number is needed, and this is text', 'it must be at least 1')
         >>> in_words("Object missing required field `run`"), in_words("Invalid enum value 'x'")
-        ("'run' is missing", "'x' is none of what it may be")
+        ("'run' is missing", "invalid value 'x'")
     """
     if found := re.fullmatch(r"Expected `([\w |]+)`, got `([\w |]+)`", message):
         wanted, got = (" or ".join(_KINDS.get(kind, kind) for kind in part.split(" | ")) for part in found.groups())
@@ -47,7 +47,7 @@ def in_words(message: str) -> str:
     if found := re.fullmatch(r"Object contains unknown field `(.+)`", message):
         return f"unknown key {found[1]!r}"
     if found := re.fullmatch(r"Invalid (?:enum )?value (.+)", message):
-        return f"{found[1]} is none of what it may be"
+        return f"invalid value {found[1]}"
     return message[:1].lower() + message[1:]
 
 
