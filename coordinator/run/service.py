@@ -151,7 +151,7 @@ class Service:
         self._transport.start(self._hear)
         try:
             with written(self._folder):
-                self._begin(self._transport.wait_connected(CONNECT_SECONDS))
+                self._begin(self._transport.wait_connected(CONNECT_SECONDS), first)
                 while not self._stopping and not (self._ended and not self._measuring.pending):
                     self._turn()
         finally:
@@ -160,19 +160,18 @@ class Service:
             refuse_all(self._queue)
         return self.view
 
-    def _begin(self, limits: Limits) -> None:
+    def _begin(self, limits: Limits, first: Plan) -> None:
         """The link is up: look at the broker, and go on with the round that was open."""
-        there, plan = (self._transport, self._queue, self._topics.probe), self._plan
-        wanted = self._job.round.chunk_bytes
-        self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, wanted, self._note)
-        if plan is not None and self._machine.published < self._job.round.rounds:
+        there, plan, settings = (self._transport, self._queue, self._topics.probe), self._plan, self._job.round
+        self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, settings.chunk_bytes, self._note)
+        if plan is not None and self._machine.published < settings.rounds:
             sent = {row.header.node for row in self._ledger.updates(plan.round)} & set(plan.cohort)
             accepted = {node for node in sent if not self._senders.revoked(node)}
-            left = min(plan.deadline_at - self._clocks.wall(), self._job.round.deadline_seconds)
+            left = min(plan.deadline_at - self._clocks.wall(), settings.deadline_seconds)
             self._machine.resume_open(plan.cohort, accepted, self._clocks.steady() + left)
-        elif 0 < self._machine.published < self._job.round.rounds:
+        elif 0 < self._machine.published < settings.rounds:
             # The plan at the broker may say that the run is finished: whoever comes would leave at once.
-            self._publisher.plan(self._plan_of(self._machine.round, (), 0.0))
+            self._publisher.plan(first)
         self._judge()
 
     def command(self, command: Command, by: str) -> Future[Answer]:
@@ -245,8 +244,6 @@ class Service:
         for node, text in self._gate.struck():
             self._note("flood", node, text)
         self._feed(*self._reception.idle(quiet=self._queue.empty()), Tick())
-
-    # What the round machine says
 
     def _feed(self, *events: Event) -> None:
         for event in events:
