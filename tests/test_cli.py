@@ -11,8 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from coordinator.provisioning.broker import LocalBroker
+from fedcore.command import command
 
 JOB = """
 run = "r"
@@ -52,11 +54,12 @@ def test_the_version_is_the_installed_one() -> None:
     assert fedkrso("--version").stdout.split() == ["fedkrso", metadata.version("fedkrso")]
 
 
-def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> None:
+def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> str:
     done = fedkrso(*arguments, cwd=cwd)
     assert done.returncode == code, done.stderr
     assert match in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    return done.stdout
 
 
 def job(tmp_path: Path, minilm_folder: Path, url: str = "mqtt://127.0.0.1:9", extra: str = "") -> Path:
@@ -69,6 +72,20 @@ def test_help_teaches_and_lists_exit_codes() -> None:
     done = fedkrso("--help")
     assert done.returncode == 0 and "coordinator" in done.stdout and "Exit codes" in done.stdout
     assert "NODE.toml" in fedkrso("client", "run", "--help").stdout
+
+
+def test_h_helps_and_a_command_that_is_not_there_is_answered_with_those_that_are() -> None:
+    runner, whole = CliRunner(), command()
+    assert "Exit codes" in runner.invoke(whole, ["-h"]).output
+    assert "--label" in runner.invoke(whole, ["data", "check", "-h"]).output
+    for words, meant in (
+        (["coordinatr"], "'fedkrso coordinator'"),
+        (["coordinator", "rnu"], "'fedkrso coordinator run'"),
+        (["resume"], "'fedkrso coordinator resume'"),
+    ):
+        done = runner.invoke(whole, words)
+        assert done.exit_code == 2 and f"Did you mean {meant}" in done.output, done.output
+    assert "Did you mean" not in runner.invoke(whole, ["xyzzy"]).output
 
 
 @pytest.mark.parametrize(
@@ -137,7 +154,8 @@ def test_wrong_password_and_unreachable_broker(tmp_path: Path, minilm_folder: Pa
         )
     node = tmp_path / "node.toml"
     node.write_text(NODE.format(model=minilm_folder, budget="1 GiB", folder=tmp_path / "n", data="x.csv"))
-    refused(5, "is the broker running there?", "client", "run", node)
+    said = refused(5, "is the broker running there?", "client", "run", node)
+    assert "n: connecting to mqtt://127.0.0.1:9, for at most 20 s" in said
 
 
 def test_unknown_run_is_refused_with_those_there_are(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def summary_of(
         "run": view.run,
         "method": view.method,
         "security": view.security,
+        "notes": list(view.notes),
         "rounds": rows,
         "final": final,
         "best": best,
@@ -109,10 +110,13 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 def write_report(path: Path, summary: dict[str, Any]) -> None:
     """One page that needs nothing else: numbers in tables, plots as SVG inside."""
     environment = Environment(loader=PackageLoader("coordinator.reports"), autoescape=select_autoescape())
+    # Memory as budgets are written, and bytes on the wire as networks count them.
+    environment.filters["mib"] = lambda value: "–" if value is None else f"{value / 2**20:.1f}"
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
     environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.globals["measured_states"] = _measured_states
+    environment.globals["metric_names"] = _metric_names
     plots = [
         _accuracy_by_round(summary),
         _spread_by_round(summary),
@@ -128,6 +132,11 @@ def _measured_states(summary: dict[str, Any]) -> list[tuple[int, dict[str, Any]]
     """What nodes measured, by version; 0 is before anything was learned."""
     states = [(0, summary["start_on_nodes"]), *((row["round"], row["on_nodes"]) for row in summary["rounds"])]
     return [(version, one) for version, one in states if one is not None]
+
+
+def _metric_names(summary: dict[str, Any]) -> list[str]:
+    """What the coordinator measured beside accuracy and loss."""
+    return list(dict.fromkeys(name for row in summary["rounds"] for name in row["metrics"]))
 
 
 def _measured(summary: dict[str, Any]) -> list[dict[str, Any]]:

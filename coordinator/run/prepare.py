@@ -23,8 +23,6 @@ from fedcore.worker.messages import Describe, Described, MakeArtefact
 
 __all__ = ["Prepared", "prepare"]
 
-_ARTEFACT_SECONDS = 3600.0
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -35,6 +33,8 @@ class Prepared:
     model_folder: Path
     artefact: str = ""
     """SHA-256 of the run's artefact, where its method asks for one; the file is in the run's folder."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model."""
 
 
 def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
@@ -56,10 +56,12 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
             assert isinstance(answer, Described)
             described = answer
         task, schema = described.task, described.model_schema
+        ledger.put_fact("notes", described.notes)
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
+    notes = ledger.fact("notes", tuple[str, ...]) or ()
     job = msgspec.structs.replace(job, task=task)
-    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger))
+    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger), notes)
 
 
 def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:
@@ -83,7 +85,7 @@ def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFold
             path=str(folder.artefact),
             threads=max(1, (os.cpu_count() or 1) // 2),
         )
-        ask_worker(command, folder.evaluator / "artefact.log", timeout_seconds=_ARTEFACT_SECONDS)
+        ask_worker(command, folder.evaluator / "artefact.log")
     found = sha256_of(folder.artefact)
     if known not in (None, found):
         raise RunError(

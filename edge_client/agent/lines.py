@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_client.agent.events import Decline
 from fedcore.errors import FedkrsoError
 from fedcore.round.measurement import ACCURACY, LOSS
-from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
 from fedcore.system.logs import Line
 from fedcore.transport.base import Limits
+from fedcore.transport.lacking import lacking
 from fedcore.worker.messages import Adopted, MeasuredState, Ready, Trained
 from fedcore.worker.process import WorkerDied
 
@@ -22,12 +23,15 @@ __all__ = [
     "budget_set",
     "connected",
     "declined",
+    "denied",
     "disconnected",
     "disk_full",
     "loaded",
     "measured",
     "message_refused",
+    "nobody_answers",
     "plan_arrived",
+    "run_began",
     "trained",
     "update_gone",
     "worker_died",
@@ -48,9 +52,20 @@ class Callbacks:
     heartbeat: Callable[[str], None] = lambda state: None
 
 
-def connected(limits: Limits, security: str) -> Line:
-    """The link to the broker is up, protected like this."""
-    return Line(f"connected ({limits.protocol}; {security})", event="connected")
+def connected(limits: Limits, security: str, run: str = "") -> list[Line]:
+    """The link to the broker is up, protected like this; of a run whose coordinator has not spoken yet, that it is
+    waited for; and what the broker lacks."""
+    waits = f", waiting for the coordinator of run {run}" if run else ""
+    first = Line(f"connected ({limits.protocol}; {security}){waits}", event="connected")
+    # That a coordinator cannot work there is the coordinator's to say.
+    words = lacking(replace(limits, wildcards=True))
+    return [first, *(Line(f"the broker: {lacks}", event="broker", level="warning") for lacks in words)]
+
+
+def denied(topic_filter: str, reason: str) -> Line:
+    """The broker does not let this node hear what it needs."""
+    words = f"the broker does not let us read {topic_filter}: {reason} (see its access rules)"
+    return Line(words, event="denied", level="error")
 
 
 def disconnected(reason: str) -> Line:
@@ -68,15 +83,37 @@ def plan_arrived(plan: Plan) -> Line:
     return Line(f"plan of round {plan.round} ({plan.phase})", event="plan", round=plan.round)
 
 
+def run_began(run_id: str, *, again: bool, contested: bool) -> Line:
+    """The node is in a run, or in another one of the same name."""
+    if contested:
+        words = f"another run of this name again ({run_id[:12]}): do two coordinators lead one? stop all but one"
+        return Line(words, event="run", level="warning")
+    if again:
+        return Line(f"another run of this name ({run_id[:12]}): what was done in the last one is left", event="run")
+    return Line(f"in run {run_id[:12]}", event="run")
+
+
 def budget_set(budget_bytes: int) -> Line:
     """The owner changed the memory budget."""
     return Line(f"memory budget is now {budget_bytes / 2**20:,.0f} MiB", event="budget", budget_bytes=budget_bytes)
 
 
 def loaded(event: Ready) -> Line:
-    """The worker holds the model."""
-    words = f"model loaded, {event.examples} examples, version {event.version}"
-    return Line(words, event="loaded", examples=event.examples, version=event.version)
+    """The worker holds the model.
+
+    Example:
+        >>> loaded(Ready(3, 0, "", 981, cut=304, left_out=34))
+        'model loaded, 981 examples, 304 of them cut and 34 rows left out as too long, version 3'
+    """
+    words = f"model loaded, {event.examples} examples{event.too_long}, version {event.version}"
+    return Line(
+        words,
+        event="loaded",
+        examples=event.examples,
+        version=event.version,
+        cut=event.cut or None,
+        left_out=event.left_out or None,
+    )
 
 
 def adopted(event: Adopted) -> Line:
@@ -108,16 +145,18 @@ def trained(event: Trained) -> Line:
     """The worker has trained a round.
 
     Example:
-        >>> trained(Trained(3, "3.bin", 64, 0.5, 4.0))
-        'round 3 trained on 64 examples in 4.0 s, loss 0.500'
+        >>> trained(Trained(3, "3.bin", 2501, 0.5, 4.0, steps=40, batch_size=16))
+        'round 3 trained 40 steps of 16, drawn from 2,501 examples, in 4.0 s, loss 0.500'
     """
     before = f", {event.restored} intervals from before" if event.restored else ""
     return Line(
-        f"round {event.round} trained on {event.examples} examples in {event.seconds:.1f} s{before}, "
-        f"loss {event.loss:.3f}",
+        f"round {event.round} trained {event.steps:,} steps of {event.batch_size}, drawn from {event.examples:,} "
+        f"examples, in {event.seconds:.1f} s{before}, loss {event.loss:.3f}",
         event="trained",
         round=event.round,
         examples=event.examples,
+        steps=event.steps,
+        batch_size=event.batch_size,
         seconds=round(event.seconds, 3),
         loss=event.loss,
     )
@@ -127,6 +166,13 @@ def artefact_fetched(obj: ArtefactObject) -> Line:
     """The run artefact is on the disk."""
     words, size_bytes = f"run artefact {obj.manifest.sha256[:12]} fetched", obj.manifest.size_bytes
     return Line(words, event="artefact", size_bytes=size_bytes)
+
+
+def nobody_answers(obj: PublishedObject) -> Line:
+    """What is asked for does not come."""
+    what = f"version {obj.version}" if obj.version else "the run's artefact"
+    words = f"nobody answers for {what}: neither the coordinator nor the broker has it; has the run ended?"
+    return Line(words, event="unanswered", level="warning")
 
 
 def declined(action: Decline) -> Line:

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import msgspec
 
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
@@ -16,9 +13,9 @@ from edge_client.node import Node
 from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
-from fedcore.errors import DataError, FedkrsoError, ModelError
-from fedcore.system.processes import worker_python
+from fedcore.errors import FedkrsoError, ModelError
 from fedcore.wire.identity import load_public_key, load_signing_key
+from fedcore.worker.looking import Look, look_at
 
 __all__ = ["node_file", "node_parts"]
 
@@ -78,22 +75,7 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    python, what = worker_python(around.environment), msgspec.json.encode(node.data).decode()
-    command = [python, "-m", "edge_client.worker.programs.first_rows", what]
-    try:
-        done = subprocess.run(
-            command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise DataError(f"no rows within {_DATA_SECONDS:.0f} s", place=node.data.source) from None
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"the reader ended with {done.returncode}"
-    if done.returncode == DataError.exit_code:
-        message, place, remedy = msgspec.json.decode(last, type=tuple[str, str, str])
-        raise DataError(message, place=place, remedy=remedy)
-    if done.returncode:
-        raise DataError(last, place=node.data.source, remedy="the reader failed")
-    return f"{node.data.source}: {last}"
+    return "; ".join(look_at(Look(rows=node.rows), around.environment, timeout_seconds=_DATA_SECONDS))
 
 
 def _certificates(around: Surroundings, node: Node) -> Iterator[Check]:

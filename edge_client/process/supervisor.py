@@ -179,7 +179,7 @@ class Supervisor:
         """
         assert self._worker is not None
         self.progress = Progress(0, 0, 0.0)
-        self._worker.send(Measure(plan, self._planning.begin(plan, self._now())[0]))
+        self._worker.send(Measure(plan, *self._planning.measure(plan, self._now())))
 
     def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         """Have the worker train a round, from the best plan that fits now; the update carries what was measured.
@@ -191,7 +191,7 @@ class Supervisor:
         self.progress = Progress(0, 0, 0.0)
         memory_steps = self._planning.begin(plan, self._now())
         foreseen = memory_steps[0].components.total_bytes
-        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
+        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 2**20:,.0f} MiB foreseen"
         self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
         self._worker.send(Train(plan, str(path), memory_steps, measured))
 

@@ -10,6 +10,7 @@ import msgspec
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Start
+from fedcore.transport.address import check_url, is_encrypted
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
 
@@ -55,14 +56,16 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`[data]`: where a node's (or the evaluation's) text is, and which columns count."""
 
     source: PathText
-    """A CSV, TSV or JSONL file, or `package.module:function`."""
-    format: Literal["auto", "csv", "tsv", "jsonl"] = "auto"
+    """A CSV, TSV, JSONL or Parquet file, or `package.module:function`."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    """By the file's ending. `csv`: texts may be in quotation marks, with commas, semicolons, tabs or bars between
+    columns; `tsv`: tabs, and a quotation mark is a character like others."""
     text: str = "text"
     """Column with the text (or first sentence)."""
     text_pair: str | None = None
-    """Column with the second sentence."""
+    """Column with the second sentence; none where it is empty."""
     label: str | None = "label"
-    """Column with the label or score."""
+    """Column with the label or score; none where it is empty."""
     messages: str = "messages"
     """Instruction: column with a conversation, a list of `{"role": ..., "content": ...}`."""
     prompt: str = "prompt"
@@ -79,8 +82,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`[broker]`: where the MQTT broker is and who we are there."""
 
     url: str
-    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with
-    `insecure`."""
+    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `wss://host/path`: the same
+    over WebSockets, where only the web's ports pass. `mqtt://host:1883` and `ws://host/path` only with `insecure`."""
     insecure: bool = False
     """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords
     too."""
@@ -95,7 +98,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The client's own certificate and its key; with them there is no password."""
 
     def __post_init__(self) -> None:
-        if self.url.lower().startswith("mqtt:") and not self.insecure:
+        check_url(self.url)
+        if not is_encrypted(self.url) and not self.insecure:
             raise ConfigError(
                 f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",
                 place="broker.insecure",

@@ -19,10 +19,11 @@ from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
+from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
-from edge_client.worker.trace.trace import Step, fake_model, sketch_points
+from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection
@@ -71,6 +72,10 @@ def footprint(
     longest: int,
     min_length: int = 0,
     compute_dtype: str = "float32",
+    answers: tuple[int, int] | None = None,
+    shapes: Shapes | None = None,
+    progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """Trace a method's training step on shapes.
 
@@ -83,26 +88,33 @@ def footprint(
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
+        answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
+        shapes: What is known of operations from traces before this one.
+        progress: Called with how many passes are traced, of how many.
+        whole: Trace all blocks, also where a few show the rest: what a test compares with.
     """
+    shapes = Shapes() if shapes is None else shapes
     dtype: torch.dtype = getattr(torch, compute_dtype)
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
     mappable, language = _mappable(model), model.output_weight is not None
-    others = _bytes([p for p in model.held() if not _belongs_to(layers, p)])
+    own = {id(tensor) for layer in layers for tensor in (*layer.buffers(), layer.factor)}
+    others = _bytes([tensor for tensor in model.held() if id(tensor) not in own])
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [_bytes(list(layer.base.buffers())) for layer in layers]
-    mode = fake_model(model)
-    with mode:
+    fake_model(model, shapes)
+    with shapes.mode:
         kept = client_half(model, training).outline(training)
     lengths = _lengths(longest, min_length)
-    shapes = _shapes(training.batch_size, lengths)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
-    points = sketch_points(model, mode, step, shapes, _recompute)
-    del model, layers, mode
+    traces = Traces(model, shapes, step, whole=whole)
+    points = traces.points(_shapes(training.batch_size, lengths), _recompute, progress)
+    answering = None if answers is None else sketch_answers(model, shapes, *answers)
+    del model, layers
     gc.collect()
     give_back_freed_memory()
     return Footprint(
@@ -123,6 +135,7 @@ def footprint(
         # Short rows make it worth its memory, and they are what language models learn.
         dequantised_bytes=kept.dequantised_bytes if language else 0,
         points=points,
+        answering=answering,
     )
 
 
@@ -137,6 +150,7 @@ def cached_footprint(
     compute_dtype: str,
     longest: int,
     min_length: int,
+    answers: tuple[int, int] | None = None,
 ) -> Footprint:
     """`footprint`, remembered in the folder `cache` by model, round's shape and library versions."""
     import transformers
@@ -154,6 +168,7 @@ def cached_footprint(
         longest,
         min_length,
         compute_dtype,
+        answers,
         str(torch.__version__),
         transformers.__version__,
     )
@@ -173,6 +188,7 @@ def cached_footprint(
                 longest=longest,
                 min_length=min_length,
                 compute_dtype=compute_dtype,
+                answers=answers,
             ),
             key=key,
         )
@@ -214,10 +230,6 @@ def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
     """Every micro-batch that a plan may choose; and tiny steps."""
     chosen = {(size, length) for size in halvings(batch_size, 1) for length in lengths}
     return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
-
-
-def _belongs_to(layers: Sequence[SubspaceLinear], tensor: Tensor) -> bool:
-    return any(tensor is own for layer in layers for own in (*layer.buffers(), layer.factor))
 
 
 def _mappable(model: BuiltModel) -> int:
