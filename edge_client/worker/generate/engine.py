@@ -194,15 +194,16 @@ class Engine:
         ids = [token % self._module.config.vocab_size for token in range(2, 8)]
         whole, parts = (planned_cache(self._module.config, len(ids)) for _ in range(2))
         expected = self._of_transformers(ids, whole)
+        self._of_transformers(ids[:-1], parts)
+        # A model whose cache forgets, such as one with a sliding window, would agree on so few tokens.
+        if not _can_crop(parts):
+            return False
         if isinstance(step, NativeLlama):
             own = step.cache(len(ids))
             step(ids[:-3], own)
             step(ids[-3:-1], own)
             got = self._logits(step(ids[-1:], own))
         else:
-            self._of_transformers(ids[:-1], parts)
-            if not _can_crop(parts):
-                return False
             got = self._logits(step(ids[-1], parts.layers))
         return bool((expected - got).abs().max() <= _TOLERANCE * expected.abs().max())
 
