@@ -23,8 +23,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fedcore.errors import ModelError
 
-__all__ = ["FloatWeight", "Int8Weight", "Scratch", "ShiftedWeight", "Weight", "release", "row_blocks", "tensor_of",
-    "worth_running"]
+__all__ = [
+    "FloatWeight",
+    "Int8Weight",
+    "Scratch",
+    "ShiftedWeight",
+    "Weight",
+    "release",
+    "row_blocks",
+    "tensor_of",
+    "worth_running",
+]
 
 
 _Block = TypeVar("_Block")

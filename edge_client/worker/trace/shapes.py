@@ -217,9 +217,7 @@ def _recipe_of(out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Rec
     given = {id(one): place for place, one in enumerate(args) if isinstance(one, Tensor)}
     named = {id(one): name for name, one in kwargs.items() if isinstance(one, Tensor)}
     inner = (each for one in (*args, *kwargs.values()) if isinstance(one, list | tuple) for each in one)
-    seen = {
-        one.untyped_storage()._cdata for one in (*args, *kwargs.values(), *inner) if isinstance(one, Tensor)
-    }
+    seen = {one.untyped_storage()._cdata for one in (*args, *kwargs.values(), *inner) if isinstance(one, Tensor)}
     parts: list[_Part] = []
     for one in out if container is not None else (out,):
         if one is None or id(one) in given or id(one) in named:
