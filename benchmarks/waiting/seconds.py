@@ -4,7 +4,8 @@ step.
 
 `python -m benchmarks.waiting.seconds [--before FOLDER] [ROW ...]` prints a table. With --before, another checkout of
 this project is measured too, each row there and here in turn, so that what else the machine does meets both. Times are
-the processor's (user and system, of the process and its children), and the clock's for the doctor, which mostly waits."""
+the processor's (user and system, of the process and its children), and the clock's for the doctor, which mostly
+waits."""
 
 from __future__ import annotations
 
