@@ -165,6 +165,7 @@ class SimulatedSupervisor(Supervisor):
         """Write the round's update."""
         header = UpdateHeader(
             run=self._node.run,
+            run_id=plan.run_id,
             round=plan.round,
             node=self._node.node,
             version=plan.version,

@@ -19,9 +19,10 @@ from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.examining import examined
+from coordinator.run.going_on import with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
-from coordinator.store.folder import RunFolder, stored_job, write_job
+from coordinator.store.folder import RunFolder, stored_job, write_job, written
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import RunView
 from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
@@ -35,6 +36,7 @@ from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
+from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
@@ -99,6 +101,7 @@ class Coordinator:
         self._on_round, self._on_event, self._screens = on_round, on_event, screens
         self._service: Service | None = None
         self._resumed = self._claimed = self._stopped = False
+        self._rounds: int | None = None
 
     @classmethod
     def from_file(cls, path: Path | str, **options: Any) -> Coordinator:
@@ -117,14 +120,21 @@ class Coordinator:
         return coordinator
 
     @classmethod
-    def resume(cls, run: str, *, runs: Path | str = "runs", **options: Any) -> Coordinator:
+    def resume(cls, run: str, *, runs: Path | str = "runs", rounds: int | None = None, **options: Any) -> Coordinator:
         """Of a run that was begun before: same rounds, same digest.
+
+        Args:
+            run: Its name.
+            runs: As of the class.
+            rounds: How many it shall have in all, where that is more than it has: a finished run goes on from its last
+                state. None for as many as its job says.
+            options: As of the class.
 
         Raises:
             RunError: There is no such run, or another version of this program began it.
         """
         coordinator = cls(stored_job(Path(runs) / run), runs=runs, **options)
-        coordinator._resumed = True
+        coordinator._resumed, coordinator._rounds = True, rounds
         return coordinator
 
     @property
@@ -156,7 +166,8 @@ class Coordinator:
         return examined(self._job, self._place)
 
     def __enter__(self) -> Coordinator:
-        self._claim()
+        with written(self.folder):
+            self._claim()
         return self
 
     def __exit__(
@@ -170,12 +181,17 @@ class Coordinator:
         Raises:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
+        with written(self.folder):
+            return self._run()
+
+    def _run(self) -> Result:
         self._claim()
-        if self._resumed and (seen := read_view(self.folder.view)) is not None and seen.ended == "finished":
+        seen = read_view(self.folder.view) if self._resumed and self._rounds is None else None
+        if seen is not None and seen.ended == "finished":
             raise RunError(
                 f"run {self._job.run!r} is finished",
                 place=str(self.folder.root),
-                remedy=f"its report is {self.folder.report}; nothing was changed",
+                remedy=f"its report is {self.folder.report}; nothing was changed; --rounds N has it go on to N rounds",
             )
         other = running_coordinator(self.folder.view)
         if other is not None:
@@ -186,6 +202,8 @@ class Coordinator:
             )
         ledger = SqliteLedger(self.folder.ledger)
         try:
+            if self._rounds is not None:
+                self._job = with_rounds(self._job, self._rounds, self.folder, ledger)
             view = self._served(ledger)
             summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline)
         finally:
@@ -262,7 +280,7 @@ class Coordinator:
             prepared = prepare(job, self._model_folder(), folder, ledger)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
-            transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)
             self._on_event(
                 Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
             )

@@ -58,6 +58,8 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """After the last round, how long to wait for every node to report its digest."""
     keep_published: int = 2
     """Published states that stay retained at the broker."""
+    keep_updates: int = 1
+    """Closed rounds whose updates stay on the coordinator's disk; what they made is in the exact state."""
     chunk_bytes: int = 262_144
     """Bytes in a transfer's chunk; the broker's own limit lowers it."""
 
@@ -65,7 +67,7 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_published"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
-        for key in ("deadline_slack", "least_deadline_seconds", "over_selection"):
+        for key in ("deadline_slack", "least_deadline_seconds", "over_selection", "keep_updates"):
             if not 0 <= getattr(self, key) < 1e9:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
         if self.over_selection and not self.cohort:
@@ -95,9 +97,13 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     the norms."""
     norm_policy: Literal["clip", "refuse"] = "clip"
     """What happens to an update beyond the bound: scaled down to it, or refused."""
-    max_share_ratio: float = 10.0
+    norm_ratio: float = 10.0
+    """An update counts with at most this multiple of the lower median of norms, of its round's updates and of those of
+    the rounds before; what is beyond is scaled down to it, and its sender named. 0 for no limit."""
+    max_share_ratio: float | None = None
     """A participant weighs at most this multiple of the lower median of the examples claimed in the round; 0 for no
-    limit."""
+    limit. Left out: one less than there are participants, at least 3 and at most 10, so that of four or more none
+    outweighs all others together."""
     max_examples: int = 0
     """A participant weighs at most this many examples, whatever the others claim; 0 for no limit."""
 
@@ -106,11 +112,10 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError(
                 f"norm_bound is {self.norm_bound}, it must be 0 or from 1e-6 to 1e9", place="safety.norm_bound"
             )
-        if self.max_share_ratio != 0 and not 1 <= self.max_share_ratio <= 1e9:
-            raise ConfigError(
-                f"max_share_ratio is {self.max_share_ratio}, it must be 0 or from 1 to 1e9",
-                place="safety.max_share_ratio",
-            )
+        for key in ("norm_ratio", "max_share_ratio"):
+            value = getattr(self, key)
+            if value not in (None, 0) and not 1 <= value <= 1e9:
+                raise ConfigError(f"{key} is {value}, it must be 0 or from 1 to 1e9", place=f"safety.{key}")
         if self.max_examples < 0:
             raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
 

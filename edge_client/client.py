@@ -34,6 +34,7 @@ from fedcore.errors import FedkrsoError, RunError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
+from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
 from fedcore.worker.imported import imported_models, model_folder
@@ -227,7 +228,7 @@ class Client:
 
     @property
     def _client_id(self) -> str:
-        return f"fedkrso-{self.node.run}-{self.node.node}"
+        return client_id(self.node.run, self.node.node)
 
     def _made(self) -> Agent:
         node, trust = self.node, self.node.trust

@@ -10,6 +10,7 @@
     │   └── BrokerRefused
     ├── WireError                   6   bytes from elsewhere are not what they should be
     │   ├── MalformedMessage
+    │   │   └── OtherVersion
     │   ├── ForgedMessage
     │   └── UpdateRefused
     ├── ExactnessError              7   two replicas would differ: never train on
@@ -42,6 +43,7 @@ __all__ = [
     "ForgedMessage",
     "MalformedMessage",
     "ModelError",
+    "OtherVersion",
     "OutOfMemory",
     "RunError",
     "StorageError",
@@ -127,6 +129,16 @@ class WireError(FedkrsoError):
 
 class MalformedMessage(WireError):
     """Not a message of this protocol, or one that breaks its limits."""
+
+
+class OtherVersion(MalformedMessage):
+    """A message of another version of the protocol: one side has to be upgraded.
+
+    Attributes:
+        version: The message's.
+    """
+
+    version: int = 0
 
 
 class ForgedMessage(WireError):

@@ -51,7 +51,7 @@ __all__ = ["Experiment"]
 _RUN = "paper"
 _CHUNK_BYTES = 262_144
 # All clients are honest here, and a Dirichlet split deals some of them many times what others have.
-_NO_LIMITS = SafetySection(max_share_ratio=0.0)
+_NO_LIMITS = SafetySection(max_share_ratio=0.0, norm_ratio=0.0)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from coordinator.dashboard.assets import Asset, load_assets
 from coordinator.dashboard.board import Board
 from coordinator.dashboard.guard import Guard
 from coordinator.dashboard.metrics import exposition
-from coordinator.run.control import Command, Commander, command_of
+from coordinator.run.control import Command, Commander, Report, command_of
 from coordinator.store.ledger import read_events
 from fedcore.errors import ConfigError, RunError
+from fedcore.web.entrance import Entrance, TooManyGuesses
 from fedcore.web.names import is_our_page
 from fedcore.web.tokens import Tokens
 
@@ -93,6 +95,7 @@ def make_app(wiring: Wiring) -> ASGIApp:
 class _Api:
     def __init__(self, wiring: Wiring) -> None:
         self._wiring, self._board = wiring, wiring.board
+        self._entrance = Entrance(wiring.tokens, lambda text: _report(wiring.command, text))
 
     async def run(self, request: Request) -> Response:
         """The view."""
@@ -170,7 +173,11 @@ class _Api:
         return _json({"status": "ok", **word})
 
     def _operator(self, request: Request) -> str | None:
-        return self._wiring.tokens.operator(request.headers.get("authorization", ""))
+        address = request.client.host if request.client is not None else ""
+        try:
+            return self._entrance.operator(address, request.headers.get("authorization", ""))
+        except TooManyGuesses as error:
+            raise HTTPException(429, str(error), {"retry-after": str(math.ceil(error.seconds))}) from None
 
     async def _command(self, request: Request) -> tuple[Command, str]:
         """A command and who gives it, of a request that may give one."""
@@ -196,6 +203,10 @@ class _Api:
             raise HTTPException(400, f"not a command: {error}") from None
         except ConfigError as error:
             raise HTTPException(400, error.one_line()) from None
+
+
+def _report(command: Commander, text: str) -> None:
+    command(Report(text), "dashboard")
 
 
 def _asset(asset: Asset | None, request: Request) -> Response:

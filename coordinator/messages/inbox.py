@@ -61,11 +61,18 @@ class Inbox:
             self._waiting[node] = offer, path
             self._admit(now)
 
-    def chunk(self, node: str, chunk: Chunk, now: float) -> None:
-        """A chunk; one of an unknown transfer is ignored, the sender's next offer brings a grant."""
-        if node in self._open:
-            self._run(node, self._open[node][1].handle(chunk, now))
-            self._admit(now)
+    def chunk(self, node: str, chunk: Chunk, now: float) -> bool:
+        """A chunk; one of an unknown transfer is ignored, the sender's next offer brings a grant.
+
+        Returns:
+            Whether the transfer made progress.
+        """
+        if node not in self._open:
+            return False
+        actions = self._open[node][1].handle(chunk, now)
+        self._run(node, actions)
+        self._admit(now)
+        return any(isinstance(action, Store) for action in actions)
 
     def spare(self, now: float) -> None:
         """Nothing is left to do here: what is granted comes slowly, or not at all. So that nobody waits for it, one

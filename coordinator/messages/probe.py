@@ -7,17 +7,22 @@ mosquitto's `message_size_limit`, for one, is announced nowhere: a larger messag
 from __future__ import annotations
 
 import queue
+import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
-from fedcore.errors import TransportError
+from fedcore.errors import BrokerRefused, TransportError
 from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
+from fedcore.transport.lacking import lacking
 
-__all__ = ["usable_chunk_bytes"]
+__all__ = ["largest_message", "look_at", "settled", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
 _LEAST_BYTES = 1024
+# Topic and head of a packet.
+_HEAD_BYTES = 256
 _ECHO_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _CUTS = 3
 
@@ -46,17 +51,85 @@ def usable_chunk_bytes(
     try:
         while size >= _LEAST_BYTES:
             probe = nonce + bytes(size + _ENVELOPE_BYTES - len(nonce))
-            if _comes_back(transport, events, Message(topic, probe), others):
+            # Retained, as published states are: some brokers take less then.
+            if _comes_back(transport, events, Message(topic, probe, retain=True), others):
                 return size
             size //= 2
     finally:
         transport.unsubscribe(topic)
+        transport.publish(Message(topic, b"", retain=True))
         for event in others:
             events.put(event)
     raise TransportError(
         f"messages on {topic} do not come back",
         remedy="allow the coordinator to write and read its run's topics at the broker",
     )
+
+
+def look_at(limits: Limits, note: Callable[[str, str, str], None]) -> None:
+    """Say what the broker lacks, as a run starts.
+
+    Args:
+        limits: What it said about itself.
+        note: Adds (kind, node, text) to the event log.
+
+    Raises:
+        BrokerRefused: A coordinator cannot work there at all.
+    """
+    for words in lacking(limits):
+        note("broker", "", words)
+    if not limits.wildcards:
+        raise BrokerRefused("the broker takes no wildcards", remedy="a coordinator needs them: take another broker")
+
+
+def settled(
+    transport: Transport,
+    events: queue.Queue[Any],
+    topic: str,
+    limits: Limits,
+    wanted: int,
+    note: Callable[[str, str, str], None],
+) -> tuple[int, int | None]:
+    """Find out what passes the broker, and say what it lacks, as a run starts.
+
+    Args:
+        transport: As for `usable_chunk_bytes`, and so the next three.
+        events: Of the transport.
+        topic: One that only we write and read.
+        limits: What the broker told.
+        wanted: Chunk size in bytes to begin with.
+        note: Adds (kind, node, text) to the event log.
+
+    Returns:
+        Bytes of a chunk that passes; and above how many bytes a message certainly does not, None where that is not
+        known.
+
+    Raises:
+        TransportError: A coordinator cannot work there.
+    """
+    look_at(limits, note)
+    usable = usable_chunk_bytes(transport, events, topic, limits, wanted, secrets.token_bytes(16))
+    if usable < wanted:
+        note("link", "", f"the broker takes chunks of {usable} bytes, not {wanted}")
+    return usable, largest_message(limits, usable, wanted)
+
+
+def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
+    """What is certainly too large for the broker begins above this, in bytes; None where nothing is known to be.
+
+    Args:
+        limits: What it said about itself.
+        usable: Bytes of a chunk that came back.
+        wanted: Bytes of a chunk that were tried first.
+
+    Example:
+        >>> largest_message(Limits(None, "MQTT 5"), 8192, 262_144), largest_message(Limits(None, "MQTT 5"), 4096, 4096)
+        (18432, None)
+    """
+    told = None if limits.max_packet_bytes is None else limits.max_packet_bytes - _HEAD_BYTES
+    # Twice as much was lost.
+    tried = None if usable >= wanted else 2 * (usable + _ENVELOPE_BYTES)
+    return min((size for size in (told, tried) if size is not None), default=None)
 
 
 def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any]) -> bool:

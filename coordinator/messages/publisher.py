@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from coordinator.store.folder import RunFolder
+from fedcore.errors import TransportError
+from fedcore.fields.formats import SPOKEN
 from fedcore.fields.manifest import Manifest
-from fedcore.round.plan import ArtefactObject, ObjectKind, Plan, PublishedObject, StateObject
+from fedcore.round.plan import ArtefactObject, ObjectKind, Plan, PublishedObject, StateObject, objects_needed
+from fedcore.system.software import software
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.files import read_chunk
-from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics
+from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics, Welcome
 from fedcore.wire.post import Post
 
 __all__ = ["Key", "Objects", "Publisher", "key_of"]
@@ -24,6 +27,8 @@ Objects = Mapping[Key, StateObject]
 # A node asks for one window at a time; more in one request would turn a small message into many large ones.
 _MOST_REPAIRS = 8
 _BROADCAST_SECONDS = 2.0
+_MOST_WITHDRAWN = 2000
+_MOST_LAST_BYTES = 64 * 2**20
 
 
 def key_of(obj: StateObject) -> Key:
@@ -57,6 +62,8 @@ class Publisher:
         self._unsent: dict[str, Message] = {}
         self._artefact: ArtefactObject | None = None
         self._artefact_retained = False
+        self.most_bytes: int | None = None
+        """Larger messages do not pass the broker."""
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
@@ -86,11 +93,22 @@ class Publisher:
 
     def plan(self, plan: Plan) -> None:
         """The present plan, to all; before the first one the run's artefact, which a node needs before it loads a
-        model."""
+        model.
+
+        Raises:
+            TransportError: It is larger than what passes the broker.
+        """
         self._artefact = plan.artefact
         if plan.artefact is not None and not self._artefact_retained:
             self._artefact_retained = self._chunks(self._folder.artefact, plan.artefact.manifest, 0)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
+        if self.most_bytes is not None and len(sealed) > self.most_bytes:
+            raise TransportError(
+                f"a plan of {len(sealed)} bytes for {len(plan.cohort)} nodes does not pass the broker, "
+                f"which takes less than {self.most_bytes}",
+                place=self._topics.plan,
+                remedy="set round.cohort to fewer nodes, or raise the broker's limit",
+            )
         self._broadcast(Message(self._topics.plan, sealed, retain=True))
 
     def remind(self, node: str, plan: Plan) -> None:
@@ -98,6 +116,30 @@ class Publisher:
         payload = self._post.seal(plan, plan.round, to=node, expires_at=plan.deadline_at or None)
         self.sent_bytes += len(payload)
         self._transport.publish(Message(self._topics.down(node, "plan"), payload))
+
+    def welcome(self, node: str, number: int, correlation: str) -> None:
+        """To a node that is not in this run yet.
+
+        Args:
+            node: Who.
+            number: Its start that was heard last.
+            correlation: The node's word.
+        """
+        body = Welcome(formats=dict(SPOKEN), number=number, software=software())
+        payload = self._post.seal(body, to=node, correlation=correlation)
+        self._transport.publish(Message(self._topics.down(node, "welcome"), payload))
+
+    def withdraw(self, plan: Plan) -> None:
+        """Clear what an earlier run of this name left at the broker: its plan, and the objects that it lists.
+
+        Args:
+            plan: The earlier run's.
+        """
+        self._broadcast(Message(self._topics.plan, b"", retain=True))
+        for obj in plan.objects:
+            for index in range(min(obj.manifest.chunks, _MOST_WITHDRAWN)):
+                topic = self._topics.published_state(obj.manifest.sha256[:16], index)
+                self._broadcast(Message(topic, b"", retain=True))
 
     def published_state(self, version: int, objects: Objects) -> None:
         """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever
@@ -114,6 +156,21 @@ class Publisher:
                     self._broadcast(
                         Message(self._topics.published_state(gone.manifest.sha256[:16], index), b"", retain=True)
                     )
+
+    def last_state(self, plan: Plan, objects: Objects) -> None:
+        """At a run's end: all that leads a node that has nothing to the last state, retained, unless that is too large
+        for a broker to keep.
+
+        Args:
+            plan: The last one.
+            objects: All published objects.
+        """
+        way = objects_needed(plan, 0, 0) or ()
+        if sum(obj.manifest.size_bytes for obj in way) > _MOST_LAST_BYTES:
+            return
+        for obj in way:
+            if key_of(obj) in objects:
+                self._chunks(self._folder.published_state(obj.version, obj.kind), obj.manifest, obj.version)
 
     def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
         """An object's chunks to all, retained; False without a link: it is published again when there is one."""

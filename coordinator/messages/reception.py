@@ -6,15 +6,16 @@ An update is flushed and in the ledger before its sender hears of it, so no ackn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from coordinator.job import Job
 from coordinator.messages.inbox import Inbox
+from coordinator.messages.meeting import Meeting
 from coordinator.messages.publisher import Objects, Publisher
 from coordinator.messages.reminders import Reminders
+from coordinator.messages.repairs import Repairs
 from coordinator.messages.senders import Senders
 from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
 from coordinator.rounds.events import Declined as NodeDeclined
@@ -23,14 +24,18 @@ from coordinator.rounds.policy import admit
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, UpdateRow
 from coordinator.store.view import NodeView, RunView
-from fedcore.errors import UpdateRefused, WireError
+from fedcore.errors import OtherVersion, UpdateRefused, WireError
 from fedcore.round.measurement import Measurement, check_measurement
 from fedcore.round.plan import Plan
+from fedcore.system.clocks import Clocks
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
 __all__ = ["Kept", "Note", "Reception"]
 
 _UPDATE_SLACK_BYTES = 1_000_000
+_MOST_NAMES = 2000  # Without keys anybody can invent some.
+# A node that was silent for longer is not reminded of a plan.
+_REMINDED_SECONDS = 180.0
 
 
 class Note(Protocol):
@@ -67,7 +72,7 @@ class Reception:
         publisher: Answers.
         view: What is known of the nodes.
         note: Adds to the event log.
-        clock: Unix time in seconds.
+        clocks: For pauses, and for people.
     """
 
     def __init__(
@@ -79,15 +84,19 @@ class Reception:
         publisher: Publisher,
         view: RunView,
         note: Note,
-        clock: Callable[[], float],
+        clocks: Clocks,
     ) -> None:
         self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
         self._machine, self._objects, self._senders, self._publisher = machine, kept.objects, senders, publisher
-        self._view, self._note, self._clock = view, note, clock
+        self._view, self._note, self._clocks = view, note, clocks
         self._topics = Topics(job.run)
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
-        self._reminders = Reminders()
+        self._reminders, self._repairs = Reminders(), Repairs(self._send_again, clocks.steady)
+        self._meeting = Meeting(publisher, senders, self._node, note, clocks.steady)
         self._last_word: dict[str, int] = {}
+        self._heard: dict[str, tuple[str, float]] = {}
+        """Key of the plan that each node has heard, and when it said so."""
+        self._refused: dict[str, str] = {}
         self._declined: dict[str, tuple[int, str]] = {}
         self._events: list[Event] = []
         self.plan: Plan | None = None
@@ -100,15 +109,24 @@ class Reception:
         node = self._topics.node_of(topic)
         if node is not None and payload:
             self._message(node, payload)
+        self._repairs.serve()
         return self._told()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits here to be sent."""
+        return self._repairs.pending
 
     def idle(self, *, quiet: bool) -> list[Event]:
         """Time has passed; `quiet`: nothing is waiting to be received."""
         for node in self._senders.refresh():
             self._note("revoked", node, "its messages count no more")
             self._events.append(Revoked(node))
+        now = self._clocks.steady()
         if quiet:
-            self._inbox.spare(self._clock())
+            self._inbox.spare(now)
+        self._repairs.serve()
+        self._remind(now)
         # They wait for us, not we for them.
         self._events += [Arriving(node, self._machine.round) for node in self._inbox.waiting]
         return self._told()
@@ -122,14 +140,27 @@ class Reception:
         return events
 
     def _message(self, node: str, payload: bytes) -> None:
+        if not self._senders.signed and node not in self._view.nodes and len(self._view.nodes) >= _MOST_NAMES:
+            self._note("refused", "", f"more than {_MOST_NAMES} names of nodes in a run without keys")
+            return
         try:
             envelope = self._senders.open(node, payload)
+        except OtherVersion as error:
+            self._meeting.other_version(node, error)
+            return
         except WireError as error:
             self._note("refused", node, error.one_line())
             return
+        if envelope.run_id != self._senders.run_id and not self._senders.is_last_will(node, envelope):
+            self._meeting.stranger(node, envelope)
+            return
+        self._meeting.joined(node)
+        now = self._clocks.steady()
         if node in self._view.nodes:
-            self._view.nodes[node].last_seen_at = self._clock()
+            self._view.nodes[node].last_seen_at = self._clocks.wall()
         match envelope.body:
+            case Status() if not self._meeting.agrees(node, envelope.body):
+                self._events.append(NodeOffline(node, left=True))
             case Status():
                 self._status(node, envelope.body)
                 if envelope.body.state != "lost":
@@ -142,11 +173,10 @@ class Reception:
                 self._offered(node, envelope.body)
             case Chunk():
                 self.uplink_bytes += len(payload)
-                self._inbox.chunk(node, envelope.body, self._clock())
-                self._events.append(Arriving(node, envelope.round))
+                if self._inbox.chunk(node, envelope.body, now):
+                    self._events.append(Arriving(node, envelope.round))
             case Missing(sha256, indices):
-                if not self._publisher.repair(node, sha256, indices, self._objects):
-                    self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
+                self._repairs.want(node, sha256, indices)
             case Declined(reason):
                 if self._declined.get(node) != (envelope.round, reason):
                     # A node that rests says so each time that it is asked; once a round is enough to know.
@@ -154,6 +184,10 @@ class Reception:
                 self._declined[node] = envelope.round, reason
                 self._node(node).reason = reason
                 self._events.append(NodeDeclined(node, envelope.round))
+
+    def _send_again(self, node: str, sha256: str, indices: tuple[int, ...]) -> None:
+        if not self._publisher.repair(node, sha256, indices, self._objects):
+            self._note("refused", node, f"asks for an object that is not published: {sha256[:16]}")
 
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
@@ -219,7 +253,7 @@ class Reception:
 
     def _repair(self, node: str, numbers: Telemetry, sequence: int) -> None:
         """What telemetry tells of messages that were acknowledged by a broker and lost: the node's status, or our
-        plan."""
+        plan; and of those that the node refused."""
         seen, newest = self._node(node), sequence > self._last_word.get(node, 0)
         if newest and (not seen.online or (seen.version, seen.digest) != (numbers.version, numbers.digest)):
             status = Status(
@@ -234,8 +268,22 @@ class Reception:
             )
             self._status(node, status)
         self._last_word[node] = max(sequence, self._last_word.get(node, 0))
-        if self.plan is not None and self._reminders.due(node, numbers.plan, self.plan.key, self._clock()):
-            self._publisher.remind(node, self.plan)
+        now = self._clocks.steady()
+        self._heard[node] = numbers.plan, now
+        self._remind(now, node)
+        if numbers.refused and numbers.refused != self._refused.get(node):
+            self._note("node_refused", node, numbers.refused)
+        self._refused[node] = numbers.refused
+
+    def _remind(self, now: float, node: str = "") -> None:
+        """The present plan once more, to nodes that should have heard it by now."""
+        plan = self.plan
+        if plan is None:
+            return
+        for name in [node] if node else self._heard:
+            heard, at = self._heard[name]
+            if now - at < _REMINDED_SECONDS and self._reminders.due(name, heard, plan.key, now):
+                self._publisher.remind(name, plan)
 
     def _offered(self, node: str, offer: Offer) -> None:
         plan = self.plan
@@ -265,7 +313,7 @@ class Reception:
             self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
             return
         assert plan is not None
-        self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clock())
+        self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clocks.steady())
 
     def _accept(self, node: str, offer: Offer, path: Path) -> str:
         plan = self.plan

@@ -8,8 +8,8 @@ from pathlib import Path
 from fedcore.errors import ConfigError, ForgedMessage
 from fedcore.wire.codec import decode
 from fedcore.wire.identity import Enrolment, PublicKey
-from fedcore.wire.messages import Envelope, Status
-from fedcore.wire.post import same_start
+from fedcore.wire.messages import Envelope, Status, Telemetry
+from fedcore.wire.post import LARGEST_START, same_start, start_of
 
 __all__ = ["Senders"]
 
@@ -23,14 +23,19 @@ class Senders:
 
     Raises:
         ConfigError: The file is not an enrolment.
+
+    Attributes:
+        run_id: Tells the run from every other of its name; whoever makes it sets it.
     """
 
     def __init__(self, run: str, enrolled: Path | None) -> None:
+        self.run_id = ""
         self._run, self._path = run, enrolled
         self._stamp = self._stamp_of_file()
         self._enrolment = None if enrolled is None else Enrolment.load(enrolled)
         self._keys: dict[str, PublicKey] = {}
         self._last_status: dict[str, int] = {}
+        self._last_start: dict[str, int] = {}
 
     @property
     def signed(self) -> bool:
@@ -42,18 +47,38 @@ class Senders:
         return self._enrolment is not None and node in self._enrolment.revoked
 
     def open(self, node: str, payload: bytes) -> Envelope:
-        """A message that came on a topic of `node`.
+        """A message that came on a topic of `node`. What a node says about itself may be of another run of this name,
+        and then does not count: it has to be told of this one (`coordinator.messages.meeting`).
 
         Raises:
             ForgedMessage: Not signed by that node, of another node or run, or an old status played again.
+            OtherVersion: Signed by that node, and of another version of the protocol.
             MalformedMessage: Not a message.
         """
         envelope = decode(payload, self._key_of(node))
         if envelope.run != self._run or envelope.node != node:
             raise ForgedMessage(f"a message of {envelope.node!r} in run {envelope.run!r} on this topic")
+        of_itself = isinstance(envelope.body, Status | Telemetry)
+        if envelope.run_id != self.run_id:
+            if not of_itself:
+                raise ForgedMessage(f"a message of another run of this name ({envelope.run_id[:12] or 'none'})")
+            if not self.is_last_will(node, envelope):
+                return envelope
         if isinstance(envelope.body, Status) and self.signed:
             self._check_order(node, envelope.sequence, lost=envelope.body.state == "lost")
+        if of_itself:
+            self._last_start[node] = max(start_of(envelope.sequence), self._last_start.get(node, 0))
         return envelope
+
+    def is_last_will(self, node: str, envelope: Envelope) -> bool:
+        """Whether it is the last will of a node as it is now: that was signed when the node started, which may not have
+        heard of this run by then."""
+        lost = isinstance(envelope.body, Status) and envelope.body.state == "lost"
+        return lost and start_of(envelope.sequence) == self._last_start.get(node)
+
+    def last_start(self, node: str) -> int:
+        """Which start of a node was heard last in this run; 0 for none."""
+        return self._last_start.get(node, 0)
 
     def refresh(self) -> tuple[str, ...]:
         """Read the enrolment again if its file changed; the nodes revoked since.
@@ -81,6 +106,8 @@ class Senders:
 
     def _check_order(self, node: str, sequence: int, *, lost: bool) -> None:
         last = self._last_status.get(node, 0)
+        if start_of(sequence) > LARGEST_START:
+            raise ForgedMessage("a status whose number jumps")
         # The last will was signed when the node started: it is right until the node starts again.
         if lost and same_start(sequence, last):
             return

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedcore.wire.messages import Topics
+from fedcore.wire.messages import UP_KINDS, Topics
 
 __all__ = [
     "BROKER",
@@ -128,7 +128,8 @@ def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
 def _coordinator(runs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
     for topics in map(Topics, runs):
-        yield from (("write", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
+        # It reads its plan too: so it notices a second coordinator, and what an earlier run of the name left.
+        yield from (("readwrite", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
         yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
 
 
@@ -141,5 +142,6 @@ def _client(nodes: Iterable[str], runs: Sequence[str]) -> Iterator[tuple[str, st
             yield from (
                 ("read", topics.down(node, "#")),
                 ("write", topics.status(node)),
-                ("write", topics.up(node, "#")),
+                # By name: what a node retains where it should not is then a few messages.
+                *(("write", topics.up(node, kind)) for kind in UP_KINDS),
             )

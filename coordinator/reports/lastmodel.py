@@ -112,7 +112,7 @@ def _chosen(which: Which, rows: list[RoundRow], job: Job, files: RunFolder) -> i
 def _kept(files: RunFolder, ledger: SqliteLedger, prepared: Prepared, chosen: int) -> LastModel:
     """An earlier round's model, made anew from the checkpoint and what is kept of what was published."""
     job, schema = prepared.job, prepared.schema
-    archive, plan = Archive(files, ledger, job.round.keep_published), ledger.plan(chosen)
+    archive, plan = Archive(files, ledger, job.round.keep_published, ()), ledger.plan(chosen)
     if plan is None or not archive.leading_to(chosen):
         there = sorted({version for version, kind in archive.objects if kind == "whole"})
         remedy = f"there are {', '.join(map(str, there))}; round.keep_published keeps more"

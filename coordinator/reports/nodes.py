@@ -91,6 +91,9 @@ def _activity(node: NodeView, run: RunView) -> str:
 
 
 def _digest(node: NodeView, run: RunView) -> str:
+    if node.state == "refused":
+        # Of another version of the program: there is nothing to compare.
+        return ""
     if node.trouble:
         return "differs"
     newest = run.rows[-1].round if run.rows else 0

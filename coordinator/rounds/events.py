@@ -24,9 +24,11 @@ __all__ = [
     "OpenRound",
     "Pause",
     "Readmit",
+    "Report",
     "Resume",
     "Revoked",
     "RoundPublished",
+    "Silent",
     "Tick",
     "UpdateAccepted",
 ]
@@ -139,7 +141,14 @@ class Readmit:
     node: str
 
 
-Command = Pause | Resume | EndRound | Exclude | Readmit
+@dataclass(frozen=True)
+class Report:
+    """The dashboard has something for the event log; nothing is to be done."""
+
+    text: str
+
+
+Command = Pause | Resume | EndRound | Exclude | Readmit | Report
 Event = (
     NodeOnline
     | NodeOffline
@@ -173,6 +182,23 @@ class CloseRound:
 
 
 @dataclass(frozen=True)
+class Silent:
+    """Tell the operator of a node that is online, was invited again and again, and has sent nothing by the deadline."""
+
+    node: str
+    missed: int
+    """Deadlines, one after the other."""
+    until: int
+    """The round in which it may be invited again; before that only if there are too few others."""
+
+    @property
+    def words(self) -> str:
+        """For the operator, one line."""
+        late = f"online, and nothing by {self.missed} deadlines in a row"
+        return f"{late}: invited again from round {self.until} on, or where others are too few"
+
+
+@dataclass(frozen=True)
 class FinishRun:
     """Announce that nothing is trained any more; nodes take the last published state and report."""
 
@@ -192,4 +218,4 @@ class Answer:
     """For the operator, one line."""
 
 
-Action = OpenRound | CloseRound | FinishRun | EndRun | Answer
+Action = OpenRound | CloseRound | Silent | FinishRun | EndRun | Answer

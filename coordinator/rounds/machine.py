@@ -5,7 +5,7 @@
                  └─ deadline without quorum: open again, same round, new cohort and deadline
 
 A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making
-progress.
+progress. A node that is online and lets one deadline after the other pass is invited less and less.
 
 An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the
 same round again, and an excluded node is neither invited nor waited for.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.job import RoundSection
+from coordinator.rounds.attendance import Attendance
 from coordinator.rounds.cohort import choose_cohort
 from coordinator.rounds.events import (
     Action,
@@ -40,6 +41,7 @@ from coordinator.rounds.events import (
     OpenRound,
     Pause,
     Readmit,
+    Report,
     Resume,
     Revoked,
     RoundPublished,
@@ -97,6 +99,7 @@ class RoundMachine:
     """When each participant's update last made progress."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
+    attendance: Attendance = field(default_factory=Attendance)
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -116,7 +119,7 @@ class RoundMachine:
         self.seen.update(cohort)
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event; `now` in Unix seconds. Returns what to do, in order."""
+        """Take one event; `now` in seconds of a clock that never goes back. Returns what to do, in order."""
         if not isinstance(event, Arriving):
             # One for each chunk: they would leave no room for the story.
             self.story.append((now, event))
@@ -139,6 +142,7 @@ class RoundMachine:
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
+                self.attendance.came(node)
                 if self.opened_at:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
@@ -153,7 +157,7 @@ class RoundMachine:
                 self.reported[node] = (version, digest)
             case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
                 return self._published(now)
-            case Pause() | Resume() | EndRound() | Exclude() | Readmit():
+            case Pause() | Resume() | EndRound() | Exclude() | Readmit() | Report():
                 return self._obey(event, now)
         return self._advance(now)
 
@@ -197,11 +201,13 @@ class RoundMachine:
                 enough = len(self.accepted) >= self.settings.quorum
                 late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
                 first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
+                online = waiting_for & self.online
+                silent = self.attendance.passed(online, self.deadline_at, self.round) if late else []
                 if enough and (late or first_ones or not waiting_for):
-                    return self._close()
+                    return [*silent, *self._close()]
                 others = self._able - self.declined - set(self.cohort)
                 if late or (not waiting_for and others):
-                    return self._open(now, late=late)
+                    return [*silent, *self._open(now, late=late)]
             case "finishing":
                 final = {node for node, (version, _) in self.reported.items() if version == self.published}
                 missing = self.seen - self.excluded - final
@@ -218,11 +224,14 @@ class RoundMachine:
         return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
 
     def _deadline_seconds(self) -> float:
-        """What the cohort gets, from its slowest member's last round where all have been timed."""
+        """What the cohort gets, from its slowest member's last round where all have been timed; but for those that have
+        let a deadline pass and sent nothing ever, for which nobody else waits so long."""
         settings = self.settings
-        if not settings.deadline_slack or not all(node in self.took for node in self.cohort):
+        timed = [node for node in self.cohort if node in self.took]
+        untimed = [node for node in self.cohort if node not in self.took and node not in self.attendance.missed]
+        if not settings.deadline_slack or untimed or not timed:
             return settings.deadline_seconds
-        slowest = max((self.took[node] for node in self.cohort), default=0.0)
+        slowest = max(self.took[node] for node in timed)
         return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
 
     def _open(self, now: float, *, late: bool = False) -> list[Action]:
@@ -232,7 +241,7 @@ class RoundMachine:
         # that declined are asked again only when there are too few others, and are waited for only once the deadline
         # has passed: all that there are may be resting, and would decline at once, again and again.
         kept = self.accepted if self.phase == "open" else set()
-        willing = self._able - self.declined if self.phase == "open" else self._able
+        willing = self._able - self.attendance.away(self.round) - (self.declined if self.phase == "open" else set())
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
             room = self.settings.invited and self.settings.invited - len(chosen)
@@ -273,7 +282,7 @@ class RoundMachine:
         return [FinishRun(), *self._advance(now)]
 
     def _obey(self, command: Command, now: float) -> list[Action]:
-        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit):
+        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit | Report):
             return [Answer(False, "the run is finishing: no further round opens")]
         match command:
             case Pause():
@@ -296,6 +305,8 @@ class RoundMachine:
                     else f"{node} is excluded: {self._without(node)}"
                 )
                 self.excluded.add(node)
+            case Report(text):
+                pass
             case Readmit(node):
                 text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
                 self.excluded.discard(node)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one participant may do to a round: a bound on its update's norm, and a limit on its share of the mean.
 
-Pure functions of what the ledger keeps. A clip is chosen once, when the update arrives, and kept with it; weights
-follow from the set of accepted updates alone. So the published state depends on no order and no restart.
+Pure functions of what the ledger keeps. A clip to the job's bound is chosen once, when the update arrives, and kept
+with it; weights, and clips to the median of norms, follow from the set of accepted updates and of rounds before alone.
+So the published state depends on no order and no restart.
 
 With every update's norm at most B, a participant of weight w in a round of total weight W moves the round's mean by
 w / W * |u - m|, where m is the mean of the others: by at most 2 B w / W. The share limit bounds w / W: a liar reaches
@@ -12,7 +13,7 @@ can stand."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,11 +21,13 @@ from typing import Literal
 from coordinator.job import SafetySection
 from fedcore.errors import UpdateRefused
 from fedcore.model.update import CheckedUpdate, check_update
-from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, clip_within, norm_of
+from fedcore.numbers.accumulator import FRACTION_BITS, MAX_EXAMPLES, Clip, clip_within, norm_of
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 
-__all__ = ["Admitted", "Shares", "admit", "clip_for", "round_shares"]
+__all__ = ["Admitted", "Outlier", "Shares", "admit", "clip_for", "outliers", "round_shares", "share_ratio"]
+
+_LEAST_RATIO, _LARGEST_RATIO = 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,50 @@ def clip_for(update: CheckedUpdate, safety: SafetySection) -> Clip | None:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """An update that is far larger than others.
+
+    Attributes:
+        norm: Its own.
+        median: The lower median of norms.
+        clip: Scales it down.
+    """
+
+    norm: float
+    median: float
+    clip: Clip
+
+
+def outliers(norms: Mapping[str, float], earlier: Sequence[float], safety: SafetySection) -> dict[str, Outlier]:
+    """Updates of a round whose norm is beyond `norm_ratio` times the lower median: a norm that somebody's update has,
+    and that no minority moves beyond the honest ones.
+
+    Args:
+        norms: Of the round's updates, by participant.
+        earlier: Of updates of the rounds before, so that one participant alone is not its own measure.
+        safety: The limits.
+
+    Example:
+        >>> found = outliers({"a": 1.0, "b": 1.2, "c": 64.0}, [], SafetySection())
+        >>> [(node, one.median, round(one.clip.factor, 3)) for node, one in found.items()]
+        [('c', 1.2, 0.187)]
+    """
+    if not safety.norm_ratio or not norms:
+        return {}
+    median = statistics.median_low([*norms.values(), *earlier])
+    bound = safety.norm_ratio * median
+    if bound == 0:
+        return {}
+    found = {}
+    for node, norm in norms.items():
+        top, bottom = norm.as_integer_ratio()
+        clip = clip_within((top**2 << 2 * FRACTION_BITS) // bottom**2, bound)
+        if clip is not None:
+            found[node] = Outlier(norm, median, clip)
+    return found
+
+
+@dataclass(frozen=True)
 class Shares:
     """Who weighs what in a round.
 
@@ -110,10 +157,29 @@ def round_shares(claimed: Mapping[str, int], share: Literal["examples", "uniform
     if share == "uniform":
         return Shares(dict.fromkeys(claimed, 1), MAX_EXAMPLES, ())
     limit = safety.max_examples or MAX_EXAMPLES
-    if safety.max_share_ratio and claimed:
+    ratio = share_ratio(safety, len(claimed))
+    if ratio and claimed:
         median = statistics.median_low(min(examples, limit) for examples in claimed.values())
-        limit = min(limit, int(safety.max_share_ratio * median))
+        limit = min(limit, int(ratio * median))
     weights = {node: min(examples, limit) for node, examples in claimed.items()}
     while sum(weights.values()) > MAX_EXAMPLES:
         weights = {node: max(1, weight // 2) for node, weight in weights.items()}
     return Shares(weights, limit, tuple(sorted(node for node, examples in claimed.items() if examples > limit)))
+
+
+def share_ratio(safety: SafetySection, participants: int) -> float:
+    """How many times the lower median one participant may weigh; 0 for no limit.
+
+    Args:
+        safety: The limits.
+        participants: How many there are.
+
+    Example:
+        >>> [share_ratio(SafetySection(), n) for n in (2, 4, 6, 50)]
+        [3.0, 3.0, 5.0, 10.0]
+        >>> share_ratio(SafetySection(max_share_ratio=2.0), 50)
+        2.0
+    """
+    if safety.max_share_ratio is not None:
+        return safety.max_share_ratio
+    return min(_LARGEST_RATIO, max(_LEAST_RATIO, participants - 1.0))

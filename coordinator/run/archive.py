@@ -9,10 +9,12 @@ made. So the list, the disk and what anybody has to fetch stay bounded, however 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from coordinator.messages.publisher import Key, Objects, key_of
+from coordinator.run.keeping import LAST_ROUNDS, norms_of
 from coordinator.store.folder import RunFolder, load_state, save_state
 from coordinator.store.ledger import Ledger, RoundRow
 from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
@@ -84,12 +86,17 @@ class Archive:
         folder: The run's.
         ledger: The run's.
         keep_published: Versions that stay whatever happens.
+        rows: Of the rounds that an earlier life of the run closed.
+        keep_updates: Closed rounds whose updates stay.
     """
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, keep_published: int) -> None:
-        self.folder, self._ledger, self._keep_published = folder, ledger, keep_published
+    def __init__(
+        self, folder: RunFolder, ledger: Ledger, keep_published: int, rows: Sequence[RoundRow], keep_updates: int = 1
+    ) -> None:
+        self.folder, self._ledger = folder, ledger
+        self._keep_published, self._keep_updates = keep_published, keep_updates
         self.objects: dict[Key, StateObject] = {key_of(obj): obj for obj in ledger.published_states()}
-        self._weight = 0
+        self._weight, self._rows = 0, list(rows[-LAST_ROUNDS:])
 
     def path(self, obj: StateObject) -> Path:
         """An object's file."""
@@ -109,6 +116,10 @@ class Archive:
             self._ledger.put_fact("checkpoint_digest", base.digest())
         return opened
 
+    def norms(self) -> list[float]:
+        """See `Keeping`."""
+        return norms_of(self._rows)
+
     def checkpoint_digest(self) -> str:
         """See `Keeping`; empty in a run of before it was kept."""
         return self._ledger.fact("checkpoint_digest", str) or ""
@@ -125,6 +136,7 @@ class Archive:
         """See `Keeping`: in the ledger with the round's row, both or neither."""
         self._ledger.put_published(objects, row)
         self.objects |= {key_of(obj): obj for obj in objects}
+        self._rows = [*self._rows, row][-LAST_ROUNDS:]
         self.folder.state(row.round - 2).unlink(missing_ok=True)
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
@@ -179,6 +191,10 @@ class Archive:
         for file in self.folder.published_states.glob("*"):
             if file.name not in wanted:
                 file.unlink()
+        for updates in self.folder.updates.glob("*"):
+            # A round whose plan is out follows states that are in the ledger.
+            if updates.name.isdecimal() and int(updates.name) < plan.round - self._keep_updates:
+                shutil.rmtree(updates)
 
     def _sound(self, base: Base, plan: Plan | None, published: int) -> None:
         """Make sure that a base is the one of the last plan in the ledger (None before the first)."""

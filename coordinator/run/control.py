@@ -16,12 +16,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.rounds.events import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Resume
+from coordinator.rounds.events import Action, Answer, Command, EndRound, Exclude, Pause, Readmit, Report, Resume
 from coordinator.rounds.machine import RoundMachine
 from coordinator.store.ledger import Ledger
 from coordinator.store.view import EventView, RunView
 from fedcore.errors import ConfigError
 from fedcore.fields.checked import clean_text
+from fedcore.system.clocks import Clocks
 
 __all__ = [
     "COMMANDS",
@@ -34,6 +35,7 @@ __all__ = [
     "Exclude",
     "Pause",
     "Readmit",
+    "Report",
     "Resume",
     "command_of",
     "name_of",
@@ -43,7 +45,7 @@ __all__ = [
 Commander = Callable[[Command, str], "Future[Answer]"]
 """Asks the coordinator's loop to obey a command, and says who gave it."""
 
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, type[Pause | Resume | EndRound | Exclude | Readmit]] = {
     "pause": Pause,
     "resume": Resume,
     "end_round": EndRound,
@@ -85,7 +87,7 @@ def name_of(command: Command) -> str:
         >>> name_of(EndRound())
         'end_round'
     """
-    return next(name for name, kind in COMMANDS.items() if isinstance(command, kind))
+    return next((name for name, kind in COMMANDS.items() if isinstance(command, kind)), "report")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Control:
         ledger: Remembers what was paused and excluded in an earlier life of the run.
         machine: Decides.
         view: Which nodes are known.
-        clock: Unix time in seconds.
+        clocks: For deadlines, and for people.
         do: Carries out what the machine says.
         show: Shows that something changed.
         tell: Shows an event that the ledger has.
@@ -120,13 +122,13 @@ class Control:
         ledger: Ledger,
         machine: RoundMachine,
         view: RunView,
-        clock: Callable[[], float],
+        clocks: Clocks,
         *,
         do: Callable[[Action], None],
         show: Callable[[], None],
         tell: Callable[[EventView], None],
     ) -> None:
-        self._ledger, self._machine, self._view, self._clock = ledger, machine, view, clock
+        self._ledger, self._machine, self._view, self._clocks = ledger, machine, view, clocks
         self._do, self._show, self._tell = do, show, tell
         machine.paused = ledger.fact("paused", bool) or False
         machine.excluded = set(ledger.fact("excluded", list[str]) or ())
@@ -142,9 +144,9 @@ class Control:
         asked.tell(answer)
 
     def _obey(self, command: Command, by: str) -> Answer:
-        now, machine, name = self._clock(), self._machine, name_of(command)
+        now, machine, name = self._clocks.wall(), self._machine, name_of(command)
         number, unknown = machine.round, self._unknown(command)
-        actions: list[Action] = [Answer(False, unknown)] if unknown else machine.handle(command, now)
+        actions: list[Action] = [Answer(False, unknown)] if unknown else machine.handle(command, self._clocks.steady())
         answer = actions[0]
         assert isinstance(answer, Answer), "a command is answered first"
         node = command.node if isinstance(command, Exclude | Readmit) and not unknown else ""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from coordinator.messages.publisher import Key, key_of
@@ -16,7 +17,10 @@ from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.round.plan import Plan, StateObject
 
-__all__ = ["Keeping", "ScratchKeeping"]
+__all__ = ["LAST_ROUNDS", "Keeping", "ScratchKeeping", "norms_of"]
+
+LAST_ROUNDS = 3
+"""Rounds whose norms an update is compared with, beside those of its own."""
 
 
 class Keeping(Protocol):
@@ -93,6 +97,10 @@ class Keeping(Protocol):
         """
         ...
 
+    def norms(self) -> Sequence[float]:
+        """Of the updates of the last rounds that were closed."""
+        ...
+
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """What a plan lists, oldest first.
 
@@ -119,6 +127,7 @@ class ScratchKeeping:
         self.folder, self._keep_published = folder, keep_published
         self.objects: dict[Key, StateObject] = {}
         self._checkpoint_digest = ""
+        self._rows: list[RoundRow] = []
 
     def resume(self, base: Base, published: int) -> Plan | None:
         """See `Keeping`: it is taken as it is; one of another generation is refused by its next merge."""
@@ -140,6 +149,7 @@ class ScratchKeeping:
     def publish(self, objects: list[StateObject], row: RoundRow) -> None:
         """See `Keeping`."""
         self.objects |= {key_of(obj): obj for obj in objects}
+        self._rows = [*self._rows, row][-LAST_ROUNDS:]
         oldest = 0 if self._keep_published is None else row.round - self._keep_published + 1
         for version, kind in [key for key in self.objects if key[0] < oldest]:
             self.folder.published_state(version, kind).unlink(missing_ok=True)
@@ -152,6 +162,19 @@ class ScratchKeeping:
         """See `Keeping`: what it was made from is gone."""
         raise BaseDamaged("the base is damaged, and what it was made from is not kept", place=str(self.folder.base))
 
+    def norms(self) -> Sequence[float]:
+        """See `Keeping`."""
+        return norms_of(self._rows)
+
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """See `Keeping`."""
         return ()
+
+
+def norms_of(rows: Sequence[RoundRow]) -> list[float]:
+    """Norms of the updates of the last rounds.
+
+    Args:
+        rows: Of the rounds that were closed, oldest first.
+    """
+    return [norm for row in rows[-LAST_ROUNDS:] for norm in row.norms.values()]

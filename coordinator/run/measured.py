@@ -19,6 +19,8 @@ from fedcore.round.measurement import ACCURACY, LOSS, UNIT, Measurement, Sum
 
 __all__ = ["pooled"]
 
+_RATIO = 10.0
+
 
 def pooled(found: Mapping[str, Measurement], safety: SafetySection, task: TaskSection) -> NodesMeasured | None:
     """The measurements of one published state as one; None where there are none.
@@ -30,11 +32,13 @@ def pooled(found: Mapping[str, Measurement], safety: SafetySection, task: TaskSe
     """
     if not found:
         return None
+    # Losses of honest nodes are further apart than their numbers of examples.
+    ratio = _RATIO if safety.max_share_ratio is None else safety.max_share_ratio
     capped: set[str] = set()
     means: dict[str, float] = {}
     for name in next(iter(found.values())).sums:
         sums = {node: one.sums[name] for node, one in found.items()}
-        counted = _limited(sums, safety.max_share_ratio) if safety.max_share_ratio else sums
+        counted = _limited(sums, ratio) if ratio else sums
         capped |= {node for node in sums if counted[node] != sums[node]}
         means[name] = _mean(list(counted.values()))
     derived = task_of(task).derived

@@ -7,12 +7,12 @@ and the clock, which are not here, and say by `coordinator.run.keeping.Keeping` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.job import EvaluationSection, SafetySection
-from coordinator.rounds.policy import round_shares
+from coordinator.rounds.policy import Outlier, outliers, round_shares
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
@@ -52,6 +52,7 @@ class Learning:
         safety: What one participant may do to a round.
         evaluation: What is measured, and where; it changes nothing that is learned, but that rows which nodes hold out
             are not trained on.
+        run_id: Tells the run from every other of its name.
     """
 
     method: MethodSettings
@@ -63,9 +64,10 @@ class Learning:
     artefact: str = ""
     safety: SafetySection = SafetySection()
     evaluation: EvaluationSection | None = None
+    run_id: str = ""
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Learning:
+    def of(cls, prepared: Prepared, run_id: str) -> Learning:
         """Of a job."""
         job = prepared.job
         return cls(
@@ -78,6 +80,7 @@ class Learning:
             artefact=prepared.artefact,
             safety=job.safety,
             evaluation=job.evaluation,
+            run_id=run_id,
         )
 
 
@@ -91,12 +94,23 @@ class Closed:
         row: What the round came to; bytes and seconds are zero, who measures them fills them in.
         limit: The largest claim of examples that counted in full.
         measured: What the participants measured of the state that the round started from; None where they did not.
+        outliers: Participants whose update is far larger than others.
     """
 
     objects: list[StateObject]
     row: RoundRow
     limit: int
     measured: NodesMeasured | None = None
+    outliers: Mapping[str, Outlier] = field(default_factory=dict)
+
+    def notes(self) -> Iterator[tuple[str, str, str]]:
+        """What an operator is told of participants: kind, node and words."""
+        for node, (claimed, weight) in self.row.capped.items():
+            words = f"{claimed} examples count as {weight}, at most {self.limit} may"
+            yield "capped", node, f"round {self.row.round}: {words}"
+        for node, far in self.outliers.items():
+            words = f"norm {far.norm:.6g} where the median is {far.median:.6g}: scaled by {far.clip.factor:.6g}"
+            yield "outlier", node, f"round {self.row.round}: {words}"
 
 
 class GlobalModel:
@@ -178,6 +192,7 @@ class GlobalModel:
             checkpoint_digest=self._checkpoint_digest,
             artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
             evaluation=learning.evaluation.asked(learning.task, version) if learning.evaluation is not None else None,
+            run_id=learning.run_id,
         )
 
     def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:
@@ -195,8 +210,15 @@ class GlobalModel:
         headers = {row.header.node: row.header for row in updates}
         claimed = {node: header.examples for node, header in headers.items()}
         shares = round_shares(claimed, plan.training.share, self._learning.safety)
+        norms = {row.header.node: row.norm for row in updates if row.norm is not None}
+        far = outliers(norms, self._keeping.norms(), self._learning.safety)
+        clips = {row.header.node: row.clip for row in updates} | {
+            node: outlier.clip for node, outlier in far.items() if outlier.clip.factor < _factor(updates, node)
+        }
         weighted = [
-            WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[row.header.node], row.clip)
+            WeightedUpdate(
+                self._folder.root / row.file, row.header, shares.weights[row.header.node], clips[row.header.node]
+            )
             for row in updates
         ]
         self.state = self._half.aggregate(self.state, plan, weighted)
@@ -209,12 +231,12 @@ class GlobalModel:
             downlink_bytes=0,
             seconds=0.0,
             train_loss=sum(header.loss for header in headers.values()) / len(headers),
-            norms={row.header.node: row.norm for row in updates if row.norm is not None},
-            clipped={row.header.node: row.clip.factor for row in updates if row.clip is not None},
+            norms=norms,
+            clipped={node: clip.factor for node, clip in clips.items() if clip is not None},
             capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
         )
         measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
-        return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task))
+        return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task), far)
 
     def publish(self, objects: list[StateObject], row: RoundRow) -> None:
         """Have a closed round count. What comes before it is repeated after a kill, what comes after it may be told.
@@ -270,3 +292,8 @@ class GlobalModel:
         if training.generation != self.base.generation:
             return ""
         return model_digest(self.base.digest(), self.start_state(training))
+
+
+def _factor(updates: Sequence[UpdateRow], node: str) -> float:
+    """By what a participant's update was scaled when it came."""
+    return next((row.clip.factor for row in updates if row.header.node == node and row.clip is not None), 1.0)

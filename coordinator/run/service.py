@@ -8,14 +8,14 @@ instant loses no acknowledged update and publishes nothing that a resumed run wo
 from __future__ import annotations
 
 import queue
-import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 import msgspec
 
-from coordinator.messages.probe import usable_chunk_bytes
+from coordinator.messages.gate import Gate
+from coordinator.messages.probe import settled
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
@@ -29,6 +29,7 @@ from coordinator.rounds.events import (
     Judged,
     OpenRound,
     RoundPublished,
+    Silent,
     Tick,
 )
 from coordinator.rounds.machine import RoundMachine
@@ -37,17 +38,29 @@ from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
 from coordinator.run.measuring import Measuring
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
+from coordinator.run.rivals import Rivals
+from coordinator.run.showing import shown
 from coordinator.store.eventlog import EventLog
-from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import Ledger
+from coordinator.store.folder import RunFolder, written
+from coordinator.store.ledger import Ledger, begin_life
 from coordinator.store.view import EventView, RunView
-from fedcore.errors import StorageError, WorkerError
+from fedcore.errors import BrokerRefused, WorkerError
 from fedcore.round.plan import Plan
-from fedcore.system.durable import is_full
-from fedcore.transport.base import CONNECT_SECONDS, Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.system.clocks import Clocks
+from fedcore.transport.address import is_encrypted
+from fedcore.transport.base import (
+    CONNECT_SECONDS,
+    Connected,
+    Denied,
+    Disconnected,
+    Limits,
+    Received,
+    Transport,
+    TransportEvent,
+)
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
-from fedcore.wire.post import Post, start_number
+from fedcore.wire.post import Post
 from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Evaluated, Failed, Ready
 from fedcore.worker.messages import Event as WorkerEvent
@@ -55,6 +68,7 @@ from fedcore.worker.process import WorkerDied
 
 __all__ = ["Service"]
 
+_ALLOW = "allow the coordinator to read its run's topics at the broker"
 _TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
@@ -70,7 +84,7 @@ class Service:
         transport: A transport that is not started yet.
         senders: Whose messages count.
         key: Signs the coordinator's messages; None in a run without keys.
-        clock: Unix time in seconds.
+        clocks: For deadlines, and for people; the machine's by default.
         observer: Called with the view after every change.
 
     Raises:
@@ -86,22 +100,21 @@ class Service:
         *,
         senders: Senders,
         key: SigningKey | None = None,
-        clock: Callable[[], float] = time.time,
+        clocks: Clocks | None = None,
         observer: Callable[[RunView], None] = lambda view: None,
     ) -> None:
-        job = prepared.job
+        job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
         self._model_folder = prepared.model_folder
-        self._transport, self._clock, self._observer = transport, clock, observer
+        self._transport, self._clocks, self._observer = transport, clocks, observer
         self._topics = Topics(job.run)
-        self._senders, self._log = senders, EventLog(ledger)
-        start = start_number(ledger.fact("start", int) or 0, clock())
-        ledger.put_fact("start", start)
-        post = Post(job.run, "", key, start)
+        self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
+        senders.run_id, start = begin_life(ledger)
+        post = Post(job.run, "", key, start, senders.run_id)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published)
-        self._model = GlobalModel(Learning.of(prepared), self._archive, len(rows))
+        self._archive = Archive(folder, ledger, job.round.keep_published, rows, job.round.keep_updates)
+        self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
         # word.
@@ -111,18 +124,19 @@ class Service:
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._ticked_at = 0.0
         self._chunk_bytes = job.round.chunk_bytes
-        self._opened_at = clock()
+        self._opened_at = clocks.steady()
         self._ended = self._stopping = False
-        protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
+        protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
-        self._control = Control(ledger, self._machine, self.view, clock, do=self._do, show=self._show, tell=self._told)
+        self._control = Control(ledger, self._machine, self.view, clocks, do=self._do, show=self._show, tell=self._told)
         kept = Kept(folder, ledger, self._objects)
-        self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clock)
+        self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)
         self._reception.plan = self._plan
+        self._rivals = Rivals(senders.run_id, None if key is None else key.public, self._publisher, self._note)
 
     def run(self) -> RunView:
         """Serve until the run has ended; the final view.
@@ -132,39 +146,34 @@ class Service:
         """
         first = self._plan_of(self._machine.round, (), 0.0)
         self._measuring.start(first, self._model_folder, self._queue.put)
-        self._transport.subscribe(self._topics.status("+"))
-        self._transport.subscribe(self._topics.up("+", "#"))
-        self._transport.start(self._queue.put)
+        for topic_filter in (self._topics.status("+"), self._topics.up("+", "#"), self._topics.plan):
+            self._transport.subscribe(topic_filter)
+        self._transport.start(self._hear)
         try:
-            limits = self._transport.wait_connected(CONNECT_SECONDS)
-            nonce = secrets.token_bytes(16)
-            wanted = self._job.round.chunk_bytes
-            self._chunk_bytes = usable_chunk_bytes(
-                self._transport, self._queue, self._topics.probe, limits, wanted, nonce
-            )
-            if self._chunk_bytes < wanted:
-                self._note("link", "", f"the broker takes chunks of {self._chunk_bytes} bytes, not {wanted}")
-            if self._plan is not None and self._machine.published < self._job.round.rounds:
-                rows = self._ledger.updates(self._plan.round)
-                accepted = {row.header.node for row in rows if not self._senders.revoked(row.header.node)} & set(
-                    self._plan.cohort
-                )
-                self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
-            self._judge()
-            while not self._stopping and not (self._ended and not self._measuring.pending):
-                self._turn()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            remedy = f"free space there, then: fedkrso coordinator resume {self._job.run}"
-            raise StorageError(
-                f"the disk is full: {error.strerror}", place=str(self._folder.root), remedy=remedy
-            ) from None
+            with written(self._folder):
+                self._begin(self._transport.wait_connected(CONNECT_SECONDS))
+                while not self._stopping and not (self._ended and not self._measuring.pending):
+                    self._turn()
         finally:
             self._measuring.stop()
             self._transport.stop()
             refuse_all(self._queue)
         return self.view
+
+    def _begin(self, limits: Limits) -> None:
+        """The link is up: look at the broker, and go on with the round that was open."""
+        there, plan = (self._transport, self._queue, self._topics.probe), self._plan
+        wanted = self._job.round.chunk_bytes
+        self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, wanted, self._note)
+        if plan is not None and self._machine.published < self._job.round.rounds:
+            sent = {row.header.node for row in self._ledger.updates(plan.round)} & set(plan.cohort)
+            accepted = {node for node in sent if not self._senders.revoked(node)}
+            left = min(plan.deadline_at - self._clocks.wall(), self._job.round.deadline_seconds)
+            self._machine.resume_open(plan.cohort, accepted, self._clocks.steady() + left)
+        elif 0 < self._machine.published < self._job.round.rounds:
+            # The plan at the broker may say that the run is finished: whoever comes would leave at once.
+            self._publisher.plan(self._plan_of(self._machine.round, (), 0.0))
+        self._judge()
 
     def command(self, command: Command, by: str) -> Future[Answer]:
         """Ask the loop to obey an operator, from any thread; the answer comes when the command is done and in the
@@ -182,14 +191,23 @@ class Service:
         """Have `run` return at the next turn of the loop, from any thread; nothing is announced as finished."""
         self._stopping = True
 
+    def _hear(self, event: TransportEvent) -> None:
+        """In the transport's thread."""
+        if not isinstance(event, Received) or self._gate.admits(event):
+            self._queue.put(event)
+
     def _turn(self) -> None:
+        idle = self._publisher.flush() and not self._reception.busy
         try:
-            event = self._queue.get(timeout=_TICK_SECONDS if self._publisher.flush() else _FLUSH_SECONDS)
+            event = self._queue.get(timeout=_TICK_SECONDS if idle else _FLUSH_SECONDS)
         except queue.Empty:
             self._tick()
             return
         match event:
+            case Received(self._topics.plan):
+                self._rivals.heard(event, announced=self._plan is not None)
             case Received(topic, payload, _):
+                self._gate.taken(event)
                 self._feed(*self._reception.received(topic, payload))
             case Connected():
                 # A broker without persistence has forgotten what was retained.
@@ -200,6 +218,8 @@ class Service:
                     self._publisher.plan(self._plan)
             case Disconnected(reason):
                 self._note("link", "", reason)
+            case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
+                raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
             case Evaluated():
                 self._measuring.evaluated(event)
                 self._observer(self.view)
@@ -222,13 +242,15 @@ class Service:
 
     def _tick(self) -> None:
         self._ticked_at = time.monotonic()
+        for node, text in self._gate.struck():
+            self._note("flood", node, text)
         self._feed(*self._reception.idle(quiet=self._queue.empty()), Tick())
 
     # What the round machine says
 
     def _feed(self, *events: Event) -> None:
         for event in events:
-            for action in self._machine.handle(event, self._clock()):
+            for action in self._machine.handle(event, self._clocks.steady()):
                 self._do(action)
         if events and all(isinstance(event, Arriving) for event in events):
             # A chunk changes nothing that is shown.
@@ -236,11 +258,8 @@ class Service:
         self._show()
 
     def _show(self) -> None:
-        view, machine = self.view, self._machine
-        view.phase, view.round = machine.phase, machine.round
-        view.cohort, view.accepted = machine.cohort, tuple(sorted(machine.accepted))
-        view.paused, view.excluded = machine.paused, tuple(sorted(machine.excluded))
-        self._observer(view)
+        shown(self.view, self._machine, self._clocks)
+        self._observer(self.view)
 
     def _do(self, action: Action) -> None:
         match action:
@@ -248,19 +267,20 @@ class Service:
                 self._open(server_round, cohort, deadline_at)
             case CloseRound(server_round, participants):
                 self._close(server_round, participants)
+            case Silent(node):
+                self._note("silent", node, action.words)
             case FinishRun():
                 self._finish()
             case EndRun():
                 if self._plan is not None:
                     self._measuring.pool(self._machine.published, self._plan.task)
                 self._ended = True
-            case Answer():
-                # Of a command, told by whoever handles it.
-                pass
 
     def _open(self, server_round: int, cohort: tuple[str, ...], deadline_at: float) -> None:
-        self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = self._clock(), 0, 0
-        self.view.round_opened_at, self.view.deadline_at = self._opened_at, deadline_at
+        clocks = self._clocks
+        self._opened_at, self._reception.uplink_bytes, self._publisher.sent_bytes = clocks.steady(), 0, 0
+        deadline_at = clocks.wall_of(deadline_at)
+        self.view.round_opened_at, self.view.deadline_at = clocks.wall(), deadline_at
         self._model.begin(server_round, self._chunk_bytes, lambda text: self._note("disk", "", text))
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
@@ -272,6 +292,8 @@ class Service:
         # The last state is measured however often the others are.
         asked = None if plan.evaluation is None else msgspec.structs.replace(plan.evaluation, due=True)
         self._announce(msgspec.structs.replace(plan, phase="finished", evaluation=asked))
+        # Whoever comes when this coordinator has ended finds it at the broker.
+        self._publisher.last_state(plan, self._objects)
         self._measuring.published(plan, last=True)
 
     def _announce(self, plan: Plan) -> None:
@@ -293,16 +315,12 @@ class Service:
             closed.row,
             uplink_bytes=self._reception.uplink_bytes,
             downlink_bytes=self._publisher.sent_bytes,
-            seconds=self._clock() - self._opened_at,
+            seconds=self._clocks.steady() - self._opened_at,
         )
         self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)
-        for node, (claimed, weight) in row.capped.items():
-            self._note(
-                "capped",
-                node,
-                f"round {server_round}: {claimed} examples count as {weight}, at most {closed.limit} may",
-            )
+        for note in closed.notes():
+            self._note(*note)
         self.view.digest = closed.objects[0].digest
         self._publisher.published_state(server_round, self._objects)
         self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
@@ -322,9 +340,8 @@ class Service:
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
-        event = self._log.note(
-            self._clock(), kind, node, self._machine.round if server_round is None else server_round, text
-        )
+        number = self._machine.round if server_round is None else server_round
+        event = self._log.note(kind, node, number, text)
         if event is not None:
             self._told(event)
 

@@ -3,24 +3,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from coordinator.job import Job
-from fedcore.errors import RunError
+from fedcore.errors import RunError, StorageError
 from fedcore.fields.prepared import prepared
 from fedcore.model.state import ExactState
 from fedcore.round.plan import ObjectKind
-from fedcore.system.durable import flush_folder
+from fedcore.system.durable import flush_folder, is_full
+from fedcore.system.software import software
 
-__all__ = ["RunFolder", "load_state", "save_state", "stored_job", "write_job"]
+__all__ = ["FOLDER_VERSION", "RunFolder", "load_state", "save_state", "stored_job", "write_job", "written"]
 
+FOLDER_VERSION: Final = 2
+"""Of the files in a run's folder and their names; 1 where nobody wrote it down."""
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 # What NumPy and zipfile raise on a file that is not what it was; a damaged shape asks for more memory than there is.
 _DAMAGED = (
     OSError,
@@ -51,6 +59,11 @@ class RunFolder:
     def job(self) -> Path:
         """The job as it was started, for `resume`; readable by its owner only, since it may hold a password."""
         return self.root / "job.json"
+
+    @property
+    def format(self) -> Path:
+        """Which version of this program's folders it is."""
+        return self.root / "format.json"
 
     @property
     def base(self) -> Path:
@@ -92,9 +105,14 @@ class RunFolder:
         """What the run came to, for people."""
         return self.root / "report.html"
 
+    @property
+    def updates(self) -> Path:
+        """Participants' updates, a folder a round."""
+        return self.root / "updates"
+
     def update(self, server_round: int, node: str) -> Path:
         """A participant's update."""
-        return self.root / "updates" / str(server_round) / f"{node}.bin"
+        return self.updates / str(server_round) / f"{node}.bin"
 
     @property
     def published_states(self) -> Path:
@@ -110,8 +128,33 @@ class RunFolder:
         return self.root / "state" / f"{version}.npz"
 
 
+@contextlib.contextmanager
+def written(folder: RunFolder) -> Iterator[None]:
+    """Whatever is written within: a disk that is full, or a folder that may not be written, is one line.
+
+    Raises:
+        StorageError: There is no room, or no right to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            remedy = f"free space there, then: fedkrso coordinator resume {folder.root.name}"
+            raise StorageError(f"the disk is full: {error.strerror}", place=str(folder.root), remedy=remedy) from None
+        if error.errno not in _FORBIDDEN:
+            raise
+        place, remedy = error.filename or folder.root, "give this user the right to write there, or another --runs"
+        raise StorageError(f"cannot be written: {error.strerror}", place=str(place), remedy=remedy) from None
+
+
+class _Format(msgspec.Struct, frozen=True):
+    run_folder: int
+    software: str = ""
+
+
 def write_job(folder: RunFolder, job: Job) -> None:
     """Keep the job as it was started: beside and renamed, since one that was cut short could not be resumed."""
+    folder.format.write_bytes(msgspec.json.encode(_Format(FOLDER_VERSION, software())))
     keep = folder.job.with_name(folder.job.name + ".new")
     keep.touch(mode=0o600)
     keep.write_bytes(msgspec.json.format(msgspec.json.encode(job)))
@@ -125,6 +168,7 @@ def stored_job(root: Path) -> Job:
         RunError: There is no such run, or another version of this program began it.
     """
     path = RunFolder(root).job
+    _check_format(RunFolder(root))
     try:
         return msgspec.json.decode(path.read_bytes(), type=prepared(Job))
     except FileNotFoundError:
@@ -138,6 +182,21 @@ def stored_job(root: Path) -> Job:
             place=str(path),
             remedy="go on with the version that began the run",
         ) from None
+
+
+def _check_format(folder: RunFolder) -> None:
+    try:
+        found = msgspec.json.decode(folder.format.read_bytes(), type=_Format)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        # Of before there was such a file, or not there at all: the ledger says it.
+        return
+    if found.run_folder != FOLDER_VERSION:
+        wrote = f"fedkrso {found.software}" if found.software else "another version of fedkrso"
+        raise RunError(
+            f"the run's folder is of format {found.run_folder} ({wrote}), this program reads {FOLDER_VERSION}",
+            place=str(folder.root),
+            remedy="go on with the version that began the run, or begin a new one",
+        )
 
 
 def save_state(path: Path, state: ExactState) -> None:

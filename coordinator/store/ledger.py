@@ -8,8 +8,9 @@ implementation of `Ledger`."""
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -21,12 +22,22 @@ from fedcore.fields.prepared import prepared
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ObjectKind, Plan, StateObject
 
-__all__ = ["EventRow", "Ledger", "RoundRow", "SqliteLedger", "UpdateRow", "read_events"]
+__all__ = [
+    "SCHEMA",
+    "VERSION",
+    "EventRow",
+    "Ledger",
+    "RoundRow",
+    "SqliteLedger",
+    "UpdateRow",
+    "begin_life",
+    "read_events",
+]
 
 T = TypeVar("T")
 # As numbers in the column `whole`.
 _KINDS: Final[tuple[ObjectKind, ...]] = ("difference", "whole", "snapshot")
-_SCHEMA = """
+SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS updates (
@@ -40,7 +51,7 @@ CREATE TABLE IF NOT EXISTS measurements (version INTEGER NOT NULL, node TEXT NOT
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
     round INTEGER NOT NULL DEFAULT 0);
 """
-_VERSION: Final = 2
+VERSION: Final = 3
 """Of the schema and of what rows hold; 0 where nobody wrote it down, which fedkrso 0.1 did not."""
 
 
@@ -135,19 +146,19 @@ class SqliteLedger:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             # First: tables without it, left by a kill in between, would be taken for those of 0.1.
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._db.executescript(SCHEMA)
         except sqlite3.Error as error:
             raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
 
     def _check_version(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         tables = self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if tables and version != _VERSION:
+        if tables and version != VERSION:
             self._db.close()
             wrote = "fedkrso 0.1" if version == 0 else f"another version of fedkrso (format {version})"
             raise RunError(
-                f"the ledger is of {wrote}, this program reads format {_VERSION}",
+                f"the ledger is of {wrote}, this program reads format {VERSION}",
                 place=str(self._path),
                 remedy="go on with the version that began the run, or begin a new one",
             )
@@ -284,6 +295,25 @@ class SqliteLedger:
         return dict(
             self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,))
         )
+
+
+def begin_life(ledger: Ledger, make_id: Callable[[], str] = lambda: secrets.token_hex(16)) -> tuple[str, int]:
+    """A coordinator starts, for the first time or again.
+
+    Args:
+        ledger: The run's.
+        make_id: Makes an id that no other run has.
+
+    Returns:
+        The run's id, which tells it from every other of its name; and which start of it this is.
+    """
+    run_id = ledger.fact("run_id", str)
+    if run_id is None:
+        run_id = make_id()
+        ledger.put_fact("run_id", run_id)
+    start = (ledger.fact("start", int) or 0) + 1
+    ledger.put_fact("start", start)
+    return run_id, start
 
 
 def read_events(path: Path, after: int, most: int) -> list[EventRow]:

@@ -27,6 +27,8 @@ from fedcore.system.logs import printable
 __all__ = ["End", "Seen", "ViewFile", "Writer", "read_view", "running_coordinator"]
 
 _INTERVAL_SECONDS = 1.0
+# A view of thousands of nodes is written less often: so many bytes a second at most.
+_BYTES_A_SECOND = 2**20
 # Of a view on which nothing changes, so that its age still says that the loop turns.
 _SAME_INTERVAL_SECONDS = 5.0
 End = Literal["", "finished", "failed", "interrupted"]
@@ -166,6 +168,7 @@ class ViewFile:
             beside.unlink(missing_ok=True)
             return
         self._content, self._same_until = content, now + _SAME_INTERVAL_SECONDS
+        self._next_at = now + max(_INTERVAL_SECONDS, len(data) / _BYTES_A_SECOND)
 
 
 def read_view(path: Path) -> Seen | None:

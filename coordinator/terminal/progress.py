@@ -121,8 +121,8 @@ class Progress:
         )
         for name, node in summary["nodes"].items():
             peak, budget = node["peak_bytes"] / 2**20, node["budget_bytes"] / 2**20
-            agent = node["agent_peak_rss_bytes"] / 1e6
-            self._console.print(f"  {name}: peak {peak:.0f} of {budget:.0f} MiB, agent {agent:.1f} MB")
+            agent = node["agent_peak_rss_bytes"] / 2**20
+            self._console.print(f"  {name}: peak {peak:.0f} of {budget:.0f} MiB, agent {agent:.1f} MiB")
 
     def _page(self, view: RunView) -> Group:
         head = (
@@ -152,6 +152,6 @@ def _node_cells(node: NodeView, *, ascii_only: bool) -> tuple[str, ...]:
     used = node.agent_rss_bytes + (node.worker_bytes or 0)
     share = used / node.budget_bytes if node.budget_bytes else 0.0
     memory = f"{bar(share, _BAR, ascii_only=ascii_only)} {used / 2**20:.0f}/{node.budget_bytes / 2**20:.0f} MiB"
-    state = node.trouble or node.state if node.online else f"offline ({node.state})"
+    state = node.trouble or (node.state if node.online else f"offline ({node.state})")
     loss = "" if node.loss is None else f"{node.loss:.3f}"
     return node.node, state, f"{node.step}/{node.steps}" if node.steps else "", loss, memory, str(max(node.version, 0))

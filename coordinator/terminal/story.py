@@ -17,7 +17,10 @@ __all__ = ["Story"]
 
 _MOST_NAMES = 12
 # Somebody may have to do something; all else is only told.
-_WARNINGS = {"refused", "declined", "link", "digest", "disk", "clipped", "capped", "revoked"}
+_WARNINGS = {
+    *("refused", "declined", "link", "digest", "disk", "clipped", "capped", "revoked"),
+    *("broker", "flood", "node_refused", "other_run", "outlier", "rival", "silent", "version"),
+}
 
 
 class Story:

@@ -17,28 +17,28 @@ import edge_client.agent.events as s
 from devices.detection import detect
 from edge_client.agent import lines
 from edge_client.agent.failures import event_of
+from edge_client.agent.hearing import Hearing
 from edge_client.agent.lines import Callbacks
 from edge_client.agent.messages import Keys, Messages
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.resting import Resting, Surroundings
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
-from edge_client.agent.telemetry import held_of, last_word, status, telemetry
+from edge_client.agent.telemetry import Telling
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
 from edge_client.process.paths import artefact_path
-from edge_client.process.published import HeldNote
 from edge_client.process.supervisor import Supervisor
 from fedcore.config.reading import parse_size
-from fedcore.errors import FedkrsoError, StorageError, WireError
+from fedcore.errors import FedkrsoError, StorageError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
-from fedcore.transport.base import CONNECT_SECONDS, Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.base import CONNECT_SECONDS, Connected, Denied, Disconnected, Received, Transport, TransportEvent
 from fedcore.transport.events import EventQueue
-from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse
+from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Welcome
 from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Failed, MeasuredState, Progress, Ready, Traced, Trained
 from fedcore.worker.messages import Event as WorkerEvent
@@ -89,19 +89,19 @@ class Agent:
         )
         # What was sent in another run says nothing of this one: a node serves run after run from one folder.
         self._outbox = Outbox(self._folder / "outbox" / node.run)
+        self._outbox.begin(self._messages.membership.run_id)
+        self._hearing = Hearing(self._messages, node.node, self._say)
         waiting, sent = self._outbox.waiting_round, self._outbox.sent_round
         self._artefact_path = artefact_path(self._folder)
         artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""
         self.session = Session(node.node, sent_round=sent, update_round=waiting, artefact=artefact)
         self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied] = EventQueue(_WAITING_BYTES)
-        self._transfers = Transfers(
-            self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
-        )
+        told = self._fetched, self._gone, self._say
+        self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
         self._supervisor = supervise(self._queue.put, self._say)
-        self._note = HeldNote(self._folder)
         self._new_budget: int | None = None
         device = surroundings.device or detect()
-        self._name = device.facts.name
+        self._telling = Telling(node, self.session, self._supervisor, self._messages, device.facts.name, jitter)
         self._resting = Resting(node.policy, self._storage, device, surroundings.local_time, self.session, self._say)
         self._sample_at = 0.0
         self._fatal: FedkrsoError | None = None
@@ -139,7 +139,7 @@ class Agent:
                 if leave_when_finished and self._left_long_enough():
                     break
         finally:
-            self._messages.tell(last_word(self.session))
+            self._telling.last_word()
             self._transport.stop()
             self._supervisor.end()
             self._resting.stop()
@@ -167,13 +167,13 @@ class Agent:
             budget, self._new_budget = self._new_budget, None
             self._say(lines.budget_set(budget))
             self._supervisor.set_budget(budget)
-            self._tell()
+            self._telling.tell()
         self._stored(lambda: self._transfers.tick(now))
         self._guarded(self._share)
         self._look(now)
         if now >= self._sample_at:
             self._sample_at = now + _SAMPLE_SECONDS
-            self._sample()
+            self._telling.sample(now, self._resting.readings, self._hearing.refused)
 
     def _share(self) -> None:
         if self._supervisor.turn(busy=self.session.busy):
@@ -189,11 +189,11 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(lines.connected(limits, self._messages.security, "" if self.session.plan else self._node.run))
-                self._tell()
+                self._hearing.linked(limits, "" if self.session.plan else self._node.run)
+                self._telling.tell()
                 self._transfers.link_came(limits)
-            case Disconnected(reason):
-                self._say(lines.disconnected(reason))
+            case Disconnected() | Denied():
+                self._hearing.deaf(event)
             case Traced() if self._supervisor.running:
                 self._guarded(lambda: self._supervisor.traced(event))
             case Ready():
@@ -219,18 +219,19 @@ class Agent:
     # From the wire
 
     def _received(self, topic: str, payload: bytes) -> None:
-        if not payload:
+        heard = self._hearing.take(topic, payload, time.monotonic())
+        if heard is None:
             return
-        try:
-            body = self._messages.open(topic, payload)
-        except WireError as error:
-            self._say(lines.message_refused(topic, error))
-            return
-        match body:
-            case Plan() if topic in (self._messages.topics.plan, self._messages.topics.down(self._node.node, "plan")):
-                self._say(lines.plan_arrived(body))
-                self._feed(s.PlanArrived(body))
-            case Grant() | Ack() | Commit() | Refuse() | Chunk():
+        if heard.other_run:
+            self._feed(s.RunBegan())
+        match heard.body:
+            case Plan() as plan:
+                self._say(lines.plan_arrived(plan))
+                self._feed(s.PlanArrived(plan))
+                self._telling.soon()
+            case Welcome():
+                self._telling.tell()
+            case Grant() | Ack() | Commit() | Refuse() | Chunk() as body:
                 self._transfers.handle(body, time.monotonic())
 
     # What the session says
@@ -265,8 +266,17 @@ class Agent:
             case s.LetGo():
                 self._transfers.pause()
                 self._supervisor.release()
+            case s.EndWork():
+                self._end_work()
             case s.TellStatus():
-                self._tell()
+                self._telling.tell()
+
+    def _end_work(self) -> None:
+        self._transfers.stop()
+        self._supervisor.end()
+        # Nothing that the worker said before it ended is of this run.
+        self._queue.forget(lambda event: not isinstance(event, TransportEvent))
+        self._outbox.begin(self._messages.membership.run_id)
 
     def _fetch(self, obj: PublishedObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
@@ -336,15 +346,3 @@ class Agent:
         self._outbox.sent(server_round)
         self._say(lines.update_gone(server_round, refused))
         self._feed(s.UpdateGone(server_round, refused))
-
-    # To the wire
-
-    def _tell(self) -> None:
-        self._messages.tell(status(self.session, self._supervisor, self._name, self._messages.security))
-        if (held := held_of(self._node, self.session)) is not None:
-            self._note.write(held)
-
-    def _sample(self) -> None:
-        reading = self._supervisor.sample(time.monotonic())
-        numbers = telemetry(self.session, self._supervisor, reading, self._resting.readings, self._messages)
-        self._messages.up("telemetry", numbers, self.session.plan.round if self.session.plan else 0)

@@ -16,6 +16,7 @@ __all__ = [
     "Cause",
     "Configure",
     "Decline",
+    "EndWork",
     "Event",
     "Fetch",
     "Fetched",
@@ -26,6 +27,7 @@ __all__ = [
     "MustRest",
     "PlanArrived",
     "RoomWanted",
+    "RunBegan",
     "SendUpdate",
     "StateMeasured",
     "TellStatus",
@@ -126,6 +128,11 @@ class MayWork:
 
 
 @dataclass(frozen=True)
+class RunBegan:
+    """The node is in another run of the same name: nothing that it did or knows is of this one."""
+
+
+@dataclass(frozen=True)
 class RoomWanted:
     """The node's server waits for the memory of a worker that has nothing to do."""
 
@@ -142,6 +149,7 @@ Event = (
     | MustRest
     | MayWork
     | RoomWanted
+    | RunBegan
 )
 
 
@@ -210,6 +218,12 @@ class LetGo:
 
 
 @dataclass(frozen=True)
+class EndWork:
+    """End the worker and stop fetching and sending; forget every word of the worker, and every update that waits: they
+    are of another run."""
+
+
+@dataclass(frozen=True)
 class TellStatus:
     """Publish the node's status."""
 
@@ -224,5 +238,6 @@ Action = (
     | SendUpdate
     | Decline
     | LetGo
+    | EndWork
     | TellStatus
 )

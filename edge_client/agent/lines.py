@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_client.agent.events import Decline
 from fedcore.errors import FedkrsoError
 from fedcore.round.measurement import ACCURACY, LOSS
-from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
 from fedcore.system.logs import Line
 from fedcore.transport.base import Limits
+from fedcore.transport.lacking import lacking
 from fedcore.worker.messages import Adopted, MeasuredState, Ready, Trained
 from fedcore.worker.process import WorkerDied
 
@@ -22,12 +23,15 @@ __all__ = [
     "budget_set",
     "connected",
     "declined",
+    "denied",
     "disconnected",
     "disk_full",
     "loaded",
     "measured",
     "message_refused",
+    "nobody_answers",
     "plan_arrived",
+    "run_began",
     "trained",
     "update_gone",
     "worker_died",
@@ -48,11 +52,20 @@ class Callbacks:
     heartbeat: Callable[[str], None] = lambda state: None
 
 
-def connected(limits: Limits, security: str, run: str = "") -> Line:
+def connected(limits: Limits, security: str, run: str = "") -> list[Line]:
     """The link to the broker is up, protected like this; of a run whose coordinator has not spoken yet, that it is
-    waited for."""
+    waited for; and what the broker lacks."""
     waits = f", waiting for the coordinator of run {run}" if run else ""
-    return Line(f"connected ({limits.protocol}; {security}){waits}", event="connected")
+    first = Line(f"connected ({limits.protocol}; {security}){waits}", event="connected")
+    # That a coordinator cannot work there is the coordinator's to say.
+    words = lacking(replace(limits, wildcards=True))
+    return [first, *(Line(f"the broker: {lacks}", event="broker", level="warning") for lacks in words)]
+
+
+def denied(topic_filter: str, reason: str) -> Line:
+    """The broker does not let this node hear what it needs."""
+    words = f"the broker does not let us read {topic_filter}: {reason} (see its access rules)"
+    return Line(words, event="denied", level="error")
 
 
 def disconnected(reason: str) -> Line:
@@ -68,6 +81,16 @@ def message_refused(topic: str, error: FedkrsoError) -> Line:
 def plan_arrived(plan: Plan) -> Line:
     """The coordinator announced a plan."""
     return Line(f"plan of round {plan.round} ({plan.phase})", event="plan", round=plan.round)
+
+
+def run_began(run_id: str, *, again: bool, contested: bool) -> Line:
+    """The node is in a run, or in another one of the same name."""
+    if contested:
+        words = f"another run of this name again ({run_id[:12]}): do two coordinators lead one? stop all but one"
+        return Line(words, event="run", level="warning")
+    if again:
+        return Line(f"another run of this name ({run_id[:12]}): what was done in the last one is left", event="run")
+    return Line(f"in run {run_id[:12]}", event="run")
 
 
 def budget_set(budget_bytes: int) -> Line:
@@ -143,6 +166,13 @@ def artefact_fetched(obj: ArtefactObject) -> Line:
     """The run artefact is on the disk."""
     words, size_bytes = f"run artefact {obj.manifest.sha256[:12]} fetched", obj.manifest.size_bytes
     return Line(words, event="artefact", size_bytes=size_bytes)
+
+
+def nobody_answers(obj: PublishedObject) -> Line:
+    """What is asked for does not come."""
+    what = f"version {obj.version}" if obj.version else "the run's artefact"
+    words = f"nobody answers for {what}: neither the coordinator nor the broker has it; has the run ended?"
+    return Line(words, event="unanswered", level="warning")
 
 
 def declined(action: Decline) -> Line:

@@ -4,19 +4,20 @@ coordinator."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_client.agent.membership import Membership
 from edge_client.node import Node
-from fedcore.errors import ForgedMessage
-from fedcore.round.plan import Plan
+from fedcore.errors import ForgedMessage, OtherVersion
+from fedcore.fields.formats import SPOKEN, disagreement
 from fedcore.system.durable import DurableNumber
+from fedcore.transport.address import is_encrypted
 from fedcore.transport.base import Message, Transport
 from fedcore.wire.codec import decode
 from fedcore.wire.identity import PublicKey, SigningKey, security
-from fedcore.wire.messages import Body, Envelope, Status, Topics
-from fedcore.wire.post import Post, start_number
+from fedcore.wire.messages import Body, Envelope, Status, Topics, Welcome
+from fedcore.wire.post import Post
 
 __all__ = ["Keys", "Messages"]
 
@@ -55,15 +56,14 @@ class Messages:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.topics = Topics(node.run)
-        self.security = security(
-            tls=node.broker.url.startswith("mqtts:"), signed=key is not None and coordinator is not None
-        )
+        self.security = security(tls=is_encrypted(node.broker.url), signed=key is not None and coordinator is not None)
         self.uplink_bytes = self.downlink_bytes = 0
         self._run, self._node, self._transport, self._coordinator = node.run, node.node, transport, coordinator
-        start = DurableNumber(folder / "start")
-        start.set(start_number(start.value, time.time()))
-        self._post = Post(node.run, node.node, key, start.value)
-        self._last_plan = DurableNumber(folder / "plan")
+        self._start = DurableNumber(folder / "start")
+        self._start.set(self._start.value + 1)
+        self.membership = Membership(folder / "runs" / f"{node.run}.json", signed=coordinator is not None)
+        self._post = Post(node.run, node.node, key, self._start.value, self.membership.run_id)
+        self._post.correlation = self.membership.word
 
     def will(self) -> Message:
         """What the broker says for a node whose link was lost."""
@@ -85,29 +85,36 @@ class Messages:
         self._transport.publish(self._status(status))
 
     def open(self, topic: str, payload: bytes) -> Body:
-        """What came on a topic.
+        """What came on a topic. A plan or a welcome may bring the node to another run of its name: `membership` then
+        has another id, and so has what goes out from now on.
 
         Raises:
-            ForgedMessage: Not signed by the coordinator, of another run, for another node, or an older plan played
-                again.
+            ForgedMessage: Not signed by the coordinator, of another run, for another node, or played again.
+            OtherVersion: The coordinator's program and this one do not read the same; the message says which side has
+                to be upgraded.
             MalformedMessage: Not a message.
         """
         self.downlink_bytes += len(payload)
-        envelope = decode(payload, self._coordinator)
+        envelope = self._decoded(topic, payload)
         if envelope.run != self._run or envelope.node not in ("", self._node):
             raise ForgedMessage(f"a message for {envelope.node or 'all'} in run {envelope.run}", place=topic)
-        if isinstance(envelope.body, Plan):
-            self._check_order(envelope, topic)
+        if self.membership.hear(envelope, topic):
+            self._post.run_id, self._post.correlation = self.membership.run_id, self.membership.word
+        if isinstance(envelope.body, Welcome) and self._start.value <= envelope.body.number:
+            # This node lost its disk, and counts on from what the coordinator has heard of it.
+            self._start.set(envelope.body.number + 1)
+            self._post.begin(self._start.value)
         return envelope.body
 
-    def _check_order(self, envelope: Envelope, topic: str) -> None:
-        """An older plan, late or played again, would take this node back. The last number is kept on disk where it can
-        be believed."""
-        if envelope.sequence < self._last_plan.value:
-            raise ForgedMessage("an older plan, played again", place=topic)
-        if envelope.sequence > self._last_plan.value and self._coordinator is not None:
-            self._last_plan.set(envelope.sequence)
-        self._last_plan.value = envelope.sequence
+    def _decoded(self, topic: str, payload: bytes) -> Envelope:
+        try:
+            envelope = decode(payload, self._coordinator)
+        except OtherVersion as error:
+            words = disagreement(SPOKEN, {**SPOKEN, "protocol": error.version})
+            raise OtherVersion(words, place=topic) from None
+        if isinstance(envelope.body, Welcome) and (words := disagreement(SPOKEN, envelope.body.formats)):
+            raise OtherVersion(words, place=topic)
+        return envelope
 
     def _status(self, status: Status) -> Message:
         return Message(self.topics.status(self._node), self._post.seal(status), retain=True)

@@ -25,10 +25,23 @@ class Outbox:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._sent = DurableNumber(folder / "sent")
-        for path in self._waiting():
-            if self._is_torn(path):
-                path.unlink()
-                path.with_suffix(".sha256").unlink(missing_ok=True)
+        self._run = folder / "run"
+        self._forget([path for path in self._waiting() if self._is_torn(path)])
+
+    def begin(self, run_id: str) -> None:
+        """From here on updates are of this run: what was sent and what waits in another run of the same name is
+        forgotten. Repeating it changes nothing.
+
+        Args:
+            run_id: Tells the run from every other of its name.
+        """
+        before = self._run.read_text(encoding="ascii", errors="replace") if self._run.exists() else ""
+        if before == run_id:
+            return
+        # The run last: killed in between, all of this is done again.
+        self._forget(self._waiting())
+        self._sent.set(0)
+        write_durably(self._run, run_id.encode("ascii"))
 
     def path(self, server_round: int) -> Path:
         """Where the worker writes a round's update (beside and renamed: it is there whole or not at all)."""
@@ -52,15 +65,18 @@ class Outbox:
 
     def forget_before(self, server_round: int) -> None:
         """Remove updates of earlier rounds: nobody takes them any more."""
-        for path in self._waiting():
-            if int(path.stem) < server_round:
-                path.unlink()
-                path.with_suffix(".sha256").unlink(missing_ok=True)
+        self._forget([path for path in self._waiting() if int(path.stem) < server_round])
 
     def sent(self, server_round: int) -> None:
         """Remember that a round is over, and forget its update and older ones."""
         self._sent.set(max(server_round, self._sent.value))
         self.forget_before(server_round + 1)
+
+    @staticmethod
+    def _forget(paths: list[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".sha256").unlink(missing_ok=True)
 
     def _waiting(self) -> list[Path]:
         return [path for path in self._folder.glob("*.bin") if path.stem.isdecimal()]

@@ -4,6 +4,7 @@
     idle ──plan──> loading ──ready──> fetching ──held──> measuring ──> training ──update──> sending ──commit──> idle
                       (each step is skipped where there is nothing to do; a newer plan overtakes an older one)
     idle ──a plan with an artefact that is not here──> fetching ──kept──> loading
+    any ──another run of the same name──> idle, as at the start
     any ──the disk is full, or the owner's policy objects──> resting ──all is right again──> what is due
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A
@@ -24,6 +25,7 @@ from edge_client.agent.events import (
     Cause,
     Configure,
     Decline,
+    EndWork,
     Event,
     Fetch,
     Fetched,
@@ -34,6 +36,7 @@ from edge_client.agent.events import (
     MustRest,
     PlanArrived,
     RoomWanted,
+    RunBegan,
     SendUpdate,
     StateMeasured,
     TellStatus,
@@ -43,10 +46,10 @@ from edge_client.agent.events import (
     WorkerFailed,
     WorkerReady,
 )
-from edge_client.agent.states import BUSY, TRANSITIONS, State
+from edge_client.agent.states import BUSY, TRANSITIONS, State, held_version
 from fedcore.errors import RunError
 from fedcore.round.measurement import Measurement
-from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed, published_digest
+from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed
 
 __all__ = ["TRANSITIONS", "Session", "State"]
 
@@ -158,6 +161,8 @@ class Session:
                 return self._failed(reason, died=died, not_equal=not_equal)
             case RoomWanted():
                 return self._let_go()
+            case RunBegan():
+                return self._begin_run()
             case MustRest(cause, reason):
                 self.rests[cause] = reason
                 return self._stop_work(cause)
@@ -170,6 +175,14 @@ class Session:
             self.tries = 0
         # What the worker is doing cannot be stopped half-way without losing it; its answer leads on to the new plan.
         return [] if self.state in BUSY else self._next()
+
+    def _begin_run(self) -> list[Action]:
+        """As a node that has just started, but for why it must rest, and for the run artefact on its disk."""
+        self._go("resting" if self.rests else "idle")
+        self.sent_round = self.update_round = self.tries = self.generation = 0
+        self.plan, self.wanted, self.measured = None, None, None
+        self.worker_ready, self.version, self.digest, self.reason = False, -1, "", self._why_resting()
+        return [EndWork()]
 
     def _fetched(self, sha256: str) -> list[Action]:
         if self.state != "fetching" or self.wanted is None or self.wanted.manifest.sha256 != sha256:
@@ -249,19 +262,6 @@ class Session:
         self._go("sending")
         return [SendUpdate(plan.round)]
 
-    def _held(self, plan: Plan) -> int:
-        """The version this replica can go on from: nothing learned, if it is not the model that the run published.
-
-        The whole state is one object whatever was missed, so the last common version is the base.
-        """
-        published = published_digest(plan, self.version, self.generation)
-        if published in (None, self.digest):
-            return self.version
-        self.reason = (
-            f"version {self.version} is {self.digest[:12]}, not the published {published[:12]}: resynchronising"
-        )
-        return 0
-
     def _next(self) -> list[Action]:
         """The next thing to do for the present plan, from wherever this node stands."""
         plan = self.plan
@@ -279,7 +279,9 @@ class Session:
         if not self.worker_ready:
             self._go("loading")
             return [Configure(plan)]
-        needed = objects_needed(plan, self._held(plan), self.generation)
+        held, differs = held_version(plan, self.version, self.generation, self.digest)
+        self.reason = differs or self.reason
+        needed = objects_needed(plan, held, self.generation)
         if needed is None:
             return self._decline(f"no way from version {self.version} to {plan.version} is published")
         if needed:
@@ -288,7 +290,8 @@ class Session:
             return [Fetch(needed[0])]
         trains, finished = self._invited(plan), plan.phase == "finished"
         if (trains or finished) and self.tries < _TRIES_PER_ROUND:
-            if self._must_measure(plan):
+            asks = plan.evaluation is not None and plan.evaluation.due
+            if asks and (self.measured or (-1,))[0] != plan.version:
                 self._go("measuring")
                 self.tries += 1
                 return [MeasureState(plan)]
@@ -303,9 +306,6 @@ class Session:
     def measurement(self) -> Measurement | None:
         """What was measured of the version that the plan starts from; None if nothing was."""
         return self.measured[1] if self.plan and self.measured and self.measured[0] == self.plan.version else None
-
-    def _must_measure(self, plan: Plan) -> bool:
-        return plan.evaluation is not None and plan.evaluation.due and (self.measured or (-1,))[0] != plan.version
 
     def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
         if self.rests:

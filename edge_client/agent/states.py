@@ -14,14 +14,16 @@ from edge_client.agent.events import (
     MustRest,
     PlanArrived,
     RoomWanted,
+    RunBegan,
     StateMeasured,
     UpdateGone,
     UpdateReady,
     WorkerFailed,
     WorkerReady,
 )
+from fedcore.round.plan import Plan, published_digest
 
-__all__ = ["BUSY", "TRANSITIONS", "State"]
+__all__ = ["BUSY", "TRANSITIONS", "State", "held_version"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "measuring", "training", "sending", "resting", "finished"]
 """What a node is doing."""
@@ -39,7 +41,28 @@ TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
     UpdateGone: (frozenset({"sending"}), _ALL - {"adopting"}),
     WorkerFailed: (_ALL - {"resting"}, _ALL - {"adopting", "resting"}),
     RoomWanted: (frozenset(), frozenset()),
+    RunBegan: (_ALL, frozenset({"idle", "resting"})),
     MustRest: (_ALL, frozenset({"resting"})),
     MayWork: (frozenset({"resting", "idle"}), _ALL - {"adopting", "resting"}),
 }
 """For each event, from which states it leads on, and to which."""
+
+
+def held_version(plan: Plan, version: int, generation: int, digest: str) -> tuple[int, str]:
+    """The version that a replica can go on from, and why it is not the one that it holds.
+
+    The whole state is one object whatever was missed, so the last common version is the base.
+
+    Args:
+        plan: The present one.
+        version: What the replica holds.
+        generation: Merges its base has seen.
+        digest: Of its model.
+
+    Returns:
+        The version, and an empty reason; or 0 and the reason, if it is not the model that the run published.
+    """
+    published = published_digest(plan, version, generation)
+    if published in (None, digest):
+        return version, ""
+    return 0, f"version {version} is {digest[:12]}, not the published {published[:12]}: resynchronising"

@@ -1,23 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node says about itself: its status when it changes, its numbers every second, for whoever watches the run; and
-what it holds, for its server."""
+"""What a node says about itself: its status when it changes, its numbers, for whoever watches the run; and what it
+holds, for its server."""
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import random
+from pathlib import Path
 
 from edge_client.agent.messages import Messages
 from edge_client.agent.session import Session
 from edge_client.memory.monitor import Reading
 from edge_client.memory.probes import own_peak_rss_bytes, own_rss_bytes
 from edge_client.node import Node
+from edge_client.process.published import HeldNote
 from edge_client.process.supervisor import Supervisor
 from fedcore.device.readings import Readings
+from fedcore.fields.formats import SPOKEN
 from fedcore.round.measurement import Measurement
+from fedcore.system.software import software
 from fedcore.wire.messages import Status, Telemetry
 from fedcore.worker.serving import Held
 
-__all__ = ["held_of", "last_word", "status", "telemetry"]
+__all__ = ["Pace", "Telling", "held_of", "last_word", "status", "telemetry"]
+
+
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 1.0, 45.0
+
+
+class Pace:
+    """When a node's numbers are due: each time they are taken while it works; else when something has changed that the
+    coordinator goes by, and then again after pauses that double, since any message may be lost. So an idle node costs
+    a metered link about a megabyte a day.
+
+    Args:
+        jitter: Spreads the messages of many nodes.
+    """
+
+    def __init__(self, jitter: random.Random) -> None:
+        self._jitter = jitter
+        self._said: tuple[object, ...] = ()
+        self._due_at, self._pause = float("-inf"), _SHORTEST_SECONDS
+
+    def soon(self) -> None:
+        """Somebody waits for them: a plan was heard, perhaps not for the first time."""
+        self._said = ()
+
+    def due(self, now: float, numbers: Telemetry, *, working: bool) -> bool:
+        """Whether to send numbers that were just taken.
+
+        Args:
+            now: Steady clock, seconds.
+            numbers: What would be sent.
+            working: The node trains, loads, fetches or sends.
+        """
+        said = (
+            numbers.state,
+            numbers.version,
+            numbers.generation,
+            numbers.digest,
+            numbers.plan,
+            numbers.refused,
+            numbers.budget_bytes,
+        )
+        if said != self._said:
+            self._said, self._pause = said, _SHORTEST_SECONDS
+        elif not working and now < self._due_at:
+            return False
+        self._due_at = now + self._pause * self._jitter.uniform(0.75, 1.25)
+        self._pause = _SHORTEST_SECONDS if working else min(2 * self._pause, _LONGEST_SECONDS)
+        return True
 
 
 def status(session: Session, supervisor: Supervisor, device: str, security: str) -> Status:
@@ -40,9 +91,10 @@ def status(session: Session, supervisor: Supervisor, device: str, security: str)
         memory_group=supervisor.memory_group,
         reason=session.reason,
         security=security,
-        software=_software(),
+        software=software(),
         route=supervisor.route,
         measured=_last_measurement(session),
+        formats=dict(SPOKEN),
     )
 
 
@@ -83,7 +135,12 @@ def held_of(node: Node, session: Session) -> Held | None:
 
 
 def telemetry(
-    session: Session, supervisor: Supervisor, reading: Reading, readings: Readings | None, messages: Messages
+    session: Session,
+    supervisor: Supervisor,
+    reading: Reading,
+    readings: Readings | None,
+    messages: Messages,
+    refused: str,
 ) -> Telemetry:
     """The node's numbers.
 
@@ -93,6 +150,7 @@ def telemetry(
         reading: Memory, just sampled.
         readings: The device's sensors; None while they do not answer.
         messages: Counts what crossed the wire.
+        refused: Why a message was refused last; empty for never.
     """
     progress, worker = supervisor.progress, supervisor.worker_memory
     return Telemetry(
@@ -117,12 +175,58 @@ def telemetry(
         plan=session.plan.key if session.plan is not None else "",
         uplink_bytes=messages.uplink_bytes,
         downlink_bytes=messages.downlink_bytes,
+        refused=refused,
     )
 
 
-def _software() -> str:
-    try:
-        return version("fedkrso")
-    except PackageNotFoundError:
-        # Run from a checkout that nothing was installed from.
-        return ""
+class Telling:
+    """Says it, when it is due.
+
+    Args:
+        node: Its file.
+        session: What it is doing.
+        supervisor: What it does it with.
+        messages: Its way out.
+        device: What kind of machine it is, for a person.
+        jitter: Spreads the messages of many nodes.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        session: Session,
+        supervisor: Supervisor,
+        messages: Messages,
+        device: str,
+        jitter: random.Random,
+    ) -> None:
+        self._node, self._session, self._supervisor = node, session, supervisor
+        self._messages, self._device, self._pace = messages, device, Pace(jitter)
+        self._note = HeldNote(Path(node.folder))
+
+    def tell(self) -> None:
+        """The node's status, to all; and what it holds, to its server."""
+        self._messages.tell(status(self._session, self._supervisor, self._device, self._messages.security))
+        if (held := held_of(self._node, self._session)) is not None:
+            self._note.write(held)
+
+    def last_word(self) -> None:
+        """The word of a node that leaves."""
+        self._messages.tell(last_word(self._session))
+
+    def soon(self) -> None:
+        """Send the numbers the next time they are taken."""
+        self._pace.soon()
+
+    def sample(self, now: float, readings: Readings | None, refused: str) -> None:
+        """Take the numbers, and send them when they are due.
+
+        Args:
+            now: Steady clock, seconds.
+            readings: The device's sensors; None while they do not answer.
+            refused: Why a message was refused last.
+        """
+        session, reading = self._session, self._supervisor.sample(now)
+        numbers = telemetry(session, self._supervisor, reading, readings, self._messages, refused)
+        if self._pace.due(now, numbers, working=session.busy or session.state == "sending"):
+            self._messages.up("telemetry", numbers, session.plan.round if session.plan else 0)

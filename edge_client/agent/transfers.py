@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_client.agent import lines
 from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from fedcore.round.plan import PublishedObject
@@ -22,6 +23,7 @@ __all__ = ["Transfers"]
 _CHUNK_BYTES = 65_536
 # Room for topic and envelope within the broker's largest packet.
 _ENVELOPE_BYTES = 2048
+_SILENT_SECONDS = 60.0
 
 
 class Transfers:
@@ -35,6 +37,7 @@ class Transfers:
         jitter: Spreads requests of many nodes.
         fetched: Told the SHA-256 of an object that is whole and on disk.
         gone: Told (round, refusal or "") when an update needs no more sending.
+        say: Gets one line where nobody answers.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class Transfers:
         jitter: random.Random,
         fetched: Callable[[str], None],
         gone: Callable[[int, str], None],
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._outbox, self._inbox, self._transport, self._messages = outbox, inbox, transport, messages
         self._jitter, self._fetched, self._gone = jitter, fetched, gone
+        self._say, self._moved_at, self._told = say, 0.0, False
         self._chunk_bytes = _CHUNK_BYTES
         self._sender: Sender | None = None
         self._round = 0
@@ -98,6 +103,7 @@ class Transfers:
                 old.unlink()
         part = PartialFile(self.object_path(obj), obj.manifest)
         self._fetching = obj, Gather(obj.manifest, part.bitmap.tobytes(), now, self._jitter), part
+        self._moved_at, self._told = now, False
         # After a reconnect only what is missing is asked for: all chunks again would fill a slow link.
         self._transport.subscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"), again=False)
 
@@ -105,7 +111,9 @@ class Transfers:
         """A message about a transfer."""
         if isinstance(body, Chunk):
             if self._fetching is not None:
-                self._run_gather(self._fetching[1].handle(body, now))
+                actions = self._fetching[1].handle(body, now)
+                self._moved_at = now if actions else self._moved_at
+                self._run_gather(actions)
         elif self._sender is not None:
             self._run_sender(self._sender, self._sender.handle(body, now))
 
@@ -115,6 +123,9 @@ class Transfers:
             self._run_sender(self._sender, self._sender.tick(now))
         if self._fetching is not None:
             self._run_gather(self._fetching[1].tick(now))
+        if self._fetching is not None and not self._told and now - self._moved_at > _SILENT_SECONDS:
+            self._told = True
+            self._say(lines.nobody_answers(self._fetching[0]))
 
     def pause(self) -> None:
         """Stop fetching without another write; what was flushed stays, and another `fetch` goes on from there."""
@@ -123,6 +134,11 @@ class Transfers:
             self._transport.unsubscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"))
             part.abandon()
         self._fetching = None
+
+    def stop(self) -> None:
+        """Neither fetch nor send any more."""
+        self.pause()
+        self._sender, self._round = None, 0
 
     def _run_sender(self, sender: Sender, actions: list[Action]) -> None:
         for action in actions:

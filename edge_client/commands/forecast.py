@@ -83,7 +83,7 @@ def column(method: str, footprint: Footprint, bounds: Bounds, room_bytes: int) -
 
 def as_text(profile: Profile) -> str:
     """The answer as a table for a terminal."""
-    rows = [["MB", *(c.method for c in profile.columns)]]
+    rows = [["MiB", *(c.method for c in profile.columns)]]
     for name, label in COMPONENT_NAMES.items():
         values = [getattr(c.components, name) for c in profile.columns]
         if any(values):
@@ -104,7 +104,7 @@ def as_text(profile: Profile) -> str:
     lines.append("")
     for c in profile.columns:
         verdict = (
-            f"fits: {c.plan}" if c.fits else f"does not fit: {c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}"
+            f"fits: {c.plan}" if c.fits else f"does not fit: {c.shortfall_bytes / 2**20:,.0f} MiB short with {c.plan}"
         )
         lines.append(f"{c.method}: {verdict}")
     if profile.measured is not None:
@@ -123,7 +123,7 @@ def as_html(profile: Profile) -> str:
         {
             "method": c.method,
             "fits": c.fits,
-            "verdict": c.plan if c.fits else f"{c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}",
+            "verdict": c.plan if c.fits else f"{c.shortfall_bytes / 2**20:,.0f} MiB short with {c.plan}",
             "total": _mb(total),
             "pieces": _pieces(c.components, profile.agent_bytes, widest),
         }
@@ -151,7 +151,7 @@ def _pieces(components: MemoryComponents, agent_bytes: int, widest: float) -> Se
         *((label, getattr(components, name), _COLOURS[name]) for name, label in COMPONENT_NAMES.items()),
     ]
     return [
-        {"label": f"{label}: {_mb(size)} MB", "width": 100 * size / widest, "colour": colour}
+        {"label": f"{label}: {_mb(size)} MiB", "width": 100 * size / widest, "colour": colour}
         for label, size, colour in found
         if size
     ]
@@ -161,18 +161,18 @@ def _title(profile: Profile) -> str:
     where = f" on {profile.device}" if profile.device else ""
     return (
         f"{profile.model}: {profile.task}, batch {profile.batch_size} x {profile.length} tokens, rank {profile.rank}, "
-        f"budget {_mb(profile.budget_bytes)} MB{where}"
+        f"budget {_mb(profile.budget_bytes)} MiB{where}"
     )
 
 
 def _measured(found: Measurement) -> str:
     peak, predicted = _mb(found.peak_bytes), _mb(found.traced.total_bytes)
     return (
-        f"measured here with the plan for FedKRSO: worker's peak {peak} MB, "
-        f"predicted {predicted} MB ({found.error:+.1%}), calibrated {_mb(found.predicted.total_bytes)} MB; "
+        f"measured here with the plan for FedKRSO: worker's peak {peak} MiB, "
+        f"predicted {predicted} MiB ({found.error:+.1%}), calibrated {_mb(found.predicted.total_bytes)} MiB; "
         f"{found.step_seconds:.2f} s a step"
     )
 
 
 def _mb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e6:,.0f}"
+    return f"{size_bytes / 2**20:,.0f}"

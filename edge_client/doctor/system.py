@@ -14,6 +14,8 @@ from edge_client.install.layout import SERVICE
 from edge_client.node import Node
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import parse_size
+from fedcore.transport.client import client_id
+from fedcore.transport.lacking import lacking
 from fedcore.transport.mqtt import MqttTransport
 
 __all__ = ["network", "service", "storage"]
@@ -71,7 +73,7 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
     section = around.broker or (node.broker if node is not None else None)
     if section is None:
         return []
-    settings = mqtt_settings(section, "fedkrso-doctor" if node is None else f"fedkrso-{node.run}-{node.node}-doctor")
+    settings = mqtt_settings(section, "fedkrso-doctor" if node is None else client_id(node.run, f"{node.node}-doctor"))
     transport = MqttTransport(settings, random.Random(0))  # noqa: S311 - spreads reconnects
     transport.start(lambda event: None)
     try:
@@ -82,9 +84,11 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
         "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"
     )
     text = f"{limits.protocol}, {largest}, {'TLS' if settings.tls else 'INSECURE: no encryption'}"
-    if settings.tls:
-        return [Check("network", "broker", "ok", text)]
-    return [Check("network", "broker", "warning", text, "mqtts:// with certificates: docs/deploy.md")]
+    safe = Check("network", "broker", "ok", text)
+    plain = Check("network", "broker", "warning", text, "mqtts:// with certificates: docs/deploy.md")
+    remedy = "another broker, or live with it: docs/deploy.md"
+    missing = [Check("network", "broker", "warning", words, remedy) for words in lacking(limits)]
+    return [safe if settings.tls else plain, *missing]
 
 
 def service(around: Surroundings, node: Node | None) -> Sequence[Check]:

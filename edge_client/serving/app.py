@@ -24,6 +24,7 @@ from edge_client.serving.replies import Completion, classification
 from edge_client.serving.requests import chat_asked, classify_asked
 from edge_client.serving.streams import EventStream, streamed, whole
 from edge_client.serving.ticket import ClientLeft, Ticket
+from fedcore.web.entrance import Entrance
 from fedcore.web.tokens import Tokens
 from fedcore.worker.serving import Classified, Classify, Generate, Loaded
 
@@ -56,6 +57,7 @@ class Wiring:
         clock: Unix time in seconds.
         new_seed: Of an answer whose client names none; also names the answer.
         names: Of a reverse proxy.
+        say: Gets one line for an address that guesses tokens.
     """
 
     host: Host
@@ -64,6 +66,7 @@ class Wiring:
     clock: Callable[[], float]
     new_seed: Callable[[], int]
     names: tuple[str, ...] = ()
+    say: Callable[[str], None] = lambda line: None
 
 
 def make_app(wiring: Wiring) -> ASGIApp:
@@ -83,7 +86,8 @@ def make_app(wiring: Wiring) -> ASGIApp:
         HTTPException: _no_such,
         500: _failure,
     }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), wiring.tokens, wiring.names)
+    entrance = Entrance(wiring.tokens, wiring.say)
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), entrance, wiring.names)
 
 
 class _Api:

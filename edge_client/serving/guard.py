@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
+
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge_client.serving.refusals import Refusal
+from fedcore.web.entrance import Entrance, TooManyGuesses
 from fedcore.web.names import is_our_name, is_our_page
-from fedcore.web.tokens import Tokens
 
 __all__ = ["Guard"]
 
@@ -22,12 +24,12 @@ class Guard:
 
     Args:
         app: What is guarded. It finds in `scope["state"]["known"]` whether the client may know everything.
-        tokens: Empty: everybody who reaches us may ask.
+        entrance: Of tokens; without any, everybody who reaches us may ask.
         names: Names that a reverse proxy gives us.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, names: tuple[str, ...] = ()) -> None:
-        self._app, self._tokens, self._names = app, tokens, names
+    def __init__(self, app: ASGIApp, entrance: Entrance, names: tuple[str, ...] = ()) -> None:
+        self._app, self._entrance, self._names = app, entrance, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -35,8 +37,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        known = not self._tokens or self._tokens.operator(headers.get("authorization", "")) is not None
-        refusal = self._refusal(headers, scope["path"], known=known)
+        address, header = (scope.get("client") or ("",))[0], headers.get("authorization", "")
+        try:
+            known = not self._entrance or self._entrance.operator(address, header) is not None
+            refusal = self._refusal(headers, scope["path"], known=known)
+        except TooManyGuesses as error:
+            known, refusal = False, Refusal(429, str(error), retry_after_seconds=math.ceil(error.seconds))
         if refusal is not None:
             await JSONResponse(refusal.body(), refusal.status, refusal.headers)(scope, receive, send)
             return

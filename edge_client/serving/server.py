@@ -83,7 +83,7 @@ async def _serve(
 ) -> None:
     sock, tokens, names = entrance
     hosting = Hosting(source, memory, say, time.monotonic)
-    wiring = Wiring(hosting, source.name, tokens, time.time, lambda: secrets.randbits(63), names)
+    wiring = Wiring(hosting, source.name, tokens, time.time, lambda: secrets.randbits(63), names, say)
     server = _Server(quiet_config(make_app(wiring), most_connections=_MOST_CONNECTIONS, stop_seconds=_STOP_SECONDS))
     watching = asyncio.create_task(hosting.run())
     with _ended_by(lambda: setattr(server, "should_exit", True)):

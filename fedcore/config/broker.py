@@ -21,12 +21,18 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
     """
     password = section.password
     if section.password_file is not None:
+        path = Path(section.password_file).expanduser()
         try:
-            password = Path(section.password_file).expanduser().read_text(encoding="utf-8").strip()
+            password = path.read_text(encoding="utf-8").strip()
+            readable_by_others = path.stat().st_mode & 0o077
         except OSError as error:
             raise ConfigError(
                 f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}"
             ) from None
+        if readable_by_others:
+            raise ConfigError(
+                "others can read this password", place=f"broker.password_file: {path}", remedy=f"chmod 600 {path}"
+            )
     settings = MqttSettings(
         section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
     )

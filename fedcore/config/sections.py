@@ -10,6 +10,7 @@ import msgspec
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Start
+from fedcore.transport.address import check_url, is_encrypted
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
 
@@ -81,8 +82,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`[broker]`: where the MQTT broker is and who we are there."""
 
     url: str
-    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `mqtt://host:1883` only with
-    `insecure`."""
+    """`mqtts://host:8883`: TLS, and the broker's certificate must carry this host's name. `wss://host/path`: the same
+    over WebSockets, where only the web's ports pass. `mqtt://host:1883` and `ws://host/path` only with `insecure`."""
     insecure: bool = False
     """Allow `mqtt://`: whoever can see or change the network's packets can read and change everything, passwords
     too."""
@@ -97,7 +98,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """The client's own certificate and its key; with them there is no password."""
 
     def __post_init__(self) -> None:
-        if self.url.lower().startswith("mqtt:") and not self.insecure:
+        check_url(self.url)
+        if not is_encrypted(self.url) and not self.insecure:
             raise ConfigError(
                 f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",
                 place="broker.insecure",

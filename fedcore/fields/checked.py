@@ -31,6 +31,7 @@ __all__ = [
     "OptionalSha256",
     "Positive",
     "RoundNumber",
+    "RunId",
     "Sha256",
     "TransferId",
     "UnixSeconds",
@@ -52,6 +53,8 @@ FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")]
 TransferId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OptionalSha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+RunId = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
+"""Tells a run from every other of its name; empty where nobody has made one."""
 Checksum = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 RoundNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import ExactnessError, MalformedMessage
+from fedcore.fields.formats import SNAPSHOT
 from fedcore.model.base import Base
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
@@ -32,7 +33,7 @@ from fedcore.weights.schema import LayerSpec
 
 __all__ = ["SNAPSHOT_FORMAT", "snapshot_bytes", "take_snapshot", "write_snapshot"]
 
-SNAPSHOT_FORMAT: Final = "fedkrso snapshot 1"
+SNAPSHOT_FORMAT: Final = f"fedkrso snapshot {SNAPSHOT}"
 _BLOCK_BYTES: Final = 2**20
 # Higher levels save two percent and take three times as long.
 _LEVEL: Final = 1

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.fields.checked import RoundNumber
+from fedcore.fields.formats import PUBLISHED_STATE
 from fedcore.numbers.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_exponents, scaled_fixed
 from fedcore.numbers.records import Record, read_header, read_records, write_records
 from fedcore.round.training import SECOND, UP, Training, merged_entries
@@ -34,7 +35,7 @@ from fedcore.weights.schema import ModelSchema
 
 __all__ = ["MAX_STACKED", "PUBLISHED_FORMAT", "ExactState", "PublishedState", "model_digest"]
 
-PUBLISHED_FORMAT = "fedkrso published state 2"
+PUBLISHED_FORMAT = f"fedkrso published state {PUBLISHED_STATE}"
 # 2**-28: a first scale fine enough for learning rates of 1e-6; rows double it as they grow.
 _FINEST_EXPONENT = -28
 MAX_STACKED = 2**16

@@ -88,7 +88,7 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
         header = msgspec.convert(read_header(path, UPDATE_FORMAT), UpdateHeader)
     except (MalformedMessage, msgspec.ValidationError) as error:
         raise UpdateRefused(f"not an update: {clean_text(str(error))}", place=node) from None
-    expected = {"run": run, "round": plan.round, "node": node, "version": plan.version}
+    expected = {"run": run, "run_id": plan.run_id, "round": plan.round, "node": node, "version": plan.version}
     for key, value in expected.items():
         if getattr(header, key) != value:
             raise UpdateRefused(

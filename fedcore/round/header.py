@@ -10,12 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from fedcore.fields.checked import Number
+from fedcore.fields.formats import UPDATE
 from fedcore.numbers.coding import Coding
 from fedcore.round.measurement import Measurement
 
 __all__ = ["UPDATE_FORMAT", "Expected", "UpdateHeader"]
 
-UPDATE_FORMAT = "fedkrso update 1"
+UPDATE_FORMAT = f"fedkrso update {UPDATE}"
 
 
 class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,8 @@ class UpdateHeader(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str = UPDATE_FORMAT
     run: str
+    run_id: str = ""
+    """The plan's: an update of an earlier run of the same name is another one."""
     round: int
     node: str
     version: int

@@ -10,7 +10,7 @@ import msgspec
 
 from fedcore.config.sections import TaskSection
 from fedcore.errors import MalformedMessage
-from fedcore.fields.checked import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, Sha256, UnixSeconds
+from fedcore.fields.checked import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, RunId, Sha256, UnixSeconds
 from fedcore.fields.manifest import Manifest
 from fedcore.fields.types import BaseKind
 from fedcore.round.measurement import NodeEvaluation
@@ -107,6 +107,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """The file that `training` names, in methods that ask for one."""
     evaluation: NodeEvaluation | None = None
     """What nodes hold out and measure; None where they do not."""
+    run_id: RunId = ""
+    """Tells this run from every other of its name; empty where all participants are in one process."""
 
     @property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fedcore.errors import RunError
+from fedcore.errors import RunError, StorageError
 
 try:
     import fcntl
@@ -36,6 +36,7 @@ def owned(folder: Path, owner: str, *, remedy: str) -> Iterator[None]:
 
     Raises:
         RunError: Somebody has it.
+        StorageError: It cannot be written.
 
     Example:
         >>> import tempfile
@@ -43,8 +44,13 @@ def owned(folder: Path, owner: str, *, remedy: str) -> Iterator[None]:
         ...     (Path(folder) / ".lock").read_text().startswith("node kitchen, process ")
         True
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("a+")
+    except OSError as error:
+        remedy = "give this user the right to write there, or set another folder"
+        raise StorageError(f"cannot be written: {error.strerror}", place=str(folder), remedy=remedy) from None
+    with opened as file:
         if not _locked(file):
             file.seek(0)
             other = file.read(_MOST_BYTES).strip() or "another process"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from fedcore.errors import ConfigError
 
-__all__ = ["MqttSettings"]
+__all__ = ["MqttSettings", "check_url", "is_encrypted"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class MqttSettings:
     """Where the broker is and who we are there.
 
     Attributes:
-        url: `mqtt://host:port`, or `mqtts://host:port` for TLS with host verification.
+        url: `mqtt://host:port`, or `mqtts://host:port` for TLS with host verification; `ws://host:port/path` and
+            `wss://host:port/path` for the same over WebSockets.
         client_id: Fixed for a node, so that the broker keeps its session.
         username, password: Login.
         ca_file: Certificate authority; the system's by default.
@@ -38,18 +39,61 @@ class MqttSettings:
         Raises:
             ConfigError: Not an MQTT address.
         """
+        check_url(self.url)
         parts = urlsplit(self.url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == -1:
-            raise ConfigError(
-                f"{self.url!r} is not an MQTT address", place="broker.url", remedy="write mqtts://host:8883"
-            )
-        return parts.hostname, port or (8883 if self.tls else 1883)
+        assert parts.hostname is not None, "checked"
+        return parts.hostname, parts.port or _PORTS[parts.scheme]
 
     @property
     def tls(self) -> bool:
         """Whether the link is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
+        return is_encrypted(self.url)
+
+    @property
+    def websockets(self) -> bool:
+        """Whether MQTT travels over WebSockets, which pass where only the web's ports do."""
+        return urlsplit(self.url).scheme in ("ws", "wss")
+
+    @property
+    def path(self) -> str:
+        """Where the WebSocket is."""
+        return urlsplit(self.url).path or "/mqtt"
+
+
+_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether an address is one of TLS.
+
+    Example:
+        >>> is_encrypted("mqtts://host"), is_encrypted("wss://host"), is_encrypted("mqtt://host")
+        (True, True, False)
+    """
+    return urlsplit(url).scheme in ("mqtts", "wss")
+
+
+def check_url(url: str) -> None:
+    """Return if it is an MQTT address. A password in it is not repeated: errors are printed and logged.
+
+    Raises:
+        ConfigError: It is not, or it has a login in it.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        port, parts = 0, urlsplit("")
+    if "@" in url:
+        raise ConfigError(
+            "an address has no login in it",
+            place="broker.url",
+            remedy="set broker.username, and broker.password_file with a file that only you can read",
+        )
+    path = parts.path.strip("/") if parts.scheme in ("mqtt", "mqtts") else ""
+    if parts.scheme not in _PORTS or not parts.hostname or port == 0 or path:
+        raise ConfigError(
+            f"{url!r} is not an MQTT address",
+            place="broker.url",
+            remedy="write mqtts://host:8883, or wss://host/path for WebSockets",
+        )

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 __all__ = [
     "CONNECT_SECONDS",
     "Connected",
+    "Denied",
     "Disconnected",
     "Limits",
     "Message",
@@ -42,6 +43,14 @@ class Limits:
 
     max_packet_bytes: int | None
     protocol: str
+    max_qos: int = 2
+    """Above 0, messages come at least once."""
+    retain: bool = True
+    """Whether it keeps the last message of a topic for who comes later."""
+    wildcards: bool = True
+    """Whether filters may have `+` and `#`."""
+    session_seconds: int | None = None
+    """How long it keeps the session of a client that is away; None: as long as it was asked to."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,14 @@ class Disconnected:
 
 
 @dataclass(frozen=True)
+class Denied:
+    """The broker does not let us subscribe."""
+
+    topic_filter: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Received:
     """A message for one of our subscriptions."""
 
@@ -67,7 +84,7 @@ class Received:
     retained: bool
 
 
-TransportEvent = Connected | Disconnected | Received
+TransportEvent = Connected | Disconnected | Denied | Received
 Sink = Callable[[TransportEvent], None]
 
 

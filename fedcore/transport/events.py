@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fedcore.transport.base import Received
@@ -60,6 +61,17 @@ class EventQueue(Generic[T]):
                 self._waiting_bytes -= size
                 self._room.notify()
         return event
+
+    def forget(self, unwanted: Callable[[T], bool]) -> None:
+        """Drop what waits and is unwanted, which must not be messages; called by who takes events.
+
+        Args:
+            unwanted: Looks at an event.
+        """
+        for _ in range(self._events.qsize()):
+            event = self._events.get_nowait()
+            if not unwanted(event):
+                self._events.put(event)
 
     def empty(self) -> bool:
         """Whether nothing waits."""

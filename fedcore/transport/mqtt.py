@@ -16,15 +16,14 @@ import time
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
 from fedcore.transport.address import MqttSettings
-from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Sink
-from fedcore.transport.tls import client_context, tls_refusal, told_by_peer
+from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Message, Received, Sink
+from fedcore.transport.client import connect_options, limits_of, new_client, short_client_id
+from fedcore.transport.tls import tls_refusal, told_by_peer
 
 __all__ = ["MqttSettings", "MqttTransport"]
 
@@ -32,11 +31,13 @@ __all__ = ["MqttSettings", "MqttTransport"]
 _MOST_UNDER_WAY = 32
 _KEEPALIVE_SECONDS = 60
 _ANSWER_SECONDS = 2.0
-_SESSION_SECONDS = 24 * 3600
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 # CONNACK codes (3.1.1 and 5) for a wrong user or password and for missing rights.
 _WRONG_LOGIN = {4, 5, 134, 135}
 _WRONG_VERSION = {1, 132}
+_WRONG_CLIENT_ID = {2, 133}
+_TAKEN_OVER = 142
+_SHORT_LINK_SECONDS, _MANY_SHORT_LINKS = 3.0, 4
 
 
 class MqttTransport:
@@ -62,6 +63,12 @@ class MqttTransport:
         self._closed = threading.Event()
         self._limits = Limits(None, "")
         self._protocol = MQTTProtocolVersion.MQTTv5
+        self._client_id = settings.client_id
+        self._asked: dict[int, str] = {}
+        # The answer to a subscription may come before we have its number.
+        self._asking = threading.Lock()
+        self._takeovers = self._short_links = 0
+        self._taken_over, self._linked_at = False, 0.0
         self._at_once = False
         self._spoken = False
         self._client: paho.Client | None = None
@@ -100,7 +107,9 @@ class MqttTransport:
             if self._under_way >= _MOST_UNDER_WAY:
                 return False
             self._under_way += 1
-        info = client.publish(message.topic, message.payload, qos=1, retain=message.retain)
+        # A broker that keeps nothing ends the link of who asks it to; one without QoS 1 likewise.
+        qos, retain = min(1, self._limits.max_qos), message.retain and self._limits.retain
+        info = client.publish(message.topic, message.payload, qos=qos, retain=retain)
         return info.rc == paho.MQTT_ERR_SUCCESS
 
     def subscribe(self, topic_filter: str, *, again: bool = True) -> None:
@@ -149,7 +158,8 @@ class MqttTransport:
             self._closed.clear()
             try:
                 self._client = client = self._new_client()
-                client.connect(self._host, self._port, keepalive=_KEEPALIVE_SECONDS, **self._connect_options())
+                options = connect_options(self._protocol, _MOST_UNDER_WAY)
+                client.connect(self._host, self._port, keepalive=_KEEPALIVE_SECONDS, **options)
                 # paho's own loop thread, because only then does publish leave the writing to it.
                 client.loop_start()
                 five = self._protocol == MQTTProtocolVersion.MQTTv5
@@ -175,6 +185,8 @@ class MqttTransport:
                 remedy = (
                     "is the broker running there, and is this its port for TLS?"
                     if reset
+                    else "is its name right in broker.url, and known in this network?"
+                    if isinstance(error, socket.gaierror)
                     else "is the broker running there?"
                 )
                 self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy=remedy))
@@ -182,7 +194,7 @@ class MqttTransport:
                 self._no_answer(connected)
             if self._linked.is_set():
                 self._linked.clear()
-                self._sink(Disconnected("the connection was lost"))
+                self._tell_loss()
             elif (
                 self._lost_for is not None and self._failure is not None and self._failure.one_line() != self._lost_for
             ):
@@ -190,41 +202,21 @@ class MqttTransport:
                 self._lost_for = self._failure.one_line()
                 self._sink(Disconnected(self._lost_for))
             pause = _FIRST_PAUSE_SECONDS if connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            # Two that take the link from each other without end would leave it to neither.
+            pause = min(pause * 2 ** min(self._takeovers, 4), _LONGEST_PAUSE_SECONDS)
             at_once, self._at_once = self._at_once, False
             self._stopping.wait(0.0 if at_once else pause * self._jitter.uniform(0.5, 1.0))
 
     def _new_client(self) -> paho.Client:
-        settings = self._settings
-        five = self._protocol == MQTTProtocolVersion.MQTTv5
-        options: dict[str, Any] = {} if five else {"clean_session": False}
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=settings.client_id,
-            protocol=self._protocol,
-            reconnect_on_failure=False,
-            **options,
-        )
-        if settings.username is not None:
-            client.username_pw_set(settings.username, settings.password)
-        if settings.tls:
-            client.tls_set_context(client_context(settings.ca_file, settings.certificate_file, settings.key_file))
-        if self._will is not None:
-            client.will_set(self._will.topic, self._will.payload, qos=1, retain=self._will.retain)
+        client = new_client(self._settings, self._client_id, self._protocol, self._will)
         client.max_inflight_messages_set(_MOST_UNDER_WAY)
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_socket_close = self._on_socket_close
         return client
-
-    def _connect_options(self) -> dict[str, Any]:
-        if self._protocol != MQTTProtocolVersion.MQTTv5:
-            return {}
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = _SESSION_SECONDS
-        properties.ReceiveMaximum = _MOST_UNDER_WAY
-        return {"clean_start": False, "properties": properties}
 
     def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         del userdata, flags
@@ -234,11 +226,13 @@ class MqttTransport:
             if code in _WRONG_VERSION and self._protocol == MQTTProtocolVersion.MQTTv5:
                 self._other_version()
                 return
+            if code in _WRONG_CLIENT_ID and self._client_id == self._settings.client_id:
+                self._client_id, self._at_once = short_client_id(self._client_id), True
+                return
             remedy = "check broker.username and broker.password" if code in _WRONG_LOGIN else "see the broker's log"
             self._fail(BrokerRefused(f"the broker refused: {reason}", place=self._place, remedy=remedy))
             return
-        largest = getattr(properties, "MaximumPacketSize", None)
-        self._limits = Limits(largest, "MQTT 5" if self._protocol == MQTTProtocolVersion.MQTTv5 else "MQTT 3.1.1")
+        self._limits, self._linked_at = limits_of(properties, self._protocol), time.monotonic()
         for topic_filter in list(self._filters):
             self._subscribe(client, topic_filter)
         self._failure, self._lost_for = None, ""
@@ -250,12 +244,23 @@ class MqttTransport:
 
     def _subscribe(self, client: paho.Client, topic_filter: str) -> None:
         if self._protocol != MQTTProtocolVersion.MQTTv5:
-            client.subscribe(topic_filter, qos=1)
+            with self._asking:
+                self._asked[client.subscribe(topic_filter, qos=1)[1] or 0] = topic_filter
             return
         handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
         if not self._filters.get(topic_filter, True):
             handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
-        client.subscribe(topic_filter, options=SubscribeOptions(qos=1, retainHandling=handling))
+        options = SubscribeOptions(qos=1, retainHandling=handling)
+        with self._asking:
+            self._asked[client.subscribe(topic_filter, options=options)[1] or 0] = topic_filter
+
+    def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        del client, userdata, properties
+        with self._asking:
+            topic_filter = self._asked.pop(mid, None)
+        for reason in reasons:
+            if reason.is_failure and topic_filter is not None:
+                self._sink(Denied(topic_filter, str(reason)))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
@@ -269,9 +274,26 @@ class MqttTransport:
                 self._under_way = max(0, self._under_way - 1)
 
     def _on_disconnect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
-        del userdata, flags, reason, properties
+        del userdata, flags, properties
         if client is self._client:
+            self._taken_over = int(reason.value) == _TAKEN_OVER
             self._closed.set()
+
+    def _tell_loss(self) -> None:
+        """The link was lost; another program that took our session is named once, however often it does."""
+        taken, self._taken_over = self._taken_over, False
+        lasted = time.monotonic() - self._linked_at
+        self._short_links = self._short_links + 1 if lasted < _SHORT_LINK_SECONDS else 0
+        if lasted > _LONGEST_PAUSE_SECONDS:
+            self._takeovers = 0
+        # Not every broker says why.
+        if not taken and self._short_links < _MANY_SHORT_LINKS:
+            self._sink(Disconnected("the connection was lost"))
+            return
+        self._takeovers += 1
+        words = f"another program with our client id ({self._client_id})"
+        words = f"{words} took this session over: stop one" if taken else f"lost again and again: is there {words}?"
+        self._sink(Disconnected(words if self._takeovers == 1 else "lost to another program again"))
 
     def _on_socket_close(self, client: paho.Client, userdata: Any, sock: Any) -> None:
         del client, userdata

@@ -13,7 +13,7 @@ from typing import Final
 import msgpack
 import msgspec
 
-from fedcore.errors import ConfigError, MalformedMessage
+from fedcore.errors import ConfigError, MalformedMessage, OtherVersion
 from fedcore.fields.checked import clean_text
 from fedcore.fields.prepared import prepared
 from fedcore.fields.unpacking import unpack
@@ -43,7 +43,8 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
 
     Raises:
         ForgedMessage: Not signed by `sender`.
-        MalformedMessage: Too large, not msgpack, not a message, or of another protocol version.
+        OtherVersion: Of another version of the protocol.
+        MalformedMessage: Too large, not msgpack, or not a message.
 
     Example:
         >>> from fedcore.wire.messages import Commit
@@ -58,10 +59,7 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
         sender.check(payload[:SIGNATURE_BYTES], packed)
     raw = unpack(packed)
     if isinstance(raw, dict) and raw.get("version") != PROTOCOL_VERSION:
-        raise MalformedMessage(
-            f"protocol version {reprlib.repr(raw.get('version'))}, this program speaks {PROTOCOL_VERSION}",
-            remedy="update the older side",
-        )
+        raise _other_version(raw.get("version"))
     try:
         return msgspec.convert(raw, prepared(Envelope), builtin_types=(bytes,))
     except (msgspec.ValidationError, RecursionError) as error:
@@ -72,3 +70,12 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
             f"not a message for this program: {clean_text(error.one_line())}",
             remedy="install here what the coordinator has",
         ) from None
+
+
+def _other_version(version: object) -> OtherVersion:
+    error = OtherVersion(
+        f"protocol version {reprlib.repr(version)}, this program speaks {PROTOCOL_VERSION}",
+        remedy="upgrade fedkrso on the older side",
+    )
+    error.version = version if isinstance(version, int) else 0
+    return error

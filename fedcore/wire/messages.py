@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -20,24 +20,28 @@ from fedcore.fields.checked import (
     Name,
     Number,
     RoundNumber,
+    RunId,
     Sha256,
     TransferId,
     UnixSeconds,
     Window,
     clean_texts,
 )
+from fedcore.fields.formats import PROTOCOL
 from fedcore.fields.manifest import Manifest
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
 
 __all__ = [
     "PROTOCOL_VERSION",
+    "UP_KINDS",
     "Ack",
     "Body",
     "Chunk",
     "Commit",
     "Declined",
     "Envelope",
+    "Formats",
     "Grant",
     "Missing",
     "Offer",
@@ -45,9 +49,20 @@ __all__ = [
     "Status",
     "Telemetry",
     "Topics",
+    "Welcome",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = PROTOCOL
+_TOPICS_VERSION = 2
+"""Stays when the protocol's version rises: sides that do not speak the same meet on the same topics, so that each can
+say so; and the rules of brokers that were set up before still let them."""
+
+
+Formats = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=40)], Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]],
+    msgspec.Meta(max_length=20),
+]
+"""Versions by what they are of."""
 
 
 class Offer(msgspec.Struct, frozen=True, tag="offer"):
@@ -114,6 +129,22 @@ class Declined(msgspec.Struct, frozen=True, tag="declined"):
         clean_texts(self, "reason")
 
 
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
+    """The coordinator's answer to a node that is new to its run, or speaks of another run of its name: from here on the
+    node is in the run that the envelope names. It counts only with the correlation that the node gave last, so that
+    none can be played again."""
+
+    formats: Formats
+    """What the coordinator reads and writes (`fedcore.fields.formats`)."""
+    number: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    """The node's start that the coordinator has heard of: a node that lost its disk counts on from there."""
+    software: str = ""
+    """Version of fedkrso at the coordinator."""
+
+    def __post_init__(self) -> None:
+        clean_texts(self, "software")
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """A node's word about itself, retained; the last will says `offline`."""
 
@@ -137,6 +168,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """How the node computes: `float32 on cpu`."""
     measured: Measurement | None = None
     """Of the run's last state, which no update follows that could carry it."""
+    formats: Formats = {}
+    """What the node reads and writes (`fedcore.fields.formats`)."""
 
     def __post_init__(self) -> None:
         clean_texts(self, "state", "device", "digest", "memory_group", "reason", "security", "software", "route")
@@ -175,12 +208,14 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
     """As in the status, which may be lost on its way."""
     plan: str = ""
     """Key of the plan that the node has heard; empty for none."""
+    refused: str = ""
+    """Why it last refused a message that should have been the coordinator's; empty where it never did."""
 
     def __post_init__(self) -> None:
-        clean_texts(self, "state", "digest", "plan")
+        clean_texts(self, "state", "digest", "plan", "refused")
 
 
-Body = Plan | Offer | Grant | Chunk | Ack | Commit | Refuse | Missing | Declined | Status | Telemetry
+Body = Plan | Offer | Grant | Chunk | Ack | Commit | Refuse | Missing | Declined | Welcome | Status | Telemetry
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +232,14 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: UnixSeconds | None = None
     """Unix seconds after which the message means nothing any more."""
     correlation: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    """A node's own random word, another one whenever it has come to another run. A coordinator's message that repeats
+    it was made after the node said it, so it is believed whatever was heard before."""
+    run_id: RunId = ""
+    """Of the run that the sender is in; empty for a node that has not heard of one."""
+
+
+UP_KINDS: Final = ("offer", "chunk", "missing", "declined", "telemetry")
+"""What a node says beside its status, each on a topic of its own (`Topics.up`)."""
 
 
 class Topics(msgspec.Struct, frozen=True):
@@ -207,7 +250,7 @@ class Topics(msgspec.Struct, frozen=True):
     @property
     def prefix(self) -> str:
         """Start of all topics."""
-        return f"fedkrso/{PROTOCOL_VERSION}/{self.run}"
+        return f"fedkrso/{_TOPICS_VERSION}/{self.run}"
 
     @property
     def plan(self) -> str:

@@ -29,8 +29,8 @@ def pair(tmp_path: Path) -> Iterator[Bridged]:
 
 def joined(coordinator: Client, there: Client, node: str = "far") -> None:
     """Wait until both brokers, the bridge between and both clients have their subscriptions."""
-    there.ready(coordinator, TOPICS.down(node, "ready"))
-    coordinator.ready(there, TOPICS.up(node, "ready"))
+    there.ready(coordinator, TOPICS.down(node, "telemetry"))
+    coordinator.ready(there, TOPICS.up(node, "telemetry"))
 
 
 def test_each_kind_of_topic_goes_one_way_and_comes_once(pair: Bridged) -> None:
@@ -86,8 +86,8 @@ def test_a_bridge_speaks_for_its_own_nodes_alone(pair: Bridged) -> None:
         Client(pair.settings("near")) as near,
         Client(pair.settings(SITE), "#") as thief,
     ):
-        thief.ready(coordinator, TOPICS.down("far", "ready"))
-        coordinator.ready(near, TOPICS.up("near", "ready"))
+        thief.ready(coordinator, TOPICS.down("far", "telemetry"))
+        coordinator.ready(near, TOPICS.up("near", "telemetry"))
         for topic in (
             TOPICS.status("near"),
             TOPICS.up("near", "offer"),

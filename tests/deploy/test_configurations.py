@@ -140,8 +140,8 @@ def test_the_sites_brokers_take_their_own_and_no_other(fleet: Yard, site: tuple[
         Client(settings(fleet, "coordinator", site[0]), "#") as coordinator,
         Client(settings(fleet, "barn-pi", site[1]), "#") as barn,
     ):
-        barn.ready(coordinator, TOPICS.down("barn-pi", "ready"))
-        coordinator.ready(barn, TOPICS.up("barn-pi", "ready"))
+        barn.ready(coordinator, TOPICS.down("barn-pi", "telemetry"))
+        coordinator.ready(barn, TOPICS.up("barn-pi", "telemetry"))
         barn.say(TOPICS.status("garden-pi"), b"forged", retain=True)
         barn.say(TOPICS.up("barn-pi", "offer"), end := nonce())
         assert coordinator.heard(end) == [(TOPICS.up("barn-pi", "offer"), end)]
@@ -156,6 +156,6 @@ def test_the_sites_brokers_take_their_own_and_no_other(fleet: Yard, site: tuple[
         Client(settings(fleet, "coordinator", site[0]), "#") as coordinator,
         Client(settings(fleet, "barn-pi", site[1])) as barn,
     ):
-        coordinator.ready(barn, TOPICS.up("barn-pi", "ready"))
+        coordinator.ready(barn, TOPICS.up("barn-pi", "telemetry"))
         barn.say(TOPICS.up("barn-pi", "offer"), end := nonce())
         assert b"stray" not in [payload for _, payload in coordinator.heard(end)]

@@ -32,7 +32,7 @@ from fedcore.transport.memory import MemoryBroker
 from fedcore.weights.schema import ModelSchema
 from fedcore.wire.codec import decode
 from fedcore.wire.files import manifest_of, read_chunk
-from fedcore.wire.messages import Body, Commit, Grant, Offer, Refuse, Status, Topics
+from fedcore.wire.messages import Body, Commit, Envelope, Grant, Offer, Refuse, Status, Topics, Welcome
 from fedcore.wire.post import Post
 
 __all__ = ["Killed", "Leader"]
@@ -107,7 +107,7 @@ class Leader:
         self._transport.subscribe(_TOPICS.plan)
         self._transport.subscribe(_TOPICS.down("n", "#"))
         self._transport.start(
-            lambda event: self._heard(decode(event.payload).body) if isinstance(event, Received) else None
+            lambda event: self._heard(decode(event.payload)) if isinstance(event, Received) and event.payload else None
         )
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -119,6 +119,7 @@ class Leader:
         path = self.files.root / "sent.bin"
         header = UpdateHeader(
             run="t",
+            run_id=plan.run_id,
             round=plan.round,
             node="n",
             version=plan.version,
@@ -193,8 +194,12 @@ class Leader:
         finally:
             ledger.close()
 
-    def _heard(self, body: Body) -> None:
-        if isinstance(body, Plan):
+    def _heard(self, envelope: Envelope) -> None:
+        body = envelope.body
+        if isinstance(body, Welcome):
+            self._post.run_id = envelope.run_id
+            self._tell()
+        elif isinstance(body, Plan):
             self._plans.put(body)
         else:
             self._answers.put(body)

@@ -82,6 +82,7 @@ class Tiny(Cluster):
         self.homes: list[subprocess.Popen[bytes] | None] = [None] * recipe.homes
         self.leader: subprocess.Popen[bytes] | None = None
         for user, word in self.broker.passwords.items():
+            (folder / user).touch(mode=0o600)
             (folder / user).write_text(word)
         (folder / "job.toml").write_text(self._job_text())
         for index, name in enumerate(self.names):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From tokens to the logits of what follows, with a cache of what has been seen: many tokens at a time through
-transformers' own forward pass, one token through a leaner one where the model has it."""
+"""From tokens to the logits of what follows, with a cache of what has been seen: through a pass of our own where the
+model has one, compiled or of torch's operations for single tokens, else through transformers'."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from edge_client.worker.generate.cache import PlannedLayer, planned_cache
 from edge_client.worker.generate.kernel import Kernel
-from edge_client.worker.generate.llama import LlamaStep, llama_step
+from edge_client.worker.generate.llama import LlamaStep, llama_parts
+from edge_client.worker.generate.native import NativeCache, NativeLlama, native_llama
 from edge_client.worker.generate.products import products_of, replaced
 from edge_client.worker.model.built import BuiltModel
 
@@ -25,6 +26,10 @@ CHUNK_TOKENS = 256
 """Of a prompt, tokens that go through the model at a time: what a pass keeps does not grow with the prompt."""
 _TOLERANCE = 1e-4
 """Of the largest number of a hidden state: what two ways to compute it may differ by, in float32."""
+
+_Step = LlamaStep | NativeLlama
+_Way = Literal["compiled", "torch", "transformers"]
+"""A pass of our own, compiled or of torch's operations, or that of transformers alone."""
 
 
 class Engine:
@@ -43,22 +48,17 @@ class Engine:
         self._products = products_of(model, kernel)
         self._seen: list[int] = []
         self._cache: Any = None
-        self._step: LlamaStep | None = None
-        self._agrees: bool | None = None
-
-    @property
-    def lean(self) -> bool:
-        """Whether single tokens go the leaner way."""
-        if self._agrees is None:
-            with torch.inference_mode(), self.at_work():
-                self._agrees = self._checked()
-        return self._agrees
+        self._way: _Way | None = None
+        self._step: _Step | None = None
 
     @property
     def how(self) -> str:
         """How single tokens are computed, for a person."""
+        step = self._own_pass()
+        if isinstance(step, NativeLlama):
+            return "compiled, own pass"
         products = "products of torch" if self._kernel is None else "compiled products"
-        return f"{products}, {'own pass' if self.lean else 'pass of transformers'}"
+        return f"{products}, {'pass of transformers' if step is None else 'own pass'}"
 
     def refresh(self) -> None:
         """The model's weights, or what it has learned, are others now."""
@@ -67,8 +67,7 @@ class Engine:
 
     def begin(self, prompt: Sequence[int]) -> Tensor:
         """Logits (v,) after a prompt. What it has in common with what was seen last is not computed again."""
-        lean = self.lean
-        self._step = llama_step(self._module, self._products) if lean else None
+        self._own_pass()
         kept = self._keep_common(prompt)
         for start in range(kept, len(prompt), CHUNK_TOKENS):
             logits = self._pass(prompt[start : start + CHUNK_TOKENS])
@@ -76,11 +75,7 @@ class Engine:
 
     def next(self, token: int) -> Tensor:
         """Logits (v,) after one more token."""
-        if self._step is None:
-            return self._pass([token])
-        hidden = self._step(token, self._cache.layers)
-        self._seen.append(token)
-        return self._logits(hidden)
+        return self._pass([token])
 
     @property
     def pads(self) -> bool:
@@ -121,10 +116,18 @@ class Engine:
         return logits[:, -1].float()
 
     def _pass(self, ids: Sequence[int]) -> Tensor:
-        tokens = torch.tensor([list(ids)], device=self.device)
-        logits = self.forward(input_ids=tokens, past_key_values=self._cache)
+        if isinstance(self._step, NativeLlama):
+            logits = self._logits(self._step(ids, self._cache))
+        elif self._step is not None and self._seen and len(ids) == 1:
+            logits = self._logits(self._step(ids[0], self._cache.layers))
+        else:
+            logits = self._of_transformers(ids, self._cache)
         self._seen += ids
-        return logits[0]
+        return logits
+
+    def _of_transformers(self, ids: Sequence[int], cache: Any) -> Tensor:
+        tokens = torch.tensor([list(ids)], device=self.device)
+        return self.forward(input_ids=tokens, past_key_values=cache)[0]
 
     @property
     def device(self) -> torch.device:
@@ -146,29 +149,66 @@ class Engine:
     def _keep_common(self, prompt: Sequence[int]) -> int:
         """Bring the cache to what it has in common with a prompt; how many tokens that is. One at least is left to
         compute."""
-        layers = [] if self._cache is None else self._cache.layers
         common = 0
-        if layers and all(type(layer) is PlannedLayer for layer in layers):
+        if _can_crop(self._cache):
             while common < min(len(self._seen), len(prompt) - 1) and self._seen[common] == prompt[common]:
                 common += 1
         if common == 0:
-            self._cache, self._seen = planned_cache(self._module.config, self._context_tokens), []
+            # The one before goes first: both at once would be a peak.
+            self._cache = None
+            self._cache = self._new_cache(self._context_tokens)
         else:
             self._cache.crop(common - len(self._seen))
-            self._seen = self._seen[:common]
+        self._seen = self._seen[:common]
         return common
 
-    def _checked(self) -> bool:
-        """Whether the leaner way gives what transformers gives: a few tokens at once, and again with the last alone."""
-        step = llama_step(self._module, self._products)
+    def _new_cache(self, tokens: int) -> Any:
+        if isinstance(self._step, NativeLlama):
+            return self._step.cache(tokens)
+        return planned_cache(self._module.config, tokens)
+
+    def _own_pass(self) -> _Step | None:
+        """The fastest pass of our own; None where there is none. Which way that is, is found out once; what it is made
+        of may be other weights after `refresh`."""
+        if self._step is not None or self._way == "transformers":
+            return self._step
+        with torch.inference_mode(), self.at_work():
+            if self._way is None:
+                ways: tuple[_Way, ...] = ("compiled", "torch")
+                self._way = next((way for way in ways if self._agrees(self._made(way))), "transformers")
+            self._step = self._made(self._way)
+        return self._step
+
+    def _made(self, way: _Way | None) -> _Step | None:
+        parts = None if way in (None, "transformers") else llama_parts(self._module, self._products)
+        if parts is None:
+            return None
+        if way == "torch":
+            return LlamaStep(parts)
+        return None if self._kernel is None else native_llama(parts, self._kernel)
+
+    def _agrees(self, step: _Step | None) -> bool:
+        """Whether a pass gives what transformers gives, of a few tokens at once and of the last one alone."""
         if step is None:
             return False
         ids = [token % self._module.config.vocab_size for token in range(2, 8)]
         whole, parts = (planned_cache(self._module.config, len(ids)) for _ in range(2))
-        tokens = torch.tensor([ids])
-        expected = self.forward(input_ids=tokens, past_key_values=whole)[0]
-        self.forward(input_ids=tokens[:, :-1], past_key_values=parts)
-        if not all(type(layer) is PlannedLayer for layer in parts.layers):
-            return False
-        got = self._logits(step(ids[-1], parts.layers))
+        expected = self._of_transformers(ids, whole)
+        if isinstance(step, NativeLlama):
+            own = step.cache(len(ids))
+            step(ids[:-3], own)
+            step(ids[-3:-1], own)
+            got = self._logits(step(ids[-1:], own))
+        else:
+            self._of_transformers(ids[:-1], parts)
+            if not _can_crop(parts):
+                return False
+            got = self._logits(step(ids[-1], parts.layers))
         return bool((expected - got).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _can_crop(cache: Any) -> bool:
+    """Whether a cache's last tokens can be forgotten: it keeps all that were seen."""
+    if cache is None or isinstance(cache, NativeCache):
+        return cache is not None
+    return bool(cache.layers) and all(type(layer) is PlannedLayer for layer in cache.layers)

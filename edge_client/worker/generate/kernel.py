@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products of `rows.c`, compiled on this machine where it has a compiler, once, and kept.
+"""The products of `rows.c` and the pass of `llama.c`, compiled on this machine where it has a compiler, once, and kept.
 
-Nothing depends on it but speed: whoever gets None computes the same products with torch (`products`)."""
+Nothing depends on it but speed: whoever gets None computes the same with torch (`products`, `llama`)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,40 @@ from torch import Tensor
 
 from edge_client.process.route import cache_folder, deciding, key_of
 
-__all__ = ["Kernel", "compiled", "kernel_for"]
+__all__ = ["Kernel", "Matrix", "compiled", "kernel_for"]
 
-_SOURCE = Path(__file__).with_name("rows.c")
+_FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "rows.c", _FOLDER / "llama.c")
+_HEADER = _FOLDER / "rows.h"
 # Sums in any order, so that loops become vectors; no -ffast-math, which changes small numbers in the whole process.
 _SUMS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 _FLAGS = ("-O3", "-march=native", *_SUMS, "-fopenmp", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
-_NAMES = {torch.int8: "rows_int8", torch.int16: "rows_int16", torch.bfloat16: "rows_bfloat16"}
+_KINDS = {torch.int8: 0, torch.int16: 1, torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
+
+
+class Matrix(ctypes.Structure):
+    """A weight (m, n) as `rows.h` has it; whoever makes one keeps its tensors alive. Empty: there is none."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("m", ctypes.c_ssize_t),
+        ("n", ctypes.c_ssize_t),
+        ("kind", ctypes.c_int),
+    )
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor | None) -> Matrix:
+        """Of a weight that `Kernel.takes`, and float32 (m,) or None for ones."""
+        return cls(weight.data_ptr(), None if scale is None else scale.data_ptr(), *weight.shape, _KINDS[weight.dtype])
 
 
 class Kernel:
-    """Products with stored weights.
+    """Products with stored weights, and tokens through a model made of them.
 
     Args:
-        library: Compiled from `rows.c`.
+        library: Compiled from `rows.c` and `llama.c`.
 
     Raises:
         OSError: It cannot be loaded.
@@ -43,14 +62,17 @@ class Kernel:
 
     def __init__(self, library: Path) -> None:
         loaded = ctypes.CDLL(str(library))
-        self._functions = {dtype: getattr(loaded, name) for dtype, name in _NAMES.items()}
-        for function in self._functions.values():
-            function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_ssize_t] * 3 + [ctypes.c_int] * 2
-            function.restype = None
+        pointer, size, number = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+        self._product = loaded.rows_product
+        self._product.argtypes, self._product.restype = [pointer] * 3 + [size, number, number], None
+        self.llama_pass = loaded.llama_pass
+        """(model, buffers, cache, x, cosines, sines, last, tokens, seen, threads) to 0, or 1 where there is no room."""
+        self.llama_pass.argtypes, self.llama_pass.restype = [pointer] * 7 + [size, size, number], number
 
     def takes(self, weight: Tensor) -> bool:
-        """Whether there is a product for a weight as it is stored: int8, int16 or bfloat16, on the processor."""
-        return weight.dtype in self._functions and weight.device.type == "cpu" and weight.is_contiguous()
+        """Whether there is a product for a weight as it is stored: int8, int16 or floating point of 16 or 32 bits, on
+        the processor."""
+        return weight.dtype in _KINDS and weight.device.type == "cpu" and weight.is_contiguous() and weight.ndim == 2
 
     def product(self, weight: Tensor, scale: Tensor | None, x: Tensor, out: Tensor, *, add: bool = False) -> None:
         """out (t, m) becomes x W^T scale, or that is added to it.
@@ -62,17 +84,9 @@ class Kernel:
             out: float32 (t, m).
             add: Add to what is there.
         """
-        self._functions[weight.dtype](
-            weight.data_ptr(),
-            None if scale is None else scale.data_ptr(),
-            x.data_ptr(),
-            out.data_ptr(),
-            weight.shape[0],
-            weight.shape[1],
-            x.numel() // weight.shape[1],
-            add,
-            torch.get_num_threads(),
-        )
+        matrix = Matrix.of(weight, scale)
+        rows, threads = x.numel() // weight.shape[1], torch.get_num_threads()
+        self._product(ctypes.byref(matrix), x.data_ptr(), out.data_ptr(), rows, add, threads)
 
 
 def kernel_for(environment: Mapping[str, str] | None = None) -> Kernel | None:
@@ -81,7 +95,8 @@ def kernel_for(environment: Mapping[str, str] | None = None) -> Kernel | None:
     folder = cache_folder(environment)
     if folder is None:
         return None
-    source = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()
+    text = b"".join(file.read_bytes() for file in (_HEADER, *_SOURCES))
+    source = hashlib.sha256(text + " ".join(_FLAGS).encode()).hexdigest()
     library = folder / f"rows-{key_of(deciding(environment) | {'source': source})}.so"
     if not library.exists() and not compiled(library, environment):
         return None
@@ -93,7 +108,7 @@ def kernel_for(environment: Mapping[str, str] | None = None) -> Kernel | None:
 
 
 def compiled(library: Path, environment: Mapping[str, str]) -> bool:
-    """Compile `rows.c` to a file; whether that was possible."""
+    """Compile the sources to a file; whether that was possible."""
     compiler = shutil.which(environment.get("CC", "cc"), path=environment.get("PATH"))
     if compiler is None:
         return False
@@ -102,7 +117,7 @@ def compiled(library: Path, environment: Mapping[str, str]) -> bool:
         # A folder beside it: whoever compiles at the same time does not get in the way, and the rename is whole.
         with tempfile.TemporaryDirectory(dir=library.parent, prefix="rows-") as scratch:
             made = Path(scratch) / "rows.so"
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
+            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made), "-lm"]
             done = subprocess.run(command, capture_output=True, timeout=_COMPILE_SECONDS, check=False)
             if done.returncode:
                 return False
@@ -116,13 +131,13 @@ def compiled(library: Path, environment: Mapping[str, str]) -> bool:
 
 def _right(kernel: Kernel) -> bool:
     """Whether it gives what it should, to the bit: of whole numbers every sum is exact, in any order."""
-    x = torch.arange(-50.0, 51.0).repeat(2, 1)
-    x[1] *= 3
-    scale = torch.tensor([1.0, 0.5, 2.0])
-    for dtype in _NAMES:
-        weight = (torch.arange(303).reshape(3, 101) % 251 - 125).to(dtype)
-        out = torch.ones(2, 3)
-        kernel.product(weight, scale, x, out, add=True)
-        if not torch.equal(out, 1 + (x @ weight.float().T) * scale):
-            return False
+    scale = torch.tensor([1.0, 0.5, 2.0, 4.0, 0.25])
+    for rows in (1, 5):
+        x = torch.arange(-50.0, 51.0) * torch.arange(1.0, 1 + rows)[:, None]
+        for dtype in _KINDS:
+            weight = (torch.arange(505).reshape(5, 101) % 251 - 125).to(dtype)
+            out = torch.ones(rows, 5)
+            kernel.product(weight, scale, x, out, add=True)
+            if not torch.equal(out, 1 + (x @ weight.float().T) * scale):
+                return False
     return True

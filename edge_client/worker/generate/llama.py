@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One token through a model of Llama's shape, without what transformers does around it.
+"""Models of Llama's shape: their parts, and one token through them without what transformers does around it.
 
 At one token a step, transformers' own forward pass takes twice the time of the products. Here every layer is a few
 operations on buffers that are there already. A model is taken for one of this shape by its parts, and then by its
-numbers: it is used only where it gives what transformers gives (`generator`).
+numbers: it is used only where it gives what transformers gives (`engine`). Where there is a compiler, `native` does the
+same in one call.
 
 Legend: n features, h heads, g key-value heads, d features a head, i features inside the MLP, s tokens so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_client.worker.generate.cache import PlannedLayer
-from edge_client.worker.generate.products import Product
+from edge_client.worker.generate.products import LinearProduct, Product, StoredMatrix
 
-__all__ = ["LlamaStep", "llama_step"]
+__all__ = ["Block", "LlamaParts", "LlamaStep", "Norm", "llama_parts"]
 
 _BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -30,7 +31,14 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
 @dataclass(frozen=True)
-class _Norm:
+class Norm:
+    """An RMS norm.
+
+    Attributes:
+        weight: A factor for each feature.
+        eps: Added to the mean of squares.
+    """
+
     weight: Tensor
     eps: float
 
@@ -40,52 +48,76 @@ class _Norm:
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A decoder layer's parts."""
 
-    before_attention: _Norm
+    before_attention: Norm
     query: Product
     key: Product
     value: Product
-    query_norm: _Norm | None
-    key_norm: _Norm | None
+    query_norm: Norm | None
+    key_norm: Norm | None
     out: Product
-    before_mlp: _Norm
+    before_mlp: Norm
     gate: Product
     up: Product
     down: Product
 
 
-class LlamaStep:
-    """A model's step; made for one answer after the other, since weights may be replaced between them.
+@dataclass(frozen=True, eq=False)
+class LlamaParts:
+    """A model's parts.
 
-    Args:
-        model: `backbone` of a causal model, with the parts that `llama_step` looks for.
-        products: Of the linear modules that have a faster one.
+    Attributes:
+        backbone: Of a causal model, in float32 on the processor.
+        blocks: Its layers.
+        norm: The last one.
+        heads: h.
+        key_heads: g.
+        features: d.
+        inner: i.
+        scaling: Factor on the products of queries and keys.
     """
 
-    def __init__(self, backbone: Any, products: Mapping[nn.Module, Product]) -> None:
-        attention = backbone.layers[0].self_attn
-        self._backbone = backbone
-        self._features = attention.head_dim
-        self._scaling = float(attention.scaling)
-        self._key_heads = attention.k_proj.out_features // self._features
-        heads = attention.q_proj.out_features // self._features
-        self._blocks = [_block(layer, products) for layer in backbone.layers]
-        self._norm = _norm(backbone.norm)
+    backbone: Any
+    blocks: tuple[Block, ...]
+    norm: Norm
+    heads: int
+    key_heads: int
+    features: int
+    inner: int
+    scaling: float
+
+    def begun(self, ids: Sequence[int], seen: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (t, n) of tokens, for the caller to write on, and cosines and sines (t, d) of their positions."""
+        x = self.backbone.embed_tokens(torch.tensor([list(ids)]))[0].clone()
+        cos, sin = self.backbone.rotary_emb(x, torch.arange(seen, seen + len(ids))[None])
+        return x, cos[0], sin[0]
+
+
+class LlamaStep:
+    """A model's step, of torch's operations.
+
+    Args:
+        parts: The model's.
+    """
+
+    def __init__(self, parts: LlamaParts) -> None:
+        self._parts = parts
+        self._features, self._key_heads, self._scaling = parts.features, parts.key_heads, parts.scaling
         # (h + 2 g, d): queries, keys and values of the token, one after the other.
-        self._states = torch.empty(heads + 2 * self._key_heads, self._features)
-        self._hidden = torch.empty(2, 1, backbone.layers[0].mlp.gate_proj.out_features)
+        self._states = torch.empty(parts.heads + 2 * parts.key_heads, parts.features)
+        self._hidden = torch.empty(2, 1, parts.inner)
 
     def __call__(self, token: int, layers: list[PlannedLayer]) -> Tensor:
-        """The last hidden state (1, n) of the next token, whose keys and values are added to the cache's layers."""
+        """The last hidden state (1, n) of the next token, whose keys and values are added to the cache's layers, which
+        have some of the tokens before it."""
         length = layers[0].get_seq_length()
-        x = self._backbone.embed_tokens(torch.tensor([[token]]))[0].clone()  # (1, n)
-        cos, sin = self._backbone.rotary_emb(x, torch.tensor([[length]]))
-        cos, sin = cos[0], sin[0].clone()  # (1, d)
+        x, cos, sin = self._parts.begun([token], length)  # (1, n), (1, d)
+        sin = sin.clone()
         # The first half of a head's features is turned the other way: x cos + swapped halves of x times this.
         sin[:, : self._features // 2].neg_()
-        for block, layer in zip(self._blocks, layers, strict=True):
+        for block, layer in zip(self._parts.blocks, layers, strict=True):
             layer.grow(length + 1)
             self._attend(block, x, cos, sin, layer)
             inner = block.before_mlp(x)
@@ -93,9 +125,9 @@ class LlamaStep:
             block.gate(inner, gate, False)
             block.up(inner, up, False)
             block.down(F.silu(gate, inplace=True).mul_(up), x, True)
-        return self._norm(x)
+        return self._parts.norm(x)
 
-    def _attend(self, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, layer: PlannedLayer) -> None:
+    def _attend(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor, layer: PlannedLayer) -> None:
         """Add a layer's attention to x (1, n)."""
         inner, states, g, d = block.before_attention(x), self._states, self._key_heads, self._features
         query, key, value = states[: -2 * g], states[-2 * g : -g], states[-g:]
@@ -116,9 +148,14 @@ class LlamaStep:
         block.out(seen.view(1, -1), x, True)
 
 
-def llama_step(module: Any, products: Mapping[nn.Module, Product]) -> LlamaStep | None:
-    """The step of a causal model that has Llama's parts, in float32 on the processor; None for any other. Whether it
-    computes the same is for the caller to see."""
+def llama_parts(module: Any, products: Mapping[nn.Module, Product]) -> LlamaParts | None:
+    """The parts of a causal model that has Llama's, in float32 on the processor; None for any other. Whether what is
+    made of them computes the same is for the caller to see.
+
+    Args:
+        module: Of transformers.
+        products: Of the linear modules that have a faster one.
+    """
     backbone = getattr(module, str(module.base_model_prefix), None)
     if backbone is None or {name for name, _ in backbone.named_children()} != _BACKBONE:
         return None
@@ -128,7 +165,17 @@ def llama_step(module: Any, products: Mapping[nn.Module, Product]) -> LlamaStep 
         return None
     if any(parameter.device.type != "cpu" for parameter in backbone.parameters()):
         return None
-    return LlamaStep(backbone, products)
+    attention, mlp = backbone.layers[0].self_attn, backbone.layers[0].mlp
+    return LlamaParts(
+        backbone,
+        tuple(_block(layer, products) for layer in backbone.layers),
+        _norm(backbone.norm),
+        heads=attention.q_proj.out_features // attention.head_dim,
+        key_heads=attention.k_proj.out_features // attention.head_dim,
+        features=attention.head_dim,
+        inner=mlp.gate_proj.out_features,
+        scaling=float(attention.scaling),
+    )
 
 
 def _is_block(layer: Any) -> bool:
@@ -143,14 +190,14 @@ def _is_block(layer: Any) -> bool:
     return sized and attention in (_ATTENTION, _ATTENTION | {"q_norm", "k_norm"}) and mlp - {"act_fn"} == _MLP
 
 
-def _block(layer: Any, products: Mapping[nn.Module, Product]) -> _Block:
+def _block(layer: Any, products: Mapping[nn.Module, Product]) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
 
     def product(module: nn.Module) -> Product:
         return products.get(module) or _product(module)
 
     normed = hasattr(attention, "q_norm")
-    return _Block(
+    return Block(
         before_attention=_norm(layer.input_layernorm),
         query=product(attention.q_proj),
         key=product(attention.k_proj),
@@ -165,13 +212,15 @@ def _block(layer: Any, products: Mapping[nn.Module, Product]) -> _Block:
     )
 
 
-def _norm(module: Any) -> _Norm:
+def _norm(module: Any) -> Norm:
     eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
-    return _Norm(module.weight, float(eps))
+    return Norm(module.weight, float(eps))
 
 
 def _product(module: nn.Module) -> Product:
     """Of a module of any kind."""
+    if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+        return LinearProduct(StoredMatrix(module.weight), module.bias, None, None)
 
     def product(x: Tensor, out: Tensor, add: bool) -> None:
         y = module(x)

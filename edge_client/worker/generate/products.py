@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a few rows with a model's weights, for when nothing is learned: each weight is read once, as stored.
+"""Products with a model's weights, for when nothing is learned: each weight is read once, as stored.
 
 A layer's own product writes W out in floating point block by block, which pays for many rows and not for one token's.
 Here the side path stays in two thin factors, F (P x): they take (2 m + n) K r bytes beside the m n of W, so merging
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +23,81 @@ from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, row_blocks
 
-__all__ = ["FEW_ROWS", "Product", "layer_product", "products_of", "replaced"]
+__all__ = ["LinearProduct", "Product", "StoredMatrix", "layer_product", "products_of", "replaced"]
 
-FEW_ROWS = 4
-"""Rows up to which the kernel is faster than blocks in floating point (docs/benchmarks.md)."""
+_FEW_ROWS = 4
+"""Rows up to which, without a kernel, a layer's own product with its merged blocks is not better."""
 _BLOCK_ROWS = 256
 
 Product = Callable[[Tensor, Tensor, bool], None]
 """(x (t, n), out (t, m), add): out becomes the module's output, or that is added to it; float32, contiguous."""
 
 
-def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, Product]:
-    """Of every target layer that lies on the processor and computes in float32, and of a head that is stored in
-    another type than hidden states have; other modules compute as ever."""
-    found: dict[nn.Module, Product] = {}
+@dataclass(frozen=True, eq=False)
+class StoredMatrix:
+    """W (m, n) as stored, times a factor for each row.
+
+    Attributes:
+        weight: Of any dtype.
+        scale: float32 (m,), or None for ones.
+    """
+
+    weight: Tensor
+    scale: Tensor | None = None
+
+    def product(self, x: Tensor, out: Tensor, add: bool, kernel: Kernel | None) -> None:
+        """out (t, m) becomes x W^T, or that is added to it."""
+        if kernel is not None and kernel.takes(self.weight):
+            kernel.product(self.weight, self.scale, x, out, add=add)
+        elif self.weight.dtype == torch.float32 and self.scale is None:
+            out.addmm_(x, self.weight.T, beta=int(add))
+        else:
+            self._in_blocks(x, out, add)
+
+    def _in_blocks(self, x: Tensor, out: Tensor, add: bool) -> None:
+        scratch, width = Scratch(), self.weight.shape[1]
+        for rows in row_blocks(len(self.weight), _BLOCK_ROWS):
+            block = scratch.take("block", (rows.stop - rows.start, width), torch.float32, x.device)
+            block.copy_(self.weight[rows])
+            if self.scale is not None:
+                block.mul_(self.scale[rows, None])
+            out[:, rows].addmm_(x, block.T, beta=int(add))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProduct:
+    """W x + bias + up (down x).
+
+    Attributes:
+        weight: W.
+        bias: float32 (m,), or None.
+        side: Down (K r, n) and up (m, K r) of what was learned, or None.
+        kernel: Faster products, or None.
+    """
+
+    weight: StoredMatrix
+    bias: Tensor | None
+    side: tuple[StoredMatrix, StoredMatrix] | None
+    kernel: Kernel | None
+
+    def __call__(self, x: Tensor, out: Tensor, add: bool) -> None:
+        """As `Product` says."""
+        if self.bias is not None:
+            # What the product is then added to.
+            out.add_(self.bias) if add else out.copy_(self.bias.expand_as(out))
+            add = True
+        self.weight.product(x, out, add, self.kernel)
+        if self.side is not None:
+            down, up = self.side
+            z = x.new_empty(len(x), len(down.weight))
+            down.product(x, z, False, self.kernel)
+            up.product(z, out, True, self.kernel)
+
+
+def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, LinearProduct]:
+    """Of every target layer that lies on the processor and computes in float32, and of a head that is stored in another
+    type than hidden states have; other modules compute as ever."""
+    found: dict[nn.Module, LinearProduct] = {}
     for layer in model.layers.values():
         product = layer_product(layer, kernel)
         if product is not None:
@@ -43,66 +105,27 @@ def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, Pro
     module: Any = model.module
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
     if isinstance(head, nn.Linear) and head.weight.dtype != torch.float32:
-        found[head] = _weight_product(head.weight, None, head.bias, kernel)
+        found[head] = LinearProduct(StoredMatrix(head.weight), head.bias, None, kernel)
     return found
 
 
-def layer_product(layer: SubspaceLinear, kernel: Kernel | None) -> Product | None:
+def layer_product(layer: SubspaceLinear, kernel: Kernel | None) -> LinearProduct | None:
     """A target layer's; None where it computes in another type or place, or has more than a published state."""
     base = layer.base
-    plain = isinstance(base, Int8Weight | FloatWeight) and base.device.type == "cpu" and not base.mapped
-    if not plain or layer.compute_dtype != torch.float32 or layer.factor is not None or layer.accumulators():
+    if not isinstance(base, Int8Weight | FloatWeight) or base.device.type != "cpu" or base.mapped:
         return None
-    weight, scale = (base.q, base.scale) if isinstance(base, Int8Weight) else (cast("FloatWeight", base).weight, None)
-    product = _weight_product(weight, scale, layer.bias, kernel)
+    if layer.compute_dtype != torch.float32 or layer.factor is not None or layer.accumulators():
+        return None
+    weight = StoredMatrix(base.q, base.scale) if isinstance(base, Int8Weight) else StoredMatrix(base.weight)
     if layer.state is None or layer.projection is None:
-        return product
+        return LinearProduct(weight, layer.bias, None, kernel)
     ones = torch.ones(len(layer.projection)) if layer.row_scale is None else layer.row_scale
-    down = _weight_product(layer.projection, ones * layer.scale, None, kernel)
-    up = _weight_product(layer.state, layer.state_scale, None, kernel)
-    width = len(layer.projection)
-
-    def with_side(x: Tensor, out: Tensor, add: bool) -> None:
-        z = x.new_empty(len(x), width)
-        down(x, z, False)
-        product(x, out, add)
-        up(z, out, True)
-
-    return with_side
-
-
-def _weight_product(weight: Tensor, scale: Tensor | None, bias: Tensor | None, kernel: Kernel | None) -> Product:
-    compiled = kernel if kernel is not None and kernel.takes(weight) else None
-
-    def product(x: Tensor, out: Tensor, add: bool) -> None:
-        if bias is not None:
-            # What the product is then added to.
-            out.add_(bias) if add else out.copy_(bias.expand_as(out))
-            add = True
-        if compiled is not None and len(x) <= FEW_ROWS:
-            compiled.product(weight, scale, x, out, add=add)
-        else:
-            _in_blocks(weight, scale, x, out, add)
-
-    return product
-
-
-def _in_blocks(weight: Tensor, scale: Tensor | None, x: Tensor, out: Tensor, add: bool) -> None:
-    """The same with torch alone."""
-    if weight.dtype == torch.float32 and scale is None:
-        out.addmm_(x, weight.T, beta=int(add))
-        return
-    scratch = Scratch()
-    for rows in row_blocks(len(weight), _BLOCK_ROWS):
-        shape = (rows.stop - rows.start, weight.shape[1])
-        block = scratch.take("block", shape, torch.float32, x.device).copy_(weight[rows])
-        if scale is not None:
-            block.mul_(scale[rows, None])
-        out[:, rows].addmm_(x, block.T, beta=int(add))
+    down, up = StoredMatrix(layer.projection, ones * layer.scale), StoredMatrix(layer.state, layer.state_scale)
+    return LinearProduct(weight, layer.bias, (down, up), kernel)
 
 
 @contextmanager
-def replaced(products: Mapping[nn.Module, Product]) -> Iterator[None]:
+def replaced(products: Mapping[nn.Module, LinearProduct]) -> Iterator[None]:
     """Inside, modules compute with these products, whoever calls them: transformers' own pass."""
     for module, product in products.items():
         module.forward = _forward(module, product)
@@ -113,10 +136,10 @@ def replaced(products: Mapping[nn.Module, Product]) -> Iterator[None]:
             del module.forward
 
 
-def _forward(module: Any, product: Product) -> Callable[[Tensor], Tensor]:
+def _forward(module: Any, product: LinearProduct) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         rows = x.reshape(-1, module.in_features).to(torch.float32).contiguous()
-        if len(rows) > FEW_ROWS and isinstance(module, SubspaceLinear):
+        if product.kernel is None and len(rows) > _FEW_ROWS and isinstance(module, SubspaceLinear):
             return type(module).forward(module, x)
         out = rows.new_empty(len(rows), module.out_features)
         product(rows, out, False)

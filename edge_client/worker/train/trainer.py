@@ -128,6 +128,7 @@ class Trainer:
         )
         header = UpdateHeader(
             run=self._run,
+            run_id=plan.run_id,
             round=plan.round,
             node=self._node,
             version=plan.version,

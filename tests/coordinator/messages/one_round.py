@@ -28,13 +28,14 @@ from fedcore.numbers.records import Record
 from fedcore.round.header import UpdateHeader
 from fedcore.round.measurement import UNIT, Measurement, Sum
 from fedcore.round.plan import Plan
+from fedcore.system.clocks import Clocks
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.weights.checkpoint import write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.codec import decode
 from fedcore.wire.files import manifest_of, read_chunk
-from fedcore.wire.messages import Body, Commit, Grant, Offer, Refuse, Status, Topics
+from fedcore.wire.messages import Body, Commit, Envelope, Grant, Offer, Refuse, Status, Topics, Welcome
 from fedcore.wire.post import Post
 
 SCHEMA = ModelSchema((LayerSpec("l", 6, 16),), (TensorSpec("head", (3, 4), False),))
@@ -73,10 +74,15 @@ class Node:
         self.transport = self.broker.connect()
         self.post = Post("t", self.name, None, 1)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
-        self.transport.start(
-            lambda event: self.inbox.put(decode(event.payload).body) if isinstance(event, Received) else None
-        )
+        self.transport.start(lambda event: self._heard(decode(event.payload)) if isinstance(event, Received) else None)
         self.tell()
+
+    def _heard(self, envelope: Envelope) -> None:
+        if isinstance(envelope.body, Welcome):
+            self.post.run_id = envelope.run_id
+            self.tell()
+        else:
+            self.inbox.put(envelope.body)
 
     def tell(self, version: int = 0, digest: str = "", found: Measurement | None = None) -> None:
         status = self.post.seal(Status(online=True, version=version, digest=digest, measured=found))
@@ -86,6 +92,7 @@ class Node:
         """Send an update; "" when it is committed, else the reason it was refused."""
         header = UpdateHeader(
             run="t",
+            run_id=plan.run_id,
             round=plan.round,
             node=self.name,
             version=plan.version,
@@ -130,6 +137,12 @@ class Run:
         write_safetensors(self.model / "model.safetensors", [("l.weight", "F32", (6, 16))], lambda name: weight)
         self.ledger = SqliteLedger(self.files.ledger)
         self.nodes: dict[str, Node] = {}
+        self.clocks = Clocks()
+        self.observe: Callable[[RunView], None] = lambda view: None
+        self.heard: list[Message] = []
+        """What nodes said, as the broker has it."""
+        self.replayed: list[Message] = []
+        """Said by somebody once the round is open."""
 
     def go(
         self,
@@ -156,6 +169,7 @@ class Run:
         )
 
         def observe(view: RunView) -> None:
+            self.observe(view)
             if die and len(view.accepted) == len(sends):
                 raise Killed
 
@@ -167,9 +181,9 @@ class Run:
             try:
                 prepared = Prepared(job, SCHEMA, self.model)
                 senders = Senders("t", None)
-                ended.put(
-                    Service(prepared, self.files, ledger, broker.connect(), senders=senders, observer=observe).run()
-                )
+                there = self.files, ledger, broker.connect()
+                service = Service(prepared, *there, senders=senders, clocks=self.clocks, observer=observe)
+                ended.put(service.run())
             except Exception as error:  # noqa: BLE001 (looked at below)
                 ended.put(error)
             finally:
@@ -180,9 +194,19 @@ class Run:
         watcher = broker.connect()
         watcher.subscribe(TOPICS.plan)
         watcher.start(lambda event: plans.put(decode(event.payload).body) if isinstance(event, Received) else None)  # type: ignore[arg-type]
+        recorder = broker.connect()
+        recorder.subscribe(TOPICS.status("+"))
+        recorder.subscribe(TOPICS.up("+", "#"))
+        recorder.start(
+            lambda event: (
+                self.heard.append(Message(event.topic, event.payload)) if isinstance(event, Received) else None
+            )
+        )
         thread.start()
         self.nodes = {name: Node(name, broker) for name in names}
         plan = self._plan(plans, ended)
+        for message in self.replayed:
+            recorder.publish(message)
         for name, write in sends.items():
             answers[name] = self.nodes[name].send(plan, self.files.root / f"{name}.sent", write)
         if not die:

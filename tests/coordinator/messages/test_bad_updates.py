@@ -129,10 +129,23 @@ def test_every_bad_update_is_refused_by_name_and_the_published_state_is_as_witho
     assert "a-bomb" in (tmp_path / "report.html").read_text()
 
 
+def test_by_default_one_huge_update_that_claims_millions_weighs_half_and_is_named(
+    make_run: Callable[[str], Run],
+) -> None:
+    run = make_run("run")
+    sends = {**HONEST, "good-3": good(8), "liar": good(3, size=0.64, examples=2_000_000)}
+    assert set(run.go(sends, SafetySection()).values()) == {""}
+    row = run.ledger.rounds()[0]
+    assert list(row.clipped) == ["liar"] and row.capped == {"liar": (2_000_000, 150)}
+    assert row.norms["liar"] * row.clipped["liar"] <= 10 * sorted(row.norms.values())[1]
+    assert run.said("outlier").keys() == {"liar"} and "where the median is" in run.said("outlier")["liar"]
+
+
 def test_a_clipped_update_and_a_capped_share_are_in_log_and_summary(make_run: Callable[[str], Run]) -> None:
     run = make_run("run")
     sends = {**HONEST, "liar": good(3, examples=1_000_000), "loud": good(4, size=5.0)}
-    assert set(run.go(sends, SafetySection(norm_bound=1.0, max_share_ratio=3.0)).values()) == {""}
+    limits = SafetySection(norm_bound=1.0, norm_ratio=0, max_share_ratio=3.0)
+    assert set(run.go(sends, limits).values()) == {""}
     loud = {row.header.node: row for row in run.ledger.updates(1)}["loud"]
     assert loud.clip is not None and loud.norm is not None and loud.norm * loud.clip.factor <= 1.0
     assert run.said("clipped") == {

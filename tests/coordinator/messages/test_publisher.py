@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from plans import make_plan, with_artefact
 
-from coordinator.messages.publisher import Publisher
+from coordinator.messages.publisher import Publisher, key_of
 from coordinator.store.folder import RunFolder
-from fedcore.round.plan import ArtefactObject
+from fedcore.errors import TransportError
+from fedcore.round.plan import ArtefactObject, StateObject
 from fedcore.transport.base import Message
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
@@ -83,3 +85,32 @@ def test_what_a_full_transport_does_not_take_goes_out_later_and_only_the_last_of
     narrow.room = 5
     publisher.reply("a", 1, Ack("t", b"\x0f"))
     assert publisher.flush() and decode(narrow.taken[-1].payload).body == Ack("t", b"\x0f") and len(narrow.taken) == 3
+
+
+def test_at_the_end_all_that_leads_a_latecomer_from_nothing_to_the_last_state_is_retained(tmp_path: Path) -> None:
+    broker, folder, topics = MemoryBroker(), RunFolder(tmp_path), Topics("r")
+    transport = broker.connect()
+    transport.start(lambda event: None)
+    publisher = Publisher(transport, Post("r", "", None, 1), topics, folder, 2, lambda: 0)
+    objects = []
+    for kind, base, size in (("whole", None, 5000), ("difference", 1, 90)):
+        path = folder.published_state(2, kind)  # type: ignore[arg-type]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([size % 251]) * size)
+        objects.append(StateObject(2, 0, base, "", manifest_of(path, 1024)))
+    kept = {key_of(obj): obj for obj in objects}
+    publisher.published_state(2, kept)
+    assert len(broker.retained("#")) == 1, "the difference alone, while somebody answers"
+    publisher.last_state(make_plan(3, objects=tuple(objects), version=2), kept)
+    chunks = [decode(found.payload).body for found in broker.retained(topics.published_state("+", "+"))]
+    whole = [body.data for body in chunks if isinstance(body, Chunk) and body.transfer == objects[0].manifest.sha256]
+    assert b"".join(whole) == folder.published_state(2, "whole").read_bytes()
+
+
+def test_a_plan_that_does_not_pass_the_broker_is_named_with_the_number_of_nodes(tmp_path: Path) -> None:
+    narrow = Narrow()
+    publisher = Publisher(narrow, Post("r", "", None, 1), Topics("r"), RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
+    publisher.most_bytes = 18_432
+    names = tuple(f"node-{number:04}-of-a-large-fleet" for number in range(1000))
+    with pytest.raises(TransportError, match=r"for 1000 nodes does not pass the broker.*round\.cohort"):
+        publisher.plan(make_plan(cohort=names))

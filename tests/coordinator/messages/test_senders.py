@@ -12,10 +12,12 @@ import pytest
 from coordinator.messages.senders import Senders
 from coordinator.store.eventlog import EventLog
 from coordinator.store.ledger import SqliteLedger
+from coordinator.store.view import EventView
 from fedcore.errors import ForgedMessage
+from fedcore.system.clocks import Clocks
 from fedcore.wire.identity import SigningKey
 from fedcore.wire.messages import Body, Declined, Status
-from fedcore.wire.post import Post, start_number
+from fedcore.wire.post import Post
 
 KEYS = {"a": SigningKey(b"a" * 32), "b": SigningKey(b"b" * 32)}
 ONLINE, LOST = Status(online=True), Status(online=False, state="lost")
@@ -91,20 +93,24 @@ def test_without_an_enrolment_names_are_believed_and_runs_are_not() -> None:
         senders.open("x", Post("r", "y", None, 1).seal(ONLINE))
 
 
-@pytest.mark.parametrize(
-    ("last", "now", "expected"), [(0, 1_800_000_000.5, 1_800_000_000), (1_800_000_000, 7.0, 1_800_000_001)]
-)
-def test_starts_rise_also_where_the_clock_does_not(last: int, now: float, expected: int) -> None:
-    assert start_number(last, now) == expected
-
-
 def test_a_flood_of_one_event_is_a_line_a_minute(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l.sqlite")
-    log = EventLog(ledger)
-    told = [log.note(at / 10, "refused", "a", 1, "forged") for at in range(1000)]
+    now = [0.0]
+    log = EventLog(ledger, Clocks(wall=lambda: 5.0, steady=lambda: now[0]))
+
+    def note(at: float, node: str, text: str) -> EventView | None:
+        now[0] = at
+        return log.note("refused", node, 1, text)
+
+    told = [note(at / 10, "a", "forged") for at in range(1000)]
     assert [event.line() for event in told if event] == [
         "refused a: forged",
         "refused a: forged (599 times more since)",
     ]
-    assert log.note(0.0, "refused", "b", 1, "forged") and len(ledger.events()) == 3
+    assert note(100.0, "b", "forged") and len(ledger.events()) == 3
+    # Words that change each time are no way round it.
+    told = [note(200 + at / 100, "c", f"forged {at}") for at in range(4000)]
+    assert len([event for event in told if event]) == 30
+    last = note(261.0, "c", "forged again")
+    assert last and last.text == "forged again (3970 other lines like this left out)"
     ledger.close()

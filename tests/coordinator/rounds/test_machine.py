@@ -25,6 +25,7 @@ from coordinator.rounds.events import (
     OpenRound,
     Revoked,
     RoundPublished,
+    Silent,
     Tick,
     UpdateAccepted,
 )
@@ -65,7 +66,8 @@ def test_deadline_closes_with_quorum_and_reopens_without() -> None:
     feed(m, NodeOnline("a"), NodeOnline("b"))
     assert feed(m, Tick(), now=100) == [OpenRound(1, ("a", "b"), 200.0)]
     assert feed(m, UpdateAccepted("b", 1), now=150) == []
-    assert feed(m, Tick(), now=200) == [CloseRound(1, ("b",))]
+    # Once may happen to anybody; who lets two deadlines in a row pass is named.
+    assert feed(m, Tick(), now=200) == [Silent("a", 2, until=3), CloseRound(1, ("b",))]
     # Late: the round is no longer open.
     assert feed(m, UpdateAccepted("a", 1)) == []
 
@@ -114,6 +116,38 @@ def test_updates_of_an_open_round_survive_its_reopening() -> None:
     feed(m, NodeOnline("a"), NodeOnline("b"), UpdateAccepted("a", 1), NodeOffline("b"), NodeOnline("c"))
     assert feed(m, Tick(), now=100) == [OpenRound(1, ("a", "c"), 200.0)]
     assert feed(m, UpdateAccepted("c", 1)) == [CloseRound(1, ("a", "c"))]
+
+
+def test_who_is_online_and_sends_nothing_is_invited_less_and_less_and_named() -> None:
+    m = machine(rounds=40, quorum=1, min_nodes=3, cohort=0, deadline_slack=10, least_deadline_seconds=5)
+    invited, silent, now, took = list[int](), list[Silent](), 1000.0, list[float]()
+    actions = feed(m, *map(NodeOnline, ("a", "b", "mute")), now=now)
+    for _ in range(40):
+        (opened,) = [action for action in actions if isinstance(action, OpenRound)]
+        if "mute" in opened.cohort:
+            invited.append(opened.round)
+        feed(m, UpdateAccepted("a", m.round), UpdateAccepted("b", m.round), now=now + 2)
+        closed: list[object] = []
+        if m.phase == "open":
+            closed = feed(m, Tick(), now=opened.deadline_at)
+        silent += [action for action in closed if isinstance(action, Silent)]
+        took.append(opened.deadline_at - now)
+        now += 200
+        actions = feed(m, RoundPublished(m.round), now=now)
+        if m.phase == "finishing":
+            break
+    # Left out for 1, 3, 7, 15 rounds, and its first deadline is the only one in full: nobody waits longer for it than
+    # for the others.
+    assert invited == [1, 2, 4, 8, 16, 32] and [one.missed for one in silent] == [2, 3, 4, 5, 6]
+    assert took[0] == 100 and max(took[1:]) == 20
+    # Its first update makes it one of all.
+    again = machine(quorum=1, min_nodes=1, rounds=9)
+    feed(again, NodeOnline("a"), Tick(), now=0)
+    feed(again, Tick(), now=100)
+    feed(again, Tick(), now=200)
+    assert again.attendance.away(1) == {"a"} and again.cohort == ("a",), "there is nobody else"
+    feed(again, UpdateAccepted("a", 1), now=201)
+    assert again.attendance.away(1) == set() and again.attendance.missed == {}
 
 
 def test_silent_nodes_do_not_hold_up_the_end() -> None:

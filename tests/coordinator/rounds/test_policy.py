@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.job import SafetySection
-from coordinator.rounds.policy import clip_for, round_shares
+from coordinator.rounds.policy import clip_for, outliers, round_shares
 from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, UpdateRefused
@@ -33,7 +33,7 @@ HALF = server_half(FedKRSOSettings(rank=4, num_seeds=2, steps=20, projection="si
 HEADER = UpdateHeader(
     run="r", round=1, node="a", version=0, examples=50, rank=4, subspaces=(0, 1), loss=1.0, seconds=1.0
 )
-NO_LIMITS = SafetySection(max_share_ratio=0.0)
+NO_LIMITS = SafetySection(max_share_ratio=0.0, norm_ratio=0.0)
 
 claims = st.dictionaries(st.sampled_from("abcdefghijk"), st.integers(1, MAX_EXAMPLES), min_size=1)
 limits = st.builds(
@@ -113,6 +113,7 @@ def test_a_norm_beyond_the_bound_is_clipped_or_refused_by_name_and_one_at_the_bo
         ("norm_bound = inf", "safety.norm_bound"),
         ("max_share_ratio = 0.5", "safety.max_share_ratio"),
         ("max_share_ratio = inf", "safety.max_share_ratio"),
+        ("norm_ratio = 0.5", "safety.norm_ratio"),
         ("max_examples = -1", "safety.max_examples"),
         ('norm_policy = "drop"', "norm_policy"),
         ("norm_bond = 1.0", "norm_bound"),
@@ -204,6 +205,31 @@ def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_t
     ]
     digest = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted).publish().digest()
     assert digest == "7e9fee02f0fa83ac05f35071f198e853b6aa7b61b511b8c069c9a2ce8df7310b"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.01, 0.1), min_size=1),
+    st.lists(st.floats(0.01, 0.1), max_size=9),
+)
+def test_honest_norms_within_ten_times_of_each_other_are_no_outliers(
+    norms: dict[str, float], earlier: list[float]
+) -> None:
+    assert outliers(norms, earlier, SafetySection()) == {}
+
+
+def test_an_outlier_is_scaled_to_ten_times_the_median_of_its_round_and_of_those_before() -> None:
+    alone = outliers({"a": 64.0}, [1.0, 1.1, 0.9], SafetySection())
+    assert alone["a"].median == 1.0 and 9.99 < alone["a"].clip.factor * 64 <= 10
+    both = outliers({"a": 64.0, "b": 1.0}, [], SafetySection())
+    assert list(both) == ["a"] and outliers({"a": 64.0}, [], SafetySection()) == {}
+    assert outliers({"a": 64.0, "b": 1.0}, [], NO_LIMITS) == {} == outliers({"a": 64.0, "b": 0.0}, [], SafetySection())
+
+
+def test_of_four_none_outweighs_the_others_by_claiming_more() -> None:
+    claimed = {"a": 480, "b": 500, "c": 510, "liar": 2_000_000}
+    weights = round_shares(claimed, "examples", SafetySection()).weights
+    assert weights["liar"] / sum(weights.values()) < 0.51
 
 
 HONEST = {"h1": (50, 0.08), "h2": (60, 0.09), "h3": (40, 0.1), "h4": (55, 0.07)}

@@ -152,7 +152,7 @@ def test_what_is_learned_does_not_depend_on_what_is_kept(learning: Learning, tmp
     folders = RunFolder(tmp_path / "scratch"), RunFolder(tmp_path / "run")
     folders[1].root.mkdir()
     with contextlib.closing(UnreadLedger(folders[1].ledger)) as ledger:
-        scratch, kept = ScratchKeeping(folders[0]), Archive(folders[1], ledger, keep_published=2)
+        scratch, kept = ScratchKeeping(folders[0]), Archive(folders[1], ledger, 2, ())
         one, other = five_rounds(learning, scratch), five_rounds(learning, kept)
     assert one == other and len({done.objects[0].digest for done in one}) == 5
     kinds = [[obj.kind for obj in done.objects] for done in one]
@@ -175,7 +175,7 @@ def test_a_round_that_was_closed_and_not_published_is_closed_again_the_same(
     for published in (0, server_round - 1, server_round - 1):
         # Each is a life of the coordinator: the first ends before a row says that the round is over, the second too.
         with contextlib.closing(SqliteLedger(folder.ledger)) as ledger:
-            model = GlobalModel(learning, Archive(folder, ledger, keep_published=2), published)
+            model = GlobalModel(learning, Archive(folder, ledger, 2, ledger.rounds()), published)
             for number in range(published + 1, server_round + 1):
                 plan = begun(model, number)
                 ledger.put_plan(plan)

@@ -37,7 +37,7 @@ from fedcore.round.plan import Plan
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
-from fedcore.wire.messages import Declined, Status, Telemetry, Topics
+from fedcore.wire.messages import Declined, Offer, Status, Telemetry, Topics
 from fedcore.wire.post import Post
 from fedcore.worker.messages import Ready, Trained
 
@@ -213,6 +213,37 @@ def test_a_worker_that_is_not_kept_ends_with_its_update_but_not_for_a_late_word_
     supervisor.trained(1)
     node.next(Status, lambda status: status.state == "sending")
     assert told(node) == ["configure", "train 1", "end"] and not node.agent.session.worker_ready
+
+
+def test_a_name_that_is_used_again_needs_no_restart_of_the_agent(scene: Callable[..., Scene]) -> None:
+    node = scene(Board(COOL), PolicySection(), Slow)
+    supervisor = node.agent._supervisor
+    assert isinstance(supervisor, Slow)
+    node._post = Post("t", "", None, 900, "a" * 32)
+    node.invite(1)
+    node.next(Status, lambda status: status.state == "loading")
+    supervisor.loaded()
+    node.next(Status, lambda status: status.state == "training")
+    supervisor.trained(1)
+    node.next(Offer)
+    old = node._post.seal(make_plan(2), 2)
+    # Aborted, its folder deleted, and begun again under the same name.
+    node._post = Post("t", "", None, 1, "b" * 32)
+    node.invite(1)
+    node.next(Status, lambda status: status.state == "loading")
+    node.leader.publish(Message(TOPICS.plan, old))
+    supervisor.loaded()
+    node.next(Status, lambda status: status.state == "training")
+    supervisor.trained(1)
+    node.next(Offer)
+    assert told(node) == 2 * ["end", "configure", "train 1"]
+    assert [path.name for path in sorted((node.agent._folder / "outbox" / "t").glob("*.bin"))] == ["1.bin"]
+    lines = [str(line) for line in node.said]
+    assert "another run of this name (bbbbbbbbbbbb): what was done in the last one is left" in lines
+    assert any("a plan of an earlier run of this name, played again" in line for line in lines)
+    # The coordinator hears that, too.
+    numbers = node.next(Telemetry, lambda numbers: bool(numbers.refused))
+    assert numbers.refused == "a plan of an earlier run of this name, played again"
 
 
 def test_a_hot_node_rests_and_says_why_and_a_cool_one_goes_on(scene: Callable[..., Scene]) -> None:

@@ -51,6 +51,33 @@ def test_a_whole_round_and_the_next() -> None:
     assert feed(session, s.Adopted(1, 0, "d1")) == [s.TrainRound(second)]
 
 
+@pytest.mark.parametrize("done", range(6))
+def test_another_run_of_the_name_is_begun_from_wherever_the_last_one_was_left(done: int) -> None:
+    session, first = Session("n", sent_round=0, update_round=0), plan(3, (obj(2),))
+    steps: list[s.Event] = [
+        s.PlanArrived(first),
+        s.WorkerReady(2, 0, "d2"),
+        s.UpdateReady(3),
+        s.UpdateGone(3),
+        s.PlanArrived(plan(4, (obj(3),))),
+    ]
+    feed(session, *steps[:done])
+    assert feed(session, s.RunBegan()) == [s.EndWork()]
+    assert (session.state, session.sent_round, session.plan, session.version) == ("idle", 0, None, -1)
+    # What the last run's worker said, or a transfer, means nothing any more.
+    assert feed(session, s.UpdateReady(3), s.UpdateGone(0)) == []
+    again = plan(1)
+    assert feed(session, s.PlanArrived(again), s.WorkerReady(0, 0, "d")) == [s.Configure(again), s.TrainRound(again)]
+
+
+def test_a_node_that_rests_goes_on_resting_in_another_run() -> None:
+    session = Session("n")
+    feed(session, s.PlanArrived(plan(2)), s.MustRest("policy", "on battery"), s.RunBegan())
+    assert session.state == "resting" and session.reason == "on battery"
+    assert feed(session, s.PlanArrived(plan(1))) == [s.Decline(1, "on battery")]
+    assert feed(session, s.MayWork("policy")) == [s.Configure(plan(1))]
+
+
 def test_a_repeated_plan_changes_nothing() -> None:
     session, first = Session("n"), plan(1)
     feed(session, s.PlanArrived(first), s.WorkerReady(0, 0, "d"))

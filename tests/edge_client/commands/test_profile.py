@@ -47,13 +47,13 @@ def test_a_config_alone_gives_a_table_and_a_page(config: Path, tmp_path: Path) -
         == 2 * columns["full fine-tuning"]["components"]["weights_bytes"]
     )
     text = page.read_text()
-    assert "budget 2,147 MB" in text and text.count('class="bar"') == 3 and "<script" not in text
+    assert "budget 2,048 MiB" in text and text.count('class="bar"') == 3 and "<script" not in text
 
 
 def test_what_does_not_fit_is_said_with_the_numbers(config: Path) -> None:
     done = profile(config, "--budget", "300 MiB", "--batch", 4, "--length", 32)
     assert done.returncode == 8
-    assert "FedKRSO: does not fit: " in done.stdout and "MB short" in done.stderr and "at least" in done.stderr
+    assert "FedKRSO: does not fit: " in done.stdout and "MiB short" in done.stderr and "at least" in done.stderr
 
 
 @pytest.mark.parametrize(

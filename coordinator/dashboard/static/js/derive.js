@@ -36,6 +36,7 @@ export function phase(run) {
 
 /** Whether a node holds the published model, as {key, text}. */
 export function digestState(node, run) {
+  if (node.state === "refused") return { key: "bad", text: "another version" };
   if (node.trouble) return { key: "bad", text: "digest differs" };
   if (node.version < 0) return { key: "none", text: "no model yet" };
   const newest = published(run);

@@ -105,23 +105,23 @@ def test_an_int8_base_with_what_was_learned_answers_like_its_float_twin(
     assert model.module.training and all("forward" not in vars(layer) for layer in model.layers.values())
 
 
-def test_what_is_common_with_the_answer_before_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_is_common_with_the_answer_before_is_not_computed_again(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
     model = random_model("llama")
-    generator, fresh = (Generator(BuiltModel(model), byte_tokenizer()) for _ in range(2))
+    generator, fresh = (Generator(BuiltModel(model), byte_tokenizer(), compiled=compiled) for _ in range(2))
     passed: list[int] = []
-    forward = model.forward
-    assert "own pass" in generator.how
-    monkeypatch.setattr(model, "forward", lambda *a, **k: (passed.append(k["input_ids"].shape[1]), forward(*a, **k))[1])
-    generator._engine._takes = frozenset({"input_ids", "past_key_values", "logits_to_keep"})
+    engine, own = generator._engine, generator._engine._pass
+    monkeypatch.setattr(engine, "_pass", lambda ids: (passed.append(len(ids)), own(ids))[1])
     first = PROMPTS[8]
     answer = streamed(generator, first)
     second = [*first, *answer, 5, 6, 7]
     assert streamed(generator, second) == streamed(fresh, second)
-    # The last token of an answer has not been through the model.
-    assert passed[:2] == [len(first), 4]
     other = [*first[:4], 9, 9]
     assert streamed(generator, other) == streamed(fresh, other)
-    assert passed[2:3] == [len(second)] or 2 in passed
+    # The last token of an answer has not been through the model.
+    assert [count for count in passed if count > 1] == [len(first), 4, 2]
 
 
 def test_refresh_forgets_what_was_seen() -> None:

@@ -23,8 +23,10 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     return Kernel(library)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.bfloat16])
-@pytest.mark.parametrize(("m", "n", "t"), [(1, 1, 1), (7, 33, 1), (64, 576, 3), (5, 1000, 2)])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("m", "n", "t"), [(1, 1, 1), (7, 33, 1), (64, 576, 3), (5, 1000, 6), (1, 1, 7), (13, 641, 17), (9, 320, 131)]
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_products_of_whole_numbers_are_exact(
     kernel: Kernel, dtype: torch.dtype, m: int, n: int, t: int, threads: int
@@ -53,6 +55,21 @@ def test_products_round_as_float32_does(kernel: Kernel) -> None:
     kernel.product(weight, scale, x, out)
     exact = (x.double() @ weight.double().T) * scale
     assert float((out - exact).abs().max() / exact.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("t", [1, 9])
+def test_numbers_of_16_bits_are_what_torch_makes_of_them(kernel: Kernel, dtype: torch.dtype, t: int) -> None:
+    # All finite ones, the smallest among them: the product with the identity.
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = numbers[numbers.isfinite()].reshape(-1, 8)
+    for some in numbers.split(1024):
+        out = torch.empty(t, len(some))
+        for column in range(8):
+            x = torch.zeros(t, 8)
+            x[:, column] = 1
+            kernel.product(some, None, x, out)
+            assert torch.equal(out, some[:, column].float().expand(t, -1))
 
 
 def test_loading_leaves_small_numbers_as_they_are(kernel: Kernel) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import edge_client.worker.train.measuring as measuring
 from edge_client.process.measuring import Request
@@ -21,7 +25,7 @@ from edge_client.worker.data.tasks import Scores, encoded_rows
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.programs.measure import local_plan
 from edge_client.worker.trace.answers import sketch_answers
-from edge_client.worker.trace.trace import LiveBytes, fake_model
+from edge_client.worker.trace.shapes import Shapes, fake_model
 from edge_client.worker.train.answered import Asked, answered, questions_of
 from edge_client.worker.train.evaluate import evaluate, metrics_by_name, sums_of
 from edge_client.worker.train.measuring import HeldOut, Measurer, held_out_of
@@ -149,7 +153,7 @@ def plan_of(folder: Path, **changes: Any) -> Any:
     return msgspec.structs.replace(local_plan(folder, TASK, request), evaluation=NodeEvaluation(**changes))
 
 
-NAMES = ("json_equality", "exact_match", "rouge_l", "letters", "distinct", "worst_losses")
+NAMES = ("token_accuracy", "json_equality", "exact_match", "rouge_l", "letters", "distinct", "worst_losses")
 
 
 def test_nodes_and_coordinator_come_to_the_same_numbers_in_exact_sums(
@@ -172,11 +176,19 @@ def test_nodes_and_coordinator_come_to_the_same_numbers_in_exact_sums(
     assert found is not None and found.examples == 5
     assert found.sums["json_equality"] == Sum(1 * UNIT, 4) and found.sums["exact_match"] == Sum(1 * UNIT, 4)
     assert found.sums["distinct"] == Sum(4 * UNIT, 4)
+    tokens = sum(one.weight for one in held.encoded)
+    assert found.sums["token_accuracy"].count == tokens and found.sums["token_accuracy"].total % UNIT == 0
     texts = corrected(replica.model, held.asked)
     assert found.sums["rouge_l"] == Sum(sum(round(value * UNIT) for value in rouge_l(*texts)), 4)
     assert found.sums["letters"].total == UNIT * sum(abs(len(a) - len(b)) for a, b in zip(*texts, strict=True))
     _, _, metrics = evaluate(
-        replica.model, held.encoded, TASK, 0, CPU, metrics_by_name(NAMES), lambda: corrected(replica.model, held.asked)
+        replica.model,
+        held.encoded,
+        TASK,
+        0,
+        CPU,
+        metrics_by_name(NAMES[1:]),
+        lambda: corrected(replica.model, held.asked),
     )
     assert {name: found.sums[name].mean for name in NAMES} == pytest.approx({name: metrics[name] for name in NAMES})
     # What was measured lies on the disk: a worker that starts again answers nothing twice.
@@ -213,22 +225,43 @@ def test_a_metric_that_does_not_do_is_named(numbers: Any, each: bool, words: str
 
     register_metric("mine", compares="texts", each=each)(mine)
     rows = encoded_rows(ROWS[:2], TASK, byte_tokenizer()).encoded
-    scores = Scores(np.ones(2), np.ones(2, np.int64), np.zeros((2, 0), np.float32))
+    scores = Scores(np.ones(2), np.ones(2, np.int64), np.zeros((2, 1), np.float32))
     with pytest.raises(DataError, match=f"'mine'.*{words}"):
         sums_of(scores, rows, TASK, {"mine": mine}, lambda: (["a", "b"], ["c", "d"]))
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of storages that real operations make, at their most."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for storage in [tensor.untyped_storage() for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]:
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size_bytes: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size_bytes
 
 
 @pytest.mark.parametrize("shape", ["llama", "mistral window"])
 def test_answers_take_no_more_memory_than_is_foreseen(shape: str) -> None:
     rows = [row("a" * length, "yes") for length in (1, 5, 22, 30, 38, 20)]
     asked, most = asked_of(rows), 4
-    counter, model = LiveBytes(), BuiltModel(random_model(shape))
-    counter.know(model.held())
-    with counter:
-        counter.phase = "answers"
+    model, shapes = BuiltModel(random_model(shape)), Shapes()
+    with Alive(model.held()) as alive:
         said, _ = answered(model, asked, at_once=most, compiled=False)
     assert len(said) == len(rows)
-    fake = BuiltModel(random_model(shape))
-    found = sketch_answers(fake, fake_model(fake), asked.longest_prompt, NEW)
-    foreseen, needed = found.needed_bytes(most), counter.peak.total()
+    fake_model(model, shapes)
+    found = sketch_answers(model, shapes, asked.longest_prompt, NEW)
+    foreseen, needed = found.needed_bytes(most), alive.peak
     assert needed <= foreseen < 2.5 * needed, (found, needed)
