@@ -47,9 +47,11 @@ def doctor(
     Software, device, memory, how it computes (real products, forward and backward), clock and service; with --node also
     the node's data, model, certificates, disk and broker."""
     import os
+    import sys
     import time
 
     from devices.detection import detect
+    from edge_client.commands.waiting import Waiting
     from edge_client.doctor.base import Surroundings
     from edge_client.doctor.checks import as_text, examine
     from fedcore.config.sections import BrokerSection
@@ -69,7 +71,8 @@ def doctor(
             again=again,
             clock=time.time,
         )
-        found = list(examine(around))
+        with Waiting(sys.stderr) as waiting:
+            found = list(examine(around, waiting.say))
     finally:
         device.close()
     click.echo(msgspec.json.format(msgspec.json.encode(found), indent=1) if as_json else as_text(found))

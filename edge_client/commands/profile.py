@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from edge_client.commands.forecast import Profile, as_html, as_text, column
+from edge_client.commands.waiting import Waiting
 from edge_client.process.measuring import Measurement, Request, measured, subspace_round
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import USUAL_TASK
 from fedcore.config.words import converted
+from fedcore.device.memoryplan import Footprint
 from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
-from fedcore.round.training import USUAL_RANK
+from fedcore.round.training import USUAL_RANK, AnyTraining
 
 __all__ = ["profile"]
 
@@ -82,21 +86,9 @@ def profile(
     section = converted(words, TaskSection, place="--task")
     folder = _folder_of(model)
 
-    from edge_client.worker.programs.lean import hide_optional_packages
-
-    hide_optional_packages()
-    from edge_client.worker.model.loading import describe
-    from edge_client.worker.trace.compare import full_footprint, lora_footprint
-    from edge_client.worker.trace.footprint import footprint
-    from edge_client.worker.trace.outline import Outline
-
-    schema = describe(Outline(folder, section), section)
-    shape = {"batch_size": batch, "longest": length}
     training = subspace_round(pool=pool, rank=rank, batch_size=batch, steps=1, intervals=pool)
-    own = footprint(folder, schema, section, "int8", training, longest=length, min_length=min_length)
-    runtime = own.runtime_bytes
-    lora = lora_footprint(folder, schema, section, rank=rank, runtime_bytes=runtime, **shape)
-    full = full_footprint(folder, section, runtime_bytes=runtime, **shape)
+    with Waiting(sys.stderr) as waiting:
+        own, lora, full = _footprints(folder, section, training, length, min_length, waiting)
     fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
     bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
     columns = (
@@ -126,6 +118,39 @@ def profile(
         needed = (found.columns[-1].components.total_bytes + _AGENT_BYTES) / 0.96
         remedy = f"at least {needed / 2**20:,.0f} MiB, a shorter --length or a smaller --rank"
         raise BudgetError(f"{columns[-1].shortfall_bytes / 2**20:,.0f} MiB short", place="--budget", remedy=remedy)
+
+
+def _footprints(
+    folder: Path, section: TaskSection, training: AnyTraining, length: int, min_length: int, waiting: Waiting
+) -> tuple[Footprint, Footprint, Footprint]:
+    """FedKRSO, LoRA of the same rank, and full fine-tuning, traced."""
+    waiting.say("loading the libraries")
+    from edge_client.worker.programs.lean import hide_optional_packages
+
+    hide_optional_packages()
+    from edge_client.worker.model.loading import describe
+    from edge_client.worker.trace.compare import full_footprint, lora_footprint
+    from edge_client.worker.trace.footprint import footprint
+    from edge_client.worker.trace.outline import Outline
+    from edge_client.worker.trace.shapes import Shapes
+
+    def tracing(method: str) -> dict[str, Any]:
+        def progress(done: int, of: int) -> None:
+            waiting.say(f"tracing {method}: {done} of {of} passes")
+
+        # What one trace finds out about operations serves the next.
+        return {"shapes": shapes, "progress": progress}
+
+    shapes = Shapes()
+    schema = describe(Outline(folder, section), section)
+    sizes = {"longest": length, "min_length": min_length}
+    own = footprint(folder, schema, section, "int8", training, **sizes, **tracing("FedKRSO"))
+    peer: dict[str, Any] = {
+        "batch_size": training.batch_size, "longest": length, "runtime_bytes": own.runtime_bytes
+    }  # fmt: skip
+    lora = lora_footprint(folder, schema, section, rank=training.rank, **peer, **tracing("LoRA"))
+    full = full_footprint(folder, section, **peer, **tracing("full fine-tuning"))
+    return own, lora, full
 
 
 def _budget(text: str | None, device_bytes: int | None) -> int:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from edge_client.doctor.base import Check, Group, Surroundings, within
-from edge_client.doctor.compute import compute
+from edge_client.doctor.compute import LOAD_SECONDS, compute, worker
 from edge_client.doctor.machine import clock, device
 from edge_client.doctor.memory import memory
 from edge_client.doctor.node import node_file, node_parts
@@ -32,14 +33,27 @@ _GROUPS: tuple[tuple[str, float, Group], ...] = (
 _MARKS = {"ok": "ok", "warning": "warning", "error": "ERROR"}
 
 
-def examine(around: Surroundings) -> Iterator[Check]:
-    """Every check's finding, group after group."""
+def examine(around: Surroundings, progress: Callable[[str], None] = lambda words: None) -> Iterator[Check]:
+    """Every check's finding, group after group.
+
+    A worker's libraries are loaded meanwhile, and are there before anything is measured.
+
+    Args:
+        around: The machine.
+        progress: Called with what is looked at now.
+    """
     node: Node | None = None
     if around.node_file is not None:
         node, check = node_file(around.node_file)
         yield check
-    for name, seconds, look in _GROUPS:
-        yield from within(seconds, name, partial(look, around, node))
+    with ThreadPoolExecutor(1) as beside:
+        loading = beside.submit(within, LOAD_SECONDS + 10.0, "compute", partial(worker, around))
+        for name, seconds, look in _GROUPS:
+            if look is compute:
+                progress("doctor: loading a worker's libraries")
+                yield from loading.result()
+            progress(f"doctor: {name}")
+            yield from within(seconds, name, partial(look, around, node))
 
 
 def as_text(checks: Sequence[Check]) -> str:

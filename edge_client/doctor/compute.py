@@ -17,10 +17,12 @@ from edge_client.process.route_probe import known_probe
 from fedcore.errors import FedkrsoError
 from fedcore.system.processes import worker_python
 
-__all__ = ["compute"]
+__all__ = ["LOAD_SECONDS", "compute", "worker"]
 
 _GROUP = "compute"
-_LOAD_SECONDS = 180.0
+LOAD_SECONDS = 180.0
+# What is remembered beside what was measured.
+_LOADED = "worker"
 # L4T's first numbers, and the CUDA that its libraries are.
 _CUDA_OF_L4T = {
     "35": "11.4",
@@ -45,7 +47,7 @@ def compute(around: Surroundings, node: Node | None) -> Sequence[Check]:
                 "pip install 'fedkrso[train]'",
             )
         ]
-    checks = [] if around.quick else [_worker(around)]
+    checks: list[Check] = []
     gpu = around.device.facts.accelerator
     names = ["cpu", *(["cuda"] if gpu is not None or (node is not None and node.torch_device != "cpu") else [])]
     names += [f"bitsandbytes-{name}" for name in names] if find_spec("bitsandbytes") else []
@@ -72,23 +74,50 @@ def _probe(around: Surroundings, names: Sequence[str], node: Node | None) -> tup
     return found, str(path) if kept_there else ""
 
 
-def _worker(around: Surroundings) -> Check:
-    """Loads everything that a worker does."""
+def worker(around: Surroundings) -> Sequence[Check]:
+    """Loads everything that a worker does; once for these versions of it, unless it is to be measured again."""
+    if around.quick or find_spec("torch") is None:
+        return []
+    versions = _versions()
+    probe, path = known_probe(around.environment)
+    known = probe.parts.get(_LOADED)
+    if known is not None and known.facts == versions and not around.again:
+        return [Check(_GROUP, "worker", "ok", "its libraries load")]
     command = [worker_python(around.environment), "-c", "import edge_client.worker.programs.serve"]
     try:
         done = subprocess.run(
-            command, env=dict(around.environment), capture_output=True, text=True, timeout=_LOAD_SECONDS, check=False
+            command, env=dict(around.environment), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Check(
-            _GROUP, "worker", "error", f"its libraries did not load within {_LOAD_SECONDS:.0f} s", "a faster disk"
-        )
+        found = f"its libraries did not load within {LOAD_SECONDS:.0f} s"
+        return [Check(_GROUP, "worker", "error", found, "a faster disk")]
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return Check(
-            _GROUP, "worker", "error", f"its libraries do not load: {last}", "pip install --upgrade 'fedkrso[train]'"
-        )
-    return Check(_GROUP, "worker", "ok", "its libraries load")
+        found = f"its libraries do not load: {last}"
+        return [Check(_GROUP, "worker", "error", found, "pip install --upgrade 'fedkrso[train]'")]
+    if path is not None:
+        store(path.parent, Probe(key=probe.key, parts={**probe.parts, _LOADED: Part(facts=versions)}))
+    return [Check(_GROUP, "worker", "ok", "its libraries load")]
+
+
+def _versions() -> dict[str, str]:
+    """Of this package and all that training needs."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    try:
+        needed = requires("fedkrso") or []
+    except PackageNotFoundError:
+        needed = []
+    found = {}
+    for line in ("fedkrso", *needed):
+        name = re.split(r"[^\w.-]", line)[0]
+        if ";" in line and "train" not in line:
+            continue
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
 
 
 def _part(around: Surroundings, name: str, part: Part | None, node: Node | None) -> Iterator[Check]:

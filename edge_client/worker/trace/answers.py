@@ -38,9 +38,8 @@ def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_ne
     """
     context = min(prompt_tokens + max_new_tokens, positions_of(model.module.config))
     try:
-        one, two = (
-            _pass_bytes(model, shapes, rows, min(prompt_tokens, PASS_TOKENS // rows), context) for rows in (1, 2)
-        )
+        widths = {rows: min(prompt_tokens, PASS_TOKENS // rows) for rows in (1, 2)}
+        one, two = (_pass_bytes(model, shapes, rows, width, context) for rows, width in widths.items())
     except _CANNOT_RUN as error:
         raise ModelError(
             f"{type(model.module).__name__} cannot answer with a cache: {next(iter(str(error).splitlines()), '')}",

@@ -22,8 +22,9 @@ from edge_client.worker.data.tasks import Encoded, pad
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import empty_model
 from edge_client.worker.trace.outline import Outline, untouched
+from edge_client.worker.trace.points import Progress, Traces, no_progress
 from edge_client.worker.trace.shapes import Shapes, fake_model
-from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
+from edge_client.worker.trace.trace import Step
 from edge_client.worker.train.trainer import set_checkpointing
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of

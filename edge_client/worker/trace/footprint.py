@@ -22,8 +22,9 @@ from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
+from edge_client.worker.trace.points import Progress, Traces, no_progress
 from edge_client.worker.trace.shapes import Shapes, fake_model
-from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
+from edge_client.worker.trace.trace import Step
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection

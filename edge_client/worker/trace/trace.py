@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,40 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
+from edge_client.worker.data.tasks import Encoded, summed_loss
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import Scratch
 from edge_client.worker.model.products16 import PER_TOKEN
-from edge_client.worker.trace.blocks import Repetition, repetition, shortened
 from edge_client.worker.trace.products import Products
 from edge_client.worker.trace.shapes import DEVICE, Shapes
-from edge_client.worker.trace.timeline import PHASES, Event, Peak, Timeline
+from edge_client.worker.trace.timeline import PHASES, Event, Timeline
 from fedcore.config.sections import TaskSection
-from fedcore.device.memoryplan import Point
 
-__all__ = [
-    "LiveBytes",
-    "LossOf",
-    "Progress",
-    "Step",
-    "Traces",
-    "UncountedScratch",
-    "no_progress",
-    "tensor_bytes",
-    "trace_step",
-]
+__all__ = ["LiveBytes", "LossOf", "Step", "UncountedScratch", "passed", "tensor_bytes"]
 
 _FORWARD, _LOSS, _BACKWARD = range(len(PHASES))
 
 LossOf = Callable[[BuiltModel, Sequence[Encoded], TaskSection, int, torch.device], Tensor]
 """A micro-batch's loss: model, batch, task, padding token, device."""
-
-Progress = Callable[[int, int], None]
-"""Told how many passes are traced, of how many at most."""
-
-
-def no_progress(done: int, of: int) -> None:
-    """Nobody waits."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -165,52 +146,7 @@ class Step:
     """Passes over so many tokens are measured alone, each with nothing before or after it."""
 
 
-def trace_step(model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
-    """One forward and backward pass of a fake model over a micro-batch, through all of its blocks; returns its peak.
-
-    Buffers of `Scratch` and the optimiser's tensors are not in it.
-
-    Args:
-        model: Fake, ready to train.
-        shapes: Of its tensors.
-        batch: The micro-batch.
-        step: What is trained.
-        first: No gradients are there yet, of micro-batches before it.
-    """
-    counter, gradients_bytes = _passed(model, shapes, batch, step, (), Products(), first=first)
-    return _without(counter.timeline.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
-
-
-def _continued_step(
-    model: BuiltModel,
-    shapes: Shapes,
-    batch: Sequence[Encoded],
-    step: Step,
-    blocks: Sequence[nn.Module],
-    found: Repetition,
-    products: Products,
-    *,
-    first: bool,
-) -> Peak | None:
-    """The same of a model of which `shortened` left some blocks; None where its blocks do not repeat after all."""
-    try:
-        counter, gradients_bytes = _passed(model, shapes, batch, step, blocks, products, first=first)
-    except (IndexError, KeyError, ValueError):
-        # It counts on all of its blocks.
-        return None
-    kept = len(blocks)
-    whole = counter.timeline.continued(
-        lead=found.lead, period=found.period, copies=found.copies(kept), seen=kept < found.kept
-    )
-    if whole is None:
-        return None
-    gradients_bytes += found.copies(kept) * sum(
-        tensor_bytes(p) for block in found.pattern for p in block.parameters() if p.requires_grad
-    )
-    return _without(whole.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
-
-
-def _passed(
+def passed(
     model: BuiltModel,
     shapes: Shapes,
     batch: Sequence[Encoded],
@@ -220,7 +156,20 @@ def _passed(
     *,
     first: bool,
 ) -> tuple[LiveBytes, int]:
-    """A pass: what was counted, and the bytes of gradients that it left."""
+    """One forward and backward pass of a fake model over a micro-batch: what was counted, and the bytes of gradients
+    that it left.
+
+    Buffers of `Scratch` and the optimiser's tensors are not counted.
+
+    Args:
+        model: Fake, ready to train.
+        shapes: Of its tensors.
+        batch: The micro-batch.
+        step: What is trained.
+        blocks: Whose places in the timeline are wanted.
+        products: What is known of its layers' products.
+        first: No gradients are there yet, of micro-batches before it.
+    """
     counter = LiveBytes(shapes)
     counter.know(model.held())
     parameters = list(model.module.parameters())
@@ -255,16 +204,6 @@ def _passed(
 def tensor_bytes(tensor: Tensor) -> int:
     """What its numbers take."""
     return tensor.numel() * tensor.element_size()
-
-
-def _without(peak: Peak, gradients: int, after_bytes: int) -> Peak:
-    """A peak beyond gradients that are planned for elsewhere: those that came after it leave less for the phases
-    before."""
-    backward = peak.backward_bytes - gradients
-    loss = peak.loss_bytes + min(0, backward)
-    forward = max(0, peak.forward_bytes + min(0, loss))
-    found = Peak(forward, max(0, loss), max(0, backward))
-    return Peak(forward, found.loss_bytes, found.backward_bytes + max(0, after_bytes - found.total_bytes))
 
 
 @contextmanager
@@ -309,80 +248,3 @@ def _places(blocks: Sequence[nn.Module], counter: LiveBytes) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class Traces:
-    """Points of one fake model, each from as few of its blocks as show the rest.
-
-    Args:
-        model: Fake, ready to train.
-        shapes: Of its tensors.
-        step: What is trained.
-        whole: Trace all blocks: what a test compares with.
-    """
-
-    def __init__(self, model: BuiltModel, shapes: Shapes, step: Step, *, whole: bool = False) -> None:
-        self._model, self._shapes, self._step = model, shapes, step
-        self._found = None if whole else repetition(model)
-        self._seen, self._products = False, Products()
-
-    @property
-    def blocks(self) -> int | None:
-        """How many blocks are traced; None for all."""
-        return None if self._found is None else self._found.kept
-
-    def points(
-        self,
-        shapes: Sequence[tuple[int, int]],
-        recompute: Callable[[nn.Module, bool, bool], bool],
-        progress: Progress = no_progress,
-    ) -> tuple[Point, ...]:
-        """A point for each shape and each way of recomputing.
-
-        Args:
-            shapes: Examples and tokens of each.
-            recompute: Called with (module, checkpointing, gates) to switch; False where the model cannot.
-            progress: Called with how many are done, of how many at most.
-        """
-        found, count = [], 3 * len(shapes)
-        for way, (checkpointing, gates) in enumerate(((False, False), (False, True), (True, False))):
-            if not recompute(self._model.module, checkpointing, gates):
-                continue
-            # Whether blocks repeat shows in the first pass of each kind; the others need a period less.
-            self._seen = False
-            for number, (size, length) in enumerate(shapes):
-                peak = self._peak(size, length)
-                progress(way * len(shapes) + number + 1, count)
-                found.append(
-                    Point(
-                        checkpointing=checkpointing,
-                        recompute_gates=gates,
-                        micro_batch_size=size,
-                        length=length,
-                        activations_bytes=peak.forward_bytes,
-                        logits_bytes=peak.loss_bytes,
-                        working_bytes=peak.backward_bytes,
-                    )
-                )
-        recompute(self._model.module, False, False)
-        progress(count, count)
-        return tuple(found)
-
-    def _peak(self, micro_batch_size: int, length: int) -> Peak:
-        """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
-        model, step = self._model, self._step
-        types = (0,) * length if model.takes_types else None
-        batch = [worker_task(step.task).sample((1,) * length, types)] * micro_batch_size
-        first = step.batch_size in (0, micro_batch_size)
-        if length == step.tiny_length:
-            step, first = replace(step, after_bytes=0), True
-        if self._found is not None:
-            with shortened(self._found, self._found.fewest if self._seen else self._found.kept) as blocks:
-                peak = _continued_step(
-                    model, self._shapes, batch, step, blocks, self._found, self._products, first=first
-                )
-            if peak is not None:
-                self._seen = True
-                return peak
-            self._found = None
-        return trace_step(model, self._shapes, batch, step, first=first)

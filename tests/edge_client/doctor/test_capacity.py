@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from devices.base import Accelerator, Facts
-from edge_client.doctor.compute import compute
+from edge_client.doctor.compute import compute, worker
 from edge_client.doctor.memory import memory
 from edge_client.memory.group import MemoryGroup, Rlimit
 from edge_client.process.route import Part, Timing
@@ -95,7 +95,6 @@ def test_every_way_of_computing_with_its_mismatch_and_the_route(tmp_path: Path) 
         tmp_path, facts=JETSON, quick=False, probe=probe, environment={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     )
     found = compute(around, None)
-    expect(found, "worker", "ok")
     expect(found, "float32 on cpu", "ok", "forward + backward small 1.0 + 1.0 ms, large 30.0 + 30.0 ms")
     expect(found, "bfloat16 on cpu", "warning", "SIGILL")
     expect(
@@ -135,3 +134,23 @@ def test_what_was_never_measured_is_not_measured_in_a_hurry(tmp_path: Path) -> N
     found = compute(surroundings(tmp_path, probe=never), None)
     expect(found, "cpu", "ok", "not measured yet")
     expect(found, "route", "ok", "not measured yet")
+
+
+def test_a_workers_libraries_are_loaded_once_for_their_versions(tmp_path: Path) -> None:
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(f"#!/bin/sh\necho x >> {calls}\n")
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path), "FEDKRSO_WORKER_PYTHON": str(python)}
+    for again, expected in ((False, 1), (False, 1), (True, 2)):
+        found = worker(surroundings(tmp_path, quick=False, again=again, environment=environment))
+        expect(found, "worker", "ok", "its libraries load")
+        assert len(calls.read_text().split()) == expected
+    assert worker(surroundings(tmp_path, environment=environment)) == []
+    python.write_text("#!/bin/sh\necho cannot load libtorch >&2\nexit 1\n")
+    expect(
+        worker(surroundings(tmp_path, quick=False, again=True, environment=environment)),
+        "worker",
+        "error",
+        "libtorch",
+        "pip",
+    )

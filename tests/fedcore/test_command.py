@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of commands is read, not imported, and says what importing would say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import click
+
+from fedcore.command import ENTRY_POINTS, _Group, _Installed
+
+
+def test_each_command_is_listed_with_the_words_of_its_own_docstring() -> None:
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    group = _Group("", points)
+    for name in ("doctor", "profile", "try", "client"):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        assert group._listed(name).get_short_help_str(60) == command.get_short_help_str(60) != ""
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys\nsys.argv = ['fedkrso', '--help']\nfrom fedcore.command import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in sys.modules if '.commands' in name or name in ('numpy', 'rich', 'torch', 'msgspec')])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]" and "profile" in said
+
+
+def test_what_is_not_installed_is_found_through_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "command.py"
+    path.write_text("import os\nfrom fedcore.errors import ConfigError\n\ndef f():\n    import torch_of_tomorrow\n")
+    installed = _Installed()
+    assert installed.missing(str(path)) is None
+    path.write_text("from torch_of_tomorrow.x import (\n    y,\n)\n")
+    assert installed.missing(str(path)) == "torch_of_tomorrow"
+
+
+def test_a_command_of_a_package_that_is_not_there_says_what_it_needs() -> None:
+    lost = EntryPoint("lost", "no_such_package.x:y", ENTRY_POINTS)
+    assert _Group("", {"lost": lost})._listed("lost").short_help == "Needs more: pip install no_such_package"
