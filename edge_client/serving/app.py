@@ -24,6 +24,7 @@ from edge_client.serving.replies import Completion, classification
 from edge_client.serving.requests import chat_asked, classify_asked
 from edge_client.serving.streams import EventStream, streamed, whole
 from edge_client.serving.ticket import ClientLeft, Ticket
+from fedcore.web.guesses import Guesses
 from fedcore.web.tokens import Tokens
 from fedcore.worker.serving import Classified, Classify, Generate, Loaded
 
@@ -55,6 +56,7 @@ class Wiring:
         tokens: Empty: everybody who reaches us may ask.
         clock: Unix time in seconds.
         new_seed: Of an answer whose client names none; also names the answer.
+        guesses: What comes of wrong tokens.
         names: Of a reverse proxy.
     """
 
@@ -63,6 +65,7 @@ class Wiring:
     tokens: Tokens
     clock: Callable[[], float]
     new_seed: Callable[[], int]
+    guesses: Guesses
     names: tuple[str, ...] = ()
 
 
@@ -83,7 +86,7 @@ def make_app(wiring: Wiring) -> ASGIApp:
         HTTPException: _no_such,
         500: _failure,
     }
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), wiring.tokens, wiring.names)
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), wiring.tokens, wiring.guesses, wiring.names)
 
 
 class _Api:

@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edge_client.serving.refusals import Refusal
+from fedcore.web.guesses import Guesses
 from fedcore.web.names import is_our_name, is_our_page
 from fedcore.web.tokens import Tokens
 
@@ -23,11 +24,12 @@ class Guard:
     Args:
         app: What is guarded. It finds in `scope["state"]["known"]` whether the client may know everything.
         tokens: Empty: everybody who reaches us may ask.
+        guesses: Slows and tells of whoever sends a wrong token.
         names: Names that a reverse proxy gives us.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, names: tuple[str, ...] = ()) -> None:
-        self._app, self._tokens, self._names = app, tokens, names
+    def __init__(self, app: ASGIApp, tokens: Tokens, guesses: Guesses, names: tuple[str, ...] = ()) -> None:
+        self._app, self._tokens, self._guesses, self._names = app, tokens, guesses, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -36,6 +38,10 @@ class Guard:
             return
         headers = Headers(scope=scope)
         known = not self._tokens or self._tokens.operator(headers.get("authorization", "")) is not None
+        if not known and "authorization" in headers:
+            # Also where nobody needs one: an open page must not tell whether a guess was right any sooner.
+            client = scope.get("client")
+            await self._guesses.wrong(client[0] if client else "an unknown address")
         refusal = self._refusal(headers, scope["path"], known=known)
         if refusal is not None:
             await JSONResponse(refusal.body(), refusal.status, refusal.headers)(scope, receive, send)

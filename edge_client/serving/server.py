@@ -21,6 +21,7 @@ from edge_client.serving.memory import ServingMemory
 from edge_client.serving.source import Source
 from fedcore.errors import ConfigError
 from fedcore.system.logs import Line
+from fedcore.web.guesses import Guesses
 from fedcore.web.listening import is_loopback, listening, url_of
 from fedcore.web.quiet import quiet_config
 from fedcore.web.tokens import Tokens, load_tokens
@@ -83,7 +84,8 @@ async def _serve(
 ) -> None:
     sock, tokens, names = entrance
     hosting = Hosting(source, memory, say, time.monotonic)
-    wiring = Wiring(hosting, source.name, tokens, time.time, lambda: secrets.randbits(63), names)
+    guesses = Guesses(say, time.monotonic)
+    wiring = Wiring(hosting, source.name, tokens, time.time, lambda: secrets.randbits(63), guesses, names)
     server = _Server(quiet_config(make_app(wiring), most_connections=_MOST_CONNECTIONS, stop_seconds=_STOP_SECONDS))
     watching = asyncio.create_task(hosting.run())
     with _ended_by(lambda: setattr(server, "should_exit", True)):
