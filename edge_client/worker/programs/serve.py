@@ -26,7 +26,6 @@ from edge_client.worker.data.tasks import Encoded, encode, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.files import artefact_made, imported, written_gguf
-from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
 from edge_client.worker.train.agreement import described
 from edge_client.worker.train.answer import scores_of_texts
@@ -291,7 +290,6 @@ def main(
         first: A command that was read already.
         route: How to compute, where `first` left it open; or why that cannot be found.
     """
-    hide_optional_packages()
     # Each mapped layer holds a file descriptor.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
