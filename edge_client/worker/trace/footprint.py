@@ -32,7 +32,15 @@ from fedcore.model.base import LayerWeight
 from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
-__all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprint"]
+__all__ = [
+    "TINY_BATCHES",
+    "TINY_LENGTH",
+    "Shape",
+    "belongs_to",
+    "bytes_of",
+    "cached_footprint",
+    "footprint",
+]
 
 # What calibration measures.
 TINY_LENGTH = 32
@@ -89,11 +97,11 @@ def footprint(
     fuse(model.module)
     layers = list(model.layers.values())
     mappable, language = _mappable(model), model.output_weight is not None
-    others = _bytes([p for p in model.held() if not _belongs_to(layers, p)])
+    others = bytes_of([p for p in model.held() if not belongs_to(layers, p)])
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
-    weights = [_bytes(list(layer.base.buffers())) for layer in layers]
+    weights = [bytes_of(list(layer.base.buffers())) for layer in layers]
     mode = fake_model(model)
     with mode:
         kept = client_half(model, training).outline(training)
@@ -216,7 +224,8 @@ def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
     return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
 
 
-def _belongs_to(layers: Sequence[SubspaceLinear], tensor: Tensor) -> bool:
+def belongs_to(layers: Sequence[SubspaceLinear], tensor: Tensor) -> bool:
+    """Whether a tensor is part of a target layer."""
     return any(tensor is own for layer in layers for own in (*layer.buffers(), layer.factor))
 
 
@@ -225,10 +234,10 @@ def _mappable(model: BuiltModel) -> int:
     tables: list[Tensor] = [module.weight for module in model.module.modules() if isinstance(module, FrozenEmbedding)]
     if model.output_weight is not None and model.output_weight.weight.numel() >= LARGE_ELEMENTS:
         tables.append(model.output_weight.weight)
-    return _bytes(tables)
+    return bytes_of(tables)
 
 
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Together, shared storages once."""
+def bytes_of(tensors: Sequence[Tensor]) -> int:
+    """Of tensors together, shared storages once."""
     found = {t.data_ptr(): t for t in tensors}
     return sum(t.numel() * t.element_size() for t in found.values())

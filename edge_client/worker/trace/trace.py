@@ -29,7 +29,17 @@ from edge_client.worker.model.products16 import PER_TOKEN
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Point
 
-__all__ = ["LiveBytes", "LossOf", "Peak", "Step", "fake_model", "point", "sketch_points", "trace_step"]
+__all__ = [
+    "LiveBytes",
+    "LossOf",
+    "Peak",
+    "Step",
+    "UncountedScratch",
+    "fake_model",
+    "point",
+    "sketch_points",
+    "trace_step",
+]
 
 
 LossOf = Callable[[BuiltModel, Sequence[Encoded], TaskSection, int, torch.device], Tensor]
@@ -79,7 +89,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live[phase] -= size_bytes
 
 
-class _UncountedScratch(Scratch):
+class UncountedScratch(Scratch):
     """Scratch whose buffers are planned for on their own."""
 
     def __init__(self, counter: LiveBytes) -> None:
@@ -87,6 +97,7 @@ class _UncountedScratch(Scratch):
         self._counter = counter
 
     def take(self, use: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """See `Scratch`."""
         if use in PER_TOKEN:
             # As large as the micro-batch: part of what a pass keeps.
             return super().take(use, shape, dtype, device)
@@ -184,7 +195,7 @@ def trace_step(
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         counter.know([parameter.grad for parameter in parameters if parameter.grad is not None])
-    scratch = _UncountedScratch(counter)
+    scratch = UncountedScratch(counter)
     for layer in model.layers.values():
         # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
         layer.block_rows, layer.scratch = layer.out_features, scratch
