@@ -26,6 +26,12 @@ _GROUP = "node"
 _DAY_SECONDS = 86_400
 _SOON_DAYS = 14
 _DATA_SECONDS = 60.0
+# The model in float32, twice over.
+_COMPARE_SECONDS = 600.0
+
+
+class _Config(msgspec.Struct):
+    architectures: tuple[str, ...] = ()
 
 
 def node_file(path: Path) -> tuple[Node | None, Check]:
@@ -40,7 +46,10 @@ def node_parts(around: Surroundings, node: Node | None) -> list[Check]:
     """What the file names."""
     if node is None:
         return []
-    found = [_guarded("model", lambda: _model(node)), _guarded("data", lambda: _data(around, node))]
+    found = [_guarded("model", lambda: _model(node))]
+    if found[0].state == "ok" and _writes(node):
+        found.append(_guarded("comparison", lambda: _compared(around, node)))
+    found.append(_guarded("data", lambda: _data(around, node)))
     found += _certificates(around, node)
     trust = node.trust
     if trust.signing_key is not None:
@@ -78,22 +87,47 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    python, what = worker_python(around.environment), msgspec.json.encode(node.data).decode()
-    command = [python, "-m", "edge_client.worker.programs.first_rows", what]
+    what = msgspec.json.encode(node.data).decode()
+    return f"{node.data.source}: {_said(around, 'first_rows', what, node.data.source, _DATA_SECONDS, DataError)}"
+
+
+def _writes(node: Node) -> bool:
+    """Whether the node's model is one that writes: what it is trained as depends on no labels of a job."""
+    try:
+        said = (find_model(node.model_folder, place="model_folder") / "config.json").read_bytes()
+        names = msgspec.json.decode(said, type=_Config).architectures
+    except (OSError, msgspec.DecodeError, FedkrsoError):
+        return False
+    return any("ForCausalLM" in name or "LMHead" in name for name in names)
+
+
+def _compared(around: Surroundings, node: Node) -> str:
+    """With plain transformers, in a process of its own: it loads the model twice over."""
+    if around.quick:
+        return "not compared with transformers (--quick)"
+    folder = str(find_model(node.model_folder, place="model_folder"))
+    return _said(around, "compare", folder, folder, _COMPARE_SECONDS, ModelError)
+
+
+def _said(
+    around: Surroundings, program: str, what: str, place: str, seconds: float, kind: type[DataError] | type[ModelError]
+) -> str:
+    """The last line of one of the worker's programs; what it refuses, and how it fails, is raised."""
+    command = [worker_python(around.environment), "-m", f"edge_client.worker.programs.{program}", what]
     try:
         done = subprocess.run(
-            command, env=dict(around.environment), capture_output=True, text=True, timeout=_DATA_SECONDS, check=False
+            command, env=dict(around.environment), capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"no rows within {_DATA_SECONDS:.0f} s", place=node.data.source) from None
+        raise kind(f"no answer within {seconds:.0f} s", place=place) from None
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"the reader ended with {done.returncode}"
-    if done.returncode == DataError.exit_code:
-        message, place, remedy = msgspec.json.decode(last, type=tuple[str, str, str])
-        raise DataError(message, place=place, remedy=remedy)
+    last = lines[-1] if lines else f"it ended with {done.returncode}"
+    if done.returncode == kind.exit_code:
+        message, where, remedy = msgspec.json.decode(last, type=tuple[str, str, str])
+        raise kind(message, place=where, remedy=remedy)
     if done.returncode:
-        raise DataError(last, place=node.data.source, remedy="the reader failed")
-    return f"{node.data.source}: {last}"
+        raise kind(last, place=place, remedy=f"see `python -m edge_client.worker.programs.{program}`, which failed")
+    return last
 
 
 def _certificates(around: Surroundings, node: Node) -> Iterator[Check]:
