@@ -19,7 +19,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -73,12 +72,11 @@ class ForkedWorkers:
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
             preexec_fn=die_with_parent,
         )
-        deadline = time.monotonic() + 60
-        while not (folder / "socket").exists():
-            assert self._process.poll() is None and time.monotonic() < deadline, (
-                "the parent of forked workers did not come up"
-            )
-            time.sleep(0.02)
+        # Here and not above: the parent itself runs this file, and needs none of it.
+        from tests.patience import until
+
+        until(lambda: (folder / "socket").exists() or self._process.poll() is not None, [self._process])
+        assert self._process.poll() is None, "the parent of forked workers did not come up"
 
     @property
     def environment(self) -> dict[str, str]:
