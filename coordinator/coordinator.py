@@ -18,6 +18,7 @@ from coordinator.messages.senders import Senders
 from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
+from coordinator.run.examining import examined
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job
@@ -33,6 +34,7 @@ from fedcore.config.reading import load_config
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
 from fedcore.system.logs import Line
+from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
@@ -144,6 +146,15 @@ class Coordinator:
         require_fitting(folder, max_length=self._job.task.max_length)
         mqtt_settings(self._job.broker, "check")
 
+    def examine(self) -> tuple[str, ...]:
+        """Look at all that the job names, as its workers will: rows, labels, metrics, trained tensors; a line for each.
+
+        Raises:
+            FedkrsoError: What the run would end with, in the same words.
+        """
+        self.check()
+        return examined(self._job, self._place)
+
     def __enter__(self) -> Coordinator:
         self._claim()
         return self
@@ -252,6 +263,9 @@ class Coordinator:
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
             transport = MqttTransport(mqtt_settings(job.broker, f"fedkrso-{job.run}-coordinator"), jitter)
+            self._on_event(
+                Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
+            )
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))

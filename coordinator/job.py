@@ -15,8 +15,8 @@ from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.registry import METRICS
-from fedcore.round.measurement import NodeEvaluation
+from fedcore.registry import METRICS, metric_kind
+from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 
 __all__ = ["CalibrationSection", "EvaluationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
@@ -58,6 +58,8 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """After the last round, how long to wait for every node to report its digest."""
     keep_published: int = 2
     """Published states that stay retained at the broker."""
+    keep_updates: int = 1
+    """Closed rounds whose updates stay on the coordinator's disk; what they made is in the exact state."""
     chunk_bytes: int = 262_144
     """Bytes in a transfer's chunk; the broker's own limit lowers it."""
 
@@ -65,16 +67,21 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_published"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
-        for key in ("deadline_slack", "least_deadline_seconds", "over_selection"):
+        for key in ("deadline_slack", "least_deadline_seconds", "over_selection", "keep_updates"):
             if not 0 <= getattr(self, key) < 1e9:
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
         if self.over_selection and not self.cohort:
             raise ConfigError("over_selection needs a cohort", place="round.over_selection", remedy="set round.cohort")
         if not 1024 <= self.chunk_bytes <= 1_000_000:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")
-        invited = self.cohort or max(self.min_nodes, self.quorum)
-        if self.quorum > invited:
-            raise ConfigError(f"a quorum of {self.quorum} cannot come from {invited} nodes", place="round.quorum")
+        if self.cohort and self.quorum > self.cohort:
+            raise ConfigError(f"a quorum of {self.quorum} cannot come from {self.cohort} nodes", place="round.quorum")
+        if self.quorum > self.min_nodes:
+            raise ConfigError(
+                f"rounds begin with {self.min_nodes} nodes, and a quorum of {self.quorum} cannot come from them",
+                place="round.min_nodes",
+                remedy=f"set it to {self.quorum} or more, or lower round.quorum",
+            )
 
     @property
     def invited(self) -> int:
@@ -120,8 +127,10 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
     """Who measures. Nodes measure the state that a round starts from before they train from it, and the last one when
     the run ends; their rows stay where they are, sums travel."""
     metrics: tuple[str, ...] = ()
-    """What is measured beside what the task measures by itself: registered metrics (`fedcore.numbers.metrics`), or, at
-    the coordinator alone, `package.module:function`."""
+    """What is measured beside what the task measures by itself: registered metrics (`fedcore.numbers.metrics`; of
+    generated answers, `fedcore.numbers.texts`), or, at the coordinator alone, `package.module:function`."""
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    """Of an answer, where a metric compares texts: then every measured row is answered, as likely as the model can."""
     every: int = 1
     """Every how many rounds; the last state is always measured."""
     rows: int = 0
@@ -156,11 +165,15 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
             )
         if not 0 <= self.share <= 0.5:
             raise ConfigError(f"share is {self.share}, it must be 0 to 0.5", place="evaluation.share")
-        for key, least in (("every", 1), ("rows", 0), ("share_seed", 0), ("stop_after", 0)):
+        for key, least in (("every", 1), ("rows", 0), ("share_seed", 0), ("stop_after", 0), ("max_new_tokens", 1)):
             if not least <= getattr(self, key) < 2**31:
                 raise ConfigError(
                     f"{key} is {getattr(self, key)}, it must be at least {least}", place=f"evaluation.{key}"
                 )
+        if self.max_new_tokens > 65_536:
+            raise ConfigError(
+                f"max_new_tokens is {self.max_new_tokens}, it must be at most 65536", place="evaluation.max_new_tokens"
+            )
         if self.best_on == "nodes" and not self.on_nodes:
             remedy = 'set evaluation.where to "nodes" or "both"'
             raise ConfigError("nodes measure nothing", place="evaluation.best_by", remedy=remedy)
@@ -211,6 +224,7 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
             share_seed=self.share_seed,
             rows=self.rows,
             metrics=(*own, *registered),
+            max_new_tokens=self.max_new_tokens,
         )
 
 
@@ -284,10 +298,18 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 remedy = 'add it, or set where to "nodes"'
                 raise ConfigError("there is nothing to measure on", place="evaluation.source", remedy=remedy)
         if self.evaluation is not None:
-            self._check_best(self.evaluation)
+            self._check_measured(self.evaluation)
 
-    def _check_best(self, section: EvaluationSection) -> None:
+    def _check_measured(self, section: EvaluationSection) -> None:
         task = task_of(self.task)
+        for name in section.metrics:
+            of_texts = ":" not in name and metric_kind(METRICS.get(name)).compares == "texts"
+            if of_texts and task.outputs() is not None:
+                raise ConfigError(
+                    f"{name!r} compares texts, and a model for {self.task.kind} writes none",
+                    place="evaluation.metrics",
+                    remedy="leave it out",
+                )
         names = ["accuracy", "loss", *task.metrics(), *task.derived(0.0)]
         names += [name.rpartition(":")[2] for name in section.metrics]
         if section.best_name not in names:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import threading
@@ -27,12 +28,16 @@ from fedcore.config.data import data_section
 from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
-from fedcore.errors import ConfigError, FedkrsoError, RunError
+from fedcore.config.sections import DataSection
+from fedcore.config.words import converted
+from fedcore.errors import FedkrsoError, RunError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
+from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.identity import load_public_key, load_signing_key
 from fedcore.worker.imported import imported_models, model_folder
+from fedcore.worker.looking import Look, look_at
 
 __all__ = ["Client"]
 
@@ -94,7 +99,7 @@ class Client:
         """
         client = cls(load_config(Path(path), Node, {} if data is None else _NO_DATA), data=data, **options)
         client._place = str(path)
-        client.check()
+        client._whole_budget()
         return client
 
     def __enter__(self) -> Client:
@@ -120,6 +125,21 @@ class Client:
         require_fitting(find_model(self.node.model_folder, place=f"{self._place}: model_folder"))
         return self._whole_budget()
 
+    def examine(self) -> tuple[str, ...]:
+        """Look at all that the node names, its data too, as its worker will read them; a line for each thing.
+
+        Raises:
+            FedkrsoError: As of `check`, or a row that training would refuse whatever the task, with its `file:line`.
+        """
+        budget = self.check()
+        given = self.node if self._data is None else msgspec.structs.replace(self.node, data=self._given())
+        lines = look_at(Look(rows=given.rows), os.environ)
+        return (*lines, f"memory budget: {budget / 2**20:.0f} MiB")
+
+    def _given(self) -> DataSection:
+        """The section of the program's own data, written where the worker finds it."""
+        return data_section(self._data, self.node.data, Path(self.node.folder) / "data.jsonl")
+
     def _whole_budget(self) -> int:
         """What `check` gives, without reading a tokenizer: some megabytes that an agent would keep. Its worker reads
         it."""
@@ -137,13 +157,14 @@ class Client:
         """
         require_training_packages()
         if self._data is not None:
-            given = data_section(self._data, self.node.data, Path(self.node.folder) / "data.jsonl")
-            self.node = msgspec.structs.replace(self.node, data=given)
+            self.node = msgspec.structs.replace(self.node, data=self._given())
         folder, remedy = Path(self.node.folder), "stop that one first, or give this node another folder"
         with owned(folder, f"node {self.node.node} of run {self.node.run}", remedy=remedy):
             self._agent = self._made()
             if self._stopped:
                 self._agent.stop()
+            url, seconds = self.node.broker.url, CONNECT_SECONDS
+            self._on_event(Line(f"connecting to {url}, for at most {seconds:.0f} s", event="connecting"))
             try:
                 self._agent.run(leave_when_finished=not self._stay)
             finally:
@@ -251,10 +272,4 @@ _NO_DATA: dict[str, Any] = {"data": {"source": ""}}
 def _node(name: str, data: object, fields: dict[str, Any]) -> Node:
     """A node from keywords, checked as a file would be."""
     raw = {**({} if data is None else _NO_DATA), **fields, "node": name}
-    try:
-        return msgspec.convert(msgspec.to_builtins(raw), Node)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        if isinstance(cause, ConfigError):
-            raise cause from None
-        raise ConfigError(str(error), place="Client") from None
+    return converted(msgspec.to_builtins(raw), Node, place="Client")

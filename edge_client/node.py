@@ -62,6 +62,14 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     serve: ServeSection = ServeSection()
     """How it answers, where `fedkrso client serve` runs beside it."""
 
+    @property
+    def rows(self) -> dict[str, DataSection]:
+        """What is read of this node's own, by what it is."""
+        found = {"data": self.data}
+        if self.data.held_out is not None:
+            found["held-out rows"] = msgspec.structs.replace(self.data, source=self.data.held_out, held_out=None)
+        return found
+
     def __post_init__(self) -> None:
         for key in ("node", "run"):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(self, key)):

@@ -4,6 +4,7 @@ code."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -55,6 +56,19 @@ class _Group(click.Group):
             return _Group(f"{name} ", self._points, name=cmd_name, help=_GROUPS.get(cmd_name, ""))
         return None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.list_commands(ctx), 3)
+            # `fedkrso resume` lies in a group; `fedkrso runs list` may be meant by `fedkrso list`.
+            near = [f"{ctx.command_path} {one}" for one in near]
+            near += [f"{ctx.find_root().command_path} {other}" for other in self._points if other.split()[-1] == name]
+            hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
 
 _GROUPS = {
     "bench": "Measure this machine (memory and time of training, speed of aggregation), and compare methods.",
@@ -75,6 +89,7 @@ def command() -> click.Command:
         points,
         name="fedkrso",
         epilog=_EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"]},
         help="Federated fine-tuning of 8-bit language models on edge devices.",
     )
     return click.version_option(package_name="fedkrso", prog_name="fedkrso", message="%(prog)s %(version)s")(whole)

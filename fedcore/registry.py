@@ -222,7 +222,7 @@ METHODS: Registry[Any] = Registry("method", "fedkrso.methods", ("fedcore.round.m
 """Of `fedcore.round.methods.Method`."""
 TASKS: Registry[Any] = Registry("task", "fedkrso.tasks", ("fedcore.config.tasks",))
 """Of `fedcore.config.tasks.Task` classes."""
-METRICS: Registry[Any] = Registry("metric", "fedkrso.metrics", ("fedcore.numbers.metrics",))
+METRICS: Registry[Any] = Registry("metric", "fedkrso.metrics", ("fedcore.numbers.metrics", "fedcore.numbers.texts"))
 """Of functions from what a model says and what is right to a number, or to one of each example (`MetricKind`)."""
 CODECS: Registry[Any] = Registry("payload codec", "fedkrso.codecs", ("fedcore.numbers.codecs",))
 """Of `fedcore.numbers.codecs.Codec` objects."""

@@ -19,7 +19,7 @@ from tomlkit import TOMLDocument
 from coordinator.job import Job
 from coordinator.provisioning.broker import LocalBroker
 from edge_client.node import Node
-from edge_client.worker.data.reading import check_row, load_examples, rows_of
+from edge_client.worker.data.reading import check_row, example_of, only_right
 from fedcore.config.data import data_section
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
@@ -231,14 +231,15 @@ def _folder_of(model: str, cache: Path) -> str:
 
 def _checked_rows(section: DataSection, task: TaskSection) -> list[Row]:
     """All rows; a wrong one is told here with its line, and not by a node later."""
-    if isinstance(task.labels, str):
-        rows = []
-        for place, row in rows_of(section):
+
+    def right(row: Row, place: str) -> Row:
+        if isinstance(task.labels, str):
             check_row(row, place, section)
-            rows.append(row)
-        return rows
-    load_examples(section, task)
-    return [row for _, row in rows_of(section)]
+        else:
+            example_of(row, place, section, task)
+        return row
+
+    return only_right(section, right)
 
 
 def _nodes_beside(job_file: Path, run: str) -> dict[str, TOMLDocument]:

@@ -11,8 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from coordinator.provisioning.broker import LocalBroker
+from fedcore.command import command
 
 JOB = """
 run = "r"
@@ -69,6 +71,20 @@ def test_help_teaches_and_lists_exit_codes() -> None:
     done = fedkrso("--help")
     assert done.returncode == 0 and "coordinator" in done.stdout and "Exit codes" in done.stdout
     assert "NODE.toml" in fedkrso("client", "run", "--help").stdout
+
+
+def test_h_helps_and_a_command_that_is_not_there_is_answered_with_those_that_are() -> None:
+    runner, whole = CliRunner(), command()
+    assert "Exit codes" in runner.invoke(whole, ["-h"]).output
+    assert "--label" in runner.invoke(whole, ["data", "check", "-h"]).output
+    for words, meant in (
+        (["coordinatr"], "'fedkrso coordinator'"),
+        (["coordinator", "rnu"], "'fedkrso coordinator run'"),
+        (["resume"], "'fedkrso coordinator resume'"),
+    ):
+        done = runner.invoke(whole, words)
+        assert done.exit_code == 2 and f"Did you mean {meant}" in done.output, done.output
+    assert "Did you mean" not in runner.invoke(whole, ["xyzzy"]).output
 
 
 @pytest.mark.parametrize(

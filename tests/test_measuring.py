@@ -15,6 +15,8 @@ from cluster import HOMES, Cluster, check, needs_mosquitto, wait_for
 from coordinator.reports.lastmodel import last_model
 from coordinator.store.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 SECTION = '[evaluation]\nwhere = "both"\nshare = {share}\nbest_by = "nodes.loss"\nmetrics = ["f1"]\n'
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coordinator.dashboard.server import Dashboard
     from coordinator.reports.gguf import GgufNumbers
 
-__all__ = ["coordinator_export", "coordinator_resume", "coordinator_run"]
+__all__ = ["coordinator_export", "coordinator_resume", "coordinator_run", "told_how_to_go_on"]
 
 _RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
@@ -89,7 +89,7 @@ def _dashboard(
     "  fedkrso coordinator run job.toml --log-format json"
 )
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="JOB.toml")
-@click.option("--check", is_flag=True, help="Check the file and leave.")
+@click.option("--check", is_flag=True, help="Check the file, and the data and model that it names, and leave.")
 @_lead_flags
 def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> None:
     """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
@@ -97,6 +97,8 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
 
     coordinator = Coordinator.from_file(job_file, runs=runs, on_event=_of_the_model)
     if check:
+        for line in coordinator.examine():
+            click.echo(line)
         click.echo(f"{job_file} is right")
         return
     _lead(coordinator, **flags)
@@ -113,8 +115,8 @@ def coordinator_resume(run: str, runs: Path, **flags: Any) -> None:
 
 
 def _of_the_model(line: Line) -> None:
-    """What happens before there is a run to show: a GGUF file is imported."""
-    if line.event == "model":
+    """What happens before there is a run to show: a GGUF file is imported, the broker is looked for."""
+    if line.event in ("model", "connecting"):
         click.echo(line, err=True)
 
 
@@ -130,7 +132,7 @@ def _lead(
     """Lead a run as the flags say: with a page or a log in the terminal, and a dashboard."""
     from coordinator.terminal.progress import Progress
 
-    with _dashboard(address, tokens, names) as dashboard, coordinator:
+    with _dashboard(address, tokens, names) as dashboard, told_how_to_go_on(coordinator), coordinator:
         progress = Progress(coordinator.job.run, form, as_json=as_json)
         coordinator.show_on(progress)
         if dashboard is not None:
@@ -139,6 +141,19 @@ def _lead(
         with progress:
             result = coordinator.run()
         progress.ended(result.summary, result.folder)
+
+
+@contextlib.contextmanager
+def told_how_to_go_on(coordinator: Coordinator) -> Iterator[None]:
+    """Where somebody interrupts a run, what is kept of it and how it is gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder, run = coordinator.folder, coordinator.job.run
+        if folder.ledger.exists():
+            again = f"fedkrso coordinator resume {run} --runs {folder.root.parent}"
+            click.echo(f"interrupted: what nodes have sent is kept in {folder.root}; go on with: {again}", err=True)
+        raise
 
 
 @click.command(

@@ -89,6 +89,9 @@ def provision(
         click.echo(f"broker:      copy {yard.broker / 'access.acl'} there, then reload mosquitto")
     else:
         click.echo(f"broker:      copy {yard.broker}/ to {done.broker_folder}/, {restart}")
+    click.echo("             mosquitto gives root's rights up; copied so, its group can read them:")
+    click.echo(f"             sudo install -d -o root -g mosquitto -m 750 {done.broker_folder}")
+    click.echo(f"             sudo install -o root -g mosquitto -m 640 {done.site or 'broker'}/* {done.broker_folder}/")
     click.echo(f"coordinator: copy {yard.client('coordinator')}/ beside the job file, connection.toml into it")
     clients = (
         name

@@ -125,6 +125,8 @@ def _status_object(record: RunRecord, now: float) -> dict[str, Any]:
         "invited": view.cohort,
         "accepted": view.accepted,
         "accuracy_by_round": values,
+        "metrics_by_round": {row.round: row.metrics for row in record.measured},
+        "notes": view.notes,
         "uplink_bytes": sum(row.uplink_bytes for row in record.rows),
         "downlink_bytes": sum(row.downlink_bytes for row in record.rows),
         "digest": view.digest,

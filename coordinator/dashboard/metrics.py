@@ -6,7 +6,7 @@ for which the library takes ten times as long; the tests read them with the libr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -85,10 +85,24 @@ def _run(view: RunView) -> Iterator[Metric]:
         )
         yield _gauge("fedkrso_accuracy_ratio", "Of that published state.", measured[-1].accuracy)
         yield _gauge("fedkrso_loss", "Of that published state.", measured[-1].loss)
+        yield _metrics("fedkrso_metric", "Of that published state.", measured[-1].metrics)
+    on_nodes = [row for row in rows if row.nodes is not None]
+    if on_nodes and (found := on_nodes[-1].nodes) is not None:
+        yield _gauge("fedkrso_nodes_measured_round", "The last round that nodes measured.", on_nodes[-1].round)
+        yield _gauge("fedkrso_nodes_accuracy_ratio", "Of it, over all nodes' held-out rows.", found.accuracy)
+        yield _gauge("fedkrso_nodes_loss", "Of it, over all nodes' held-out rows.", found.loss)
+        yield _metrics("fedkrso_nodes_metric", "Of it, over all nodes' held-out rows.", found.metrics)
     events = CounterMetricFamily("fedkrso_events", "Events since this coordinator started.", labels=["kind"])
     for kind, count in sorted(view.counts.items()):
         events.add_metric([kind], count)
     yield events
+
+
+def _metrics(name: str, meaning: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(name, meaning, labels=["name"])
+    for metric, value in values.items():
+        family.add_metric([metric], value)
+    return family
 
 
 # Name, meaning, value; a value that is None is left out.

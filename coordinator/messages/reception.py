@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from coordinator.job import Job
 from coordinator.messages.inbox import Inbox
@@ -27,9 +28,17 @@ from fedcore.round.measurement import Measurement, check_measurement
 from fedcore.round.plan import Plan
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 
-__all__ = ["Kept", "Reception"]
+__all__ = ["Kept", "Note", "Reception"]
 
 _UPDATE_SLACK_BYTES = 1_000_000
+
+
+class Note(Protocol):
+    """Adds to a run's event log."""
+
+    def __call__(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
+        """What happened, of which node; of the round that is open, unless another is named."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Reception:
         senders: Whose messages count.
         publisher: Answers.
         view: What is known of the nodes.
-        note: Adds (kind, node, text) to the event log.
+        note: Adds to the event log.
         clock: Unix time in seconds.
     """
 
@@ -69,7 +78,7 @@ class Reception:
         senders: Senders,
         publisher: Publisher,
         view: RunView,
-        note: Callable[[str, str, str], None],
+        note: Note,
         clock: Callable[[], float],
     ) -> None:
         self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
@@ -241,7 +250,7 @@ class Reception:
             self._events.append(UpdateAccepted(node, committed.header.round))
             return
         if plan is None or offered_round != plan.round or self._machine.phase != "open":
-            reason = "late: the round is over"
+            reason = f"late: round {offered_round} is over"
         elif node not in plan.cohort:
             reason = "not invited to this round"
         elif committed is not None:
@@ -252,7 +261,7 @@ class Reception:
         ):
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
         if reason:
-            self._note("refused", node, reason)
+            self._note("refused", node, reason, offered_round)
             self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
             return
         assert plan is not None

@@ -51,7 +51,8 @@ class LocalBroker:
 
     Args:
         folder: Private folder for configuration and log.
-        users: Names that get a generated password each.
+        users: Names that get a generated password each; one that is in the folder already is kept, so that clients
+            find a broker again that is started anew.
         kind: Which broker; by default mosquitto where there is one.
         port: Loopback port; 0 for a free one.
         persistence: Whether mosquitto keeps sessions and retained messages on disk.
@@ -82,9 +83,6 @@ class LocalBroker:
             raise TransportError("no mosquitto on this machine", remedy="apt-get install mosquitto, or use amqtt")
         self._users = tuple(users)
         certified = tls and self.kind == "mosquitto"
-        self.passwords: Mapping[str, str] = (
-            {} if certified else {user: secrets.token_urlsafe(18) for user in self._users}
-        )
         self.folder = folder
         self.port = port or free_port()
         self.yard = Yard(folder / "provisioned") if tls else None
@@ -94,10 +92,7 @@ class LocalBroker:
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        for user, password in self.passwords.items():
-            path = folder / f"{user}.password"
-            path.touch(mode=0o600)
-            path.write_text(password + "\n", encoding="utf-8")
+        self.passwords: Mapping[str, str] = {} if certified else {user: self._password(user) for user in self._users}
         if self.yard is not None:
             self._provision(self.yard)
         self._command = self._mosquitto_command() if self.kind == "mosquitto" else self._amqtt_command()
@@ -200,6 +195,15 @@ class LocalBroker:
         finally:
             probe.stop()
         return True
+
+    def _password(self, user: str) -> str:
+        path = self.folder / f"{user}.password"
+        kept = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if not kept:
+            kept = secrets.token_urlsafe(18)
+            path.touch(mode=0o600)
+            path.write_text(kept + "\n", encoding="utf-8")
+        return kept
 
     def _provision(self, yard: Yard) -> None:
         options = {

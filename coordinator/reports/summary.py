@@ -82,6 +82,7 @@ def summary_of(
         "run": view.run,
         "method": view.method,
         "security": view.security,
+        "notes": list(view.notes),
         "rounds": rows,
         "final": final,
         "best": best,
@@ -114,6 +115,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.globals["measured_states"] = _measured_states
+    environment.globals["metric_names"] = _metric_names
     plots = [
         _accuracy_by_round(summary),
         _spread_by_round(summary),
@@ -129,6 +131,11 @@ def _measured_states(summary: dict[str, Any]) -> list[tuple[int, dict[str, Any]]
     """What nodes measured, by version; 0 is before anything was learned."""
     states = [(0, summary["start_on_nodes"]), *((row["round"], row["on_nodes"]) for row in summary["rounds"])]
     return [(version, one) for version, one in states if one is not None]
+
+
+def _metric_names(summary: dict[str, Any]) -> list[str]:
+    """What the coordinator measured beside accuracy and loss."""
+    return list(dict.fromkeys(name for row in summary["rounds"] for name in row["metrics"]))
 
 
 def _measured(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ made. So the list, the disk and what anybody has to fetch stay bounded, however 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -84,10 +85,12 @@ class Archive:
         folder: The run's.
         ledger: The run's.
         keep_published: Versions that stay whatever happens.
+        keep_updates: Closed rounds whose updates stay.
     """
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, keep_published: int) -> None:
-        self.folder, self._ledger, self._keep_published = folder, ledger, keep_published
+    def __init__(self, folder: RunFolder, ledger: Ledger, keep_published: int, keep_updates: int = 1) -> None:
+        self.folder, self._ledger = folder, ledger
+        self._keep_published, self._keep_updates = keep_published, keep_updates
         self.objects: dict[Key, StateObject] = {key_of(obj): obj for obj in ledger.published_states()}
         self._weight = 0
 
@@ -179,6 +182,10 @@ class Archive:
         for file in self.folder.published_states.glob("*"):
             if file.name not in wanted:
                 file.unlink()
+        for updates in self.folder.updates.glob("*"):
+            # A round whose plan is out follows states that are in the ledger.
+            if updates.name.isdecimal() and int(updates.name) < plan.round - self._keep_updates:
+                shutil.rmtree(updates)
 
     def _sound(self, base: Base, plan: Plan | None, published: int) -> None:
         """Make sure that a base is the one of the last plan in the ledger (None before the first)."""

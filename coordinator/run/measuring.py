@@ -104,8 +104,12 @@ class Measuring:
 
     def ready(self, event: Ready) -> None:
         """The process is loaded."""
-        if self._evaluator is not None:
-            self._evaluator.ready(event)
+        if self._evaluator is None:
+            return
+        if event.too_long:
+            note = f"measures on {event.examples:,} held-out examples{event.too_long}"
+            self._view.notes = (*self._view.notes, note)
+        self._evaluator.ready(event)
 
     def published(self, plan: Plan, *, last: bool = False) -> None:
         """Have the newest state measured here, if it is its turn.

@@ -35,6 +35,8 @@ class Prepared:
     model_folder: Path
     artefact: str = ""
     """SHA-256 of the run's artefact, where its method asks for one; the file is in the run's folder."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model."""
 
 
 def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
@@ -56,10 +58,12 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
             assert isinstance(answer, Described)
             described = answer
         task, schema = described.task, described.model_schema
+        ledger.put_fact("notes", described.notes)
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
+    notes = ledger.fact("notes", tuple[str, ...]) or ()
     job = msgspec.structs.replace(job, task=task)
-    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger))
+    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger), notes)
 
 
 def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:

@@ -44,7 +44,7 @@ from coordinator.store.view import EventView, RunView
 from fedcore.errors import StorageError, WorkerError
 from fedcore.round.plan import Plan
 from fedcore.system.durable import is_full
-from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.base import CONNECT_SECONDS, Connected, Disconnected, Received, Transport, TransportEvent
 from fedcore.wire.identity import SigningKey, security
 from fedcore.wire.messages import Topics
 from fedcore.wire.post import Post, start_number
@@ -100,7 +100,7 @@ class Service:
         post = Post(job.run, "", key, start)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published)
+        self._archive = Archive(folder, ledger, job.round.keep_published, job.round.keep_updates)
         self._model = GlobalModel(Learning.of(prepared), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
@@ -114,7 +114,7 @@ class Service:
         self._opened_at = clock()
         self._ended = self._stopping = False
         protected = security(tls=job.broker.url.startswith("mqtts:"), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected)
+        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:
@@ -136,7 +136,7 @@ class Service:
         self._transport.subscribe(self._topics.up("+", "#"))
         self._transport.start(self._queue.put)
         try:
-            limits = self._transport.wait_connected(20.0)
+            limits = self._transport.wait_connected(CONNECT_SECONDS)
             nonce = secrets.token_bytes(16)
             wanted = self._job.round.chunk_bytes
             self._chunk_bytes = usable_chunk_bytes(
@@ -320,9 +320,11 @@ class Service:
     def _listeners(self) -> int:
         return sum(node.online for node in self.view.nodes.values())
 
-    def _note(self, kind: str, node: str, text: str) -> None:
+    def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
-        event = self._log.note(self._clock(), kind, node, self._machine.round, text)
+        event = self._log.note(
+            self._clock(), kind, node, self._machine.round if server_round is None else server_round, text
+        )
         if event is not None:
             self._told(event)
 

@@ -92,9 +92,14 @@ class RunFolder:
         """What the run came to, for people."""
         return self.root / "report.html"
 
+    @property
+    def updates(self) -> Path:
+        """Participants' updates, a folder a round."""
+        return self.root / "updates"
+
     def update(self, server_round: int, node: str) -> Path:
         """A participant's update."""
-        return self.root / "updates" / str(server_round) / f"{node}.bin"
+        return self.updates / str(server_round) / f"{node}.bin"
 
     @property
     def published_states(self) -> Path:

@@ -102,6 +102,8 @@ class RunView:
     security: str = ""
     """How the link and the messages are protected."""
     digest: str = ""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model and of the coordinator's held-out rows, each a sentence."""
     rows: list[RoundRow] = field(default_factory=list)
     start: NodesMeasured | None = None
     """What nodes measured before anything was learned."""

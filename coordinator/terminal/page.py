@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,7 @@ from coordinator.store.ledger import RoundRow
 from coordinator.store.standing import standing_of
 from coordinator.store.view import RunView
 from coordinator.terminal.console import ago, bar, clock, megabytes, minutes, sparkline
+from coordinator.terminal.forecast import forecast
 from fedcore.system.logs import printable
 
 __all__ = ["nodes_page", "phase_words", "rounds_table", "status_page"]
@@ -62,7 +65,7 @@ def phase_words(record: RunRecord, now: float) -> str:
         return "preparing: what of the model is trained is being found out"
     rounds = f"round {min(view.round, total)} of {total}"
     if view.phase == "open":
-        return f"{rounds} is open{_deadline(view, now)}"
+        return f"{rounds} is open{_ahead(view, now)}"
     if view.phase == "closing":
         return f"{rounds} is closing: updates are summed"
     return f"{rounds} is next; waiting for nodes"
@@ -114,6 +117,7 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
     if (newest := next((row for row in reversed(record.rows) if row.nodes is not None), None)) and newest.nodes:
         words = f"accuracy {newest.nodes.accuracy:.3f} of version {newest.round}, {spread_of(newest.nodes).words}"
         facts.append(("on nodes", printable(words), ""))
+    facts += [(where, printable(words), "") for where, words in _metrics(record)]
     if (standing := standing_of(record.rows, record.job.evaluation)) and standing.best is not None:
         facts.append(("best round", f"{standing.best}, {standing.by} {standing.value:.3f}", ""))
     if record.rows:
@@ -132,17 +136,35 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
     return facts
 
 
-def _deadline(view: RunView, now: float) -> str:
+def _ahead(view: RunView, now: float) -> str:
+    """How long it will probably take, and how long it may."""
+    foreseen, words = forecast(view, now), ""
+    if foreseen is not None:
+        words = f", about {minutes(foreseen.round_seconds)} left"
+        if view.round < view.total_rounds:
+            words += f" of it and {minutes(foreseen.run_seconds)} of the run"
     if view.deadline_at is None:
-        return ""
+        return words
     left = view.deadline_at - now
-    return f", {minutes(left)} left" if left >= 0 else f", {minutes(-left)} over its deadline"
+    return (
+        f"{words}; its deadline is in {minutes(left)}" if left >= 0 else f"{words}; {minutes(-left)} over its deadline"
+    )
 
 
 def _updates(view: RunView) -> str:
     missing = [name for name in view.cohort if name not in view.accepted and name not in view.excluded]
     words = f"{len(view.accepted)} of {len(view.cohort)} are in"
     return f"{words}; missing: {_names(tuple(missing))}" if missing else words
+
+
+def _metrics(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """Of the newest state that was measured, here and on nodes: whatever is measured beside accuracy and loss."""
+    here = next(((row.round, row.metrics) for row in reversed(record.measured)), (0, {}))
+    there = next(((row.round, row.nodes.metrics) for row in reversed(record.rows) if row.nodes is not None), (0, {}))
+    for where, (version, metrics) in (("metrics", here), ("metrics on nodes", there)):
+        if metrics:
+            words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+            yield where, f"{words} of version {version}"
 
 
 def _accuracy(record: RunRecord, width: int, *, ascii_only: bool) -> str:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from coordinator.reports.spread import spread_of
@@ -30,6 +32,7 @@ class Story:
     def __init__(self) -> None:
         self._seen: tuple[object, ...] = ()
         self._security = ""
+        self._notes: tuple[str, ...] = ()
         self._online: dict[str, bool] = {}
         self._opened: tuple[object, ...] = ()
         self._accepted: dict[int, set[str]] = {}
@@ -43,7 +46,7 @@ class Story:
         # Most of what changes are numbers of nodes at work, hundreds of times a second in a large run: no line is about
         # them.
         online = [node.online for node in view.nodes.values()]
-        states = view.phase, view.round, view.round_opened_at, view.paused, view.security
+        states = view.phase, view.round, view.round_opened_at, view.paused, view.security, view.notes
         seen = (*states, view.cohort, view.accepted, view.rows, view.events, online)
         if seen == self._seen:
             return []
@@ -56,6 +59,8 @@ class Story:
             self._security = view.security
             level: Level = "warning" if "INSECURE" in view.security else "info"
             lines.append(Line(view.security, event="security", level=level))
+        lines += [Line(note, event="model_note") for note in view.notes if note not in self._notes]
+        self._notes = view.notes
         if view.paused != self._paused:
             self._paused = view.paused
             words = "paused: no further round opens" if view.paused else "resumed: rounds open again"
@@ -68,9 +73,9 @@ class Story:
             if self._online.get(node.node) != node.online:
                 self._online[node.node] = node.online
                 state = "online" if node.online else "offline"
-                lines.append(
-                    Line(f"node {node.node} is {state}", event=f"node_{state}", round=view.round, node=node.node)
-                )
+                done = not node.online and node.state == "finished"
+                words = f"node {node.node} is done" if done else f"node {node.node} is {state}"
+                lines.append(Line(words, event=f"node_{state}", round=view.round, node=node.node))
         return lines
 
     def _published(self, view: RunView) -> list[Line]:
@@ -84,7 +89,7 @@ class Story:
                 # The update that closes a round is in no view of the open round.
                 lines += self._updates(row.round, row.participants)
             self._rows[row.round] = row
-            measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
+            measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}{_metrics(row.metrics)}"
             megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
             lines.append(
                 Line(
@@ -113,7 +118,8 @@ class Story:
             words = f"{spread.words}, {found.rows} held-out rows of {len(found.scores)} nodes"
             lines.append(
                 Line(
-                    f"version {version} on nodes: accuracy {found.accuracy:.3f} ({words}), loss {found.loss:.3f}",
+                    f"version {version} on nodes: accuracy {found.accuracy:.3f} ({words}), loss {found.loss:.3f}"
+                    f"{_metrics(found.metrics)}",
                     event="nodes_measured",
                     round=version,
                     accuracy=found.accuracy,
@@ -167,6 +173,11 @@ class Story:
     def _event(event: EventView) -> Line:
         level: Level = "warning" if event.kind in _WARNINGS else "info"
         return Line(event.line(), event=event.kind, level=level, round=event.round, node=event.node, at=event.at)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    """Going on a line."""
+    return "".join(f", {name} {value:.3f}" for name, value in metrics.items())
 
 
 def _names(names: tuple[str, ...]) -> str:

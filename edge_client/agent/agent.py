@@ -36,7 +36,8 @@ from fedcore.errors import FedkrsoError, StorageError, WireError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
 from fedcore.system.durable import flush_folder, is_full, sha256_of
-from fedcore.transport.base import Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.base import CONNECT_SECONDS, Connected, Disconnected, Received, Transport, TransportEvent
+from fedcore.transport.events import EventQueue
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse
 from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Failed, MeasuredState, Progress, Ready, Traced, Trained
@@ -48,8 +49,8 @@ __all__ = ["Agent", "Supervise"]
 Supervise = Callable[[Callable[[WorkerEvent | WorkerDied], None], Callable[[str], None]], Supervisor]
 """Makes what starts and watches the worker, of who hears the worker and who hears what happens:
 `partial(Supervisor, node, model_folder, budget_bytes)`, or one without a worker in a simulation of many nodes."""
-_TICK_SECONDS = 0.25
-_SAMPLE_SECONDS = 1.0
+_TICK_SECONDS, _SAMPLE_SECONDS = 0.25, 1.0
+_WAITING_BYTES = 2**18  # messages that wait: about one chunk
 
 
 class Agent:
@@ -92,7 +93,7 @@ class Agent:
         self._artefact_path = artefact_path(self._folder)
         artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""
         self.session = Session(node.node, sent_round=sent, update_round=waiting, artefact=artefact)
-        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied] = queue.Queue()
+        self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied] = EventQueue(_WAITING_BYTES)
         self._transfers = Transfers(
             self._outbox, self._folder / "inbox", transport, self._messages, jitter, self._fetched, self._gone
         )
@@ -129,7 +130,7 @@ class Agent:
         self._resting.start()
         self._transport.start(self._queue.put, self._messages.will())
         try:
-            self._transport.wait_connected(20.0)
+            self._transport.wait_connected(CONNECT_SECONDS)
             # Before a plan is looked at.
             self._resting.wait()
             self._look(time.monotonic())
@@ -155,7 +156,7 @@ class Agent:
 
     def _turn(self) -> None:
         try:
-            event = self._queue.get(timeout=_TICK_SECONDS)
+            event = self._queue.get(_TICK_SECONDS)
         except queue.Empty:
             pass
         else:
@@ -188,7 +189,7 @@ class Agent:
             case Received(topic, payload, _):
                 self._received(topic, payload)
             case Connected(limits):
-                self._say(lines.connected(limits, self._messages.security))
+                self._say(lines.connected(limits, self._messages.security, "" if self.session.plan else self._node.run))
                 self._tell()
                 self._transfers.link_came(limits)
             case Disconnected(reason):

@@ -48,9 +48,11 @@ class Callbacks:
     heartbeat: Callable[[str], None] = lambda state: None
 
 
-def connected(limits: Limits, security: str) -> Line:
-    """The link to the broker is up, protected like this."""
-    return Line(f"connected ({limits.protocol}; {security})", event="connected")
+def connected(limits: Limits, security: str, run: str = "") -> Line:
+    """The link to the broker is up, protected like this; of a run whose coordinator has not spoken yet, that it is
+    waited for."""
+    waits = f", waiting for the coordinator of run {run}" if run else ""
+    return Line(f"connected ({limits.protocol}; {security}){waits}", event="connected")
 
 
 def disconnected(reason: str) -> Line:
@@ -74,9 +76,21 @@ def budget_set(budget_bytes: int) -> Line:
 
 
 def loaded(event: Ready) -> Line:
-    """The worker holds the model."""
-    words = f"model loaded, {event.examples} examples, version {event.version}"
-    return Line(words, event="loaded", examples=event.examples, version=event.version)
+    """The worker holds the model.
+
+    Example:
+        >>> loaded(Ready(3, 0, "", 981, cut=304, left_out=34))
+        'model loaded, 981 examples, 304 of them cut and 34 rows left out as too long, version 3'
+    """
+    words = f"model loaded, {event.examples} examples{event.too_long}, version {event.version}"
+    return Line(
+        words,
+        event="loaded",
+        examples=event.examples,
+        version=event.version,
+        cut=event.cut or None,
+        left_out=event.left_out or None,
+    )
 
 
 def adopted(event: Adopted) -> Line:
@@ -108,16 +122,18 @@ def trained(event: Trained) -> Line:
     """The worker has trained a round.
 
     Example:
-        >>> trained(Trained(3, "3.bin", 64, 0.5, 4.0))
-        'round 3 trained on 64 examples in 4.0 s, loss 0.500'
+        >>> trained(Trained(3, "3.bin", 2501, 0.5, 4.0, steps=40, batch_size=16))
+        'round 3 trained 40 steps of 16, drawn from 2,501 examples, in 4.0 s, loss 0.500'
     """
     before = f", {event.restored} intervals from before" if event.restored else ""
     return Line(
-        f"round {event.round} trained on {event.examples} examples in {event.seconds:.1f} s{before}, "
-        f"loss {event.loss:.3f}",
+        f"round {event.round} trained {event.steps:,} steps of {event.batch_size}, drawn from {event.examples:,} "
+        f"examples, in {event.seconds:.1f} s{before}, loss {event.loss:.3f}",
         event="trained",
         round=event.round,
         examples=event.examples,
+        steps=event.steps,
+        batch_size=event.batch_size,
         seconds=round(event.seconds, 3),
         loss=event.loss,
     )

@@ -18,7 +18,8 @@ from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk
 
 __all__ = ["Transfers"]
 
-_CHUNK_BYTES = 262_144
+# Of what goes up. Chunks under way are in memory, each of them more than once, and eight may be.
+_CHUNK_BYTES = 65_536
 # Room for topic and envelope within the broker's largest packet.
 _ENVELOPE_BYTES = 2048
 

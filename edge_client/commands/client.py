@@ -17,7 +17,7 @@ __all__ = ["client_run"]
 
 @click.command()
 @click.argument("node_file", type=click.Path(path_type=Path), metavar="NODE.toml")
-@click.option("--check", is_flag=True, help="Check the file and leave.")
+@click.option("--check", is_flag=True, help="Check the file and the data that it names, and leave.")
 @click.option("--stay", is_flag=True, help="Stay when the run is finished, for the next one of the same name.")
 @click.option(
     "--log-format", "form", type=click.Choice(LOG_FORMATS), default="text", show_default=True, help="One line an event."
@@ -35,6 +35,7 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
     from edge_client.node import Node
     from fedcore.config.reading import load_config
 
+    keep_agent_small()
     manager = ServiceManager()
     client = Client.from_file(node_file, stay=stay, heartbeat=manager.beat, on_event=lambda line: say(line))
     node = client.node
@@ -45,9 +46,10 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
         log.say(line)
 
     if check:
-        say(f"{node_file} is right; memory budget {client.check() / 2**20:.0f} MiB")
+        for line in client.examine():
+            say(line)
+        say(f"{node_file} is right")
         return
-    keep_agent_small()
 
     def reload(*_: object) -> None:
         # A file that is being edited must not end a node: all stays until it can be read.
@@ -68,6 +70,12 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
         if as_json or form == "json":
             # Whoever collects the standard output alone learns the end too.
             log.say(Line(error.one_line(), event="failed", level="error", exit_code=error.exit_code))
+        raise
+    except KeyboardInterrupt:
+        again = f"fedkrso client run {node_file}"
+        log.say(
+            Line(f"interrupted: what is trained is kept in {node.folder}; go on with: {again}", event="interrupted")
+        )
         raise
     finally:
         manager.stopping()

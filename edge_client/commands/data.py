@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from fedcore.config.sections import DataSection, TaskSection
+from fedcore.config.words import converted
 from fedcore.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def data_check(
     what is cut, labels, and every row that cannot be used. No weights are loaded, and nothing is sent anywhere."""
     from edge_client.worker.architecture.configuration import read_tokenizer
     from edge_client.worker.data.checking import as_numbers, check_data
+    from edge_client.worker.data.reading import resolved_task
     from edge_client.worker.programs.lean import hide_optional_packages
-    from edge_client.worker.programs.serve import resolved_task
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.templates import with_template
 
@@ -95,10 +96,7 @@ def _task_of_flags(kind: str, labels: str, max_length: int | None, template: Pat
         words["max_length"] = max_length
     if template is not None:
         words["template"] = str(template.absolute())
-    try:
-        return msgspec.convert(words, TaskSection)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error), place="--task") from None
+    return converted(words, TaskSection, place="--task")
 
 
 def _lines(found: Checked, section: DataSection, task: TaskSection) -> Iterator[str]:

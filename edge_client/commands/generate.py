@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from fedcore.config.generation import GenerationOptions
+from fedcore.config.words import converted
 from fedcore.errors import ConfigError, DataError
 
 __all__ = ["chat", "generate"]
@@ -105,12 +106,7 @@ def _asking(
         raise ConfigError(
             "a node's budget is in its file", place="--memory-budget", remedy=f"set memory_budget in {node_file}"
         )
-    try:
-        options = msgspec.convert({**sampled, "max_new_tokens": max_new_tokens or 1}, GenerationOptions)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`").replace("_", "-")
-        raise ConfigError(what.lower(), place=f"--{key}", remedy="see --help") from None
+    options = converted({**sampled, "max_new_tokens": max_new_tokens or 1}, GenerationOptions, place="options")
     from edge_client.serving.asking import Asking
     from edge_client.serving.start import folder_service, node_service
 

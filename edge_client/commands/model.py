@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from fedcore.config.tasks import USUAL_TASK
 from fedcore.errors import ConfigError
 
 __all__ = ["model_describe", "model_import"]
@@ -15,7 +16,7 @@ __all__ = ["model_describe", "model_import"]
 
 @click.command()
 @click.argument("model")
-@click.option("--task", default="text-classification", show_default=True)
+@click.option("--task", default=USUAL_TASK, show_default=True)
 @click.option("--labels", default="", help="Comma-separated label set.")
 @click.option("--max-length", default=128, show_default=True)
 def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
@@ -24,17 +25,12 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     from edge_client.worker.train.agreement import described
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.sections import TaskSection
+    from fedcore.config.words import converted
     from fedcore.weights.checkpoint import Checkpoint
     from fedcore.worker.messages import Described
 
-    try:
-        section = msgspec.convert(
-            {"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}, TaskSection
-        )
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error), place="--task") from None
-    except ConfigError as error:
-        raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
+    words = {"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}
+    section = converted(words, TaskSection, place="--task")
     schema, notes = described(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
     click.echo(msgspec.json.encode(Described(schema, section, notes)))
 

@@ -22,9 +22,10 @@ from edge_client.process.measuring import (
 )
 from edge_client.serving.memory import AGENT_BYTES, RESERVE_BYTES, SERVER_BYTES
 from fedcore.config.sections import TaskSection
-from fedcore.config.tasks import task_of
+from fedcore.config.tasks import USUAL_TASK, task_of
+from fedcore.config.words import converted
 from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
-from fedcore.round.training import AnyTraining
+from fedcore.round.training import USUAL_RANK, AnyTraining
 from fedcore.weights.schema import ModelSchema
 
 __all__ = ["profile"]
@@ -41,15 +42,15 @@ _CONTEXTS = (256, 1024, 4096)
 @click.option("--device", "device_name", help="Plan for a device of the catalogue, e.g. jetson-orin-nano-8gb.")
 @click.option(
     "--task",
-    default="causal-lm",
+    default=USUAL_TASK,
     show_default=True,
-    help="causal-lm, text-classification, pair-classification, regression, or that of an installed package.",
+    help="text-classification, causal-lm, pair-classification, regression, or that of an installed package.",
 )
 @click.option("--labels", default=2, show_default=True, help="Number of labels, for classification.")
 @click.option("--batch", default=16, show_default=True, help="Examples in an optimiser step.")
 @click.option("--length", default=128, show_default=True, help="Tokens of the longest example.")
 @click.option("--min-length", default=0, help="Tokens that examples may be cut to if nothing else fits.")
-@click.option("--rank", default=8, show_default=True)
+@click.option("--rank", default=USUAL_RANK, show_default=True)
 @click.option("--min-rank", default=0, help="Smallest rank that may be trained if nothing else fits; default: --rank.")
 @click.option("--pool", default=5, show_default=True, help="Seeds of the pool.")
 @click.option(
@@ -87,15 +88,9 @@ def profile(
     for name, value in (("batch", batch), ("length", length), ("rank", rank), ("pool", pool)):
         if value < 1:
             raise ConfigError(f"{value} is not a positive number", place=f"--{name}", remedy="write 1 or more")
-    try:
-        section = msgspec.convert({"kind": task, "max_length": length, "min_length": min_length}, TaskSection)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error).split(" - at ")[0].lower(), place="--task", remedy="see --help") from None
-    except ConfigError as error:
-        raise ConfigError(error.message, place="--task", remedy=error.remedy) from None
-    if task_of(section).outputs() == 0:
-        # A head as wide as the label set.
-        section = msgspec.structs.replace(section, labels=tuple(map(str, range(labels))))
+    # A head as wide as the label set; other tasks have no labels, and do not look at them.
+    words = {"kind": task, "labels": tuple(map(str, range(labels))), "max_length": length, "min_length": min_length}
+    section = converted(words, TaskSection, place="--task")
     folder = _folder_of(model)
 
     from edge_client.worker.programs.lean import hide_optional_packages
@@ -155,7 +150,7 @@ def _with_answers(
     """With what answers of the tuned model take, by context length, and how long a context may be."""
     from edge_client.worker.architecture.configuration import read_config
     from edge_client.worker.generate.generator import positions_of
-    from edge_client.worker.trace.answers import answer_footprint
+    from edge_client.worker.trace.contexts import answer_footprint
 
     most = positions_of(read_config(folder, task))
     contexts = sorted({min(tokens, most) for tokens in _CONTEXTS})

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from edge_client.node import Node
 from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
-from fedcore.errors import DataError, FedkrsoError, ModelError
-from fedcore.system.processes import worker_python
+from fedcore.config.sections import TaskSection
+from fedcore.errors import FedkrsoError, ModelError
 from fedcore.wire.identity import load_public_key, load_signing_key
+from fedcore.worker.looking import Look, look_at
 
 __all__ = ["node_file", "node_parts"]
 
@@ -28,6 +28,8 @@ _SOON_DAYS = 14
 _DATA_SECONDS = 60.0
 # The model in float32, twice over.
 _COMPARE_SECONDS = 600.0
+# Any model has positions for so many tokens.
+_COMPARE_TOKENS = 16
 
 
 class _Config(msgspec.Struct):
@@ -87,8 +89,7 @@ def _data(around: Surroundings, node: Node) -> str:
     """By the worker's reader, in a process of its own: a user's function may import or do anything."""
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
-    what = msgspec.json.encode(node.data).decode()
-    return f"{node.data.source}: {_said(around, 'first_rows', what, node.data.source, _DATA_SECONDS, DataError)}"
+    return "; ".join(look_at(Look(rows=node.rows), around.environment, timeout_seconds=_DATA_SECONDS))
 
 
 def _writes(node: Node) -> bool:
@@ -106,28 +107,8 @@ def _compared(around: Surroundings, node: Node) -> str:
     if around.quick:
         return "not compared with transformers (--quick)"
     folder = str(find_model(node.model_folder, place="model_folder"))
-    return _said(around, "compare", folder, folder, _COMPARE_SECONDS, ModelError)
-
-
-def _said(
-    around: Surroundings, program: str, what: str, place: str, seconds: float, kind: type[DataError] | type[ModelError]
-) -> str:
-    """The last line of one of the worker's programs; what it refuses, and how it fails, is raised."""
-    command = [worker_python(around.environment), "-m", f"edge_client.worker.programs.{program}", what]
-    try:
-        done = subprocess.run(
-            command, env=dict(around.environment), capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise kind(f"no answer within {seconds:.0f} s", place=place) from None
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    last = lines[-1] if lines else f"it ended with {done.returncode}"
-    if done.returncode == kind.exit_code:
-        message, where, remedy = msgspec.json.decode(last, type=tuple[str, str, str])
-        raise kind(message, place=where, remedy=remedy)
-    if done.returncode:
-        raise kind(last, place=place, remedy=f"see `python -m edge_client.worker.programs.{program}`, which failed")
-    return last
+    look = Look(task=TaskSection(kind="causal-lm", max_length=_COMPARE_TOKENS), model_folder=folder, compared=True)
+    return "; ".join(look_at(look, around.environment, timeout_seconds=_COMPARE_SECONDS))
 
 
 def _certificates(around: Surroundings, node: Node) -> Iterator[Check]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated
 
 import msgspec
 
+from edge_client.memory.answering import MARGIN, measuring_bytes, no_answer_fits
 from fedcore.device.memoryplan import Allocator, Footprint, MemoryComponents, MemoryPlan
 from fedcore.errors import BudgetError
 from fedcore.worker.messages import Measured
@@ -19,6 +21,7 @@ from fedcore.worker.messages import Measured
 __all__ = [
     "Bounds",
     "Calibration",
+    "allocator_share",
     "calibrated",
     "described",
     "fit",
@@ -37,8 +40,6 @@ _PASS_TOKENS = 16
 # What is saved where weights are there as they are used: at 316 tokens 7 % were measured, at 85 tokens 13 %.
 _DEQUANTISED_TIME = 0.92
 _BLOCK_ROWS = (256, 64)
-# Predictions are within a few percent (docs/benchmarks.md); a plan must leave this share of the room unused.
-_MARGIN = 0.04
 # glibc's default thresholds keep freed memory; measured, up to 2.2 times what tensors need (docs/benchmarks.md).
 _DEFAULT_ALLOCATOR_SHARE = 1.5
 
@@ -84,7 +85,7 @@ def predict(footprint: Footprint, plan: MemoryPlan, calibration: Calibration, *,
     """
     length = plan.length or footprint.longest
     activations, logits, working = _live(footprint, plan, length)
-    share = calibration.share + (_DEFAULT_ALLOCATOR_SHARE if plan.allocator == "default" else 0.0)
+    share = allocator_share(plan, calibration)
     weights, embeddings = footprint.weights_bytes, footprint.embeddings_bytes
     if plan.dequantised:
         weights += footprint.dequantised_bytes
@@ -159,17 +160,27 @@ def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Cali
         BudgetError: Not even the smallest plan fits; the message has the numbers.
     """
     possible = plans(footprint, bounds, calibration)
+    room = room_bytes * (1 - MARGIN)
     for plan in possible:
-        if plan.components.total_bytes <= room_bytes * (1 - _MARGIN):
+        measuring = measuring_bytes(footprint, plan, allocator_share(plan, calibration))
+        if max(plan.components.total_bytes, measuring) <= room:
             return plan
     least = min(possible, key=lambda plan: plan.components.total_bytes)
-    needed = least.components.total_bytes / (1 - _MARGIN)
+    if least.components.total_bytes <= room:
+        peaks = [measuring_bytes(footprint, plan, allocator_share(plan, calibration)) for plan in possible]
+        raise no_answer_fits(peaks, room_bytes)
+    needed = least.components.total_bytes / (1 - MARGIN)
     raise BudgetError(
         f"training needs {needed / 1e6:,.0f} MB with the smallest plan ({described(least, bounds)}); "
         f"the worker may have {room_bytes / 1e6:,.0f} MB: {(needed - room_bytes) / 1e6:,.0f} MB short",
         place="memory_budget",
         remedy=_remedy(footprint, least, needed - room_bytes),
     )
+
+
+def allocator_share(plan: MemoryPlan, calibration: Calibration) -> float:
+    """Of what comes and goes, what the allocator takes beyond it."""
+    return calibration.share + (_DEFAULT_ALLOCATOR_SHARE if plan.allocator == "default" else 0.0)
 
 
 def smaller(footprint: Footprint, bounds: Bounds, now: MemoryPlan, calibration: Calibration) -> MemoryPlan | None:
@@ -257,20 +268,9 @@ def _repredicted(footprint: Footprint, bounds: Bounds, plan: MemoryPlan, calibra
 def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
     sizes = [bounds.micro_batch_size] if bounds.micro_batch_size else list(halvings(bounds.batch_size, 1))
     ranks = [0, *(r for r in halvings(bounds.rank, bounds.min_rank) if r < bounds.rank)]
-    lengths = (
-        [bounds.fixed_length]
-        if bounds.fixed_length is not None
-        else [
-            0,
-            *sorted(
-                {
-                    p.length
-                    for p in footprint.points
-                    if bounds.min_length and bounds.min_length <= p.length < footprint.longest
-                }
-            ),
-        ]
-    )
+    known = {point.length for point in footprint.points if point.length < footprint.longest}
+    shorter = sorted(length for length in known if 0 < bounds.min_length <= length)
+    lengths = [0, *shorter] if bounds.fixed_length is None else [bounds.fixed_length]
     ways = sorted(
         {
             (p.checkpointing, p.recompute_gates)
@@ -278,24 +278,20 @@ def _choices(footprint: Footprint, bounds: Bounds) -> Iterator[MemoryPlan]:
             if bounds.checkpointing in (None, p.checkpointing)
         }
     )
-    for size in sizes:
-        for checkpointing, gates in ways:
-            for mapped, dequantised in _places(footprint, bounds):
-                for rank in ranks:
-                    for length in lengths:
-                        for block_rows in _BLOCK_ROWS:
-                            for allocator in _allocators(bounds):
-                                yield MemoryPlan(
-                                    micro_batch_size=size,
-                                    checkpointing=checkpointing,
-                                    recompute_gates=gates,
-                                    mapped=mapped,
-                                    dequantised=dequantised,
-                                    rank=rank,
-                                    length=length,
-                                    block_rows=block_rows,
-                                    allocator=allocator,
-                                )
+    places, allocators = _places(footprint, bounds), _allocators(bounds)
+    every = product(sizes, ways, places, ranks, lengths, _BLOCK_ROWS, allocators)
+    for size, (checkpointing, gates), (mapped, dequantised), rank, length, block_rows, allocator in every:
+        yield MemoryPlan(
+            micro_batch_size=size,
+            checkpointing=checkpointing,
+            recompute_gates=gates,
+            mapped=mapped,
+            dequantised=dequantised,
+            rank=rank,
+            length=length,
+            block_rows=block_rows,
+            allocator=allocator,
+        )
 
 
 def _places(footprint: Footprint, bounds: Bounds) -> list[tuple[bool, bool]]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from edge_client.memory.answering import answers_at_once
 from edge_client.memory.limits import Limit
-from edge_client.memory.planner import Bounds, Calibration, calibrated, described, fit, plan_steps
+from edge_client.memory.planner import Bounds, Calibration, allocator_share, calibrated, described, fit, plan_steps
 from edge_client.node import Node
 from fedcore.device.memoryplan import Allocator, Footprint, MemoryComponents, MemoryPlan
 from fedcore.errors import BudgetError, WorkerError
@@ -92,6 +93,17 @@ class Planning:
             raise WorkerError("the worker was killed on every plan", place="memory_budget", remedy="raise it")
         self.memory_steps = whole[self._first_memory_step :]
         return self.memory_steps
+
+    def measure(self, plan: Plan, now: Limit) -> tuple[MemoryPlan, int]:
+        """The plan to measure a round's start by, and how many answers side by side it may make.
+
+        Raises:
+            WorkerError: As `begin`.
+        """
+        memory = self.begin(plan, now)[0]
+        assert self._footprint is not None
+        share = allocator_share(memory, self._calibration)
+        return memory, answers_at_once(self._footprint, memory, share, now.size_bytes)
 
     def killed(self, memory_step: int) -> None:
         """The worker was killed for its memory on this step: the next try begins below it."""

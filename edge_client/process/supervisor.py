@@ -179,7 +179,7 @@ class Supervisor:
         """
         assert self._worker is not None
         self.progress = Progress(0, 0, 0.0)
-        self._worker.send(Measure(plan, self._planning.begin(plan, self._now())[0]))
+        self._worker.send(Measure(plan, *self._planning.measure(plan, self._now())))
 
     def train(self, plan: Plan, path: Path, measured: Measurement | None = None) -> None:
         """Have the worker train a round, from the best plan that fits now; the update carries what was measured.

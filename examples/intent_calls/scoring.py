@@ -15,9 +15,9 @@ import click
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.intent_calls.answers import equality
 from examples.intent_calls.data import Row, new_names, new_sentences
 from examples.intent_calls.prompt import END, prompt
+from fedcore.numbers.texts import json_equality, same_json
 
 __all__ = ["answers", "held_out_sets", "loaded", "scored"]
 
@@ -67,7 +67,7 @@ def scored(model: Any, tokenizer: Any, held_out: Mapping[str, Sequence[Row]]) ->
     found = {}
     for name, rows in held_out.items():
         said = answers(model, tokenizer, [row["prompt"] for row in rows])
-        found[name] = equality(said, [row["completion"] for row in rows])
+        found[name] = float(json_equality(said, [row["completion"] for row in rows]).mean())
     return found
 
 
@@ -86,9 +86,9 @@ def main(model: Path, adapter: Path | None, homes: int, seed: int, rows: int, th
     asked = loaded(model, adapter)
     for name, part in held_out_sets(seed, homes, rows).items():
         said, right = answers(asked, tokenizer, [row["prompt"] for row in part]), [row["completion"] for row in part]
-        click.echo(f"{name}: {equality(said, right):.3f} of {len(part)}")
+        click.echo(f"{name}: {json_equality(said, right).mean():.3f} of {len(part)}")
         for row, answer in zip(part, said, strict=True):
-            if wrong and equality([answer], [row["completion"]]) < 1:
+            if wrong and not same_json(answer, row["completion"]):
                 click.echo(f"  {row['prompt']}\n    said  {answer}\n    right {row['completion']}")
 
 

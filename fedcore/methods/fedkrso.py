@@ -13,7 +13,7 @@ from fedcore.methods.interface import SteppedSettings, exact_mean, require_withi
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
 from fedcore.round.plan import Plan
-from fedcore.round.training import SubspaceTraining
+from fedcore.round.training import USUAL_RANK, SubspaceTraining
 from fedcore.round.training.subspace import ProjectionName
 from fedcore.subspaces.schedule import generation_of, pool_seeds
 
@@ -25,7 +25,7 @@ class FedKRSOSettings(
 ):
     """`name = "fedkrso"`."""
 
-    rank: int = 16
+    rank: int = USUAL_RANK
     """Rows of each projection, r."""
     min_rank: int | None = None
     """Smallest rank that a device may train instead; by default the full rank."""

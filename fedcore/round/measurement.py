@@ -15,12 +15,24 @@ from msgspec import Meta
 from fedcore.errors import UpdateRefused
 from fedcore.fields.checked import Positive, RoundNumber
 
-__all__ = ["ACCURACY", "LOSS", "UNIT", "Measurement", "NodeEvaluation", "Sum", "check_measurement", "summed"]
+__all__ = [
+    "ACCURACY",
+    "DEFAULT_NEW_TOKENS",
+    "LOSS",
+    "UNIT",
+    "Measurement",
+    "NodeEvaluation",
+    "Sum",
+    "check_measurement",
+    "summed",
+]
 
 UNIT: Final = 2**32
 """Values are kept in units of 1 / UNIT."""
 LOSS: Final = "loss"
 ACCURACY: Final = "accuracy"
+DEFAULT_NEW_TOKENS: Final = 128
+"""Of an answer that is measured."""
 _MOST_PER_EXAMPLE: Final = 2**20
 # A value of one example counts as at most that: a model that has diverged gives infinity, and sums stay sums.
 
@@ -41,6 +53,8 @@ class NodeEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Annotated[tuple[_MetricName, ...], Meta(max_length=32)] = ()
     """What is measured beside accuracy and loss: the task's own metrics and registered ones. Never a function's place:
     a plan does not choose what a node runs."""
+    max_new_tokens: Annotated[int, Meta(ge=1, le=65_536)] = DEFAULT_NEW_TOKENS
+    """Of an answer, where a metric compares texts."""
 
 
 class Sum(msgspec.Struct, frozen=True, array_like=True):

@@ -8,9 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["Connected", "Disconnected", "Limits", "Message", "Received", "Sink", "Transport", "TransportEvent"]
+__all__ = [
+    "CONNECT_SECONDS",
+    "Connected",
+    "Disconnected",
+    "Limits",
+    "Message",
+    "Received",
+    "Sink",
+    "Transport",
+    "TransportEvent",
+]
+
+
+CONNECT_SECONDS: Final = 20.0
+"""How long whoever starts waits for the broker, before that is an error."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker is asked that brings models in and out as GGUF files."""
+"""What a worker is asked that makes files: models in and out as GGUF, and a run's artefact."""
 
 from __future__ import annotations
 
 import msgspec
 
 from fedcore.config.models import ModelSource
+from fedcore.config.sections import DataSection, TaskSection
+from fedcore.fields.types import BaseKind
+from fedcore.round.training import AnyTraining
+from fedcore.weights.schema import ModelSchema
 
-__all__ = ["ImportModel", "Imported", "WriteGguf", "Written"]
+__all__ = ["ArtefactMade", "ImportModel", "Imported", "MakeArtefact", "WriteGguf", "Written"]
 
 
 class ImportModel(msgspec.Struct, frozen=True, tag="import_model"):
@@ -40,3 +44,30 @@ class Written(msgspec.Struct, frozen=True, tag="written"):
 
     words: str
     """What the file is."""
+
+
+class MakeArtefact(msgspec.Struct, frozen=True, kw_only=True, tag="make_artefact"):
+    """Make the file that the run's method asks for, before its first round."""
+
+    training: AnyTraining
+    """Of the first round; it says what makes the file (`Training.artefact_kind`)."""
+    model_folder: str
+    task: TaskSection
+    model_schema: ModelSchema
+    base_kind: BaseKind
+    data: DataSection | None = None
+    """Text, for a kind that is made from some; its labels do not matter."""
+    rows: int = 0
+    """Texts at most."""
+    folder: str
+    """For what is needed in between."""
+    path: str
+    """Of the file."""
+    threads: int = 1
+
+
+class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
+    """The run's artefact is written and flushed."""
+
+    texts: int
+    tokens: int

@@ -7,12 +7,10 @@ import msgspec
 
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
-from fedcore.fields.types import BaseKind
-from fedcore.round.measurement import Measurement
+from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
 from fedcore.round.plan import ObjectKind, Plan
-from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
-from fedcore.worker.exchange import Imported, ImportModel, WriteGguf, Written
+from fedcore.worker.exchange import ArtefactMade, Imported, ImportModel, MakeArtefact, WriteGguf, Written
 from fedcore.worker.serving import (
     Answer,
     Answered,
@@ -120,26 +118,12 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """File of the run's artefact, where the plan has one."""
     metrics: tuple[str, ...] = ()
     """What `Evaluate` measures beside what the task does: registered metrics, or `package.module:function`."""
-
-
-class MakeArtefact(msgspec.Struct, frozen=True, kw_only=True, tag="make_artefact"):
-    """Make the file that the run's method asks for, before its first round."""
-
-    training: AnyTraining
-    """Of the first round; it says what makes the file (`Training.artefact_kind`)."""
-    model_folder: str
-    task: TaskSection
-    model_schema: ModelSchema
-    base_kind: BaseKind
-    data: DataSection | None = None
-    """Text, for a kind that is made from some; its labels do not matter."""
     rows: int = 0
-    """Texts at most."""
-    folder: str
-    """For what is needed in between."""
-    path: str
-    """Of the file."""
-    threads: int = 1
+    """Of the data, at most so many (`fedcore.round.measurement.NodeEvaluation.rows`); 0 for all."""
+    share_seed: int = 0
+    """Decides which."""
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    """Of an answer, where one of `metrics` compares texts."""
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
@@ -178,6 +162,8 @@ class Measure(msgspec.Struct, frozen=True, tag="measure"):
     plan: Plan
     memory: MemoryPlan
     """Of training: measuring keeps less, with as many examples at a time."""
+    answers_at_once: int = 1
+    """Answers side by side that there is memory for, where metrics compare texts."""
 
 
 class Evaluate(msgspec.Struct, frozen=True, tag="evaluate"):
@@ -248,6 +234,18 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Highest resident size of the worker until now."""
     accelerator_bytes: int | None = None
     """What the worker holds of an accelerator's memory; None on a processor."""
+    cut: int = 0
+    """Rows that lost a part because they were too long (`task.too_long`)."""
+    left_out: int = 0
+    """Rows that were left out for it."""
+
+    @property
+    def too_long(self) -> str:
+        """What became of rows that were too long, in words that go on a sentence; empty where none was."""
+        cut = f"{self.cut:,} of them cut" if self.cut else ""
+        left_out = f"{self.left_out:,} rows left out" if self.left_out else ""
+        said = " and ".join(filter(None, (cut, left_out)))
+        return said and f", {said} as too long"
 
 
 class Adopted(msgspec.Struct, frozen=True, tag="adopted"):
@@ -282,6 +280,10 @@ class Trained(msgspec.Struct, frozen=True, tag="trained"):
     seconds: float
     restored: int = 0
     """Intervals that lay finished on disk."""
+    steps: int = 0
+    """Optimiser steps of the round, with those of restored intervals."""
+    batch_size: int = 0
+    """Examples in each; `examples` are all that they are drawn from."""
 
 
 class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):
@@ -291,13 +293,6 @@ class MeasuredState(msgspec.Struct, frozen=True, tag="measured_state"):
     measurement: Measurement | None
     """None on a node without held-out rows."""
     seconds: float
-
-
-class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
-    """The run's artefact is written and flushed."""
-
-    texts: int
-    tokens: int
 
 
 class Evaluated(msgspec.Struct, frozen=True, tag="evaluated"):

@@ -143,6 +143,23 @@ def test_wrong_password_is_one_clear_refusal(kind: Any, tmp_path: Path) -> None:
         transport.stop()
 
 
+def test_a_broker_that_is_started_again_knows_its_users(tmp_path: Path) -> None:
+    """`fedkrso broker run` in the same folder: whoever was connected comes back."""
+    if find_mosquitto() is None:
+        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    with LocalBroker(tmp_path / "broker", ["a"], kind="mosquitto") as first:
+        passwords, port = first.passwords, first.port
+        transport = MqttTransport(first.settings("a", "a"), random.Random(0))
+        events: queue.Queue[Any] = queue.Queue()
+        transport.start(events.put)
+        wait_for(events, Connected)
+    wait_for(events, Disconnected)
+    with LocalBroker(tmp_path / "broker", ["a", "b"], kind="mosquitto", port=port) as again:
+        assert again.passwords["a"] == passwords["a"] != again.passwords["b"]
+        wait_for(events, Connected, seconds=30)
+        transport.stop()
+
+
 def test_unreachable_broker_is_named() -> None:
     transport = MqttTransport(MqttSettings("mqtt://127.0.0.1:9", "x"), random.Random(0))
     transport.start(lambda event: None)

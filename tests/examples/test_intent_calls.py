@@ -22,7 +22,6 @@ from benchmarks.calls import central_lora, recipes
 from coordinator.job import Job
 from edge_client.node import Node
 from examples.intent_calls import data, scoring
-from examples.intent_calls.answers import equality, same_call
 from examples.intent_calls.calls import COMBINATIONS
 from examples.intent_calls.demo import METHOD, job_text, node_text
 from examples.intent_calls.prompt import END, TEMPLATE, prompt
@@ -101,16 +100,6 @@ def test_data_is_the_same_in_another_process_with_another_hash_seed() -> None:
 def test_a_home_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="home 4 of 4"):
         data.home(4)
-
-
-def test_equality_is_of_the_json_whatever_its_form() -> None:
-    right = '{"name":"HassLightSet","data":{"name":"lamp","brightness":40}}'
-    assert same_call(right, right)
-    assert same_call('{"data": {"brightness": 40, "name": "lamp"}, "name": "HassLightSet"}', right)
-    for wrong in (right.replace("40", '"40"'), right[:-1], f"{right} ", f"Sure! {right}", "", right.replace("40", "4")):
-        assert same_call(wrong, right) == (wrong == f"{right} ")
-    assert not same_call('{"a":1}', '{"a":true}')
-    assert equality([right, "no"], [right, right]) == 0.5
 
 
 def test_the_prompt_is_what_the_template_makes_of_a_command() -> None:

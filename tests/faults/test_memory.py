@@ -62,7 +62,10 @@ def test_workers_killed_in_every_phase_leave_no_trace(make_cluster: Callable[...
     assert cluster.exit_codes(*homes) == [0, 0]
     output = cluster.output()
     assert output.count("the worker ended (signal 9)") >= 4
-    resumed = re.findall(r"home-0: round 1 trained on 40 examples in [\d.]+ s, (\d) intervals from before", output)
+    resumed = re.findall(
+        r"home-0: round 1 trained [\d,]+ steps of \d+, drawn from 40 examples, in [\d.]+ s, (\d) intervals from before",
+        output,
+    )
     assert len(resumed) == 1 and int(resumed[0]) >= 1, output[-3000:]
 
 

@@ -180,6 +180,7 @@ def _rest_in_the_middle(tiny: Boards) -> None:
     tiny.heat(50.0)
     tiny.said("home-0: round 1 trained")
     resumed = re.search(
-        r"home-0: round 1 trained on 24 examples in [\d.]+ s, (\d+) intervals from before", tiny.output()
+        r"home-0: round 1 trained [\d,]+ steps of \d+, drawn from 24 examples, in [\d.]+ s, (\d+) intervals from before",
+        tiny.output(),
     )
     assert resumed and int(resumed[1]) == kept, tiny.output()[-3000:]

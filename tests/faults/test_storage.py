@@ -67,7 +67,8 @@ def test_a_full_disk_declines_with_a_reason_and_goes_on_from_what_was_kept(tmp_p
     finally:
         cluster.close()
     resumed = re.search(
-        r"home-0: round 1 trained on 40 examples in [\d.]+ s, (\d) intervals from before", cluster.output()
+        r"home-0: round 1 trained [\d,]+ steps of \d+, drawn from 40 examples, in [\d.]+ s, (\d) intervals from before",
+        cluster.output(),
     )
     assert resumed and int(resumed[1]) >= 1, cluster.output()[-3000:]
 

@@ -163,7 +163,7 @@ def test_a_folder_has_one_owner(workshop: Workshop, broker: LocalBroker, tmp_pat
 def test_wrong_calls_are_one_line_with_a_remedy(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown field `memory_buget`"):
         Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"}, data=[], memory_buget="1 GiB")
-    with pytest.raises(ConfigError, match="missing required field `data`"):
+    with pytest.raises(ConfigError, match="'data' is missing"):
         Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"})
     with pytest.raises(RunError, match="no run 'none'"):
         Coordinator.resume("none", runs=tmp_path)

@@ -19,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -72,11 +73,10 @@ class ForkedWorkers:
             env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
             preexec_fn=die_with_parent,
         )
-        # Here and not above: the parent itself runs this file, and needs none of it.
-        from tests.patience import until
-
-        until(lambda: (folder / "socket").exists() or self._process.poll() is not None, [self._process])
-        assert self._process.poll() is None, "the parent of forked workers did not come up"
+        # As long as it takes: on a busy machine its libraries load for minutes.
+        while not (folder / "socket").exists():
+            assert self._process.poll() is None, "the parent of forked workers did not come up"
+            time.sleep(0.02)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -121,8 +121,8 @@ def make_run(
         ledger.put_fact("started_at", started_at)
         for each in rows:
             ledger.put_round(each)
-        ledger.note(started_at + 5, "refused", nodes[0], "late: the round is over")
-        ledger.note(started_at + 9, "refused", nodes[0], "late: the round is over")
+        ledger.note(started_at + 5, "refused", nodes[0], "late: round 2 is over")
+        ledger.note(started_at + 9, "refused", nodes[0], "late: round 2 is over")
         ledger.note(started_at + 9, "clipped", nodes[0], "round 2: norm 1.5, scaled by 0.5 to the bound of 0.75")
         ledger.note(started_at + 9, "link", "", "the broker went away")
     view = RunView(name, job.method.name, rounds, phase="open", round=len(rows) + 1, rows=rows, digest="ab" * 32)

@@ -89,7 +89,17 @@ class Workshop:
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
         names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(self.model)
-        command = ["model", "describe", self.model, "--labels", ",".join(LABELS), "--max-length", "16"]
+        command = [
+            "model",
+            "describe",
+            self.model,
+            "--task",
+            "text-classification",
+            "--labels",
+            ",".join(LABELS),
+            "--max-length",
+            "16",
+        ]
         said = subprocess.run(program(*command), check=True, stdout=subprocess.PIPE).stdout
         beside = self.schema.with_suffix(".part")
         beside.write_bytes(said)

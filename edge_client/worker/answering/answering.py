@@ -20,7 +20,7 @@ from edge_client.worker.data.reading import Example, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.trace.answers import footprint_of
+from edge_client.worker.trace.contexts import footprint_of
 from edge_client.worker.train.highwater import peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.config.generation import GenerationOptions

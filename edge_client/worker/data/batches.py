@@ -33,6 +33,8 @@ class Encoded:
     """Where the tokens themselves are learned: spans of `ids`, none of which has the first token. None: all others."""
     segments: tuple[int, ...] = ()
     """Lengths of the examples that were packed into this one; none for one alone."""
+    cut: bool = False
+    """Whether the example was longer, and lost a part."""
 
     @property
     def examples(self) -> int:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edge_client.worker.data.reading import Example, example_of, read_rows
+from edge_client.worker.data.reading import Example, example_of
+from edge_client.worker.data.sources import read_rows
 from edge_client.worker.data.tasks import Encoded, Shown, worker_task
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.errors import DataError
@@ -106,10 +107,6 @@ def _fate(shown: Shown, encoded: Sequence[Encoded], kept: int) -> str:
 
 
 def _odd(example: Example, encoded: Sequence[Encoded], tokenizer: Any) -> Iterator[str]:
-    if not (example.text.strip() or example.messages):
-        yield "the text is empty"
-    if example.text_pair is not None and not example.text_pair.strip():
-        yield "the second text is empty"
     if example.messages and encoded and encoded[-1].ids[-1] not in tokenizer.all_special_ids:
         yield "no special token ends the answer: a model does not learn where to stop"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.data.batches import Encoded, batches, outputs, pad, states_and_labels
-from edge_client.worker.data.reading import Example
+from edge_client.worker.data.reading import Example, together
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import Target, task_of
@@ -27,12 +27,15 @@ from fedcore.registry import resolve
 
 __all__ = [
     "Encoded",
+    "EncodedRows",
     "HeadTask",
+    "Question",
     "Scores",
     "Shown",
     "WorkerTask",
     "batches",
     "encode",
+    "encoded_rows",
     "outputs",
     "pad",
     "states_and_labels",
@@ -54,6 +57,38 @@ class Scores:
     losses: NDArray[np.float64]
     weights: NDArray[np.int64]
     outputs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a model reads, and the answer that is right, as token ids.
+
+    Attributes:
+        prompt: At least one token.
+        answer: With the token that ends it, where one does.
+        whole: Whether the answer counts whole. Of a text that goes on, as much counts as a model may answer.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Examples as token ids, and what became of them.
+
+    Attributes:
+        encoded: Pieces of all, in order.
+        firsts: Of each example that is not left out the first piece.
+        cut: Examples that lost a part.
+        left_out: Examples of which nothing is learned.
+    """
+
+    encoded: list[Encoded]
+    firsts: list[Encoded]
+    cut: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +139,8 @@ class WorkerTask(ABC):
     def encode(self, example: Example, tokenizer: Any) -> Iterator[Encoded]:
         """An example as token ids, cut to `max_length`; several, or none, where a task cuts texts into pieces."""
         made = tokenizer(example.text, example.text_pair, truncation=True, max_length=self.section.max_length)
+        if not made["input_ids"]:
+            raise DataError("the tokenizer leaves no token of it", place=example.place, remedy="leave the row out")
         types = made.get("token_type_ids")
         yield Encoded(tuple(made["input_ids"]), tuple(types) if types else None, example.target)
 
@@ -136,6 +173,10 @@ class WorkerTask(ABC):
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
         """What each example adds to the number that is called accuracy, and what it counts in it, (rows,) each; None
         where that number is no mean over examples."""
+        return None
+
+    def question(self, encoded: Encoded) -> Question | None:
+        """What a model is asked of an example when its answers are measured; None in a task that writes none."""
         return None
 
 
@@ -178,13 +219,32 @@ def encode(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> li
     """Tokenise; classification truncates to `max_length`, causal-lm cuts into pieces of it.
 
     Raises:
-        DataError: Nothing is left to train on.
+        DataError: An example cannot be learned from, or nothing is left to train on.
     """
-    at_work = worker_task(task)
-    out = [encoded for example in examples for encoded in at_work.encode(example, tokenizer)]
-    if not out:
+    return encoded_rows(examples, task, tokenizer).encoded
+
+
+def encoded_rows(examples: Sequence[Example], task: TaskSection, tokenizer: Any) -> EncodedRows:
+    """`encode`, with what was cut and left out.
+
+    Raises:
+        DataError: An example cannot be learned from, or nothing is left to train on.
+    """
+    at_work, pieces, wrong = worker_task(task), list[list[Encoded]](), list[DataError]()
+    for example in examples:
+        try:
+            pieces.append(list(at_work.encode(example, tokenizer)))
+        except DataError as error:
+            wrong.append(error)
+    if wrong:
+        raise together(wrong)
+    whole = [piece for own in pieces for piece in own]
+    if not whole and task_of(task).conversations:
+        raise DataError("no row fits task.max_length", remedy="raise it, or see `fedkrso data check`")
+    if not whole:
         raise DataError("no example is longer than one token", remedy="check data.text")
-    return out
+    firsts = [own[0] for own in pieces if own]
+    return EncodedRows(whole, firsts, sum(one.cut for one in whole), len(pieces) - len(firsts))
 
 
 def summed_loss(

@@ -4,23 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edge_client.worker.generate.engine import Engine
 
-__all__ = ["greedy_answers"]
-
-# Tokens of all prompts together that go through the model at a time.
-_PASS_TOKENS = 2048
+__all__ = ["Batches", "greedy_answers"]
 
 _Ended = Callable[[int, int], bool]
 """(prompt, token): whether the answer ends with this token, which is then not part of it."""
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How many prompts are answered side by side, and how. It changes float rounding alone.
+
+    Attributes:
+        rows: Prompts side by side at most.
+        pass_tokens: Of all of their prompts together that go through the model at a time; at least one of each.
+        wanted: Called before each pass; it raises where nobody waits for the answers any more.
+    """
+
+    rows: int = 16
+    pass_tokens: int = 2048
+    wanted: Callable[[], object] = lambda: None
+
+
 def greedy_answers(
-    engine: Engine, prompts: Sequence[Sequence[int]], ended: _Ended, max_new_tokens: int, rows: int
+    engine: Engine, prompts: Sequence[Sequence[int]], ended: _Ended, most: Sequence[int], batches: Batches
 ) -> list[list[int]]:
     """The likeliest tokens after each prompt.
 
@@ -28,12 +41,12 @@ def greedy_answers(
         engine: At work.
         prompts: None of them empty.
         ended: Asked once for each token of each answer, in its order.
-        max_new_tokens: Of an answer.
-        rows: Prompts side by side at most.
+        most: Tokens of each answer, at least one.
+        batches: How many at a time.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    for places in _groups([len(prompt) for prompt in prompts], rows, mixed=engine.pads):
-        _answer_group(engine, prompts, places, ended, max_new_tokens, answers)
+    for places in _groups([len(prompt) for prompt in prompts], batches.rows, mixed=engine.pads):
+        _answer_group(engine, prompts, places, ended, most, batches, answers)
     return answers
 
 
@@ -54,12 +67,13 @@ def _answer_group(
     prompts: Sequence[Sequence[int]],
     places: list[int],
     ended: _Ended,
-    max_new_tokens: int,
+    most: Sequence[int],
+    batches: Batches,
     answers: list[list[int]],
 ) -> None:
     """Adds to `answers` what follows the prompts at these places."""
     longest = max(len(prompts[place]) for place in places)
-    cache = engine.cache_for(longest + max_new_tokens)
+    cache = engine.cache_for(longest + max(most[place] for place in places))
     ids = torch.zeros(len(places), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, place in enumerate(places):
@@ -68,26 +82,30 @@ def _answer_group(
 
     def passed(ids: Tensor, mask: Tensor) -> Tensor:
         """Logits (b, v) after some more tokens; the mask is of all tokens so far."""
+        batches.wanted()
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         to = engine.device
         # Where nothing is padding there is nothing to mask: the pass then takes torch's faster attention.
         masked = None if mask.all() else mask.to(to)
-        return engine.forward(
+        logits = engine.forward(
             input_ids=ids.to(to), attention_mask=masked, position_ids=positions.to(to), past_key_values=cache
         )
+        engine.give_back()
+        return logits
 
-    width = max(1, _PASS_TOKENS // len(places))
+    width = max(1, batches.pass_tokens // len(places))
     for start in range(0, longest, width):
         logits = passed(ids[:, start : start + width], mask[:, : start + width])
     left = list(range(len(places)))
-    for _ in range(max_new_tokens):
+    while True:
         tokens = logits.argmax(-1).tolist()
         going = []
         for row, index in enumerate(left):
             place = places[index]
             if not ended(place, tokens[row]):
                 answers[place].append(tokens[row])
-                going.append(row)
+                if len(answers[place]) < most[place]:
+                    going.append(row)
         if not going:
             return
         if len(going) < len(left):

@@ -94,6 +94,11 @@ class Engine:
         """A batch's cache, with room for this many tokens a row."""
         return planned_cache(self._module.config, tokens)
 
+    def give_back(self) -> None:
+        """Let the kernel have the pages of a head that is mapped from disk until its next use."""
+        if self._model.output_weight is not None:
+            self._model.output_weight.release()
+
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Inside, the model is as it is when nothing is learned."""

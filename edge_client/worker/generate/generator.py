@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edge_client.worker.generate.batch import greedy_answers
+from edge_client.worker.generate.batch import Batches, greedy_answers
 from edge_client.worker.generate.engine import Engine
 from edge_client.worker.generate.kernel import kernel_for
 from edge_client.worker.generate.sampling import Picker
@@ -19,6 +19,8 @@ from fedcore.config.generation import GenerationOptions
 from fedcore.errors import ModelError
 
 __all__ = ["Generator", "positions_of"]
+
+_BATCHES = Batches()
 
 
 class Generator:
@@ -73,14 +75,16 @@ class Generator:
         return self._streamed(list(prompt_ids), options, constraint)
 
     @torch.inference_mode()
-    def batch(self, prompts: Sequence[Sequence[int]], options: GenerationOptions, rows: int = 16) -> list[list[int]]:
+    def batch(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, batches: Batches = _BATCHES
+    ) -> list[list[int]]:
         """Greedy answers to many prompts, for an evaluation; end-of-text and stop texts are cut off. The model's state
         is the one of this moment, whether or not `refresh` was called.
 
         Args:
             prompts: Their tokens; they may be of different lengths.
             options: Of these only `max_new_tokens` and `stop` count.
-            rows: Prompts side by side at most: each has a cache of its own (`cache_bytes`).
+            batches: How many at a time: each has a cache of its own (`cache_bytes`).
 
         Returns:
             The new tokens of each.
@@ -100,9 +104,10 @@ class Generator:
             return texts[prompt].stopped
 
         self.refresh()
-        most = min(options.max_new_tokens, self.context_tokens - max(map(len, prompts), default=0))
+        # Of each by itself: an answer does not depend on which others are asked for.
+        most = [min(options.max_new_tokens, self.context_tokens - len(prompt)) for prompt in prompts]
         with self._engine.at_work():
-            return greedy_answers(self._engine, prompts, ended, most, rows)
+            return greedy_answers(self._engine, prompts, ended, most, batches)
 
     def _check(self, prompt_tokens: int) -> None:
         if not prompt_tokens:

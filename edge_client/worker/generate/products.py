@@ -33,8 +33,8 @@ Product = Callable[[Tensor, Tensor, bool], None]
 
 
 def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, Product]:
-    """Of every target layer and the head, where they lie on the processor and compute in float32; other modules compute
-    as ever."""
+    """Of every target layer that lies on the processor and computes in float32, and of a head that is stored in
+    another type than hidden states have; other modules compute as ever."""
     found: dict[nn.Module, Product] = {}
     for layer in model.layers.values():
         product = layer_product(layer, kernel)
@@ -42,7 +42,7 @@ def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, Pro
             found[layer] = product
     module: Any = model.module
     head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
-    if isinstance(head, nn.Linear) and head.weight.device.type == "cpu" and head.weight.dtype != torch.float32:
+    if isinstance(head, nn.Linear) and head.weight.dtype != torch.float32:
         found[head] = _weight_product(head.weight, None, head.bias, kernel)
     return found
 

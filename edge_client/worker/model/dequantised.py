@@ -66,7 +66,9 @@ class DequantisedWeight:
     def _made(self, layer: SidedLayer) -> Tensor:
         if self._whole is None:
             shape = layer.out_features, layer.in_features
-            self._whole = torch.empty(shape, dtype=torch.float32, device=layer.base.device)
+            # Also where a state is measured: what is made in inference mode cannot be written again in training.
+            with torch.inference_mode(False):
+                self._whole = torch.empty(shape, dtype=torch.float32, device=layer.base.device)
         if not self._right:
             for rows, block, _ in layer.blocks(layer.signs(with_factor=False), merge=True, with_factor=False):
                 self._whole[rows] = block

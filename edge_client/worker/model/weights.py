@@ -64,7 +64,9 @@ class Scratch:
             # The old buffer goes before the new one comes: both at once would be a peak.
             del self._buffers[key]
         if key not in self._buffers:
-            self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
+            # Also where a state is measured: what is made in inference mode cannot be written again in training.
+            with torch.inference_mode(False):
+                self._buffers[key] = torch.empty(count, dtype=dtype, device=device)
         return self._buffers[key][:count].view(*shape)
 
     def clear(self) -> None:

@@ -18,7 +18,7 @@ from edge_client.worker.answering.finished import finished
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.generate.generator import Generator
 from edge_client.worker.model.loading import describe
-from edge_client.worker.trace.answers import answer_footprint, footprint_of
+from edge_client.worker.trace.contexts import answer_footprint, footprint_of
 from edge_client.worker.trace.outline import Outline
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from fedcore.config.generation import GenerationOptions

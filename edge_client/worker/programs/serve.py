@@ -19,24 +19,25 @@ import torch
 from edge_client.worker.answering.answering import Answering
 from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
-from edge_client.worker.data.heldout import node_examples
+from edge_client.worker.data.heldout import node_examples, sampled
 from edge_client.worker.data.packing import check_apart
-from edge_client.worker.data.reading import call_by_name
-from edge_client.worker.data.tasks import Encoded, encode, worker_task
+from edge_client.worker.data.reading import resolved_task
+from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.files import artefact_made, imported, written_gguf
-from edge_client.worker.trace.footprint import TINY_LENGTH, cached_footprint
+from edge_client.worker.programs.tracing import traced
+from edge_client.worker.trace.footprint import TINY_LENGTH
 from edge_client.worker.train.agreement import described
 from edge_client.worker.train.answer import scores_of_texts
+from edge_client.worker.train.answered import Asked, answered, questions_of
 from edge_client.worker.train.calibrate import calibrate
-from edge_client.worker.train.evaluate import evaluate, metrics_by_name
+from edge_client.worker.train.evaluate import compares_texts, evaluate, metrics_by_name
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
-from fedcore.config.fitting import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
@@ -62,14 +63,13 @@ from fedcore.worker.messages import (
     Route,
     StepDown,
     Trace,
-    Traced,
     Train,
     Trained,
 )
 from fedcore.worker.process import read_message, write_message
 from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
-__all__ = ["Worker", "main", "resolved_task"]
+__all__ = ["Worker", "main"]
 
 
 class _Leave(Exception):
@@ -101,15 +101,15 @@ class Worker:
             case MakeArtefact():
                 return artefact_made(command)
             case Trace():
-                return self._trace(command)
+                return traced(command, self._route_of(command))
             case Configure():
                 return self._configure(command)
             case Adopt(path, version, generation, kind, digest):
                 self._held.adopt(Path(path), generation, kind, digest)
                 return Adopted(version, generation, digest)
-            case Measure(plan, memory):
+            case Measure(plan, memory, at_once):
                 self._wanted_memory_step = 0
-                return self._measurer.measured(plan, memory)
+                return self._measurer.measured(plan, memory, at_once)
             case Train():
                 return self._train(command)
             case StepDown() | Stop():
@@ -130,11 +130,7 @@ class Worker:
             case WriteGguf(folder, path, stored, description):
                 return written_gguf(Path(folder), Path(path), stored, description)
             case Evaluate(version):
-                task = self._configured.plan.task
-                numbers = evaluate(
-                    self._held.model, self._encoded, task, self._pad_id, self._torch_device, self._metrics
-                )
-                return Evaluated(version, *numbers)
+                return self._evaluate(version)
 
     def step_down(self, memory_step: int) -> None:
         """From the thread that reads commands: the next micro-batch takes this step."""
@@ -150,27 +146,6 @@ class Worker:
         if self._replica is None:
             raise WorkerError("no model is loaded yet")
         return self._replica
-
-    def _trace(self, command: Trace) -> Traced:
-        torch.set_num_threads(command.threads)
-        route = self._route_of(command)
-        plan, folder = command.plan, Path(command.model_folder)
-        require_fitting(folder, max_length=plan.task.max_length)
-        examples, _ = node_examples(command.data, plan.task, plan.evaluation)
-        encoded = encode(examples, plan.task, read_tokenizer(folder))
-        longest = max(len(row.ids) for row in worker_task(plan.task).rows(encoded))
-        found = cached_footprint(
-            Path(command.folder),
-            folder,
-            plan.model_schema,
-            plan.task,
-            plan.base_kind,
-            plan.training,
-            longest=longest,
-            min_length=plan.task.min_length,
-            compute_dtype=route.compute_dtype,
-        )
-        return Traced(found, len(encoded), route)
 
     def _route_of(self, command: Trace) -> Route:
         """As the command names it, or as it was found before the libraries were loaded."""
@@ -196,7 +171,12 @@ class Worker:
             node_examples(command.data, task, command.plan.evaluation),
             read_tokenizer(folder),
         )
-        self._encoded = encode(examples, task, tokenizer)
+        if command.rows:
+            examples = sampled(examples, command.rows, command.share_seed)
+        rows = encoded_rows(examples, task, tokenizer)
+        self._encoded, self._asked = rows.encoded, Asked()
+        if compares_texts(self._metrics.values()):
+            self._asked = questions_of(rows.firsts, task, tokenizer, command.max_new_tokens)
         apart = held_out_of(command.plan, held_out, self._encoded, task, tokenizer)
         own = Path(command.folder)
         forget_other_runs(own, command.run)
@@ -236,8 +216,29 @@ class Worker:
         state, base = self._replica.state, self._replica.base
         held = self._accelerator_bytes()
         return Ready(
-            state.version, base.generation, self._replica.digest(), len(self._encoded), measured, highest, held
+            state.version,
+            base.generation,
+            self._replica.digest(),
+            len(self._encoded),
+            measured,
+            highest,
+            held,
+            rows.cut,
+            rows.left_out,
         )
+
+    def _evaluate(self, version: int) -> Evaluated:
+        model, task = self._held.model, self._configured.plan.task
+        numbers = evaluate(
+            model,
+            self._encoded,
+            task,
+            self._pad_id,
+            self._torch_device,
+            self._metrics,
+            lambda: answered(model, self._asked, wanted=self._go_on),
+        )
+        return Evaluated(version, *numbers)
 
     def _rows(self, task: TaskSection) -> Sequence[Encoded]:
         """What is trained on; of a model that keeps several examples in a row apart, where there are such."""
@@ -268,15 +269,16 @@ class Worker:
         begin_peak()
         plan = command.plan
         header, trained = self._trainer.train(plan, command.memory_steps, Path(command.path), command.measured)
-        return Trained(plan.round, command.path, header.examples, header.loss, header.seconds, trained.restored)
-
-
-def resolved_task(task: TaskSection) -> TaskSection:
-    """A task whose labels are a tuple, also where the job names a function that gives them."""
-    if not isinstance(task.labels, str):
-        return task
-    labels = tuple(map(str, call_by_name(task.labels, {}, "task.labels")))
-    return msgspec.structs.replace(task, labels=labels)
+        return Trained(
+            plan.round,
+            command.path,
+            header.examples,
+            header.loss,
+            header.seconds,
+            trained.restored,
+            plan.training.steps,
+            plan.training.batch_size,
+        )
 
 
 def main(

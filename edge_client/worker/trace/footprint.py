@@ -21,6 +21,7 @@ from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
+from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.trace import Step, fake_model, sketch_points
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
@@ -79,6 +80,7 @@ def footprint(
     longest: int,
     min_length: int = 0,
     compute_dtype: str = "float32",
+    answers: tuple[int, int] | None = None,
 ) -> Footprint:
     """Trace a method's training step on shapes.
 
@@ -91,6 +93,7 @@ def footprint(
         longest: Tokens of the longest example.
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
+        answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
     """
     dtype: torch.dtype = getattr(torch, compute_dtype)
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
@@ -110,6 +113,7 @@ def footprint(
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
     points = sketch_points(model, mode, step, shapes, _recompute)
+    answering = None if answers is None else sketch_answers(model, mode, *answers)
     del model, layers, mode
     gc.collect()
     give_back_freed_memory()
@@ -131,6 +135,7 @@ def footprint(
         # Short rows make it worth its memory, and they are what language models learn.
         dequantised_bytes=kept.dequantised_bytes if language else 0,
         points=points,
+        answering=answering,
     )
 
 
@@ -145,6 +150,7 @@ def cached_footprint(
     compute_dtype: str,
     longest: int,
     min_length: int,
+    answers: tuple[int, int] | None = None,
 ) -> Footprint:
     """`footprint`, remembered in the folder `cache` by model, round's shape and library versions."""
     import transformers
@@ -162,6 +168,7 @@ def cached_footprint(
         longest,
         min_length,
         compute_dtype,
+        answers,
         str(torch.__version__),
         transformers.__version__,
     )
@@ -181,6 +188,7 @@ def cached_footprint(
                 longest=longest,
                 min_length=min_length,
                 compute_dtype=compute_dtype,
+                answers=answers,
             ),
             key=key,
         )

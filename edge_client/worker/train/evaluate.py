@@ -3,22 +3,22 @@
 
 from __future__ import annotations
 
-import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from edge_client.worker.data.reading import function_by_name
+from edge_client.worker.data.sources import function_by_name
 from edge_client.worker.data.tasks import Encoded, Scores, worker_task
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.train.answered import Texts
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import DataError
-from fedcore.registry import METRICS
+from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import ACCURACY, LOSS, Sum, summed
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Metrics",
     "Scores",
     "batch_of_tokens",
+    "compares_texts",
     "evaluate",
     "measures",
     "metrics_by_name",
@@ -37,9 +38,11 @@ __all__ = [
 _BATCH = 64
 
 
-Metric = Callable[[NDArray[Any], NDArray[Any]], float]
+Metric = Callable[[Any, Any], Any]
+"""What the model says and what is right, to a number, or to one of each example (`fedcore.registry.MetricKind`)."""
 Metrics = Mapping[str, Metric]
 _KEY: Final = "evaluation.metrics"
+_NO_TEXTS: Final[Texts] = ([], [])
 
 
 def evaluate(
@@ -49,11 +52,21 @@ def evaluate(
     pad_id: int,
     torch_device: torch.device,
     metrics: Metrics = types.MappingProxyType({}),
+    texts: Callable[[], Texts] = lambda: _NO_TEXTS,
 ) -> tuple[float, float, dict[str, float]]:
     """Accuracy, mean loss, and other metrics: the task's own, then those that were asked for.
 
     `accuracy` is Spearman's correlation for regression, and the share of tokens foreseen is not measured for causal-lm:
     there it is exp(-loss), the mean probability of the right token.
+
+    Args:
+        model: With the state that is measured.
+        encoded: Examples.
+        task: Of the plan.
+        pad_id: Token that pads.
+        torch_device: Where to compute.
+        metrics: Beside the task's own.
+        texts: Makes the answers and gives them with the right ones; called once, where a metric compares texts.
 
     Raises:
         DataError: A metric that was asked for fails, or gives no finite number.
@@ -61,8 +74,8 @@ def evaluate(
     scores = scores_of(model, encoded, task, pad_id, torch_device)
     accuracy, loss, found = measures(scores, encoded, task)
     if metrics:
-        compared = worker_task(task).predictions(scores, encoded)
-        found |= {name: _measured(name, metric, *compared) for name, metric in metrics.items()}
+        compared = _Compared(scores, encoded, task, texts)
+        found |= {name: compared.value(name, metric) for name, metric in metrics.items()}
     return accuracy, loss, found
 
 
@@ -87,18 +100,62 @@ def node_metrics(names: Sequence[str], task: TaskSection) -> dict[str, Metric | 
         ConfigError: No such metric on this node.
     """
     own = task_of(task).metrics()
-    return {name: None if name in own else METRICS.get(name, place=_KEY) for name in names}
+    found = metrics_by_name([name for name in names if name not in own])
+    return {name: found.get(name) for name in names}
 
 
-def _measured(name: str, metric: Metric, said: NDArray[Any], wanted: NDArray[Any]) -> float:
-    try:
-        value = float(metric(said, wanted))
-    except Exception as error:
-        # A foreign function: whatever it raises, the user must learn which.
-        raise DataError(f"metric {name!r} failed: {type(error).__name__}: {error}", place=_KEY) from error
-    if not math.isfinite(value):
-        raise DataError(f"metric {name!r} gives {value}", place=_KEY, remedy="have it give a finite number")
-    return value
+def compares_texts(metrics: Iterable[Metric | None]) -> bool:
+    """Whether one of them needs answers."""
+    return any(metric is not None and metric_kind(metric).compares == "texts" for metric in metrics)
+
+
+class _Compared:
+    """What metrics compare of one measurement: numbers, and texts that are made when the first metric wants them."""
+
+    def __init__(
+        self, scores: Scores, encoded: Sequence[Encoded], task: TaskSection, texts: Callable[[], Texts]
+    ) -> None:
+        self._scores, self._encoded, self._task = scores, encoded, task
+        self._texts = cache(texts)
+
+    def value(self, name: str, metric: Metric) -> float:
+        """A metric's number; the mean over examples is that of the exact sum.
+
+        Raises:
+            DataError: It fails, or gives no finite number.
+        """
+        found = self._found(name, metric)
+        return found.mean if isinstance(found, Sum) else found
+
+    def sum(self, name: str, metric: Metric) -> Sum:
+        """What a node says of it: a number that is no mean counts as this node's own value for each of its rows.
+
+        Raises:
+            DataError: As `value`.
+        """
+        found = self._found(name, metric)
+        return found if isinstance(found, Sum) else _whole(found, len(self._sides(metric)[1]))
+
+    def _sides(self, metric: Metric) -> tuple[Any, Any]:
+        if metric_kind(metric).compares == "texts":
+            return self._texts()
+        return worker_task(self._task).predictions(self._scores, self._encoded)
+
+    def _found(self, name: str, metric: Metric) -> Sum | float:
+        said, right = self._sides(metric)
+        try:
+            found = np.asarray(metric(said, right), np.float64)
+        except Exception as error:
+            # A foreign function: whatever it raises, the user must learn which.
+            raise DataError(f"metric {name!r} failed: {type(error).__name__}: {error}", place=_KEY) from error
+        shape = (len(right),) if metric_kind(metric).each else ()
+        if found.shape != shape:
+            wanted = f"one number of each of {len(right)} examples" if shape else "one number"
+            raise DataError(f"metric {name!r} gives numbers {found.shape}, not {wanted}", place=_KEY)
+        if not np.isfinite(found).all():
+            wrong = found if not shape else found[~np.isfinite(found)][0]
+            raise DataError(f"metric {name!r} gives {wrong}", place=_KEY, remedy="have it give a finite number")
+        return summed(found.tolist(), len(right)) if shape else float(found)
 
 
 def batch_of_tokens(most_tokens: int) -> Callable[[int], int]:
@@ -172,7 +229,11 @@ def measures(scores: Scores, encoded: Sequence[Encoded], task: TaskSection) -> t
 
 
 def sums_of(
-    scores: Scores, encoded: Sequence[Encoded], task: TaskSection, metrics: Mapping[str, Metric | None]
+    scores: Scores,
+    encoded: Sequence[Encoded],
+    task: TaskSection,
+    metrics: Mapping[str, Metric | None],
+    texts: Callable[[], Texts] = lambda: _NO_TEXTS,
 ) -> dict[str, Sum]:
     """What a node says of its held-out examples: loss, accuracy, and what the plan asks beside.
 
@@ -184,6 +245,7 @@ def sums_of(
         encoded: The examples.
         task: Of the plan.
         metrics: By name; None for those that the task measures by itself.
+        texts: Makes the answers and gives them with the right ones; called once, where a metric compares texts.
 
     Raises:
         DataError: A metric fails, or gives no finite number.
@@ -199,10 +261,9 @@ def sums_of(
     else:
         values, counts = headline
         sums[ACCURACY] = summed(values.tolist(), int(counts.sum()))
-    compared = at_work.predictions(scores, encoded)
+    compared = _Compared(scores, encoded, task, texts)
     for name, metric in metrics.items():
-        value = own[name] if metric is None else _measured(name, metric, *compared)
-        sums[name] = _whole(value, len(encoded))
+        sums[name] = _whole(own[name], len(encoded)) if metric is None else compared.sum(name, metric)
     return sums
 
 

@@ -19,8 +19,16 @@ import torch
 
 from edge_client.worker.data.heldout import sampled
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded, encode
-from edge_client.worker.train.evaluate import Metric, batch_of_tokens, node_metrics, scores_of, sums_of
+from edge_client.worker.data.tasks import Encoded, encoded_rows
+from edge_client.worker.train.answered import Asked, Texts, answered, questions_of
+from edge_client.worker.train.evaluate import (
+    Metric,
+    batch_of_tokens,
+    compares_texts,
+    node_metrics,
+    scores_of,
+    sums_of,
+)
 from edge_client.worker.train.replica import Replica
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
@@ -48,12 +56,14 @@ class HeldOut:
         examples: Rows that they were made of.
         longest: Tokens of the longest example that is trained on: what memory is planned for.
         metrics: What is measured beside accuracy and loss.
+        asked: What the model answers, where one of these compares texts.
     """
 
     encoded: Sequence[Encoded]
     examples: int
     longest: int
     metrics: Mapping[str, Metric | None]
+    asked: Asked = Asked()
 
 
 def held_out_of(
@@ -72,11 +82,15 @@ def held_out_of(
         ConfigError: A metric is not there on this node.
         DataError: A row cannot be encoded.
     """
-    longest, asked = max(len(e.ids) for e in trained), plan.evaluation
-    if asked is None or not examples:
+    longest, evaluation = max((len(e.ids) for e in trained), default=0), plan.evaluation
+    if evaluation is None or not examples:
         return HeldOut((), 0, longest, {})
-    chosen = sampled(examples, asked.rows, asked.share_seed)
-    return HeldOut(encode(chosen, task, tokenizer), len(chosen), longest, node_metrics(asked.metrics, plan.task))
+    metrics = node_metrics(evaluation.metrics, plan.task)
+    chosen = sampled(examples, evaluation.rows, evaluation.share_seed)
+    rows, asked = encoded_rows(chosen, task, tokenizer), Asked()
+    if compares_texts(metrics.values()):
+        asked = questions_of(rows.firsts, task, tokenizer, evaluation.max_new_tokens)
+    return HeldOut(rows.encoded, len(chosen), longest, metrics, asked)
 
 
 class Measurer:
@@ -107,13 +121,13 @@ class Measurer:
         self._replica, self._held_out, self._path, self._run, self._node = replica, held_out, path, run, node
         self._pad_id, self._torch_device, self._wanted = pad_id, torch_device, wanted
 
-    def measured(self, plan: Plan, memory: MemoryPlan) -> MeasuredState:
+    def measured(self, plan: Plan, memory: MemoryPlan, answers_at_once: int = 1) -> MeasuredState:
         """`measure`, with the time that it took."""
         started = time.monotonic()
-        found = self.measure(plan, memory)
+        found = self.measure(plan, memory, answers_at_once)
         return MeasuredState(plan.version, found, time.monotonic() - started)
 
-    def measure(self, plan: Plan, memory: MemoryPlan) -> Measurement | None:
+    def measure(self, plan: Plan, memory: MemoryPlan, answers_at_once: int = 1) -> Measurement | None:
         """Measure the state that a plan starts from; None without held-out rows.
 
         The replica then stands where the round starts.
@@ -122,6 +136,7 @@ class Measurer:
             plan: The round.
             memory: Of training. As many tokens at a time as a micro-batch may have: nothing is kept for a backward
                 pass, so this needs less.
+            answers_at_once: Answers side by side that there is memory for.
 
         Raises:
             ExactnessError: The replica does not hold the plan's version.
@@ -142,13 +157,18 @@ class Measurer:
             self._replica.model, encoded, plan.task, self._pad_id, self._torch_device, sizes, self._wanted
         )
         try:
-            sums = sums_of(scores, encoded, plan.task, self._held_out.metrics)
+            sums = sums_of(scores, encoded, plan.task, self._held_out.metrics, lambda: self._answered(answers_at_once))
         except DataError as error:
             # Of a metric; the node's own data were read long ago.
             raise WorkerError(error.message, place=error.place, remedy=error.remedy) from error
         found = Measurement(version=plan.version, examples=self._held_out.examples, sums=sums)
         self._keep(_Kept(key, found))
         return found
+
+    def _answered(self, at_once: int) -> Texts:
+        # A compiler's memory is in no plan.
+        asked, wanted = self._held_out.asked, self._wanted
+        return answered(self._replica.model, asked, at_once=at_once, compiled=False, wanted=wanted)
 
     def _key(self, plan: Plan) -> str:
         """Whatever would make another measurement changes it."""

@@ -39,6 +39,7 @@ from fedcore.round.training.base import (
     TENSOR_BITS,
     UP,
     USES,
+    USUAL_RANK,
     Training,
     merged_entries,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "TENSOR_BITS",
     "UP",
     "USES",
+    "USUAL_RANK",
     "AnyTraining",
     "DenseCodec",
     "DenseTraining",

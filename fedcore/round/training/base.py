@@ -29,6 +29,7 @@ __all__ = [
     "TENSOR_BITS",
     "UP",
     "USES",
+    "USUAL_RANK",
     "LearningRate",
     "Rank",
     "Seed",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 TENSOR_BITS: Final[Bits] = 16
+USUAL_RANK: Final = 16
+"""FedKRSO's, of job files and of commands that look at a model before there is one."""
 UP: Final = "/up"
 """Ends the name of a left factor that is merged: `up @ down` is added to the layer's weight."""
 DOWN: Final = "/down"

@@ -83,7 +83,7 @@ def test_show_says_who_was_refused_and_why_also_of_a_killed_run(runs: Path) -> N
     killed_run(runs, "killed")
     for name in ("pool", "killed"):
         text = fedkrso("runs", "show", name, "--runs", runs).stdout
-        assert "refused home-0: late: the round is over (2)" in text
+        assert "refused home-0: late: round 2 is over (2)" in text
         assert "clipped home-0: round 2: norm 1.5, scaled by 0.5 to the bound of 0.75" in text
         assert "rank 16, 5 seeds (pool), 40 steps, 4 bits" in text and "very secret" not in text
         found = json.loads(fedkrso("runs", "show", name, "--runs", runs, "--json").stdout)

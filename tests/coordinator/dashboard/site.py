@@ -16,6 +16,7 @@ from typing import Any
 from coordinator.dashboard.server import Dashboard
 from coordinator.run.control import Answer, Command
 from coordinator.store.ledger import RoundRow
+from coordinator.store.rows import NodeScore, NodesMeasured
 from coordinator.store.view import EventView, NodeView, RunView
 from fedcore.device.readings import Readings
 
@@ -24,7 +25,18 @@ TOKEN = "0123456789abcdef-alice"
 
 def make_view() -> RunView:
     rows = [
-        RoundRow(1, ("a", "b"), 1000, 2000, 30.0, 0.9, accuracy=0.5, loss=1.5),
+        RoundRow(
+            1,
+            ("a", "b"),
+            1000,
+            2000,
+            30.0,
+            0.9,
+            accuracy=0.5,
+            loss=1.5,
+            metrics={"rouge_l": 0.75},
+            nodes=NodesMeasured(8, 0.25, 1.25, {"rouge_l": 0.625}, {"a": NodeScore(8, 0.25, 1.25)}),
+        ),
         RoundRow(2, ("a",), 500, 1000, 20.0, 0.7),
     ]
     a = NodeView(

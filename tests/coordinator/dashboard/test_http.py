@@ -157,6 +157,8 @@ def test_metrics_have_units_and_say_only_what_is_known(site: Site) -> None:
         1.5,
         1,
     )
+    assert (found["fedkrso_metric", "rouge_l"], found["fedkrso_nodes_metric", "rouge_l"]) == (0.75, 0.625)
+    assert (found["fedkrso_nodes_accuracy_ratio",], found["fedkrso_nodes_measured_round",]) == (0.25, 1)
     assert found["fedkrso_node_online", "a"] == 1 and found["fedkrso_node_online", "b"] == 0
     assert found["fedkrso_node_digest_ok", "a"] == 1 and found["fedkrso_node_digest_ok", "b"] == 0
     parts = {

@@ -5,14 +5,23 @@ revoked one may not."""
 from __future__ import annotations
 
 import datetime as dt
+import os
+import pwd
 import shutil
+import socket
+import subprocess
+import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
 from cluster import needs_mosquitto
 
-from coordinator.provisioning.broker import LocalBroker
+from coordinator.commands.provision import provision as provision_command
+from coordinator.provisioning.broker import LocalBroker, find_mosquitto, free_port
 from coordinator.provisioning.provision import provision, revoke
 from fedcore.transport.base import Disconnected
 from tests.coordinator.provisioning.clients import TOPICS, USERS, Client, client, lost, refusal
@@ -123,3 +132,34 @@ def test_a_revoked_node_loses_its_rights_at_once_and_cannot_come_back(tmp_path: 
                 "TLS: our certificate is revoked (give the device another id: fedkrso provision)"
             )
         client(broker, "b").transport.stop()
+
+
+def test_as_root_mosquitto_reads_what_provision_wrote_once_it_is_copied_as_said() -> None:
+    """mosquitto becomes the user `mosquitto`, who may not look into a private folder."""
+    needs_mosquitto()
+    if os.geteuid() != 0 or not any(user.pw_name == "mosquitto" for user in pwd.getpwall()):
+        pytest.skip("needs root, and the user mosquitto")
+    with tempfile.TemporaryDirectory(prefix="fedkrso-") as folder, ExitStack() as ended:
+        # Pytest's own folder is closed to others.
+        root, port = Path(folder), free_port()
+        root.chmod(0o755)
+        options = ["--out", str(root / "fleet"), "--broker-host", "localhost", "--port", str(port)]
+        options += ["--broker-folder", str(root / "etc"), "--broker-data", str(root / "var")]
+        said = CliRunner().invoke(provision_command, ["voice", "a", *options]).output
+        (root / "var").mkdir()
+        shutil.chown(root / "var", "mosquitto", "mosquitto")
+        copying = [line.strip().removeprefix("sudo ") for line in said.splitlines() if " sudo install " in line]
+        assert len(copying) == 2
+        for line in copying:
+            subprocess.run(line, shell=True, check=True, cwd=root / "fleet")
+        command = [str(find_mosquitto()), "-c", str(root / "etc" / "mosquitto.conf")]
+        process = ended.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        ended.callback(process.terminate)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.05)
+        process.terminate()
+        raise AssertionError(process.communicate()[1])

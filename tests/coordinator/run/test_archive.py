@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import pkgutil
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from fedcore.model.base import Base
 from fedcore.round.plan import Plan, StateObject, cheapest_way, objects_needed
 from fedcore.weights.checkpoint import Checkpoint, write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+from tests.patience import until
 
 SCHEMA = ModelSchema((LayerSpec("l", 60, 16), LayerSpec("m", 40, 12)), (TensorSpec("head", (3, 4), False),))
 TASK = TaskSection(kind="regression")
@@ -272,6 +274,18 @@ def test_what_a_kill_left_behind_is_swept(make_leader: Callable[..., Leader]) ->
     leader.advance(plan)
     leader.kill()
     assert "77-snapshot.bin.part" not in on_disk(leader)
+
+
+def test_updates_of_closed_rounds_leave_the_disk_when_the_next_one_is_out(make_leader: Callable[..., Leader]) -> None:
+    leader = make_leader("run")
+    leader.until(4, leader.start())
+    until(lambda: [path.name for path in leader.files.updates.iterdir()] == ["3"])
+    assert list((leader.files.updates / "3").iterdir())
+    leader.kill()
+    # Nothing of it is needed to go on.
+    shutil.rmtree(leader.files.updates)
+    leader.until(6, leader.start())
+    leader.kill()
 
 
 def error_of(leader: Leader) -> FedkrsoError:

@@ -9,6 +9,7 @@ import msgspec
 from made_runs import row
 
 from coordinator.store.view import EventView, NodeView, RunView
+from coordinator.terminal.forecast import forecast
 from coordinator.terminal.story import Story
 
 
@@ -71,6 +72,36 @@ def test_nodes_that_come_and_go_are_told_each_time() -> None:
     assert told(story, seen) == [("node_online", "node a is online")]
 
 
+def test_a_node_that_leaves_a_finished_run_is_done() -> None:
+    story, seen = Story(), view(phase="finished")
+    seen.nodes["a"] = NodeView("a", online=True, state="finished")
+    story.lines(seen)
+    seen.nodes["a"].online = False
+    assert told(story, seen) == [("node_offline", "node a is done")]
+
+
+def test_what_is_left_is_a_forecast_and_no_deadline() -> None:
+    seen = view(phase="open", round=1, cohort=("a", "b"), round_opened_at=100.0, deadline_at=3700.0)
+    assert forecast(seen, 110.0) is None
+    seen.nodes = {"a": NodeView("a", step=30, steps=40), "b": NodeView("b", step=10, steps=40)}
+    # The slower one has done a quarter in ten seconds.
+    found = forecast(seen, 110.0)
+    assert found is not None and found.round_seconds == 30.0
+    assert found.run_seconds == 30.0 + 40.0 * (seen.total_rounds - 1)
+    seen.rows = [
+        msgspec.structs.replace(row(n, 0.5, "a"), seconds=seconds)
+        for n, seconds in enumerate((99.0, 20.0, 30.0, 25.0), 1)
+    ]
+    seen.round = 5
+    found = forecast(seen, 110.0)
+    assert (
+        found is not None and found.round_seconds == 15.0 and found.run_seconds == 15.0 + 25.0 * (seen.total_rounds - 5)
+    )
+    late = forecast(seen, 500.0)
+    assert late is not None and late.round_seconds == 0.0
+    assert forecast(dataclasses.replace(seen, phase="closing"), 110.0) is None
+
+
 def test_numbers_of_nodes_at_work_are_no_events() -> None:
     story, seen = Story(), view()
     seen.nodes["a"] = NodeView("a", online=True)
@@ -116,3 +147,20 @@ def test_a_view_is_not_changed() -> None:
     before = dataclasses.replace(seen)
     Story().lines(seen)
     assert seen == before
+
+
+def test_what_there_is_to_know_of_the_model_is_told_once() -> None:
+    story, seen = Story(), view()
+    story.lines(seen)
+    seen.notes = ("a head is there already: it is trained on",)
+    assert told(story, seen) == [("model_note", seen.notes[0])]
+    seen.notes = (*seen.notes, "measures on 9 held-out examples, 2 of them cut as too long")
+    seen.phase = "open"
+    assert [line for line in told(story, seen) if line[0] == "model_note"] == [("model_note", seen.notes[1])]
+    assert told(story, seen) == []
+
+
+def test_metrics_are_told_with_the_accuracy() -> None:
+    measured = msgspec.structs.replace(row(1, 0.5, "a"), metrics={"json_equality": 0.75, "rouge_l": 0.8})
+    ((_, words),) = told(Story(), view(security="", rows=[measured]))
+    assert words.startswith("round 1: accuracy 0.500, json_equality 0.750, rouge_l 0.800, train loss")

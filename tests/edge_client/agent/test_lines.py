@@ -10,10 +10,12 @@ from fedcore.worker.process import WorkerDied
 
 
 def test_a_trained_round_tells_what_lay_on_the_disk_already() -> None:
-    line = lines.trained(Trained(3, "3.bin", 64, 0.5, 4.0004, restored=2))
-    assert line == "round 3 trained on 64 examples in 4.0 s, 2 intervals from before, loss 0.500"
+    line = lines.trained(Trained(3, "3.bin", 64, 0.5, 4.0004, restored=2, steps=40, batch_size=16))
+    assert (
+        line == "round 3 trained 40 steps of 16, drawn from 64 examples, in 4.0 s, 2 intervals from before, loss 0.500"
+    )
     assert (line.event, line.round) == ("trained", 3)
-    assert line.numbers == {"examples": 64, "seconds": 4.0, "loss": 0.5}
+    assert line.numbers == {"examples": 64, "steps": 40, "batch_size": 16, "seconds": 4.0, "loss": 0.5}
 
 
 def test_a_worker_s_last_words_are_told_unless_it_was_killed() -> None:

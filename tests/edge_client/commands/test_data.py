@@ -81,16 +81,17 @@ def test_every_row_that_cannot_be_used_has_its_line(tmp_path: Path, stories: Pat
     assert "rows: 1 whole, 4 refused" in found.output
 
 
-def test_labels_are_counted_and_strange_rows_named(tmp_path: Path, minilm_folder: Path) -> None:
+def test_labels_are_counted_and_rows_without_text_or_label_named(tmp_path: Path, minilm_folder: Path) -> None:
     rows: list[Any] = [("good day", "a"), ("bad day", "b"), (" ", "a"), ("what", "c")]
     node, *_ = written(tmp_path, minilm_folder, *(json.dumps({"text": text, "label": label}) for text, label in rows))
     found = checked(node, "--task", "text-classification", "--labels", "a,b", "--json")
     said = json.loads(found.output)
-    assert said["labels"] == {"a": 2, "b": 1} and said["fates"] == {"whole": 3} and said["tokens"]["1.0"] == 4
-    (wrong,), (odd,) = said["wrong"], said["odd"]
-    assert "rows.jsonl:4: label 'c' is not in task.labels" in wrong and "rows.jsonl:3: the text is empty" in odd
+    assert said["labels"] == {"a": 1, "b": 1} and said["fates"] == {"whole": 2} and said["tokens"]["1.0"] == 4
+    empty, strange = said["wrong"]
+    assert "rows.jsonl:3: text: the text is empty" in empty
+    assert "rows.jsonl:4: label 'c' is not in task.labels" in strange
     short = checked(node, "--task", "text-classification", "--labels", "a,b,c", "--max-length", "3")
-    assert short.exit_code == 0 and "labels: a 2, b 1, c 1" in short.output and "2 cut" in short.output
+    assert "labels: a 1, b 1, c 1" in short.output and "2 cut" in short.output and "1 of 4 rows" in str(short.exception)
 
 
 def test_an_answer_that_nothing_ends_is_named(tmp_path: Path, stories: Path) -> None:

@@ -36,6 +36,7 @@ def asked(command: object, tiny: Path, *arguments: str, text: str = "") -> str:
     return CliRunner().invoke(command, words, input=text, catch_exceptions=False).stdout  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_an_argument_and_the_standard_input_are_answered_alike(tiny: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     generator = Generator(finished(tiny, tmp_path, tokenizer).model, tokenizer)
@@ -61,6 +62,7 @@ def test_what_cannot_be_answered_is_refused(tiny: Path, arguments: list[str], er
         generate.main([str(tiny) if word == "TINY" else word for word in arguments], standalone_mode=False)
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_conversation_goes_on_until_it_is_too_long_or_reset(tiny: Path) -> None:
     first, again = asked(chat, tiny, text="one\n/reset\none\n/exit\nnever\n").splitlines()
     assert first == again

@@ -65,7 +65,7 @@ def test_a_node_takes_part_in_a_run_as_a_service_behind_its_walls(
     device.wait("ActiveState", "active")
     status = json.loads(device.fedkrso("client", "status", "--json", "--lines", "100").stdout)
     assert status["state"] == "active (running)" and status["said"].startswith("finished") and status["restarts"] == 0
-    assert any("round 2 trained on 40 examples" in line for line in status["lines"])
+    assert any("round 2 trained" in line and "from 40 examples" in line for line in status["lines"])
     assert "round 2 trained" in device.fedkrso("client", "logs").stdout
     # Who it is, and what it sees of the device.
     pid = device.shown("MainPID")

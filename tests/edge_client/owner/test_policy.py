@@ -264,7 +264,7 @@ def test_the_section_is_off_by_default_and_read_from_the_node_file(tmp_path: Pat
         ),
         ("settle_seconds = -1", "n.toml: policy.settle_seconds: -1 is outside 0 to 3600 (write seconds, such as 60)"),
         ("main_only = true", "n.toml: policy: unknown key 'main_only' (did you mean 'mains_only'?)"),
-        ('mains_only = "yes"', "n.toml: policy.mains_only: expected `bool`, got `str`"),
+        ('mains_only = "yes"', "n.toml: policy.mains_only: true or false is needed, and this is text"),
     ],
 )
 def test_mistakes_are_one_line_with_place_and_remedy(tmp_path: Path, line: str, said: str) -> None:

@@ -48,6 +48,14 @@ min_nodes = 2
 quorum = 2
 deadline_seconds = 600
 finish_seconds = 60
+[evaluation]
+where = "both"
+source = "{data}"
+share = 0.3
+rows = 5
+metrics = ["json_equality", "rouge_l"]
+max_new_tokens = 32
+best_by = "nodes.rouge_l"
 {broker}"""
 NODE = """\
 node = "{name}"
@@ -187,7 +195,7 @@ def test_two_nodes_train_and_serve_within_their_budgets(tmp_path: Path) -> None:
             assert servers[name].post(CHAT, chat(max_tokens=2)).status == 200
             assert "nothing learned" in servers[name].get("/health").json["note"]
         _train(fleet, servers, meter)
-        final = json.loads((tmp_path / "replies" / "summary.json").read_text())["final"]["digest"]
+        final = _check_measured(tmp_path / "replies")
         for name, server in servers.items():
             # The agent stays with a warm worker: of the node that takes turns it is let go when somebody asks.
             answer = server.post(CHAT, chat("lamp 3", max_tokens=4, model="replies"))
@@ -206,6 +214,22 @@ def test_two_nodes_train_and_serve_within_their_budgets(tmp_path: Path) -> None:
         text = servers["turns"].post(CHAT, chat("lamp 3", max_tokens=80, response_format=form)).text
         assert list(json.loads(text)) == ["name", "area"]
     _within_budgets(meter.peaks)
+
+
+def _check_measured(run: Path) -> str:
+    """Published states were measured by answers, here and on both nodes; gives the last digest."""
+    summary = json.loads((run / "summary.json").read_text())
+    for version, row in enumerate(summary["rounds"], 1):
+        assert row["metrics"].keys() == {"perplexity", "json_equality", "rouge_l"}
+        on_nodes = row["on_nodes"]
+        assert on_nodes["scores"].keys() == NODES.keys() and 2 <= on_nodes["rows"] <= 10, version
+        for found in (row["metrics"], on_nodes["metrics"], *(one["metrics"] for one in on_nodes["scores"].values())):
+            assert 0 <= found["json_equality"] <= 1 and 0 <= found["rouge_l"] <= 1
+    # It learns to write the form.
+    assert summary["rounds"][-1]["on_nodes"]["metrics"]["rouge_l"] > 0.3
+    assert summary["best"]["by"] == "nodes.rouge_l" and "rouge_l" in (run / "report.html").read_text()
+    digest: str = summary["final"]["digest"]
+    return digest
 
 
 def _within_budgets(peaks: dict[str, dict[str, int]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_client.worker.data.reading import rows_of
+from edge_client.worker.data.sources import rows_of
 from fedcore.config.data import data_section
 from fedcore.config.sections import DataSection
 from fedcore.errors import DataError

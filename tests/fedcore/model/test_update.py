@@ -213,7 +213,7 @@ class OnlyMethod(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ("lines", "refusal"),
     [
         ('name = "fedprox"', r"method.name: invalid value 'fedprox' \(one of fedkrso, fedavg, "),
-        ("rank = 4", r"method: object missing required field `name` \(one of fedkrso, "),
+        ("rank = 4", r"method: 'name' is missing \(one of fedkrso, "),
         ('name = "ffa-lora"\nalhpa = 8.0', r"method: unknown key 'alhpa' \(did you mean 'alpha'"),
         ('name = "fedavg"\nrank = 4', r"method: unknown key 'rank' \(known keys: interval_steps, "),
         ('name = "fedit"\nrank = 0', "method.rank: rank is 0, it must be positive"),

@@ -168,3 +168,11 @@ export function mergedEvents(known, newer) {
   const fresh = newer.filter((event) => !keys.has(eventKey(event)));
   return fresh.length ? [...known, ...fresh].sort((a, b) => a.at - b.at).slice(-1000) : known;
 }
+
+/** Seconds that the open round will probably take still, from the last three rounds; null before there is one, and once it has taken longer. */
+export function roundLeft(run, now) {
+  const seconds = run.rows.slice(-3).map((row) => row.seconds).sort((a, b) => a - b);
+  if (!seconds.length || !(run.round_opened_at > 0)) return null;
+  const left = seconds[Math.floor(seconds.length / 2)] - (now - run.round_opened_at);
+  return left > 0 ? left : null;
+}

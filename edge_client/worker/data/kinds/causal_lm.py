@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded, Scores, Shown, WorkerTask, states_and_labels
+from edge_client.worker.data.tasks import Encoded, Question, Scores, Shown, WorkerTask, states_and_labels
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.loss import chunked_cross_entropy
@@ -63,6 +63,15 @@ class CausalLMAtWork(WorkerTask):
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """Of tokens."""
         return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}
+
+    def question(self, encoded: Encoded) -> Question:
+        """The last that is learned of an example, after all that comes before it. A text that is learned whole goes on
+        after its first half."""
+        start, stop = encoded.spans[-1]
+        if start == 1:
+            half = max(1, stop // 2)
+            return Question(encoded.ids[:half], encoded.ids[half:stop], whole=False)
+        return Question(encoded.ids[:start], encoded.ids[start:stop])
 
 
 def _output_weight(model: BuiltModel) -> OutputHead:

@@ -41,7 +41,7 @@ class InstructionAtWork(CausalLMAtWork):
             # A turn that is cut into is read, not learned.
             learned = tuple((start, stop) for start, stop in moved if start >= max(1, kept))
         if learned:
-            yield Encoded(ids, None, None, learned=learned)
+            yield Encoded(ids, None, None, learned=learned, cut=over > 0)
 
     def shown(self, example: Example, tokenizer: Any) -> Shown:
         """With the assistant's turns."""

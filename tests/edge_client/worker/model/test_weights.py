@@ -17,12 +17,13 @@ from edge_client.worker.data.tasks import Encoded, outputs, summed_loss
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.loading import build, describe, float_weight, install_weight
-from edge_client.worker.model.weights import FloatWeight, tensor_of
+from edge_client.worker.model.weights import FloatWeight, Scratch, tensor_of
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from fedcore.config.sections import TaskSection
 from fedcore.model.base import Base
 from fedcore.subspaces.projection import signs
 from fedcore.weights.checkpoint import Checkpoint, to_float32, write_safetensors
+from tests.edge_client.worker.model.test_layer import inputs, make_layer
 
 CPU = torch.device("cpu")
 THREE = TaskSection(kind="text-classification", labels=("a", "b", "c"), max_length=32)
@@ -203,3 +204,18 @@ def test_release_keeps_the_numbers_and_does_nothing_in_memory(tmp_path: Path) ->
         for _ in range(2):
             weight.release()
             assert torch.equal(weight.copy_rows(slice(8, 24), torch.empty(16, 48)), torch.from_numpy(values[8:24]))
+
+
+@pytest.mark.parametrize("dequantised", [True, False])
+def test_a_layer_that_was_measured_first_trains_as_before(dequantised: bool) -> None:
+    layer, fresh = (make_layer(scratch=Scratch())[0] for _ in range(2))
+    x = inputs((6, layer.in_features), torch.float32, "cpu")
+    layer.dequantised.switch(dequantised)
+    with torch.inference_mode():
+        # Buffers are made here, and written again below.
+        layer(x)
+    for one in (layer, fresh):
+        one.select(1)
+        one(x).sum().backward()
+        one.absorb()
+    torch.testing.assert_close(layer(x), fresh(x))

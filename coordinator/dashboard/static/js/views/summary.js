@@ -35,9 +35,11 @@ function trend(rows) {
 
 function deadline(run, now) {
   if (run.phase !== "open") return "";
+  const foreseen = derive.roundLeft(run, now);
+  if (foreseen !== null) return `about ${format.duration(foreseen)} left`;
   if (run.deadline_at > 0) {
     const left = run.deadline_at - now;
-    return left > 0 ? `${format.duration(left)} left` : "past its deadline";
+    return left > 0 ? `deadline in ${format.duration(left)}` : "past its deadline";
   }
   return run.round_opened_at > 0 ? `open for ${format.duration(now - run.round_opened_at)}` : "";
 }

@@ -17,7 +17,7 @@ from edge_client.worker.generate.engine import CHUNK_TOKENS
 from edge_client.worker.generate.generator import Generator
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import describe
-from edge_client.worker.trace.answers import answer_footprint, footprint_of, pass_bytes
+from edge_client.worker.trace.contexts import answer_footprint, footprint_of, pass_bytes
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import TaskSection

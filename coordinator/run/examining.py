@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job names, looked at before its run, by the processes that will read it then."""
+
+from __future__ import annotations
+
+import os
+
+from coordinator.job import Job
+from fedcore.config.models import find_model
+from fedcore.config.templates import with_template
+from fedcore.errors import FedkrsoError
+from fedcore.worker.looking import Calibration, Look, look_at
+
+__all__ = ["examined"]
+
+
+def examined(job: Job, place: str) -> tuple[str, ...]:
+    """A line for each thing that can serve.
+
+    Args:
+        job: What the run is.
+        place: Where the job is written, for errors about its keys.
+
+    Raises:
+        FedkrsoError: What cannot.
+    """
+    section, calibration, model = job.evaluation, job.calibration, job.model
+    folder = find_model(model.folder, place=f"{place}: model.folder")
+    # A GGUF file is imported when the run begins; until then it has no tokenizer and no names of tensors.
+    there = folder.is_dir()
+    look = Look(
+        rows={"evaluation": section.data} if section is not None and section.here else {},
+        task=with_template(job.task),
+        calibration=None if calibration is None else Calibration(calibration.data, calibration.rows),
+        model_folder=str(folder) if there else "",
+        trained_tensors=model.trained_tensors if there and model.schema_file is None else None,
+        metrics=() if section is None else section.metrics,
+    )
+    try:
+        return look_at(look, os.environ)
+    except FedkrsoError as error:
+        if error.place in _KEYS:
+            raise type(error)(error.message, place=f"{place}: {error.place}", remedy=error.remedy) from None
+        raise
+
+
+_KEYS = ("task.labels", "evaluation.metrics", "model.trained_tensors", "data.text_pair", "data.label")
+"""Places that are keys of the job file, and not files of their own."""
