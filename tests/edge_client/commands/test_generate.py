@@ -83,11 +83,9 @@ SCHEMA = {
 def test_answers_meet_a_schema_and_keep_its_order(tiny: Path, tmp_path: Path) -> None:
     form = tmp_path / "form.json"
     form.write_text(json.dumps(SCHEMA))
-    same = ("--schema", str(form), "--max-new-tokens", "60")
-    lines = asked(chat, tiny, *same, text="one\ntwo\n").splitlines()
-    lines += asked(generate, tiny, *same, text="one").splitlines()
-    answers = [json.loads(line) for line in lines]
-    assert len(answers) == 3 and all(list(answer) == ["on", "area"] for answer in answers)
+    said = asked(chat, tiny, "--schema", str(form), "--max-new-tokens", "60", text="one\ntwo\n")
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert len(answers) == 2 and all(list(answer) == ["on", "area"] for answer in answers)
 
 
 @pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[]", "a schema is a JSON object")])
