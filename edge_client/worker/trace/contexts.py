@@ -114,7 +114,7 @@ def answer_footprint(
     layers = list(model.layers.values())
     weights = sum(bytes_of(list(layer.base.buffers())) for layer in layers)
     others = bytes_of([tensor for tensor in model.held() if not belongs_to(layers, tensor)])
-    words = int(model.module.config.get_text_config(decoder=True).vocab_size)
+    config: Any = model.module.config
     mode = fake_model(model)
     learned = 0
     if training is not None:
@@ -124,11 +124,12 @@ def answer_footprint(
             learned = client_half(model, training).outline(between).state_bytes
         for layer in layers:
             layer.select(None)
-    config, passes = model.module.config, _passes(model, mode, contexts)
+    passes = _passes(model, mode, contexts)
     del model, layers, mode
     gc.collect()
     give_back_freed_memory()
     # Now, when everything that answering imports is imported.
+    words = int(config.get_text_config(decoder=True).vocab_size)
     runtime = (status_bytes("VmRSS") or 0) + _WORD_BYTES * words
     held = MemoryComponents(
         runtime_bytes=runtime, weights_bytes=weights, embeddings_bytes=others, subspaces_bytes=learned
