@@ -40,6 +40,10 @@ __all__ = ["AnswerFootprint", "answer_footprint", "footprint_of", "pass_bytes"]
 
 _SLACK_BYTES = 10_000_000
 """What the allocator and the libraries take while an answer is given, beyond live tensors (docs/memory.md)."""
+_CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+_UNTRACED_BYTES = 48 * 2**20
+"""For a pass of a model that answers and cannot be run on shapes, because what it does depends on numbers: four times
+what SmolLM2's takes."""
 _WORD_BYTES = 620
 """Of a tokenizer, for a word that it knows: SmolLM2's keeps 30 MB for 49,152 (docs/memory.md)."""
 
@@ -160,7 +164,11 @@ def footprint_of(model: BuiltModel, resident_bytes: int, room_bytes: int, most: 
     # One pass is traced, since somebody waits: no context is longer than its cache alone would let it be, and a shorter
     # one takes less.
     longest = max(1, fitting_tokens(partial(cache_bytes, config), room_bytes - resident_bytes, most))
-    return AnswerFootprint(config, held, ((longest, pass_bytes(model, mode, longest)),))
+    try:
+        taken = pass_bytes(model, mode, longest)
+    except _CANNOT_RUN:
+        taken = _UNTRACED_BYTES
+    return AnswerFootprint(config, held, ((longest, taken),))
 
 
 def pass_bytes(model: BuiltModel, mode: FakeTensorMode, tokens: int) -> int:

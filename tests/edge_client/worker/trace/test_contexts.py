@@ -81,6 +81,13 @@ def test_looking_at_a_model_does_not_touch_it(shape: str) -> None:
     assert [token.id for token in generator.stream([3, 5, 7], greedy)] == before
 
 
+def test_a_model_that_looks_at_numbers_has_room_left_for_its_pass() -> None:
+    model = random_model("llama")
+    model.register_forward_pre_hook(lambda _, __, given: int(given["input_ids"].max()) and None, with_kwargs=True)
+    footprint = footprint_of(BuiltModel(model), 10**8, 10**9, 60)
+    assert footprint.components(60).working_bytes == 48 * 2**20
+
+
 def test_a_context_shorter_than_the_traced_ones_takes_no_more_than_is_said(tmp_path: Path) -> None:
     config = SHAPES["llama"]()
     config.max_position_embeddings = most = 6 * CHUNK_TOKENS
