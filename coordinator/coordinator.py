@@ -19,6 +19,7 @@ from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.examining import examined
+from coordinator.run.going_on import with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job
@@ -99,6 +100,7 @@ class Coordinator:
         self._on_round, self._on_event, self._screens = on_round, on_event, screens
         self._service: Service | None = None
         self._resumed = self._claimed = self._stopped = False
+        self._rounds: int | None = None
 
     @classmethod
     def from_file(cls, path: Path | str, **options: Any) -> Coordinator:
@@ -117,14 +119,21 @@ class Coordinator:
         return coordinator
 
     @classmethod
-    def resume(cls, run: str, *, runs: Path | str = "runs", **options: Any) -> Coordinator:
+    def resume(cls, run: str, *, runs: Path | str = "runs", rounds: int | None = None, **options: Any) -> Coordinator:
         """Of a run that was begun before: same rounds, same digest.
+
+        Args:
+            run: Its name.
+            runs: As of the class.
+            rounds: How many it shall have in all, where that is more than it has: a finished run goes on from its last
+                state. None for as many as its job says.
+            options: As of the class.
 
         Raises:
             RunError: There is no such run, or another version of this program began it.
         """
         coordinator = cls(stored_job(Path(runs) / run), runs=runs, **options)
-        coordinator._resumed = True
+        coordinator._resumed, coordinator._rounds = True, rounds
         return coordinator
 
     @property
@@ -171,11 +180,12 @@ class Coordinator:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
         self._claim()
-        if self._resumed and (seen := read_view(self.folder.view)) is not None and seen.ended == "finished":
+        seen = read_view(self.folder.view) if self._resumed and self._rounds is None else None
+        if seen is not None and seen.ended == "finished":
             raise RunError(
                 f"run {self._job.run!r} is finished",
                 place=str(self.folder.root),
-                remedy=f"its report is {self.folder.report}; nothing was changed",
+                remedy=f"its report is {self.folder.report}; nothing was changed; --rounds N has it go on to N rounds",
             )
         other = running_coordinator(self.folder.view)
         if other is not None:
@@ -186,6 +196,8 @@ class Coordinator:
             )
         ledger = SqliteLedger(self.folder.ledger)
         try:
+            if self._rounds is not None:
+                self._job = with_rounds(self._job, self._rounds, self.folder, ledger)
             view = self._served(ledger)
             summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline)
         finally:

@@ -4,6 +4,7 @@ code."""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import re
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -36,12 +39,36 @@ class _Group(click.Group):
 
     def __init__(self, prefix: str, points: dict[str, EntryPoint], **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self._prefix, self._points = prefix, points
+        self._prefix, self._points, self._installed = prefix, points, _Installed()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(
             {name.removeprefix(self._prefix).split()[0] for name in self._points if name.startswith(self._prefix)}
         )
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, each with the first words of its docstring, of which nothing is imported."""
+        names = self.list_commands(ctx)
+        room = formatter.width - 6 - max(map(len, names), default=0)
+        rows = [(name, self._listed(name).get_short_help_str(room)) for name in names]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def _listed(self, name: str) -> click.Command:
+        """A command that knows what it is for, and cannot be called."""
+        point = self._points.get(self._prefix + name)
+        if point is None:
+            return click.Command(name, help=_GROUPS.get(name, ""))
+        try:
+            module, said = _source_of(point)
+        except (OSError, SyntaxError, LookupError):
+            # No source to read, or written in another way.
+            return self.get_command(click.Context(self), name) or click.Command(name)
+        if (missing := self._installed.missing(str(module))) is not None:
+            error = _not_installed(ModuleNotFoundError(name=missing), point)
+            return click.Command(name, short_help=f"Needs more: {error.remedy}")
+        return click.Command(name, help=said)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = self._prefix + cmd_name
@@ -79,6 +106,56 @@ _GROUPS = {
     "model": "Look at a model before a run.",
     "runs": "Runs on this machine: list, show, export, compare.",
 }
+
+
+def _source_of(point: EntryPoint) -> tuple[Path, str]:
+    """The file of a command's function, and its docstring.
+
+    Raises:
+        OSError, SyntaxError, LookupError: It cannot be read from there.
+    """
+    root, *inner = point.module.split(".")
+    spec = find_spec(root)
+    if spec is None or not spec.submodule_search_locations:
+        raise LookupError(point.module)
+    path = Path(next(iter(spec.submodule_search_locations)), *inner).with_suffix(".py")
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == point.attr:
+            return path, ast.get_docstring(node) or ""
+    raise LookupError(point.value)
+
+
+# What is imported when a module is: not within a function, nor for a type checker alone.
+_IMPORTS = re.compile(r"^(?:from|import) ([\w.]+)", re.MULTILINE)
+
+
+class _Installed:
+    """What of the packages that files of ours import is not installed."""
+
+    def __init__(self) -> None:
+        self._here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - quicker
+        self._there: dict[str, bool] = {"__future__": True}
+        self._complete: set[str] = set()
+
+    def missing(self, path: str) -> str | None:
+        """The first package that a file imports, itself or through others of ours, and that is not there."""
+        seen, waiting = {path}, [path]
+        while waiting:
+            with open(waiting.pop(), encoding="utf-8") as file:  # noqa: PTH123
+                text = file.read()
+            for name in _IMPORTS.findall(text):
+                root = name.partition(".")[0]
+                if root not in self._there:
+                    self._there[root] = root in sys.modules or find_spec(root) is not None
+                if not self._there[root]:
+                    return str(root)
+                beside = f"{self._here}{os.sep}{name.replace('.', os.sep)}"
+                for other in (f"{beside}.py", f"{beside}{os.sep}__init__.py"):
+                    if other not in seen and other not in self._complete and os.path.isfile(other):  # noqa: PTH113
+                        seen.add(other)
+                        waiting.append(other)
+        self._complete |= seen
+        return None
 
 
 def command() -> click.Command:

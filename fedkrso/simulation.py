@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -35,6 +35,8 @@ __all__ = ["Row", "Simulation", "Wishes"]
 Row = Mapping[str, Any]
 _HELD_OUT = "held-out.jsonl"
 _SHOWN_LABELS = 4
+# Of a job that names none.
+_NO_BROKER: Final = {"url": "mqtt://localhost:1883", "insecure": True}
 _BUDGET_SHARE = 0.6
 """Of the machine's memory, for all nodes together; what `auto` is for one."""
 
@@ -70,7 +72,8 @@ class Simulation:
     """A job and its nodes, read, checked and dealt; nothing is written before `write`.
 
     Args:
-        job_file: JOB.toml. Its [broker] and [trust] are not used: a simulation has a broker of its own.
+        job_file: JOB.toml. Its [broker] and [trust] are not used and may be left out: a simulation has a broker of its
+            own.
         wishes: What is to be otherwise.
 
     Raises:
@@ -78,7 +81,7 @@ class Simulation:
     """
 
     def __init__(self, job_file: Path, wishes: Wishes) -> None:
-        given = load_config(job_file, Job)
+        given = load_config(job_file, Job, {"broker": _NO_BROKER})
         self.run = wishes.run or given.run
         self.seed = given.seed if wishes.seed is None else wishes.seed
         # The struct checks the new name too.

@@ -54,11 +54,12 @@ def test_the_version_is_the_installed_one() -> None:
     assert fedkrso("--version").stdout.split() == ["fedkrso", metadata.version("fedkrso")]
 
 
-def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> None:
+def refused(code: int, match: str, *arguments: object, cwd: Path | None = None) -> str:
     done = fedkrso(*arguments, cwd=cwd)
     assert done.returncode == code, done.stderr
     assert match in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    return done.stdout
 
 
 def job(tmp_path: Path, minilm_folder: Path, url: str = "mqtt://127.0.0.1:9", extra: str = "") -> Path:
@@ -153,7 +154,8 @@ def test_wrong_password_and_unreachable_broker(tmp_path: Path, minilm_folder: Pa
         )
     node = tmp_path / "node.toml"
     node.write_text(NODE.format(model=minilm_folder, budget="1 GiB", folder=tmp_path / "n", data="x.csv"))
-    refused(5, "is the broker running there?", "client", "run", node)
+    said = refused(5, "is the broker running there?", "client", "run", node)
+    assert "n: connecting to mqtt://127.0.0.1:9, for at most 20 s" in said
 
 
 def test_unknown_run_is_refused_with_those_there_are(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
     """Run a job: announce rounds, aggregate updates exactly, publish, evaluate, and end with a summary and a report."""
     from coordinator.coordinator import Coordinator
 
-    coordinator = Coordinator.from_file(job_file, runs=runs, on_event=_of_the_model)
+    coordinator = Coordinator.from_file(job_file, runs=runs, on_event=_before_the_run(**flags))
     if check:
         for line in coordinator.examine():
             click.echo(line)
@@ -104,20 +104,34 @@ def coordinator_run(job_file: Path, check: bool, runs: Path, **flags: Any) -> No
     _lead(coordinator, **flags)
 
 
-@click.command(epilog="\b\nExample:\n  fedkrso coordinator resume voice --runs runs")
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  fedkrso coordinator resume voice --runs runs\n"
+    "  fedkrso coordinator resume voice --rounds 12"
+)
 @click.argument("run")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Rounds in all, more than it has: also a finished run goes on, from its last state, once nodes come back.",
+)
 @_lead_flags
-def coordinator_resume(run: str, runs: Path, **flags: Any) -> None:
+def coordinator_resume(run: str, rounds: int | None, runs: Path, **flags: Any) -> None:
     """Go on with a run after the coordinator was stopped or killed: same rounds, same digest."""
     from coordinator.coordinator import Coordinator
 
-    _lead(Coordinator.resume(run, runs=runs, on_event=_of_the_model), **flags)
+    _lead(Coordinator.resume(run, runs=runs, rounds=rounds, on_event=_before_the_run(**flags)), **flags)
 
 
-def _of_the_model(line: Line) -> None:
-    """What happens before there is a run to show: a GGUF file is imported, the broker is looked for."""
-    if line.event in ("model", "connecting"):
-        click.echo(line, err=True)
+def _before_the_run(*, as_json: bool, form: LogFormat | None, **_: Any) -> Callable[[Line], None]:
+    """Tells what happens before there is a run to show: a GGUF file is imported, the broker is looked for."""
+    told = ("model",) if as_json or form == "json" else ("model", "connecting")
+
+    def tell(line: Line) -> None:
+        if line.event in told:
+            click.echo(line, err=True)
+
+    return tell
 
 
 def _lead(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from coordinator.reports.card import description_of
 from coordinator.reports.export import export_model
@@ -20,7 +20,6 @@ __all__ = ["GgufNumbers", "export_gguf"]
 
 GgufNumbers = Literal["q8_0", "f16", "f32"]
 """What the weights of a GGUF file are stored in."""
-_SECONDS: Final = 7200.0
 
 
 def export_gguf(
@@ -60,6 +59,6 @@ def export_gguf(
         folder = Path(scratch) / "model"
         export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.artefact)
         command = WriteGguf(str(folder), str(path.absolute()), numbers, description_of(last))
-        answer = ask_worker(command, Path(scratch) / "worker.log", timeout_seconds=_SECONDS)
+        answer = ask_worker(command, Path(scratch) / "worker.log")
     assert isinstance(answer, Written)
     return f"{answer.words}, round {last.round}"

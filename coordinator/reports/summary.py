@@ -111,6 +111,8 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 def write_report(path: Path, summary: dict[str, Any]) -> None:
     """One page that needs nothing else: numbers in tables, plots as SVG inside."""
     environment = Environment(loader=PackageLoader("coordinator.reports"), autoescape=select_autoescape())
+    # Memory as budgets are written, and bytes on the wire as networks count them.
+    environment.filters["mib"] = lambda value: "–" if value is None else f"{value / 2**20:.1f}"
     environment.filters["mb"] = lambda value: "–" if value is None else f"{value / 1e6:.1f}"
     environment.filters["norm"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"

@@ -23,8 +23,6 @@ from fedcore.worker.messages import Describe, Described, MakeArtefact
 
 __all__ = ["Prepared", "prepare"]
 
-_ARTEFACT_SECONDS = 3600.0
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -87,7 +85,7 @@ def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFold
             path=str(folder.artefact),
             threads=max(1, (os.cpu_count() or 1) // 2),
         )
-        ask_worker(command, folder.evaluator / "artefact.log", timeout_seconds=_ARTEFACT_SECONDS)
+        ask_worker(command, folder.evaluator / "artefact.log")
     found = sha256_of(folder.artefact)
     if known not in (None, found):
         raise RunError(

@@ -150,6 +150,9 @@ class Service:
                     self._plan.cohort
                 )
                 self._machine.resume_open(self._plan.cohort, accepted, self._plan.deadline_at)
+            elif self._machine.published and self._machine.published < self._job.round.rounds:
+                # The plan at the broker may say that the run is finished: whoever comes would leave at once.
+                self._publisher.plan(first)
             self._judge()
             while not self._stopping and not (self._ended and not self._measuring.pending):
                 self._turn()

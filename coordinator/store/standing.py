@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from coordinator.job import EvaluationSection
 from coordinator.store.rows import RoundRow
 from fedcore.registry import METRICS, metric_kind
 
 __all__ = ["Standing", "lower_is_better", "standing_of", "value_of"]
+
+_LOWER: Final = {"loss", "perplexity"}
+"""Of the numbers that are no registered metrics, those of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,13 @@ def value_of(row: RoundRow, name: str, *, on_nodes: bool) -> float | None:
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a smaller number of that name is a better one."""
-    if name == "loss":
+    """Whether a smaller number of that name is a better one.
+
+    Example:
+        >>> lower_is_better("perplexity"), lower_is_better("rouge_l")
+        (True, False)
+    """
+    if name in _LOWER:
         return True
     known = dict(METRICS.items()).get(name)
     return known is not None and metric_kind(known).better == "lower"

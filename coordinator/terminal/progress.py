@@ -121,8 +121,8 @@ class Progress:
         )
         for name, node in summary["nodes"].items():
             peak, budget = node["peak_bytes"] / 2**20, node["budget_bytes"] / 2**20
-            agent = node["agent_peak_rss_bytes"] / 1e6
-            self._console.print(f"  {name}: peak {peak:.0f} of {budget:.0f} MiB, agent {agent:.1f} MB")
+            agent = node["agent_peak_rss_bytes"] / 2**20
+            self._console.print(f"  {name}: peak {peak:.0f} of {budget:.0f} MiB, agent {agent:.1f} MiB")
 
     def _page(self, view: RunView) -> Group:
         head = (

@@ -52,16 +52,16 @@ class Storage:
         """
         if need_bytes > self._limit_bytes:
             raise StorageError(
-                f"{what} needs {need_bytes / 1e6:,.0f} MB of disk, "
-                f"more than the limit of {self._limit_bytes / 1e6:,.0f} MB",
+                f"{what} needs {need_bytes / 2**20:,.0f} MiB of disk, "
+                f"more than the limit of {self._limit_bytes / 2**20:,.0f} MiB",
                 place=str(self._folder),
                 remedy="raise disk_limit",
             )
         free = shutil.disk_usage(self._folder).free
         if free - need_bytes < self._reserve_bytes:
             raise StorageError(
-                f"the disk is full: {what} needs {need_bytes / 1e6:,.0f} MB "
-                f"beside a reserve of {self._reserve_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free",
+                f"the disk is full: {what} needs {need_bytes / 2**20:,.0f} MiB "
+                f"beside a reserve of {self._reserve_bytes / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free",
                 place=str(self._folder),
                 remedy="free space there",
             )

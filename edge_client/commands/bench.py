@@ -21,10 +21,12 @@ def bench_memory(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"rows": found}, indent=1))
         return
-    click.echo(f"{'method':14} {'checkpointing':14} {'allocator':10} {'static MB':>10} {'above MB':>10} {'step s':>8}")
+    click.echo(
+        f"{'method':14} {'checkpointing':14} {'allocator':10} {'static MiB':>10} {'above MiB':>10} {'step s':>8}"
+    )
     for row in found:
-        above = (row["peak_bytes"] - row["static_bytes"]) / 1e6
+        above = (row["peak_bytes"] - row["static_bytes"]) / 2**20
         click.echo(
             f"{row['method']:14} {row['checkpointing']!s:14} {row['allocator']:10} "
-            f"{row['static_bytes'] / 1e6:10.0f} {above:10.0f} {row['step_seconds']:8.2f}"
+            f"{row['static_bytes'] / 2**20:10.0f} {above:10.0f} {row['step_seconds']:8.2f}"
         )

@@ -127,7 +127,7 @@ class _Shown:
 def as_text(profile: Profile) -> str:
     """The answer as a table for a terminal."""
     columns = _columns(profile)
-    rows = [["MB", *(c.name for c in columns)], *([label, *cells] for label, cells in _rows(columns))]
+    rows = [["MiB", *(c.name for c in columns)], *([label, *cells] for label, cells in _rows(columns))]
     rows.append(["head room", *(_mb(profile.budget_bytes - c.total_bytes) for c in columns)])
     rows.append(["fits", *("yes" if c.fits else "no" for c in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -181,14 +181,14 @@ def _columns(profile: Profile) -> list[_Shown]:
     """Training, then answers."""
     found = []
     for c in profile.columns:
-        verdict = c.plan if c.fits else f"{c.shortfall_bytes / 1e6:,.0f} MB short with {c.plan}"
+        verdict = c.plan if c.fits else f"{c.shortfall_bytes / 2**20:,.0f} MiB short with {c.plan}"
         found.append(_Shown(c.method, c.components, profile.agent_bytes, c.fits, verdict))
     beside = profile.agent_bytes + profile.server_bytes
     for a in profile.answers:
         length = f"{a.context_tokens:,} tokens"
         verdict = f"{length} of question and answer"
         if not a.fits:
-            verdict = f"{a.shortfall_bytes / 1e6:,.0f} MB short with {length}"
+            verdict = f"{a.shortfall_bytes / 2**20:,.0f} MiB short with {length}"
         found.append(_Shown(f"answer, {length}", a.components, beside, a.fits, verdict))
     return found
 
@@ -208,7 +208,7 @@ def _said_of_answers(profile: Profile) -> list[str]:
     if not profile.answers:
         return []
     if not profile.longest_context:
-        return [f"answers: do not fit: {profile.answers[0].shortfall_bytes / 1e6:,.0f} MB short"]
+        return [f"answers: do not fit: {profile.answers[0].shortfall_bytes / 2**20:,.0f} MiB short"]
     return [f"answers: fit with up to {profile.longest_context:,} tokens of question and answer together"]
 
 
@@ -218,7 +218,7 @@ def _pieces(column: _Shown, widest: float) -> Sequence[dict[str, Any]]:
         *((label, getattr(column.components, name), _COLOURS[name]) for name, label in COMPONENT_NAMES.items()),
     ]
     return [
-        {"label": f"{label}: {_mb(size)} MB", "width": 100 * size / widest, "colour": colour}
+        {"label": f"{label}: {_mb(size)} MiB", "width": 100 * size / widest, "colour": colour}
         for label, size, colour in found
         if size
     ]
@@ -228,7 +228,7 @@ def _title(profile: Profile) -> str:
     where = f" on {profile.device}" if profile.device else ""
     return (
         f"{profile.model}: {profile.task}, batch {profile.batch_size} x {profile.length} tokens, rank {profile.rank}, "
-        f"budget {_mb(profile.budget_bytes)} MB{where}"
+        f"budget {_mb(profile.budget_bytes)} MiB{where}"
     )
 
 
@@ -236,17 +236,17 @@ def _measured(profile: Profile) -> Iterator[str]:
     found, answered = profile.measured, profile.measured_answer
     if found is not None:
         yield (
-            f"measured here with the plan for FedKRSO: worker's peak {_mb(found.peak_bytes)} MB, "
-            f"predicted {_mb(found.traced.total_bytes)} MB ({found.error:+.1%}), "
-            f"calibrated {_mb(found.predicted.total_bytes)} MB; {found.step_seconds:.2f} s a step"
+            f"measured here with the plan for FedKRSO: worker's peak {_mb(found.peak_bytes)} MiB, "
+            f"predicted {_mb(found.traced.total_bytes)} MiB ({found.error:+.1%}), "
+            f"calibrated {_mb(found.predicted.total_bytes)} MiB; {found.step_seconds:.2f} s a step"
         )
     if answered is not None:
         yield (
-            f"measured here with an answer: worker's peak {_mb(answered.peak_bytes)} MB, "
-            f"predicted {_mb(answered.predicted.total_bytes)} MB ({answered.error:+.1%}), "
-            f"planned when loaded {_mb(answered.planned.total_bytes)} MB"
+            f"measured here with an answer: worker's peak {_mb(answered.peak_bytes)} MiB, "
+            f"predicted {_mb(answered.predicted.total_bytes)} MiB ({answered.error:+.1%}), "
+            f"planned when loaded {_mb(answered.planned.total_bytes)} MiB"
         )
 
 
 def _mb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e6:,.0f}"
+    return f"{size_bytes / 2**20:,.0f}"

@@ -141,7 +141,7 @@ def profile(
     if not columns[-1].fits:
         needed = (found.columns[-1].components.total_bytes + AGENT_BYTES) / 0.96
         remedy = f"at least {needed / 2**20:,.0f} MiB, a shorter --length or a smaller --rank"
-        raise BudgetError(f"{columns[-1].shortfall_bytes / 1e6:,.0f} MB short", place="--budget", remedy=remedy)
+        raise BudgetError(f"{columns[-1].shortfall_bytes / 2**20:,.0f} MiB short", place="--budget", remedy=remedy)
 
 
 def _with_answers(

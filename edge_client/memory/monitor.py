@@ -52,9 +52,9 @@ class Reading:
 
     def described(self) -> str:
         """The reading in words, for a report."""
-        words = [f"agent and worker {self.used_bytes / 1e6:,.0f} MB"]
+        words = [f"agent and worker {self.used_bytes / 2**20:,.0f} MiB"]
         if self.device_available_bytes is not None:
-            words.append(f"{self.device_available_bytes / 1e6:,.0f} MB available on the device")
+            words.append(f"{self.device_available_bytes / 2**20:,.0f} MiB available on the device")
         if self.pressure_percent is not None:
             words.append(f"memory pressure {self.pressure_percent:.0f} %")
         return ", ".join(words)
@@ -107,13 +107,13 @@ class Monitor:
     def _problem(self, reading: Reading) -> str | None:
         soft = self.budget_bytes * _SOFT_SHARE
         if reading.used_bytes > soft:
-            used, budget = reading.used_bytes / 1e6, self.budget_bytes / 1e6
-            return f"{used:,.0f} MB used, {soft / 1e6:,.0f} MB is the soft limit of {budget:,.0f} MB"
+            used, budget = reading.used_bytes / 2**20, self.budget_bytes / 2**20
+            return f"{used:,.0f} MiB used, {soft / 2**20:,.0f} MiB is the soft limit of {budget:,.0f} MiB"
         available, total = reading.device_available_bytes, reading.device_total_bytes
         if available is not None and total is not None:
             floor = min(max(_FLOOR_BYTES, _FLOOR_SHARE * total), total / 4)
             if available < floor:
-                return f"only {available / 1e6:,.0f} MB are available on the device"
+                return f"only {available / 2**20:,.0f} MiB are available on the device"
         if reading.pressure_percent is not None and reading.pressure_percent > _PRESSURE_PERCENT:
             return f"memory pressure {reading.pressure_percent:.0f} %"
         return None

@@ -171,8 +171,8 @@ def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Cali
         raise no_answer_fits(peaks, room_bytes)
     needed = least.components.total_bytes / (1 - MARGIN)
     raise BudgetError(
-        f"training needs {needed / 1e6:,.0f} MB with the smallest plan ({described(least, bounds)}); "
-        f"the worker may have {room_bytes / 1e6:,.0f} MB: {(needed - room_bytes) / 1e6:,.0f} MB short",
+        f"training needs {needed / 2**20:,.0f} MiB with the smallest plan ({described(least, bounds)}); "
+        f"the worker may have {room_bytes / 2**20:,.0f} MiB: {(needed - room_bytes) / 2**20:,.0f} MiB short",
         place="memory_budget",
         remedy=_remedy(footprint, least, needed - room_bytes),
     )
@@ -334,7 +334,7 @@ def _time(footprint: Footprint, plan: MemoryPlan) -> float:
 
 
 def _remedy(footprint: Footprint, least: MemoryPlan, missing_bytes: float) -> str:
-    more = f"raise memory_budget by {missing_bytes / 1e6:,.0f} MB"
+    more = f"raise memory_budget by {missing_bytes / 2**20:,.0f} MiB"
     if least.components.runtime_bytes > least.components.total_bytes - missing_bytes:
-        return f"the libraries alone take {least.components.runtime_bytes / 1e6:,.0f} MB; {more}"
+        return f"the libraries alone take {least.components.runtime_bytes / 2**20:,.0f} MiB; {more}"
     return f"{more}, lower task.max_length (now {footprint.longest} tokens) or take a smaller model"

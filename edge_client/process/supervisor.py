@@ -191,7 +191,7 @@ class Supervisor:
         self.progress = Progress(0, 0, 0.0)
         memory_steps = self._planning.begin(plan, self._now())
         foreseen = memory_steps[0].components.total_bytes
-        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 1e6:,.0f} MB foreseen"
+        words = f"round {plan.round}: {self._planning.words(0)}; {foreseen / 2**20:,.0f} MiB foreseen"
         self._say(Line(words, event="memory_plan", round=plan.round, foreseen_bytes=foreseen))
         self._worker.send(Train(plan, str(path), memory_steps, measured))
 

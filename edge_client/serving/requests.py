@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge_client.serving.refusals import Refusal
+from fedcore.config.words import in_words
 from fedcore.worker.serving import ChatMessage, Generate
 
 __all__ = ["ChatAsked", "ClassifyAsked", "chat_asked", "classify_asked"]
@@ -164,6 +165,7 @@ def _converted(raw: dict[str, Any], kind: Any) -> Any:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         words, _, path = str(error).partition(" - at `$.")
+        words = in_words(words)
         param = path.rstrip("`") or None
         raise Refusal(400, f"{param}: {words}" if param else words, param=param) from None
 

@@ -82,9 +82,8 @@ def find_model(text: str, *, place: str) -> Path:
                 return path
         raise ModelError("neither a model folder nor a GGUF file", place=f"{place}: {path}")
     if not path.is_dir():
-        raise ModelError(
-            "no such model folder", place=f"{place}: {path}", remedy="set it to a Hugging Face model folder"
-        )
+        missing = "no such GGUF file" if path.suffix.lower() == ".gguf" else "no such model folder"
+        raise ModelError(missing, place=f"{place}: {path}", remedy="set it to a Hugging Face model folder")
     return path
 
 

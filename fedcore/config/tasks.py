@@ -245,6 +245,10 @@ class CausalLM(Task):
     labelled = False
     headline = "mean probability of the right token"
 
+    def metrics(self) -> tuple[str, ...]:
+        """Share of tokens that the model thought the likeliest."""
+        return ("token_accuracy",)
+
     def derived(self, loss: float) -> dict[str, float]:
         """Perplexity of a token."""
         return {"perplexity": math.exp(min(loss, 700.0))}

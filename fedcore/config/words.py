@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any, Final, TypeVar
 
@@ -43,6 +44,8 @@ def in_words(message: str) -> str:
         return f"{length} must be {_BOUND[found[1]]} {found[2]}"
     if found := re.fullmatch(r"Object missing required field `(.+)`", message):
         return f"{found[1]!r} is missing"
+    if found := re.fullmatch(r"Object contains unknown field `(.+)`", message):
+        return f"unknown key {found[1]!r}"
     if found := re.fullmatch(r"Invalid (?:enum )?value (.+)", message):
         return f"{found[1]} is none of what it may be"
     return message[:1].lower() + message[1:]
@@ -75,4 +78,7 @@ def converted(values: dict[str, Any], kind: type[S], *, place: str) -> S:
             raise ConfigError(cause.message, place=f"{place}: {cause.place}", remedy=cause.remedy) from None
         found = _PLACE.match(str(error))
         message, key = (found[1], found[2] or "") if found else (str(error), "")
-        raise ConfigError(in_words(message), place=f"{place}: {key}".rstrip(": ")) from None
+        said = in_words(message)
+        near = difflib.get_close_matches(said, [f"unknown key {name!r}" for name in kind.__struct_fields__], 1, 0.9)
+        remedy = f"did you mean {near[0].removeprefix('unknown key ')}?" if near and said.startswith("unknown") else ""
+        raise ConfigError(said, place=f"{place}: {key}".rstrip(": "), remedy=remedy) from None

@@ -175,6 +175,8 @@ class MqttTransport:
                 remedy = (
                     "is the broker running there, and is this its port for TLS?"
                     if reset
+                    else "is its name right in broker.url, and known in this network?"
+                    if isinstance(error, socket.gaierror)
                     else "is the broker running there?"
                 )
                 self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy=remedy))

@@ -17,7 +17,6 @@ from fedcore.worker.exchange import ImportModel
 
 __all__ = ["imported_models", "model_folder"]
 
-_SECONDS: Final = 7200.0
 _FORM: Final = ModelSource.__struct_defaults__[-1]
 _HALF: Final = ".half"
 
@@ -56,7 +55,7 @@ def model_folder(text: str, cache: Path, *, place: str, tell: Callable[[str], No
             shutil.rmtree(path, ignore_errors=True)
         tell(f"importing {found}, once; it is kept in {folder}")
         try:
-            ask_worker(ImportModel(str(found), str(half)), cache / "import.log", timeout_seconds=_SECONDS)
+            ask_worker(ImportModel(str(found), str(half)), cache / "import.log")
         except FedkrsoError:
             shutil.rmtree(half, ignore_errors=True)
             raise

@@ -81,7 +81,8 @@ def look_at(look: Look, environment: Mapping[str, str], *, timeout_seconds: floa
         seen = msgspec.json.decode(last, type=Seen)
     except msgspec.DecodeError:
         said = (done.stderr.strip().splitlines() or [f"the reader ended with {done.returncode}"])[-1]
-        raise WorkerError(said, place=place, remedy="the reader failed") from None
+        remedy = "pip install 'fedkrso[train]'" if "ModuleNotFoundError" in said else "the reader failed"
+        raise WorkerError(said, place=place, remedy=remedy) from None
     if seen.failed is not None:
         raise error_of(seen.failed)
     return seen.lines

@@ -19,7 +19,7 @@ from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, DataError, MalformedMessage
-from fedcore.registry import METRICS, TASKS
+from fedcore.registry import METRICS, TASKS, metric_kind
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.identity import SIGNATURE_BYTES
 from fedcore.wire.messages import Envelope
@@ -107,12 +107,23 @@ def test_every_task_has_all_of_its_parts(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS.names())
-def test_every_metric_gives_a_finite_number(name: str) -> None:
+def test_every_metric_gives_a_finite_number_or_one_of_each_row(name: str) -> None:
     predictions, targets = np.array([0, 1, 1, 0, 1]), np.array([0, 1, 0, 0, 1])
-    value = metrics_by_name([name])[name](predictions, targets)
-    assert type(value) is float and 0 < value <= 1
-    same = metrics_by_name([name])[name](targets, targets)
-    assert same == pytest.approx(1)
+    metric = metrics_by_name([name])[name]
+    kind = metric_kind(metric)
+
+    def value(said: Any, right: Any) -> float:
+        if kind.compares == "texts":
+            said, right = (list(map(str, side)) for side in (said, right))
+        found = metric(said, right)
+        if not kind.each:
+            assert type(found) is float
+            return found
+        assert (found.shape, found.dtype) == (targets.shape, np.float64)
+        return float(found.mean())
+
+    assert 0 < value(predictions, targets) <= 1
+    assert value(targets, targets) == pytest.approx(1)
 
 
 def test_a_metric_by_path_is_found_and_a_wrong_one_is_named() -> None:

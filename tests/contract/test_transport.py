@@ -168,6 +168,14 @@ def test_unreachable_broker_is_named() -> None:
     transport.stop()
 
 
+def test_a_host_that_nobody_knows_is_a_name_and_no_broker() -> None:
+    transport = MqttTransport(MqttSettings("mqtt://no-such-host.invalid:1883", "x"), random.Random(0))
+    transport.start(lambda event: None)
+    with pytest.raises(BrokerUnreachable, match=r"no-such-host\.invalid:1883: .*is its name right in broker\.url"):
+        transport.wait_connected(3)
+    transport.stop()
+
+
 def test_mosquitto_tells_its_packet_limit(tmp_path: Path) -> None:
     if find_mosquitto() is None:
         pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")

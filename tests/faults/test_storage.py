@@ -81,7 +81,7 @@ def test_what_a_round_leaves_on_disk_is_counted_and_bounded(tmp_path: Path) -> N
     storage = Storage(tmp_path, 30_000, 0)
     storage.require(round_bytes(plan), "round 1")
     with pytest.raises(
-        StorageError, match=r"round 1 needs 26 MB of disk, more than the limit of 0 MB.*raise disk_limit"
+        StorageError, match=r"round 1 needs 25 MiB of disk, more than the limit of 0 MiB.*raise disk_limit"
     ):
         storage.require(26_000_000, "round 1")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize

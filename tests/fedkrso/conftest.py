@@ -43,6 +43,7 @@ batch_size = 4
 
 [round]
 rounds = 2
+min_nodes = 5
 quorum = 5
 cohort = 5
 deadline_seconds = 200

@@ -140,6 +140,29 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker:
     assert json.loads(result.folder.summary.read_text()) == result.summary, "nothing was changed"
 
 
+def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_start(
+    workshop: Workshop, broker: LocalBroker, tmp_path: Path
+) -> None:
+    def led(leader: Coordinator, at: LocalBroker, folder: Path) -> Result:
+        homes = [client(workshop, at, "longer", index, folder, stay=True) for index in range(2)]
+        with leader, homes[0], homes[1]:
+            return leader.run()
+
+    runs = tmp_path / "runs"
+    first = led(Coordinator(job(workshop, broker, "longer"), runs=runs), broker, tmp_path)
+    with pytest.raises(RunError, match="it has 2 rounds already"):
+        Coordinator.resume("longer", runs=runs, rounds=2).run()
+    assert first.finished and len(first.rounds) == 2
+    more = led(Coordinator.resume("longer", runs=runs, rounds=3), broker, tmp_path)
+    assert more.finished and [row.round for row in more.rounds] == [1, 2, 3] and more.digest != first.digest
+    assert {node["digest"] for node in more.summary["nodes"].values()} == {more.digest}
+    with LocalBroker(tmp_path / "broker", ["coordinator", "home-0", "home-1"]) as other:
+        straight = led(
+            Coordinator(job(workshop, other, "longer", 3), runs=tmp_path / "other" / "runs"), other, tmp_path / "other"
+        )
+    assert straight.digest == more.digest
+
+
 def test_nodes_serve_run_after_run_from_the_same_folders(
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:
@@ -161,7 +184,7 @@ def test_a_folder_has_one_owner(workshop: Workshop, broker: LocalBroker, tmp_pat
 
 
 def test_wrong_calls_are_one_line_with_a_remedy(workshop: Workshop, broker: LocalBroker, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown field `memory_buget`"):
+    with pytest.raises(ConfigError, match=r"unknown key 'memory_buget' \(did you mean 'memory_budget'\?\)"):
         Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"}, data=[], memory_buget="1 GiB")
     with pytest.raises(ConfigError, match="'data' is missing"):
         Client("a", run="r", model_folder="m", broker={"url": "mqtts://h"})

@@ -73,6 +73,14 @@ def test_the_same_seed_deals_the_same_and_another_otherwise(tiny_job: Path, text
     assert about(None) == about(5) != about(6)
 
 
+def test_a_job_needs_no_broker_of_its_own(tiny_job: Path, texts: Path) -> None:
+    before, _, after = tiny_job.read_text().partition("[broker]")
+    rest = after.partition("\n[")[2]
+    tiny_job.write_text(before + (f"[{rest}" if rest else ""))
+    assert "[broker]" not in tiny_job.read_text()
+    assert Simulation(tiny_job, Wishes(data=str(texts), nodes=2)).names == ("node-1", "node-2")
+
+
 def test_a_quorum_beyond_the_fleet_comes_down_to_it(
     tiny_job: Path, texts: Path, broker: LocalBroker, tmp_path: Path
 ) -> None:

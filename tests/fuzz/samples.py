@@ -111,6 +111,7 @@ rank = 8
 learning_rate = 1e-3
 [round]
 rounds = 6
+min_nodes = 3
 quorum = 3
 deadline_seconds = 3600
 [evaluation]

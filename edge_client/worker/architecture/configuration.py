@@ -171,6 +171,8 @@ def _parameters_on_meta() -> Iterator[None]:
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and not parameter.is_meta:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            # There are no numbers that transformers could begin with, and it takes long to see that.
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
         original(module, name, parameter)
 
     nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,24 +70,20 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
     """Token ids and mask (b, longest) of a micro-batch, padded on the right; positions too, where examples are packed:
     they begin anew in each, and padding stands at 0."""
     longest = max(len(encoded.ids) for encoded in batch)
-    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    types = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, encoded in enumerate(batch):
-        length = len(encoded.ids)
-        ids[row, :length] = torch.tensor(encoded.ids)
-        mask[row, :length] = 1
-        if encoded.types is not None:
-            types[row, :length] = torch.tensor(encoded.types)
-    out = {"input_ids": ids, "attention_mask": mask}
+
+    def rows(of: Callable[[Encoded], Sequence[int]], filler: int = 0) -> Tensor:
+        filled = [[*(row := of(encoded)), *[filler] * (longest - len(row))] for encoded in batch]
+        return torch.tensor(filled, dtype=torch.long, device=torch_device)
+
+    out = {"input_ids": rows(lambda encoded: encoded.ids, pad_id)}
+    out["attention_mask"] = rows(lambda encoded: [1] * len(encoded.ids))
     if batch[0].types is not None:
-        out["token_type_ids"] = types
+        out["token_type_ids"] = rows(lambda encoded: encoded.types or ())
     if any(encoded.segments for encoded in batch):
-        out["position_ids"] = torch.zeros((len(batch), longest), dtype=torch.long)
-        for row, encoded in enumerate(batch):
-            places = [place for length in encoded.segments or (len(encoded.ids),) for place in range(length)]
-            out["position_ids"][row, : len(places)] = torch.tensor(places)
-    return {name: tensor.to(torch_device) for name, tensor in out.items()}
+        out["position_ids"] = rows(
+            lambda encoded: [place for size in encoded.segments or (len(encoded.ids),) for place in range(size)]
+        )
+    return out
 
 
 def outputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:

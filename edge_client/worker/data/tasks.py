@@ -51,7 +51,8 @@ class Scores:
     Attributes:
         losses: float64 (rows,); of a causal-lm example the sum over its tokens.
         weights: What each counts in the mean loss, int64 (rows,).
-        outputs: Logits, or scores of a regression, float32 (rows, labels); no columns for causal-lm.
+        outputs: Logits, or scores of a regression, float32 (rows, labels); of a causal-lm example one column: how many
+            of its tokens the model thought the likeliest.
     """
 
     losses: NDArray[np.float64]
@@ -158,7 +159,8 @@ class WorkerTask(ABC):
     def scores(
         self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
     ) -> tuple[Tensor, Tensor | None]:
-        """Each example's loss (b,), and the head's outputs (b, labels) where there is a head."""
+        """Each example's loss (b,), and the head's outputs (b, labels), or what else is measured of it; None for
+        nothing."""
 
     @abstractmethod
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -174,6 +176,12 @@ class WorkerTask(ABC):
         """What each example adds to the number that is called accuracy, and what it counts in it, (rows,) each; None
         where that number is no mean over examples."""
         return None
+
+    def means(
+        self, scores: Scores, encoded: Sequence[Encoded]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Of the task's other metrics those that are means over examples: as `headline`, by name."""
+        return {}
 
     def question(self, encoded: Encoded) -> Question | None:
         """What a model is asked of an example when its answers are measured; None in a task that writes none."""

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from edge_client.worker.model.weights import worth_running
+
 __all__ = ["FusedGatedMLP", "FusedRMSNorm", "fuse"]
 
 # Elements of one token block in the backward passes: small enough for a core's second-level cache.
@@ -114,9 +116,11 @@ def _agree(one: nn.Module, other: nn.Module) -> bool:
     return bool(((expected - got).abs() <= tolerance).all())
 
 
-def _token_blocks(tokens: int, features: int) -> list[slice]:
+def _token_blocks(x: Tensor) -> list[slice]:
+    """Rows of x (t, n) in blocks that stay in the cache."""
+    tokens, features = x.shape
     height = max(1, _BLOCK_ELEMENTS // max(1, features))
-    return [slice(start, min(start + height, tokens)) for start in range(0, tokens, height)]
+    return worth_running((slice(start, min(start + height, tokens)) for start in range(0, tokens, height)), x)
 
 
 class FusedRMSNorm(nn.Module):
@@ -156,7 +160,7 @@ class _RMSNorm(torch.autograd.Function):
         flat_x, flat_gy, flat_inverse = x.reshape(-1, n), gy.reshape(-1, n), inverse.reshape(-1, 1)
         gx = torch.empty_like(flat_x) if ctx.needs_input_grad[0] else None
         gw = torch.zeros(n, device=x.device) if ctx.needs_input_grad[1] else None
-        blocks = _token_blocks(flat_x.shape[0], n)
+        blocks = _token_blocks(flat_x)
         buffers = torch.empty(3, blocks[0].stop if blocks else 0, n, dtype=torch.float32, device=x.device)
         for rows in blocks:
             normed, g, product = buffers[:, : rows.stop - rows.start]
@@ -224,7 +228,7 @@ class _GatedProduct(torch.autograd.Function):
         gate = kept if ctx.gate_proj is None else ctx.gate_proj(kept)
         features = gate.shape[-1]
         flat_gate, flat_up, flat_gh = (tensor.view(-1, features) for tensor in (gate, up, gh.contiguous()))
-        blocks = _token_blocks(flat_gate.shape[0], features)
+        blocks = _token_blocks(flat_gate)
         buffer = flat_gate.new_empty(blocks[0].stop if blocks else 0, features)
         for rows in blocks:
             g, u, d = flat_gate[rows], flat_up[rows], flat_gh[rows]

@@ -8,6 +8,7 @@ micro-batch, which is the device's own choice."""
 from __future__ import annotations
 
 import mmap
+from collections import defaultdict
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -98,6 +99,10 @@ class _Building:
         self._specs = {layer.name: layer for layer in schema.layers}
         self._tensors = {tensor.name: tensor for tensor in schema.tensors}
         self._scratch, self._padding = Scratch(), Padding()
+        # Places with a weight, by which weight it is; all of it is there while its id is asked for.
+        self._sharing: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+        for place, module in self._module.named_modules(remove_duplicate=False):
+            self._sharing[id(getattr(module, "weight", None))].append((place, module))
         self._layers: dict[str, SubspaceLinear] = {}
         self._trained: dict[str, nn.Parameter] = {}
         self._mappings: list[_Mapped] = []
@@ -148,14 +153,16 @@ class _Building:
         bias = getattr(target.module, "bias", None)
         value = None if bias is None else self._numbers(self._names[f"{place}.bias"])
         own = self._layer(spec, value, padding=self._padding)
-        for other, module in list(self._module.named_modules(remove_duplicate=False)):
-            if module is target.module:
-                _replace(self._module, other, own)
-            elif getattr(module, "weight", None) is target.module.weight and isinstance(module, type(target.module)):
+        for other, module in self._sharing[id(target.module.weight)]:
+            if self._module.get_submodule(other) is not module:
+                continue
+            if module is not target.module:
                 # Tied: one layer in two places, with one bias or none.
+                if not isinstance(module, type(target.module)):
+                    continue
                 if getattr(module, "bias", None) is not bias:
                     raise ModelError(f"{other} shares its weight with {place}, but not its bias")
-                _replace(self._module, other, own)
+            _replace(self._module, other, own)
 
     def _layer(self, spec: LayerSpec, bias: Tensor | None, *, padding: Padding | None) -> SubspaceLinear:
         weight = float_weight(self._base.layer(spec, mapped=self._mapped), self._torch_device)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from edge_client.worker.model.head import OutputHead, Shaping
-from edge_client.worker.model.weights import FloatWeight, Scratch, Weight, row_blocks
+from edge_client.worker.model.weights import FloatWeight, Scratch, Weight, row_blocks, worth_running
 
-__all__ = ["IGNORE_INDEX", "chunked_cross_entropy"]
+__all__ = ["IGNORE_INDEX", "chunked_cross_entropy", "chunked_scores"]
 
 IGNORE_INDEX = -100
 """Label of tokens that have no part in the loss, as everywhere in PyTorch."""
@@ -51,15 +51,40 @@ def chunked_cross_entropy(
     flat, target = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     if count is None:
         count = int((target != IGNORE_INDEX).sum())
-    loss: Tensor = _Loss.apply(flat, weight, target, max(count, 1), chunk_tokens, block_rows)  # type: ignore[no-untyped-call]
+    loss: Tensor = _Loss.apply(flat, weight, target, max(count, 1), chunk_tokens, block_rows, [])  # type: ignore[no-untyped-call]
     return loss
+
+
+def chunked_scores(
+    hidden: Tensor, weight: Weight, labels: Tensor, *, chunk_tokens: int = 128, block_rows: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, a float32 scalar, and how many labels are the likeliest word, int64; for measuring.
+
+    Args:
+        hidden: (t, n), as of `chunked_cross_entropy`.
+        weight: The frozen W (v, n).
+        labels: int64 (t,).
+        chunk_tokens: Tokens whose logits exist at a time.
+        block_rows: Rows of W that are used at a time.
+    """
+    right = [labels.new_zeros(())]
+    loss: Tensor = _Loss.apply(hidden, weight, labels, 1, chunk_tokens, block_rows, right)  # type: ignore[no-untyped-call]
+    return loss, torch.stack(right).sum()
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Weight, labels: Tensor, count: int, chunk_tokens: int, block_rows: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Weight,
+        labels: Tensor,
+        count: int,
+        chunk_tokens: int,
+        block_rows: int,
+        right: list[Tensor],
     ) -> Tensor:
+        """`right` gets of each chunk how many labels are the likeliest word, where there is something in it already."""
         keep = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if keep else None
@@ -68,7 +93,7 @@ class _Loss(torch.autograd.Function):
         fits = isinstance(weight, FloatWeight) and weight.weight.dtype == hidden.dtype and not weight.mapped
         whole = weight.weight if isinstance(weight, FloatWeight) and fits else None
         words = weight.shape[0]
-        blocks = list(row_blocks(words, block_rows))
+        blocks = worth_running(row_blocks(words, block_rows), hidden)
         scratch = Scratch()
         bias, shaping = (weight.bias, weight.shaping) if isinstance(weight, OutputHead) else (None, Shaping())
 
@@ -80,8 +105,9 @@ class _Loss(torch.autograd.Function):
             weight.release()
             return block
 
-        for start in range(0, hidden.shape[0], chunk_tokens):
-            x, label = hidden[start : start + chunk_tokens], labels[start : start + chunk_tokens]
+        chunks = (slice(start, start + chunk_tokens) for start in range(0, hidden.shape[0], chunk_tokens))
+        for chunk in worth_running(chunks, hidden):
+            x, label = hidden[chunk], labels[chunk]
             logits = scratch.take("logits", (x.shape[0], words), hidden.dtype, hidden.device)
             for rows in blocks:
                 logits[:, rows].addmm_(x, rows_of(rows).T, beta=0)
@@ -94,6 +120,8 @@ class _Loss(torch.autograd.Function):
             slope = shaping.slope(probability) if gradient is not None else 1.0
             chosen = probability.gather(1, place).squeeze(1)
             largest = probability.amax(dim=1, keepdim=True)
+            if right:
+                right.append(((chosen == largest.squeeze(1)) & counts).sum())
             normaliser = probability.sub_(largest).exp_().sum(dim=1)
             total += ((normaliser.log() + largest.squeeze(1) - chosen) * counts).sum()
             if gradient is None:
@@ -104,7 +132,7 @@ class _Loss(torch.autograd.Function):
             if shaping != Shaping():
                 probability.mul_(slope)
             logits = probability.to(hidden.dtype)
-            out = gradient[start : start + chunk_tokens]
+            out = gradient[chunk]
             for rows in blocks:
                 out.addmm_(logits[:, rows], rows_of(rows), beta=int(rows.start > 0))
         ctx.save_for_backward(gradient)
@@ -112,7 +140,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gloss: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, gloss: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         # In place: autograd counts the change, so a second backward pass fails loudly.
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(gloss), None, None, None, None, None
+        return gradient.mul_(gloss), None, None, None, None, None, None

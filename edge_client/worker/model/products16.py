@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edge_client.worker.model.weights import Scratch, Weight
+from edge_client.worker.model.weights import Scratch, Weight, worth_running
 
 __all__ = ["CHUNKS", "PER_TOKEN", "BlockedLayer", "product", "token_chunks", "transposed_product"]
 
@@ -90,25 +90,26 @@ class _Chunks:
 
     Args:
         layer: Whose product.
-        tokens: t.
-        torch_device: Where.
+        like: Numbers of each token (t, ...).
     """
 
-    def __init__(self, layer: BlockedLayer, tokens: int, torch_device: torch.device) -> None:
+    def __init__(self, layer: BlockedLayer, like: Tensor) -> None:
+        tokens, torch_device = like.shape[0], like.device
         self._scratch = layer.scratch or Scratch()
         self._dtype, self._device = layer.compute_dtype, torch_device
-        self.chunks = list(token_chunks(tokens, fixed=torch_device.type == "cpu"))
-        self._tokens, self._height = tokens, sum(height for _, height in self.chunks)
-        self._most = max((height for _, height in self.chunks), default=0)
+        chunks = list(token_chunks(tokens, fixed=torch_device.type == "cpu"))
+        self._tokens, self._height = tokens, sum(height for _, height in chunks)
+        self._most = max((height for _, height in chunks), default=0)
+        self._chunks = worth_running(chunks, like)
 
     def split(self, whole: Tensor) -> list[Tensor]:
         """A tensor's rows by chunk, without what fills the last one up."""
-        return [whole[tokens] for tokens, _ in self.chunks]
+        return [whole[tokens] for tokens, _ in self._chunks]
 
     def rows(self, use: str, features: int) -> tuple[Tensor, list[Tensor]]:
         """A 16-bit buffer for all tokens and what fills the last chunk up; whole, and by chunk."""
         whole = self._scratch.take(use, (self._height, features), self._dtype, self._device)
-        return whole, [whole[tokens.start : tokens.start + height] for tokens, height in self.chunks]
+        return whole, [whole[tokens.start : tokens.start + height] for tokens, height in self._chunks]
 
     def part(self, use: str, features: int, dtype: torch.dtype | None = None) -> Tensor:
         """A buffer for one chunk."""
@@ -125,7 +126,7 @@ class _Chunks:
 
 def product(layer: BlockedLayer, x: Tensor, out: Tensor) -> Tensor:
     """out (t, m) += x W'^T, where W' = W + F P less the active factor; x is (t, n), both float32."""
-    work = _Chunks(layer, x.shape[0], x.device)
+    work = _Chunks(layer, x)
     signs = layer.signs(with_factor=False)
     _, inputs = work.filled("tokens", x)
     zs: list[Tensor] = []
@@ -148,7 +149,7 @@ def product(layer: BlockedLayer, x: Tensor, out: Tensor) -> Tensor:
 
 def transposed_product(layer: BlockedLayer, gy: Tensor) -> Tensor:
     """gy (W + F P), the gradient of x (t, n), with gy (t, m) and all of F; float32."""
-    work = _Chunks(layer, gy.shape[0], gy.device)
+    work = _Chunks(layer, gy)
     signs = layer.signs(with_factor=True)
     gx = gy.new_zeros(gy.shape[0], layer.in_features, dtype=torch.float32)
     # Of a few blocks of W in the 16-bit type, and of all of them.

@@ -8,20 +8,35 @@ product."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fedcore.errors import ModelError
 
-__all__ = ["FloatWeight", "Int8Weight", "Scratch", "ShiftedWeight", "Weight", "release", "row_blocks", "tensor_of"]
+__all__ = [
+    "FloatWeight",
+    "Int8Weight",
+    "Scratch",
+    "ShiftedWeight",
+    "Weight",
+    "release",
+    "row_blocks",
+    "tensor_of",
+    "worth_running",
+]
+
+
+_Block = TypeVar("_Block")
 
 
 def release(mapping: mmap.mmap | None) -> None:
@@ -46,6 +61,12 @@ def row_blocks(rows: int, block_rows: int) -> Iterator[slice]:
     count = max(1, -(-rows // block_rows))
     height = -(-rows // count)
     return (slice(start, min(start + height, rows)) for start in range(0, rows, max(1, height)))
+
+
+def worth_running(blocks: Iterable[_Block], like: Tensor) -> list[_Block]:
+    """Blocks that are worked on one after the other in the same buffers: all, but of a tensor that is only a shape the
+    first two. What the second finds and leaves, each after it does."""
+    return list(itertools.islice(blocks, 2 if isinstance(like, FakeTensor) else None))
 
 
 class Scratch:

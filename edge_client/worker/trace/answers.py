@@ -5,12 +5,12 @@ passes on tensors that are only shapes."""
 from __future__ import annotations
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_client.worker.generate.cache import PlannedLayer
 from edge_client.worker.generate.engine import Engine
 from edge_client.worker.generate.generator import positions_of
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.trace import LiveBytes, UncountedScratch
 from edge_client.worker.train.answered import PASS_TOKENS
 from fedcore.device.memoryplan import Answering
@@ -21,7 +21,7 @@ __all__ = ["sketch_answers"]
 _CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
-def sketch_answers(model: BuiltModel, mode: FakeTensorMode, prompt_tokens: int, max_new_tokens: int) -> Answering:
+def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_new_tokens: int) -> Answering:
     """Bytes beyond what is always there, of answers side by side.
 
     Every pass is taken to be as large as the largest, over a cache that is full: no pass of `greedy_answers` keeps
@@ -29,7 +29,7 @@ def sketch_answers(model: BuiltModel, mode: FakeTensorMode, prompt_tokens: int, 
 
     Args:
         model: Fake.
-        mode: Its mode.
+        shapes: Of its tensors.
         prompt_tokens: Of the longest prompt.
         max_new_tokens: Of an answer.
 
@@ -38,7 +38,9 @@ def sketch_answers(model: BuiltModel, mode: FakeTensorMode, prompt_tokens: int, 
     """
     context = min(prompt_tokens + max_new_tokens, positions_of(model.module.config))
     try:
-        one, two = (_pass_bytes(model, mode, rows, min(prompt_tokens, PASS_TOKENS // rows), context) for rows in (1, 2))
+        one, two = (
+            _pass_bytes(model, shapes, rows, min(prompt_tokens, PASS_TOKENS // rows), context) for rows in (1, 2)
+        )
     except _CANNOT_RUN as error:
         raise ModelError(
             f"{type(model.module).__name__} cannot answer with a cache: {next(iter(str(error).splitlines()), '')}",
@@ -49,15 +51,15 @@ def sketch_answers(model: BuiltModel, mode: FakeTensorMode, prompt_tokens: int, 
     return Answering(fixed_bytes=max(0, one - row), row_bytes=row)
 
 
-def _pass_bytes(model: BuiltModel, mode: FakeTensorMode, rows: int, width: int, context: int) -> int:
+def _pass_bytes(model: BuiltModel, shapes: Shapes, rows: int, width: int, context: int) -> int:
     """The peak of a pass over `width` tokens of each of `rows` answers, whose cache is full then."""
-    counter = LiveBytes()
+    counter = LiveBytes(shapes)
     counter.know(model.held())
     scratch = UncountedScratch(counter)
     for layer in model.layers.values():
         layer.block_rows, layer.scratch = layer.out_features, scratch
-    with mode, counter, torch.no_grad():
-        counter.phase = "answers"
+    with shapes.mode, counter, torch.no_grad():
+        counter.phase = 0
         engine = Engine(model, None, context)
         cache = engine.cache_for(context)
         with engine.at_work():
@@ -68,4 +70,4 @@ def _pass_bytes(model: BuiltModel, mode: FakeTensorMode, rows: int, width: int, 
                 ids, mask = (torch.ones(rows, tokens, dtype=torch.int64) for tokens in (width, before + width))
                 positions = ids.cumsum(1) + before - 1
                 engine.forward(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-    return counter.peak.total()
+    return counter.timeline.peak().total_bytes

@@ -22,7 +22,8 @@ from edge_client.worker.data.tasks import Encoded, pad
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import empty_model
 from edge_client.worker.trace.outline import Outline, untouched
-from edge_client.worker.trace.trace import Step, fake_model, sketch_points
+from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
 from edge_client.worker.train.trainer import set_checkpointing
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
@@ -76,6 +77,9 @@ def lora_footprint(
     batch_size: int,
     longest: int,
     runtime_bytes: int,
+    shapes: Shapes | None = None,
+    progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """LoRA of a rank on all linear layers that FedKRSO trains, int8 weights, AdamW in float32."""
     model = empty_model(folder, task)
@@ -95,18 +99,30 @@ def lora_footprint(
     model.train()
     # `load_in_8bit` leaves the rest in the checkpoint's dtype.
     others = _float_bytes(model) - 4 * rank * (rows + columns) - _saved_by_dtype(folder, task)
-    points = _points(model, task, batch_size, longest, gradients_apart=True)
+    step = Step(task, _own_loss, gradients_apart=True)
+    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
     return _as_footprint(points, longest, runtime_bytes, weights, others, 4 * 4 * (rows + columns), 3 * 4 * trained)
 
 
-def full_footprint(folder: Path, task: TaskSection, *, batch_size: int, longest: int, runtime_bytes: int) -> Footprint:
+def full_footprint(
+    folder: Path,
+    task: TaskSection,
+    *,
+    batch_size: int,
+    longest: int,
+    runtime_bytes: int,
+    shapes: Shapes | None = None,
+    progress: Progress = no_progress,
+    whole: bool = False,
+) -> Footprint:
     """All weights in float32, with gradients and AdamW's moments."""
     model = empty_model(folder, task)
     _materialise(model)
     model.requires_grad_(True)
     model.train()
     held = _float_bytes(model)
-    points = _points(model, task, batch_size, longest, gradients_apart=False)
+    step = Step(task, _own_loss, gradients_apart=False)
+    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
     return _as_footprint(points, longest, runtime_bytes, held, 0, 0, 2 * held)
 
 
@@ -136,22 +152,23 @@ def _as_footprint(
 
 
 def _points(
-    module: nn.Module, task: TaskSection, batch_size: int, longest: int, *, gradients_apart: bool
+    module: nn.Module, step: Step, batch_size: int, longest: int, shapes: Shapes, progress: Progress, whole: bool
 ) -> tuple[Point, ...]:
-    def loss(
-        model: BuiltModel, batch: Sequence[Encoded], _: TaskSection, pad_id: int, torch_device: torch.device
-    ) -> Tensor:
-        """The model's own loss: all logits at once."""
-        inputs = pad(batch, pad_id, torch_device)
-        targets = [e.target for e in batch]
-        labels = inputs["input_ids"] if targets[0] is None else torch.tensor(targets)
-        found: Tensor = model.module(**inputs, labels=labels).loss
-        return found
-
     model = BuiltModel(module)
-    mode = fake_model(model)
-    shapes = [(size, longest) for size in halvings(batch_size, 1)]
-    return sketch_points(model, mode, Step(task, loss, gradients_apart), shapes, _recompute)
+    fake_model(model, shapes)
+    sizes = [(size, longest) for size in halvings(batch_size, 1)]
+    return Traces(model, shapes, step, whole=whole).points(sizes, _recompute, progress)
+
+
+def _own_loss(
+    model: BuiltModel, batch: Sequence[Encoded], _: TaskSection, pad_id: int, torch_device: torch.device
+) -> Tensor:
+    """The model's own loss: all logits at once."""
+    inputs = pad(batch, pad_id, torch_device)
+    targets = [e.target for e in batch]
+    labels = inputs["input_ids"] if targets[0] is None else torch.tensor(targets)
+    found: Tensor = model.module(**inputs, labels=labels).loss
+    return found
 
 
 def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:

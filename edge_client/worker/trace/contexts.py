@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_client.worker.generate.cache import cache_bytes, fitting_tokens
 from edge_client.worker.generate.engine import CHUNK_TOKENS, Engine
@@ -26,9 +27,10 @@ from edge_client.worker.generate.kernel import Kernel
 from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import build
-from edge_client.worker.trace.footprint import Shape, belongs_to, bytes_of
+from edge_client.worker.trace.footprint import Shape, bytes_of, outside
 from edge_client.worker.trace.outline import Outline
-from edge_client.worker.trace.trace import LiveBytes, UncountedScratch, fake_model
+from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.trace import LiveBytes, UncountedScratch
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryComponents
@@ -117,19 +119,20 @@ def answer_footprint(
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), torch.float32)
     layers = list(model.layers.values())
     weights = sum(bytes_of(list(layer.base.buffers())) for layer in layers)
-    others = bytes_of([tensor for tensor in model.held() if not belongs_to(layers, tensor)])
+    others = bytes_of(outside(model))
     config: Any = model.module.config
-    mode = fake_model(model)
+    shapes = Shapes()
+    fake_model(model, shapes)
     learned = 0
     if training is not None:
         # Of a published state alone: no interval has begun.
         between = msgspec.structs.replace(training, intervals=0) if hasattr(training, "intervals") else training
-        with mode:
+        with shapes.mode:
             learned = client_half(model, training).outline(between).state_bytes
         for layer in layers:
             layer.select(None)
-    passes = _passes(model, mode, contexts)
-    del model, layers, mode
+    passes = _passes(model, shapes, contexts)
+    del model, layers, shapes
     gc.collect()
     give_back_freed_memory()
     # Now, when everything that answering imports is imported.
@@ -153,52 +156,53 @@ def footprint_of(model: BuiltModel, resident_bytes: int, room_bytes: int, most: 
     layers = list(model.layers.values())
     weights = sum(bytes_of(list(layer.base.buffers())) for layer in layers)
     learned = sum(bytes_of(list(layer.buffers(recurse=False))) for layer in layers)
-    others = bytes_of([tensor for tensor in model.held() if not belongs_to(layers, tensor)])
+    others = bytes_of(outside(model))
     held = MemoryComponents(
         runtime_bytes=max(0, resident_bytes - weights - learned - others),
         weights_bytes=weights,
         embeddings_bytes=others,
         subspaces_bytes=learned,
     )
-    config, mode = model.module.config, FakeTensorMode(allow_non_fake_inputs=True)
+    config = model.module.config
     # One pass is traced, since somebody waits: no context is longer than its cache alone would let it be, and a shorter
     # one takes less.
     longest = max(1, fitting_tokens(partial(cache_bytes, config), room_bytes - resident_bytes, most))
     try:
-        taken = pass_bytes(model, mode, longest)
+        taken = pass_bytes(model, Shapes(), longest)
     except _CANNOT_RUN:
         taken = _UNTRACED_BYTES
     return AnswerFootprint(config, held, ((longest, taken),))
 
 
-def pass_bytes(model: BuiltModel, mode: FakeTensorMode, tokens: int) -> int:
+def pass_bytes(model: BuiltModel, shapes: Shapes, tokens: int) -> int:
     """What the last pass over a question takes beside weights and cache, when the context is full with it.
 
     Args:
-        model: Fake under the mode, or a real one, which is not touched.
-        mode: Of fake tensors.
+        model: Fake, or a real one, which is not touched.
+        shapes: Of its tensors.
         tokens: Of the context.
     """
-    engine, counter, last = Engine(model, _NoProducts(), tokens), LiveBytes(), min(CHUNK_TOKENS, tokens)
+    engine, counter, last = Engine(model, _NoProducts(), tokens), LiveBytes(shapes), min(CHUNK_TOKENS, tokens)
     # Kept to the end: what is not, is made again by the next who asks, and counted.
-    held = [tensor if isinstance(tensor, FakeTensor) else mode.from_tensor(tensor) for tensor in model.held()]
+    held = [tensor if isinstance(tensor, FakeTensor) else shapes.mode.from_tensor(tensor) for tensor in model.held()]
     counter.know(held)
     cache = engine.cache_for(tokens)
-    with engine.at_work(), _outside(model, counter) as blocks_bytes, torch.no_grad(), mode, counter:
-        counter.phase = "before"
+    with engine.at_work(), _outside(model, counter) as blocks_bytes, torch.no_grad(), shapes.mode, counter:
+        counter.phase = 0
         if tokens > last:
             engine.forward(input_ids=_some(tokens - last), past_key_values=cache)
-        counter.phase, counter.peak = "pass", counter.live.copy()
+        before = len(counter.timeline.events)
         engine.forward(input_ids=_some(last), past_key_values=cache)
-        peak = counter.peak.total()
+        sizes = [size_bytes for _, size_bytes in counter.timeline.events]
         del cache, held
+    peak = max(accumulate(sizes[before:], initial=sum(sizes[:before])))
     return blocks_bytes + max(0, peak - cache_bytes(model.module.config, tokens))
 
 
-def _passes(model: BuiltModel, mode: FakeTensorMode, contexts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _passes(model: BuiltModel, shapes: Shapes, contexts: Sequence[int]) -> tuple[tuple[int, int], ...]:
     # A second pass masks what the first need not: lengths of one pass and of two lie on different lines.
     lengths = {*contexts, *(tokens for tokens in (CHUNK_TOKENS, CHUNK_TOKENS + 1) if tokens < max(contexts))}
-    return tuple((tokens, pass_bytes(model, mode, tokens)) for tokens in sorted(lengths))
+    return tuple((tokens, pass_bytes(model, shapes, tokens)) for tokens in sorted(lengths))
 
 
 def _some(tokens: int) -> Tensor:

@@ -19,11 +19,11 @@ from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.embedding import FrozenEmbedding
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
-from edge_client.worker.trace.trace import Step, fake_model, sketch_points
+from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.trace import Progress, Step, Traces, no_progress
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection
@@ -37,10 +37,10 @@ __all__ = [
     "TINY_BATCHES",
     "TINY_LENGTH",
     "Shape",
-    "belongs_to",
     "bytes_of",
     "cached_footprint",
     "footprint",
+    "outside",
 ]
 
 # What calibration measures.
@@ -81,6 +81,9 @@ def footprint(
     min_length: int = 0,
     compute_dtype: str = "float32",
     answers: tuple[int, int] | None = None,
+    shapes: Shapes | None = None,
+    progress: Progress = no_progress,
+    whole: bool = False,
 ) -> Footprint:
     """Trace a method's training step on shapes.
 
@@ -94,27 +97,31 @@ def footprint(
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
         answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
+        shapes: What is known of operations from traces before this one.
+        progress: Called with how many passes are traced, of how many.
+        whole: Trace all blocks, also where a few show the rest: what a test compares with.
     """
+    shapes = Shapes() if shapes is None else shapes
     dtype: torch.dtype = getattr(torch, compute_dtype)
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
     mappable, language = _mappable(model), model.output_weight is not None
-    others = bytes_of([p for p in model.held() if not belongs_to(layers, p)])
+    others = bytes_of(outside(model))
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [bytes_of(list(layer.base.buffers())) for layer in layers]
-    mode = fake_model(model)
-    with mode:
+    fake_model(model, shapes)
+    with shapes.mode:
         kept = client_half(model, training).outline(training)
     lengths = _lengths(longest, min_length)
-    shapes = _shapes(training.batch_size, lengths)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
-    points = sketch_points(model, mode, step, shapes, _recompute)
-    answering = None if answers is None else sketch_answers(model, mode, *answers)
-    del model, layers, mode
+    traces = Traces(model, shapes, step, whole=whole)
+    points = traces.points(_shapes(training.batch_size, lengths), _recompute, progress)
+    answering = None if answers is None else sketch_answers(model, shapes, *answers)
+    del model, layers
     gc.collect()
     give_back_freed_memory()
     return Footprint(
@@ -232,9 +239,10 @@ def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
     return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
 
 
-def belongs_to(layers: Sequence[SubspaceLinear], tensor: Tensor) -> bool:
-    """Whether a tensor is part of a target layer."""
-    return any(tensor is own for layer in layers for own in (*layer.buffers(), layer.factor))
+def outside(model: BuiltModel) -> list[Tensor]:
+    """Tensors of a model that are of no target layer."""
+    own = {id(tensor) for layer in model.layers.values() for tensor in (*layer.buffers(), layer.factor)}
+    return [tensor for tensor in model.held() if id(tensor) not in own]
 
 
 def _mappable(model: BuiltModel) -> int:

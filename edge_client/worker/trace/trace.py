@@ -9,84 +9,118 @@ mode counts the bytes that are alive. No formula per architecture can drift from
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from edge_client.worker.data.tasks import Encoded, summed_loss, worker_task
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import Scratch
 from edge_client.worker.model.products16 import PER_TOKEN
+from edge_client.worker.trace.blocks import Repetition, repetition, shortened
+from edge_client.worker.trace.products import Products
+from edge_client.worker.trace.shapes import DEVICE, Shapes
+from edge_client.worker.trace.timeline import PHASES, Event, Peak, Timeline
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Point
 
 __all__ = [
     "LiveBytes",
     "LossOf",
-    "Peak",
+    "Progress",
     "Step",
+    "Traces",
     "UncountedScratch",
-    "fake_model",
-    "point",
-    "sketch_points",
+    "no_progress",
+    "tensor_bytes",
     "trace_step",
 ]
 
+_FORWARD, _LOSS, _BACKWARD = range(len(PHASES))
 
 LossOf = Callable[[BuiltModel, Sequence[Encoded], TaskSection, int, torch.device], Tensor]
 """A micro-batch's loss: model, batch, task, padding token, device."""
 
+Progress = Callable[[int, int], None]
+"""Told how many passes are traced, of how many at most."""
+
+
+def no_progress(done: int, of: int) -> None:
+    """Nobody waits."""
+
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages that operations inside make, by the phase that made them, and remembers the peak.
+    """Writes down the bytes of storages that operations inside make and let go, by the phase that made them.
 
-    What was there before (weights) is told with `know` and counts nothing; neither does what is made in the phase "".
+    What was there before (weights) is told with `know` and counts nothing; neither does what is made in the phase None.
+
+    Args:
+        shapes: Whose fake tensors they are; its mode must be on below this one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.phase = ""
-        self.live: Counter[str] = Counter()
-        self.peak: Counter[str] = Counter()
-        self._known: dict[int, tuple[str, int]] = {}
+        self.phase: int | None = None
+        self.timeline = Timeline()
+        self._shapes = shapes
+        self._known: dict[int, tuple[object, int | None]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and to forbid it takes as long as an operation.
+        return False
 
     def know(self, tensors: Iterator[Tensor] | Sequence[Tensor]) -> None:
         """These tensors' storages are not counted."""
+        phase, self.phase = self.phase, None
         for tensor in tensors:
-            self._track(tensor, counted=False)
+            self._track(tensor)
+        self.phase = phase
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self._track(tensor, counted=True)
+        if func is DEVICE:
+            # Two of three calls: every operation asks each of its tensors.
+            return self._shapes.device_of(args[0])
+        out = self._shapes.run(func, args, kwargs or {})
+        if isinstance(out, Tensor):
+            self._track(out)
+        elif isinstance(out, tuple | list):
+            for tensor in out:
+                if isinstance(tensor, Tensor):
+                    self._track(tensor)
         return out
 
-    def _track(self, tensor: Tensor, *, counted: bool) -> None:
+    def _track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
             return
-        size_bytes = storage.nbytes() if counted and self.phase else 0
-        self._known[key] = self.phase, size_bytes
-        weakref.finalize(storage, self._gone, key)
-        self.live[self.phase] += size_bytes
-        if self.live.total() > self.peak.total():
-            self.peak = self.live.copy()
+        size_bytes = 0 if self.phase is None else storage.nbytes()
+        place = None
+        if size_bytes:
+            assert self.phase is not None
+            place = len(self.timeline.events)
+            self.timeline.events.append((self.phase, size_bytes))
+            gone = partial(self._gone, key, (self.phase, -size_bytes))
+        else:
+            gone = partial(self._gone, key, None)
+        self._known[key] = weakref.ref(storage, gone), place
 
-    def _gone(self, key: int) -> None:
-        phase, size_bytes = self._known.pop(key)
-        self.live[phase] -= size_bytes
+    def place_of(self, tensor: Tensor) -> int | None:
+        """Where in the timeline a tensor's storage was made; None where it does not count."""
+        return self._known[tensor.untyped_storage()._cdata][1]
+
+    def _gone(self, key: int, event: Event | None, _: object) -> None:
+        del self._known[key]
+        if event is not None:
+            self.timeline.events.append(event)
 
 
 class UncountedScratch(Scratch):
@@ -101,52 +135,10 @@ class UncountedScratch(Scratch):
         if use in PER_TOKEN:
             # As large as the micro-batch: part of what a pass keeps.
             return super().take(use, shape, dtype, device)
-        phase, self._counter.phase = self._counter.phase, ""
+        phase, self._counter.phase = self._counter.phase, None
         buffer = super().take(use, shape, dtype, device)
         self._counter.phase = phase
         return buffer
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Live bytes at the peak of a step, by the phase that made them."""
-
-    forward_bytes: int
-    loss_bytes: int
-    backward_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Live bytes of all phases together: the peak."""
-        return self.forward_bytes + self.loss_bytes + self.backward_bytes
-
-
-def fake_model(model: BuiltModel) -> FakeTensorMode:
-    """Turn a model's parameters and buffers into fake tensors in place; tied ones stay tied.
-
-    Returns:
-        The mode under which the model runs.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, Tensor] = {}
-    # The originals live until the end: a freed tensor's id could come again.
-    originals: list[Tensor] = []
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
-            originals.append(tensor)
-            shape_only = mode.from_tensor(tensor.detach())
-            made[id(tensor)] = (
-                nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
-            )
-        return made[id(tensor)]
-
-    for module in model.parts():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    held[name] = fake(tensor)  # type: ignore[assignment]
-    return mode
 
 
 @dataclass(frozen=True)
@@ -173,25 +165,67 @@ class Step:
     """Passes over so many tokens are measured alone, each with nothing before or after it."""
 
 
-def trace_step(
-    model: BuiltModel, mode: FakeTensorMode, batch: Sequence[Encoded], step: Step, *, first: bool = True
-) -> Peak:
-    """One forward and backward pass of a fake model over a micro-batch; returns its peak.
+def trace_step(model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
+    """One forward and backward pass of a fake model over a micro-batch, through all of its blocks; returns its peak.
 
     Buffers of `Scratch` and the optimiser's tensors are not in it.
 
     Args:
         model: Fake, ready to train.
-        mode: Its mode.
+        shapes: Of its tensors.
         batch: The micro-batch.
         step: What is trained.
         first: No gradients are there yet, of micro-batches before it.
     """
-    counter = LiveBytes()
+    counter, gradients_bytes = _passed(model, shapes, batch, step, (), Products(), first=first)
+    return _without(counter.timeline.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
+
+
+def _continued_step(
+    model: BuiltModel,
+    shapes: Shapes,
+    batch: Sequence[Encoded],
+    step: Step,
+    blocks: Sequence[nn.Module],
+    found: Repetition,
+    products: Products,
+    *,
+    first: bool,
+) -> Peak | None:
+    """The same of a model of which `shortened` left some blocks; None where its blocks do not repeat after all."""
+    try:
+        counter, gradients_bytes = _passed(model, shapes, batch, step, blocks, products, first=first)
+    except (IndexError, KeyError, ValueError):
+        # It counts on all of its blocks.
+        return None
+    kept = len(blocks)
+    whole = counter.timeline.continued(
+        lead=found.lead, period=found.period, copies=found.copies(kept), seen=kept < found.kept
+    )
+    if whole is None:
+        return None
+    gradients_bytes += found.copies(kept) * sum(
+        tensor_bytes(p) for block in found.pattern for p in block.parameters() if p.requires_grad
+    )
+    return _without(whole.peak(), gradients_bytes if first and step.gradients_apart else 0, step.after_bytes)
+
+
+def _passed(
+    model: BuiltModel,
+    shapes: Shapes,
+    batch: Sequence[Encoded],
+    step: Step,
+    blocks: Sequence[nn.Module],
+    products: Products,
+    *,
+    first: bool,
+) -> tuple[LiveBytes, int]:
+    """A pass: what was counted, and the bytes of gradients that it left."""
+    counter = LiveBytes(shapes)
     counter.know(model.held())
     parameters = list(model.module.parameters())
     if not first:
-        with mode:
+        with shapes.mode:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         counter.know([parameter.grad for parameter in parameters if parameter.grad is not None])
@@ -199,23 +233,36 @@ def trace_step(
     for layer in model.layers.values():
         # One block a layer: the blocks' buffer does not count here, and a tenth of the operations says the same.
         layer.block_rows, layer.scratch = layer.out_features, scratch
-    with mode, counter, _phases(model, counter):
-        loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
-        counter.phase = "backward"
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        del loss
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in parameters if p.grad is not None)
-    model.module.zero_grad(set_to_none=True)
-    return _without(counter.peak, gradients if first and step.gradients_apart else 0, step.after_bytes)
+    try:
+        with (
+            shapes.mode,
+            counter,
+            _phases(model, counter),
+            _places(blocks, counter),
+            products.remembered(model.layers.values(), counter),
+        ):
+            loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
+            counter.phase = _BACKWARD
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+        gradients = sum(tensor_bytes(p.grad) for p in parameters if p.grad is not None)
+    finally:
+        model.module.zero_grad(set_to_none=True)
+    return counter, gradients
 
 
-def _without(peak: Mapping[str, int], gradients: int, after_bytes: int) -> Peak:
+def tensor_bytes(tensor: Tensor) -> int:
+    """What its numbers take."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _without(peak: Peak, gradients: int, after_bytes: int) -> Peak:
     """A peak beyond gradients that are planned for elsewhere: those that came after it leave less for the phases
     before."""
-    backward = peak["backward"] - gradients
-    loss = peak["loss"] + min(0, backward)
-    forward = max(0, peak["forward"] + min(0, loss))
+    backward = peak.backward_bytes - gradients
+    loss = peak.loss_bytes + min(0, backward)
+    forward = max(0, peak.forward_bytes + min(0, loss))
     found = Peak(forward, max(0, loss), max(0, backward))
     return Peak(forward, found.loss_bytes, found.backward_bytes + max(0, after_bytes - found.total_bytes))
 
@@ -225,9 +272,9 @@ def _phases(model: BuiltModel, counter: LiveBytes) -> Iterator[None]:
     """`forward` until the model's backbone is through, then `loss`."""
 
     def after(*_: object) -> None:
-        counter.phase = "loss"
+        counter.phase = _LOSS
 
-    counter.phase = "forward"
+    counter.phase = _FORWARD
     hook = model.backbone.register_forward_hook(after)
     try:
         yield
@@ -235,48 +282,107 @@ def _phases(model: BuiltModel, counter: LiveBytes) -> Iterator[None]:
         hook.remove()
 
 
-def point(
-    model: BuiltModel, mode: FakeTensorMode, step: Step, *, micro_batch_size: int, length: int, checkpointing: bool
-) -> Point:
-    """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
-    types = (0,) * length if model.takes_types else None
-    example = worker_task(step.task).sample((1,) * length, types)
-    first = step.batch_size in (0, micro_batch_size)
-    if length == step.tiny_length:
-        step, first = replace(step, after_bytes=0), True
-    peak = trace_step(model, mode, [example] * micro_batch_size, step, first=first)
-    return Point(
-        checkpointing=checkpointing,
-        micro_batch_size=micro_batch_size,
-        length=length,
-        activations_bytes=peak.forward_bytes,
-        logits_bytes=peak.loss_bytes,
-        working_bytes=peak.backward_bytes,
-    )
+@contextmanager
+def _places(blocks: Sequence[nn.Module], counter: LiveBytes) -> Iterator[None]:
+    """Where in the timeline each block begins, forward and backward. Blocks that are recomputed begin once."""
+    timeline = counter.timeline
+
+    def begins(index: int, *_: object) -> None:
+        if counter.phase == _FORWARD:
+            timeline.forward[index] = len(timeline.events)
+
+    def returns(index: int, _: object) -> None:
+        timeline.backward[index] = len(timeline.events)
+
+    def ends(index: int, _: object, __: object, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple | list) else out
+        if counter.phase == _FORWARD and isinstance(hidden, Tensor) and hidden.grad_fn is not None:
+            timeline.awaited.add(index)
+            hidden.grad_fn.register_prehook(partial(returns, index))
+
+    hooks = []
+    for index, block in enumerate(blocks):
+        hooks.append(block.register_forward_pre_hook(partial(begins, index)))
+        hooks.append(block.register_forward_hook(partial(ends, index)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def sketch_points(
-    model: BuiltModel,
-    mode: FakeTensorMode,
-    step: Step,
-    shapes: Sequence[tuple[int, int]],
-    recompute: Callable[[nn.Module, bool, bool], bool],
-) -> tuple[Point, ...]:
-    """A point for each shape and each way of recomputing.
+class Traces:
+    """Points of one fake model, each from as few of its blocks as show the rest.
 
     Args:
         model: Fake, ready to train.
-        mode: Its mode.
+        shapes: Of its tensors.
         step: What is trained.
-        shapes: Examples and tokens of each.
-        recompute: Called with (module, checkpointing, gates) to switch; False where the model cannot.
+        whole: Trace all blocks: what a test compares with.
     """
-    found = []
-    for checkpointing, gates in ((False, False), (False, True), (True, False)):
-        if not recompute(model.module, checkpointing, gates):
-            continue
-        for size, length in shapes:
-            one = point(model, mode, step, micro_batch_size=size, length=length, checkpointing=checkpointing)
-            found.append(msgspec.structs.replace(one, recompute_gates=gates))
-    recompute(model.module, False, False)
-    return tuple(found)
+
+    def __init__(self, model: BuiltModel, shapes: Shapes, step: Step, *, whole: bool = False) -> None:
+        self._model, self._shapes, self._step = model, shapes, step
+        self._found = None if whole else repetition(model)
+        self._seen, self._products = False, Products()
+
+    @property
+    def blocks(self) -> int | None:
+        """How many blocks are traced; None for all."""
+        return None if self._found is None else self._found.kept
+
+    def points(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        recompute: Callable[[nn.Module, bool, bool], bool],
+        progress: Progress = no_progress,
+    ) -> tuple[Point, ...]:
+        """A point for each shape and each way of recomputing.
+
+        Args:
+            shapes: Examples and tokens of each.
+            recompute: Called with (module, checkpointing, gates) to switch; False where the model cannot.
+            progress: Called with how many are done, of how many at most.
+        """
+        found, count = [], 3 * len(shapes)
+        for way, (checkpointing, gates) in enumerate(((False, False), (False, True), (True, False))):
+            if not recompute(self._model.module, checkpointing, gates):
+                continue
+            # Whether blocks repeat shows in the first pass of each kind; the others need a period less.
+            self._seen = False
+            for number, (size, length) in enumerate(shapes):
+                peak = self._peak(size, length)
+                progress(way * len(shapes) + number + 1, count)
+                found.append(
+                    Point(
+                        checkpointing=checkpointing,
+                        recompute_gates=gates,
+                        micro_batch_size=size,
+                        length=length,
+                        activations_bytes=peak.forward_bytes,
+                        logits_bytes=peak.loss_bytes,
+                        working_bytes=peak.backward_bytes,
+                    )
+                )
+        recompute(self._model.module, False, False)
+        progress(count, count)
+        return tuple(found)
+
+    def _peak(self, micro_batch_size: int, length: int) -> Peak:
+        """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
+        model, step = self._model, self._step
+        types = (0,) * length if model.takes_types else None
+        batch = [worker_task(step.task).sample((1,) * length, types)] * micro_batch_size
+        first = step.batch_size in (0, micro_batch_size)
+        if length == step.tiny_length:
+            step, first = replace(step, after_bytes=0), True
+        if self._found is not None:
+            with shortened(self._found, self._found.fewest if self._seen else self._found.kept) as blocks:
+                peak = _continued_step(
+                    model, self._shapes, batch, step, blocks, self._found, self._products, first=first
+                )
+            if peak is not None:
+                self._seen = True
+                return peak
+            self._found = None
+        return trace_step(model, self._shapes, batch, step, first=first)

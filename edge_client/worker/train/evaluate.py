@@ -56,8 +56,8 @@ def evaluate(
 ) -> tuple[float, float, dict[str, float]]:
     """Accuracy, mean loss, and other metrics: the task's own, then those that were asked for.
 
-    `accuracy` is Spearman's correlation for regression, and the share of tokens foreseen is not measured for causal-lm:
-    there it is exp(-loss), the mean probability of the right token.
+    `accuracy` is Spearman's correlation for regression, and exp(-loss), the mean probability of the right token, for
+    causal-lm.
 
     Args:
         model: With the state that is measured.
@@ -254,16 +254,17 @@ def sums_of(
     count = int(scores.weights.sum())
     losses = summed(scores.losses.tolist(), count)
     accuracy, own = at_work.measures(scores, encoded, losses.mean)
-    headline = at_work.headline(scores, encoded)
-    sums = {LOSS: losses}
-    if headline is None:
-        sums[ACCURACY] = _whole(accuracy, len(encoded))
-    else:
-        values, counts = headline
-        sums[ACCURACY] = summed(values.tolist(), int(counts.sum()))
+    means, headline = at_work.means(scores, encoded), at_work.headline(scores, encoded)
+    if headline is not None:
+        means = {**means, ACCURACY: headline}
+    exact = {name: summed(values.tolist(), int(counts.sum())) for name, (values, counts) in means.items()}
     compared = _Compared(scores, encoded, task, texts)
+    sums = {LOSS: losses, ACCURACY: exact.get(ACCURACY) or _whole(accuracy, len(encoded))}
     for name, metric in metrics.items():
-        sums[name] = _whole(own[name], len(encoded)) if metric is None else compared.sum(name, metric)
+        if metric is not None:
+            sums[name] = compared.sum(name, metric)
+        else:
+            sums[name] = exact.get(name) or _whole(own[name], len(encoded))
     return sums
 
 

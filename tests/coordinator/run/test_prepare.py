@@ -50,7 +50,10 @@ def test_metrics_of_texts_are_for_tasks_that_write(tmp_path: Path) -> None:
     found = load_config(path, Job)
     assert found.evaluation is not None and found.evaluation.best_name == "json_equality"
     asked = msgspec.structs.replace(found.evaluation, where="nodes").asked(found.task, 1)
-    assert asked is not None and (asked.metrics, asked.max_new_tokens) == (("json_equality",), 64)
+    assert asked is not None and (asked.metrics, asked.max_new_tokens) == (
+        ("token_accuracy", "json_equality"),
+        64,
+    )
     path.write_text(text + MEASURED.format(tokens=0))
     with pytest.raises(ConfigError, match=r"max_new_tokens is 0, it must be at least 1"):
         load_config(path, Job)

@@ -92,6 +92,7 @@ def test_a_run_is_served_once_and_an_interruption_is_its_last_word(tmp_path: Pat
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
+    assert f"interrupted: what nodes have sent is kept in {tmp_path / 'r'}; go on with: fedkrso coordinator" in errors
     assert read_run(tmp_path / "r").why.startswith(
         "its coordinator was interrupted; to go on: fedkrso coordinator resume r --runs "
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.job import EvaluationSection
@@ -42,6 +43,12 @@ def test_the_earliest_of_equals_is_the_best() -> None:
 def test_less_loss_is_better_and_a_metric_may_decide() -> None:
     assert standing_of(rows([0.5, 0.75, 0.25]), section(best_by="loss")) == Standing("loss", 2, 0.25, 3)
     assert standing_of(rows([0.5, 0.75]), section(best_by="f1")) == Standing("f1", 1, 0.5, 2)
+    course = [
+        msgspec.structs.replace(one, metrics={"perplexity": value, "rouge_l": value})
+        for one, value in zip(rows([0.1, 0.1, 0.1]), (9.0, 4.0, 5.0), strict=True)
+    ]
+    assert standing_of(course, section(best_by="perplexity")) == Standing("perplexity", 2, 4.0, 3)
+    assert standing_of(course, section(best_by="rouge_l")) == Standing("rouge_l", 1, 9.0, 3)
 
 
 def test_a_run_stops_at_the_version_at_which_patience_ended_and_not_earlier_or_later() -> None:

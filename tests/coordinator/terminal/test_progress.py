@@ -92,11 +92,9 @@ def test_what_is_left_is_a_forecast_and_no_deadline() -> None:
         msgspec.structs.replace(row(n, 0.5, "a"), seconds=seconds)
         for n, seconds in enumerate((99.0, 20.0, 30.0, 25.0), 1)
     ]
-    seen.round = 5
+    seen.round, seen.total_rounds = 5, 7
     found = forecast(seen, 110.0)
-    assert (
-        found is not None and found.round_seconds == 15.0 and found.run_seconds == 15.0 + 25.0 * (seen.total_rounds - 5)
-    )
+    assert found is not None and found.round_seconds == 15.0 and found.run_seconds == 65.0
     late = forecast(seen, 500.0)
     assert late is not None and late.round_seconds == 0.0
     assert forecast(dataclasses.replace(seen, phase="closing"), 110.0) is None

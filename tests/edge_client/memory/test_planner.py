@@ -75,7 +75,7 @@ def test_a_large_room_gives_the_whole_batch_and_a_small_one_is_refused_with_the_
     assert fit(footprint(), BOUNDS, 10_000 * MB, NONE) == plans(footprint(), BOUNDS, NONE)[0]
     assert fit(footprint(), BOUNDS, 10_000 * MB, NONE).micro_batch_size == 16
     with pytest.raises(
-        BudgetError, match=r"training needs 3\d\d MB with the smallest plan .*weights on disk.* MB short"
+        BudgetError, match=r"training needs \d\d\d MiB with the smallest plan .*weights on disk.* MiB short"
     ) as caught:
         fit(footprint(), BOUNDS, 320 * MB, NONE)
     assert "raise memory_budget by" in caught.value.remedy

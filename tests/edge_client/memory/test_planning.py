@@ -115,9 +115,9 @@ def test_kills_go_down_the_memory_steps_and_a_new_round_begins_at_the_top(tmp_pa
 
 def test_what_never_fits_is_a_budget_error_and_what_does_not_fit_now_is_not(tmp_path: Path) -> None:
     planning = Planning(NODE, tmp_path)
-    with pytest.raises(BudgetError, match="MB short"):
+    with pytest.raises(BudgetError, match="MiB short"):
         planning.load(footprint(), plan(1), 200 * MB, PLENTY)
-    with pytest.raises(WorkerError, match=r"MB short \(MemAvailable\)"):
+    with pytest.raises(WorkerError, match=r"MiB short \(MemAvailable\)"):
         planning.load(footprint(), plan(1), 5000 * MB, Limit("MemAvailable", 100 * MB))
 
 

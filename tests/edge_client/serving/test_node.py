@@ -220,7 +220,7 @@ def _check_measured(run: Path) -> str:
     """Published states were measured by answers, here and on both nodes; gives the last digest."""
     summary = json.loads((run / "summary.json").read_text())
     for version, row in enumerate(summary["rounds"], 1):
-        assert row["metrics"].keys() == {"perplexity", "json_equality", "rouge_l"}
+        assert row["metrics"].keys() == {"token_accuracy", "perplexity", "json_equality", "rouge_l"}
         on_nodes = row["on_nodes"]
         assert on_nodes["scores"].keys() == NODES.keys() and 2 <= on_nodes["rows"] <= 10, version
         for found in (row["metrics"], on_nodes["metrics"], *(one["metrics"] for one in on_nodes["scores"].values())):

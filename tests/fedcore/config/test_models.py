@@ -68,7 +68,7 @@ def test_a_path_is_a_folder_or_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     assert find_model(str(tmp_path / "a.gguf"), place="x") == tmp_path / "a.gguf"
     assert find_model(str(tmp_path), place="x") == tmp_path
-    for name, words in (("a.txt", "neither a model folder nor a GGUF file"), ("b.gguf", "no such model folder")):
+    for name, words in (("a.txt", "neither a model folder nor a GGUF file"), ("b.gguf", "no such GGUF file")):
         with pytest.raises(ModelError, match=words):
             find_model(str(tmp_path / name), place="x")
     with pytest.raises(ModelError, match="fedkrso model import"):

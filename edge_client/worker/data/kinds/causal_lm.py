@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,14 +16,14 @@ from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, Question, Scores, Shown, WorkerTask, states_and_labels
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.head import OutputHead
-from edge_client.worker.model.loss import chunked_cross_entropy
+from edge_client.worker.model.loss import chunked_cross_entropy, chunked_scores
 
 __all__ = ["CausalLMAtWork"]
 
 
 class CausalLMAtWork(WorkerTask):
-    """The share of tokens foreseen is not measured: what is called accuracy is exp(-loss), the mean probability of the
-    right token."""
+    """What is called accuracy is exp(-loss), the mean probability of the right token; beside it the share of tokens
+    that the model thought the likeliest, and perplexity."""
 
     sample_target = None
 
@@ -49,12 +50,13 @@ class CausalLMAtWork(WorkerTask):
 
     def scores(
         self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device
-    ) -> tuple[Tensor, None]:
-        """Of each example the sum over its tokens."""
+    ) -> tuple[Tensor, Tensor]:
+        """Of each example the sum over its tokens (b,), and how many of them the model thought the likeliest (b, 1)."""
         states, labels = states_and_labels(model, batch, pad_id, torch_device)
         weight, counts = _output_weight(model), [encoded.weight for encoded in batch]
         rows = zip(torch.split(states, counts), torch.split(labels, counts), strict=True)
-        return torch.stack([chunked_cross_entropy(some, weight, wanted, count=1) for some, wanted in rows]), None
+        losses, right = zip(*(chunked_scores(some, weight, wanted) for some, wanted in rows), strict=True)
+        return torch.stack(losses), torch.stack(right)[:, None].float()
 
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Losses of examples, and the tokens that each is the sum of."""
@@ -62,7 +64,14 @@ class CausalLMAtWork(WorkerTask):
 
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """Of tokens."""
-        return math.exp(-loss), {"perplexity": math.exp(min(loss, 700.0))}
+        right = float(scores.outputs.sum(dtype=np.float64) / scores.weights.sum())
+        return math.exp(-loss), {"token_accuracy": right, "perplexity": math.exp(min(loss, 700.0))}
+
+    def means(
+        self, scores: Scores, encoded: Sequence[Encoded]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Tokens."""
+        return {"token_accuracy": (scores.outputs[:, 0].astype(np.float64), scores.weights)}
 
     def question(self, encoded: Encoded) -> Question:
         """The last that is learned of an example, after all that comes before it. A text that is learned whole goes on

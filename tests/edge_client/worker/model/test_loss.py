@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edge_client.worker.model.loss import IGNORE_INDEX, chunked_cross_entropy
+from edge_client.worker.model.loss import IGNORE_INDEX, chunked_cross_entropy, chunked_scores
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Weight
 from fedcore.weights.quantise import quantise_weight
 
@@ -54,6 +54,17 @@ def test_loss_and_gradient_equal_the_reference(
     assert abs(float(loss) - float(expected)) <= tolerance * float(expected)
     assert float((leaf.grad - reference.grad).abs().max()) <= tolerance * float(reference.grad.abs().max())
     assert not leaf.grad[0, 3:9].any()
+
+
+def test_scores_are_the_summed_loss_and_how_many_labels_are_the_likeliest_word() -> None:
+    weight, dense = weights("int8")
+    hidden, _ = case()
+    likeliest = (hidden[0].double() @ dense.T).argmax(dim=1)
+    labels = likeliest.clone()
+    labels[::3] = (labels[::3] + 1) % WORDS
+    loss, right = chunked_scores(hidden[0], weight, labels, chunk_tokens=4)
+    assert int(right) == int((labels == likeliest).sum()) == 19
+    torch.testing.assert_close(loss, TOKENS * chunked_cross_entropy(hidden[0], weight, labels))
 
 
 def test_parts_of_a_batch_add_up_with_its_count() -> None:

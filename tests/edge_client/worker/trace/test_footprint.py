@@ -192,7 +192,7 @@ def test_a_method_that_cannot_fit_is_refused_with_the_numbers_and_takes_no_memor
     assert (status_bytes("VmRSS") or 0) - before < 400_000_000, "its weights alone would take 800 MB"
     room, bounds = 2_000_000_000, Bounds(batch_size=2, rank=8, min_rank=8)
     assert fit(own, bounds, room, Calibration()).components.total_bytes < room
-    with pytest.raises(BudgetError, match=r"training needs [4-6],\d\d\d MB with the smallest plan .* MB short"):
+    with pytest.raises(BudgetError, match=r"training needs [3-6],\d\d\d MiB with the smallest plan .* MiB short"):
         fit(full, Bounds(batch_size=2, rank=0, min_rank=0), room, Calibration())
     least = min(
         plans(full, Bounds(batch_size=2, rank=0, min_rank=0), Calibration()),
