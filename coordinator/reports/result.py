@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.reports.adapter import export_adapter
+from coordinator.reports.answers import Said, ask_model
 from coordinator.reports.export import export_run
 from coordinator.reports.gguf import GgufNumbers, export_gguf
 from coordinator.reports.lastmodel import Which
@@ -54,6 +55,17 @@ class Result:
     def report(self) -> Path:
         """The run as a page for people."""
         return self.folder.report
+
+    def ask(self, *texts: str) -> list[Said]:
+        """What the last round's model says of each text: an answer, a label with its probability, or a score.
+
+        Args:
+            texts: A question each, to a model that writes.
+
+        Raises:
+            FedkrsoError: No round is finished, nodes have models of their own, or the process with the model failed.
+        """
+        return ask_model(self.folder, [(text, None) for text in texts])
 
     def export(self, folder: Path | str, which: Which = "last") -> Path:
         """Write the model as a Hugging Face folder, which `from_pretrained` loads.

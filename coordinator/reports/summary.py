@@ -23,7 +23,8 @@ __all__ = ["summary_of", "write_report", "write_summary"]
 
 # As in `fedkrso profile`.
 _PART_COLOURS = (
-    "#5c6b78", "#123f63", "#1b6ca8", "#6ba6d3", "#7d4f9e", "#b79bd0", "#d1495b", "#e9a23b", "#f0c987", "#c9d2d9",
+    "#5c6b78", "#123f63", "#1b6ca8", "#6ba6d3", "#7d4f9e", "#b79bd0",
+    "#2a9d5c", "#d1495b", "#e9a23b", "#f0c987", "#c9d2d9",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from fedcore.config.generation import GenerationOptions
 from fedcore.config.words import converted
@@ -40,6 +41,11 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--top-k", default=0, show_default=True, help="Draw among so many; 0: all."),
             click.option("--seed", default=0, show_default=True, help="Of the draws."),
             click.option("--stop", multiple=True, help="A text that ends the answer."),
+            click.option(
+                "--schema",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="A JSON schema that each answer meets, with the properties in its order.",
+            ),
         )
     ):
         command = option(command)
@@ -49,32 +55,28 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("prompt", required=False)
 @_shared
-@click.option(
-    "--schema",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A JSON schema that the answer meets.",
-)
 def generate(prompt: str | None, schema: Path | None, system: str, **asked: Any) -> None:
     """Answer PROMPT, or what comes on the standard input."""
     from fedcore.worker.serving import ChatMessage
 
     asking, options, most = _asking(**asked)
+    form = _form(schema)
     text = sys.stdin.read() if prompt is None else prompt
     if not text.strip():
         raise ConfigError("an empty prompt", place="PROMPT", remedy="give one, or pipe one in")
-    said = schema.read_text(encoding="utf-8") if schema is not None else ""
     begin = (ChatMessage("system", system),) if system else ()
     with asking:
-        _print(asking.ask((*begin, ChatMessage("user", text)), options, max_tokens=most, json_schema=said))
+        _print(asking.ask((*begin, ChatMessage("user", text)), options, max_tokens=most, json_schema=form))
 
 
 @click.command()
 @_shared
-def chat(system: str, **asked: Any) -> None:
+def chat(schema: Path | None, system: str, **asked: Any) -> None:
     """Talk with the model. Ctrl-C stops an answer, /reset begins anew, /exit or the end of input ends."""
     from fedcore.worker.serving import ChatMessage
 
     asking, options, most = _asking(**asked)
+    form = _form(schema)
     begin = [ChatMessage("system", system)] if system else []
     turns = list(begin)
     with asking:
@@ -85,9 +87,9 @@ def chat(system: str, **asked: Any) -> None:
                 continue
             turns.append(ChatMessage("user", line))
             try:
-                answer = _print(asking.ask(turns, options, max_tokens=most))
+                answer = _print(asking.ask(turns, options, max_tokens=most, json_schema=form))
             except DataError as error:
-                # Too long, most likely: the conversation stays as it was before.
+                # Too long, or a schema that cannot be used: the conversation stays as it was before.
                 turns.pop()
                 click.echo(f"{error.one_line()} (/reset begins anew)", err=True)
                 continue
@@ -112,6 +114,19 @@ def _asking(
         return Asking(folder_service(model, memory_budget or "auto", {})), options, max_new_tokens
     assert node_file is not None
     return Asking(node_service(node_file, {})), options, max_new_tokens
+
+
+def _form(schema: Path | None) -> str:
+    """A schema's text as it stands, so that its order of properties is kept; empty for none."""
+    if schema is None:
+        return ""
+    try:
+        text = schema.read_text(encoding="utf-8")
+        if not isinstance(msgspec.json.decode(text), dict):
+            raise ConfigError("a schema is a JSON object", place=f"--schema: {schema}")
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"cannot be read as JSON: {error}", place=f"--schema: {schema}") from None
+    return text
 
 
 def _print(answer: Iterator[str]) -> str:

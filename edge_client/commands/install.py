@@ -74,6 +74,12 @@ def _about_the_node(command: F) -> F:
 @click.option(
     "--copy-model", is_flag=True, help="Copy the model folder to the device's state, instead of using it where it lies."
 )
+@click.option(
+    "--serve/--no-serve",
+    default=None,
+    help="A second service answers over HTTP from what the node has learned: `fedkrso client serve`.  [default: as it"
+    " is installed, or not]",
+)
 @click.option("--no-start", is_flag=True, help="Enable it for the next start of the device, and do not start it now.")
 @_user
 @_root
@@ -82,6 +88,7 @@ def _about_the_node(command: F) -> F:
 def client_install(
     source: Path | None,
     copy_model: bool,
+    serve: bool | None,
     no_start: bool,
     user: bool,
     root: Path,
@@ -97,13 +104,16 @@ def client_install(
     from edge_client.install.nodefile import finished, merge, open_kit, started
     from edge_client.install.plan import check_readable, install_plan
     from edge_client.install.steps import apply, described
-    from edge_client.process.packages import require_training_packages
+    from edge_client.process.packages import require_serving_packages, require_training_packages
     from fedcore.config.models import resolve_model_folder
 
     layout, root = _layout(user=user), root.absolute()
     machine = _machine(root, user=user, dry_run=dry_run)
+    serve = machine.path(layout.server_unit).exists() if serve is None else serve
     if program is None and not dry_run:
         require_training_packages()
+        if serve:
+            require_serving_packages()
     installed = machine.path(layout.node_file)
     if source is None and not installed.exists():
         raise ConfigError(
@@ -120,7 +130,9 @@ def client_install(
     model = resolve_model_folder(str(document.get("model_folder", "")), place="--model") if copied else None
     node_file = finished(document, layout, kit, root=root, copied=None if model is None else layout.model)
     check_readable(node_file.reads, layout)
-    steps = install_plan(layout, machine, _program(program), node_file, kit, copy_model=model, start=not no_start)
+    steps = install_plan(
+        layout, machine, _program(program), node_file, kit, copy_model=model, start=not no_start, serve=serve
+    )
     if dry_run:
         click.echo("\n".join(map(described, steps)))
         return
@@ -129,6 +141,9 @@ def client_install(
         click.echo("nothing to do: it is installed like this already")
     elif machine.running and not no_start:
         click.echo(f"node {node_file.node.node} runs: fedkrso client status{' --user' * user}")
+        if serve:
+            section = node_file.node.serve
+            click.echo(f"it answers at http://{section.host}:{section.port}, once its server is up")
 
 
 @click.command()

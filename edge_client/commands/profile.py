@@ -12,20 +12,30 @@ from typing import Any
 import click
 import msgspec
 
-from edge_client.commands.forecast import Profile, as_html, as_text, column
+from edge_client.commands.forecast import Profile, answer, as_html, as_text, column
 from edge_client.commands.waiting import Waiting
-from edge_client.process.measuring import Measurement, Request, measured, subspace_round
+from edge_client.process.measuring import (
+    AnswerMeasurement,
+    AnswerRequest,
+    Measurement,
+    Request,
+    measured,
+    measured_answer,
+    subspace_round,
+)
+from edge_client.serving.memory import AGENT_BYTES, RESERVE_BYTES, SERVER_BYTES
 from fedcore.config.sections import TaskSection
-from fedcore.config.tasks import USUAL_TASK
+from fedcore.config.tasks import USUAL_TASK, task_of
 from fedcore.config.words import converted
 from fedcore.device.memoryplan import Footprint
 from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
 from fedcore.round.training import USUAL_RANK, AnyTraining
+from fedcore.weights.schema import ModelSchema
 
 __all__ = ["profile"]
 
-# A light agent's resident size (docs/benchmarks.md).
-_AGENT_BYTES = 40_000_000
+# Tokens of question and answer together, as far as the model has positions.
+_CONTEXTS = (256, 1024, 4096)
 
 
 @click.command()
@@ -68,7 +78,8 @@ def profile(
     html_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Does MODEL train within a memory budget, and where would the memory go?
+    """Does MODEL train within a memory budget, and where would the memory go? Of a model that writes also what answers
+    take, by the length of their context.
 
     MODEL is a folder with a config.json, that file itself, PACKAGE:FOLDER, or a name on the Hugging Face hub, of which
     only config.json is fetched. No weights are needed. Ends with exit code 8 where FedKRSO does not fit."""
@@ -88,42 +99,47 @@ def profile(
 
     training = subspace_round(pool=pool, rank=rank, batch_size=batch, steps=1, intervals=pool)
     with Waiting(sys.stderr) as waiting:
-        own, lora, full = _footprints(folder, section, training, length, min_length, waiting)
+        schema, own, lora, full = _footprints(folder, section, training, length, min_length, waiting)
     fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
     bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
     columns = (
         column(
-            "full fine-tuning", full, Bounds(batch_size=batch, rank=0, min_rank=0, mapped=False), room - _AGENT_BYTES
+            "full fine-tuning", full, Bounds(batch_size=batch, rank=0, min_rank=0, mapped=False), room - AGENT_BYTES
         ),
-        column("LoRA", lora, fixed, room - _AGENT_BYTES),
-        column("FedKRSO", own, bounds, room - _AGENT_BYTES),
+        column("LoRA", lora, fixed, room - AGENT_BYTES),
+        column("FedKRSO", own, bounds, room - AGENT_BYTES),
     )
     found = Profile(
         model=folder.name if Path(model).exists() else model,
         task=task,
         budget_bytes=room,
         device=device.name if device else "",
-        agent_bytes=_AGENT_BYTES,
+        agent_bytes=AGENT_BYTES,
         batch_size=batch,
         length=length,
         rank=rank,
         columns=columns,
     )
+    if task_of(section).outputs() is None:
+        found = _with_answers(found, folder, section, schema, training)
     if measure and columns[-1].fits:
         found = msgspec.structs.replace(found, measured=_measured(folder, section, found, pool))
+    if measure and found.longest_context and (folder / "tokenizer.json").exists():
+        tokens = max(one.context_tokens for one in found.answers if one.fits)
+        found = msgspec.structs.replace(found, measured_answer=_measured_answer(folder, tokens))
     click.echo(msgspec.json.encode(found) if as_json else as_text(found))
     if html_file is not None:
         html_file.write_text(as_html(found), encoding="utf-8")
     if not columns[-1].fits:
-        needed = (found.columns[-1].components.total_bytes + _AGENT_BYTES) / 0.96
+        needed = (found.columns[-1].components.total_bytes + AGENT_BYTES) / 0.96
         remedy = f"at least {needed / 2**20:,.0f} MiB, a shorter --length or a smaller --rank"
         raise BudgetError(f"{columns[-1].shortfall_bytes / 2**20:,.0f} MiB short", place="--budget", remedy=remedy)
 
 
 def _footprints(
     folder: Path, section: TaskSection, training: AnyTraining, length: int, min_length: int, waiting: Waiting
-) -> tuple[Footprint, Footprint, Footprint]:
-    """FedKRSO, LoRA of the same rank, and full fine-tuning, traced."""
+) -> tuple[ModelSchema, Footprint, Footprint, Footprint]:
+    """What can be trained, and FedKRSO, LoRA of the same rank, and full fine-tuning, traced."""
     waiting.say("loading the libraries")
     from edge_client.worker.programs.lean import hide_optional_packages
 
@@ -150,7 +166,25 @@ def _footprints(
     }  # fmt: skip
     lora = lora_footprint(folder, schema, section, rank=training.rank, **peer, **tracing("LoRA"))
     full = full_footprint(folder, section, **peer, **tracing("full fine-tuning"))
-    return own, lora, full
+    return schema, own, lora, full
+
+
+def _with_answers(
+    found: Profile, folder: Path, task: TaskSection, schema: ModelSchema, training: AnyTraining
+) -> Profile:
+    """With what answers of the tuned model take, by context length, and how long a context may be."""
+    from edge_client.worker.architecture.configuration import read_config
+    from edge_client.worker.generate.generator import positions_of
+    from edge_client.worker.trace.contexts import answer_footprint
+
+    most = positions_of(read_config(folder, task))
+    contexts = sorted({min(tokens, most) for tokens in _CONTEXTS})
+    footprint = answer_footprint(folder, schema, task, sorted({*contexts, most}), training=training)
+    room = found.budget_bytes - AGENT_BYTES - SERVER_BYTES - RESERVE_BYTES
+    answers = tuple(answer(tokens, footprint.components(tokens), room) for tokens in contexts)
+    return msgspec.structs.replace(
+        found, answers=answers, longest_context=footprint.fitting(room, most), server_bytes=SERVER_BYTES
+    )
 
 
 def _budget(text: str | None, device_bytes: int | None) -> int:
@@ -216,5 +250,16 @@ def _measured(folder: Path, task: TaskSection, found: Profile, pool: int) -> Mea
         )
         try:
             return measured(request, Path(scratch) / "replica")
+        except FedkrsoError as error:
+            raise ModelError(error.message, place="--measure") from None
+
+
+def _measured_answer(folder: Path, tokens: int) -> AnswerMeasurement | None:
+    """An answer of the folder's own model, in a process of its own."""
+    if not any(folder.glob("*.safetensors")):
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return measured_answer(AnswerRequest(model_folder=str(folder), context_tokens=tokens), Path(scratch))
         except FedkrsoError as error:
             raise ModelError(error.message, place="--measure") from None

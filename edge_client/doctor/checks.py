@@ -24,7 +24,7 @@ _GROUPS: tuple[tuple[str, float, Group], ...] = (
     ("device", 30.0, device),
     ("memory", 60.0, memory),
     ("compute", 1800.0, compute),
-    ("node", 120.0, node_parts),
+    ("node", 720.0, node_parts),
     ("storage", 30.0, storage),
     ("clock", 30.0, clock),
     ("network", 60.0, network),

@@ -7,12 +7,15 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from edge_client.doctor.base import Check, Surroundings, refused
 from edge_client.install.certificate import client_certificate
 from edge_client.node import Node
 from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
+from fedcore.config.sections import TaskSection
 from fedcore.errors import FedkrsoError, ModelError
 from fedcore.wire.identity import load_public_key, load_signing_key
 from fedcore.worker.looking import Look, look_at
@@ -23,6 +26,14 @@ _GROUP = "node"
 _DAY_SECONDS = 86_400
 _SOON_DAYS = 14
 _DATA_SECONDS = 60.0
+# The model in float32, twice over.
+_COMPARE_SECONDS = 600.0
+# Any model has positions for so many tokens.
+_COMPARE_TOKENS = 16
+
+
+class _Config(msgspec.Struct):
+    architectures: tuple[str, ...] = ()
 
 
 def node_file(path: Path) -> tuple[Node | None, Check]:
@@ -37,7 +48,10 @@ def node_parts(around: Surroundings, node: Node | None) -> list[Check]:
     """What the file names."""
     if node is None:
         return []
-    found = [_guarded("model", lambda: _model(node)), _guarded("data", lambda: _data(around, node))]
+    found = [_guarded("model", lambda: _model(node))]
+    if found[0].state == "ok" and _writes(node):
+        found.append(_guarded("comparison", lambda: _compared(around, node)))
+    found.append(_guarded("data", lambda: _data(around, node)))
     found += _certificates(around, node)
     trust = node.trust
     if trust.signing_key is not None:
@@ -76,6 +90,25 @@ def _data(around: Surroundings, node: Node) -> str:
     if around.quick and not Path(node.data.source).exists():
         return f"{node.data.source}: not called (--quick)"
     return "; ".join(look_at(Look(rows=node.rows), around.environment, timeout_seconds=_DATA_SECONDS))
+
+
+def _writes(node: Node) -> bool:
+    """Whether the node's model is one that writes: what it is trained as depends on no labels of a job."""
+    try:
+        said = (find_model(node.model_folder, place="model_folder") / "config.json").read_bytes()
+        names = msgspec.json.decode(said, type=_Config).architectures
+    except (OSError, msgspec.DecodeError, FedkrsoError):
+        return False
+    return any("ForCausalLM" in name or "LMHead" in name for name in names)
+
+
+def _compared(around: Surroundings, node: Node) -> str:
+    """With plain transformers, in a process of its own: it loads the model twice over."""
+    if around.quick:
+        return "not compared with transformers (--quick)"
+    folder = str(find_model(node.model_folder, place="model_folder"))
+    look = Look(task=TaskSection(kind="causal-lm", max_length=_COMPARE_TOKENS), model_folder=folder, compared=True)
+    return "; ".join(look_at(look, around.environment, timeout_seconds=_COMPARE_SECONDS))
 
 
 def _certificates(around: Surroundings, node: Node) -> Iterator[Check]:

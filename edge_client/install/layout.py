@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SERVICE", "Layout", "system_layout", "user_layout"]
+__all__ = ["SERVER", "SERVICE", "SLICE", "Layout", "system_layout", "user_layout"]
 
 SERVICE = "fedkrso-client"
+SERVER = "fedkrso-serve"
+"""Answers beside the agent, where the owner wants it."""
+SLICE = "fedkrso.slice"
+"""Holds both to one budget."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,16 @@ class Layout:
     def unit(self) -> Path:
         """Where the service's unit lies."""
         return self.units / f"{SERVICE}.service"
+
+    @property
+    def server_unit(self) -> Path:
+        """Where the unit of the server lies."""
+        return self.units / f"{SERVER}.service"
+
+    @property
+    def slice_unit(self) -> Path:
+        """Where the unit lies that holds agent and server together."""
+        return self.units / SLICE
 
     @property
     def model(self) -> Path:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_client.install.layout import SERVICE, Layout
+from edge_client.install.layout import SERVER, SERVICE, Layout
 from edge_client.install.machine import Machine
 from edge_client.install.nodefile import Kit, NodeFile
 from edge_client.install.steps import Command, File, Folder, Gone, Step, Tree
-from edge_client.install.unit import Service, reading, unit_text
+from edge_client.install.unit import Service, reading, slice_text, unit_text
 from fedcore.errors import ConfigError
 
 __all__ = ["Program", "check_readable", "install_plan", "uninstall_plan"]
@@ -38,8 +38,10 @@ def install_plan(
     *,
     copy_model: Path | None = None,
     start: bool = True,
+    serve: bool = False,
 ) -> list[Step]:
-    """Everything that an installed agent needs, in order.
+    """Everything that an installed agent needs, in order; what a server of an earlier installation left, where none is
+    wanted now, goes.
 
     Args:
         layout: Where it goes.
@@ -49,6 +51,7 @@ def install_plan(
         kit: Certificates and keys.
         copy_model: The model folder to copy to the device's state, if it is not to be used where it lies.
         start: Whether to start it now.
+        serve: Whether a server answers beside the agent (`fedkrso client serve`).
     """
     own = f"{layout.account}:{layout.account}" if layout.account else ""
     shared = f"root:{layout.account}" if layout.account else ""
@@ -71,20 +74,25 @@ def install_plan(
         for file in kit.files
     ]
     files.append(File(layout.node_file, node_file.text.encode(), 0o600 if layout.user else 0o640, shared))
-    command = (str(program.path), "client", "run", str(layout.node_file), "--stay")
     # Only a service of the device has walls that paths must be let through.
     reads = (
         ()
         if layout.user
         else reading([*node_file.reads, *(path for path in program.folders if not path.is_relative_to("/usr"))])
     )
-    unit = unit_text(layout, Service(command, node_file.budget_bytes, reads), machine.systemd)
-    files.append(File(layout.unit, unit.encode(), 0o644))
-    return [
-        *steps,
-        *files,
-        *_service(layout, machine, [step.path for step in steps + files if not isinstance(step, Command)], start=start),
-    ]
+    budget, start_of = node_file.budget_bytes, (str(program.path), "client")
+    agent = Service((*start_of, "run", str(layout.node_file), "--stay"), budget, reads, shared=serve)
+    files.append(File(layout.unit, unit_text(layout, agent, machine.systemd).encode(), 0o644))
+    names = [SERVICE]
+    if serve:
+        server = Service((*start_of, "serve", str(layout.node_file)), budget, reads, "server", shared=True)
+        files.append(File(layout.server_unit, unit_text(layout, server, machine.systemd).encode(), 0o644))
+        files.append(File(layout.slice_unit, slice_text(layout, budget).encode(), 0o644))
+        names.append(SERVER)
+    else:
+        steps += _server_gone(layout, machine)
+    everything = [step.path for step in steps + files if not isinstance(step, Command)]
+    return [*steps, *files, *_services(layout, machine, everything, names, start=start)]
 
 
 def uninstall_plan(layout: Layout, machine: Machine, *, purge: bool) -> list[Step]:
@@ -92,13 +100,13 @@ def uninstall_plan(layout: Layout, machine: Machine, *, purge: bool) -> list[Ste
     steps: list[Step] = []
     systemctl = _systemctl(layout, machine)
     if machine.path(layout.unit).exists():
-        steps.append(Command((*systemctl, "disable", *(["--now"] if machine.running else []), SERVICE)))
-    steps.append(Gone(layout.unit))
+        steps.append(_disable(layout, machine, SERVICE))
+    steps += [*_server_gone(layout, machine), Gone(layout.unit)]
     if machine.running:
-        steps.append(Command((*systemctl, "daemon-reload"), if_changed=(layout.unit,)))
+        steps.append(Command((*systemctl, "daemon-reload"), if_changed=_units(layout)))
     if purge:
-        drop_ins = layout.unit.with_name(f"{layout.unit.name}.d")
-        steps += [Gone(path) for path in (drop_ins, layout.configuration, layout.state, layout.cache)]
+        drop_ins = [unit.with_name(f"{unit.name}.d") for unit in _units(layout)]
+        steps += [Gone(path) for path in (*drop_ins, layout.configuration, layout.state, layout.cache)]
         if layout.accounts is not None:
             steps.append(Gone(layout.accounts))
             if machine.running:
@@ -141,21 +149,42 @@ def _account(layout: Layout, machine: Machine) -> Iterable[Step]:
     )
 
 
-def _service(layout: Layout, machine: Machine, everything: Sequence[Path], *, start: bool) -> Iterable[Step]:
+def _services(
+    layout: Layout, machine: Machine, everything: Sequence[Path], names: Sequence[str], *, start: bool
+) -> Iterable[Step]:
     systemctl = _systemctl(layout, machine)
+    enabled = [
+        Command((*systemctl, "enable", name), unless=(*systemctl, "is-enabled", "--quiet", name)) for name in names
+    ]
     if not machine.running:
         # For one user of a system that is not running there is no way to ask.
         if not layout.user:
-            yield Command((*systemctl, "enable", SERVICE), unless=(*systemctl, "is-enabled", "--quiet", SERVICE))
+            yield from enabled
         return
-    yield Command((*systemctl, "daemon-reload"), if_changed=(layout.unit,))
-    yield Command((*systemctl, "enable", SERVICE), unless=(*systemctl, "is-enabled", "--quiet", SERVICE))
+    yield Command((*systemctl, "daemon-reload"), if_changed=_units(layout))
+    yield from enabled
     if start:
-        yield Command(
-            (*systemctl, "restart", SERVICE),
-            if_changed=tuple(everything),
-            unless=(*systemctl, "is-active", "--quiet", SERVICE),
-        )
+        for name in names:
+            yield Command(
+                (*systemctl, "restart", name),
+                if_changed=tuple(everything),
+                unless=(*systemctl, "is-active", "--quiet", name),
+            )
+
+
+def _server_gone(layout: Layout, machine: Machine) -> Iterable[Step]:
+    """The server's unit and the slice, where an earlier installation made them."""
+    if machine.path(layout.server_unit).exists():
+        yield _disable(layout, machine, SERVER)
+        yield from (Gone(layout.server_unit), Gone(layout.slice_unit))
+
+
+def _disable(layout: Layout, machine: Machine, name: str) -> Command:
+    return Command((*_systemctl(layout, machine), "disable", *(["--now"] if machine.running else []), name))
+
+
+def _units(layout: Layout) -> tuple[Path, ...]:
+    return layout.unit, layout.server_unit, layout.slice_unit
 
 
 def _systemctl(layout: Layout, machine: Machine) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge_client.install.layout import SERVICE, Layout
+from edge_client.install.layout import SERVER, SERVICE, Layout
 from edge_client.install.machine import Runner
 from fedcore.errors import ConfigError, RunError
 
@@ -38,6 +38,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How often systemd started it again by itself."""
     exit_code: int
     """Of its last life; docs/files.md has the table."""
+    server: str = ""
+    """State of the server that answers beside it; empty where none is installed."""
     lines: tuple[str, ...] = ()
     """The log's last."""
 
@@ -63,6 +65,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
         rows.append(("process", f"{self.pid}" if self.pid else f"none; the last one ended with code {self.exit_code}"))
         if self.restarts:
             rows.append(("restarts", str(self.restarts)))
+        if self.server:
+            rows.append(("answers", self.server))
         return "\n".join([*(f"{name:9} {value}" for name, value in rows), *(f"  {line}" for line in self.lines)])
 
 
@@ -81,6 +85,11 @@ def service_status(layout: Layout, runner: Runner, *, lines: int) -> ServiceStat
     if found.get("LoadState") != "loaded":
         remedy = "fedkrso client install" + (" --user" if layout.user else ", or look for one of your own with --user")
         raise ConfigError("nothing is installed", place=str(layout.unit), remedy=remedy)
+    server = ""
+    if layout.server_unit.exists():
+        said = runner(("systemctl", *scope, "show", SERVER, "--property=ActiveState,SubState"))
+        about = dict(line.split("=", 1) for line in said.output.splitlines() if "=" in line)
+        server = f"{about.get('ActiveState', '?')} ({about.get('SubState', '?')})"
     log = runner((*journal(layout, lines=lines, follow=False, style="cat"), "--quiet")) if lines else None
     return ServiceStatus(
         state=f"{found.get('ActiveState', '?')} ({found.get('SubState', '?')})",
@@ -92,6 +101,7 @@ def service_status(layout: Layout, runner: Runner, *, lines: int) -> ServiceStat
         limit_bytes=_number(found.get("MemoryMax")),
         restarts=_number(found.get("NRestarts")) or 0,
         exit_code=_number(found.get("ExecMainStatus")) or 0,
+        server=server,
         lines=tuple(log.output.splitlines()) if log is not None and log.code == 0 else (),
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systemd unit of the agent, as a pure function of what is installed.
+"""The systemd units of the agent and of the server beside it, as pure functions of what is installed.
 
 What is not in it, because it breaks the work: `PrivateDevices=` and `ProtectClock=` (the latter allows one device and
 so forbids the rest) hide the accelerator, `ProcSubset=pid` hides /proc/meminfo and memory pressure,
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from edge_client.install.layout import SERVICE, Layout
+from edge_client.install.layout import SERVER, SERVICE, SLICE, Layout
 
-__all__ = ["Service", "is_hidden", "reading", "unit_text"]
+__all__ = ["Service", "is_hidden", "reading", "slice_text", "unit_text"]
 
 # What ProtectHome= and PrivateTmp= take out of sight; a path in one of these is bound into the service.
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 (named, not used)
@@ -31,13 +32,17 @@ class Service:
 
     Attributes:
         command: The program and its arguments, absolute.
-        budget_bytes: Of agent and worker together.
+        budget_bytes: Of the node.
         reads: Files and folders outside of the layout that the service reads: data, model, the program itself.
+        role: The agent, or the server that answers beside it.
+        shared: Whether both are there, and one slice holds them to the budget.
     """
 
     command: tuple[str, ...]
     budget_bytes: int
     reads: tuple[Path, ...]
+    role: Literal["agent", "server"] = "agent"
+    shared: bool = False
 
 
 def is_hidden(path: Path) -> bool:
@@ -63,13 +68,24 @@ def unit_text(layout: Layout, service: Service, systemd: int) -> str:
         "Service": [*_life(layout, service, systemd), *_memory(layout, service, systemd), *_walls(layout, service)],
         "Install": ["WantedBy=default.target" if layout.user else "WantedBy=multi-user.target"],
     }
-    edit = f"systemctl {'--user ' * layout.user}edit {SERVICE}"
-    head = f"# Made by `fedkrso client install`, which makes it again. Your own changes: {edit}\n"
-    return head + "\n".join(f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items())
+    return _head(layout, SERVICE if service.role == "agent" else SERVER) + "\n".join(
+        f"[{name}]\n" + "".join(f"{line}\n" for line in lines) for name, lines in sections.items()
+    )
+
+
+def slice_text(layout: Layout, budget_bytes: int) -> str:
+    """The unit that holds agent and server to one budget, as `unit_text` holds an agent alone."""
+    limits = "".join(f"{line}\n" for line in _limits(budget_bytes))
+    return f"{_head(layout, SLICE)}[Unit]\nDescription=fedkrso, one memory budget\n\n[Slice]\n{limits}"
+
+
+def _head(layout: Layout, name: str) -> str:
+    edit = f"systemctl {'--user ' * layout.user}edit {name}"
+    return f"# Made by `fedkrso client install`, which makes it again. Your own changes: {edit}\n"
 
 
 def _unit(layout: Layout, service: Service) -> Iterable[str]:
-    yield "Description=fedkrso edge client"
+    yield "Description=fedkrso edge client" if service.role == "agent" else "Description=fedkrso answers"
     # A system's targets are not known to a user's own systemd; there the agent waits for the broker by being started
     # again.
     if not layout.user:
@@ -83,10 +99,11 @@ def _unit(layout: Layout, service: Service) -> Iterable[str]:
 
 
 def _life(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
-    yield "Type=notify"
+    yield "Type=notify" if service.role == "agent" else "Type=exec"
     yield f"ExecStart={' '.join(map(_word, service.command))}"
-    # Reads the node file's budget and policy anew.
-    yield "ExecReload=/bin/kill -HUP $MAINPID"
+    if service.role == "agent":
+        # Reads the node file's budget and policy anew.
+        yield "ExecReload=/bin/kill -HUP $MAINPID"
     if layout.user:
         yield f"WorkingDirectory={_specified(str(layout.state))}"
     else:
@@ -99,29 +116,37 @@ def _life(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
         )
     yield "Environment=HF_HUB_OFFLINE=1"
     yield "UMask=0077"
-    yield f"WatchdogSec={_WATCHDOG_SECONDS}"
+    if service.role == "agent":
+        yield f"WatchdogSec={_WATCHDOG_SECONDS}"
     yield from ("Restart=on-failure", "RestartSec=10")
     if systemd >= 254:
         yield from ("RestartSteps=8", "RestartMaxDelaySec=600")
     # A wrong file, wrong data, a wrong model: nothing that trying again would mend.
     yield "RestartPreventExitStatus=2 3 4"
-    # The agent is told first and ends its worker in peace; what is left then is killed.
+    # It is told first and ends its worker in peace; what is left then is killed.
     yield from ("KillMode=mixed", "TimeoutStopSec=60")
 
 
 def _memory(layout: Layout, service: Service, systemd: int) -> Iterable[str]:
-    high = max(service.budget_bytes, _LEAST_MEMORY_BYTES) // _MIB
-    yield "# The budget is kept inside: by the agent, and by the worker's own group. At the budget the kernel takes"
-    yield "# page cache back; the wall is a twentieth above, and what it takes then is the worker, not the agent."
-    yield from (f"MemoryHigh={high}M", f"MemoryMax={high + high // 20}M")
+    if service.shared:
+        yield f"Slice={SLICE}"
+    yield f"# The budget is kept inside: by the {service.role}, and by the worker's own group. At the budget the kernel"
+    yield "# takes page cache back; the wall is a twentieth above, and what it takes then is the worker, not the"
+    yield f"# {service.role}."
+    yield from _limits(service.budget_bytes)
     yield "Delegate=memory"
     if systemd >= 254:
-        yield "DelegateSubgroup=agent"
+        yield f"DelegateSubgroup={service.role}"
     yield "OOMPolicy=continue"
-    if not layout.user:
+    if not layout.user and service.role == "agent":
         yield "OOMScoreAdjust=-200"
     # A core dump would have people's text in it.
     yield "LimitCORE=0"
+
+
+def _limits(budget_bytes: int) -> Iterable[str]:
+    high = max(budget_bytes, _LEAST_MEMORY_BYTES) // _MIB
+    yield from (f"MemoryHigh={high}M", f"MemoryMax={high + high // 20}M")
 
 
 def _walls(layout: Layout, service: Service) -> Iterable[str]:

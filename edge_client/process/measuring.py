@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring real training steps in a process of their own: what is asked, what comes back, and how the process is
-started."""
+"""Measuring real training steps, or an answer, in a process of their own: what is asked, what comes back, and how the
+process is started."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ import msgspec
 from edge_client.memory.allocator import ALLOCATORS
 from edge_client.memory.group import MemoryGroup
 from fedcore.config.sections import TaskSection
-from fedcore.device.memoryplan import MemoryComponents, MemoryPlan
+from fedcore.device.memoryplan import Allocator, MemoryComponents, MemoryPlan
 from fedcore.errors import WorkerError
 from fedcore.fields.types import BaseKind
 from fedcore.round.training import AnyTraining, SubspaceTraining
 from fedcore.subspaces.schedule import pool_seeds
 from fedcore.system.processes import worker_python
 
-__all__ = ["Measurement", "Request", "measured", "subspace_round"]
+__all__ = [
+    "AnswerMeasurement",
+    "AnswerRequest",
+    "Measurement",
+    "Request",
+    "measured",
+    "measured_answer",
+    "subspace_round",
+]
 
 
 def subspace_round(*, pool: int, rank: int, batch_size: int, steps: int, intervals: int = 1) -> SubspaceTraining:
@@ -89,8 +97,36 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         return self.traced.total_bytes / self.peak_bytes - 1
 
 
+class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure: one answer of a model folder by itself, whose context is full at its end."""
+
+    model_folder: str
+    """With weights and tokenizer."""
+    context_tokens: int
+    threads: int = 1
+
+
+class AnswerMeasurement(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of an answer, predicted and measured."""
+
+    predicted: MemoryComponents
+    """Before anything was loaded, from `config.json` alone."""
+    planned: MemoryComponents
+    """With the model loaded: what a server plans with."""
+    held_bytes: int
+    """Resident with model and tokenizer loaded."""
+    peak_bytes: int
+    """Highest resident size while answering."""
+    first_token_seconds: float
+
+    @property
+    def error(self) -> float:
+        """Error of the prediction before loading, relative to what was measured."""
+        return self.predicted.total_bytes / self.peak_bytes - 1
+
+
 def measured(request: Request, scratch: Path, memory_group: MemoryGroup | None = None) -> Measurement:
-    """Measure in a process of its own.
+    """Measure training steps in a process of its own.
 
     Args:
         request: What.
@@ -100,15 +136,38 @@ def measured(request: Request, scratch: Path, memory_group: MemoryGroup | None =
     Raises:
         WorkerError: The process failed or was killed; the message has its last line.
     """
-    environment = (
-        os.environ
-        | ALLOCATORS[request.memory.allocator]
-        | {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
-    )
+    said = _run("measure", request, request.memory.allocator, scratch, memory_group)
+    return msgspec.json.decode(said, type=Measurement)
+
+
+def measured_answer(request: AnswerRequest, scratch: Path) -> AnswerMeasurement:
+    """Measure an answer in a process of its own.
+
+    Args:
+        request: What.
+        scratch: Folder for weights on disk.
+
+    Raises:
+        WorkerError: The process failed; the message has its last line.
+    """
+    return msgspec.json.decode(_run("measure_answer", request, "tuned", scratch, None), type=AnswerMeasurement)
+
+
+def _run(
+    program: str,
+    request: Request | AnswerRequest,
+    allocator: Allocator,
+    scratch: Path,
+    memory_group: MemoryGroup | None,
+) -> str:
+    """The last line of a measuring program."""
+    own = {"OMP_NUM_THREADS": str(request.threads), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | ALLOCATORS[allocator] | own
     command = [
         worker_python(os.environ),
         "-m",
-        "edge_client.worker.programs.measure",
+        "edge_client.worker.programs.lean",
+        program,
         msgspec.json.encode(request).decode(),
         str(scratch),
     ]
@@ -117,4 +176,4 @@ def measured(request: Request, scratch: Path, memory_group: MemoryGroup | None =
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing on its error output"])[-1]
         raise WorkerError(f"the measuring process ended with {done.returncode}: {last}", place=request.model_folder)
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measurement)
+    return done.stdout.splitlines()[-1]

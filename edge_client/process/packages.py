@@ -9,10 +9,11 @@ from importlib.util import find_spec
 
 from fedcore.errors import WorkerError
 
-__all__ = ["TRAINING_PACKAGES", "import_failure", "require_training_packages"]
+__all__ = ["TRAINING_PACKAGES", "import_failure", "require_serving_packages", "require_training_packages"]
 
 TRAINING_PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 """What the worker imports, whatever the job."""
+_SERVING_PACKAGES = ("starlette", "uvicorn")
 _REMEDY = "pip install 'fedkrso[train]'"
 # The last line of a traceback: a package that is not there, or one whose libraries the system does not have.
 _FAILED_IMPORT = re.compile(r"(?:ModuleNotFoundError|ImportError): (.+)|OSError: (.*cannot open shared object file.*)")
@@ -27,6 +28,19 @@ def require_training_packages() -> None:
     missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise WorkerError(f"this installation cannot train: {', '.join(missing)} not installed", remedy=_REMEDY)
+
+
+def require_serving_packages() -> None:
+    """Return if this installation can serve.
+
+    Raises:
+        WorkerError: It is one without some of the packages for it.
+    """
+    missing = [name for name in _SERVING_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise WorkerError(
+            f"this installation cannot serve: {', '.join(missing)} not installed", remedy="pip install 'fedkrso[serve]'"
+        )
 
 
 def import_failure(tail: str) -> WorkerError | None:

@@ -12,12 +12,14 @@ from edge_client.memory.probes import available_bytes, own_rss_bytes, process_by
 from edge_client.memory.sharing import Sharing, agent_bytes
 from edge_client.owner.serving import ServeSection
 
-__all__ = ["ServingMemory"]
+__all__ = ["AGENT_BYTES", "RESERVE_BYTES", "SERVER_BYTES", "ServingMemory"]
 
 # An agent may start at any time; it stays below this.
-_AGENT_BYTES = 40_000_000
+AGENT_BYTES = 40_000_000
+# This process, before it is there to be measured: 37 MB were.
+SERVER_BYTES = 40_000_000
 # This process may still grow by this much.
-_RESERVE_BYTES = 12_000_000
+RESERVE_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ServingMemory:
 
     def worker_bytes(self) -> int:
         """What the worker may use now."""
-        return max(1, self.limit_bytes - self._others_bytes() - _RESERVE_BYTES)
+        return max(1, self.limit_bytes - self._others_bytes() - RESERVE_BYTES)
 
     def reading(self, at_seconds: float, worker_bytes: int | None) -> Reading:
         """What all that share this memory use."""
@@ -77,7 +79,7 @@ class ServingMemory:
         )
 
     def _others_bytes(self) -> int:
-        agent = 0 if self.sharing is None else max(_AGENT_BYTES, self._present_agent_bytes())
+        agent = 0 if self.sharing is None else max(AGENT_BYTES, self._present_agent_bytes())
         return self._own_bytes() + agent
 
     def _present_agent_bytes(self) -> int:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ import msgspec
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
 from edge_client.owner.serving import ServeSection, training_bytes
-from edge_client.process.packages import require_training_packages
+from edge_client.process.packages import require_serving_packages, require_training_packages
 from edge_client.process.published import HeldNote
 from edge_client.serving.memory import ServingMemory
 from edge_client.serving.source import FolderSource, NodeSource, Source
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.reading import load_config
-from fedcore.errors import ConfigError, WorkerError
+from fedcore.errors import ConfigError
 from fedcore.system.locks import owned
 from fedcore.worker.imported import imported_models, model_folder
 
 __all__ = ["Service", "folder_service", "node_service"]
-
-_PACKAGES = ("starlette", "uvicorn")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Service:
             FedkrsoError: The packages for it are not installed, the address is taken, the token file is wrong, or this
                 node is served already.
         """
-        _require_packages()
+        require_serving_packages()
         from edge_client.serving.server import serve
 
         memory = ServingMemory.of(self.budget_bytes, self.section, self.node_folder)
@@ -116,16 +113,3 @@ def _changed(section: ServeSection, changes: Mapping[str, Any]) -> ServeSection:
         return msgspec.structs.replace(section, **changes)
     except ConfigError as error:
         raise ConfigError(error.message, place=error.place.replace("serve.", "--"), remedy=error.remedy) from None
-
-
-def _require_packages() -> None:
-    """Return if this installation can serve.
-
-    Raises:
-        WorkerError: It is one without some of the packages for it.
-    """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise WorkerError(
-            f"this installation cannot serve: {', '.join(missing)} not installed", remedy="pip install 'fedkrso[serve]'"
-        )

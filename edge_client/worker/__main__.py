@@ -28,6 +28,10 @@ def main(commands: BinaryIO, events: BinaryIO) -> None:
     if first is None:
         return
     route = _route(first) if isinstance(first, Trace) and "auto" in (first.torch_device, first.compute_dtype) else None
+    from edge_client.worker.programs.lean import hide_optional_packages
+
+    # Before what imports them.
+    hide_optional_packages()
     from edge_client.worker.programs import serve
 
     serve.main(commands, events, first, route)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training memory goes, and the choices that make it fit: values that the worker, the agent and the wire
-share."""
+"""Where memory goes in training and answering, and the choices that make it fit: values that the worker, the agent and
+the wire share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ COMPONENT_NAMES = {
     "subspaces_bytes": "learned state and projections",
     "optimiser_bytes": "optimiser",
     "buffer_bytes": "dequantisation buffer",
+    "cache_bytes": "KV cache",
     "activations_bytes": "saved activations",
     "logits_bytes": "logits",
-    "working_bytes": "backward temporaries",
+    "working_bytes": "temporaries",
     "slack_bytes": "allocator and libraries",
 }
 """What the components are called, in the order in which they are shown: always there first, then what comes and
@@ -50,12 +51,15 @@ class MemoryComponents(msgspec.Struct, frozen=True, kw_only=True):
     """What trains now: factors or weights, and whole tensors, with gradients and Adam's moments."""
     buffer_bytes: int = 0
     """The block of rows that is dequantised at a time, and the signs in floating point."""
+    cache_bytes: int = 0
+    """Of an answer: keys and values of question and answer, when the context is full."""
     activations_bytes: int = 0
     """What the forward pass keeps for the backward pass."""
     logits_bytes: int = 0
     """What the loss needs at the peak."""
     working_bytes: int = 0
-    """Temporaries of the backward pass at the peak, recomputed activations among them."""
+    """Temporaries at the peak: of the backward pass, recomputed activations among them; of an answer, what the last
+    pass over a question needs."""
     slack_bytes: int = 0
     """What the allocator and the libraries take beyond live tensors; measured by calibration, else estimated."""
 

@@ -39,6 +39,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """Patterns, of which each must match a tensor of the checkpoint."""
     metrics: tuple[str, ...] = ()
     """Of `[evaluation]`."""
+    compared: bool = False
+    """Compare the model, built for the task, with plain transformers."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -61,7 +63,7 @@ def look_at(look: Look, environment: Mapping[str, str], *, timeout_seconds: floa
     """
     command = [worker_python(environment), "-m", "edge_client.worker.programs.look"]
     asked = msgspec.json.encode(look).decode()
-    place = next((section.source for section in look.rows.values()), "")
+    place = next((section.source for section in look.rows.values()), look.model_folder)
     try:
         done = subprocess.run(
             command,

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from coordinator.store.rows import NodeScore, NodesMeasured
 from coordinator.store.view import EventView, RunView
 from fedcore.device.readings import Readings
 from tests.browser import fleet
@@ -33,6 +35,29 @@ def test_a_run_at_a_glance(open_page: Opener) -> None:
     assert tab.page.locator(".chart canvas").count() == 3
     assert "best 86.6 % after round 5" in tab.page.locator(".plot").first.get_attribute("aria-label")
     assert tab.page.locator(".events li").count() == 6
+
+
+def test_what_nodes_measured_is_shown_with_its_spread(open_page: Opener) -> None:
+    view = fleet.run(4, done=3)
+    names = sorted(view.nodes)
+    for index, row in enumerate(view.rows):
+        scores = {name: NodeScore(10, (70 + row.round + 5 * place) / 100, 1.0) for place, name in enumerate(names)}
+        mean = sum(score.accuracy for score in scores.values()) / len(scores)
+        found = NodesMeasured(10 * len(names), mean, 0.9 - row.round / 10, {}, scores)
+        view.rows[index] = msgspec.structs.replace(row, nodes=found, accuracy=None, loss=None)
+    tab, _ = open_page(view)
+    tiles = dict(tuple(text.split("\n")[:2]) for text in tab.page.locator(".tile").all_inner_texts())
+    assert tiles["Accuracy"] == "80.5 %" and tiles["Loss, held-out"] == "0.600"
+    assert "on 40 rows of 4 nodes, round 3" in tab.page.locator(".tiles").inner_text()
+    tab.page.get_by_role("button", name="Show as a table").click()
+    head = tab.page.locator("#rounds-table thead th").all_inner_texts()
+    cells = tab.page.locator("#rounds-table tbody tr").first.locator("th, td").all_inner_texts()
+    last = {label.lower(): cell for label, cell in zip(head, cells, strict=True)}
+    assert (last["round"], last["on nodes"], last["loss on nodes"]) == ("3", "80.5 %", "0.600")
+    assert (last["least to largest"], last["worst node"]) == ("73.0 % to 88.0 %", names[0])
+    said = [plot.get_attribute("aria-label") or "" for plot in tab.page.locator(".plot").all()]
+    assert "on the nodes' own rows 80.5 % at the last measurement" in said[0] and "worst node at 73.0 %" in said[0]
+    assert "nodes' rows 0.800 at first, 0.600 now" in said[1]
 
 
 def test_rows_change_in_place_and_rounds_are_announced(open_page: Opener) -> None:

@@ -9,14 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 from workshop import Workshop
 
 from coordinator.provisioning.broker import LocalBroker
+from edge_client.worker.answering.written import written
 from examples.asyncio_client import events_of, work_beside
+from examples.my_chat import NODES as TALKERS
+from examples.my_chat import ask
+from examples.my_chat import tune as teach
 from examples.my_csv import NODES, tune
 from examples.own_metric import tune_until, worst_recall
 from fedcore.errors import ConfigError
 from fedkrso import Coordinator, Job, ModelSection, RoundSection, TaskSection
+from tests.edge_client.serving.tiny_chat import write_tiny_chat
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -38,6 +44,19 @@ def test_my_csv_and_my_model(workshop: Workshop, tmp_path: Path) -> None:
     assert {node["digest"] for node in result.summary["nodes"].values()} == {result.digest}
     assert result.accuracy is not None and result.report.exists()
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["id2label"] == {"0": "left", "1": "right"}
+
+
+@pytest.mark.slow
+def test_my_chat_model_learns_its_rows_and_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"lamp {number}", "completion": "on" if number % 2 else "off"} for number in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = teach(tmp_path / "rows.jsonl", str(write_tiny_chat(tmp_path / "tiny")), tmp_path / "chat")
+    assert result.finished and [row.participants for row in result.rounds] == [TALKERS] * 3
+    losses = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    answer = ask(result, "lamp 3")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chat" / "tuned")
+    assert answer == written(tmp_path / "chat" / "tuned", TaskSection(kind="instruction"), ["lamp 3"], tokenizer)[0]
 
 
 @pytest.mark.slow

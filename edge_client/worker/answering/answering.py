@@ -18,9 +18,9 @@ from edge_client.worker.answering.order import PropertyOrder
 from edge_client.worker.data.chat import prompt_ids
 from edge_client.worker.data.reading import Example, load_texts
 from edge_client.worker.data.tasks import Encoded, encode, outputs
-from edge_client.worker.generate.cache import fitting_tokens
 from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.trace.contexts import footprint_of
 from edge_client.worker.train.highwater import peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.config.generation import GenerationOptions
@@ -33,8 +33,6 @@ __all__ = ["Answering"]
 
 _BATCH = 16
 _MOST_ROWS = 2000
-# What a prompt's pass needs beside weights and cache.
-_WORKING_BYTES = 48 * 2**20
 _LEAST_CONTEXT = 128
 _LEAST_TOP_P = 1e-9
 
@@ -221,18 +219,18 @@ class Answering:
 
 
 def _context(built: BuiltModel, command: Load) -> int | None:
-    """Tokens of question and answer together: the model's, the owner's, or those whose cache fits what is left of the
-    memory beside the model.
+    """Tokens of question and answer together: the model's, the owner's, or those for which there is memory beside the
+    model.
 
     Raises:
         BudgetError: Next to none fit.
     """
-    config = built.module.config
-    most = min(positions_of(config), command.max_context or positions_of(config))
+    positions = positions_of(built.module.config)
+    most = min(positions, command.max_context or positions)
     used = status_bytes("VmRSS")
     if not command.room_bytes or used is None:
         return most
-    fits = fitting_tokens(config, command.room_bytes - used - _WORKING_BYTES, most)
+    fits = footprint_of(built, used, command.room_bytes, most).fitting(command.room_bytes, most)
     if fits < min(most, _LEAST_CONTEXT):
         raise BudgetError(
             f"the model takes {used / 2**20:,.0f} MiB of {command.room_bytes / 2**20:,.0f} MiB,"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,18 +81,22 @@ def cache_bytes(config: Any, tokens: int) -> int:
     return int(2 * heads * features * torch.float32.itemsize * sum(held))
 
 
-def fitting_tokens(config: Any, room_bytes: int, most: int) -> int:
-    """How long a context's cache may be to fit a room; 0 where not one token does.
+def fitting_tokens(bytes_of: Callable[[int], int], room_bytes: int, most: int) -> int:
+    """How long a context may be to fit a room; 0 where not one token does.
 
     Args:
-        config: The model's.
-        room_bytes: For the cache alone.
+        bytes_of: What a context of so many tokens takes; it grows with them.
+        room_bytes: For that.
         most: No longer than this.
+
+    Example:
+        >>> fitting_tokens(lambda tokens: 10 + 3 * tokens, 100, 50)
+        30
     """
-    if cache_bytes(config, most) <= room_bytes:
+    if bytes_of(most) <= room_bytes:
         return most
     fits, too_long = 0, most
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        fits, too_long = (middle, too_long) if cache_bytes(config, middle) <= room_bytes else (fits, middle)
+        fits, too_long = (middle, too_long) if bytes_of(middle) <= room_bytes else (fits, middle)
     return fits

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A smaller runtime: transformers imports scipy and its like where they are installed, for models that are not trained
-here."""
+here. `python -m edge_client.worker.programs.lean PROGRAM ...` starts one of this folder's programs without them."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
-__all__ = ["hide_optional_packages"]
+__all__ = ["hide_optional_packages", "main"]
 
 _HIDDEN = ("scipy", "sklearn", "pandas", "torchvision")
 
@@ -31,3 +32,14 @@ def hide_optional_packages() -> None:
         for name in _HIDDEN:
             del sys.modules[name]
         sys.modules.update(present)
+
+
+def main() -> None:
+    """Start the program that the first argument names; it finds the others as its own."""
+    hide_optional_packages()
+    program = sys.argv.pop(1)
+    importlib.import_module(f"edge_client.worker.programs.{program}").main()
+
+
+if __name__ == "__main__":
+    main()

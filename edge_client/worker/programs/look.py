@@ -40,6 +40,8 @@ def seen(look: Look) -> Iterator[str]:
         yield f"{name}: {section.source}: {_rows(section, task, look.model_folder, *counted[name])}"
     if look.trained_tensors is not None and task is not None:
         yield _trained(Path(look.model_folder), task, look.trained_tensors)
+    if look.compared and task is not None:
+        yield _compared(Path(look.model_folder), task)
     if look.calibration is not None and task is not None:
         found = load_texts(look.calibration.data, look.calibration.rows, task)
         yield f"calibration: {len(found):,} texts of {look.calibration.data.source}"
@@ -72,6 +74,17 @@ def _trained(folder: Path, task: TaskSection, patterns: tuple[str, ...]) -> str:
 
     schema = describe(Checkpoint(folder), task, patterns)
     return f"model: {len(schema.layers)} layers and {len(schema.tensors)} tensors train"
+
+
+def _compared(folder: Path, task: TaskSection) -> str:
+    from edge_client.worker.programs.lean import hide_optional_packages
+
+    hide_optional_packages()
+    from edge_client.worker.train.agreement import described
+    from fedcore.weights.checkpoint import Checkpoint
+
+    _, notes = described(Checkpoint(folder), task)
+    return "; ".join(notes)
 
 
 def _main(look: Look) -> Seen:

@@ -25,7 +25,6 @@ from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
 from edge_client.worker.model.varlen import leave_padding_out
-from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.trace.footprint import TINY_LENGTH, footprint
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
@@ -155,11 +154,6 @@ def _kept_plan(folder: Path, request: Request, scratch: Path) -> Plan:
 
 def main() -> None:
     """Measure the request given as JSON (first argument) with the scratch folder (second); prints one line of JSON."""
-    hide_optional_packages()
     request = msgspec.json.decode(sys.argv[1], type=prepared(Request))
     found = measure(request, Path(sys.argv[2]))
     sys.stdout.write(json.dumps(msgspec.to_builtins(found)) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,6 @@ from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.files import artefact_made, imported, written_gguf
-from edge_client.worker.programs.lean import hide_optional_packages
 from edge_client.worker.programs.tracing import traced
 from edge_client.worker.trace.footprint import TINY_LENGTH
 from edge_client.worker.train.agreement import described
@@ -293,7 +292,6 @@ def main(
         first: A command that was read already.
         route: How to compute, where `first` left it open; or why that cannot be found.
     """
-    hide_optional_packages()
     # Each mapped layer holds a file descriptor.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))

@@ -34,7 +34,15 @@ from fedcore.model.base import LayerWeight
 from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
-__all__ = ["TINY_BATCHES", "TINY_LENGTH", "Shape", "cached_footprint", "footprint"]
+__all__ = [
+    "TINY_BATCHES",
+    "TINY_LENGTH",
+    "Shape",
+    "bytes_of",
+    "cached_footprint",
+    "footprint",
+    "outside",
+]
 
 # What calibration measures.
 TINY_LENGTH = 32
@@ -100,12 +108,11 @@ def footprint(
     fuse(model.module)
     layers = list(model.layers.values())
     mappable, language = _mappable(model), model.output_weight is not None
-    own = {id(tensor) for layer in layers for tensor in (*layer.buffers(), layer.factor)}
-    others = _bytes([tensor for tensor in model.held() if id(tensor) not in own])
+    others = bytes_of(outside(model))
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
-    weights = [_bytes(list(layer.base.buffers())) for layer in layers]
+    weights = [bytes_of(list(layer.base.buffers())) for layer in layers]
     fake_model(model, shapes)
     with shapes.mode:
         kept = client_half(model, training).outline(training)
@@ -233,15 +240,21 @@ def _shapes(batch_size: int, lengths: set[int]) -> list[tuple[int, int]]:
     return sorted(chosen | {(size, min(max(lengths), TINY_LENGTH)) for size in TINY_BATCHES})
 
 
+def outside(model: BuiltModel) -> list[Tensor]:
+    """Tensors of a model that are of no target layer."""
+    own = {id(tensor) for layer in model.layers.values() for tensor in (*layer.buffers(), layer.factor)}
+    return [tensor for tensor in model.held() if id(tensor) not in own]
+
+
 def _mappable(model: BuiltModel) -> int:
     """Bytes of frozen embeddings that need not be in memory whole."""
     tables: list[Tensor] = [module.weight for module in model.module.modules() if isinstance(module, FrozenEmbedding)]
     if model.output_weight is not None and model.output_weight.weight.numel() >= LARGE_ELEMENTS:
         tables.append(model.output_weight.weight)
-    return _bytes(tables)
+    return bytes_of(tables)
 
 
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    """Together, shared storages once."""
+def bytes_of(tensors: Sequence[Tensor]) -> int:
+    """Of tensors together, shared storages once."""
     found = {t.data_ptr(): t for t in tensors}
     return sum(t.numel() * t.element_size() for t in found.values())

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
@@ -68,6 +70,33 @@ def test_a_conversation_goes_on_until_it_is_too_long_or_reset(tiny: Path) -> Non
     lines = asked(chat, tiny, text=f"one\ntwo\n{long}\ntwo\n").splitlines()
     # What was refused has left no trace: the same words are asked after the same conversation and one more answer.
     assert lines[0] == first and len(lines) == 3
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"on": {"type": "boolean"}, "area": {"enum": ["bath", "attic"]}},
+    "required": ["area", "on"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_meet_a_schema_and_keep_its_order(tiny: Path, tmp_path: Path) -> None:
+    form = tmp_path / "form.json"
+    form.write_text(json.dumps(SCHEMA))
+    said = asked(chat, tiny, "--schema", str(form), "--max-new-tokens", "60", text="one\ntwo\n")
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert len(answers) == 2 and all(list(answer) == ["on", "area"] for answer in answers)
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "cannot be read as JSON"), ("[]", "a schema is a JSON object")])
+@pytest.mark.parametrize("command", [generate, chat])
+def test_a_schema_that_is_none_is_refused_before_anything_is_loaded(
+    tiny: Path, tmp_path: Path, command: click.Command, text: str, words: str
+) -> None:
+    form = tmp_path / "form.json"
+    form.write_text(text)
+    with pytest.raises(ConfigError, match=f"{words}"):
+        command.main(["--model", str(tiny), "--schema", str(form)], standalone_mode=False)
 
 
 def test_ctrl_c_ends_the_answer_and_not_the_conversation(tiny: Path) -> None:

@@ -46,14 +46,20 @@ def test_a_config_alone_gives_a_table_and_a_page(config: Path, tmp_path: Path) -
         columns["full fine-tuning"]["components"]["optimiser_bytes"]
         == 2 * columns["full fine-tuning"]["components"]["weights_bytes"]
     )
+    # An answer of as many tokens as the model has positions: keys and values, layers, heads, features, float32.
+    (answer,) = found["answers"]
+    assert (answer["context_tokens"], answer["fits"], found["longest_context"]) == (256, True, 256)
+    assert answer["components"]["cache_bytes"] == 2 * 2 * 2 * 8 * 4 * 256
+    assert answer["components"]["weights_bytes"] == 2 * (numbers + 4 * rows)
     text = page.read_text()
-    assert "budget 2,048 MiB" in text and text.count('class="bar"') == 3 and "<script" not in text
+    assert "budget 2,048 MiB" in text and text.count('class="bar"') == 4 and "<script" not in text
 
 
 def test_what_does_not_fit_is_said_with_the_numbers(config: Path) -> None:
     done = profile(config, "--budget", "300 MiB", "--batch", 4, "--length", 32)
     assert done.returncode == 8
     assert "FedKRSO: does not fit: " in done.stdout and "MiB short" in done.stderr and "at least" in done.stderr
+    assert "answers: do not fit: " in done.stdout and "KV cache" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,18 @@ def test_a_node_file_with_faults_and_what_it_names(tmp_path: Path) -> None:
     expect(right, "model", "ok")
 
 
+def test_a_model_that_writes_is_compared_with_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tests.edge_client.serving.tiny_chat import write_tiny_chat
+
+    tiny = write_tiny_chat(tmp_path / "tiny")
+    (tmp_path / "data.csv").write_text("text,label\nhello,a\n")
+    named = node(model_folder=str(tiny), data=DataSection(source=str(tmp_path / "data.csv")))
+    expect(node_parts(surroundings(tmp_path), named), "comparison", "ok", "--quick")
+    around = surroundings(tmp_path, environment=os.environ, quick=False)
+    expect(node_parts(around, named), "comparison", "ok", "equal to transformers on the same weights: logits within")
+
+
 def test_certificates_that_end_soon_have_ended_or_are_fine(tmp_path: Path) -> None:
     from coordinator.provisioning.broker import LocalBroker, find_mosquitto
 

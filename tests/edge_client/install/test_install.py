@@ -174,6 +174,11 @@ def test_a_dry_run_shows_every_file_and_no_secret_and_changes_nothing(provisione
     ):
         assert text in shown
     assert (provisioned.node / "signing.key").read_text().strip() not in shown and "PRIVATE KEY" not in shown
+    assert "fedkrso-serve" not in shown
+    served = install(provisioned, *provisioned.flags, "--serve", "--dry-run")
+    assert contents(provisioned.root) == before
+    for text in ("client serve /etc/fedkrso/node.toml", "/etc/systemd/system/fedkrso.slice", "enable fedkrso-serve"):
+        assert text in served
 
 
 @pytest.mark.parametrize(

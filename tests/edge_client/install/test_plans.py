@@ -78,6 +78,33 @@ def test_a_user_s_service_is_started_once_and_started_anew_when_something_change
     assert carry_out(user_plan(provisioned, home, "2GiB"), running) == [begin[2]] and key.read_text() != "damaged"
 
 
+def test_a_server_beside_the_agent_comes_and_goes(provisioned: ProvisionedNode, tmp_path: Path) -> None:
+    home, running = tmp_path / "home", Programs()
+    carry_out(user_plan(provisioned, home), running)
+    alone = (home / ".config/systemd/user/fedkrso-client.service").read_text()
+    assert "Slice=" not in alone
+    fresh = Programs(is_enabled=1, is_active=3)
+    assert carry_out(user_plan(provisioned, home, serve=True), fresh) == [
+        "systemctl --user daemon-reload",
+        "systemctl --user enable fedkrso-client",
+        "systemctl --user enable fedkrso-serve",
+        "systemctl --user restart fedkrso-client",
+        "systemctl --user restart fedkrso-serve",
+    ]
+    units = {path.name: path.read_text() for path in (home / ".config/systemd/user").iterdir() if path.is_file()}
+    server, node_file = units["fedkrso-serve.service"], home / ".config/fedkrso/node.toml"
+    assert f"ExecStart=/opt/fedkrso/bin/fedkrso client serve {node_file}\n" in server
+    # One budget for both, by the kernel too.
+    assert all("Slice=fedkrso.slice\n" in units[name] for name in ("fedkrso-client.service", "fedkrso-serve.service"))
+    assert "MemoryHigh=1024M\nMemoryMax=1075M\n" in units["fedkrso.slice"]
+    assert "Type=exec\n" in server and "WatchdogSec" not in server and "--stay" not in server
+    assert carry_out(user_plan(provisioned, home, serve=True), running) == []
+    gone = carry_out(user_plan(provisioned, home), running)
+    assert gone[0] == "systemctl --user disable --now fedkrso-serve" and "fedkrso-serve" not in " ".join(gone[1:])
+    assert not (home / ".config/systemd/user/fedkrso-serve.service").exists()
+    assert (home / ".config/systemd/user/fedkrso-client.service").read_text() == alone
+
+
 def test_a_program_that_fails_is_named_with_what_it_said(provisioned: ProvisionedNode, tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
         carry_out(user_plan(provisioned, tmp_path / "home"), Programs(is_active=3, restart=1))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.install.layout import Layout, system_layout, user_layout
-from edge_client.install.unit import Service, is_hidden, reading, unit_text
+from edge_client.install.unit import Service, is_hidden, reading, slice_text, unit_text
 
 READS = (Path("/home/ann/my data.csv"), Path("/srv/100%/model"))
 LAYOUTS = {"system": system_layout(), "user": user_layout({}, Path("/home/ann"))}
@@ -36,6 +36,17 @@ def analyze(tmp_path: Path, text: str, scope: str, *verb: str) -> subprocess.Com
 @pytest.mark.parametrize("scope", LAYOUTS)
 def test_systemd_finds_nothing_to_complain_of(tmp_path: Path, scope: str) -> None:
     done = analyze(tmp_path, unit(LAYOUTS[scope]), scope, "verify", "--recursive-errors=no")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_analyze
+@pytest.mark.parametrize("scope", LAYOUTS)
+def test_systemd_finds_nothing_to_complain_of_in_a_server_and_its_slice(tmp_path: Path, scope: str) -> None:
+    layout = LAYOUTS[scope]
+    (tmp_path / "fedkrso.slice").write_text(slice_text(layout, 2**31))
+    command = (sys.executable, "client", "serve", str(layout.node_file))
+    server = unit_text(layout, Service(command, 2**31, READS, "server", shared=True), 252)
+    done = analyze(tmp_path, server, scope, "verify", "--recursive-errors=no")
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +72,24 @@ def test_a_classifier_says_labels_with_their_probabilities(classifier: Served) -
 
 def test_without_the_token_nothing_is_told(classifier: Served) -> None:
     for path in ("/v1/models", "/v1/classify", "/elsewhere"):
-        for headers in ({}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": TOKEN}):
-            answer = classifier.get(path, headers)
-            assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
+        answer = classifier.get(path)
+        assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
+    assert "wrong token" not in classifier.said
     assert classifier.get("/health").json == {"status": "ok"}
     assert classifier.get("/health", KNOWN).json["model"] == "sides"
+
+
+def test_a_wrong_token_is_answered_late_and_told_once(classifier: Served) -> None:
+    for path, wrong, status in (
+        ("/v1/models", f"Bearer {TOKEN}x", 401),
+        ("/v1/models", TOKEN, 401),
+        ("/health", "", 200),
+    ):
+        began = time.monotonic()
+        answer = classifier.get(path, {"Authorization": wrong})
+        assert answer.status == status and "model" not in answer.json
+        assert time.monotonic() - began >= 0.5
+    assert classifier.said.count("a wrong token from 127.0.0.1") == 1
 
 
 def test_an_address_that_others_reach_needs_tokens() -> None:

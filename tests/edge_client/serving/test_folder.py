@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_a_seed_decides_and_a_stop_text_ends(server: Served) -> None:
 def test_the_model_is_told(server: Served) -> None:
     # It is loaded for the first who asks, and told in full from then on.
     assert server.post(CHAT, chat(max_tokens=1)).status == 200
+    worker = server.worker
+    # Some 40 MB that transformers would import for models that nobody has here.
+    assert worker is not None and "/scipy/" not in Path(f"/proc/{worker.pid}/maps").read_text()
     (model,) = server.get("/v1/models").json["data"]
     assert (model["id"], model["kind"], model["context_tokens"], model["version"]) == ("tiny", "chat", CONTEXT, 0)
     assert "nothing learned" in model["note"]

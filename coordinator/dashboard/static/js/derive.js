@@ -21,6 +21,21 @@ export function hottest(node) {
 /** The last round whose published state is out; 0 for none. */
 export const published = (run) => run.rows.at(-1)?.round ?? 0;
 
+/** What nodes measured of a round's published state on held-out rows of their own, with the spread over nodes; null where none did. */
+export function onNodes(row) {
+  if (!row.nodes) return null;
+  const scores = Object.entries(row.nodes.scores).sort(([a, one], [b, other]) => one.accuracy - other.accuracy || byText(a, b));
+  return {
+    accuracy: row.nodes.accuracy,
+    loss: row.nodes.loss,
+    rows: row.nodes.rows,
+    count: scores.length,
+    least: scores[0]?.[1].accuracy ?? null,
+    largest: scores.at(-1)?.[1].accuracy ?? null,
+    worst: scores[0]?.[0] ?? "",
+  };
+}
+
 /** The round that is open or opens next, never beyond the last. */
 export const shownRound = (run) => Math.min(Math.max(run.round, 1), run.total_rounds);
 
@@ -141,8 +156,9 @@ export function announcement(before, after) {
 }
 
 function lastAccuracy(run) {
-  const measured = run.rows.findLast((round) => round.accuracy !== null);
-  return measured ? `; accuracy after round ${measured.round}: ${format.percent(measured.accuracy)}` : "";
+  const measured = run.rows.findLast((round) => round.accuracy !== null || round.nodes);
+  if (!measured) return "";
+  return `; accuracy after round ${measured.round}: ${format.percent(measured.accuracy ?? measured.nodes.accuracy)}`;
 }
 
 const eventKey = (event) => `${event.at} ${event.kind} ${event.node} ${event.text}`;

@@ -13,9 +13,10 @@ export const PARTS = {
   subspaces_bytes: "learned state and projections",
   optimiser_bytes: "optimiser",
   buffer_bytes: "dequantisation buffer",
+  cache_bytes: "KV cache",
   activations_bytes: "saved activations",
   logits_bytes: "logits",
-  working_bytes: "backward temporaries",
+  working_bytes: "temporaries",
   slack_bytes: "allocator and libraries",
 };
 

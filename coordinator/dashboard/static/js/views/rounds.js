@@ -2,6 +2,7 @@
 // Accuracy, loss and bytes by round: three charts, and the same numbers as a table.
 
 import { chart } from "../charts.js";
+import { onNodes } from "../derive.js";
 import { h, head, keyed, setAttribute, setText, show } from "../dom.js";
 import * as format from "../format.js";
 
@@ -23,17 +24,25 @@ function accuracyChart(total) {
     title: "Accuracy",
     x: "round",
     empty: "No round is finished yet.",
-    series: [{ label: "held-out", colour: "c1", fill: "c1-wash", points: true, spanGaps: true }],
+    series: [
+      { label: "held-out", colour: "c1", fill: "c1-wash", points: true, spanGaps: true },
+      { label: "nodes' rows", colour: "c3", points: true, spanGaps: true },
+      { label: "worst node", colour: "c3", dash: [2, 3], spanGaps: true },
+    ],
     xRange: horizon(total),
     yRange: (_, low, high) => [low === null ? 0 : Math.max(0, Math.floor(10 * low - 0.5) / 10), high === null ? 1 : Math.min(1, Math.ceil(10 * high + 0.2) / 10)],
     tick: (value) => format.percent(value, 0),
     at: atRound,
     read: reading((value) => format.percent(value)),
-    sentence: ([rounds, values]) => {
-      const measured = extent(values);
-      if (!measured.length) return "Accuracy by round: not measured yet.";
-      const best = Math.max(...measured);
-      return `Accuracy by round: ${format.percent(measured.at(-1))} at the last measurement, best ${format.percent(best)} after round ${rounds[values.indexOf(best)]}.`;
+    sentence: ([rounds, values, theirs, worst]) => {
+      const said = (column) => {
+        const measured = extent(column);
+        const best = Math.max(...measured);
+        return `${format.percent(measured.at(-1))} at the last measurement, best ${format.percent(best)} after round ${rounds[column.indexOf(best)]}`;
+      };
+      const parts = extent(values).length ? [said(values)] : [];
+      if (extent(theirs).length) parts.push(`on the nodes' own rows ${said(theirs)}, the worst node at ${format.percent(extent(worst).at(-1))}`);
+      return `Accuracy by round: ${parts.join("; ") || "not measured yet"}.`;
     },
   });
 }
@@ -46,16 +55,17 @@ function lossChart(total) {
     series: [
       { label: "held-out", colour: "c1", points: true, spanGaps: true },
       { label: "training", colour: "c2", points: true, dash: [4, 3] },
+      { label: "nodes' rows", colour: "c3", points: true, spanGaps: true },
     ],
     xRange: horizon(total),
     yRange: (_, low, high) => (low === null ? [0, 1] : [0, high * 1.08 || 1]),
     tick: (value) => String(+value.toFixed(3)),
     at: atRound,
     read: reading(format.loss),
-    sentence: ([, held, train]) => {
-      const measured = extent(held);
-      const first = measured.length ? `held-out ${format.loss(measured[0])} at first, ${format.loss(measured.at(-1))} now` : "held-out not measured yet";
-      return `Loss by round: ${first}; training ${format.loss(train.at(-1))} in the last round.`;
+    sentence: ([, held, train, theirs]) => {
+      const course = (name, column) => (extent(column).length ? [`${name} ${format.loss(extent(column)[0])} at first, ${format.loss(extent(column).at(-1))} now`] : []);
+      const measured = [...course("held-out", held), ...course("nodes' rows", theirs)].join(", ") || "held-out not measured yet";
+      return `Loss by round: ${measured}; training ${format.loss(train.at(-1))} in the last round.`;
     },
   });
 }
@@ -80,12 +90,18 @@ function trafficChart(total) {
   });
 }
 
+const spread = (found) => (found ? `${format.percent(found.least)} to ${format.percent(found.largest)}` : format.DASH);
+
 const COLUMNS = [
   ["round", (row) => row.round],
   ["nodes", (row) => row.participants.length],
   ["accuracy", (row) => format.percent(row.accuracy)],
   ["loss", (row) => format.loss(row.loss)],
   ["training loss", (row) => format.loss(row.train_loss)],
+  ["on nodes", (row) => format.percent(onNodes(row)?.accuracy)],
+  ["loss on nodes", (row) => format.loss(onNodes(row)?.loss)],
+  ["least to largest", (row) => spread(onNodes(row))],
+  ["worst node", (row) => onNodes(row)?.worst || format.DASH],
   ["up", (row) => format.traffic(row.uplink_bytes)],
   ["down", (row) => format.traffic(row.downlink_bytes)],
   ["time", (row) => format.duration(row.seconds)],
@@ -145,8 +161,10 @@ export function roundsView() {
       total = run.total_rounds;
       const rounds = run.rows.map((row) => row.round);
       const [accuracy, loss, traffic] = charts;
-      accuracy.update([rounds, run.rows.map((row) => row.accuracy)]);
-      loss.update([rounds, run.rows.map((row) => row.loss), run.rows.map((row) => row.train_loss)]);
+      const theirs = run.rows.map(onNodes);
+      const ofThem = (key) => theirs.map((found) => found?.[key] ?? null);
+      accuracy.update([rounds, run.rows.map((row) => row.accuracy), ofThem("accuracy"), ofThem("least")]);
+      loss.update([rounds, run.rows.map((row) => row.loss), run.rows.map((row) => row.train_loss), ofThem("loss")]);
       traffic.update([rounds, run.rows.map((row) => row.uplink_bytes + row.downlink_bytes), run.rows.map((row) => row.uplink_bytes)]);
       show(toggle, rounds.length > 0);
       table.update(run);

@@ -94,9 +94,12 @@ export function summaryView(store, onAttention) {
   function updateModel(run, nodes) {
     const last = run.rows.at(-1);
     const measured = run.rows.findLast((row) => row.accuracy !== null);
-    setText(tiles.accuracy.value, format.percent(measured?.accuracy));
-    setText(tiles.accuracy.note, last && last !== measured && run.phase !== "finished" ? `evaluating round ${last.round}` : trend(run.rows));
-    setText(tiles.loss.value, format.loss(run.rows.findLast((row) => row.loss !== null)?.loss));
+    // Where the coordinator has no rows of its own, what nodes measured on theirs.
+    const theirs = measured ? null : run.rows.findLast((row) => row.nodes);
+    const found = theirs && derive.onNodes(theirs);
+    setText(tiles.accuracy.value, format.percent(measured?.accuracy ?? found?.accuracy));
+    setText(tiles.accuracy.note, found ? `on ${format.count(found.rows, "row")} of ${format.count(found.count, "node")}, round ${theirs.round}` : last && last !== measured && run.phase !== "finished" ? `evaluating round ${last.round}` : trend(run.rows));
+    setText(tiles.loss.value, format.loss(run.rows.findLast((row) => row.loss !== null)?.loss ?? found?.loss));
     setText(tiles.loss.note, last ? `training ${format.loss(last.train_loss)}` : "not measured yet");
     const sum = (key) => run.rows.reduce((total, row) => total + row[key], 0);
     setText(tiles.traffic.value, format.traffic(sum("uplink_bytes") + sum("downlink_bytes")));
