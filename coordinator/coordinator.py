@@ -19,13 +19,13 @@ from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.examining import examined
-from coordinator.run.going_on import with_rounds
+from coordinator.run.going_on import require_open, with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job, written
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import RunView
-from coordinator.store.viewfile import ViewFile, read_view, running_coordinator
+from coordinator.store.viewfile import ViewFile
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
@@ -186,20 +186,7 @@ class Coordinator:
 
     def _run(self) -> Result:
         self._claim()
-        seen = read_view(self.folder.view) if self._resumed and self._rounds is None else None
-        if seen is not None and seen.ended == "finished":
-            raise RunError(
-                f"run {self._job.run!r} is finished",
-                place=str(self.folder.root),
-                remedy=f"its report is {self.folder.report}; nothing was changed; --rounds N has it go on to N rounds",
-            )
-        other = running_coordinator(self.folder.view)
-        if other is not None:
-            raise RunError(
-                f"its coordinator runs already, as process {other}",
-                place=str(self.folder.root),
-                remedy="stop that one first",
-            )
+        require_open(self._job.run, self.folder, finished_too=not self._resumed or self._rounds is not None)
         ledger = SqliteLedger(self.folder.ledger)
         try:
             if self._rounds is not None:
