@@ -159,7 +159,7 @@ def _footprints(
 
     shapes = Shapes()
     schema = describe(Outline(folder, section), section)
-    sizes = {"longest": length, "min_length": min_length}
+    sizes: dict[str, Any] = {"longest": length, "min_length": min_length}
     own = footprint(folder, schema, section, "int8", training, **sizes, **tracing("FedKRSO"))
     peer: dict[str, Any] = {
         "batch_size": training.batch_size, "longest": length, "runtime_bytes": own.runtime_bytes

@@ -79,11 +79,11 @@ class Shapes:
     def fake(self, elem: Tensor) -> FakeTensor:
         """A tensor of the meta device as a fake one of the processor, with its storage."""
         if self._state is None:
-            made = FakeTensor(self.mode, elem, _CPU)
+            first = FakeTensor(self.mode, elem, _CPU)
             # The same for all of them: no dimension is a symbol.
-            self._state = dict(made.__dict__)
-            return made
-        made = torch.Tensor._make_subclass(  # type: ignore[attr-defined]
+            self._state = dict(first.__dict__)
+            return first
+        made: FakeTensor = torch.Tensor._make_subclass(
             FakeTensor, elem, False, dispatch_device=True, device_for_backend_keys=_CPU
         )
         made.__dict__.update(self._state)
@@ -97,7 +97,7 @@ class Shapes:
             return type(out)(self.fake(one) for one in out)
 
     def _make(self, key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        recipe = self._known.get(key, False)
+        recipe: Any = self._known.get(key, False)
         if recipe is False:
             out = self._made(func, args, kwargs)
             self._known[key] = _recipe_of(out, args, kwargs)
@@ -245,8 +245,8 @@ def fake_model(model: BuiltModel, shapes: Shapes) -> None:
         if id(tensor) not in made:
             storage = tensor.untyped_storage()
             if shared[storage._cdata] == 1 and storage.nbytes() == tensor.numel() * tensor.element_size():
-                like = {"dtype": tensor.dtype, "device": "meta"}
-                shape_only: Tensor = shapes.fake(torch.empty_strided(tensor.shape, tensor.stride(), **like))
+                empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+                shape_only: Tensor = shapes.fake(empty)
             else:
                 shape_only = shapes.mode.from_tensor(tensor.detach())
             made[id(tensor)] = (
