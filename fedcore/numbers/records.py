@@ -32,6 +32,8 @@ MAX_NUMBERS: Final = 2**27
 # A tensor's name, and the first row of a block of it.
 _MAX_NAME: Final = 540
 _HEADER_BYTES: Final = 65_536
+# Maps, lists and keys in a header: of an update, two numbers for each of what its node measured.
+_HEADER_CONTAINERS: Final = 64
 _READ_BYTES: Final = 65_536
 _LEVEL: Final = 6
 _INTEGERS: Final[tuple[Kind, ...]] = ("integers",)
@@ -180,10 +182,9 @@ def _unpacked(unpacker: msgpack.Unpacker, place: str) -> dict[str, Any]:
 
 def _header(file: BinaryIO, place: str) -> tuple[dict[str, Any], int]:
     """A file's header, which has at most 64 KiB, and where it ends."""
-    count = Containers(8)
-    unpacker = msgpack.Unpacker(
-        None, read_size=_READ_BYTES, max_bin_len=0, max_array_len=1024, object_hook=count, list_hook=count, **_SMALL
-    )
+    count = Containers(_HEADER_CONTAINERS)
+    limits = {**_SMALL, "max_map_len": _HEADER_CONTAINERS, "max_bin_len": 0, "max_array_len": 1024}
+    unpacker = msgpack.Unpacker(None, read_size=_READ_BYTES, object_hook=count, list_hook=count, **limits)
     unpacker.feed(file.read(_HEADER_BYTES))
     return _unpacked(unpacker, place), int(unpacker.tell())
 

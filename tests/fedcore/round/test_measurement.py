@@ -88,6 +88,27 @@ def test_an_update_with_malformed_numbers_is_refused_whole(tmp_path: Path, bad: 
         check_update(path, plan, "t", "n")
 
 
+def test_an_update_may_measure_as_much_as_a_plan_may_ask(tmp_path: Path) -> None:
+    names = tuple(f"metric-{number}" for number in range(32))
+    plan = msgspec.structs.replace(make_plan(2), evaluation=NodeEvaluation(metrics=names))
+    found = Measurement(version=1, examples=4, sums={name: Sum(UNIT, 4) for name in ("loss", "accuracy", *names)})
+    path, seeds = tmp_path / "update", (0,)
+    header = UpdateHeader(
+        run="t",
+        round=2,
+        node="n",
+        version=1,
+        examples=5,
+        rank=4,
+        subspaces=seeds,
+        loss=1.0,
+        seconds=1.0,
+        measured=found,
+    )
+    write_update(path, header, ())
+    assert check_update(path, plan, "t", "n").header.measured == found
+
+
 def test_an_older_program_reads_the_header_and_its_own_is_read() -> None:
     header = UpdateHeader(run="t", round=2, node="n", version=1, examples=5, loss=1.0, seconds=1.0)
     old = {key: value for key, value in msgspec.to_builtins(header).items() if key != "measured"}
