@@ -105,8 +105,8 @@ def outliers(norms: Mapping[str, float], earlier: Sequence[float], safety: Safet
 
     Example:
         >>> found = outliers({"a": 1.0, "b": 1.2, "c": 64.0}, [], SafetySection())
-        >>> [(node, one.median, round(one.clip.factor, 3)) for node, one in found.items()]
-        [('c', 1.2, 0.187)]
+        >>> [(node, one.median, round(one.clip.factor, 4)) for node, one in found.items()]
+        [('c', 1.2, 0.1875)]
     """
     if not safety.norm_ratio or not norms:
         return {}

@@ -106,7 +106,7 @@ def _asking(
         raise ConfigError(
             "a node's budget is in its file", place="--memory-budget", remedy=f"set memory_budget in {node_file}"
         )
-    options = converted({**sampled, "max_new_tokens": max_new_tokens or 1}, GenerationOptions, place="options")
+    options = converted({**sampled, "max_new_tokens": max_new_tokens or 1}, GenerationOptions, place="--")
     from edge_client.serving.asking import Asking
     from edge_client.serving.start import folder_service, node_service
 

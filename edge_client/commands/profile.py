@@ -148,24 +148,25 @@ def _footprints(
     from edge_client.worker.trace.compare import full_footprint, lora_footprint
     from edge_client.worker.trace.footprint import footprint
     from edge_client.worker.trace.outline import Outline
+    from edge_client.worker.trace.points import Tracing
     from edge_client.worker.trace.shapes import Shapes
 
-    def tracing(method: str) -> dict[str, Any]:
+    def tracing(method: str) -> Tracing:
         def progress(done: int, of: int) -> None:
             waiting.say(f"tracing {method}: {done} of {of} passes")
 
         # What one trace finds out about operations serves the next.
-        return {"shapes": shapes, "progress": progress}
+        return Tracing(shapes=shapes, progress=progress)
 
     shapes = Shapes()
     schema = describe(Outline(folder, section), section)
     sizes: dict[str, Any] = {"longest": length, "min_length": min_length}
-    own = footprint(folder, schema, section, "int8", training, **sizes, **tracing("FedKRSO"))
+    own = footprint(folder, schema, section, "int8", training, **sizes, tracing=tracing("FedKRSO"))
     peer: dict[str, Any] = {
         "batch_size": training.batch_size, "longest": length, "runtime_bytes": own.runtime_bytes
     }  # fmt: skip
-    lora = lora_footprint(folder, schema, section, rank=training.rank, **peer, **tracing("LoRA"))
-    full = full_footprint(folder, section, **peer, **tracing("full fine-tuning"))
+    lora = lora_footprint(folder, schema, section, rank=training.rank, **peer, tracing=tracing("LoRA"))
+    full = full_footprint(folder, section, **peer, tracing=tracing("full fine-tuning"))
     return schema, own, lora, full
 
 

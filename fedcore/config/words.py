@@ -57,7 +57,7 @@ def converted(values: dict[str, Any], kind: type[S], *, place: str) -> S:
     Args:
         values: By key.
         kind: The section.
-        place: Of errors: what was written.
+        place: Of errors: what was written; `--` where each key is a flag of its own name.
 
     Raises:
         ConfigError: A value cannot be; the place has its key too.
@@ -81,4 +81,5 @@ def converted(values: dict[str, Any], kind: type[S], *, place: str) -> S:
         said = in_words(message)
         near = difflib.get_close_matches(said, [f"unknown key {name!r}" for name in kind.__struct_fields__], 1, 0.9)
         remedy = f"did you mean {near[0].removeprefix('unknown key ')}?" if near and said.startswith("unknown") else ""
-        raise ConfigError(said, place=f"{place}: {key}".rstrip(": "), remedy=remedy) from None
+        where = f"--{key.replace('_', '-')}" if place == "--" else f"{place}: {key}".rstrip(": ")
+        raise ConfigError(said, place=where, remedy=remedy) from None

@@ -107,7 +107,7 @@ def test_an_asyncio_program_goes_on_while_the_client_trains(
             return turns
 
         assert asyncio.run(both()) > 3
-    assert "trained on 24 examples" in capsys.readouterr().out
+    assert "drawn from 24 examples" in capsys.readouterr().out
 
 
 def test_what_a_client_ends_with_reaches_the_asyncio_program(tmp_path: Path) -> None:

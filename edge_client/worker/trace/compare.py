@@ -22,8 +22,8 @@ from edge_client.worker.data.tasks import Encoded, pad
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import empty_model
 from edge_client.worker.trace.outline import Outline, untouched
-from edge_client.worker.trace.points import Progress, Traces, no_progress
-from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.points import Traces, Tracing
+from edge_client.worker.trace.shapes import fake_model
 from edge_client.worker.trace.trace import Step
 from edge_client.worker.train.trainer import set_checkpointing
 from fedcore.config.sections import TaskSection
@@ -78,9 +78,7 @@ def lora_footprint(
     batch_size: int,
     longest: int,
     runtime_bytes: int,
-    shapes: Shapes | None = None,
-    progress: Progress = no_progress,
-    whole: bool = False,
+    tracing: Tracing | None = None,
 ) -> Footprint:
     """LoRA of a rank on all linear layers that FedKRSO trains, int8 weights, AdamW in float32."""
     model = empty_model(folder, task)
@@ -101,7 +99,7 @@ def lora_footprint(
     # `load_in_8bit` leaves the rest in the checkpoint's dtype.
     others = _float_bytes(model) - 4 * rank * (rows + columns) - _saved_by_dtype(folder, task)
     step = Step(task, _own_loss, gradients_apart=True)
-    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
+    points = _points(model, step, batch_size, longest, tracing or Tracing())
     return _as_footprint(points, longest, runtime_bytes, weights, others, 4 * 4 * (rows + columns), 3 * 4 * trained)
 
 
@@ -112,9 +110,7 @@ def full_footprint(
     batch_size: int,
     longest: int,
     runtime_bytes: int,
-    shapes: Shapes | None = None,
-    progress: Progress = no_progress,
-    whole: bool = False,
+    tracing: Tracing | None = None,
 ) -> Footprint:
     """All weights in float32, with gradients and AdamW's moments."""
     model = empty_model(folder, task)
@@ -123,7 +119,7 @@ def full_footprint(
     model.train()
     held = _float_bytes(model)
     step = Step(task, _own_loss, gradients_apart=False)
-    points = _points(model, step, batch_size, longest, shapes or Shapes(), progress, whole)
+    points = _points(model, step, batch_size, longest, tracing or Tracing())
     return _as_footprint(points, longest, runtime_bytes, held, 0, 0, 2 * held)
 
 
@@ -152,13 +148,11 @@ def _as_footprint(
     )
 
 
-def _points(
-    module: nn.Module, step: Step, batch_size: int, longest: int, shapes: Shapes, progress: Progress, whole: bool
-) -> tuple[Point, ...]:
+def _points(module: nn.Module, step: Step, batch_size: int, longest: int, tracing: Tracing) -> tuple[Point, ...]:
     model = BuiltModel(module)
-    fake_model(model, shapes)
+    fake_model(model, tracing.shapes)
     sizes = [(size, longest) for size in halvings(batch_size, 1)]
-    return Traces(model, shapes, step, whole=whole).points(sizes, _recompute, progress)
+    return Traces(model, tracing.shapes, step, whole=tracing.whole).points(sizes, _recompute, tracing.progress)
 
 
 def _own_loss(

@@ -22,8 +22,8 @@ from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import LARGE_ELEMENTS, build
 from edge_client.worker.trace.answers import sketch_answers
 from edge_client.worker.trace.outline import Outline, untouched
-from edge_client.worker.trace.points import Progress, Traces, no_progress
-from edge_client.worker.trace.shapes import Shapes, fake_model
+from edge_client.worker.trace.points import Traces, Tracing
+from edge_client.worker.trace.shapes import fake_model
 from edge_client.worker.trace.trace import Step
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
@@ -82,9 +82,7 @@ def footprint(
     min_length: int = 0,
     compute_dtype: str = "float32",
     answers: tuple[int, int] | None = None,
-    shapes: Shapes | None = None,
-    progress: Progress = no_progress,
-    whole: bool = False,
+    tracing: Tracing | None = None,
 ) -> Footprint:
     """Trace a method's training step on shapes.
 
@@ -98,11 +96,10 @@ def footprint(
         min_length: Shortest length that the job lets a node cut to; 0 for none.
         compute_dtype: Of the products.
         answers: Tokens of the longest prompt and of an answer, where published states are measured by answers.
-        shapes: What is known of operations from traces before this one.
-        progress: Called with how many passes are traced, of how many.
-        whole: Trace all blocks, also where a few show the rest: what a test compares with.
+        tracing: How it is traced; whether it is shared with other traces.
     """
-    shapes = Shapes() if shapes is None else shapes
+    tracing = tracing or Tracing()
+    shapes = tracing.shapes
     dtype: torch.dtype = getattr(torch, compute_dtype)
     model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
@@ -119,8 +116,8 @@ def footprint(
     lengths = _lengths(longest, min_length)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
-    traces = Traces(model, shapes, step, whole=whole)
-    points = traces.points(_shapes(training.batch_size, lengths), _recompute, progress)
+    traces = Traces(model, shapes, step, whole=tracing.whole)
+    points = traces.points(_shapes(training.batch_size, lengths), _recompute, tracing.progress)
     answering = None if answers is None else sketch_answers(model, shapes, *answers)
     del model, layers
     gc.collect()

@@ -5,7 +5,7 @@ blocks as show the rest."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from edge_client.worker.trace.timeline import Peak
 from edge_client.worker.trace.trace import Step, passed, tensor_bytes
 from fedcore.device.memoryplan import Point
 
-__all__ = ["Progress", "Traces", "no_progress", "trace_step"]
+__all__ = ["Progress", "Traces", "Tracing", "no_progress", "trace_step"]
 
 Progress = Callable[[int, int], None]
 """Told how many passes are traced, of how many at most."""
@@ -81,6 +81,21 @@ def _without(peak: Peak, gradients: int, after_bytes: int) -> Peak:
     forward = max(0, peak.forward_bytes + min(0, loss))
     found = Peak(forward, max(0, loss), max(0, backward))
     return Peak(forward, found.loss_bytes, found.backward_bytes + max(0, after_bytes - found.total_bytes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracing:
+    """How a trace goes about it.
+
+    Attributes:
+        shapes: What is known of operations, from traces before this one too.
+        progress: Called with how many passes are traced, of how many.
+        whole: Trace all blocks, also where a few show the rest: what a test compares with.
+    """
+
+    shapes: Shapes = field(default_factory=Shapes)
+    progress: Progress = no_progress
+    whole: bool = False
 
 
 class Traces:

@@ -24,6 +24,7 @@ from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
 from fedcore.wire.identity import Enrolment, load_public_key, load_signing_key
+from fedcore.wire.messages import UP_KINDS
 
 NOW = dt.datetime(2031, 5, 1, tzinfo=dt.timezone.utc)
 
@@ -204,7 +205,9 @@ def test_one_more_run_of_the_same_machines_only_adds_rights(tmp_path: Path) -> N
     make(yard.root, run="second")
     assert secrets(yard.root) == keys
     rules = (yard.broker / "access.acl").read_text()
-    assert "topic write fedkrso/2/voice/node/a/up/#" in rules and "topic write fedkrso/2/second/node/a/up/#" in rules
+    assert all(
+        f"topic write fedkrso/2/{run}/node/a/up/{kind}" in rules for run in ("voice", "second") for kind in UP_KINDS
+    )
 
 
 @pytest.mark.parametrize(

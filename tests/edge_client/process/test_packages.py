@@ -35,6 +35,7 @@ def test_a_light_installation_refuses_to_train_at_once_in_one_line(tmp_path: Pat
     said = "error: this installation cannot train: torch, transformers not installed (pip install 'fedkrso[train]')\n"
     assert (refused.returncode, refused.stdout, refused.stderr) == (WorkerError.exit_code, "", said)
     # Its files can be checked all the same.
+    (tmp_path / "d.csv").write_text("text,label\nhello,a\n")
     assert client_run(LIGHT, path, "--check").returncode == 0
 
 

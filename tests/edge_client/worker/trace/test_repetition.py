@@ -21,6 +21,7 @@ from edge_client.worker.trace.blocks import repetition
 from edge_client.worker.trace.compare import full_footprint, lora_footprint
 from edge_client.worker.trace.footprint import footprint
 from edge_client.worker.trace.outline import Outline
+from edge_client.worker.trace.points import Tracing
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.timeline import Timeline
 from fedcore.config.sections import TaskSection
@@ -61,9 +62,13 @@ def seen(folder: Path, task: TaskSection) -> tuple[int, int, int] | None:
     return None if found is None else (found.lead, found.period, found.kept)
 
 
-def traced(folder: Path, task: TaskSection, training: AnyTraining, shapes: Shapes, **more: Any) -> Footprint:
+def traced(
+    folder: Path, task: TaskSection, training: AnyTraining, shapes: Shapes, *, whole: bool = False, **more: Any
+) -> Footprint:
     schema = describe(Outline(folder, task), task)
-    found = footprint(folder, schema, task, "int8", training, longest=24, shapes=shapes, **more)
+    found = footprint(
+        folder, schema, task, "int8", training, longest=24, tracing=Tracing(shapes=shapes, whole=whole), **more
+    )
     return msgspec.structs.replace(found, runtime_bytes=0)
 
 
@@ -99,11 +104,17 @@ def test_16_bit_products_and_peers_are_continued_too(folder_of: Callable[..., Pa
         traced(folder, WORDS, FEDKRSO, shapes, whole=whole, compute_dtype="bfloat16") for whole in (False, True)
     )
     assert few == whole
-    sizes: dict[str, Any] = {"batch_size": 2, "longest": 24, "runtime_bytes": 0, "shapes": shapes}
+    sizes: dict[str, Any] = {"batch_size": 2, "longest": 24, "runtime_bytes": 0}
     schema = describe(Outline(folder, WORDS), WORDS)
     for few, whole in (
-        (full_footprint(folder, WORDS, **sizes, whole=whole) for whole in (False, True)),
-        (lora_footprint(folder, schema, WORDS, rank=4, **sizes, whole=whole) for whole in (False, True)),
+        (
+            full_footprint(folder, WORDS, **sizes, tracing=Tracing(shapes=shapes, whole=whole))
+            for whole in (False, True)
+        ),
+        (
+            lora_footprint(folder, schema, WORDS, rank=4, **sizes, tracing=Tracing(shapes=shapes, whole=whole))
+            for whole in (False, True)
+        ),
     ):
         assert few == whole and few.points
 
