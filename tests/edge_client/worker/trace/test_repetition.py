@@ -200,5 +200,8 @@ def test_what_is_remembered_of_operations_is_what_pytorch_says(shapes: Shapes) -
 
 def test_somebody_who_waits_is_told(folder_of: Callable[..., Path], shapes: Shapes) -> None:
     told: list[tuple[int, int]] = []
-    traced(folder_of("llama", 2), WORDS, FEDKRSO, shapes, progress=lambda done, of: told.append((done, of)))
+    tracing = Tracing(shapes=shapes, progress=lambda done, of: told.append((done, of)))
+    folder = folder_of("llama", 2)
+    schema = describe(Outline(folder, WORDS), WORDS)
+    footprint(folder, schema, WORDS, "int8", FEDKRSO, longest=24, tracing=tracing)
     assert told == sorted(told) and told[-1][0] == told[-1][1] > 3
