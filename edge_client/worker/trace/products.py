@@ -61,18 +61,19 @@ class Products:
     def _transposed(self, layer: SubspaceLinear, counter: Any, gy: Tensor) -> Tensor:
         timeline: Timeline = counter.timeline
         key = "transposed", counter.phase, _kind_of(layer), gy.shape, gy.stride(), gy.dtype
-        known = self._known.get((*key, "before"))
+        before, after = (*key, "before"), (*key, "after")
+        known = self._known.get(before)
         if known is not None:
             timeline.events += known
             gx = gy.new_empty(gy.shape[0], layer.in_features)
-            timeline.events += self._known[(*key, "after")]
+            timeline.events += self._known[after]
             return gx
         begin = len(timeline.events)
         gx = SubspaceLinear.transposed_product(layer, gy)
         place = counter.place_of(gx)
         if gx.shape == (gy.shape[0], layer.in_features) and gx.dtype == gy.dtype and place is not None:
-            self._known[(*key, "before")] = timeline.events[begin:place]
-            self._known[(*key, "after")] = timeline.events[place + 1 :]
+            self._known[before] = timeline.events[begin:place]
+            self._known[after] = timeline.events[place + 1 :]
         return gx
 
 
