@@ -38,6 +38,8 @@ from fedcore.wire.post import Post
 __all__ = ["Killed", "Leader"]
 
 _TOPICS = Topics("t")
+# All chunks go out at once: as few as a node may have under way.
+_CHUNK_BYTES = 1_000_000
 # A run of a real model takes its time on a busy machine; one that has ended is told at once.
 _WAIT_SECONDS = 300.0
 
@@ -131,14 +133,14 @@ class Leader:
             seconds=1.0,
         )
         write_update(path, header, self._records(plan))
-        manifest = manifest_of(path, 4096)
+        manifest = manifest_of(path, _CHUNK_BYTES)
         transfer = f"{plan.round}-{manifest.sha256[:8]}"
         self._up(plan, Offer(transfer, manifest))
         while True:
             match self._answers.get(timeout=_WAIT_SECONDS):
                 case Grant():
                     for index in range(manifest.chunks):
-                        self._up(plan, read_chunk(path, transfer, index, 4096))
+                        self._up(plan, read_chunk(path, transfer, index, _CHUNK_BYTES))
                 case Refuse(_, reason):
                     raise AssertionError(reason)
                 case Commit():
