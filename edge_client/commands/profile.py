@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -160,13 +159,23 @@ def _footprints(
 
     shapes = Shapes()
     schema = describe(Outline(folder, section), section)
-    sizes: dict[str, Any] = {"longest": length, "min_length": min_length}
-    own = footprint(folder, schema, section, "int8", training, **sizes, tracing=tracing("FedKRSO"))
-    peer: dict[str, Any] = {
-        "batch_size": training.batch_size, "longest": length, "runtime_bytes": own.runtime_bytes
-    }  # fmt: skip
-    lora = lora_footprint(folder, schema, section, rank=training.rank, **peer, tracing=tracing("LoRA"))
-    full = full_footprint(folder, section, **peer, tracing=tracing("full fine-tuning"))
+    own = footprint(
+        folder, schema, section, "int8", training, longest=length, min_length=min_length, tracing=tracing("FedKRSO")
+    )
+    batch, runtime, rank = training.batch_size, own.runtime_bytes, training.rank
+    lora = lora_footprint(
+        folder,
+        schema,
+        section,
+        rank=rank,
+        batch_size=batch,
+        longest=length,
+        runtime_bytes=runtime,
+        tracing=tracing("LoRA"),
+    )
+    full = full_footprint(
+        folder, section, batch_size=batch, longest=length, runtime_bytes=runtime, tracing=tracing("full fine-tuning")
+    )
     return schema, own, lora, full
 
 

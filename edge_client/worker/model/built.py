@@ -15,7 +15,10 @@ from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
 
-__all__ = ["BuiltModel"]
+__all__ = ["CANNOT_RUN", "BuiltModel"]
+
+CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a model of transformers may raise that cannot be run in the way it is asked to."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 from edge_client.worker.generate.cache import PlannedLayer
 from edge_client.worker.generate.engine import Engine
 from edge_client.worker.generate.generator import positions_of
-from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.trace import LiveBytes, UncountedScratch
 from edge_client.worker.train.answered import PASS_TOKENS
@@ -17,8 +17,6 @@ from fedcore.device.memoryplan import Answering
 from fedcore.errors import ModelError
 
 __all__ = ["sketch_answers"]
-
-_CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_new_tokens: int) -> Answering:
@@ -40,7 +38,7 @@ def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_ne
     try:
         widths = {rows: min(prompt_tokens, PASS_TOKENS // rows) for rows in (1, 2)}
         one, two = (_pass_bytes(model, shapes, rows, width, context) for rows, width in widths.items())
-    except _CANNOT_RUN as error:
+    except CANNOT_RUN as error:
         raise ModelError(
             f"{type(model.module).__name__} cannot answer with a cache: {next(iter(str(error).splitlines()), '')}",
             place="evaluation.metrics",

@@ -25,7 +25,7 @@ from edge_client.worker.generate.cache import cache_bytes, fitting_tokens
 from edge_client.worker.generate.engine import CHUNK_TOKENS, Engine
 from edge_client.worker.generate.kernel import Kernel
 from edge_client.worker.methods import client_half
-from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.model.loading import build
 from edge_client.worker.trace.footprint import Shape, bytes_of, outside
 from edge_client.worker.trace.outline import Outline
@@ -42,7 +42,6 @@ __all__ = ["AnswerFootprint", "answer_footprint", "footprint_of", "pass_bytes"]
 
 _SLACK_BYTES = 10_000_000
 """What the allocator and the libraries take while an answer is given, beyond live tensors (docs/memory.md)."""
-_CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _UNTRACED_BYTES = 48 * 2**20
 """For a pass of a model that answers and cannot be run on shapes, because what it does depends on numbers: four times
 what SmolLM2's takes."""
@@ -169,7 +168,7 @@ def footprint_of(model: BuiltModel, resident_bytes: int, room_bytes: int, most: 
     longest = max(1, fitting_tokens(partial(cache_bytes, config), room_bytes - resident_bytes, most))
     try:
         taken = pass_bytes(model, Shapes(), longest)
-    except _CANNOT_RUN:
+    except CANNOT_RUN:
         taken = _UNTRACED_BYTES
     return AnswerFootprint(config, held, ((longest, taken),))
 

@@ -25,7 +25,7 @@ from edge_client.memory.probes import available_bytes
 from edge_client.worker.architecture.configuration import auto_class, read_config
 from edge_client.worker.data.batches import Encoded, states_and_labels
 from edge_client.worker.data.tasks import worker_task
-from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.model.describing import describe, said_of_head
 from edge_client.worker.model.loading import build
 from fedcore.config.fitting import require_fitting
@@ -44,7 +44,6 @@ _CPU = torch.device("cpu")
 _TOLERANCE = 2e-4
 _GRADIENT_TOLERANCE = 1e-3
 _LENGTHS = (12, 7)
-_CANNOT_RUN = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def compare(
     place = str(checkpoint.folder)
     try:
         expected = _plain_pass(checkpoint, schema, task, batch)
-    except _CANNOT_RUN as error:
+    except CANNOT_RUN as error:
         raise ModelError(f"transformers itself cannot run this model: {_first_line(error)}", place=place) from None
     gc.collect()
     with tempfile.TemporaryDirectory() as scratch:
@@ -108,7 +107,7 @@ def compare(
         try:
             # Padding is computed, and is left out, as it is where a memory plan has room.
             passes = [_built_pass(model, task, batch, room) for room in (0, 4 * sum(len(one.ids) for one in batch))]
-        except _CANNOT_RUN as error:
+        except CANNOT_RUN as error:
             raise ModelError(
                 f"{name} does more with a layer's weight than multiply with it: {_first_line(error)}", place=place
             ) from None
