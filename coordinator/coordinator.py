@@ -254,9 +254,10 @@ class Coordinator:
 
     def _model_folder(self) -> Path:
         text, cache = self._job.model.folder, self.folder.models
-        return model_folder(
-            text, cache, place="model.folder", tell=lambda line: self._on_event(Line(line, event="model"))
-        )
+        return model_folder(text, cache, place="model.folder", tell=self._tell_work)
+
+    def _tell_work(self, line: str) -> None:
+        self._on_event(Line(line, event="model"))
 
     def _served(self, ledger: SqliteLedger) -> RunView:
         job, folder = self._job, self.folder
@@ -264,7 +265,7 @@ class Coordinator:
             ledger.put_fact("started_at", time.time())
         first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
         with ViewFile(folder.view, first) as picture:
-            prepared = prepare(job, self._model_folder(), folder, ledger)
+            prepared = prepare(job, self._model_folder(), folder, ledger, self._tell_work)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
             transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,21 @@ class Prepared:
     """What a person should know of the model."""
 
 
-def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> Prepared:
+def prepare(
+    job: Job,
+    model_folder: Path,
+    folder: RunFolder,
+    ledger: Ledger,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Prepared:
     """Find out, once per run, what of the model is trained, and the task's labels.
+
+    Args:
+        job: As its file says it.
+        model_folder: Of the model's weights.
+        folder: The run's.
+        ledger: The run's; what was found out before is not found out again.
+        tell: Gets a line before each piece of work that takes a while.
 
     Raises:
         FedkrsoError: The model or the task cannot serve.
@@ -51,6 +65,7 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
             chat = {key: getattr(with_template(job.task), key) for key in CHAT_KEYS}
             described = msgspec.structs.replace(described, task=msgspec.structs.replace(described.task, **chat))
         else:
+            tell("looking at the model")
             command = Describe(str(model_folder), with_template(job.task), job.model.trained_tensors)
             answer = ask_worker(command, folder.evaluator / "describe.log")
             assert isinstance(answer, Described)
@@ -61,10 +76,12 @@ def prepare(job: Job, model_folder: Path, folder: RunFolder, ledger: Ledger) -> 
         ledger.put_fact("schema", schema)
     notes = ledger.fact("notes", tuple[str, ...]) or ()
     job = msgspec.structs.replace(job, task=task)
-    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger), notes)
+    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger, tell), notes)
 
 
-def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger) -> str:
+def _artefact(
+    job: Job, schema: ModelSchema, model_folder: Path, folder: RunFolder, ledger: Ledger, tell: Callable[[str], None]
+) -> str:
     """Have the run's artefact: made once, and found again as it was."""
     training = server_half(job.method).training(1, job.seed)
     kind = training.artefact_kind
@@ -73,6 +90,7 @@ def _artefact(job: Job, schema: ModelSchema, model_folder: Path, folder: RunFold
     known = ledger.fact("artefact", str)
     if known is None or not folder.artefact.exists() or sha256_of(folder.artefact) != known:
         calibration = job.calibration
+        tell(f"making the run's artefact ({kind.name}), once: minutes for a large model")
         command = MakeArtefact(
             training=training,
             model_folder=str(model_folder),

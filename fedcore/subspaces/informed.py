@@ -101,21 +101,20 @@ def principal_rows(
         raise ModelError(
             "nothing was measured of this layer's input", place=place, remedy="check the text of [calibration]"
         )
-    beside = _beside(mean)
-    values, vectors = np.linalg.eigh(beside @ moment @ beside)
+    length = np.linalg.norm(mean)
+    unit = mean / length if length else mean
+    values, vectors = np.linalg.eigh(_beside(unit, _beside(unit, moment).T))
     values, vectors = values[::-1], vectors[:, ::-1]
     there = min(count, int((values > _LEAST_EIGENVALUE * values[0]).sum()))
-    rows = np.asarray(signs(_FILLING_SEED, place, count, columns), np.float64) @ beside
+    rows = _beside(unit, np.asarray(signs(_FILLING_SEED, place, count, columns), np.float64))
     rows[:there] = vectors[:, :there].T / np.sqrt(values[:there])[:, None]
     rows[:there] *= np.sqrt(there * columns / (1 / values[:there]).sum())
     return np.asarray(rows[_dealt(subspaces, rank)])
 
 
-def _beside(mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The projection (n, n) onto everything but the direction of the mean; onto everything, where there is no mean."""
-    length = np.linalg.norm(mean)
-    unit = mean / length if length else mean
-    return np.asarray(np.eye(len(mean)) - np.outer(unit, unit))
+def _beside(unit: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (k, n) less their part along a direction (n,) of length one, or as they are for none of length zero."""
+    return np.asarray(rows - np.outer(rows @ unit, unit))
 
 
 def _dealt(subspaces: int, rank: int) -> NDArray[np.intp]:

@@ -28,7 +28,7 @@ class Worker:
     """In place of a worker process: describes the model, and writes what it is told to as the artefact."""
 
     def __init__(self) -> None:
-        self.content, self.made = b"rows", list[MakeArtefact]()
+        self.content, self.made, self.told = b"rows", list[MakeArtefact](), list[str]()
 
     def ask(self, command: Command, log: Path, timeout_seconds: float = 300.0) -> Event:
         if not isinstance(command, MakeArtefact):
@@ -61,7 +61,8 @@ def prepared(worker: Worker, tmp_path: Path) -> Iterator[Prepare]:
         }
         if method:
             fields["calibration"] = {"source": "texts.tsv", "rows": 7}
-        return prepare(msgspec.convert(fields, Job), Path("m"), RunFolder(tmp_path), ledger).artefact
+        job = msgspec.convert(fields, Job)
+        return prepare(job, Path("m"), RunFolder(tmp_path), ledger, worker.told.append).artefact
 
     yield begin
     ledger.close()
@@ -77,6 +78,10 @@ def test_it_is_made_once_of_the_first_round_and_the_calibration_text(
     made = [prepared(projection="informed") for _ in range(2)]
     assert made == [sha256_of(RunFolder(tmp_path).artefact)] * 2
     (command,) = worker.made
+    assert [line.split(",")[0] for line in worker.told] == [
+        "looking at the model",
+        "making the run's artefact (informed rows)",
+    ]
     assert command.data is not None and (command.data.source, command.rows) == ("texts.tsv", 7)
     assert command.model_schema == SCHEMA and command.training.artefact_kind is not None
 
