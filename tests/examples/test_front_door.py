@@ -37,7 +37,6 @@ def test_an_example_is_at_most_sixty_lines() -> None:
     assert {name: count for name, count in lines.items() if count > 60 and not name.startswith(main_jobs)} == {}
 
 
-@pytest.mark.slow
 def test_my_csv_and_my_model(workshop: Workshop, tmp_path: Path) -> None:
     result = tune(workshop.texts(0), str(workshop.model), tmp_path)
     assert result.finished and [row.participants for row in result.rounds] == [NODES] * 2
@@ -46,7 +45,6 @@ def test_my_csv_and_my_model(workshop: Workshop, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["id2label"] == {"0": "left", "1": "right"}
 
 
-@pytest.mark.slow
 def test_my_chat_model_learns_its_rows_and_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"lamp {number}", "completion": "on" if number % 2 else "off"} for number in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -59,7 +57,6 @@ def test_my_chat_model_learns_its_rows_and_is_asked(tmp_path: Path, capsys: pyte
     assert answer == written(tmp_path / "chat" / "tuned", TaskSection(kind="instruction"), ["lamp 3"], tokenizer)[0]
 
 
-@pytest.mark.slow
 def test_a_metric_and_a_callback_of_ones_own(workshop: Workshop, tmp_path: Path, at_root: Path) -> None:
     result = tune_until(0.0, workshop.texts(0), workshop.texts(9), str(workshop.model), tmp_path)
     # Good enough after the first round, and so ended there.
@@ -85,7 +82,6 @@ source = "{workshop.texts(0)}"
     return path
 
 
-@pytest.mark.slow
 def test_an_asyncio_program_goes_on_while_the_client_trains(
     workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,6 @@ def environment(beside: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(beside), str(ROOT)])}
 
 
-@pytest.mark.slow
 def test_two_files_are_a_run(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "two_files"
     shutil.copytree(EXAMPLES / "two_files", folder)
@@ -60,7 +59,6 @@ def test_two_files_are_a_run(workshop: Workshop, tmp_path: Path, monkeypatch: py
     assert all(row["accuracy"] is not None for row in summary["rounds"])
 
 
-@pytest.mark.slow
 def test_a_method_of_ones_own_runs_in_all_processes(workshop: Workshop, tmp_path: Path) -> None:
     beside = install(EXAMPLES / "own_method", tmp_path / "beside")
     job = tmp_path / "job.toml"

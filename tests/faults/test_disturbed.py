@@ -37,6 +37,7 @@ def test_a_seed_decides_what_is_done() -> None:
     assert all(0 <= strike.after_seconds <= marks[strike.mark + 1] - marks[strike.mark] for strike in first.strikes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SLICE)
 def test_a_disturbed_run_ends_with_the_undisturbed_digest(seed: int, workshop: Workshop, tmp_path: Path) -> None:
     done = run_disturbed(seed, tmp_path, workshop)

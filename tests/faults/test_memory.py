@@ -69,6 +69,7 @@ def test_workers_killed_in_every_phase_leave_no_trace(make_cluster: Callable[...
     assert len(resumed) == 1 and int(resumed[0]) >= 1, output[-3000:]
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_hold_the_model_is_refused_at_the_offer_with_the_numbers(
     make_cluster: Callable[..., Cluster],
 ) -> None:

@@ -99,6 +99,7 @@ def end(tiny: Boards) -> None:
     tiny.wait(lambda: all(home is not None and home.poll() == 0 for home in tiny.homes))
 
 
+@pytest.mark.slow
 def test_a_hot_node_declines_with_the_reason_and_takes_part_when_it_is_cool(workshop: Workshop, tmp_path: Path) -> None:
     recipe = Recipe(rounds=2)
     digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)

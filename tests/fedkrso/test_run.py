@@ -140,6 +140,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker:
     assert json.loads(result.folder.summary.read_text()) == result.summary, "nothing was changed"
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_start(
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:

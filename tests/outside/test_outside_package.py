@@ -71,7 +71,6 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_method_task_metrics_and_codec_of_an_outside_package_run_in_all_processes(tmp_path: Path, beside: Path) -> None:
     needs_mosquitto()
     workshop = Workshop(tmp_path / "workshop")

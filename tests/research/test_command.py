@@ -75,6 +75,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_ends_with_the_same_rows(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_one_failing_run_ends_no_other_and_is_named(
     assert (tmp_path / "report.html").exists() and "report.html" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_tuned_rate_is_used_by_later_runs(
     arguments: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

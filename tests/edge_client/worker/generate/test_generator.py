@@ -226,6 +226,7 @@ def test_a_room_holds_as_many_tokens_as_their_cache_takes(shape: str) -> None:
     assert fitting_tokens(partial(cache_bytes, config), cache_bytes(config, 1) - 1, 128) == 0
 
 
+@pytest.mark.slow
 def test_a_real_model_s_greedy_answers(smollm_folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm_folder)
     schema = describe(Checkpoint(smollm_folder), CAUSAL)

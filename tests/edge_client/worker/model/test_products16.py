@@ -119,6 +119,7 @@ print(status_bytes("VmRSS") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_texts_of_many_lengths_leave_no_memory_behind(tmp_path: Path) -> None:
     """oneDNN writes and keeps code for each shape: 14 MB for each new number of tokens were measured before the shapes

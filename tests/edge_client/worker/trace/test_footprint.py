@@ -57,7 +57,7 @@ def of(folder: Path, found: AnyTraining, compute_dtype: str = "float32") -> Foot
     return footprint(folder, schema, WORDS, "int8", found, longest=32, compute_dtype=compute_dtype)
 
 
-_LONG = [pytest.mark.slow, pytest.mark.chaos]
+_LONG = pytest.mark.chaos
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ _LONG = [pytest.mark.slow, pytest.mark.chaos]
     [
         # One pass a step; several passes are among the long ones.
         ("fedavg", {}, 8, False),
-        ("fedkseed", {}, 8, False),
+        pytest.param("fedkseed", {}, 8, False, marks=pytest.mark.slow),
         pytest.param("ferret", {}, 2, False, marks=_LONG),
         pytest.param("fedit", {}, 8, False, marks=_LONG),
         pytest.param("fedavg", {"codec": "float32"}, 4, True, marks=_LONG),
@@ -115,6 +115,7 @@ def test_a_classifier_is_trained_as_before(minilm_folder: Path) -> None:
     assert footprint(minilm_folder, schema, task, "int8", training("fedkrso"), longest=16).dequantised_bytes == 0
 
 
+@pytest.mark.slow
 def test_dequantised_weights_are_foreseen(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     config = LlamaConfig(
@@ -132,6 +133,7 @@ def test_dequantised_weights_are_foreseen(tmp_path: Path) -> None:
         assert abs(foreseen.total_bytes - got.peak_bytes) < 0.1 * beyond
 
 
+@pytest.mark.slow
 def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> None:
     # So few words that the loss is small beside the layers.
     folder = make_llama(layers=2, width=64, vocabulary=256)
@@ -175,6 +177,7 @@ def test_products_in_16_bits_are_foreseen_too(name: str, make_llama: Callable[..
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_goes_on_of_moments_is_counted(make_llama: Callable[..., Path]) -> None:
     folder = make_llama(layers=1, width=64)
     rows = sum(layer.rows for layer in describe(Checkpoint(folder), WORDS).layers)
@@ -201,6 +204,7 @@ def test_a_method_that_cannot_fit_is_refused_with_the_numbers_and_takes_no_memor
     assert least.components.optimiser_bytes > 16 * 190_000_000
 
 
+@pytest.mark.slow
 def test_a_footprint_is_good_for_all_rounds_of_a_run_and_for_no_other_method(
     make_llama: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -75,7 +75,9 @@ def traced(
 @pytest.mark.parametrize(
     ("model_type", "task", "layers", "names", "expected"),
     [
-        ("llama", WORDS, 6, ("fedkrso", "fedavg", "fedit", "fedkseed"), (0, 1, 4)),
+        pytest.param(
+            "llama", WORDS, 6, ("fedkrso", "fedavg", "fedit", "fedkseed"), (0, 1, 4), marks=pytest.mark.slow
+        ),
         ("bert", LABELS, 6, ("fedkrso",), (0, 1, 4)),
         ("gpt2", WORDS, 5, ("fedkrso", "fedsa-lora"), (0, 1, 4)),
         ("mixtral", WORDS, 5, ("fedkrso",), (0, 1, 4)),
@@ -98,6 +100,7 @@ def test_a_few_blocks_say_what_all_of_them_keep(
         assert any(point.checkpointing for point in few.points)
 
 
+@pytest.mark.slow
 def test_16_bit_products_and_peers_are_continued_too(folder_of: Callable[..., Path], shapes: Shapes) -> None:
     folder = folder_of("llama", 6)
     few, whole = (

@@ -252,6 +252,7 @@ def test_out_of_memory_is_known_in_all_its_words() -> None:
     assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
+@pytest.mark.slow
 def test_mapped_pages_are_given_back(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     """In a process of its own: a pass over 100 MB of mapped weights leaves a few of them resident."""
     folder = make_llama("large", layers=8, width=1024, vocabulary=1000)
