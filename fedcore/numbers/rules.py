@@ -127,6 +127,9 @@ def _middle(values: NDArray[np.int64], dropped: int) -> NDArray[np.int64]:
     """The mean of each column without so many of its smallest and of its largest numbers."""
     values.sort(axis=0)
     left = values[dropped : len(values) - dropped]
+    if len(left) == 1:
+        # Nothing to divide: an odd median is some participant's own number.
+        return left[0]
     return mean_fixed(left.sum(axis=0), len(left))
 
 
