@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from method_runs import CASES, Case, name_of, settings_of
 
 from coordinator.job import Job
+from coordinator.reports.objects import job_words
 from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
@@ -159,3 +162,13 @@ def test_a_job_has_the_mean_unless_it_says_another(tmp_path: Path) -> None:
     trimmed = job(tmp_path, safety='rule = "trimmed-mean"\ntrim = 0.1').safety.combining()
     assert trimmed.tolerates(30) == 3
     assert job(tmp_path, method='name = "ferret"\nallocation = "equal"').safety.rule == "median"
+
+
+def test_a_report_says_which_rule_a_run_had(tmp_path: Path) -> None:
+    def said(safety: str) -> str:
+        record: Any = SimpleNamespace(job=job(tmp_path, safety=safety))
+        return job_words(record)["safety"]
+
+    assert said('rule = "median"') == "no norm bound, median of updates that weigh the same"
+    assert said("norm_bound = 2.0") == "norm bound 2 (clip), weight at most 3 to 10 times the median"
+    assert said("max_share_ratio = 0.0") == "no norm bound"
