@@ -129,7 +129,7 @@ def _middle(values: NDArray[np.int64], dropped: int) -> NDArray[np.int64]:
     left = values[dropped : len(values) - dropped]
     if len(left) == 1:
         # Nothing to divide: an odd median is some participant's own number.
-        return left[0]
+        return np.asarray(left[0])
     return mean_fixed(left.sum(axis=0), len(left))
 
 
