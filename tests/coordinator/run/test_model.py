@@ -40,15 +40,17 @@ CHUNK_BYTES = 4096
 # What a round is made of, and where else than in the engine it may be called: a method's own server half, what that
 # half is built from, and the coordinator's policy.
 ENGINE = "coordinator/run/model.py"
+# It times what the engine calls.
+BENCH = "coordinator/commands/bench_aggregate.py"
 OF_A_ROUND = {
-    "aggregate": (ENGINE,),
+    "aggregate": (ENGINE, BENCH),
     "round_shares": (ENGINE,),
     "after_rule": ("fedcore/methods/",),
     "exact_mean": ("fedcore/methods/fedkseed.py", "examples/own_method/"),
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
     "add_update": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
-    "WeightedUpdate": (ENGINE, "fedcore/model/stacking.py"),
+    "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/stacking.py"),
     "check_update": ("coordinator/rounds/policy.py",),
     "clip_for": ("coordinator/rounds/policy.py",),
     "admit": ("coordinator/messages/reception.py", "research/experiment.py"),
