@@ -15,6 +15,8 @@ from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.interface import require_combining
+from fedcore.numbers.rules import Rule, rule_of
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 
@@ -106,6 +108,11 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     outweighs all others together."""
     max_examples: int = 0
     """A participant weighs at most this many examples, whatever the others claim; 0 for no limit."""
+    rule: str = "mean"
+    """What becomes of the numbers that a round's updates say of one coordinate (`fedcore.numbers.rules`): `mean`,
+    `trimmed-mean`, `median`, or a registered one. With all but `mean` participants count the same."""
+    trim: float = 0.2
+    """Part of the numbers that `trimmed-mean` leaves out at each end, below 0.5; one number at least."""
 
     def __post_init__(self) -> None:
         if self.norm_bound != 0 and not 1e-6 <= self.norm_bound <= 1e9:
@@ -118,6 +125,13 @@ class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 raise ConfigError(f"{key} is {value}, it must be 0 or from 1 to 1e9", place=f"safety.{key}")
         if self.max_examples < 0:
             raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
+        if not 0 < self.trim < 0.5:
+            raise ConfigError(f"trim is {self.trim}, it must be above 0 and below 0.5", place="safety.trim")
+        self.combining()
+
+    def combining(self) -> Rule:
+        """The rule, made."""
+        return rule_of(self.rule, self.trim, place="safety.rule")
 
 
 class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -302,6 +316,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 raise ConfigError("there is nothing to measure on", place="evaluation.source", remedy=remedy)
         if self.evaluation is not None:
             self._check_measured(self.evaluation)
+        require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
 
     def _check_measured(self, section: EvaluationSection) -> None:
         task = task_of(self.task)

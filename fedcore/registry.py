@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run can be made of, by name: methods, tasks, devices, metrics and payload codecs, ours and those of packages
-that are installed beside.
+"""What a run can be made of, by name: methods, tasks, devices, metrics, payload codecs and rules that combine updates,
+ours and those of packages that are installed beside.
 
 A registry is filled by a decorator. Our own entries are in modules that it names; an outside package names its module
 in an entry point of the registry's group, so that agent, worker and coordinator all find it:
@@ -29,6 +29,7 @@ __all__ = [
     "DEVICES",
     "METHODS",
     "METRICS",
+    "RULES",
     "TASKS",
     "MetricKind",
     "Registry",
@@ -36,6 +37,7 @@ __all__ = [
     "register_device",
     "register_metric",
     "register_payload_codec",
+    "register_rule",
     "resolve",
 ]
 
@@ -226,6 +228,8 @@ METRICS: Registry[Any] = Registry("metric", "fedkrso.metrics", ("fedcore.numbers
 """Of functions from what a model says and what is right to a number, or to one of each example (`MetricKind`)."""
 CODECS: Registry[Any] = Registry("payload codec", "fedkrso.codecs", ("fedcore.numbers.codecs",))
 """Of `fedcore.numbers.codecs.Codec` objects."""
+RULES: Registry[Any] = Registry("rule", "fedkrso.rules", ("fedcore.numbers.rules",))
+"""Of `fedcore.numbers.rules.Rule` classes."""
 DEVICES: Registry[Any] = Registry("device", "fedkrso.devices", ("devices.detection",))
 """Of functions from a `devices.base.Host` to a device, or None where it is another machine."""
 
@@ -314,3 +318,13 @@ def register_payload_codec(name: str) -> Callable[[_Entry], _Entry]:
         return kind
 
     return add
+
+
+def register_rule(name: str) -> Callable[[_Entry], _Entry]:
+    """A decorator of a `fedcore.numbers.rules.Rule` class: what becomes of the numbers that a round's participants say
+    of one coordinate. A job asks for it in `[safety] rule`.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    return RULES.register(name)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fedcore.config.sections import BrokerSection, DataSection, TaskSection, TrustSection
     from fedcore.config.tasks import register_task
     from fedcore.errors import ConfigError, DataError, FedkrsoError, RunError
-    from fedcore.registry import register_device, register_metric, register_payload_codec
+    from fedcore.registry import register_device, register_metric, register_payload_codec, register_rule
     from fedcore.round.methods import register_method
     from fedcore.system.logs import Line
 
@@ -69,6 +69,7 @@ __all__ = [
     "register_method",
     "register_metric",
     "register_payload_codec",
+    "register_rule",
     "register_task",
 ]
 
@@ -100,6 +101,7 @@ _WHERE: Final = {
     "register_method": "fedcore.round.methods",
     "register_metric": "fedcore.registry",
     "register_payload_codec": "fedcore.registry",
+    "register_rule": "fedcore.registry",
     "register_task": "fedcore.config.tasks",
 }
 """Each name's module, and its name there where that is another."""

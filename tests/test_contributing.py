@@ -3,7 +3,7 @@
 
 | section | the test that goes its way |
 |---|---|
-| method, task, metric, device | `tests/outside/test_outside_package.py`, a package of its own in real processes |
+| method, task, metric, rule, device | `tests/outside/test_outside_package.py`, a package of its own in real processes |
 | transport | `tests/contract/test_transport.py` |
 | ledger | `tests/contract/test_ledger.py`, with a ledger written from the interface alone |
 """
@@ -23,7 +23,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 
 def test_each_thing_that_can_be_added_has_five_lines() -> None:
-    assert SECTIONS.keys() >= {"method", "task", "device", "transport", "ledger", "metric"}
+    assert SECTIONS.keys() >= {"method", "task", "device", "transport", "ledger", "metric", "rule"}
     for name, text in SECTIONS.items():
         assert re.findall(r"^(\d)\. ", text, re.MULTILINE) == list("12345"), name
 

@@ -13,16 +13,25 @@ __all__ = ["bench_aggregate"]
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def bench_aggregate(as_json: bool) -> None:
-    """Exact aggregation: elements per second on one core, and memory as participants grow from 2 to 50."""
-    from coordinator.commands.bench_aggregate import rows
+    """Exact aggregation: elements per second on one core, and memory as participants grow from 2 to 50; and rules that
+    withstand liars beside the mean, from update files."""
+    from coordinator.commands.bench_aggregate import rows, rule_rows
 
-    found = list(rows())
+    found, by_rule = list(rows()), list(rule_rows())
     if as_json:
-        click.echo(json.dumps({"rows": found}, indent=1))
+        click.echo(json.dumps({"rows": found, "rules": by_rule}, indent=1))
         return
     click.echo(f"{'participants':>12} {'bits':>5} {'M elements/s':>13} {'float32 mean M/s':>17} {'memory MB':>10}")
     for row in found:
         click.echo(
             f"{row['participants']:12} {row['bits']:5} {row['elements_per_second'] / 1e6:13.0f} "
             f"{row['float_elements_per_second'] / 1e6:17.0f} {row['sum_bytes'] / 1e6:10.1f}"
+        )
+    click.echo(f"\n{'participants':>12} {'rule':>13} {'M elements/s':>13} {'of the mean':>12} {'peak MB':>8}")
+    for row in by_rule:
+        mean = next(one for one in by_rule if (one["participants"], one["rule"]) == (row["participants"], "mean"))
+        ratio = row["elements_per_second"] / mean["elements_per_second"]
+        click.echo(
+            f"{row['participants']:12} {row['rule']:>13} {row['elements_per_second'] / 1e6:13.1f} {ratio:12.2f} "
+            f"{row['peak_bytes'] / 1e6:8.1f}"
         )

@@ -71,12 +71,15 @@ def job_words(record: RunRecord) -> dict[str, str]:
     labels = f", {len(job.task.labels)} labels" if isinstance(job.task.labels, tuple) and job.task.labels else ""
     bound = f"norm bound {limits.norm_bound:g} ({limits.norm_policy})" if limits.norm_bound else "no norm bound"
     ratio = "3 to 10" if limits.max_share_ratio is None else f"{limits.max_share_ratio:g}"
+    share = f"weight at most {ratio} times the median" if limits.max_share_ratio != 0 else ""
+    if not limits.combining().weighted:
+        share = f"{limits.rule} of updates that weigh the same"
     return {
         "model": f"{job.model.folder}, {job.model.base}",
         "task": f"{job.task.kind}{labels}, {job.task.max_length} tokens",
         "method": job.method.described(),
         "rounds": f"{job.round.rounds}, cohort {job.round.cohort or 'all'}, quorum {job.round.quorum}, seed {job.seed}",
-        "safety": f"{bound}, weight at most {ratio} times the median" if limits.max_share_ratio != 0 else bound,
+        "safety": ", ".join(filter(None, (bound, share))),
     }
 
 

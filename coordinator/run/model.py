@@ -26,6 +26,7 @@ from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.rules import Mean
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
@@ -209,7 +210,9 @@ class GlobalModel:
         """
         headers = {row.header.node: row.header for row in updates}
         claimed = {node: header.examples for node, header in headers.items()}
-        shares = round_shares(claimed, plan.training.share, self._learning.safety)
+        rule = self._learning.safety.combining()
+        share = plan.training.share if rule.weighted else "uniform"
+        shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
         far = outliers(norms, self._keeping.norms(), self._learning.safety)
         clips = {row.header.node: row.clip for row in updates} | {
@@ -221,7 +224,9 @@ class GlobalModel:
             )
             for row in updates
         ]
-        self.state = self._half.aggregate(self.state, plan, weighted)
+        # A method that only has the mean takes no rule: jobs with another one are refused.
+        chosen = () if isinstance(rule, Mean) else (rule,)
+        self.state = self._half.aggregate(self.state, plan, weighted, *chosen)
         objects = self._write(plan, chunk_bytes)
         self._keeping.save_state(self.state)
         row = RoundRow(

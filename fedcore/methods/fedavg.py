@@ -16,9 +16,10 @@ from typing import Literal
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
-from fedcore.methods.interface import SteppedSettings, exact_mean, require_within
+from fedcore.methods.interface import SteppedSettings, after_rule, require_within
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import DenseCodec, DenseTraining
 
@@ -56,6 +57,15 @@ class FedAvgSettings(
                 f"codec {self.codec!r} and {self.bits} bits", place="method.codec", remedy="leave one of them out"
             )
 
+    @property
+    def not_by_coordinate(self) -> str:
+        """Whole changes are, but for the largest alone."""
+        return (
+            'codec = "top-k" sends few of a layer\'s numbers: most are zero where one is not'
+            if self.codec == "top-k"
+            else ""
+        )
+
     def described(self) -> str:
         """For a person, in short."""
         codec = self.codec or f"int{self.bits}"
@@ -75,7 +85,10 @@ class FedAvg:
         common = settings.common(server_round, 0, run_seed) | ({} if bits is None else {"bits": bits})
         return DenseTraining(codec=codec, density=settings.density if codec == "top-k" else 1.0, **common)
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-        """The state plus the weighted mean of the changes."""
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """The state plus the weighted mean of the changes, or what the rule makes of them."""
         settings = self._settings
-        return exact_mean(state, plan, updates, step=settings.server_step, momentum=settings.server_momentum)
+        step, momentum = settings.server_step, settings.server_momentum
+        return after_rule(state, plan, updates, rule, step=step, momentum=momentum)

@@ -27,6 +27,11 @@ class FedExLoRASettings(
     """`name = "fedex-lora"`."""
 
     @property
+    def not_by_coordinate(self) -> str:
+        """Each participant's factors stand for themselves in the stack."""
+        return "it merges a residual of each participant's factors, whole"
+
+    @property
     def merges_every(self) -> int:
         """Each round's residual is merged."""
         return 1

@@ -9,9 +9,10 @@ from typing import Literal
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits, Moments, Order
-from fedcore.methods.interface import SteppedSettings, exact_mean, require_within
+from fedcore.methods.interface import SteppedSettings, after_rule, require_within
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import USUAL_RANK, SubspaceTraining
 from fedcore.round.training.subspace import ProjectionName
@@ -79,6 +80,15 @@ class FedKRSOSettings(
         """How many of the pool's subspaces have informed rows."""
         return max(1, round(self.informed_share * self.num_seeds)) if self.projection == "informed" else 0
 
+    @property
+    def not_by_coordinate(self) -> str:
+        """Accumulators of a seed are coefficients of the same rows of P, if participants meet in the same seeds."""
+        return (
+            ""
+            if self.order == "cycle"
+            else 'with order = "uniform" each participant has subspaces of its own: most are zero where one is not'
+        )
+
     def described(self) -> str:
         """For a person, in short."""
         rows = "" if self.projection == "coordinate" else f", {self.projection}"
@@ -113,7 +123,11 @@ class FedKRSO:
             **settings.common(server_round, generation, run_seed),
         )
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-        """S plus the weighted mean of the accumulators; a seed that a participant did not use counts as zero."""
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """S plus the weighted mean of the accumulators, or what the rule makes of them; a seed that a participant did
+        not use counts as zero."""
         settings = self._settings
-        return exact_mean(state, plan, updates, step=settings.server_step, momentum=settings.server_momentum)
+        step, momentum = settings.server_step, settings.server_momentum
+        return after_rule(state, plan, updates, rule, step=step, momentum=momentum)

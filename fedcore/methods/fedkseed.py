@@ -49,6 +49,11 @@ class FedKSeedSettings(
             )
 
     @property
+    def not_by_coordinate(self) -> str:
+        """Each participant draws its own directions, of far more than it has steps."""
+        return "each participant moves along a few directions of its own: most are zero where one is not"
+
+    @property
     def biased(self) -> bool:
         """Whether directions are drawn by the slopes found along them."""
         return False

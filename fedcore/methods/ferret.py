@@ -18,9 +18,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 from fedcore.fields.types import Bits
-from fedcore.methods.interface import MethodSettings, exact_mean, require_within
+from fedcore.methods.interface import MethodSettings, after_rule, require_within
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import MAX_DIRECTIONS, SketchTraining
 from fedcore.subspaces.schedule import generation_of
@@ -50,6 +51,15 @@ class FerretSettings(
         require_within(self, num_directions=MAX_DIRECTIONS, server_learning_rate=1e6)
 
     @property
+    def not_by_coordinate(self) -> str:
+        """Coefficients are of the same directions for all, if all are used."""
+        return (
+            ""
+            if self.allocation == "equal"
+            else 'with allocation = "norm" each participant draws its own directions: most are zero where one is not'
+        )
+
+    @property
     def merges_every(self) -> int:
         """Each round's change is merged with `fresh`."""
         return 1 if self.schedule == "fresh" else 0
@@ -72,6 +82,8 @@ class Ferret:
             **settings.common(server_round, generation, run_seed),
         )
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-        """Coefficients plus the weighted mean of the participants'."""
-        return exact_mean(state, plan, updates)
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """Coefficients plus the weighted mean of the participants', or what the rule makes of them."""
+        return after_rule(state, plan, updates, rule)

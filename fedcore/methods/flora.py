@@ -30,6 +30,11 @@ class FLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_on
     """`name = "flora"`."""
 
     @property
+    def not_by_coordinate(self) -> str:
+        """Each participant's factors stand for themselves in the stack."""
+        return "it stacks each participant's factors, whole"
+
+    @property
     def merges_every(self) -> int:
         """Each round's product is merged."""
         return 1

@@ -15,13 +15,23 @@ import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
+from fedcore.model.combine import Combined
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate, add_update
 from fedcore.numbers.accumulator import RunningSum
+from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining
 
-__all__ = ["MethodSettings", "ServerHalf", "SteppedSettings", "exact_mean", "require_within"]
+__all__ = [
+    "MethodSettings",
+    "ServerHalf",
+    "SteppedSettings",
+    "after_rule",
+    "exact_mean",
+    "require_combining",
+    "require_within",
+]
 
 
 class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
@@ -77,6 +87,12 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Rounds between merges of what was learned into the base; 0 for never."""
         return 0
 
+    @property
+    def not_by_coordinate(self) -> str:
+        """Why no rule but the mean can make one of participants' updates, number by number; empty where every rule can,
+        and then the server half's `aggregate` takes one."""
+        return "it does not say that its updates can be compared number by number"
+
     def described(self) -> str:
         """For a person, in short."""
         return f"{self.name}, {self.steps} steps, {self.bits} bits"
@@ -130,6 +146,34 @@ def require_within(settings: MethodSettings, **most: float) -> None:
             raise ConfigError(f"{key} is {value}, more than {limit:,}", place=f"method.{key}")
 
 
+def require_combining(settings: MethodSettings, rule: Rule, name: str, quorum: int) -> None:
+    """Check that a rule means something for a method, and for a round of so few updates.
+
+    Args:
+        settings: Of the method.
+        rule: Of the job.
+        name: The rule's.
+        quorum: Least number of updates that makes a round.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if isinstance(rule, Mean):
+        return
+    if why := settings.not_by_coordinate:
+        raise ConfigError(
+            f"{name!r} means nothing for {settings.name}: {why}",
+            place="safety.rule",
+            remedy='use "mean", or another method',
+        )
+    if not rule.tolerates(quorum):
+        raise ConfigError(
+            f"{name!r} of {quorum} updates cannot tell which of them lies",
+            place="round.quorum",
+            remedy="set it and round.min_nodes to 3 or more",
+        )
+
+
 class ServerHalf(Protocol):
     """A method at the coordinator. Pure: state goes in, state comes out; files are read, never kept open."""
 
@@ -137,8 +181,15 @@ class ServerHalf(Protocol):
         """What the plan of a round says; MUST depend on nothing but the settings and the arguments."""
         ...
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-        """The next state, by the weights and clips given. MUST NOT depend on the order of the updates."""
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """The next state, by the weights and clips given. MUST NOT depend on the order of the updates.
+
+        `rule` says what becomes of the numbers that updates say of one coordinate. A method that means nothing but the
+        mean leaves it out: jobs with another rule are refused (`MethodSettings.not_by_coordinate`), and the mean is
+        never passed.
+        """
         ...
 
 
@@ -156,8 +207,33 @@ def exact_mean(
             stretched.
         momentum: Part of what was added last that is added again.
     """
+    return after_rule(state, plan, updates, MEAN, step=step, momentum=momentum)
+
+
+def after_rule(
+    state: ExactState,
+    plan: Plan,
+    updates: Iterable[WeightedUpdate],
+    rule: Rule,
+    *,
+    step: float = 1.0,
+    momentum: float = 0.0,
+) -> ExactState:
+    """The state plus what a rule makes of the updates: of the mean, `exact_mean`; of every other
+    `fedcore.model.combine.Combined`.
+
+    Args:
+        state: As `exact_mean`.
+        plan: As `exact_mean`.
+        updates: As `exact_mean`.
+        rule: Of the job.
+        step: As `exact_mean`.
+        momentum: As `exact_mean`.
+    """
     training, schema = plan.training, plan.model_schema
     known = training.averaged_by_column(schema)
+    if not isinstance(rule, Mean):
+        return state.after(Combined(list(updates), plan, rule), step=step, momentum=momentum, plain=known)
     total = RunningSum(training.shapes(schema), known)
     for update in updates:
         add_update(update, plan, total)

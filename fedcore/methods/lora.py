@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedcore.methods.interface import MethodSettings, exact_mean, require_within
+from fedcore.methods.interface import MethodSettings, after_rule, require_within
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate
+from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import Factor, FactorTraining
 
@@ -37,6 +38,11 @@ class LoRASettings(MethodSettings, frozen=True, forbid_unknown_fields=True, kw_o
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
         require_within(self, rank=4096, alpha=1e6)
+
+    @property
+    def not_by_coordinate(self) -> str:
+        """Factor by factor, as their means are: all participants' changes begin with the same factors."""
+        return ""
 
     def described(self) -> str:
         """For a person, in short."""
@@ -107,6 +113,8 @@ class LoRA:
         settings = self._settings
         return FactorTraining(**settings.factors(server_round), **settings.common(server_round, 0, run_seed))
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
-        """The state plus the weighted mean of the factors' changes."""
-        return exact_mean(state, plan, updates)
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """The state plus the weighted mean of the factors' changes, or what the rule makes of them."""
+        return after_rule(state, plan, updates, rule)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fedcore.errors import ExactnessError, MalformedMessage
 from fedcore.fields.checked import RoundNumber
 from fedcore.fields.formats import PUBLISHED_STATE
-from fedcore.numbers.accumulator import FRACTION_BITS, RowScaled, RunningSum, row_exponents, scaled_fixed
+from fedcore.numbers.accumulator import FRACTION_BITS, Means, RowScaled, row_exponents, scaled_fixed
 from fedcore.numbers.records import Record, read_header, read_records, write_records
 from fedcore.round.training import SECOND, UP, Training, merged_entries
 from fedcore.weights.schema import ModelSchema
@@ -214,9 +214,10 @@ class ExactState:
         return cls(0, training.seeds, training.rank, sums, rows_from=training.rows_from, bits=training.published_bits)
 
     def after(
-        self, total: RunningSum, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()
+        self, total: Means, *, step: float = 1.0, momentum: float = 0.0, plain: Container[str] = ()
     ) -> ExactState:
-        """The next version: V becomes the round's mean plus momentum times V, and S grows by step times V.
+        """The next version: V becomes the round's mean (or what stands for it) plus momentum times V, and S grows by
+        step times V.
 
         Without momentum and at a step of one that is S plus the mean. A new object, so that a failed round leaves
         nothing behind. All numbers stay integers: a mean is at most 2**39, so V is below 2**44 with momentum up to

@@ -4,6 +4,7 @@ sum."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -18,12 +19,23 @@ from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.fields.checked import clean_text
 from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_norm, within_bounds
 from fedcore.numbers.coding import Coding, Kind
-from fedcore.numbers.records import Record, read_header, read_records, write_records
+from fedcore.numbers.records import Record, read_header, read_record, read_records, record_places, write_records
 from fedcore.round.header import UPDATE_FORMAT, Expected, UpdateHeader
 from fedcore.round.measurement import check_measurement
 from fedcore.round.plan import Plan
 
-__all__ = ["CheckedUpdate", "WeightedUpdate", "add_update", "check_update", "write_update"]
+__all__ = [
+    "CheckedUpdate",
+    "Columns",
+    "IndexedUpdate",
+    "WeightedUpdate",
+    "add_update",
+    "check_update",
+    "write_update",
+]
+
+Columns = NDArray[np.intp] | slice
+"""Of a record within its entry."""
 
 
 def write_update(path: Path, header: UpdateHeader, records: Iterable[Record]) -> None:
@@ -69,7 +81,7 @@ def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
             record is missing, foreign, repeated, damaged, or has another shape or precision than the plan says.
     """
     header = _read_header(path, plan, run, node)
-    return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _checked_records(path, plan, header)))
+    return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _Records(path, plan, header).read()))
 
 
 def add_update(update: WeightedUpdate, plan: Plan, total: RunningSum) -> None:
@@ -79,7 +91,7 @@ def add_update(update: WeightedUpdate, plan: Plan, total: RunningSum) -> None:
         UpdateRefused: As `check_update`, or the weights exceed what exact sums allow. The sum is then of no more use.
     """
     total.add_examples(update.weight)
-    for record, columns in _checked_records(update.path, plan, update.header):
+    for record, columns in _Records(update.path, plan, update.header).read():
         total.add(record.name, record.part, update.weight, columns, update.clip)
 
 
@@ -101,7 +113,7 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
     return header
 
 
-def _columns(want: Expected) -> NDArray[np.intp] | slice:
+def _columns(want: Expected) -> Columns:
     """A slice adds several times faster than a list of columns; neighbours in order are the usual case."""
     if want.columns is None:
         return slice(None)
@@ -110,35 +122,109 @@ def _columns(want: Expected) -> NDArray[np.intp] | slice:
     return slice(int(columns[0]), int(columns[0]) + len(columns)) if contiguous else columns
 
 
-def _checked_records(path: Path, plan: Plan, header: UpdateHeader) -> Iterator[tuple[Record, NDArray[np.intp] | slice]]:
-    """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was
-    missing."""
-    expected = plan.training.expected(plan.model_schema, header)
-    # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is
-    # unpacked.
-    largest = max((math.prod(want.shape) for want in expected.values()), default=1)
-    kinds: set[Kind] = {want.coding.kind for want in expected.values()} or {"integers"}
-    try:
-        for record in read_records(path, largest=largest, kinds=kinds):
-            want = expected.pop(record.name, None)
-            if want is None:
-                raise UpdateRefused(
-                    "a tensor that the plan does not have, or twice", place=f"{header.node}: {clean_text(record.name)}"
-                )
-            place = f"{header.node}: {record.name}"
-            if record.part.shape != want.shape or (record.kind, record.bits) != want.coding[:2] or record.difference:
-                found = f"{'x'.join(map(str, record.part.shape))} with {Coding(record.kind, record.bits)}"
-                wanted = f"{'x'.join(map(str, want.shape))} with {want.coding}"
-                kind = " as a difference" if record.difference else ""
-                raise UpdateRefused(f"{found}{kind} where the plan has {wanted}", place=place)
-            if record.kind == "sparse" and (sent := np.count_nonzero(record.integers.q)) > (
-                most := want.coding.kept(math.prod(want.shape))
-            ):
-                raise UpdateRefused(f"{sent} numbers where the plan has at most {most}", place=place)
-            if not within_bounds(record.part):
-                raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
-            yield record, _columns(want)
-    except MalformedMessage as error:
-        raise UpdateRefused(clean_text(str(error)), place=header.node) from None
-    if expected:
-        raise UpdateRefused(f"{len(expected)} tensors are missing, first {min(expected)}", place=header.node)
+class _Records:
+    """The records of an update, against what the plan expects of it.
+
+    Attributes:
+        expected: By name, what each must be.
+    """
+
+    def __init__(self, path: Path, plan: Plan, header: UpdateHeader) -> None:
+        self._path, self._node = path, header.node
+        self.expected = plan.training.expected(plan.model_schema, header)
+        # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is
+        # unpacked.
+        self._largest = max((math.prod(want.shape) for want in self.expected.values()), default=1)
+        self._kinds: set[Kind] = {want.coding.kind for want in self.expected.values()} or {"integers"}
+
+    def read(self) -> Iterator[tuple[Record, Columns]]:
+        """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was
+        missing."""
+        missing = set(self.expected)
+        with self._named():
+            for record in read_records(self._path, largest=self._largest, kinds=self._kinds):
+                self._take(record.name, missing)
+                yield record, self._checked(record)
+        self._require_none(missing)
+
+    def places(self) -> dict[str, int]:
+        """Where in the file each record begins, once and none else; what they hold is not looked at."""
+        found: dict[str, int] = {}
+        missing = set(self.expected)
+        with self._named():
+            for name, place in record_places(self._path, largest=self._largest, kinds=self._kinds):
+                self._take(name, missing)
+                found[name] = place
+        self._require_none(missing)
+        return found
+
+    def at(self, name: str, place: int) -> tuple[Record, Columns]:
+        """The record of a name, which begins there, with its columns in the entry."""
+        with self._named():
+            record = read_record(self._path, place, largest=self._largest, kinds=self._kinds)
+        if record.name != name:
+            raise UpdateRefused("another tensor than before", place=f"{self._node}: {clean_text(name)}")
+        return record, self._checked(record)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Damage of the file is the sender's."""
+        try:
+            yield
+        except MalformedMessage as error:
+            raise UpdateRefused(clean_text(str(error)), place=self._node) from None
+
+    def _take(self, name: str, missing: set[str]) -> None:
+        if name not in missing:
+            place = f"{self._node}: {clean_text(name)}"
+            raise UpdateRefused("a tensor that the plan does not have, or twice", place=place)
+        missing.remove(name)
+
+    def _require_none(self, missing: set[str]) -> None:
+        if missing:
+            raise UpdateRefused(f"{len(missing)} tensors are missing, first {min(missing)}", place=self._node)
+
+    def _checked(self, record: Record) -> Columns:
+        """The columns of a record that is what the plan says."""
+        want, place = self.expected[record.name], f"{self._node}: {record.name}"
+        if record.part.shape != want.shape or (record.kind, record.bits) != want.coding[:2] or record.difference:
+            found = f"{'x'.join(map(str, record.part.shape))} with {Coding(record.kind, record.bits)}"
+            wanted = f"{'x'.join(map(str, want.shape))} with {want.coding}"
+            kind = " as a difference" if record.difference else ""
+            raise UpdateRefused(f"{found}{kind} where the plan has {wanted}", place=place)
+        if record.kind == "sparse" and (sent := np.count_nonzero(record.integers.q)) > (
+            most := want.coding.kept(math.prod(want.shape))
+        ):
+            raise UpdateRefused(f"{sent} numbers where the plan has at most {most}", place=place)
+        if not within_bounds(record.part):
+            raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
+        return _columns(want)
+
+
+class IndexedUpdate:
+    """An update whose records are read by name, one at a time, in any order.
+
+    Args:
+        update: Whose file it is.
+        plan: The round's.
+
+    Raises:
+        UpdateRefused: As `check_update`, but for what records hold: that is checked as each is read.
+    """
+
+    def __init__(self, update: WeightedUpdate, plan: Plan) -> None:
+        self.weight, self.clip = update.weight, update.clip
+        self._records = _Records(update.path, plan, update.header)
+        self._places = self._records.places()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it says something of an entry."""
+        return name in self._places
+
+    def record(self, name: str) -> tuple[Record, Columns]:
+        """The record of an entry that it has, with its columns there.
+
+        Raises:
+            UpdateRefused: It is not what the plan says.
+        """
+        return self._records.at(name, self._places[name])

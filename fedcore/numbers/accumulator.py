@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "Clip",
     "Floats",
     "MatrixEntry",
+    "Means",
     "RowScaled",
     "RunningSum",
     "clip_within",
@@ -197,6 +199,14 @@ def clip_within(squared: int, bound: float) -> Clip | None:
     while (numerator := math.isqrt((allowed << 2 * shift) // found)) < 2 ** (_CLIP_BITS - 1) and shift < _LARGEST_SHIFT:
         shift += 1
     return Clip(numerator, shift)
+
+
+class Means(Protocol):
+    """What a round's updates come to."""
+
+    def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Each entry's numbers in units of 2**-32, |a| <= 2**39."""
+        ...
 
 
 class RunningSum:

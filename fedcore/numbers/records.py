@@ -25,7 +25,17 @@ from fedcore.numbers.codecs import codec_of
 from fedcore.numbers.coding import Kind, Width
 from fedcore.system.durable import flush_folder
 
-__all__ = ["MAX_NUMBERS", "Record", "pack_record", "read_header", "read_records", "unpack_record", "write_records"]
+__all__ = [
+    "MAX_NUMBERS",
+    "Record",
+    "pack_record",
+    "read_header",
+    "read_record",
+    "read_records",
+    "record_places",
+    "unpack_record",
+    "write_records",
+]
 
 MAX_NUMBERS: Final = 2**27
 """Numbers in a record, at most."""
@@ -215,17 +225,66 @@ def read_records(path: Path, *, largest: int = MAX_NUMBERS, kinds: Collection[Ki
         MalformedMessage: The file is cut short, damaged, holds a larger record or one of another kind, or more than it
             says.
     """
+    for _, item in _packed(path, largest, kinds):
+        yield unpack_record(item, min(largest, MAX_NUMBERS), kinds)
+
+
+def record_places(
+    path: Path, *, largest: int = MAX_NUMBERS, kinds: Collection[Kind] = _INTEGERS
+) -> Iterator[tuple[str, int]]:
+    """Names of a file's records, and where each begins, for who reads them in an order of its own (`read_record`);
+    nothing is unpacked.
+
+    Args:
+        path: The file.
+        largest: As `read_records`.
+        kinds: As `read_records`.
+
+    Raises:
+        MalformedMessage: As `read_records`, but for what a record holds.
+    """
+    for place, item in _packed(path, largest, kinds):
+        name = item.get("name")
+        if not isinstance(name, str):
+            raise MalformedMessage("a record without a name", place=path.name)
+        yield name, place
+
+
+def read_record(path: Path, place: int, *, largest: int = MAX_NUMBERS, kinds: Collection[Kind] = _INTEGERS) -> Record:
+    """The record that begins at a place of a file.
+
+    Args:
+        path: The file.
+        place: Of `record_places`.
+        largest: As `read_records`.
+        kinds: As `read_records`.
+
+    Raises:
+        MalformedMessage: There is none, or a larger one, or one of another kind.
+    """
+    most = min(largest, MAX_NUMBERS)
+    with path.open("rb") as file:
+        file.seek(place)
+        return unpack_record(_Objects(file, path.name, most, _number_bytes(kinds)).next(), most, kinds)
+
+
+def _packed(path: Path, largest: int, kinds: Collection[Kind]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file as they are packed, each with its place; the end marker is checked."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         _, start = _header(file, path.name)
         file.seek(start)
-        most = min(largest, MAX_NUMBERS)
-        objects = _Objects(file, path.name, most, max(max(codec_of(kind).widths) for kind in kinds) // 8)
-        count = 0
+        objects = _Objects(file, path.name, min(largest, MAX_NUMBERS), _number_bytes(kinds))
+        count, place = 0, start
         while "end" not in (item := objects.next()):
-            yield unpack_record(item, most, kinds)
-            count += 1
+            yield place, item
+            count, place = count + 1, start + objects.tell()
         if item != {"end": count}:
             raise MalformedMessage(f"{count} records, and an end marker that does not say so", place=path.name)
         if start + objects.tell() != size_bytes:
             raise MalformedMessage("there is more behind the end marker", place=path.name)
+
+
+def _number_bytes(kinds: Collection[Kind]) -> int:
+    """What a number takes at most."""
+    return max(max(codec_of(kind).widths) for kind in kinds) // 8

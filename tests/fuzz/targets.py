@@ -25,11 +25,13 @@ from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.device.memoryplan import Footprint
 from fedcore.errors import FedkrsoError
 from fedcore.model.base import Base
+from fedcore.model.combine import Combined
 from fedcore.model.snapshot import take_snapshot
 from fedcore.model.state import PublishedState
 from fedcore.model.update import WeightedUpdate, add_update, check_update
 from fedcore.numbers.accumulator import RunningSum
 from fedcore.numbers.records import read_header, read_records, write_records
+from fedcore.numbers.rules import Median
 from fedcore.registry import CODECS
 from fedcore.round.plan import Plan
 from fedcore.system.durable import DurableNumber
@@ -99,7 +101,11 @@ def _update(data: bytes) -> None:
     path = _file(data)
     header = check_update(path, PLAN, "r", "a").header
     assert (header.run, header.round, header.node) == ("r", 1, "a")
-    add_update(WeightedUpdate(path, header, header.examples), PLAN, RunningSum(SHAPES))
+    total, update = RunningSum(SHAPES), WeightedUpdate(path, header, header.examples)
+    add_update(update, PLAN, total)
+    # Of one participant the mean and every rule are the same, whether it is read in its own order or by places.
+    found = dict(Combined([update], PLAN, Median()).means())
+    assert all(np.array_equal(found[name], numbers) for name, numbers in total.means())
 
 
 def _published_state(data: bytes) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A package of somebody else, installed beside: its method, task, metrics, codec and device are found in every
-process."""
+"""A package of somebody else, installed beside: its method, task, metrics, codec, rule and device are found in
+every process."""
 
 from __future__ import annotations
 
@@ -146,6 +146,19 @@ def test_a_package_that_cannot_be_loaded_is_named(beside: Path) -> None:
     said = ask("from fedcore.registry import TASKS; TASKS.get('many-labels')")
     assert "package outside-package cannot be loaded: No module named 'nothing_of_this_name'" in said
     assert "fedkrso.tasks: many-labels = outside_package.light" in said
+
+
+def test_a_job_may_ask_for_a_rule_of_it(beside: Path) -> None:
+    program = """
+import numpy as np
+from coordinator.job import SafetySection
+from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.interface import require_combining
+rule = SafetySection(rule="weighted-median").combining()
+require_combining(FedKRSOSettings(), rule, "weighted-median", 3)
+print(rule.weighted, rule.combine(np.array([[5, 1], [4, 2], [9, 3]]), np.array([1, 1, 3])).tolist())
+"""
+    assert ask(program) == "True [9, 3]\n"
 
 
 def test_signs_from_elsewhere_are_checked(beside: Path) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import ast
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -38,13 +40,17 @@ CHUNK_BYTES = 4096
 # What a round is made of, and where else than in the engine it may be called: a method's own server half, what that
 # half is built from, and the coordinator's policy.
 ENGINE = "coordinator/run/model.py"
+# It times what the engine calls.
+BENCH = "coordinator/commands/bench_aggregate.py"
 OF_A_ROUND = {
-    "aggregate": (ENGINE,),
+    "aggregate": (ENGINE, BENCH),
     "round_shares": (ENGINE,),
-    "exact_mean": ("fedcore/methods/", "examples/own_method/"),
+    "after_rule": ("fedcore/methods/",),
+    "exact_mean": ("fedcore/methods/fedkseed.py", "examples/own_method/"),
+    "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
     "add_update": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
-    "WeightedUpdate": (ENGINE, "fedcore/model/stacking.py"),
+    "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/stacking.py"),
     "check_update": ("coordinator/rounds/policy.py",),
     "clip_for": ("coordinator/rounds/policy.py",),
     "admit": ("coordinator/messages/reception.py", "research/experiment.py"),
@@ -166,11 +172,13 @@ def test_what_is_learned_does_not_depend_on_what_is_kept(learning: Learning, tmp
 
 
 @pytest.mark.parametrize("server_round", [2, 3, 5])
+@pytest.mark.parametrize("rule", ["mean", "trimmed-mean", "median"])
 def test_a_round_that_was_closed_and_not_published_is_closed_again_the_same(
-    learning: Learning, tmp_path: Path, server_round: int
+    learning: Learning, tmp_path: Path, server_round: int, rule: str
 ) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()
+    learning = replace(learning, safety=msgspec.structs.replace(learning.safety, rule=rule))
     seen = []
     for published in (0, server_round - 1, server_round - 1):
         # Each is a life of the coordinator: the first ends before a row says that the round is over, the second too.
@@ -184,6 +192,8 @@ def test_a_round_that_was_closed_and_not_published_is_closed_again_the_same(
                     model.publish(done.objects, done.row)
             seen.append((plan, done))
     assert seen[0] == seen[1] == seen[2]
+    # Where all count the same, nobody's claim is cut.
+    assert all(bool(done.row.capped) == (rule == "mean") for _, done in seen)
 
 
 def test_scratch_goes_on_from_a_state_that_its_owner_wrote(learning: Learning, tmp_path: Path) -> None:

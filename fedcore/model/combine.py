@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round's updates by a rule that looks at what all participants say of a number (`fedcore.numbers.rules`).
+
+A mean is a sum, which takes one update after the other. A median needs all of them at once, number by number, and they
+are too many to be held: so one entry after the other is unpacked, each participant's part of it once, into a table on
+disk (participants, rows x columns), which then is read block by block, the same stretch of every participant. In memory
+are one record, one block of `BLOCK_NUMBERS` for all participants together, and the result, however many participants
+there are; on disk 8 bytes for each number of the largest entry and participant, in a file without a name, so that a
+killed coordinator leaves nothing behind and begins again with the same result.
+
+Who does not say a column of an entry (a subspace that it did not use, rows beyond its rank) says that nothing changed:
+zero, in every entry. So nobody becomes a majority by claiming what few others have."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from io import RawIOBase
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.errors import UpdateRefused
+from fedcore.model.update import Columns, IndexedUpdate, WeightedUpdate
+from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, MatrixEntry
+from fedcore.numbers.rules import Rule
+from fedcore.round.plan import Plan
+
+__all__ = ["BLOCK_NUMBERS", "Combined"]
+
+BLOCK_NUMBERS: Final = 2**20
+"""Numbers in a block, of all participants together: 8 MiB."""
+
+
+class Combined:
+    """What a rule makes of a round's updates.
+
+    Args:
+        updates: At least one, in any order; the table lies beside their files while an entry is combined.
+        plan: The round's.
+        rule: Says which numbers count.
+
+    Raises:
+        UpdateRefused: An update's file is not what was admitted any more, or weights exceed what exact sums allow.
+    """
+
+    def __init__(self, updates: Sequence[WeightedUpdate], plan: Plan, rule: Rule) -> None:
+        self._shapes, self._rule = plan.training.shapes(plan.model_schema), rule
+        self._folder = updates[0].path.parent
+        self._updates = [IndexedUpdate(update, plan) for update in updates]
+        self._weights = np.array([update.weight if rule.weighted else 1 for update in updates], np.int64)
+        if int(self._weights.min()) < 1 or int(self._weights.sum()) > MAX_EXAMPLES:
+            raise UpdateRefused(f"weights together are outside 1 to {MAX_EXAMPLES}", remedy="use uniform shares")
+
+    def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Each entry's numbers in units of 2**-32, as `RunningSum.means`; zero where no update has the entry.
+
+        Raises:
+            UpdateRefused: A record is not what was admitted any more.
+        """
+        for name, shape in self._shapes.items():
+            yield name, self._entry(name, shape)
+
+    def _entry(self, name: str, shape: tuple[int, int]) -> NDArray[np.int64]:
+        out = np.zeros(shape, np.int64)
+        saying = [(index, update) for index, update in enumerate(self._updates) if name in update]
+        if not saying:
+            return out
+        numbers = out.reshape(-1)
+        width = max(1, BLOCK_NUMBERS // len(self._updates))
+        with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+            table = _Table(file, len(self._updates), shape)
+            for index, update in saying:
+                record, columns = update.record(name)
+                table.write(index, record.part, columns, update.clip)
+            for start in range(0, numbers.size, width):
+                stretch = slice(start, min(start + width, numbers.size))
+                numbers[stretch] = self._rule.combine(table.read(stretch), self._weights)
+        return out
+
+
+class _Table:
+    """What all participants say of an entry, as int64 on disk: (participants, rows x columns), zero until written.
+
+    Args:
+        file: Empty, unbuffered.
+        participants: How many.
+        shape: Of the entry.
+    """
+
+    def __init__(self, file: RawIOBase, participants: int, shape: tuple[int, int]) -> None:
+        self._file, self._participants, self._shape = file, participants, shape
+        # What is not written reads as zero, and takes no room where the file system has holes.
+        file.truncate(8 * participants * shape[0] * shape[1])
+
+    def write(self, participant: int, part: MatrixEntry, columns: Columns, clip: Clip | None) -> None:
+        """Put down what a participant says of some columns, scaled down by its clip."""
+        rows, width = self._shape
+        step = max(1, BLOCK_NUMBERS // width)
+        for start in range(0, rows, step):
+            units = part.units(slice(start, min(start + step, rows)))
+            units = units if clip is None else clip.of(units)
+            if not isinstance(columns, slice) or columns != slice(None):
+                units, said = np.zeros((len(units), width), np.int64), units
+                units[:, columns] = said
+            self._file.seek(8 * (participant * rows + start) * width)
+            left = np.ascontiguousarray(units).data.cast("B")
+            while left:
+                left = left[self._file.write(left) :]
+
+    def read(self, stretch: slice) -> NDArray[np.int64]:
+        """The same numbers of all participants: (participants, numbers)."""
+        values = np.empty((self._participants, stretch.stop - stretch.start), np.int64)
+        numbers = self._shape[0] * self._shape[1]
+        for participant, row in enumerate(values):
+            self._file.seek(8 * (participant * numbers + stretch.start))
+            left = row.data.cast("B")
+            while left:
+                left = left[self._file.readinto(left) :]
+        return values

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a round's updates become one: a rule each, in the registry `fedcore.registry.RULES`.
+
+A rule looks at what all participants say of a number, one number at a time (coordinate-wise), and says which number
+counts. All are integers in units of 2**-32 (|a| <= 2**39), and so is the result: divisions are rounded half to even,
+and equal numbers need no order among their senders. So a result depends on the set of updates alone, and on no machine.
+
+| rule | what counts of n numbers | liars it withstands | shares |
+|---|---|---|---|
+| `mean` | their weighted mean | none | by examples |
+| `trimmed-mean` | the mean without the k smallest and the k largest | k: trim n, at least one, below half | equal |
+| `median` | the middle one; of an even n the mean of the two in the middle | fewer than half | equal |
+
+With at most so many liars, whatever they send, and however they agree on it, every number of the result lies between
+the smallest and the largest that an honest participant sent (Yin et al., arXiv 1803.01498, who also bound how far from
+the honest mean that is). Shares are equal since a share comes from what a participant claims: where claims
+count, one liar that claims enough examples is a majority."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcore.numbers.accumulator import mean_fixed
+from fedcore.registry import RULES, register_rule
+
+__all__ = ["MEAN", "Mean", "Median", "Rule", "TrimmedMean", "rule_of"]
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """What becomes of the numbers that participants say of one coordinate.
+
+    Attributes:
+        trim: A job's `safety.trim`, exactly as written; for rules that want it.
+    """
+
+    weighted: ClassVar[bool] = False
+    """Whether shares by examples count; otherwise all participants have the same."""
+
+    trim: Fraction = Fraction(0)
+
+    @abstractmethod
+    def tolerates(self, participants: int) -> int:
+        """How many of so many participants may lie without moving a result beyond what honest ones sent."""
+
+    @abstractmethod
+    def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers that count; MUST be integer arithmetic, and not depend on the order of participants.
+
+        Args:
+            values: (participants, numbers) in units of 2**-32, |a| <= 2**39; may be overwritten.
+            weights: (participants,): from 1 up, together below 2**24; all 1 for a rule that is not `weighted`.
+        """
+
+
+@register_rule("mean")
+class Mean(Rule):
+    """The weighted mean. A round computes the same numbers as a running sum (`RunningSum`), update by update, without
+    looking at what all say of a number.
+
+    Example:
+        >>> Mean().combine(np.array([[1], [2], [9]]), np.array([1, 1, 2])).tolist()
+        [5]
+    """
+
+    weighted: ClassVar[bool] = True
+
+    def tolerates(self, participants: int) -> int:
+        """One liar moves it as far as its norm and share reach."""
+        return 0
+
+    def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Half to even."""
+        return mean_fixed((values * weights[:, None]).sum(axis=0), int(weights.sum()))
+
+
+MEAN: Final = Mean()
+
+
+@register_rule("median")
+class Median(Rule):
+    """The number in the middle; of an even number of them, the mean of the two in the middle, half to even.
+
+    Example:
+        >>> Median().combine(np.array([[5, 1], [4, 2], [900, 4], [-7, 5]]), np.ones(4, np.int64)).tolist()
+        [4, 3]
+    """
+
+    def tolerates(self, participants: int) -> int:
+        """Fewer than half."""
+        return max(0, participants - 1) // 2
+
+    def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The mean of one number, or of two."""
+        return _middle(values, self.tolerates(len(values)))
+
+
+@register_rule("trimmed-mean")
+class TrimmedMean(Rule):
+    """The mean of what is left without the smallest and the largest numbers, `trim` of them at each end; at least one,
+    so that few participants are no reason to believe each.
+
+    Example:
+        >>> rule = TrimmedMean(Fraction("0.2"))
+        >>> rule.combine(np.array([[5], [4], [900], [-7], [6]]), np.ones(5, np.int64)).tolist()
+        [5]
+        >>> [rule.tolerates(n) for n in (2, 3, 9, 10, 30)]
+        [0, 1, 1, 2, 6]
+    """
+
+    def tolerates(self, participants: int) -> int:
+        """As many as are left out at each end; something must be left."""
+        return min(max(1, int(self.trim * participants)), max(0, participants - 1) // 2)
+
+    def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Half to even."""
+        return _middle(values, self.tolerates(len(values)))
+
+
+def _middle(values: NDArray[np.int64], dropped: int) -> NDArray[np.int64]:
+    """The mean of each column without so many of its smallest and of its largest numbers."""
+    values.sort(axis=0)
+    left = values[dropped : len(values) - dropped]
+    if len(left) == 1:
+        # Nothing to divide: an odd median is some participant's own number.
+        return np.asarray(left[0])
+    return mean_fixed(left.sum(axis=0), len(left))
+
+
+def rule_of(name: str, trim: float, *, place: str = "") -> Rule:
+    """The rule that a job asks for.
+
+    Args:
+        name: As it is registered.
+        trim: The job's; taken as it is written, so that 0.1 of 30 are 3.
+        place: Named in the error.
+
+    Raises:
+        ConfigError: There is no such rule.
+    """
+    made: Rule = RULES.get(name, place=place)(Fraction(repr(trim)))
+    return made
