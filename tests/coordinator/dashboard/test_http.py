@@ -48,7 +48,7 @@ def test_the_stream_tells_at_once_and_then_every_change_and_the_end(site: Site, 
         closing.start()
         assert run_of(next(parts)).phase == "finished"
         assert list(parts) == []
-        closing.join(10)
+        closing.join(120)
 
 
 def test_a_quiet_stream_says_that_it_lives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class Board(Simulated):
 
     def read(self) -> Readings:
         if self.hangs:
-            self.go_on.wait(30)
+            self.go_on.wait(120)
         return self.now
 
 
@@ -157,7 +157,7 @@ class Scene:
     def invite(self, server_round: int) -> None:
         self.leader.publish(Message(TOPICS.plan, self._post.seal(make_plan(server_round), server_round), retain=True))
 
-    def next(self, kind: type, right: Callable[[Any], bool] = lambda body: True, seconds: float = 15.0) -> Any:
+    def next(self, kind: type, right: Callable[[Any], bool] = lambda body: True, seconds: float = 120.0) -> Any:
         """The next message of a kind that is as wanted; others are passed over."""
         deadline = time.monotonic() + seconds
         while True:
@@ -173,7 +173,7 @@ class Scene:
     def stop(self) -> None:
         self.board.go_on.set()
         self.agent.stop()
-        self.thread.join(20)
+        self.thread.join(120)
         assert not self.thread.is_alive()
 
 
@@ -313,7 +313,7 @@ def test_a_worker_that_cannot_import_ends_the_node_at_once(
     node.invite(1)
     said = "this installation cannot train: libcudart.so.12: cannot open shared object file: No such file or directory"
     assert node.next(Declined, seconds=60).reason == said
-    node.thread.join(20)
+    node.thread.join(120)
     (error,) = node.ended
     assert isinstance(error, WorkerError) and error.one_line() == f"{said} (pip install 'fedkrso[train]')"
     log = (tmp_path / "node" / "worker.log").read_text()
