@@ -20,8 +20,9 @@ from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
-from coordinator.store.folder import RunFolder, save_state
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
+from coordinator.store.statefile import save_state
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.artefact import ArtefactSources

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coordinator.reports.objects import round_objects
 from coordinator.reports.plots import COLOURS, figure, svg
@@ -84,6 +83,8 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """One page that needs nothing else."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
     environment = Environment(loader=PackageLoader("coordinator.reports"), autoescape=select_autoescape())
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: "–" if value is None else signed(value)

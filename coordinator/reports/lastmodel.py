@@ -11,9 +11,10 @@ from typing import Any, Literal
 from coordinator.job import Job
 from coordinator.run.archive import Archive
 from coordinator.run.prepare import Prepared, prepare
-from coordinator.store.folder import RunFolder, load_state, stored_job
+from coordinator.store.folder import RunFolder, stored_job
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.standing import standing_of
+from coordinator.store.statefile import load_state
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half

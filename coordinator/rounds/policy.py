@@ -21,7 +21,8 @@ from typing import Literal
 from coordinator.job import SafetySection
 from fedcore.errors import UpdateRefused
 from fedcore.model.update import CheckedUpdate, check_update
-from fedcore.numbers.accumulator import FRACTION_BITS, MAX_EXAMPLES, Clip, clip_within, norm_of
+from fedcore.numbers.accumulator import FRACTION_BITS, MAX_EXAMPLES, clip_within, norm_of
+from fedcore.numbers.clip import Clip
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from coordinator.messages.publisher import Key, Objects, key_of
 from coordinator.run.keeping import LAST_ROUNDS, norms_of
-from coordinator.store.folder import RunFolder, load_state, save_state
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, RoundRow
+from coordinator.store.statefile import load_state, save_state
 from fedcore.errors import BaseDamaged, ModelError, RunError, WireError
 from fedcore.model.base import Base
 from fedcore.model.snapshot import snapshot_bytes, take_snapshot, write_snapshot

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from coordinator.messages.publisher import Key, key_of
-from coordinator.store.folder import RunFolder, load_state
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow
+from coordinator.store.statefile import load_state
 from fedcore.errors import BaseDamaged
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState
@@ -115,8 +116,8 @@ class ScratchKeeping:
     """Published objects in memory, files in a folder, and of each only the newest versions; no ledger, no snapshots.
 
     A plan lists nothing: whoever keeps so little hands published states to its participants itself. Exact states are
-    read from the folder, and written by its owner (`coordinator.store.folder.save_state`) where it wants to go on from
-    them.
+    read from the folder, and written by its owner (`coordinator.store.statefile.save_state`) where it wants to go on
+    from them.
 
     Args:
         folder: Of the run.

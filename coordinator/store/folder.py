@@ -1,47 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: where everything lies, and the exact state as a file."""
+"""A run's folder: where everything lies, and the job that it was started with."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from coordinator.job import Job
 from fedcore.errors import RunError, StorageError
 from fedcore.fields.prepared import prepared
-from fedcore.model.state import ExactState
 from fedcore.round.plan import ObjectKind
-from fedcore.system.durable import flush_folder, is_full
+from fedcore.system.durable import is_full
 from fedcore.system.software import software
 
-__all__ = ["FOLDER_VERSION", "RunFolder", "load_state", "save_state", "stored_job", "write_job", "written"]
+__all__ = ["FOLDER_VERSION", "RunFolder", "stored_job", "write_job", "written"]
 
 FOLDER_VERSION: Final = 2
 """Of the files in a run's folder and their names; 1 where nobody wrote it down."""
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-# What NumPy and zipfile raise on a file that is not what it was; a damaged shape asks for more memory than there is.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    RuntimeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -197,50 +179,3 @@ def _check_format(folder: RunFolder) -> None:
             place=str(folder.root),
             remedy="go on with the version that began the run, or begin a new one",
         )
-
-
-def save_state(path: Path, state: ExactState) -> None:
-    """Write the exact state beside `path`, flush it and rename it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    arrays = {f"sum/{name}": array for name, array in state.sums.items()}
-    arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
-    arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
-    head = np.array([state.version, state.rank], np.uint64)
-    arrays |= {
-        "seeds": np.array(state.seeds, np.uint64),
-        "rows_from": np.array(state.rows_from),
-        "bits": np.array(state.bits),
-    }
-    with part.open("wb") as file:
-        np.savez(file, head=head, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    flush_folder(path.parent)
-
-
-def load_state(path: Path) -> ExactState:
-    """Read what `save_state` wrote.
-
-    Raises:
-        RunError: Missing or damaged.
-    """
-    try:
-        # Opened here: NumPy leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            version, rank = (int(x) for x in stored["head"])
-            sums, exponents, velocity = (
-                {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
-                for kind in ("sum/", "exponent/", "velocity/")
-            )
-            # States of before there were other rows than signs, and other widths than 16 bits, do not say it.
-            rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
-            bits = int(stored["bits"]) if "bits" in stored.files else 16
-            if not 8 <= bits <= 16:
-                raise ValueError(f"{bits} bits a number")
-            return ExactState(
-                version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from, bits
-            )
-    except _DAMAGED as error:
-        raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

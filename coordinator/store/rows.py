@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fedcore.numbers.accumulator import Clip
+from fedcore.numbers.clip import Clip
 from fedcore.round.header import UpdateHeader
 
 __all__ = ["EventRow", "NodeScore", "NodesMeasured", "RoundRow", "UpdateRow"]

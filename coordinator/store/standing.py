@@ -14,8 +14,9 @@ from fedcore.registry import METRICS, metric_kind
 
 __all__ = ["Standing", "lower_is_better", "standing_of", "value_of"]
 
-_LOWER: Final = {"loss", "perplexity"}
-"""Of the numbers that are no registered metrics, those of which less is better."""
+_OWN: Final = {"accuracy": "higher", "loss": "lower", "perplexity": "lower"}
+"""Which numbers are better, of what every run or task measures by itself; of all others their registry says it, with
+which NumPy is loaded."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def lower_is_better(name: str) -> bool:
         >>> lower_is_better("perplexity"), lower_is_better("rouge_l")
         (True, False)
     """
-    if name in _LOWER:
-        return True
+    if name in _OWN:
+        return _OWN[name] == "lower"
     known = dict(METRICS.items()).get(name)
     return known is not None and metric_kind(known).better == "lower"
 

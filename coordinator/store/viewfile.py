@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Literal
 
 import msgspec
-import psutil
 
 from coordinator.store.view import RunView
 from fedcore.errors import FedkrsoError
@@ -213,7 +212,12 @@ def _started(pid: int) -> float | None:
     except ProcessLookupError:
         return None
     except (OSError, ValueError, IndexError):
-        pass
+        if Path("/proc/self/stat").exists():
+            # Where every process has such a file, one without is no process.
+            return None
+    # Elsewhere than on Linux alone: who looks at a run need not wait for it.
+    import psutil
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()

@@ -16,7 +16,6 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.live import Live
 
 __all__ = ["Page", "ago", "bar", "clock", "day", "make_console", "megabytes", "minutes", "sparkline", "watch"]
 
@@ -145,6 +144,9 @@ def watch(console: Console, read: Callable[[], Page], *, as_json: bool) -> None:
         return
     page = read()
     with _terminated(), _keys() as pressed:
+        # Needed here alone: whoever looks once need not wait for it.
+        from rich.live import Live
+
         live = Live(page.body, console=console, screen=True, auto_refresh=False, vertical_overflow="crop")
         # Not as a context manager: Ctrl-C while it starts would leave the other screen on.
         try:

@@ -12,16 +12,18 @@ on its disk; here nodes come and go."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
 from fedcore.methods.interface import SteppedSettings, after_rule, require_within
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import DenseCodec, DenseTraining
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FedAvg", "FedAvgSettings"]
 

@@ -9,14 +9,16 @@ updates' own numbers, stacked."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from fedcore.methods.lora import LoRASettings
-from fedcore.model.stacking import after_stacking
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.round.plan import Plan
 from fedcore.round.training import ResidualTraining
 from fedcore.subspaces.schedule import generation_of
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FedExLoRA", "FedExLoRASettings"]
 
@@ -51,4 +53,6 @@ class FedExLoRA:
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """Factors plus the weighted means of their changes, and the residual as stacked factors."""
+        from fedcore.model.stacking import after_stacking
+
         return after_stacking(state, plan, updates, lambda name, mean: -mean)

@@ -5,18 +5,20 @@ stays."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits, Moments, Order
 from fedcore.methods.interface import SteppedSettings, after_rule, require_within
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import USUAL_RANK, SubspaceTraining
 from fedcore.round.training.subspace import ProjectionName
 from fedcore.subspaces.schedule import generation_of, pool_seeds
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FedKRSO", "FedKRSOSettings"]
 

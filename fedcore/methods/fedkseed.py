@@ -12,14 +12,17 @@ learning rate): it means the same whatever a learning rate's course is."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
 from fedcore.methods.interface import MethodSettings, exact_mean, require_within
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.round.plan import Plan
 from fedcore.round.training import MAX_DIRECTIONS, ScalarTraining
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FedKSeed", "FedKSeedProSettings", "FedKSeedSettings"]
 

@@ -15,16 +15,18 @@ makes up for it. With signs there is no such factor."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedcore.fields.types import Bits
 from fedcore.methods.interface import MethodSettings, after_rule, require_within
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import MAX_DIRECTIONS, SketchTraining
 from fedcore.subspaces.schedule import generation_of
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["Ferret", "FerretSettings"]
 

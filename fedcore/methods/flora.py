@@ -9,19 +9,16 @@ is not bound to rank r over rounds."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from fedcore.methods.lora import LoRASettings
-from fedcore.model.stacking import after_stacking
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
-from fedcore.numbers.accumulator import FRACTION_BITS
 from fedcore.round.plan import Plan
 from fedcore.round.training import StackedTraining
 from fedcore.subspaces.schedule import generation_of
-from fedcore.weights.initial import initial_factor
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FLoRA", "FLoRASettings"]
 
@@ -54,14 +51,8 @@ class FLoRA:
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """Whole factors side by side: what an update says of A is its change, so the first values are added to it."""
+        from fedcore.model.stacking import after_stacking, first_factors
+
         training = plan.training
         assert isinstance(training, StackedTraining)
-
-        seed = training.first_seed(state.seeds)
-
-        def first(name: str, mean: NDArray[np.int64]) -> NDArray[np.int64]:
-            rows, columns = mean.shape
-            values = initial_factor(name, rows, columns, seed)
-            return np.rint(np.ldexp(values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
-
-        return after_stacking(state, plan, updates, first)
+        return after_stacking(state, plan, updates, first_factors(training.first_seed(state.seeds)))

@@ -4,24 +4,26 @@ state.
 
 A method has two halves. The server half (here and in `fedcore.methods`) decides what a round's plan says and how
 updates become the next state; the client half (`edge_client.worker.methods`) trains and writes an update. Between them
-lie only files and the plan."""
+lie only files and the plan.
+
+Settings are read by whoever looks at a job: NumPy is loaded by the sums of a round, not by the modules of methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
-from fedcore.model.combine import Combined
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate, add_update
-from fedcore.numbers.accumulator import RunningSum
 from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = [
     "MethodSettings",
@@ -230,6 +232,10 @@ def after_rule(
         step: As `exact_mean`.
         momentum: As `exact_mean`.
     """
+    from fedcore.model.combine import Combined
+    from fedcore.model.update import add_update
+    from fedcore.numbers.accumulator import RunningSum
+
     training, schema = plan.training, plan.model_schema
     known = training.averaged_by_column(schema)
     if not isinstance(rule, Mean):

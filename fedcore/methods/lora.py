@@ -15,14 +15,16 @@ Those that repair FedIT by stacking factors are files of their own: `flora`, `fe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcore.methods.interface import MethodSettings, after_rule, require_within
-from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.rules import MEAN, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import Factor, FactorTraining
+
+if TYPE_CHECKING:
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
 
 __all__ = ["FFALoRASettings", "FedITSettings", "FedSALoRASettings", "LoRA", "LoRASettings", "RoLoRASettings"]
 

@@ -20,12 +20,13 @@ from fedcore.errors import RunError
 from fedcore.model.merge import finest_exponents
 from fedcore.model.state import MAX_STACKED, ExactState
 from fedcore.model.update import WeightedUpdate, add_update
-from fedcore.numbers.accumulator import RunningSum, mean_fixed
+from fedcore.numbers.accumulator import FRACTION_BITS, RunningSum, mean_fixed
 from fedcore.numbers.records import MAX_NUMBERS
 from fedcore.round.plan import Plan
 from fedcore.round.training import DOWN, UP, FactorTraining
+from fedcore.weights.initial import initial_factor
 
-__all__ = ["Offset", "after_stacking"]
+__all__ = ["Offset", "after_stacking", "first_factors"]
 
 Offset = Callable[[str, NDArray[np.int64]], NDArray[np.int64]]
 
@@ -69,6 +70,21 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
     sums = {name: value + means[name] if name in means else value for name, value in state.sums.items()} | stack
     finest = {name: finest_exponents(value) for name, value in stack.items() if name.endswith(DOWN)}
     return replace(state, version=state.version + 1, sums=sums, exponents=state.exponents | finest, velocity={})
+
+
+def first_factors(seed: int) -> Offset:
+    """The values that entries A begin with, in units of 2**-32: what a change is a change of.
+
+    Args:
+        seed: Of the generation (`fedcore.round.training.FactorTraining.first_seed`).
+    """
+
+    def first(name: str, mean: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows, columns = mean.shape
+        values = initial_factor(name, rows, columns, seed)
+        return np.rint(np.ldexp(values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
+
+    return first
 
 
 def _changes(update: WeightedUpdate, plan: Plan) -> Mapping[str, NDArray[np.int64]]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.fields.checked import clean_text
-from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, RunningSum, squared_norm, within_bounds
+from fedcore.numbers.accumulator import MAX_EXAMPLES, RunningSum, squared_norm, within_bounds
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.coding import Coding, Kind
 from fedcore.numbers.records import Record, read_header, read_record, read_records, record_places, write_records
 from fedcore.round.header import UPDATE_FORMAT, Expected, UpdateHeader

@@ -20,12 +20,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcore.errors import ExactnessError, UpdateRefused
+from fedcore.errors import UpdateRefused
 from fedcore.fields.types import Bits
+from fedcore.numbers.clip import CLIP_BITS, LARGEST_SHIFT, Clip
 from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEntry, RowScaled
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "MAX_EXAMPLES",
     "SCALE_BITS",
     "VALUE_BITS",
-    "Clip",
     "Floats",
     "MatrixEntry",
     "Means",
@@ -53,10 +52,6 @@ __all__ = [
 MAX_EXAMPLES = 2 ** (63 - FRACTION_BITS - VALUE_BITS) - 1
 # 256 rows of up to 64 columns stay in the second-level cache while they are multiplied and added.
 _BLOCK_ELEMENTS = 16_384
-# Bits of a clip's factor: it is at most 2**-15 of itself below the exact one.
-_CLIP_BITS = 16
-# With |a * f| < 2**55 a larger shift gives zero as well.
-_LARGEST_SHIFT = 62
 
 
 def row_exponents(absmax: NDArray[np.float64], largest: int) -> NDArray[np.int64]:
@@ -149,35 +144,6 @@ def norm_of(squared: int) -> float:
     return math.sqrt(squared / (1 << 2 * FRACTION_BITS))
 
 
-class Clip(msgspec.Struct, frozen=True):
-    """A factor of at most 1, as numerator / 2**shift, by which an update is scaled down inside the exact sum.
-
-    Raises:
-        ExactnessError: Outside of what the bounds of this module allow.
-    """
-
-    numerator: int
-    shift: int
-
-    def __post_init__(self) -> None:
-        if not (
-            0 <= self.shift <= _LARGEST_SHIFT
-            and 0 <= self.numerator < 2**_CLIP_BITS
-            and self.numerator <= 2**self.shift
-        ):
-            raise ExactnessError(f"{self.numerator} / 2**{self.shift} is no factor that exact sums allow")
-
-    @property
-    def factor(self) -> float:
-        """The factor as a number; exact."""
-        return self.numerator / (1 << self.shift)
-
-    def of(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers in units of 2**-32 (|a| <= 2**39), scaled and rounded towards zero."""
-        scaled = units * np.int64(self.numerator)
-        return np.asarray(np.sign(scaled) * (np.abs(scaled) >> np.int64(self.shift)), np.int64)
-
-
 def clip_within(squared: int, bound: float) -> Clip | None:
     """The largest factor of 16 bits that brings a norm down to a bound; None when it is within.
 
@@ -193,10 +159,10 @@ def clip_within(squared: int, bound: float) -> Clip | None:
     allowed, found = top**2 << (2 * FRACTION_BITS), squared * bottom**2
     if found <= allowed:
         return None
-    shift = _CLIP_BITS
+    shift = CLIP_BITS
     # The largest f with (f / 2**k)**2 * found <= allowed: f < 2**k since found > allowed, and doubling stops below
     # 2**16.
-    while (numerator := math.isqrt((allowed << 2 * shift) // found)) < 2 ** (_CLIP_BITS - 1) and shift < _LARGEST_SHIFT:
+    while (numerator := math.isqrt((allowed << 2 * shift) // found)) < 2 ** (CLIP_BITS - 1) and shift < LARGEST_SHIFT:
         shift += 1
     return Clip(numerator, shift)
 

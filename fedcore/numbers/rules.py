@@ -21,13 +21,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedcore.numbers.accumulator import mean_fixed
 from fedcore.registry import RULES, register_rule
+
+if TYPE_CHECKING:
+    # Jobs name a rule, and whoever looks at a job needs no sums.
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["MEAN", "Mean", "Median", "Rule", "TrimmedMean", "rule_of"]
 
@@ -65,6 +66,7 @@ class Mean(Rule):
     looking at what all say of a number.
 
     Example:
+        >>> import numpy as np
         >>> Mean().combine(np.array([[1], [2], [9]]), np.array([1, 1, 2])).tolist()
         [5]
     """
@@ -77,7 +79,7 @@ class Mean(Rule):
 
     def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
         """Half to even."""
-        return mean_fixed((values * weights[:, None]).sum(axis=0), int(weights.sum()))
+        return _mean((values * weights[:, None]).sum(axis=0), int(weights.sum()))
 
 
 MEAN: Final = Mean()
@@ -88,6 +90,7 @@ class Median(Rule):
     """The number in the middle; of an even number of them, the mean of the two in the middle, half to even.
 
     Example:
+        >>> import numpy as np
         >>> Median().combine(np.array([[5, 1], [4, 2], [900, 4], [-7, 5]]), np.ones(4, np.int64)).tolist()
         [4, 3]
     """
@@ -107,6 +110,7 @@ class TrimmedMean(Rule):
     so that few participants are no reason to believe each.
 
     Example:
+        >>> import numpy as np
         >>> rule = TrimmedMean(Fraction("0.2"))
         >>> rule.combine(np.array([[5], [4], [900], [-7], [6]]), np.ones(5, np.int64)).tolist()
         [5]
@@ -129,8 +133,15 @@ def _middle(values: NDArray[np.int64], dropped: int) -> NDArray[np.int64]:
     left = values[dropped : len(values) - dropped]
     if len(left) == 1:
         # Nothing to divide: an odd median is some participant's own number.
-        return np.asarray(left[0])
-    return mean_fixed(left.sum(axis=0), len(left))
+        middle: NDArray[np.int64] = left[0]
+        return middle
+    return _mean(left.sum(axis=0), len(left))
+
+
+def _mean(total: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    from fedcore.numbers.accumulator import mean_fixed
+
+    return mean_fixed(total, count)
 
 
 def rule_of(name: str, trim: float, *, place: str = "") -> Rule:

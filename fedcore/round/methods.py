@@ -2,8 +2,8 @@
 """The table of federated methods: what each consists of, and where its parts are.
 
 A method has four parts. What a plan says of it (`fedcore.round.training.Training`) is here; its settings and its server
-half, which need NumPy, and its client half, which needs torch, are named by `package.module:name` and imported by who
-runs them. So the agent, which reads plans, needs neither.
+half, whose sums need NumPy, and its client half, which needs torch, are named by `package.module:name` and imported by
+who runs them. So the agent, which reads plans, needs neither.
 
 A method of one's own is registered in the same way, in a module without NumPy or torch that an entry point of the group
 `fedkrso.methods` names:

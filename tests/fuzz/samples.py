@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from coordinator.store.folder import save_state
+from coordinator.store.statefile import save_state
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.fields.manifest import Manifest

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from coordinator.job import Job
-from coordinator.store.folder import load_state
+from coordinator.store.statefile import load_state
 from edge_client.memory.planning import Planning
 from edge_client.node import Node
 from fedcore.config.reading import load_config

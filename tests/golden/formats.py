@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 
 from coordinator.store import ledger
-from coordinator.store.folder import FOLDER_VERSION, RunFolder, save_state
+from coordinator.store.folder import FOLDER_VERSION, RunFolder
 from coordinator.store.rows import RoundRow, UpdateRow
+from coordinator.store.statefile import save_state
 from fedcore.fields import formats
 from fedcore.fields.manifest import Manifest
 from fedcore.methods import server_half

@@ -250,12 +250,10 @@ class SubspaceLinear(nn.Module):
         return rows if self.row_scale is None else rows.mul_(self.row_scale[own, None])
 
     def _side(self, rows: slice, *, with_factor: bool) -> Tensor:
-        """F (rows, K r) float32, valid until the next call; without the factor's part in the forward pass, where
-        `_start` has it."""
+        """F (rows, K r) float32, valid until the next call; its factor's part is the forward pass' `_start`."""
         assert self.projection is not None
-        scratch = self.scratch or Scratch()
         shape = (rows.stop - rows.start, self.projection.shape[0])
-        side = scratch.take("side", shape, torch.float32, self.base.device)
+        side = (self.scratch or Scratch()).take("side", shape, torch.float32, self.base.device)
         if self.state is not None and self.state_scale is not None:
             side.copy_(self.state[rows]).mul_(self.state_scale[rows, None])
         else:
@@ -268,15 +266,13 @@ class SubspaceLinear(nn.Module):
         return side
 
     def signs(self, *, with_factor: bool) -> Tensor | None:
-        """P / scale (K r, n), signs or not, in the compute dtype, or None where the side factor is zero; valid until
-        the next call."""
+        """P / scale (K r, n) in the compute dtype, valid until the next call; None where the side factor is zero."""
         learned = self.state is not None or bool(self._accumulators)
         if self.projection is None or not (learned or (with_factor and self.factor is not None)):
             return None
         scratch = self.scratch or Scratch()
-        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device).copy_(
-            self.projection
-        )
+        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device)
+        signs.copy_(self.projection)
         return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 
     def _merges(self, tokens: int) -> bool:

@@ -4,14 +4,10 @@ passes on tensors that are only shapes."""
 
 from __future__ import annotations
 
-import torch
-
-from edge_client.worker.generate.cache import PlannedLayer
-from edge_client.worker.generate.engine import Engine
 from edge_client.worker.generate.generator import positions_of
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
+from edge_client.worker.trace.passes import pass_bytes
 from edge_client.worker.trace.shapes import Shapes
-from edge_client.worker.trace.trace import LiveBytes, UncountedScratch
 from edge_client.worker.train.answered import PASS_TOKENS
 from fedcore.device.memoryplan import Answering
 from fedcore.errors import ModelError
@@ -37,7 +33,7 @@ def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_ne
     context = min(prompt_tokens + max_new_tokens, positions_of(model.module.config))
     try:
         widths = {rows: min(prompt_tokens, PASS_TOKENS // rows) for rows in (1, 2)}
-        one, two = (_pass_bytes(model, shapes, rows, width, context) for rows, width in widths.items())
+        one, two = (pass_bytes(model, shapes, context, width, rows=rows, padded=True) for rows, width in widths.items())
     except CANNOT_RUN as error:
         raise ModelError(
             f"{type(model.module).__name__} cannot answer with a cache: {next(iter(str(error).splitlines()), '')}",
@@ -46,25 +42,3 @@ def sketch_answers(model: BuiltModel, shapes: Shapes, prompt_tokens: int, max_ne
         ) from None
     row = max(0, two - one)
     return Answering(fixed_bytes=max(0, one - row), row_bytes=row)
-
-
-def _pass_bytes(model: BuiltModel, shapes: Shapes, rows: int, width: int, context: int) -> int:
-    """The peak of a pass over `width` tokens of each of `rows` answers, whose cache is full then."""
-    counter = LiveBytes(shapes)
-    counter.know(model.held())
-    scratch = UncountedScratch(counter)
-    for layer in model.layers.values():
-        layer.block_rows, layer.scratch = layer.out_features, scratch
-    with shapes.mode, counter, torch.no_grad():
-        counter.phase = 0
-        engine = Engine(model, None, context)
-        cache = engine.cache_for(context)
-        with engine.at_work():
-            for before in (0, context - width):
-                for layer in cache.layers:
-                    if before and isinstance(layer, PlannedLayer):
-                        layer.grow(before)
-                ids, mask = (torch.ones(rows, tokens, dtype=torch.int64) for tokens in (width, before + width))
-                positions = ids.cumsum(1) + before - 1
-                engine.forward(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-    return counter.timeline.peak().total_bytes

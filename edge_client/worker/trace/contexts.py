@@ -8,29 +8,26 @@ over the last tokens of a full context, on tensors that are only shapes."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_client.worker.generate.cache import cache_bytes, fitting_tokens
-from edge_client.worker.generate.engine import CHUNK_TOKENS, Engine
+from edge_client.worker.generate.engine import CHUNK_TOKENS
 from edge_client.worker.generate.kernel import Kernel
 from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.model.loading import build
 from edge_client.worker.trace.footprint import Shape, bytes_of, outside
 from edge_client.worker.trace.outline import Outline
+from edge_client.worker.trace.passes import buffers_bytes, pass_bytes
 from edge_client.worker.trace.shapes import Shapes, fake_model
-from edge_client.worker.trace.trace import LiveBytes, UncountedScratch
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryComponents
@@ -38,7 +35,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
-__all__ = ["AnswerFootprint", "answer_footprint", "footprint_of", "pass_bytes"]
+__all__ = ["AnswerFootprint", "answer_footprint", "footprint_of", "working_bytes"]
 
 _SLACK_BYTES = 10_000_000
 """What the allocator and the libraries take while an answer is given, beyond live tensors (docs/memory.md)."""
@@ -167,63 +164,28 @@ def footprint_of(model: BuiltModel, resident_bytes: int, room_bytes: int, most: 
     # one takes less.
     longest = max(1, fitting_tokens(partial(cache_bytes, config), room_bytes - resident_bytes, most))
     try:
-        taken = pass_bytes(model, Shapes(), longest)
+        taken = working_bytes(model, Shapes(), longest)
     except CANNOT_RUN:
         taken = _UNTRACED_BYTES
     return AnswerFootprint(config, held, ((longest, taken),))
 
 
-def pass_bytes(model: BuiltModel, shapes: Shapes, tokens: int) -> int:
+def working_bytes(model: BuiltModel, shapes: Shapes, tokens: int) -> int:
     """What the last pass over a question takes beside weights and cache, when the context is full with it.
 
     Args:
-        model: Fake, or a real one, which is not touched.
+        model: Fake, or a real one, which is as before afterwards.
         shapes: Of its tensors.
         tokens: Of the context.
     """
-    engine, counter, last = Engine(model, _NoProducts(), tokens), LiveBytes(shapes), min(CHUNK_TOKENS, tokens)
-    # Kept to the end: what is not, is made again by the next who asks, and counted.
-    held = [tensor if isinstance(tensor, FakeTensor) else shapes.mode.from_tensor(tensor) for tensor in model.held()]
-    counter.know(held)
-    cache = engine.cache_for(tokens)
-    with engine.at_work(), _outside(model, counter) as blocks_bytes, torch.no_grad(), shapes.mode, counter:
-        counter.phase = 0
-        if tokens > last:
-            engine.forward(input_ids=_some(tokens - last), past_key_values=cache)
-        before = len(counter.timeline.events)
-        engine.forward(input_ids=_some(last), past_key_values=cache)
-        sizes = [size_bytes for _, size_bytes in counter.timeline.events]
-        del cache, held
-    peak = max(accumulate(sizes[before:], initial=sum(sizes[:before])))
-    return blocks_bytes + max(0, peak - cache_bytes(model.module.config, tokens))
+    peak = pass_bytes(model, shapes, tokens, min(CHUNK_TOKENS, tokens), kernel=_NoProducts())
+    return buffers_bytes(model) + max(0, peak - cache_bytes(model.module.config, tokens))
 
 
 def _passes(model: BuiltModel, shapes: Shapes, contexts: Sequence[int]) -> tuple[tuple[int, int], ...]:
     # A second pass masks what the first need not: lengths of one pass and of two lie on different lines.
     lengths = {*contexts, *(tokens for tokens in (CHUNK_TOKENS, CHUNK_TOKENS + 1) if tokens < max(contexts))}
-    return tuple((tokens, pass_bytes(model, shapes, tokens)) for tokens in sorted(lengths))
-
-
-def _some(tokens: int) -> Tensor:
-    return torch.zeros(1, tokens, dtype=torch.int64)
-
-
-@contextmanager
-def _outside(model: BuiltModel, counter: LiveBytes) -> Iterator[int]:
-    """Inside, layers write their blocks to buffers that are not counted and do not stay, each layer in one, which says
-    the same in fewer operations; gives what the buffers take."""
-    layers = list(model.layers.values())
-    kept = [(layer, layer.scratch, layer.block_rows) for layer in layers]
-    blocks = max((min(layer.block_rows, layer.out_features) * layer.in_features for layer in layers), default=0)
-    signs = max((layer.projection.numel() for layer in layers if layer.projection is not None), default=0)
-    scratch = UncountedScratch(counter)
-    for layer in layers:
-        layer.scratch, layer.block_rows = scratch, layer.out_features
-    try:
-        yield torch.float32.itemsize * (blocks + signs)
-    finally:
-        for layer, own, rows in kept:
-            layer.scratch, layer.block_rows = own, rows
+    return tuple((tokens, working_bytes(model, shapes, tokens)) for tokens in sorted(lengths))
 
 
 class _NoProducts(Kernel):

@@ -28,7 +28,7 @@ from edge_client.worker.trace.shapes import DEVICE, Shapes
 from edge_client.worker.trace.timeline import PHASES, Event, Timeline
 from fedcore.config.sections import TaskSection
 
-__all__ = ["LiveBytes", "LossOf", "Step", "UncountedScratch", "passed", "tensor_bytes"]
+__all__ = ["LiveBytes", "LossOf", "Step", "UncountedScratch", "passed", "places", "tensor_bytes"]
 
 _FORWARD, _LOSS, _BACKWARD = range(len(PHASES))
 
@@ -187,7 +187,7 @@ def passed(
             shapes.mode,
             counter,
             _phases(model, counter),
-            _places(blocks, counter),
+            places(blocks, counter),
             products.remembered(model.layers.values(), counter),
         ):
             loss = step.loss_of(model, batch, step.task, 0, torch.device("cpu"))
@@ -222,21 +222,20 @@ def _phases(model: BuiltModel, counter: LiveBytes) -> Iterator[None]:
 
 
 @contextmanager
-def _places(blocks: Sequence[nn.Module], counter: LiveBytes) -> Iterator[None]:
+def places(blocks: Sequence[nn.Module], counter: LiveBytes) -> Iterator[None]:
     """Where in the timeline each block begins, forward and backward. Blocks that are recomputed begin once."""
-    timeline = counter.timeline
 
     def begins(index: int, *_: object) -> None:
         if counter.phase == _FORWARD:
-            timeline.forward[index] = len(timeline.events)
+            counter.timeline.forward[index] = len(counter.timeline.events)
 
     def returns(index: int, _: object) -> None:
-        timeline.backward[index] = len(timeline.events)
+        counter.timeline.backward[index] = len(counter.timeline.events)
 
     def ends(index: int, _: object, __: object, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple | list) else out
         if counter.phase == _FORWARD and isinstance(hidden, Tensor) and hidden.grad_fn is not None:
-            timeline.awaited.add(index)
+            counter.timeline.awaited.add(index)
             hidden.grad_fn.register_prehook(partial(returns, index))
 
     hooks = []

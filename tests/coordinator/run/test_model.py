@@ -19,8 +19,9 @@ from coordinator.rounds.policy import admit
 from coordinator.run.archive import Archive
 from coordinator.run.keeping import Keeping, ScratchKeeping
 from coordinator.run.model import Closed, GlobalModel, Learning
-from coordinator.store.folder import RunFolder, save_state
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow, SqliteLedger, UpdateRow
+from coordinator.store.statefile import save_state
 from fedcore.config.sections import TaskSection
 from fedcore.errors import RunError
 from fedcore.methods.fedkrso import FedKRSOSettings

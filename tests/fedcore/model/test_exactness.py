@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import subspaces
 
-from coordinator.store.folder import load_state, save_state
+from coordinator.store.statefile import load_state, save_state
 from fedcore.errors import ExactnessError, MalformedMessage, UpdateRefused
 from fedcore.model.merge import merge_update, merged
 from fedcore.model.state import ExactState, PublishedState, model_digest

@@ -18,7 +18,8 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.model.state import ExactState
 from fedcore.model.update import CheckedUpdate, WeightedUpdate, check_update, write_update
-from fedcore.numbers.accumulator import Clip, RowScaled, quantise_rows
+from fedcore.numbers.accumulator import RowScaled, quantise_rows
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.records import Record, pack_record
 from fedcore.round.checksums import checksums as checksums_of
 from fedcore.round.header import UPDATE_FORMAT, UpdateHeader

@@ -22,7 +22,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from fedcore.errors import ConfigError, MalformedMessage, UpdateRefused
 from fedcore.methods import server_half
 from fedcore.methods.fedavg import FedAvgSettings
-from fedcore.numbers.accumulator import Clip, Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
+from fedcore.numbers.accumulator import Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.codecs import encoded
 from fedcore.numbers.coding import Coding
 from fedcore.numbers.records import Record, pack_record, read_records, unpack_record, write_records

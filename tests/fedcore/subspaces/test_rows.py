@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from plans import subspaces
 
-from coordinator.store.folder import load_state, save_state
+from coordinator.store.statefile import load_state, save_state
 from fedcore.errors import ConfigError, ExactnessError
 from fedcore.model.merge import layer_change, merge_update
 from fedcore.model.state import ExactState, PublishedState

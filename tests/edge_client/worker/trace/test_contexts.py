@@ -16,7 +16,7 @@ from edge_client.worker.generate.engine import CHUNK_TOKENS
 from edge_client.worker.generate.generator import Generator
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import describe
-from edge_client.worker.trace.contexts import answer_footprint, footprint_of, pass_bytes
+from edge_client.worker.trace.contexts import answer_footprint, footprint_of, working_bytes
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from edge_client.worker.trace.shapes import Shapes
 from fedcore.config.generation import GenerationOptions
@@ -97,7 +97,7 @@ def test_a_context_shorter_than_the_traced_ones_takes_no_more_than_is_said(tmp_p
     foreseen = answer_footprint(tmp_path, describe(Outline(tmp_path, CAUSAL), CAUSAL), CAUSAL, (most,))
     served = footprint_of(model, 10**7, 2 * 10**8, most)
     for tokens in (CHUNK_TOKENS, 2 * CHUNK_TOKENS + 17, 4 * CHUNK_TOKENS, most):
-        taken = pass_bytes(model, Shapes(), tokens)
+        taken = working_bytes(model, Shapes(), tokens)
         assert taken <= served.components(tokens).working_bytes
         # Built as for training, and as transformers has it: a block of a layer is the one difference.
         assert abs(taken - foreseen.components(tokens).working_bytes) < 300_000
