@@ -75,9 +75,7 @@ def traced(
 @pytest.mark.parametrize(
     ("model_type", "task", "layers", "names", "expected"),
     [
-        pytest.param(
-            "llama", WORDS, 6, ("fedkrso", "fedavg", "fedit", "fedkseed"), (0, 1, 4), marks=pytest.mark.slow
-        ),
+        pytest.param("llama", WORDS, 6, ("fedkrso", "fedavg", "fedit", "fedkseed"), (0, 1, 4), marks=pytest.mark.slow),
         ("bert", LABELS, 6, ("fedkrso",), (0, 1, 4)),
         ("gpt2", WORDS, 5, ("fedkrso", "fedsa-lora"), (0, 1, 4)),
         ("mixtral", WORDS, 5, ("fedkrso",), (0, 1, 4)),
