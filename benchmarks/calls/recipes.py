@@ -37,7 +37,7 @@ from edge_client.worker.model.loading import describe
 from edge_client.worker.train.highwater import peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
-from examples.intent_calls.demo import CALIBRATION_ROWS, METHOD, TRAINED_TENSORS
+from examples.intent_calls.demo import CALIBRATION_ROWS, TRAINED_TENSORS, method_of
 from examples.intent_calls.prompt import TEMPLATE
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
@@ -78,7 +78,7 @@ def main(
 ) -> None:
     """Run a recipe and print a line for each round."""
     torch.set_num_threads(threads)
-    method = msgspec.convert({**METHOD, **dict(map(_pair, changed))}, FedKRSOSettings)
+    method = msgspec.convert(method_of(rounds, **dict(map(_pair, changed))), FedKRSOSettings)
     folder = Path(tempfile.mkdtemp(prefix="recipes-"))
     try:
         run = _Run(model, folder, method, tensors, homes, seed, getattr(torch, dtype))

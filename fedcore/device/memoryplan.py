@@ -129,7 +129,7 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     tensors_bytes: int
     """Tensors trained whole: gradient, two moments, start value (the values are among the embeddings)."""
     row_bytes: int
-    """One dequantised row of the widest layer."""
+    """One dequantised row of the widest layer, and what was learned of it."""
     signs_bytes: int
     """The signs of the widest layer in floating point."""
     dequantised_bytes: int = 0

@@ -70,7 +70,7 @@ class Tab:
         text: str = self.page.evaluate("document.activeElement.textContent || document.activeElement.id")
         return text
 
-    def until(self, expression: str, seconds: float = 10) -> None:
+    def until(self, expression: str, seconds: float = 120.0) -> None:
         """Wait for a JavaScript expression to be true. (Playwright's own waiting evaluates text in the page, which its
         policy forbids.)"""
         deadline = time.monotonic() + seconds

@@ -67,7 +67,7 @@ class Mosquitto:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(120)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -92,7 +92,7 @@ class Client:
             self.transport.subscribe(entry)
         self.transport.start(self.events.put)
         try:
-            self.transport.wait_connected(10.0)
+            self.transport.wait_connected(60)
         except TransportError:
             self.transport.stop()
             raise
@@ -102,7 +102,7 @@ class Client:
 
     def ready(self, sender: Client, topic: str) -> None:
         """Wait until everything between has its subscriptions: until what `sender` writes to one of ours arrives."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             sender.say(topic, _READY)
             with contextlib.suppress(queue.Empty):
@@ -112,7 +112,7 @@ class Client:
                         return
         raise AssertionError(f"{topic} does not arrive")
 
-    def next(self, seconds: float = 20.0) -> tuple[str, bytes]:
+    def next(self, seconds: float = 120.0) -> tuple[str, bytes]:
         """What comes next, but for what `ready` sent."""
         deadline = time.monotonic() + seconds
         while True:
@@ -221,7 +221,7 @@ class Bridged:
         return {**options, "autosave_seconds": 1}
 
 
-def eventually(true: Callable[[], bool], tell: Callable[[], str], seconds: float = 30.0) -> None:
+def eventually(true: Callable[[], bool], tell: Callable[[], str], seconds: float = 120.0) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -73,14 +73,14 @@ class Machines:
                 self._command(block), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
             )
         self._stays[block.machine, block.text] = process
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not log.stat().st_size:
             assert process.poll() is None and time.monotonic() < deadline, (
                 f"line {block.line} on {block.machine} says nothing"
             )
             time.sleep(0.05)
 
-    def ended(self, block: Block, seconds: float = 60.0) -> tuple[int, str]:
+    def ended(self, block: Block, seconds: float = 120.0) -> tuple[int, str]:
         """The exit code of a block that kept its terminal, and what it said."""
         code = self._stays[block.machine, block.text].wait(seconds)
         return code, self._log(block).read_text(errors="replace")
@@ -133,7 +133,7 @@ class Machines:
                     os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
         for process in self._stays.values():
-            process.wait(10)
+            process.wait(120)
 
     def _command(self, block: Block) -> list[str]:
         home = self.home(block.machine)

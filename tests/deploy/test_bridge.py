@@ -126,7 +126,7 @@ def test_while_the_link_is_down_each_side_waits_for_the_other(pair: Bridged) -> 
         # A node that goes now: its last will is the site broker's to say, and waits with the rest.
         will = MqttTransport(pair.settings("other"), far.transport._jitter)
         will.start(lambda event: None, Message(TOPICS.status("other"), lost := nonce(), retain=True))
-        will.wait_connected(10)
+        will.wait_connected(60)
         will.abandon()
         eventually(lambda: "Client other closed" in pair.site.text() and not far.transport._under_way, pair.site.text)
         pair.relay.restore()

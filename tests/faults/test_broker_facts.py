@@ -173,7 +173,7 @@ def test_the_coordinator_finds_a_chunk_size_that_passes(
 ) -> None:
     side = Side(start(line), "coordinator")
     try:
-        limits: Limits = side.transport.wait_connected(10)
+        limits: Limits = side.transport.wait_connected(60)
         found = usable_chunk_bytes(side.transport, side.events, TOPICS.probe, limits, 262_144, b"nonce")
     finally:
         side.transport.stop()
@@ -212,7 +212,7 @@ def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(
     assert published_state["exactly_once"] and published_state["nodes_with_the_digest"] == 4
 
 
-def wait_for_round(folder: Path, server_round: int, seconds: float = 60.0) -> None:
+def wait_for_round(folder: Path, server_round: int, seconds: float = 120.0) -> None:
     """Until the round is open and its nodes are at work."""
     log, deadline = folder / "events.log", time.monotonic() + seconds
     opened = f'"round": {server_round}, "node": null, "event": "round_opened"'

@@ -41,7 +41,7 @@ class Village(Tiny):
         home = self.homes[index]
         assert home is not None
         home.terminate()
-        home.wait(20)
+        home.wait(120)
         self.homes[index] = None
 
     def published(self) -> tuple[list[RoundRow], list[StateObject]]:

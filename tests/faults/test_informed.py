@@ -63,7 +63,7 @@ def run(folder: Path, workshop: Workshop, disturb: Callable[[Informed], None]) -
         assert all(tiny.found()["nodes"][name]["agent_peak_rss_bytes"] <= 40_000_000 for name in tiny.names)
         assert all(0 <= row["accuracy"] <= 1 for row in tiny.found()["rounds"])
         export = tiny.start("coordinator", "export", tiny.run, folder / "model", "--runs", folder)
-        assert export.wait(60) == 0 and (folder / "model" / "model.safetensors").exists(), tiny.output()
+        assert export.wait(120) == 0 and (folder / "model" / "model.safetensors").exists(), tiny.output()
     finally:
         tiny.close()
     assert done, tiny.output()
@@ -84,12 +84,12 @@ def test_informed_rows_that_were_lost_or_damaged_come_again(tmp_path: Path, work
         home = tiny.homes[1]
         assert home is not None and tiny.leader is not None
         home.send_signal(signal.SIGKILL)
-        home.wait(10)
+        home.wait(120)
         tiny.rows(1).unlink()
         tiny.join(1)
         # So does a coordinator.
         tiny.leader.send_signal(signal.SIGKILL)
-        tiny.leader.wait(10)
+        tiny.leader.wait(120)
         damage(tiny.files.artefact)
         tiny.lead()
 

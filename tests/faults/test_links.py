@@ -66,7 +66,7 @@ class NodeSide:
         )
         self.messages.subscribe()
         self.transport.start(self.events.put)
-        self.transport.wait_connected(10)
+        self.transport.wait_connected(60)
 
     def turn(self) -> None:
         try:
@@ -99,7 +99,7 @@ class CoordinatorSide:
         self.inbox = Inbox(self._accept, lambda node, body: self.publisher.reply(node, 1, body), window=WINDOW)
         self.transport.subscribe(TOPICS.up("+", "#"))
         self.transport.start(self.events.put)
-        self.transport.wait_connected(10)
+        self.transport.wait_connected(60)
 
     def _accept(self, node: str, offer: Offer, path: Path) -> str:
         self.committed.append(path)
@@ -169,7 +169,7 @@ class Link:
         self.node.transfers.send(1, chunk_bytes, time.monotonic())
         return path
 
-    def turn_until(self, done: Callable[[], bool], seconds: float = 40.0) -> None:
+    def turn_until(self, done: Callable[[], bool], seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"no end: {dict(self.proxy.counts)}, {dict(self.proxy.passed)}"
@@ -331,7 +331,7 @@ def test_a_lost_probe_says_nothing_about_sizes(make_link: Callable[..., Link]) -
     transport = MqttTransport(settings, random.Random(0))
     transport.start(events.put)
     try:
-        limits: Limits = transport.wait_connected(10)
+        limits: Limits = transport.wait_connected(60)
         sizes = [
             usable_chunk_bytes(transport, events, TOPICS.probe, limits, 8192, bytes([number])) for number in range(3)
         ]

@@ -52,7 +52,7 @@ def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[
             killed.add("leader")
             assert tiny.leader is not None
             tiny.leader.send_signal(signal.SIGKILL)
-            tiny.leader.wait(10)
+            tiny.leader.wait(120)
             tiny.lead()
 
     try:

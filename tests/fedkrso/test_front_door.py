@@ -22,7 +22,7 @@ assert not {"torch", "numpy"} & sys.modules.keys()
 
 
 def test_it_loads_neither_torch_nor_numpy() -> None:
-    subprocess.run([sys.executable, "-c", LIGHT], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", LIGHT], check=True, timeout=300)
 
 
 def test_every_name_is_there_and_documented() -> None:
@@ -46,5 +46,5 @@ def test_types_say_the_same_as_what_is_loaded() -> None:
 
 
 def test_python_m_fedkrso_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "fedkrso", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "fedkrso", "--version"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and fedkrso.__version__ in done.stdout

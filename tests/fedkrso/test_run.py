@@ -87,7 +87,7 @@ def whole_run(workshop: Workshop, broker: LocalBroker, run: str, folder: Path) -
     )
     with leader, homes[0], homes[1]:
         result = leader.run()
-        assert all(home.wait(60) for home in homes)
+        assert all(home.wait(120) for home in homes)
     assert {"connected", "loaded", "trained", "committed"} <= {line.event for line in said}
     return result, told
 
@@ -133,7 +133,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(workshop: Workshop, broker:
         halted = leader.run()
         assert not halted.finished and [row.round for row in halted.rounds] == [1]
         result = Coordinator.resume("halted", runs=tmp_path / "runs").run()
-        assert all(home.wait(60) for home in homes)
+        assert all(home.wait(120) for home in homes)
     assert result.finished and len(result.rounds) == 2
     with pytest.raises(RunError, match="run 'halted' is finished"):
         Coordinator.resume("halted", runs=tmp_path / "runs").run()

@@ -58,10 +58,10 @@ class Plain:
         self.client.loop_start()
 
     def _received(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
-        self.idle.wait(20)
+        self.idle.wait(120)
         self.happened.put(("received", message.payload))
 
-    def next(self, seconds: float = 10.0) -> tuple[Any, ...]:
+    def next(self, seconds: float = 120.0) -> tuple[Any, ...]:
         return self.happened.get(timeout=seconds)
 
     def subscribe(self, topic: str) -> None:
@@ -98,7 +98,7 @@ class Side:
             self.events.put(event)
 
         self.transport.start(sink)
-        self.transport.wait_connected(10)
+        self.transport.wait_connected(60)
 
     def send(self, topic: str, body: Any, *, retain: bool = False) -> bool:
         return self.transport.publish(
@@ -122,7 +122,7 @@ def a_file(path: Path, chunks: int, chunk_bytes: int = CHUNK_BYTES) -> Path:
     return path
 
 
-def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds: float = 20.0) -> int:
+def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds: float = 120.0) -> int:
     """Send a file as nodes do, all at once, and take it as the coordinator does; returns how many chunks the broker was
     given."""
     manifest = manifest_of(path, CHUNK_BYTES)
@@ -159,7 +159,7 @@ def upload(nodes: list[Side], coordinator: Side, path: Path, into: Path, seconds
     return chunks
 
 
-def download(node: Side, coordinator: Side, path: Path, into: Path, seconds: float = 20.0) -> int:
+def download(node: Side, coordinator: Side, path: Path, into: Path, seconds: float = 120.0) -> int:
     """Take a published file as a node does; returns how often it asked for what was missing."""
     manifest = manifest_of(path, CHUNK_BYTES)
     part = PartialFile(into, manifest)

@@ -178,6 +178,6 @@ ledger.put_round(msgspec.structs.replace(rows[-1], round=len(rows) + 1))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     values = json.dumps({"rounds": options.get("rounds", 6)})
-    done = subprocess.run([sys.executable, "-c", program, str(files.root), values], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program, str(files.root), values], timeout=300, check=False)
     assert done.returncode == -9
     return files

@@ -80,6 +80,7 @@ class FedKRSO:
             rank_bytes=4 * 4 * rows,
             signs_bytes=max(pool * rank * layer.in_features * layer.compute_dtype.itemsize for layer in layers),
             block_bytes=max(layer.compute_dtype.itemsize for layer in layers),
+            side_bytes=4 * pool * rank,
             # In 16-bit types nothing is merged.
             dequantised_bytes=sum(
                 4 * layer.out_features * layer.in_features for layer in layers if layer.compute_dtype == torch.float32

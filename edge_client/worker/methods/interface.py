@@ -43,6 +43,8 @@ class Kept:
     """A layer's projections as the products use them, of the layer where they are most."""
     block_bytes: int = 0
     """A number of a block of W that a product makes in floating point; 0 where W is there as it is used."""
+    side_bytes: int = 0
+    """What was learned of a row of W, as the products use it beside the block."""
     dequantised_bytes: int = 0
     """W of all target layers in float32 with what was learned merged in, which the method can use instead of blocks; 0
     where it cannot."""

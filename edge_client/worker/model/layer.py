@@ -250,12 +250,16 @@ class SubspaceLinear(nn.Module):
         return rows if self.row_scale is None else rows.mul_(self.row_scale[own, None])
 
     def _side(self, rows: slice, *, with_factor: bool) -> Tensor:
-        """F (rows, K r) float32; without the factor's part in the forward pass, where `_start` has it."""
+        """F (rows, K r) float32, valid until the next call; without the factor's part in the forward pass, where
+        `_start` has it."""
         assert self.projection is not None
+        scratch = self.scratch or Scratch()
+        shape = (rows.stop - rows.start, self.projection.shape[0])
+        side = scratch.take("side", shape, torch.float32, self.base.device)
         if self.state is not None and self.state_scale is not None:
-            side = self.state[rows] * self.state_scale[rows, None]
+            side.copy_(self.state[rows]).mul_(self.state_scale[rows, None])
         else:
-            side = torch.zeros(rows.stop - rows.start, self.projection.shape[0], device=self.base.device)
+            side.zero_()
         for k, accumulator in self._accumulators.items():
             side[:, k * self.rank : (k + 1) * self.rank] += accumulator[rows]
         if with_factor and self.factor is not None and self.active is not None:

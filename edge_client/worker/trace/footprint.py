@@ -135,7 +135,7 @@ def footprint(
         trained_bytes=kept.trained_bytes,
         moments_bytes=kept.moments_bytes,
         tensors_bytes=4 * 4 * trained,
-        row_bytes=kept.block_bytes * widest,
+        row_bytes=kept.block_bytes * widest + kept.side_bytes,
         signs_bytes=kept.signs_bytes,
         # Short rows make it worth its memory, and they are what language models learn.
         dequantised_bytes=kept.dequantised_bytes if language else 0,

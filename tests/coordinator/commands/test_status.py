@@ -165,7 +165,7 @@ def test_any_encoding_of_a_terminal(tmp_path: Path, encoding: str) -> None:
         picture.show(view)
         command = [sys.executable, "-c", "from fedcore.command import main; main()", "status", "--runs", str(tmp_path)]
         environment = {**os.environ, "PYTHONIOENCODING": encoding}
-        done = subprocess.run(command, capture_output=True, timeout=60, env=environment, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, timeout=300, env=environment, stdin=subprocess.DEVNULL)
     text = done.stdout.decode(encoding)
     assert done.returncode == 0 and not done.stderr
     assert {"ascii": "zu hei?: 81 ?C ?", "latin-1": "zu heiß: 81 °C ?", "utf-8": "zu heiß: 81 °C ☃"}[encoding] in text

@@ -48,7 +48,7 @@ class Watching:
     def press(self, keys: str) -> None:
         os.write(self._screen, keys.encode())
 
-    def until(self, pattern: str, seconds: float = 30.0) -> str:
+    def until(self, pattern: str, seconds: float = 120.0) -> str:
         """Read on until the new output has the pattern; the new output."""
         new, deadline = "", time.monotonic() + seconds
         while not re.search(pattern, new):
@@ -59,7 +59,7 @@ class Watching:
         self.text += new
         return new
 
-    def left(self, seconds: float = 20.0) -> int:
+    def left(self, seconds: float = 120.0) -> int:
         """The exit code; what is still written is read, as a terminal does."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:
@@ -187,7 +187,7 @@ def test_a_stream_gets_a_fresh_block_when_something_happens(tmp_path: Path) -> N
     assert json.loads(lines.stdout.readline())["state"] == "finished"
     with plain.stdout, lines.stdout:
         text, last = text + plain.stdout.read(), lines.stdout.read()
-    assert plain.wait(30) == lines.wait(30) == 0 and last == ""
+    assert plain.wait(120) == lines.wait(120) == 0 and last == ""
     blocks = text.split("live  fedkrso  ")[1:]
     assert [block.split("\n")[0] for block in blocks] == ["running", "running", "finished"]
     assert "1 of 2 are in; missing: home-1" in blocks[0] and "2 of 2 are in" in blocks[1] and "\x1b" not in text

@@ -86,7 +86,7 @@ class Site:
     def ask(
         self, path: str, method: str = "GET", body: str | None = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
@@ -112,7 +112,7 @@ class Site:
 
     @contextlib.contextmanager
     def stream(self, query: str = "", **headers: str) -> Iterator[tuple[http.client.HTTPResponse, Iterator[bytes]]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request("GET", f"/api/stream{query}", headers=headers)
         answer = connection.getresponse()
         inflate = zlib.decompressobj(31) if answer.getheader("content-encoding") == "gzip" else None
@@ -146,7 +146,7 @@ def run_of(part: bytes) -> RunView:
     return RunView.decoded(data.removeprefix(b"data: "))
 
 
-def until(look: Any, enough: Any, seconds: float = 10.0) -> Any:
+def until(look: Any, enough: Any, seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not enough(found := look()):
         assert time.monotonic() < deadline, found

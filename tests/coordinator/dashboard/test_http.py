@@ -51,7 +51,7 @@ def test_the_stream_tells_at_once_and_then_every_change_and_the_end(site: Site, 
         closing.start()
         assert run_of(next(parts)).phase == "finished"
         assert list(parts) == []
-        closing.join(10)
+        closing.join(120)
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])

@@ -39,7 +39,7 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
         address = url_of(fleet)
 
         def ask(path: str, body: dict[str, str] | None = None) -> tuple[int, Any]:
-            connection = http.client.HTTPConnection(*address, timeout=40)
+            connection = http.client.HTTPConnection(*address, timeout=120)
             headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
             connection.request(
                 "GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers
@@ -50,7 +50,7 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
             return found
 
         def run_until(enough: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not enough(view := ask("/api/run")[1]):
                 assert time.monotonic() < deadline and thread.is_alive(), view
                 time.sleep(0.05)

@@ -50,7 +50,7 @@ def test_mosquitto(tmp_path: Path, lines: tuple[str, ...], least: int, most: int
     with mosquitto(tmp_path, *lines) as client:
         events: queue.Queue[Any] = queue.Queue()
         client.start(events.put)
-        limits = client.wait_connected(15)
+        limits = client.wait_connected(60)
         client.subscribe("other")
         started = time.monotonic()
         found = usable_chunk_bytes(client, events, TOPIC, limits, 262_144, b"n" * 16)

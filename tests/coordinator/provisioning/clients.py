@@ -45,7 +45,7 @@ class Client:
     def publish(self, topic: str, payload: bytes = b"x", *, retain: bool = False) -> None:
         assert self.transport.publish(Message(topic, payload, retain=retain))
 
-    def next(self, seconds: float = 15.0) -> tuple[str, bytes]:
+    def next(self, seconds: float = 120.0) -> tuple[str, bytes]:
         """The next message but for those of `ready`."""
         deadline = time.monotonic() + seconds
         while True:
@@ -55,7 +55,7 @@ class Client:
 
     def ready(self, sender: Client, topic: str) -> None:
         """Wait until the broker has our subscriptions: until what `sender` writes to one of them arrives."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             sender.publish(topic, READY)
             with contextlib.suppress(queue.Empty):
@@ -85,7 +85,7 @@ def client(broker: LocalBroker, user: str, *filters: str, client_id: str = "") -
 
 def lost(events: queue.Queue[Any]) -> str:
     """Why a link was lost, or does not come back."""
-    while not isinstance(event := events.get(timeout=20), Disconnected):
+    while not isinstance(event := events.get(timeout=120), Disconnected):
         pass
     return event.reason
 

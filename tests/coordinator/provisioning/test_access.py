@@ -155,7 +155,7 @@ def test_as_root_mosquitto_reads_what_provision_wrote_once_it_is_copied_as_said(
         command = [str(find_mosquitto()), "-c", str(root / "etc" / "mosquitto.conf")]
         process = ended.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         ended.callback(process.terminate)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -76,7 +76,7 @@ def make_leader(tmp_path: Path) -> Callable[[str], Leader]:
 
 
 def tell(leader: Leader, command: Command) -> Answer:
-    return leader.coordinator.command(command, "alice").result(20)
+    return leader.coordinator.command(command, "alice").result(120)
 
 
 def commands_of(leader: Leader) -> list[str]:
@@ -145,7 +145,7 @@ def put_command(self, *arguments, write=SqliteLedger.put_command):
 leader = Leader(Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "model", SCHEMA, TASK, rounds=4, every=0)
 leader.until(2, leader.start())
 SqliteLedger.put_command = put_command
-leader.coordinator.command(Pause(), "alice").result(20)
+leader.coordinator.command(Pause(), "alice").result(120)
 """
 
 
@@ -158,7 +158,7 @@ def test_killed_in_the_middle_of_a_command_it_was_obeyed_or_it_was_not(tmp_path:
         [sys.executable, "-c", _KILLED, str(tmp_path), str(here), moment],
         env={"PYTHONPATH": path},
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     obeyed = moment == "after"

@@ -64,7 +64,7 @@ def start(tmp_path: Path, minilm_folder: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def until(folder: Path, holds: Callable[[RunRecord], bool], seconds: float = 60.0) -> RunRecord:
+def until(folder: Path, holds: Callable[[RunRecord], bool], seconds: float = 120.0) -> RunRecord:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -90,7 +90,7 @@ def test_a_run_is_served_once_and_an_interruption_is_its_last_word(tmp_path: Pat
         assert f"r: its coordinator runs already, as process {process.pid} (stop that one first)" in second.stderr
         assert read_run(tmp_path / "r").state == "running", "the refused one wrote nothing"
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in errors
     assert f"interrupted: what nodes have sent is kept in {tmp_path / 'r'}; go on with: fedkrso coordinator" in errors
     assert read_run(tmp_path / "r").why.startswith(

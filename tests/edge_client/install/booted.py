@@ -100,7 +100,7 @@ class BootedDevice:
         """What the device's systemd says of the service."""
         return self.run("systemctl", "show", "fedkrso-client", f"--property={name}", "--value").stdout.strip()
 
-    def wait(self, name: str, wanted: str, seconds: float = 30) -> None:
+    def wait(self, name: str, wanted: str, seconds: float = 120.0) -> None:
         """Until a property of the service has a value."""
         deadline = time.monotonic() + seconds
         while (found := self.shown(name)) != wanted:
@@ -130,7 +130,7 @@ class BootedDevice:
         (self._group / "cgroup.procs").write_text("0")
 
     def _wait_until_up(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(IndexError, psutil.Error):
                 done = self.run("systemctl", "is-active", "device.target", check=False)

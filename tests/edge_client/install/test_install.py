@@ -149,7 +149,7 @@ class TestIntoAFolder:
             cwd=provisioned.root.parent,
         ) as process:
             os.write(controller, b"reviews\nmodel\nmy data.csv\n\nmood\n700 MiB\n")
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=300)
         os.close(controller)
         os.close(terminal)
         assert process.returncode == 0, output

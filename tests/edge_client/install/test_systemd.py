@@ -59,7 +59,7 @@ def test_a_node_takes_part_in_a_run_as_a_service_behind_its_walls(
     coordinator = cluster.coordinator()
     other = cluster.home(1)
     summary = cluster.summary(coordinator)
-    assert other.wait(30) == 0
+    assert other.wait(120) == 0
     assert [row["participants"] for row in summary["rounds"]] == [["home-0", "home-1"]] * 2
     assert {node["digest"] for node in summary["nodes"].values()} == {summary["final"]["digest"]}
     device.wait("ActiveState", "active")

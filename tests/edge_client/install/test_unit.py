@@ -29,7 +29,7 @@ def analyze(tmp_path: Path, text: str, scope: str, *verb: str) -> subprocess.Com
     path.write_text(text)
     environment = {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = ["systemd-analyze", f"--{scope}", *verb, str(path)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @needs_analyze

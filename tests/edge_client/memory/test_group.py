@@ -26,7 +26,7 @@ PATIENT = "import sys\nx = bytearray(100 * 2**20)\nprint('here', flush=True)\nsy
 
 def run(memory_group: MemoryGroup, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-S", "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, preexec_fn=memory_group.prepare, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=memory_group.prepare, timeout=300)
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ class Fleet:
             process.terminate()
         for process in self.processes:
             try:
-                process.wait(60)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

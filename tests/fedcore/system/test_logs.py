@@ -109,7 +109,7 @@ log.say(Line("over", level="error"))
 
 def lines_of(stream: str, form: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, stream, form], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", PROGRAM, stream, form], capture_output=True, text=True, timeout=300, check=True
     )
     return done.stdout.splitlines()
 
@@ -131,7 +131,7 @@ def test_errors_of_a_command_reach_the_journal_as_errors() -> None:
         "from fedcore.command import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, "client", "run", "nowhere.toml"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, "client", "run", "nowhere.toml"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 2 and done.stderr.startswith("<3>error: nowhere.toml: no such file")
 

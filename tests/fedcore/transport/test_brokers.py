@@ -95,14 +95,14 @@ class Client:
         self.transport = MqttTransport(settings, random.Random(0))
         self.settings = settings
 
-    def start(self, *filters: str, seconds: float = 10) -> Client:
+    def start(self, *filters: str, seconds: float = 120.0) -> Client:
         for topic_filter in filters:
             self.transport.subscribe(topic_filter)
         self.transport.start(self.events.put)
         self.limits = self.transport.wait_connected(seconds)
         return self
 
-    def next(self, kind: type, seconds: float = 10.0) -> Any:
+    def next(self, kind: type, seconds: float = 120.0) -> Any:
         while not isinstance(event := self.events.get(timeout=seconds), kind):
             pass
         return event
@@ -121,7 +121,7 @@ class Odd:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(120)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_websockets_carry_the_same() -> None:
     finally:
         client.transport.stop()
         broker.terminate()
-        broker.wait(10)
+        broker.wait(120)
 
 
 def test_two_with_one_id_are_told_and_leave_each_other_longer_and_longer(tmp_path: Path) -> None:

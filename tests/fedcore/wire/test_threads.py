@@ -30,4 +30,4 @@ for thread in threads: thread.join()
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_first_messages_of_many_threads_do_not_crash_the_process(attempt: int) -> None:
-    assert subprocess.run([sys.executable, "-c", PROGRAM], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", PROGRAM], timeout=300, check=False).returncode == 0

@@ -78,7 +78,7 @@ def test_an_interrupt_ends_everybody(tiny_job: Path, texts: Path, tmp_path: Path
         [sys.executable, "-c", program], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL
     ) as started:
         parent = psutil.Process(started.pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not any("edge_client.worker" in " ".join(child.cmdline()) for child in everybody(parent)):
             assert time.monotonic() < deadline and started.poll() is None
             time.sleep(0.02)
@@ -87,8 +87,8 @@ def test_an_interrupt_ends_everybody(tiny_job: Path, texts: Path, tmp_path: Path
         assert len(running) >= 7
         # As a terminal does it: the whole group.
         os.killpg(started.pid, signal.SIGINT)
-        assert started.wait(60) != 0
-    assert psutil.wait_procs(running, timeout=30)[1] == []
+        assert started.wait(120) != 0
+    assert psutil.wait_procs(running, timeout=120)[1] == []
 
 
 def test_flags_that_need_data_are_refused_without_it(tiny_job: Path) -> None:
