@@ -324,15 +324,19 @@ class _Teller:
     ) -> None:
         self._on_round, self._on_event, self._section = on_round, on_event, section
         self._story, self._told = Story(), set[int]()
+        self._all_told = 0
 
     def observe(self, view: RunView) -> None:
         """The view changed."""
         for line in self._story.lines(view):
             self._on_event(line)
-        for row in view.rows:
+        rows = view.rows
+        for row in rows[self._all_told :]:
             if row.round not in self._told and self._is_known(row, view):
                 self._told.add(row.round)
                 self._on_round(row)
+        while self._all_told < len(rows) and rows[self._all_told].round in self._told:
+            self._all_told += 1
 
     def _is_known(self, row: RoundRow, view: RunView) -> bool:
         section, newest = self._section, row.round == view.rows[-1].round

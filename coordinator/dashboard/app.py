@@ -109,14 +109,15 @@ class _Api:
         return Response(board.data, headers=headers, media_type="application/json")
 
     async def stream(self, request: Request) -> Response:
-        """The view whenever it changes."""
+        """The view whenever it changes; with `?changes=1` what is new in it."""
         if self._board.full:
             raise HTTPException(503, "too many viewers: close one, or look at /api/run")
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", "vary": "accept-encoding"}
         gzipped = _takes_gzip(request)
         if gzipped:
             headers["content-encoding"] = "gzip"
-        return StreamingResponse(self._board.frames(gzip=gzipped), headers=headers, media_type="text/event-stream")
+        frames = self._board.frames(gzip=gzipped, changes=request.query_params.get("changes") == "1")
+        return StreamingResponse(frames, headers=headers, media_type="text/event-stream")
 
     async def node(self, request: Request) -> Response:
         """A node and its history."""

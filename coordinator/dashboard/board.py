@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from coordinator.dashboard.history import History
+from coordinator.store.pieces import Followed
 from coordinator.store.view import RunView
 
 __all__ = ["GZIP_HEAD", "Board", "squeezed"]
@@ -48,18 +49,32 @@ class Board:
         self._news = asyncio.Event()
         self._closed = False
         self._number = 0
+        self._followed, self._news_data, self.etag = Followed(), b"", ""
         self._made: dict[str, bytes] = {}
         self.viewers = 0
         self.take(first)
 
     def take(self, data: bytes) -> None:
-        """Show a newer view, and wake whoever waits for news."""
-        self.data, self.etag = data, f'"{hashlib.sha256(data).hexdigest()[:20]}"'
-        self.view = RunView.decoded(data)
+        """Show a newer view, and wake whoever waits for news.
+
+        Args:
+            data: A view, or what is new in it (`coordinator.store.pieces.Pieces.news`).
+        """
+        self._history.add(self._followed.take(data))
+        self._news_data, self.etag = data, f'"{hashlib.sha256(self.etag.encode() + data).hexdigest()[:20]}"'
         self._number += 1
         self._made = {}
-        self._history.add(self.view)
         self._wake()
+
+    @property
+    def view(self) -> RunView:
+        """The run as it is by now."""
+        return self._followed.view
+
+    @property
+    def data(self) -> bytes:
+        """The same as JSON."""
+        return self.made("data", self._followed.encoded)
 
     def close(self) -> None:
         """End all streams, each after its last news."""
@@ -82,10 +97,14 @@ class Board:
             self._made[key] = make()
         return self._made[key]
 
-    async def frames(self, *, gzip: bool) -> AsyncIterator[bytes]:
+    async def frames(self, *, gzip: bool, changes: bool) -> AsyncIterator[bytes]:
         """Server-sent events: the view at once, and again whenever there is a newer one.
 
         A viewer that is too slow for every view gets the newest one when it can take more.
+
+        Args:
+            gzip: Compressed.
+            changes: After the first view only what is new in it, for a viewer that was not too slow.
         """
         self.viewers += 1
         sent = 0
@@ -94,8 +113,9 @@ class Board:
             while True:
                 news = self._news
                 if self._number != sent:
+                    kind = "change" if changes and sent and sent == self._number - 1 else "run"
                     sent = self._number
-                    yield self.made("gzip frame", lambda: squeezed(self._frame())) if gzip else self._frame()
+                    yield self._squeezed(kind) if gzip else self._frame(kind)
                     continue
                 if self._closed:
                     return
@@ -106,9 +126,13 @@ class Board:
         finally:
             self.viewers -= 1
 
-    def _frame(self) -> bytes:
+    def _squeezed(self, kind: str) -> bytes:
+        return self.made(f"gzip {kind}", lambda: squeezed(self._frame(kind)))
+
+    def _frame(self, kind: str) -> bytes:
         # JSON has no line breaks outside strings, and escapes those inside.
-        return self.made("frame", lambda: b"id: %d\nevent: run\ndata: %b\n\n" % (self._number, self.data))
+        data = self.data if kind == "run" else self._news_data
+        return self.made(kind, lambda: b"id: %d\nevent: %b\ndata: %b\n\n" % (self._number, kind.encode(), data))
 
     def _wake(self) -> None:
         # Whoever waits holds the old one.

@@ -2,15 +2,15 @@
 """From the coordinator's loop to the dashboard's: immutable bytes, at most once a second.
 
 A view belongs to the loop that changes it. The feed is called in that loop after every change, hundreds of times a
-second in a large run; it encodes the view when a second is over and hands the bytes on; another phase is told sooner,
-since the loop may be busy for a while then. Whoever wants values decodes them in its own thread."""
+second in a large run; when a second is over it hands on what is new in the view, as bytes; another phase is told
+sooner, since the loop may be busy for a while then. Whoever wants values decodes them in its own thread."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 
+from coordinator.store.pieces import Pieces
 from coordinator.store.view import RunView
 
 __all__ = ["Feed"]
@@ -22,7 +22,8 @@ class Feed:
     """An observer of a run's view.
 
     Args:
-        sink: Gets the encoded view; called in the coordinator's thread.
+        sink: Gets the encoded view first, then what is new in it (`coordinator.store.pieces.Pieces.news`); called in
+            the coordinator's thread.
         clock: Unix time in seconds, written into what is encoded.
         monotonic: Seconds, for pauses.
     """
@@ -37,7 +38,7 @@ class Feed:
         self._view: RunView | None = None
         self._made_at = float("-inf")
         self._phase = ("", False)
-        self._last = b""
+        self._pieces = Pieces()
         self.turned_at = monotonic()
         """When the loop was last heard of, on the monotonic clock; other threads may read it."""
 
@@ -56,8 +57,6 @@ class Feed:
             self._hand_on(self._view)
 
     def _hand_on(self, view: RunView) -> None:
-        # Without the time, to see whether anything else changed.
-        plain = dataclasses.replace(view, written_at=0.0).encoded()
-        if plain != self._last:
-            self._last = plain
-            self._sink(dataclasses.replace(view, written_at=self._clock()).encoded())
+        news = self._pieces.news(view, self._clock())
+        if news is not None:
+            self._sink(news)

@@ -13,6 +13,7 @@ from typing import Protocol
 from coordinator.job import Job
 from coordinator.messages.inbox import Inbox
 from coordinator.messages.meeting import Meeting
+from coordinator.messages.numbers import take_status, take_telemetry
 from coordinator.messages.publisher import Objects, Publisher
 from coordinator.messages.reminders import Reminders
 from coordinator.messages.repairs import Repairs
@@ -36,6 +37,8 @@ _UPDATE_SLACK_BYTES = 1_000_000
 _MOST_NAMES = 2000  # Without keys anybody can invent some.
 # A node that was silent for longer is not reminded of a plan.
 _REMINDED_SECONDS = 180.0
+# A third of the time for which an update counts as on its way.
+_WAITING_TOLD_SECONDS = 5.0
 
 
 class Note(Protocol):
@@ -93,29 +96,37 @@ class Reception:
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
         self._reminders, self._repairs = Reminders(), Repairs(self._send_again, clocks.steady)
         self._meeting = Meeting(publisher, senders, self._node, note, clocks.steady)
-        self._last_word: dict[str, int] = {}
+        self._last_word, self._waiting_told_at = dict[str, int](), float("-inf")
         self._heard: dict[str, tuple[str, float]] = {}
         """Key of the plan that each node has heard, and when it said so."""
         self._refused: dict[str, str] = {}
         self._declined: dict[str, tuple[int, str]] = {}
         self._events: list[Event] = []
-        self.plan: Plan | None = None
-        """The present plan."""
+        self._plan: Plan | None = None
+        self._cohort: frozenset[str] = frozenset()
         self.uplink_bytes = 0
         """Payload bytes of updates since the round opened."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The present plan."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan | None) -> None:
+        self._plan, self._cohort = plan, frozenset() if plan is None else frozenset(plan.cohort)
 
     def received(self, topic: str, payload: bytes) -> list[Event]:
         """Take a message; what it means for the rounds, in order."""
         node = self._topics.node_of(topic)
         if node is not None and payload:
             self._message(node, payload)
-        self._repairs.serve()
         return self._told()
 
-    @property
-    def busy(self) -> bool:
-        """Whether something waits here to be sent."""
-        return self._repairs.pending
+    def serve(self) -> bool:
+        """Send one node what it asked for again; whether nobody else waits for something."""
+        self._repairs.serve()
+        return not self._repairs.pending
 
     def idle(self, *, quiet: bool) -> list[Event]:
         """Time has passed; `quiet`: nothing is waiting to be received."""
@@ -125,10 +136,11 @@ class Reception:
         now = self._clocks.steady()
         if quiet:
             self._inbox.spare(now)
-        self._repairs.serve()
         self._remind(now)
-        # They wait for us, not we for them.
-        self._events += [Arriving(node, self._machine.round) for node in self._inbox.waiting]
+        if now >= self._waiting_told_at + _WAITING_TOLD_SECONDS:
+            # They wait for us, not we for them.
+            self._waiting_told_at = now
+            self._events += [Arriving(node, self._machine.round) for node in self._inbox.waiting]
         return self._told()
 
     def round_over(self) -> None:
@@ -191,11 +203,8 @@ class Reception:
 
     def _status(self, node: str, status: Status) -> None:
         seen = self._node(node)
-        seen.online, seen.state, seen.device, seen.reason = status.online, status.state, status.device, status.reason
-        seen.memory_group, seen.security = status.memory_group or seen.memory_group, status.security or seen.security
-        seen.software, seen.route = status.software or seen.software, status.route or seen.route
+        take_status(seen, status)
         if status.online:
-            seen.budget_bytes = status.budget_bytes
             self._events.append(NodeOnline(node))
         if status.measured is not None:
             self._measured(node, status.measured)
@@ -235,19 +244,7 @@ class Reception:
                 self._note("digest", node, seen.trouble)
 
     def _telemetry(self, node: str, numbers: Telemetry) -> None:
-        seen = self._node(node)
-        seen.state, seen.step, seen.steps, seen.loss = numbers.state, numbers.step, numbers.steps, numbers.loss
-        seen.agent_rss_bytes, seen.worker_bytes, seen.budget_bytes = (
-            numbers.agent_rss_bytes,
-            numbers.worker_bytes,
-            numbers.budget_bytes,
-        )
-        seen.worker_anonymous_bytes, seen.accelerator_bytes = numbers.worker_anonymous_bytes, numbers.accelerator_bytes
-        seen.available_bytes, seen.readings = numbers.available_bytes, numbers.readings
-        seen.uplink_bytes, seen.downlink_bytes = numbers.uplink_bytes, numbers.downlink_bytes
-        seen.peak_bytes = max(seen.peak_bytes, numbers.peak_bytes)
-        seen.agent_peak_rss_bytes = max(seen.agent_peak_rss_bytes, numbers.agent_peak_rss_bytes)
-        seen.components = numbers.components or seen.components
+        take_telemetry(self._node(node), numbers)
         if numbers.state == "measuring" and self.plan is not None and self.plan.phase == "finished":
             self._events.append(Arriving(node, self._machine.round))
 
@@ -280,9 +277,11 @@ class Reception:
         plan = self.plan
         if plan is None:
             return
-        for name in [node] if node else self._heard:
-            heard, at = self._heard[name]
-            if now - at < _REMINDED_SECONDS and self._reminders.due(name, heard, plan.key, now):
+        present = plan.key
+        for name, (heard, at) in {node: self._heard[node]}.items() if node else self._heard.items():
+            # Who has heard it said so in its telemetry, where `node` is given.
+            behind = (node or heard != present) and now - at < _REMINDED_SECONDS
+            if behind and self._reminders.due(name, heard, present, now):
                 self._publisher.remind(name, plan)
 
     def _offered(self, node: str, offer: Offer) -> None:
@@ -299,7 +298,7 @@ class Reception:
             return
         if plan is None or offered_round != plan.round or self._machine.phase != "open":
             reason = f"late: round {offered_round} is over"
-        elif node not in plan.cohort:
+        elif node not in self._cohort:
             reason = "not invited to this round"
         elif committed is not None:
             reason = "this node's update for the round is already here"
@@ -314,12 +313,13 @@ class Reception:
             return
         assert plan is not None
         self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clocks.steady())
+        self._events.append(Arriving(node, plan.round))
 
     def _accept(self, node: str, offer: Offer, path: Path) -> str:
         plan = self.plan
         assert plan is not None
         try:
-            if node not in plan.cohort:
+            if node not in self._cohort:
                 # The round opened again without it while its update was on its way.
                 raise UpdateRefused("not invited to this round any more", place=node)
             update = admit(path, plan, self._run, node, self._safety)

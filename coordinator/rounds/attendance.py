@@ -33,11 +33,12 @@ class Attendance:
         """Who is not invited to a round, unless there are too few others."""
         return {node for node, until in self.away_until.items() if until > server_round}
 
-    def passed(self, nodes: set[str], deadline_at: float, server_round: int) -> list[Silent]:
-        """A deadline has passed for these, which are online. Once is no habit.
+    def passed(self, nodes: set[str], able: set[str], deadline_at: float, server_round: int) -> list[Silent]:
+        """A deadline has passed. Once is no habit.
 
         Args:
             nodes: Who was waited for.
+            able: Who is online and could have come.
             deadline_at: Of the round; told again (a pause keeps a round from opening), it counts once.
             server_round: Which.
         """
@@ -45,7 +46,7 @@ class Attendance:
             return []
         self.counted_at = deadline_at
         silent: list[Silent] = []
-        for node in sorted(nodes):
+        for node in sorted(nodes & able):
             missed = self.missed[node] = self.missed.get(node, 0) + 1
             if missed > 1:
                 self.away_until[node] = server_round + 1 + min(2 ** (missed - 1) - 1, _LONGEST_ABSENCE)

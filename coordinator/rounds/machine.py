@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.job import RoundSection
+from coordinator.rounds import words
 from coordinator.rounds.attendance import Attendance
 from coordinator.rounds.cohort import choose_cohort
+from coordinator.rounds.deadlines import deadline_seconds, is_arriving
 from coordinator.rounds.events import (
     Action,
     Answer,
@@ -47,13 +49,12 @@ from coordinator.rounds.events import (
     RoundPublished,
     UpdateAccepted,
 )
+from coordinator.rounds.roster import Roster, some_besides
 from fedcore.errors import RunError
 
 __all__ = ["TRANSITIONS", "Phase", "RoundMachine"]
 
 Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
-# An update counts as on its way for so long after its last progress.
-_PROGRESS_SECONDS = 15.0
 TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
         ("waiting", "open"),
@@ -96,10 +97,11 @@ class RoundMachine:
     deadline_at: float = 0.0
     opened_at: float = 0.0
     arriving: dict[str, float] = field(default_factory=dict)
-    """When each participant's update last made progress."""
+    """When each participant's update last made progress, the latest last."""
     took: dict[str, float] = field(default_factory=dict)
     """Seconds from a round's opening to each node's update, in its last round."""
     attendance: Attendance = field(default_factory=Attendance)
+    roster: Roster = field(default_factory=Roster)
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -117,6 +119,7 @@ class RoundMachine:
         self._go("open")
         self.cohort, self.accepted, self.deadline_at = cohort, set(accepted), deadline_at
         self.seen.update(cohort)
+        self.roster.opened(cohort, done=self.accepted, declined=self.declined, online=self.online)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; `now` in seconds of a clock that never goes back. Returns what to do, in order."""
@@ -125,36 +128,39 @@ class RoundMachine:
             self.story.append((now, event))
         match event:
             case NodeOnline(node):
-                self.online.add(node)
-                self.seen.add(node)
+                self._came(node)
             case NodeOffline(node, left):
-                self.online.discard(node)
-                if left:
-                    self.seen.discard(node)
-                if left and self.phase == "open" and node in self.cohort and node not in self.accepted:
-                    self.declined.add(node)
+                self._went(node, left=left)
+                if left and self._concerns(node, self.round) and node not in self.accepted:
+                    self._declines(node)
             case Revoked(node):
-                self.online.discard(node)
-                self.seen.discard(node)
+                self._went(node, left=True)
                 self.accepted.discard(node)
-                if self.phase == "open" and node in self.cohort:
-                    self.declined.add(node)
+                if self._concerns(node, self.round):
+                    self._declines(node)
             case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
+                self.roster.answered(node)
+                self.arriving.pop(node, None)
                 self.attendance.came(node)
                 if self.opened_at:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
             case Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
+                self.arriving.pop(node, None)
                 self.arriving[node] = now
                 return []
             case Judged(version, stop_at):
                 self.judged, self.stop_at = version, stop_at
             case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
-                self.declined.add(node)
+                self._declines(node)
             case DigestReported(node, version, digest):
                 self.reported[node] = (version, digest)
+                if version == self.published:
+                    self.roster.missing.discard(node)
+                elif node in self.seen:
+                    self.roster.missing.add(node)
             case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
                 return self._published(now)
             case Pause() | Resume() | EndRound() | Exclude() | Readmit() | Report():
@@ -167,11 +173,20 @@ class RoundMachine:
         assert self.phase != "open" or self.cohort, self.story
         assert 0 <= self.published <= self.settings.rounds, self.story
         assert not self.accepted & self.declined, self.story
+        final = {node for node, (version, _) in self.reported.items() if version == self.published}
+        cohort, roster = set(self.cohort), self.roster
+        assert self.phase != "open" or roster.waiting == cohort - self.accepted - self.declined, self.story
+        assert self.phase != "open" or roster.others == self.online - self.declined - cohort, self.story
+        assert self.phase != "finishing" or roster.missing == self.seen - final, self.story
 
     @property
     def _able(self) -> set[str]:
         """Who may be invited."""
         return self.online - self.excluded
+
+    @property
+    def _able_count(self) -> int:
+        return len(self.online) - sum(node in self.online for node in self.excluded)
 
     @property
     def _is_over(self) -> bool:
@@ -185,7 +200,26 @@ class RoundMachine:
         return self.judging and self.judged < self.published - 1
 
     def _concerns(self, node: str, server_round: int) -> bool:
-        return self.phase == "open" and server_round == self.round and node in self.cohort
+        return self.phase == "open" and server_round == self.round and node in self.roster.invited
+
+    def _came(self, node: str) -> None:
+        self.online.add(node)
+        self.roster.came(node, declined=node in self.declined)
+        if node not in self.seen:
+            self.seen.add(node)
+            if self.reported.get(node, (-1, ""))[0] != self.published:
+                self.roster.missing.add(node)
+
+    def _went(self, node: str, *, left: bool) -> None:
+        self.online.discard(node)
+        self.roster.others.discard(node)
+        if left:
+            self.seen.discard(node)
+            self.roster.missing.discard(node)
+
+    def _declines(self, node: str) -> None:
+        self.declined.add(node)
+        self.roster.answered(node)
 
     def _advance(self, now: float) -> list[Action]:
         match self.phase:
@@ -194,45 +228,32 @@ class RoundMachine:
                     return self._finish(now)
                 if self._is_unjudged:
                     return []
-                if len(self._able) >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
+                if self._able_count >= max(self.settings.min_nodes if self.published == 0 else 1, self.settings.quorum):
                     return self._open(now)
             case "open":
-                waiting_for = set(self.cohort) - self.accepted - self.declined - self.excluded
+                waiting = self.roster.waiting
                 enough = len(self.accepted) >= self.settings.quorum
-                late = now >= self.deadline_at and not self._still_arriving(waiting_for, now)
+                late = now >= self.deadline_at and not self._still_arriving(waiting, now)
                 first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
-                online = waiting_for & self.online
-                silent = self.attendance.passed(online, self.deadline_at, self.round) if late else []
-                if enough and (late or first_ones or not waiting_for):
+                all_in = not some_besides(waiting, self.excluded)
+                silent = self.attendance.passed(waiting, self._able, self.deadline_at, self.round) if late else []
+                if enough and (late or first_ones or all_in):
                     return [*silent, *self._close()]
-                others = self._able - self.declined - set(self.cohort)
-                if late or (not waiting_for and others):
+                if late or (all_in and some_besides(self.roster.others, self.excluded)):
                     return [*silent, *self._open(now, late=late)]
             case "finishing":
-                final = {node for node, (version, _) in self.reported.items() if version == self.published}
-                missing = self.seen - self.excluded - final
-                if not missing or (now >= self.deadline_at and not self._still_arriving(missing, now)):
+                missing = self.roster.missing
+                if not some_besides(missing, self.excluded) or (
+                    now >= self.deadline_at and not self._still_arriving(missing, now)
+                ):
                     self._go("finished")
                     return [EndRun()]
         return []
 
     def _still_arriving(self, waiting_for: set[str], now: float) -> bool:
-        """Whether an update is on its way and making progress: a slow link is no reason to lose it, within twice the
-        time."""
-        if now >= self.deadline_at + self.settings.deadline_seconds:
-            return False
-        return any(now - self.arriving.get(node, float("-inf")) < _PROGRESS_SECONDS for node in waiting_for)
-
-    def _deadline_seconds(self) -> float:
-        """What the cohort gets, from its slowest member's last round where all have been timed; but for those that have
-        let a deadline pass and sent nothing ever, for which nobody else waits so long."""
-        settings = self.settings
-        timed = [node for node in self.cohort if node in self.took]
-        untimed = [node for node in self.cohort if node not in self.took and node not in self.attendance.missed]
-        if not settings.deadline_slack or untimed or not timed:
-            return settings.deadline_seconds
-        slowest = max(self.took[node] for node in timed)
-        return min(settings.deadline_seconds, max(settings.least_deadline_seconds, settings.deadline_slack * slowest))
+        """Whether an update is on its way, within twice the time."""
+        end = self.deadline_at + self.settings.deadline_seconds
+        return now < end and is_arriving(self.arriving, waiting_for, self.excluded, now)
 
     def _open(self, now: float, *, late: bool = False) -> list[Action]:
         if self.paused:
@@ -253,8 +274,9 @@ class RoundMachine:
             return []
         self._go("open")
         self.cohort, self.accepted, self.declined = cohort, set(kept), declined
+        self.roster.opened(cohort, done=kept, declined=declined, online=self.online)
         self.opened_at, self.arriving = now, {}
-        self.deadline_at = now + self._deadline_seconds()
+        self.deadline_at = now + deadline_seconds(self.settings, cohort, self.took, self.attendance.missed)
         return [OpenRound(self.round, self.cohort, self.deadline_at)]
 
     def _drawn(self, nodes: set[str], size: int) -> set[str]:
@@ -269,7 +291,7 @@ class RoundMachine:
         self.accepted, self.declined = set(), set()
         if self._is_over:
             return self._finish(now)
-        if self.paused or self._is_unjudged or len(self._able) < self.settings.quorum:
+        if self.paused or self._is_unjudged or self._able_count < self.settings.quorum:
             self._go("waiting")
             self.cohort = ()
             return []
@@ -278,6 +300,7 @@ class RoundMachine:
     def _finish(self, now: float) -> list[Action]:
         self._go("finishing")
         self.cohort, self.arriving = (), {}
+        self.roster.ending(self.seen, self.reported, self.published)
         self.deadline_at = now + self.settings.finish_seconds
         return [FinishRun(), *self._advance(now)]
 
@@ -286,7 +309,7 @@ class RoundMachine:
             return [Answer(False, "the run is finishing: no further round opens")]
         match command:
             case Pause():
-                text = "already paused" if self.paused else f"paused: {self._after_this()}"
+                text = "already paused" if self.paused else words.paused(self.phase, self.round)
                 self.paused = True
             case Resume():
                 text = "resumed: rounds open again" if self.paused else "not paused"
@@ -299,11 +322,7 @@ class RoundMachine:
                     return [Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
                 return [Answer(True, f"ended: {counted}"), *self._close()]
             case Exclude(node):
-                text = (
-                    f"{node} is already excluded"
-                    if node in self.excluded
-                    else f"{node} is excluded: {self._without(node)}"
-                )
+                text = f"{node} is already excluded" if node in self.excluded else self._without(node)
                 self.excluded.add(node)
             case Report(text):
                 pass
@@ -312,23 +331,14 @@ class RoundMachine:
                 self.excluded.discard(node)
         return [Answer(True, text), *self._advance(now)]
 
-    def _after_this(self) -> str:
-        if self.phase == "waiting":
-            return f"round {self.round} does not open"
-        return f"round {self.round} goes on to its end, and no other opens"
-
     def _without(self, node: str) -> str:
-        if self.phase != "open" or node not in self.cohort:
-            text = "it is not invited to further rounds"
-        elif node in self.accepted:
-            text = f"its update of round {self.round} counts, and it is not invited to further rounds"
-        else:
-            text = f"round {self.round} does not wait for it, and it is not invited to further rounds"
-        left = len(self._able - {node})
-        return (
-            text
-            if left >= self.settings.quorum
-            else f"{text}; {left} nodes are left, and the quorum is {self.settings.quorum}"
+        return words.excluded(
+            node,
+            self.round,
+            invited=self._concerns(node, self.round),
+            accepted=node in self.accepted,
+            left=len(self._able - {node}),
+            quorum=self.settings.quorum,
         )
 
     def _go(self, phase: Phase) -> None:

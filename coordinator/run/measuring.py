@@ -15,7 +15,7 @@ from coordinator.run.evaluator import Evaluator
 from coordinator.run.measured import pooled
 from coordinator.store.ledger import Ledger
 from coordinator.store.rows import NodesMeasured, RoundRow
-from coordinator.store.standing import Standing, standing_of
+from coordinator.store.standing import Standing, Standings
 from coordinator.store.view import RunView
 from fedcore.config.sections import TaskSection
 from fedcore.round.plan import Plan, Position, StateObject, cheapest_way
@@ -39,7 +39,9 @@ class Measuring:
         self._job, self._section = job, job.evaluation
         self._ledger, self._archive, self._view = ledger, archive, view
         self._evaluator: Evaluator | None = None
-        self.take_rows()
+        view.rows, view.start = ledger.rounds(), ledger.fact("measured_start", NodesMeasured)
+        self._standings = Standings(self._section)
+        view.standing = self._standings.of(view.rows)
 
     def start(self, plan: Plan, model_folder: Path, sink: Callable[[Event | WorkerDied], None]) -> None:
         """Start the evaluation process, where the coordinator measures.
@@ -142,7 +144,7 @@ class Measuring:
             return
         if version == 0:
             self._ledger.put_fact("measured_start", measured)
-            self.take_rows()
+            self._view.start = measured
         else:
             self._change(version, nodes=measured)
 
@@ -155,14 +157,21 @@ class Measuring:
         """
         self.keep(version, pooled(self._ledger.measurements(version), self._job.safety, task))
 
-    def take_rows(self) -> None:
-        """Show what the ledger has."""
-        view = self._view
-        view.rows, view.start = self._ledger.rounds(), self._ledger.fact("measured_start", NodesMeasured)
-        view.standing = standing_of(view.rows, self._section)
+    def take(self, row: RoundRow) -> None:
+        """Keep and show a round's row: of the round that was just published, or another one in place of what was shown.
+
+        Args:
+            row: What the round came to.
+        """
+        self._ledger.put_round(row)
+        rows = self._view.rows
+        # The ledger is not read again: it has what is shown. A list of its own each time, so that whoever looks sees by
+        # the list itself that something changed.
+        place = next((place for place in range(len(rows) - 1, -1, -1) if rows[place].round == row.round), len(rows))
+        self._view.rows = [*rows[:place], row, *rows[place + 1 :]]
+        self._view.standing = self._standings.of(self._view.rows)
 
     def _change(self, version: int, **numbers: object) -> None:
-        row: RoundRow | None = next((row for row in self._ledger.rounds() if row.round == version), None)
+        row = next((row for row in reversed(self._view.rows) if row.round == version), None)
         if row is not None:
-            self._ledger.put_round(msgspec.structs.replace(row, **numbers))
-        self.take_rows()
+            self.take(msgspec.structs.replace(row, **numbers))

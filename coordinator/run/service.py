@@ -8,7 +8,6 @@ instant loses no acknowledged update and publishes nothing that a resumed run wo
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -21,7 +20,6 @@ from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
 from coordinator.rounds.events import (
     Action,
-    Arriving,
     CloseRound,
     EndRun,
     Event,
@@ -39,11 +37,11 @@ from coordinator.run.measuring import Measuring
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.run.rivals import Rivals
-from coordinator.run.showing import shown
+from coordinator.run.showing import Pace, Showing
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
-from coordinator.store.view import EventView, RunView
+from coordinator.store.view import RunView
 from fedcore.errors import BrokerRefused, WorkerError
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
@@ -69,7 +67,6 @@ from fedcore.worker.process import WorkerDied
 __all__ = ["Service"]
 
 _ALLOW = "allow the coordinator to read its run's topics at the broker"
-_TICK_SECONDS = 0.25
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
 
@@ -106,12 +103,13 @@ class Service:
         job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
         self._model_folder = prepared.model_folder
-        self._transport, self._clocks, self._observer = transport, clocks, observer
+        self._transport, self._clocks = transport, clocks
         self._topics = Topics(job.run)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
         senders.run_id, start = begin_life(ledger)
         post = Post(job.run, "", key, start, senders.run_id)
-        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, self._listeners)
+        there = lambda: len(self._machine.online)  # noqa: E731
+        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there)
         rows = ledger.rounds()
         self._archive = Archive(folder, ledger, job.round.keep_published, rows, job.round.keep_updates)
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
@@ -119,10 +117,10 @@ class Service:
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
         # word.
         part = {node for row in rows for node in row.participants}
-        self._machine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
+        self._machine: RoundMachine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
-        self._ticked_at = 0.0
+        self._pace = Pace()
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clocks.steady()
         self._ended = self._stopping = False
@@ -132,7 +130,10 @@ class Service:
         self._machine.judging = self._measuring.judging
         if rows:
             self.view.digest = self._objects[rows[-1].round, "whole"].digest
-        self._control = Control(ledger, self._machine, self.view, clocks, do=self._do, show=self._show, tell=self._told)
+        self._showing = showing = Showing(self.view, self._machine, clocks, observer)
+        self._control = Control(
+            ledger, self._machine, self.view, clocks, do=self._do, show=showing.show, tell=showing.told
+        )
         kept = Kept(folder, ledger, self._objects)
         self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)
         self._reception.plan = self._plan
@@ -196,13 +197,14 @@ class Service:
             self._queue.put(event)
 
     def _turn(self) -> None:
-        idle = self._publisher.flush() and not self._reception.busy
+        idle = self._reception.serve() and self._publisher.flush()
         try:
-            event = self._queue.get(timeout=_TICK_SECONDS if idle else _FLUSH_SECONDS)
+            event = self._queue.get(timeout=self._pace.wait_seconds() if idle else _FLUSH_SECONDS)
         except queue.Empty:
-            self._tick()
-            return
+            event = None
         match event:
+            case None:
+                pass
             case Received(self._topics.plan):
                 self._rivals.heard(event, announced=self._plan is not None)
             case Received(topic, payload, _):
@@ -221,7 +223,7 @@ class Service:
                 raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
             case Evaluated():
                 self._measuring.evaluated(event)
-                self._observer(self.view)
+                self._showing.show()
                 self._judge()
             case Failed():
                 raise error_of(event)
@@ -236,27 +238,25 @@ class Service:
                 # Adopted: the answer that counts is the one to what follows.
                 pass
         # However much is coming in, deadlines are looked at.
-        if self._queue.empty() or time.monotonic() - self._ticked_at > _TICK_SECONDS:
-            self._tick()
+        if self._pace.is_due(idle=self._queue.empty()):
+            with self._pace.looking():
+                self._tick()
 
     def _tick(self) -> None:
-        self._ticked_at = time.monotonic()
         for node, text in self._gate.struck():
             self._note("flood", node, text)
         self._feed(*self._reception.idle(quiet=self._queue.empty()), Tick())
+        self._showing.show()
 
     def _feed(self, *events: Event) -> None:
+        acted = False
         for event in events:
             for action in self._machine.handle(event, self._clocks.steady()):
                 self._do(action)
-        if events and all(isinstance(event, Arriving) for event in events):
-            # A chunk changes nothing that is shown.
-            return
-        self._show()
-
-    def _show(self) -> None:
-        shown(self.view, self._machine, self._clocks)
-        self._observer(self.view)
+                acted = True
+        # All else that is new is seen when the loop looks at the time.
+        if acted:
+            self._showing.show()
 
     def _do(self, action: Action) -> None:
         match action:
@@ -304,9 +304,10 @@ class Service:
         plan = self._plan
         assert plan is not None
         # A large sum takes seconds: whoever looks sees why nothing else changes.
-        self._show()
+        self._showing.show()
         self._reception.round_over()
-        updates = [row for row in self._ledger.updates(server_round) if row.header.node in participants]
+        counted = frozenset(participants)
+        updates = [row for row in self._ledger.updates(server_round) if row.header.node in counted]
         closed = self._model.close(plan, updates, self._chunk_bytes)
         row = msgspec.structs.replace(
             closed.row,
@@ -320,8 +321,7 @@ class Service:
             self._note(*note)
         self.view.digest = closed.objects[0].digest
         self._publisher.published_state(server_round, self._objects)
-        self._ledger.put_round(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
-        self._measuring.take_rows()
+        self._measuring.take(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self._measuring.published(plan)
         self._judge()
         self._feed(RoundPublished(server_round))
@@ -332,16 +332,9 @@ class Service:
         if standing is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))
 
-    def _listeners(self) -> int:
-        return sum(node.online for node in self.view.nodes.values())
-
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
         number = self._machine.round if server_round is None else server_round
         event = self._log.note(kind, node, number, text)
         if event is not None:
-            self._told(event)
-
-    def _told(self, event: EventView) -> None:
-        self.view.events = [*self.view.events[-49:], event]
-        self._observer(self.view)
+            self._showing.told(event)

@@ -5,14 +5,14 @@ a ledger's rounds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from coordinator.job import EvaluationSection
 from coordinator.store.rows import RoundRow
 from fedcore.registry import METRICS, metric_kind
 
-__all__ = ["Standing", "lower_is_better", "standing_of", "value_of"]
+__all__ = ["Standing", "Standings", "lower_is_better", "standing_of", "value_of"]
 
 _OWN: Final = {"accuracy": "higher", "loss": "lower", "perplexity": "lower"}
 """Which numbers are better, of what every run or task measures by itself; of all others their registry says it, with
@@ -46,25 +46,71 @@ def standing_of(rows: Sequence[RoundRow], section: EvaluationSection | None) -> 
         rows: Published rounds, first to last.
         section: Of the job.
     """
-    if section is None:
-        return None
+    return Standings(section).of(rows)
+
+
+class Standings:
+    """How a run stands, asked again and again while its rounds come: what follows from rows that are the same objects
+    as before is not worked out again.
+
+    Args:
+        section: Of the job.
+    """
+
+    def __init__(self, section: EvaluationSection | None) -> None:
+        self._section = section
+        self._rows: Sequence[RoundRow] = ()
+        # After so many rows.
+        self._after: list[_Tally] = [_Tally()]
+
+    def of(self, rows: Sequence[RoundRow]) -> Standing | None:
+        """As `standing_of`.
+
+        Args:
+            rows: Published rounds, first to last; not changed afterwards.
+        """
+        section = self._section
+        if section is None:
+            return None
+        # The last one of before may stand otherwise now that another follows it.
+        same = max(0, min(len(self._rows), len(rows)) - 1)
+        for place, (before, row) in enumerate(zip(self._rows[:same], rows, strict=False)):
+            if before is not row:
+                same = place
+                break
+        self._rows = rows
+        del self._after[same + 1 :]
+        for row in rows[same:]:
+            self._after.append(_next(self._after[-1], row, rows, section))
+        found = self._after[-1]
+        by = f"nodes.{section.best_name}" if section.best_on == "nodes" else section.best_name
+        return Standing(by, found.best, None if found.best is None else found.value, found.judged, found.stop_at)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    best: int | None = None
+    value: float = 0.0
+    since: int = 0
+    """Measurements since the best one."""
+    judged: int = 0
+    stop_at: int | None = None
+
+
+def _next(tally: _Tally, row: RoundRow, rows: Sequence[RoundRow], section: EvaluationSection) -> _Tally:
+    """The tally with one row more."""
     on_nodes = section.best_on == "nodes"
-    best, value, since, stop_at, judged = None, 0.0, 0, None, 0
+    found, judged = value_of(row, section.best_name, on_nodes=on_nodes), tally.judged
+    if judged == row.round - 1 and _is_judged(row, rows, section, on_nodes=on_nodes):
+        judged = row.round
+    if found is None:
+        return replace(tally, judged=judged)
     lower = lower_is_better(section.best_name)
-    for row in rows:
-        found = value_of(row, section.best_name, on_nodes=on_nodes)
-        if judged == row.round - 1 and _is_judged(row, rows, section, on_nodes=on_nodes):
-            judged = row.round
-        if found is None:
-            continue
-        if best is None or (found < value if lower else found > value):
-            best, value, since = row.round, found, 0
-            continue
-        since += 1
-        if stop_at is None and section.stop_after and since >= section.stop_after:
-            stop_at = row.round
-    by = f"nodes.{section.best_name}" if on_nodes else section.best_name
-    return Standing(by, best, None if best is None else value, judged, stop_at)
+    if tally.best is None or (found < tally.value if lower else found > tally.value):
+        return _Tally(row.round, found, 0, judged, tally.stop_at)
+    since = tally.since + 1
+    stops = tally.stop_at is None and section.stop_after and since >= section.stop_after
+    return replace(tally, since=since, judged=judged, stop_at=row.round if stops else tally.stop_at)
 
 
 def value_of(row: RoundRow, name: str, *, on_nodes: bool) -> float | None:

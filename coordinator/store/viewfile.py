@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from coordinator.store.pieces import Pieces
 from coordinator.store.view import RunView
 from fedcore.errors import FedkrsoError
 from fedcore.system.durable import is_full
@@ -117,7 +118,7 @@ class ViewFile:
         self._path, self._view, self._clock, self._monotonic = path, first, clock, monotonic
         self._writer = Writer.this()
         self._next_at = self._same_until = float("-inf")
-        self._content = b""
+        self._content, self._pieces = b"", Pieces()
         self.stopped = False
         """Whether the run was left before its end."""
 
@@ -149,13 +150,14 @@ class ViewFile:
 
     def _write(self, ended: End = "", error: str = "") -> None:
         now = self._monotonic()
-        before, self._view.written_at = self._view.written_at, 0.0
-        content = self._view.encoded()
-        self._view.written_at = before
+        # Without the time, to see whether anything else changed.
+        content = self._pieces.whole(self._view, 0.0)
+        self._next_at = now + max(_INTERVAL_SECONDS, len(content) / _BYTES_A_SECOND)
         if content == self._content and not ended and now < self._same_until:
             return
         self._view.written_at = self._clock()
-        data = msgspec.json.encode(_Written(self._writer, msgspec.Raw(self._view.encoded()), ended, error))
+        whole = self._pieces.whole(self._view, self._view.written_at)
+        data = msgspec.json.encode(_Written(self._writer, msgspec.Raw(whole), ended, error))
         beside = self._path.with_name(self._path.name + ".new")
         try:
             beside.write_bytes(data)
@@ -167,7 +169,6 @@ class ViewFile:
             beside.unlink(missing_ok=True)
             return
         self._content, self._same_until = content, now + _SAME_INTERVAL_SECONDS
-        self._next_at = now + max(_INTERVAL_SECONDS, len(data) / _BYTES_A_SECOND)
 
 
 def read_view(path: Path) -> Seen | None:

@@ -82,16 +82,18 @@ class Story:
         return lines
 
     def _published(self, view: RunView) -> list[Line]:
-        lines: list[Line] = []
-        lines += self._measured(view)
-        for row in view.rows:
-            row = msgspec.structs.replace(row, nodes=None)
-            if self._rows.get(row.round) == row or (row.accuracy is None and view.phase == "closing"):
+        new = [row for row in view.rows if self._rows.get(row.round) is not row]
+        lines = self._measured(view, new)
+        for row in new:
+            if row.accuracy is None and view.phase == "closing":
+                continue
+            before = self._rows.get(row.round)
+            self._rows[row.round] = row
+            if before is not None and msgspec.structs.replace(before, nodes=row.nodes) == row:
                 continue
             if row.round in self._accepted:
                 # The update that closes a round is in no view of the open round.
                 lines += self._updates(row.round, row.participants)
-            self._rows[row.round] = row
             measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}{_metrics(row.metrics)}"
             megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
             lines.append(
@@ -110,10 +112,10 @@ class Story:
             )
         return lines
 
-    def _measured(self, view: RunView) -> list[Line]:
+    def _measured(self, view: RunView, rows: list[RoundRow]) -> list[Line]:
         """What nodes measured of published states, each once."""
-        lines = []
-        for version, found in [(0, view.start), *((row.round, row.nodes) for row in view.rows)]:
+        lines: list[Line] = []
+        for version, found in [(0, view.start), *((row.round, row.nodes) for row in rows)]:
             if found is None or self._nodes_measured.get(version) == found:
                 continue
             self._nodes_measured[version] = found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import random
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from edge_client.agent.hearing import Hearing
 from edge_client.agent.lines import Callbacks
 from edge_client.agent.messages import Keys, Messages
 from edge_client.agent.outbox import Outbox
-from edge_client.agent.resting import Resting, Surroundings
+from edge_client.agent.resting import Resting, Surroundings, patience_seconds
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import Telling
@@ -49,7 +48,7 @@ __all__ = ["Agent", "Supervise"]
 Supervise = Callable[[Callable[[WorkerEvent | WorkerDied], None], Callable[[str], None]], Supervisor]
 """Makes what starts and watches the worker, of who hears the worker and who hears what happens:
 `partial(Supervisor, node, model_folder, budget_bytes)`, or one without a worker in a simulation of many nodes."""
-_TICK_SECONDS, _SAMPLE_SECONDS = 0.25, 1.0
+_SAMPLE_SECONDS = 1.0
 _WAITING_BYTES = 2**18  # messages that wait: about one chunk
 
 
@@ -95,7 +94,7 @@ class Agent:
         self._artefact_path = artefact_path(self._folder)
         artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""
         self.session = Session(node.node, sent_round=sent, update_round=waiting, artefact=artefact)
-        self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied] = EventQueue(_WAITING_BYTES)
+        self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied | None] = EventQueue(_WAITING_BYTES)
         told = self._fetched, self._gone, self._say
         self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
         self._supervisor = supervise(self._queue.put, self._say)
@@ -103,22 +102,24 @@ class Agent:
         device = surroundings.device or detect()
         self._telling = Telling(node, self.session, self._supervisor, self._messages, device.facts.name, jitter)
         self._resting = Resting(node.policy, self._storage, device, surroundings.local_time, self.session, self._say)
-        self._sample_at = 0.0
+        self._sample_at, self._stopping, self._steady = 0.0, False, surroundings.steady
         self._fatal: FedkrsoError | None = None
-        self._stopping = False
         self._finished_at: float | None = None
 
     def stop(self) -> None:
         """Leave at the next turn of the loop (safe to call from a signal handler)."""
         self._stopping = True
+        self._queue.put(None)  # wakes the loop
 
     def set_budget(self, budget_bytes: int) -> None:
         """Another memory budget, from the next turn of the loop on (safe to call from a signal handler)."""
         self._new_budget = budget_bytes
+        self._queue.put(None)  # wakes the loop
 
     def set_policy(self, policy: PolicySection) -> None:
         """Another policy, from the next turn of the loop on (safe to call from a signal handler)."""
         self._resting.set_policy(policy)
+        self._queue.put(None)  # wakes the loop
 
     def run(self, *, leave_when_finished: bool = True) -> None:
         """Serve until stopped, or until the run is finished and its end is reported.
@@ -133,7 +134,7 @@ class Agent:
             self._transport.wait_connected(CONNECT_SECONDS)
             # Before a plan is looked at.
             self._resting.wait()
-            self._look(time.monotonic())
+            self._look(self._steady())
             while not self._stopping and self._fatal is None:
                 self._turn()
                 if leave_when_finished and self._left_long_enough():
@@ -151,17 +152,17 @@ class Agent:
         if self.session.state != "finished":
             self._finished_at = None
             return False
-        self._finished_at = self._finished_at or time.monotonic()
-        return time.monotonic() > self._finished_at + 2.0
+        self._finished_at = self._finished_at or self._steady()
+        return self._steady() > self._finished_at + 2.0
 
     def _turn(self) -> None:
         try:
-            event = self._queue.get(_TICK_SECONDS)
+            event = self._queue.get(patience_seconds(self.session, self._transfers, self._supervisor))
         except queue.Empty:
             pass
         else:
             self._stored(lambda: self._take(event))
-        now = time.monotonic()
+        now = self._steady()
         self._heartbeat(self.session.state)
         if self._new_budget is not None:
             budget, self._new_budget = self._new_budget, None
@@ -184,7 +185,7 @@ class Agent:
         for event in self._resting.look(at_seconds, quiet=self._queue.empty()):
             self._stored(partial(self._feed, event))
 
-    def _take(self, event: TransportEvent | WorkerEvent | WorkerDied) -> None:
+    def _take(self, event: TransportEvent | WorkerEvent | WorkerDied | None) -> None:
         match event:
             case Received(topic, payload, _):
                 self._received(topic, payload)
@@ -204,7 +205,7 @@ class Agent:
                 self._say(lines.adopted(event))
                 self._feed(s.Adopted(version, generation, digest))
             case Progress():
-                self._supervisor.progressed(event, time.monotonic())
+                self._supervisor.progressed(event, self._steady())
             case MeasuredState(version, measurement):
                 self._say(lines.measured(event))
                 self._feed(s.StateMeasured(version, measurement))
@@ -219,7 +220,7 @@ class Agent:
     # From the wire
 
     def _received(self, topic: str, payload: bytes) -> None:
-        heard = self._hearing.take(topic, payload, time.monotonic())
+        heard = self._hearing.take(topic, payload, self._steady())
         if heard is None:
             return
         if heard.other_run:
@@ -232,7 +233,7 @@ class Agent:
             case Welcome():
                 self._telling.tell()
             case Grant() | Ack() | Commit() | Refuse() | Chunk() as body:
-                self._transfers.handle(body, time.monotonic())
+                self._transfers.handle(body, self._steady())
 
     # What the session says
 
@@ -259,7 +260,7 @@ class Agent:
                 self._guarded(lambda: self._train(plan, measured))
             case s.SendUpdate(server_round):
                 assert self.session.plan is not None
-                self._transfers.send(server_round, self.session.plan.chunk_bytes, time.monotonic())
+                self._transfers.send(server_round, self.session.plan.chunk_bytes, self._steady())
             case s.Decline(server_round, reason):
                 self._say(lines.declined(action))
                 self._messages.up("declined", Declined(reason), server_round)
@@ -280,7 +281,7 @@ class Agent:
 
     def _fetch(self, obj: PublishedObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
-        self._transfers.fetch(obj, time.monotonic())
+        self._transfers.fetch(obj, self._steady())
 
     def _train(self, plan: Plan, measured: Measurement | None) -> None:
         self._storage.require(round_bytes(plan), f"round {plan.round}")

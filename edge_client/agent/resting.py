@@ -4,6 +4,7 @@ seen of the device and the disk becomes events of the session."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,14 +13,18 @@ from devices.base import Device
 from edge_client.agent.events import MayWork, MustRest
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
+from edge_client.agent.transfers import Transfers
 from edge_client.owner.policy import Conditions, PolicySection, Watch
 from edge_client.owner.sensing import Sensing
+from edge_client.process.supervisor import Supervisor
 from fedcore.device.readings import Readings
 from fedcore.errors import StorageError
 from fedcore.system.logs import Line
 
-__all__ = ["Resting", "Surroundings"]
+__all__ = ["Resting", "Surroundings", "patience_seconds"]
 
+# For how long the agent's loop waits for a word before it looks around.
+_AT_WORK_SECONDS, _WATCHING_SECONDS, _IDLE_SECONDS = 0.25, 1.0, 2.0
 _POLICY_SECONDS = 1.0
 _STORAGE_SECONDS = 5.0
 # A sensor that hangs does not keep a node from saying that it rests because of it.
@@ -33,10 +38,31 @@ class Surroundings:
     Attributes:
         device: The machine's facts and sensors; this one's by default.
         local_time: What the hours of `[policy]` are of.
+        steady: Seconds of a clock that never goes back, for all that is waited for.
     """
 
     device: Device | None = None
     local_time: Callable[[], datetime] = lambda: datetime.now().astimezone()
+    steady: Callable[[], float] = time.monotonic
+
+
+def patience_seconds(session: Session, transfers: Transfers, supervisor: Supervisor) -> float:
+    """For how long an agent waits for a word before it looks around by itself: what is at work is looked at often, the
+    processor of a device on which nothing happens is left asleep. Messages, the worker's words and the owner's wishes
+    end the wait at once.
+
+    Args:
+        session: What the node is doing.
+        transfers: What is on its way up or down.
+        supervisor: Of its worker.
+    """
+    if session.busy or transfers.busy or session.state == "sending":
+        return _AT_WORK_SECONDS
+    # A worker that waits holds memory which others may need; a node that rests waits for its device; one that has
+    # finished is about to leave.
+    if supervisor.running or session.state in ("resting", "finished"):
+        return _WATCHING_SECONDS
+    return _IDLE_SECONDS
 
 
 class Resting:

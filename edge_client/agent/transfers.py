@@ -117,6 +117,11 @@ class Transfers:
         elif self._sender is not None:
             self._run_sender(self._sender, self._sender.handle(body, now))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is on its way, up or down."""
+        return self._sender is not None or self._fetching is not None
+
     def tick(self, now: float) -> None:
         """Time has passed."""
         if self._sender is not None:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 import msgspec
 
 import coordinator
+from coordinator.store.pieces import Pieces
 from coordinator.store.view import RunView
 from tests.browser.fleet import history
 
@@ -42,7 +43,7 @@ class PageServer:
         self.history: Callable[[Any], dict[str, list[Any]]] = history
         self.broken = False
         """Answer everything with 502, as a proxy in front of a dead coordinator does."""
-        self._streams: set[queue.Queue[bytes | None]] = set()
+        self._streams: dict[queue.Queue[bytes | None], Pieces] = {}
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
         self.view = view
@@ -54,11 +55,12 @@ class PageServer:
         return f"http://127.0.0.1:{self.port}"
 
     def show(self, view: RunView | None = None) -> None:
-        """Tell viewers of a view that changed."""
+        """Tell viewers what is new in a view that changed, as the dashboard does."""
         self.view = view or self.view
         self._encoded = self.view.encoded()
-        for stream in list(self._streams):
-            stream.put(self._encoded)
+        for stream, pieces in list(self._streams.items()):
+            news = pieces.news(self.view, self.view.written_at)
+            stream.put(b"event: change\ndata: %b\n\n" % (self._encoded if news is None else news))
 
     def start(self) -> None:
         """Serve, on the port of before if there was one."""
@@ -89,12 +91,14 @@ class PageServer:
 
     def subscribe(self) -> queue.Queue[bytes | None]:
         stream: queue.Queue[bytes | None] = queue.Queue()
-        stream.put(self._encoded)
-        self._streams.add(stream)
+        pieces = Pieces()
+        pieces.news(self.view, self.view.written_at)
+        stream.put(b"event: run\ndata: %b\n\n" % self._encoded)
+        self._streams[stream] = pieces
         return stream
 
     def leave(self, stream: queue.Queue[bytes | None]) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -168,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"retry: 300\n\n")
             while (data := stream.get()) is not None:
-                self.wfile.write(b"event: run\ndata: " + data + b"\n\n")
+                self.wfile.write(data)
         except OSError:
             pass
         finally:

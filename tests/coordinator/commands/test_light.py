@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.made_runs import finished_run, killed_run
+from made_runs import finished_run, killed_run
 
 HEAVY = ("cryptography", "jinja2", "matplotlib", "numpy", "psutil", "rich.live", "starlette", "torch")
 PROGRAM = f"""

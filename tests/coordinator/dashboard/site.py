@@ -111,9 +111,9 @@ class Site:
         self.dashboard.observe(self.view)
 
     @contextlib.contextmanager
-    def stream(self, **headers: str) -> Iterator[tuple[http.client.HTTPResponse, Iterator[bytes]]]:
+    def stream(self, query: str = "", **headers: str) -> Iterator[tuple[http.client.HTTPResponse, Iterator[bytes]]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        connection.request("GET", "/api/stream", headers=headers)
+        connection.request("GET", f"/api/stream{query}", headers=headers)
         answer = connection.getresponse()
         inflate = zlib.decompressobj(31) if answer.getheader("content-encoding") == "gzip" else None
 

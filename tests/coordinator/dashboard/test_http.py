@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import socket
 import threading
@@ -11,11 +12,13 @@ import time
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coordinator.dashboard import board as board_module
 from coordinator.store.ledger import RoundRow
+from coordinator.store.pieces import Followed
 from coordinator.store.view import NodeView, RunView
 from tests.coordinator.dashboard.site import Site, run_of, served, until
 
@@ -49,6 +52,29 @@ def test_the_stream_tells_at_once_and_then_every_change_and_the_end(site: Site, 
         assert run_of(next(parts)).phase == "finished"
         assert list(parts) == []
         closing.join(120)
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_who_asks_for_changes_gets_the_rows_and_nodes_that_are_new_and_can_put_the_run_together(
+    site: Site, encoding: str
+) -> None:
+    with site.stream("?changes=1", **{"Accept-Encoding": encoding}) as (_, parts):
+        assert next(parts) == b"retry: 3000"
+        followed = Followed()
+        whole = next(parts)
+        assert b"event: run\n" in whole and len(followed.take(whole.partition(b"data: ")[2]).rows) > 1
+        # The feed's own first word has all once more.
+        site.change(round=4)
+        followed.take(next(parts).partition(b"data: ")[2])
+        site.view.nodes["a"].step += 1
+        last = site.view.rows[-1]
+        site.change(rows=[*site.view.rows, msgspec.structs.replace(last, round=last.round + 1)])
+        part = next(parts)
+        news = followed.take(part.partition(b"data: ")[2])
+        assert b"event: change\n" in part
+        assert list(news.nodes) == ["a"] and [row.round for row in news.rows] == [last.round + 1]
+    shown = RunView.decoded(site.ask("/api/run")[2])
+    assert followed.view == shown == dataclasses.replace(site.view, written_at=shown.written_at)
 
 
 def test_a_quiet_stream_says_that_it_lives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from coordinator.job import EvaluationSection
 from coordinator.store.rows import NodesMeasured, RoundRow
-from coordinator.store.standing import Standing, standing_of
+from coordinator.store.standing import Standing, Standings, standing_of
 from fedcore.errors import ConfigError
 
 
@@ -90,3 +91,20 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_section_that_cannot_mean_anything_is_refused(words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         section(**WRONG[words])
+
+
+def test_asked_again_while_rounds_come_and_change_it_says_what_it_would_say_of_all_of_them() -> None:
+    for seed in range(60):
+        chance = random.Random(seed)
+        nodes = seed % 2 == 0
+        wanted = section(stop_after=seed % 3, every=1 + seed % 4 // 3, where="nodes" if nodes else "coordinator")
+        wanted = msgspec.structs.replace(wanted, source="" if nodes else "rows.csv")
+        standings, course = Standings(wanted), list[RoundRow]()
+        for _ in range(25):
+            value, place = chance.choice([0.25, 0.5, 0.75]), chance.randrange(len(course)) if course else 0
+            if not course or chance.random() < 0.4:
+                course = [*course, RoundRow(len(course) + 1, ("a",), 0, 0, 1.0, 1.0)]
+            else:
+                found = {"nodes": NodesMeasured(8, value, value, {}, {})} if nodes else {"accuracy": value, "loss": 1.0}
+                course = [*course[:place], msgspec.structs.replace(course[place], **found), *course[place + 1 :]]
+            assert standings.of(course) == standing_of(course, wanted)

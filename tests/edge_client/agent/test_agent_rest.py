@@ -280,9 +280,9 @@ def test_a_sensor_that_hangs_stops_no_heartbeat(scene: Callable[..., Scene]) -> 
     node = scene(Board(COOL), PolicySection())
     node.next(Telemetry, lambda numbers: numbers.readings == COOL)
     node.board.hangs = True
-    time.sleep(4.0)
+    time.sleep(9.0)  # an idle node's loop turns every other second; the sensor hangs for thirty
     gaps = [after - before for before, after in pairwise(node.beats)]
-    assert len(gaps) > 8 and max(gaps) < 2.0
+    assert len(gaps) > 3 and max(gaps) < 5.0
     assert node.thread.is_alive()
 
 

@@ -38,6 +38,12 @@ export async function request(path, { token = "", body = null } = {}) {
   return data;
 }
 
+/** A run with what is new in it: rows by their round, nodes by their name. */
+function merged(run, news) {
+  const rows = new Map([...run.rows, ...news.rows].map((row) => [row.round, row]));
+  return { ...news, rows: [...rows.values()], nodes: { ...run.nodes, ...news.nodes } };
+}
+
 /**
  * The stream of views. `onRun(view)` gets each; `onConnection({live, since})` hears when the connection comes and goes.
  * EventSource connects again after a network error, but not after an error status (a proxy's 502), and does not notice
@@ -65,12 +71,22 @@ export class Stream {
     this.source.addEventListener("open", () => this.heard());
     this.source.addEventListener("run", (event) => {
       this.heard();
-      this.onRun(JSON.parse(event.data));
+      this.take(JSON.parse(event.data));
+    });
+    // Only the rows and nodes that are new; all else is there.
+    this.source.addEventListener("change", (event) => {
+      this.heard();
+      this.take(merged(this.run, JSON.parse(event.data)));
     });
     this.source.addEventListener("error", () => {
       this.lost();
       if (this.source.readyState === EventSource.CLOSED) this.again(RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)]);
     });
+  }
+
+  take(run) {
+    this.run = run;
+    this.onRun(run);
   }
 
   again(delay) {
@@ -94,7 +110,7 @@ export class Stream {
   async check() {
     if (performance.now() - this.heardAt < SILENCE_MS || this.source.readyState !== EventSource.OPEN) return;
     try {
-      this.onRun(await request("/api/run"));
+      this.take(await request("/api/run"));
       this.heardAt = performance.now();
     } catch {
       this.lost();

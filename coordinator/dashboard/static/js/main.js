@@ -193,7 +193,7 @@ async function learnEvents() {
   store.set({ events: derive.mergedEvents(store.state.events, events) });
 }
 
-new Stream("/api/stream", {
+new Stream("/api/stream?changes=1", {
   onRun(run) {
     announce(derive.announcement(store.state.run, run));
     const events = derive.mergedEvents(store.state.events, run.events);
