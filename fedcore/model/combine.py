@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from fedcore.errors import UpdateRefused
 from fedcore.model.update import Columns, IndexedUpdate, WeightedUpdate
-from fedcore.numbers.accumulator import MAX_EXAMPLES, Clip, MatrixEntry
+from fedcore.numbers.accumulator import MAX_EXAMPLES, MatrixEntry
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.rules import Rule
 from fedcore.round.plan import Plan
 

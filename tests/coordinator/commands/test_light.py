@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from made_runs import finished_run, killed_run
 
 HEAVY = ("cryptography", "jinja2", "matplotlib", "numpy", "psutil", "rich.live", "starlette", "torch")

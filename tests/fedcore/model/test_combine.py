@@ -27,7 +27,8 @@ from fedcore.model import combine
 from fedcore.model.combine import Combined
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate, add_update, write_update
-from fedcore.numbers.accumulator import Clip, RunningSum
+from fedcore.numbers.accumulator import RunningSum
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.codecs import encoded
 from fedcore.numbers.records import Record
 from fedcore.numbers.rules import MEAN, Mean, Median, Rule, TrimmedMean, rule_of

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from fedcore.errors import ExactnessError
 from fedcore.numbers.accumulator import (
     MAX_EXAMPLES,
-    Clip,
     RowScaled,
     RunningSum,
     clip_within,
@@ -24,6 +23,7 @@ from fedcore.numbers.accumulator import (
     squared_norm,
     within_bounds,
 )
+from fedcore.numbers.clip import Clip
 
 
 @st.composite
