@@ -99,15 +99,14 @@ class Leader:
         self._plans: queue.Queue[Plan] = queue.Queue()
         self._ended: queue.Queue[object] = queue.Queue()
         self._stop = False
-        self._lives, self._run_id = 0, ""
+        self._lives = 0
 
     def start(self, wait_seconds: float = _WAIT_SECONDS) -> Plan:
         """Begin the run, or go on with it after `kill`; the plan of the round that is open."""
         self._lives, self._stop, self._broker = self._lives + 1, False, MemoryBroker()
         self._plans, self._ended = queue.Queue(), queue.Queue()
         self._transport = self._broker.connect()
-        # As a node does, which keeps the run that it is in: the first plan may come before the welcome.
-        self._post = Post("t", "n", None, self._lives, self._run_id)
+        self._post = Post("t", "n", None, self._lives)
         self._transport.subscribe(_TOPICS.plan)
         self._transport.subscribe(_TOPICS.down("n", "#"))
         self._transport.start(
@@ -200,8 +199,9 @@ class Leader:
 
     def _heard(self, envelope: Envelope) -> None:
         body = envelope.body
+        # A resumed run's plan may come before the welcome, and is answered at once.
+        self._post.run_id = envelope.run_id
         if isinstance(body, Welcome):
-            self._run_id = self._post.run_id = envelope.run_id
             self._tell()
         elif isinstance(body, Plan):
             # One that invites nobody says only that the run goes on.
