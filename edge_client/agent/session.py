@@ -85,11 +85,11 @@ class Session:
     tries: int = 0
     rests: dict[Cause, str] = field(default_factory=dict)
     """Why it must rest, by cause."""
-    story: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
+    story: deque[type[Event]] = field(default_factory=lambda: deque(maxlen=200))  # kinds: events hold whole plans
 
     def handle(self, event: Event) -> list[Action]:
         """Take one event; returns what to do, in order."""
-        self.story.append(event)
+        self.story.append(type(event))
         before = self.state, self.version, self.reason
         actions = self._handle(event)
         if (self.state, self.version, self.reason) != before:
@@ -113,9 +113,9 @@ class Session:
         assert "policy" not in self.rests or not self.worker_ready, self.story
 
     def _go(self, state: State) -> None:
-        sources, targets = TRANSITIONS[type(self.story[-1])]
+        sources, targets = TRANSITIONS[self.story[-1]]
         if self.state not in sources or state not in targets:
-            last = list(self.story)[-5:]
+            last = [kind.__name__ for kind in self.story][-5:]
             raise RunError(f"{self.node} cannot go from {self.state} to {state}; last events: {last}")
         self.state = state
 
