@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from edge_client.worker.generate.engine import Engine
 from edge_client.worker.generate.kernel import Kernel
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.trace.blocks import Repetition, repetition, shortened
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.timeline import Timeline
@@ -58,11 +59,18 @@ def pass_bytes(
 
 
 def buffers_bytes(model: BuiltModel) -> int:
-    """What layers write blocks of weights and signs to, which `pass_bytes` leaves out: all layers use the same."""
+    """What layers write blocks of weights, side factors and signs to, which `pass_bytes` leaves out: all layers use the
+    same."""
     layers = list(model.layers.values())
-    blocks = max((min(layer.block_rows, layer.out_features) * layer.in_features for layer in layers), default=0)
-    signs = max((layer.projection.numel() for layer in layers if layer.projection is not None), default=0)
-    return torch.float32.itemsize * (blocks + signs)
+    learned = [(layer, layer.projection) for layer in layers if layer.projection is not None]
+    blocks = max((_block_rows(layer) * layer.in_features for layer in layers), default=0)
+    sides = max((_block_rows(layer) * projection.shape[0] for layer, projection in learned), default=0)
+    signs = max((projection.numel() for _, projection in learned), default=0)
+    return torch.float32.itemsize * (blocks + sides + signs)
+
+
+def _block_rows(layer: SubspaceLinear) -> int:
+    return min(layer.block_rows, layer.out_features)
 
 
 def _traced(
