@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from method_runs import CASES, Case, name_of, settings_of
+from plans import make_plan
 
 from coordinator.job import Job
 from coordinator.reports.objects import job_words
@@ -25,7 +26,7 @@ from fedcore.numbers.records import Record
 from fedcore.numbers.rules import MEAN, Median, rule_of
 from fedcore.registry import RULES
 from fedcore.round.header import UpdateHeader
-from fedcore.round.plan import ArtefactObject, Plan
+from fedcore.round.plan import ArtefactObject
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.files import manifest_of
 
@@ -72,20 +73,12 @@ def test_a_method_takes_every_rule_or_says_why_not(case: Case, tmp_path: Path) -
         artefact = ArtefactObject(manifest_of(tmp_path / "artefact", 1024))
     half = server_half(settings, "" if artefact is None else artefact.manifest.sha256)
     training = half.training(1, 5)
-    plan = Plan(
-        round=1,
-        phase="train",
+    plan = make_plan(
         cohort=(),
-        deadline_at=0,
         task=TaskSection(kind="regression"),
-        base_kind="int8",
-        base_digest="",
         model_schema=SCHEMA,
         checksums=("",) * (len(SCHEMA.layers) if training.seeds else 0),
         training=training,
-        version=0,
-        chunk_bytes=65_536,
-        objects=(),
         artefact=artefact,
     )
     updates, numbers = [], []

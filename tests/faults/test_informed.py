@@ -88,8 +88,7 @@ def test_informed_rows_that_were_lost_or_damaged_come_again(tmp_path: Path, work
         tiny.rows(1).unlink()
         tiny.join(1)
         # So does a coordinator.
-        tiny.leader.send_signal(signal.SIGKILL)
-        tiny.leader.wait(120)
+        tiny.kill_leader()
         damage(tiny.files.artefact)
         tiny.lead()
 

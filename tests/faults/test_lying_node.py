@@ -5,7 +5,6 @@ broker, coordinator, agents and workers."""
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,9 +80,7 @@ def run(folder: Path, workshop: Workshop, *, rule: str, rounds: int, kill: bool 
     def watch() -> None:
         if kill and not killed and tiny.mark() == 3:
             killed.append(True)
-            assert tiny.leader is not None
-            tiny.leader.send_signal(signal.SIGKILL)
-            tiny.leader.wait(10)
+            tiny.kill_leader()
             tiny.lead()
 
     try:

@@ -5,7 +5,6 @@ without."""
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -50,9 +49,7 @@ def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[
             found[0].kill()
         if tiny.mark() == 3 and "leader" not in killed:
             killed.add("leader")
-            assert tiny.leader is not None
-            tiny.leader.send_signal(signal.SIGKILL)
-            tiny.leader.wait(120)
+            tiny.kill_leader()
             tiny.lead()
 
     try:

@@ -151,8 +151,7 @@ class Killer:
             case "coordinator":
                 if tiny.leader is None or tiny.leader.poll() is not None:
                     return
-                tiny.leader.kill()
-                tiny.leader.wait()
+                tiny.kill_leader()
                 self._damage(strike, tiny.files.root, "coordinator")
                 time.sleep(strike.pause_seconds)
                 tiny.lead()

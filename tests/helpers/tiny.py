@@ -119,6 +119,12 @@ class Tiny(Cluster):
         else:
             self.leader = self.start("coordinator", "run", self.folder / "job.toml", "--runs", self.folder)
 
+    def kill_leader(self) -> None:
+        """Kill the coordinator; `lead` goes on with its run."""
+        assert self.leader is not None
+        self.leader.kill()
+        self.leader.wait()
+
     def join(self, index: int) -> None:
         """Start a home."""
         self.homes[index] = self.start("client", "run", self.folder / f"home-{index}.toml")

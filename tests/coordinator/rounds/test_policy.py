@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import make_plan
 
 from coordinator.job import SafetySection
 from coordinator.rounds.policy import clip_for, outliers, round_shares
@@ -131,23 +132,14 @@ def test_wrong_limits_are_refused_with_the_key(tmp_path: Path, line: str, messag
 # An attack: four honest participants, and one that claims 10,000 times the examples or sends 1,000 times the norm.
 
 
-def make_plan() -> Plan:
+def the_plan() -> Plan:
     training = HALF.training(1, 5)
-    checksums = checksums_of(training, SCHEMA)
-    return Plan(
-        round=1,
-        phase="train",
+    return make_plan(
         cohort=(),
-        deadline_at=0,
         task=TaskSection(kind="regression"),
-        base_kind="int8",
-        base_digest="",
         model_schema=SCHEMA,
-        checksums=checksums,
+        checksums=checksums_of(training, SCHEMA),
         training=training,
-        version=0,
-        chunk_bytes=65_536,
-        objects=(),
     )
 
 
@@ -168,14 +160,14 @@ def published_state(
             header,
             [Record("l", quantise_rows(layer, 8), 8), Record("head", quantise_rows(head, 16), 16)],
         )
-        checked = check_update(folder / node, make_plan(), "r", node)
+        checked = check_update(folder / node, the_plan(), "r", node)
         updates[node], clips[node] = checked.header, clip_for(checked, safety)
     shares = round_shares({node: header.examples for node, header in updates.items()}, "examples", safety)
     weighted = [
         WeightedUpdate(folder / node, header, shares.weights[node], clips[node]) for node, header in updates.items()
     ]
-    one = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted)
-    other = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), reversed(weighted))
+    one = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), the_plan(), weighted)
+    other = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), the_plan(), reversed(weighted))
     assert one.publish().digest() == other.publish().digest()
     return one, dict(shares.weights)
 
@@ -197,13 +189,13 @@ def test_an_honest_round_under_the_default_limits_has_the_digest_it_had_before_t
         layer = RowScaled(numbers((30, 8), 127, 37 + place), np.full(30, -12, np.int8))
         head = RowScaled(numbers((3, 20), 32767, 5001 + place), np.full(3, -20, np.int8))
         write_update(tmp_path / header.node, header, [Record("l", layer, 8), Record("head", head, 16)])
-        updates.append(check_update(tmp_path / header.node, make_plan(), "r", header.node))
+        updates.append(check_update(tmp_path / header.node, the_plan(), "r", header.node))
     shares = round_shares({u.header.node: u.header.examples for u in updates}, "examples", SafetySection())
     weighted = [
         WeightedUpdate(tmp_path / u.header.node, u.header, shares.weights[u.header.node], clip_for(u, SafetySection()))
         for u in updates
     ]
-    digest = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), make_plan(), weighted).publish().digest()
+    digest = HALF.aggregate(ExactState.zero(HALF.training(1, 5), SCHEMA), the_plan(), weighted).publish().digest()
     assert digest == "7e9fee02f0fa83ac05f35071f198e853b6aa7b61b511b8c069c9a2ce8df7310b"
 
 

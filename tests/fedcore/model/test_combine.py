@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from plans import make_plan
 
 from fedcore.config.sections import TaskSection
 from fedcore.errors import UpdateRefused
@@ -46,20 +47,13 @@ SAID = {"a": (4, (0, 1, 2)), "b": (4, (2, 0, 1)), "c": (2, (1, 2)), "d": (4, (1,
 
 def plan_of(settings: MethodSettings, schema: ModelSchema = SCHEMA, server_round: int = 1) -> Plan:
     training = server_half(settings).training(server_round, 5)
-    return Plan(
-        round=server_round,
-        phase="train",
+    return make_plan(
+        server_round,
         cohort=(),
-        deadline_at=0,
         task=TaskSection(kind="regression"),
-        base_kind="int8",
-        base_digest="",
         model_schema=schema,
         checksums=checksums(training, schema),
         training=training,
-        version=server_round - 1,
-        chunk_bytes=65_536,
-        objects=(),
     )
 
 

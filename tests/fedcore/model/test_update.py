@@ -10,6 +10,7 @@ import msgpack
 import msgspec
 import numpy as np
 import pytest
+from plans import make_plan
 
 from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
@@ -35,23 +36,14 @@ HEADER = UpdateHeader(
 )
 
 
-def make_plan() -> Plan:
+def the_plan() -> Plan:
     training = HALF.training(1, 5)
-    checksums = checksums_of(training, SCHEMA)
-    return Plan(
-        round=1,
-        phase="train",
+    return make_plan(
         cohort=("a", "b"),
-        deadline_at=0,
         task=TaskSection(kind="regression"),
-        base_kind="int8",
-        base_digest="",
         model_schema=SCHEMA,
-        checksums=checksums,
+        checksums=checksums_of(training, SCHEMA),
         training=training,
-        version=0,
-        chunk_bytes=65_536,
-        objects=(),
     )
 
 
@@ -74,7 +66,7 @@ def part_of_l(number: int, exponent: int) -> Record:
 
 def check(tmp_path: Path, header: UpdateHeader, content: Iterable[Record]) -> CheckedUpdate:
     write_update(tmp_path / "u", header, content)
-    return check_update(tmp_path / "u", make_plan(), "r", "a")
+    return check_update(tmp_path / "u", the_plan(), "r", "a")
 
 
 def test_a_right_update_and_one_of_smaller_rank_are_taken_with_their_norm(tmp_path: Path) -> None:
@@ -170,7 +162,7 @@ def test_a_record_with_fields_of_other_types_is_refused(tmp_path: Path, change: 
     items = [header, {**pack_record(records()[0]), **change}, *map(pack_record, records()[1:]), {"end": 3}]
     (tmp_path / "u").write_bytes(b"".join(map(msgpack.packb, items)))
     with pytest.raises(UpdateRefused):
-        check_update(tmp_path / "u", make_plan(), "r", "a")
+        check_update(tmp_path / "u", the_plan(), "r", "a")
 
 
 def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> None:
@@ -180,11 +172,11 @@ def test_a_file_that_is_no_update_or_is_cut_short_is_refused(tmp_path: Path) -> 
     for bad in (b"", b"garbage", raw[:-1], raw[:-3], raw + b"\x80", b"\x81" * 1000, *cuts):
         (tmp_path / "u").write_bytes(bad)
         with pytest.raises(UpdateRefused):
-            check_update(tmp_path / "u", make_plan(), "r", "a")
+            check_update(tmp_path / "u", the_plan(), "r", "a")
 
 
 def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> None:
-    plan, state, updates, expected = make_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), [], np.zeros((5, 12))
+    plan, state, updates, expected = the_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), [], np.zeros((5, 12))
     for node, examples, seed in (("a", 7, 1), ("b", 3, 2)):
         header = msgspec.structs.replace(HEADER, node=node, examples=examples)
         content = records(seed=seed)
@@ -197,7 +189,7 @@ def test_aggregate_is_the_weighted_mean_whatever_the_order(tmp_path: Path) -> No
 
 
 def test_a_weight_and_a_clip_count_instead_of_what_is_claimed(tmp_path: Path) -> None:
-    plan, state, clip = make_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), Clip(40_000, 17)
+    plan, state, clip = the_plan(), ExactState.zero(HALF.training(1, 5), SCHEMA), Clip(40_000, 17)
     for node, seed in (("a", 1), ("b", 2)):
         write_update(tmp_path / node, msgspec.structs.replace(HEADER, node=node, examples=1000), records(seed=seed))
     updates = [WeightedUpdate(tmp_path / "a", HEADER, 1, clip), WeightedUpdate(tmp_path / "b", HEADER, 3)]
