@@ -94,7 +94,14 @@ def job_text(
         "model": {"folder": model, "base": "int8", "trained_tensors": list(TRAINED_TENSORS)},
         "task": {"kind": "instruction", "max_length": _MAX_TOKENS, "template_text": TEMPLATE},
         "method": method_of(rounds, **method),
-        "round": {"rounds": rounds, "min_nodes": homes, "quorum": homes, "deadline_seconds": 3600},
+        "round": {
+            "rounds": rounds,
+            "min_nodes": homes,
+            "quorum": homes,
+            "deadline_seconds": 3600,
+            # An agent has several at once in memory, each more than once, and states of 12 MB have many.
+            "chunk_bytes": 131_072,
+        },
         "evaluation": {
             "source": "examples.intent_calls.data:held_out",
             "arguments": {"seed": seed, "homes": homes, "examples": 40},
