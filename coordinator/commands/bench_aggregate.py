@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the exact sum is, beside a float32 mean of the same shape in NumPy, and what memory it takes; and what rules
-that look at all participants at once cost beside the mean of the same files."""
+"""How fast a round's updates become a mean, from files and already unpacked, beside a float32 sum of the same shape in
+NumPy, and what memory sums take; and what rules that look at all participants at once cost beside the mean of the same
+files."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from fedcore.config.sections import TaskSection
@@ -18,9 +20,9 @@ from fedcore.fields.types import Bits
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate, write_update
-from fedcore.numbers.accumulator import RunningSum, quantise_rows
+from fedcore.numbers.accumulator import RowScaled, RunningSum, Share, quantise_rows
 from fedcore.numbers.records import Record
-from fedcore.numbers.rules import Rule, rule_of
+from fedcore.numbers.rules import rule_of
 from fedcore.registry import RULES
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
@@ -30,48 +32,97 @@ __all__ = ["rows", "rule_rows"]
 
 # Rows and K r columns like those of one block of a 1 B Llama at rank 8 with 8 seeds.
 _SHAPES = {"attention": (8192, 64), "mlp": (18432, 64)}
+_ELEMENTS = sum(rows * columns for rows, columns in _SHAPES.values())
 _PARTICIPANTS = (2, 10, 50)
 _BY_RULES = (3, 10, 30)
-_METHOD = FedKRSO(FedKRSOSettings(rank=8, num_seeds=8, projection="signs"))
+_SETTINGS = FedKRSOSettings(rank=8, num_seeds=8, projection="signs")
 _SCHEMA = ModelSchema(tuple(LayerSpec(name, shape[0], 2048) for name, shape in _SHAPES.items()), ())
 _TRIM = 0.2
+# Other files than these are no other work.
+_FILES = 10
+# Updates that are unpacked at a time, as in a round (`fedcore.model.update`).
+_TOGETHER = 14
 
 
-def rows(bits: tuple[Bits, ...] = (8, 16)) -> Iterator[dict[str, Any]]:
-    """One row for each number of participants and precision; single-threaded."""
+def rows(bits: tuple[Bits, ...] = (4, 8, 16)) -> Iterator[dict[str, Any]]:
+    """One row for each number of participants and precision; single-threaded, and the time is a processor's: an update
+    a participant from its file into the next state, the mean and all; the sum alone, of parts that are unpacked; and a
+    float32 sum in NumPy."""
     generator = np.random.default_rng(0)
     values = {name: generator.normal(size=shape).astype(np.float32) * 0.01 for name, shape in _SHAPES.items()}
-    elements = sum(array.size for array in values.values())
     for precision in bits:
-        parts = {name: quantise_rows(array, precision) for name, array in values.items()}
-        for participants in _PARTICIPANTS:
-            total = RunningSum(_SHAPES)
-            started = time.perf_counter()
-            for examples in range(1, participants + 1):
-                total.add_examples(examples)
-                for name, part in parts.items():
-                    total.add(name, part, examples)
-            seconds = time.perf_counter() - started
-            sums = {name: np.zeros(shape, np.float32) for name, shape in _SHAPES.items()}
-            started = time.perf_counter()
-            for examples in range(1, participants + 1):
-                for name, array in values.items():
-                    sums[name] += array * np.float32(examples)
-            float_seconds = time.perf_counter() - started
-            yield {
-                "participants": participants,
-                "bits": precision,
-                "elements_per_second": elements * participants / seconds,
-                "float_elements_per_second": elements * participants / float_seconds,
-                "sum_bytes": 8 * elements,
-            }
+        method = FedKRSO(msgspec.structs.replace(_SETTINGS, bits=precision))
+        plan = _plan(method)
+        parts = {name: _as_unpacked(quantise_rows(array, precision)) for name, array in values.items()}
+        with tempfile.TemporaryDirectory(prefix="fedkrso-bench-") as folder:
+            files = [_written(Path(folder), number, plan) for number in range(_FILES)]
+            zero = ExactState.zero(plan.training, _SCHEMA)
+            for participants in _PARTICIPANTS:
+                updates = [files[number % _FILES] for number in range(participants)]
+                yield {
+                    "participants": participants,
+                    "bits": precision,
+                    "from_files_per_second": _rate(participants, lambda: method.aggregate(zero, plan, updates)),  # noqa: B023 (called at once)
+                    "elements_per_second": _rate(participants, lambda: _summed(parts, participants)),  # noqa: B023
+                    "float_elements_per_second": _rate(participants, lambda: _summed_floats(values, participants)),  # noqa: B023
+                    "sum_bytes": 8 * _ELEMENTS,
+                }
 
 
 def rule_rows() -> Iterator[dict[str, Any]]:
     """One row for each number of participants and rule, the mean first: update files of 4 bits become a state;
     single-threaded, and the time is a processor's."""
-    training = _METHOD.training(1, 0)
-    plan = Plan(
+    method = FedKRSO(_SETTINGS)
+    plan = _plan(method)
+    zero = ExactState.zero(plan.training, _SCHEMA)
+    with tempfile.TemporaryDirectory(prefix="fedkrso-bench-") as folder:
+        updates = [_written(Path(folder), number, plan) for number in range(max(_BY_RULES))]
+        for participants in _BY_RULES:
+            for name in RULES.names():
+                rule = rule_of(name, _TRIM)
+                some = updates[:participants]
+                tracemalloc.start()
+                method.aggregate(zero, plan, some, rule)
+                peak_bytes = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                yield {
+                    "participants": participants,
+                    "rule": name,
+                    "elements_per_second": _rate(participants, lambda: method.aggregate(zero, plan, some, rule)),  # noqa: B023
+                    "peak_bytes": peak_bytes,
+                }
+
+
+def _rate(participants: int, act: Callable[[], object]) -> float:
+    """Elements a second of a processor."""
+    started = time.process_time()
+    act()
+    return _ELEMENTS * participants / (time.process_time() - started)
+
+
+def _summed(parts: dict[str, RowScaled], participants: int) -> None:
+    total = RunningSum(_SHAPES)
+    for first in range(1, participants + 1, _TOGETHER):
+        some: Sequence[int] = range(first, min(first + _TOGETHER, participants + 1))
+        total.add_examples(sum(some))
+        for name, part in parts.items():
+            total.add_together(name, [Share(part, examples) for examples in some])
+
+
+def _summed_floats(values: dict[str, Any], participants: int) -> None:
+    sums = {name: np.zeros(shape, np.float32) for name, shape in _SHAPES.items()}
+    for examples in range(1, participants + 1):
+        for name, array in values.items():
+            sums[name] += array * np.float32(examples)
+
+
+def _as_unpacked(part: RowScaled) -> RowScaled:
+    """As narrow as integers are when they come from a file."""
+    return RowScaled(part.q.astype(np.int8), part.exponent) if part.most < 128 else part
+
+
+def _plan(method: FedKRSO) -> Plan:
+    return Plan(
         round=1,
         phase="train",
         cohort=(),
@@ -81,33 +132,11 @@ def rule_rows() -> Iterator[dict[str, Any]]:
         base_digest="",
         model_schema=_SCHEMA,
         checksums=("",) * len(_SCHEMA.layers),
-        training=training,
+        training=method.training(1, 0),
         version=0,
         chunk_bytes=65_536,
         objects=(),
     )
-    elements, zero = sum(rows * columns for rows, columns in _SHAPES.values()), ExactState.zero(training, _SCHEMA)
-    with tempfile.TemporaryDirectory(prefix="fedkrso-bench-") as folder:
-        updates = [_written(Path(folder), number, plan) for number in range(max(_BY_RULES))]
-        for participants in _BY_RULES:
-            for name in RULES.names():
-                found = updates[:participants], rule_of(name, _TRIM)
-                tracemalloc.start()
-                _METHOD.aggregate(zero, plan, *found)
-                peak_bytes = tracemalloc.get_traced_memory()[1]
-                tracemalloc.stop()
-                yield {
-                    "participants": participants,
-                    "rule": name,
-                    "elements_per_second": elements * participants / _seconds(zero, plan, *found),
-                    "peak_bytes": peak_bytes,
-                }
-
-
-def _seconds(zero: ExactState, plan: Plan, updates: list[WeightedUpdate], rule: Rule) -> float:
-    started = time.process_time()
-    _METHOD.aggregate(zero, plan, updates, rule)
-    return time.process_time() - started
 
 
 def _written(folder: Path, number: int, plan: Plan) -> WeightedUpdate:

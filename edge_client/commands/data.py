@@ -49,14 +49,16 @@ def data_check(
 ) -> None:
     """Read the data of NODE.toml as training will, and show it: three examples with what is learned of them, lengths,
     what is cut, labels, and every row that cannot be used. No weights are loaded, and nothing is sent anywhere."""
+    from edge_client.worker.programs.lean import hide_optional_packages
+
+    # Before what imports them.
+    hide_optional_packages()
     from edge_client.worker.architecture.configuration import read_tokenizer
     from edge_client.worker.data.checking import as_numbers, check_data
     from edge_client.worker.data.reading import resolved_task
-    from edge_client.worker.programs.lean import hide_optional_packages
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.templates import with_template
 
-    hide_optional_packages()
     node = _node_of(node_file)
     if (job is None) == (kind is None):
         raise ConfigError("what is to be learned is not said, or twice", place="--job", remedy="give --job or --task")

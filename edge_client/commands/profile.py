@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -31,7 +32,20 @@ from fedcore.errors import BudgetError, ConfigError, FedkrsoError, ModelError
 from fedcore.round.training import USUAL_RANK, AnyTraining
 from fedcore.weights.schema import ModelSchema
 
+if TYPE_CHECKING:
+    from edge_client.worker.trace.outline import Outline
+    from edge_client.worker.trace.shapes import Shapes
+
 __all__ = ["profile"]
+
+
+class _FoundOut(NamedTuple):
+    """What one trace found out and the next need not: names and shapes of weights, what trains, operations."""
+
+    outline: Outline
+    schema: ModelSchema
+    shapes: Shapes
+
 
 # Tokens of question and answer together, as far as the model has positions.
 _CONTEXTS = (256, 1024, 4096)
@@ -98,7 +112,7 @@ def profile(
 
     training = subspace_round(pool=pool, rank=rank, batch_size=batch, steps=1, intervals=pool)
     with Waiting(sys.stderr) as waiting:
-        schema, own, lora, full = _footprints(folder, section, training, length, min_length, waiting)
+        found_out, own, lora, full = _footprints(folder, section, training, length, min_length, waiting)
     fixed = Bounds(batch_size=batch, rank=rank, min_rank=rank, mapped=False)
     bounds = Bounds(batch_size=batch, rank=rank, min_rank=min_rank or rank, min_length=min_length)
     columns = (
@@ -120,7 +134,7 @@ def profile(
         columns=columns,
     )
     if task_of(section).outputs() is None:
-        found = _with_answers(found, folder, section, schema, training)
+        found = _with_answers(found, found_out, section, training)
     if measure and columns[-1].fits:
         found = msgspec.structs.replace(found, measured=_measured(folder, section, found, pool))
     if measure and found.longest_context and (folder / "tokenizer.json").exists():
@@ -137,8 +151,8 @@ def profile(
 
 def _footprints(
     folder: Path, section: TaskSection, training: AnyTraining, length: int, min_length: int, waiting: Waiting
-) -> tuple[ModelSchema, Footprint, Footprint, Footprint]:
-    """What can be trained, and FedKRSO, LoRA of the same rank, and full fine-tuning, traced."""
+) -> tuple[_FoundOut, Footprint, Footprint, Footprint]:
+    """What answers are traced from too, and FedKRSO, LoRA of the same rank, and full fine-tuning, traced."""
     waiting.say("loading the libraries")
     from edge_client.worker.programs.lean import hide_optional_packages
 
@@ -152,15 +166,22 @@ def _footprints(
 
     def tracing(method: str) -> Tracing:
         def progress(done: int, of: int) -> None:
-            waiting.say(f"tracing {method}: {done} of {of} passes")
+            waiting.say(f"tracing {method}: {done} of at most {of} passes")
 
-        # What one trace finds out about operations serves the next.
-        return Tracing(shapes=shapes, progress=progress)
+        # What one trace finds out about operations serves the next, and no more is traced than the plans need.
+        return Tracing(shapes=shapes, progress=progress, when_asked=True, outline=outline)
 
-    shapes = Shapes()
-    schema = describe(Outline(folder, section), section)
+    shapes, outline = Shapes(), Outline(folder, section)
+    schema = describe(outline, section)
     own = footprint(
-        folder, schema, section, "int8", training, longest=length, min_length=min_length, tracing=tracing("FedKRSO")
+        folder,
+        schema,
+        section,
+        "int8",
+        training,
+        longest=length,
+        min_length=min_length,
+        tracing=tracing("FedKRSO"),
     )
     batch, runtime, rank = training.batch_size, own.runtime_bytes, training.rank
     lora = lora_footprint(
@@ -176,20 +197,27 @@ def _footprints(
     full = full_footprint(
         folder, section, batch_size=batch, longest=length, runtime_bytes=runtime, tracing=tracing("full fine-tuning")
     )
-    return schema, own, lora, full
+    return _FoundOut(outline, schema, shapes), own, lora, full
 
 
-def _with_answers(
-    found: Profile, folder: Path, task: TaskSection, schema: ModelSchema, training: AnyTraining
-) -> Profile:
+def _with_answers(found: Profile, found_out: _FoundOut, task: TaskSection, training: AnyTraining) -> Profile:
     """With what answers of the tuned model take, by context length, and how long a context may be."""
     from edge_client.worker.architecture.configuration import read_config
     from edge_client.worker.generate.generator import positions_of
     from edge_client.worker.trace.contexts import answer_footprint
 
+    folder = found_out.outline.folder
     most = positions_of(read_config(folder, task))
     contexts = sorted({min(tokens, most) for tokens in _CONTEXTS})
-    footprint = answer_footprint(folder, schema, task, sorted({*contexts, most}), training=training)
+    footprint = answer_footprint(
+        folder,
+        found_out.schema,
+        task,
+        sorted({*contexts, most}),
+        training=training,
+        shapes=found_out.shapes,
+        outline=found_out.outline,
+    )
     room = found.budget_bytes - AGENT_BYTES - SERVER_BYTES - RESERVE_BYTES
     answers = tuple(answer(tokens, footprint.components(tokens), room) for tokens in contexts)
     return msgspec.structs.replace(

@@ -135,16 +135,19 @@ def _live(footprint: Footprint, plan: MemoryPlan, length: int) -> tuple[int, int
 
 def plans(footprint: Footprint, bounds: Bounds, calibration: Calibration) -> list[MemoryPlan]:
     """All plans within the bounds, the best first: what is learned, then resident weights, then time."""
+    return list(_plans(footprint, bounds, calibration))
+
+
+def _plans(footprint: Footprint, bounds: Bounds, calibration: Calibration) -> Iterator[MemoryPlan]:
+    """The same, each predicted when it is asked for: of a footprint that is traced meanwhile no more is."""
     found = [
         (_losses(footprint, bounds, plan), plan.mapped, _time(footprint, plan), plan)
         for plan in _choices(footprint, bounds)
         if plan.micro_batch_size <= bounds.batch_size
     ]
     found.sort(key=lambda entry: entry[:3])
-    return [
-        msgspec.structs.replace(plan, components=predict(footprint, plan, calibration, rank=bounds.rank))
-        for *_, plan in found
-    ]
+    for *_, plan in found:
+        yield _repredicted(footprint, bounds, plan, calibration)
 
 
 def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Calibration) -> MemoryPlan:
@@ -159,12 +162,12 @@ def fit(footprint: Footprint, bounds: Bounds, room_bytes: int, calibration: Cali
     Raises:
         BudgetError: Not even the smallest plan fits; the message has the numbers.
     """
-    possible = plans(footprint, bounds, calibration)
-    room = room_bytes * (1 - MARGIN)
-    for plan in possible:
+    possible, room = list[MemoryPlan](), room_bytes * (1 - MARGIN)
+    for plan in _plans(footprint, bounds, calibration):
         measuring = measuring_bytes(footprint, plan, allocator_share(plan, calibration))
         if max(plan.components.total_bytes, measuring) <= room:
             return plan
+        possible.append(plan)
     least = min(possible, key=lambda plan: plan.components.total_bytes)
     if least.components.total_bytes <= room:
         peaks = [measuring_bytes(footprint, plan, allocator_share(plan, calibration)) for plan in possible]

@@ -233,7 +233,7 @@ def after_rule(
         momentum: As `exact_mean`.
     """
     from fedcore.model.combine import Combined
-    from fedcore.model.update import add_update
+    from fedcore.model.update import add_updates
     from fedcore.numbers.accumulator import RunningSum
 
     training, schema = plan.training, plan.model_schema
@@ -241,6 +241,5 @@ def after_rule(
     if not isinstance(rule, Mean):
         return state.after(Combined(list(updates), plan, rule), step=step, momentum=momentum, plain=known)
     total = RunningSum(training.shapes(schema), known)
-    for update in updates:
-        add_update(update, plan, total)
+    add_updates(updates, plan, total)
     return state.after(total, step=step, momentum=momentum, plain=known)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedcore.errors import RunError
 from fedcore.model.merge import finest_exponents
 from fedcore.model.state import MAX_STACKED, ExactState
-from fedcore.model.update import WeightedUpdate, add_update
+from fedcore.model.update import WeightedUpdate, add_updates
 from fedcore.numbers.accumulator import FRACTION_BITS, RunningSum, mean_fixed
 from fedcore.numbers.records import MAX_NUMBERS
 from fedcore.round.plan import Plan
@@ -37,7 +37,7 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
     Args:
         state: As the round began, without a stack.
         plan: The round.
-        updates: Of the round; read twice, one in memory at a time.
+        updates: Of the round; read twice, a few records in memory at a time.
         offset: From the name of an entry A and the mean of its changes, what is added to each participant's change of
             it.
 
@@ -54,8 +54,7 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
             f"{len(ordered)} participants' factors are too many to stack", remedy="lower method.rank or round.cohort"
         )
     total = RunningSum(training.update_shapes(schema))
-    for update in ordered:
-        add_update(update, plan, total)
+    add_updates(ordered, plan, total)
     means = dict(total.means())
     stack = {f"{layer.name}{UP}": np.empty((layer.rows, rows), np.int64) for layer in schema.layers}
     stack |= {f"{layer.name}{DOWN}": np.empty((rows, layer.columns), np.int64) for layer in schema.layers}
@@ -90,5 +89,5 @@ def first_factors(seed: int) -> Offset:
 def _changes(update: WeightedUpdate, plan: Plan) -> Mapping[str, NDArray[np.int64]]:
     """What an update says, checked and clipped: exact, in units of 2**-32."""
     one = RunningSum(plan.training.update_shapes(plan.model_schema))
-    add_update(WeightedUpdate(update.path, update.header, 1, update.clip), plan, one)
+    add_updates([WeightedUpdate(update.path, update.header, 1, update.clip)], plan, one)
     return dict(one.means())

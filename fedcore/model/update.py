@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -17,11 +19,11 @@ from numpy.typing import NDArray
 
 from fedcore.errors import MalformedMessage, UpdateRefused
 from fedcore.fields.checked import clean_text
-from fedcore.numbers.accumulator import MAX_EXAMPLES, RunningSum, squared_norm, within_bounds
+from fedcore.numbers.accumulator import MAX_EXAMPLES, RunningSum, Share, squared_norm, within_bounds
 from fedcore.numbers.clip import Clip
 from fedcore.numbers.coding import Coding, Kind
 from fedcore.numbers.records import Record, read_header, read_record, read_records, record_places, write_records
-from fedcore.round.header import UPDATE_FORMAT, Expected, UpdateHeader
+from fedcore.round.header import UPDATE_FORMAT, UpdateHeader
 from fedcore.round.measurement import check_measurement
 from fedcore.round.plan import Plan
 
@@ -30,13 +32,16 @@ __all__ = [
     "Columns",
     "IndexedUpdate",
     "WeightedUpdate",
-    "add_update",
+    "add_updates",
     "check_update",
     "write_update",
 ]
 
 Columns = NDArray[np.intp] | slice
 """Of a record within its entry."""
+_TOGETHER: Final = 16
+_TOGETHER_NUMBERS: Final = 2**24
+"""Of records that are in memory together, where they are several."""
 
 
 def write_update(path: Path, header: UpdateHeader, records: Iterable[Record]) -> None:
@@ -85,15 +90,41 @@ def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
     return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _Records(path, plan, header).read()))
 
 
-def add_update(update: WeightedUpdate, plan: Plan, total: RunningSum) -> None:
-    """Add an update to a round's exact sum, checking it once more as it is read.
+def add_updates(updates: Iterable[WeightedUpdate], plan: Plan, total: RunningSum) -> None:
+    """Add updates to a round's exact sum, checking each once more as it is read.
+
+    Some are read side by side, so that what several say of an entry is added at once; in memory is one record of each
+    of those.
+
+    Args:
+        updates: In any order.
+        plan: The round's.
+        total: Of the entries of the plan's updates.
 
     Raises:
         UpdateRefused: As `check_update`, or the weights exceed what exact sums allow. The sum is then of no more use.
     """
-    total.add_examples(update.weight)
-    for record, columns in _Records(update.path, plan, update.header).read():
-        total.add(record.name, record.part, update.weight, columns, update.clip)
+    largest = max(map(math.prod, plan.training.update_shapes(plan.model_schema).values()), default=1)
+    left, together = iter(updates), min(_TOGETHER, max(1, _TOGETHER_NUMBERS // largest))
+    while some := list(islice(left, together)):
+        for update in some:
+            total.add_examples(update.weight)
+        with contextlib.ExitStack() as files:
+            reading = [
+                (update, files.enter_context(contextlib.closing(_Records(update.path, plan, update.header).read())))
+                for update in some
+            ]
+            while reading:
+                # By name: files may have their records in any order.
+                items = [next(records, None) for _, records in reading]
+                found = dict[str, list[Share]]()
+                for (update, _), item in zip(reading, items, strict=True):
+                    if item is not None:
+                        share = Share(item[0].part, update.weight, item[1], update.clip)
+                        found.setdefault(item[0].name, []).append(share)
+                reading = [one for one, item in zip(reading, items, strict=True) if item is not None]
+                for name, shares in found.items():
+                    total.add_together(name, shares)
 
 
 def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
@@ -114,13 +145,11 @@ def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:
     return header
 
 
-def _columns(want: Expected) -> Columns:
+def _place_of(columns: tuple[int, ...]) -> Columns:
     """A slice adds several times faster than a list of columns; neighbours in order are the usual case."""
-    if want.columns is None:
-        return slice(None)
-    columns = np.asarray(want.columns, np.intp)
-    contiguous = bool((np.diff(columns) == 1).all())
-    return slice(int(columns[0]), int(columns[0]) + len(columns)) if contiguous else columns
+    found = np.asarray(columns, np.intp)
+    contiguous = bool((np.diff(found) == 1).all())
+    return slice(columns[0], columns[0] + len(columns)) if contiguous else found
 
 
 class _Records:
@@ -136,9 +165,10 @@ class _Records:
         # A few compressed bytes can claim a hundred million numbers: nothing larger than the plan's largest tensor is
         # unpacked.
         self._largest = max((math.prod(want.shape) for want in self.expected.values()), default=1)
+        self._columns: dict[tuple[int, ...] | None, Columns] = {None: slice(None)}
         self._kinds: set[Kind] = {want.coding.kind for want in self.expected.values()} or {"integers"}
 
-    def read(self) -> Iterator[tuple[Record, Columns]]:
+    def read(self) -> Generator[tuple[Record, Columns], None, None]:
         """Every record with its columns in the entry, one at a time, each as the plan says; at the end, that none was
         missing."""
         missing = set(self.expected)
@@ -199,7 +229,9 @@ class _Records:
             raise UpdateRefused(f"{sent} numbers where the plan has at most {most}", place=place)
         if not within_bounds(record.part):
             raise UpdateRefused("a value beyond 128, or a scale beyond what holds one", place=place)
-        return _columns(want)
+        if want.columns not in self._columns:
+            self._columns[want.columns] = _place_of(want.columns or ())
+        return self._columns[want.columns]
 
 
 class IndexedUpdate:

@@ -17,8 +17,8 @@ on the update and its factor alone: their sum is as exact and as independent of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from fedcore.errors import UpdateRefused
 from fedcore.fields.types import Bits
 from fedcore.numbers.clip import CLIP_BITS, LARGEST_SHIFT, Clip
 from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEntry, RowScaled
+from fedcore.numbers.fixed import SCALE_BITS, block_rows, blocks, mean_fixed, scaled_fixed
 
 __all__ = [
     "FRACTION_BITS",
@@ -38,6 +39,7 @@ __all__ = [
     "Means",
     "RowScaled",
     "RunningSum",
+    "Share",
     "clip_within",
     "mean_fixed",
     "norm_of",
@@ -50,8 +52,7 @@ __all__ = [
 ]
 
 MAX_EXAMPLES = 2 ** (63 - FRACTION_BITS - VALUE_BITS) - 1
-# 256 rows of up to 64 columns stay in the second-level cache while they are multiplied and added.
-_BLOCK_ELEMENTS = 16_384
+_INT32 = 2**31
 
 
 def row_exponents(absmax: NDArray[np.float64], largest: int) -> NDArray[np.int64]:
@@ -101,7 +102,14 @@ def require_range(largest: float, place: str) -> None:
 
 def within_bounds(part: MatrixEntry) -> bool:
     """Whether exact sums allow every number: at most 2**7, and exponents of rows from -32 to 7."""
-    return part.largest() <= 1 << (FRACTION_BITS + VALUE_BITS)
+    most = 1 << (FRACTION_BITS + VALUE_BITS)
+    if isinstance(part, RowScaled) and part.q.size:
+        # Nearly always the largest number would be within at the largest of all scales, and no row need be looked at.
+        lowest, highest = int(part.exponent.min()), int(part.exponent.max())
+        scales = lowest >= -FRACTION_BITS and highest <= VALUE_BITS
+        if scales and part.most << (highest + FRACTION_BITS) <= most:
+            return True
+    return part.largest() <= most
 
 
 def squared_norm(part: MatrixEntry) -> int:
@@ -115,12 +123,12 @@ def squared_norm(part: MatrixEntry) -> int:
         True
     """
     if not isinstance(part, RowScaled):
-        return sum(_squares(part.units(rows)) for rows in _blocks(part.shape))
+        return sum(_squares(part.units(rows)) for rows in blocks(part.shape))
     squares = np.empty(len(part.q), np.int64)
-    block_rows = max(1, _BLOCK_ELEMENTS // max(1, part.q.shape[1]))
-    for start in range(0, len(squares), block_rows):
-        q = part.q[start : start + block_rows].astype(np.int64)
-        squares[start : start + block_rows] = np.einsum("ij,ij->i", q, q)
+    narrow = part.most**2 * part.q.shape[1] < _INT32
+    for rows in blocks(part.shape):
+        q = part.q[rows].astype(np.int32 if narrow else np.int64)
+        squares[rows] = np.einsum("ij,ij->i", q, q)
     return sum(int(squares[part.exponent == e].sum()) << 2 * (int(e) + FRACTION_BITS) for e in np.unique(part.exponent))
 
 
@@ -130,12 +138,6 @@ def _squares(units: NDArray[np.int64]) -> int:
     high, low = np.abs(units) >> half, np.abs(units) & (2**20 - 1)
     parts = ((high, high, 40), (high, low, 21), (low, low, 0))
     return sum(sum(map(int, np.einsum("ij,ij->i", one, other))) << shift for one, other, shift in parts)
-
-
-def _blocks(shape: tuple[int, int]) -> Iterator[slice]:
-    """Rows in blocks that stay in a processor's cache."""
-    step = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
-    return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def norm_of(squared: int) -> float:
@@ -173,6 +175,22 @@ class Means(Protocol):
     def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Each entry's numbers in units of 2**-32, |a| <= 2**39."""
         ...
+
+
+class Share(NamedTuple):
+    """What a participant adds to an entry of a sum.
+
+    Attributes:
+        part: Within the bounds (`within_bounds`).
+        weight: The participant's.
+        columns: The part's columns within the entry.
+        clip: Scales the part down first.
+    """
+
+    part: MatrixEntry
+    weight: int
+    columns: NDArray[np.intp] | slice = slice(None)
+    clip: Clip | None = None
 
 
 class RunningSum:
@@ -218,18 +236,32 @@ class RunningSum:
             columns: The part's columns within the entry.
             clip: Scales the part down first.
         """
-        total = self._sums[name]
-        if name in self._having:
-            self._having[name][columns] += examples
-        if clip is None and isinstance(part, RowScaled):
-            # The usual case, with one product a number: several times faster.
-            factor = (np.int64(examples) << (part.exponent.astype(np.int64) + FRACTION_BITS))[:, None]
-            for rows in _blocks(part.shape):
-                total[rows, columns] += part.q[rows] * factor[rows]
-            return
-        for rows in _blocks(part.shape):
-            units = part.units(rows)
-            total[rows, columns] += (units if clip is None else clip.of(units)) * np.int64(examples)
+        self.add_together(name, (Share(part, examples, columns, clip),))
+
+    def add_together(self, name: str, shares: Sequence[Share]) -> None:
+        """Add what several participants say of entry `name`: the sum is that of one after the other, and is there
+        sooner, since the entry's own numbers are read and written once.
+
+        Args:
+            name: The entry.
+            shares: Of distinct participants, in any order.
+        """
+        total, having = self._sums[name], self._having.get(name)
+        alike: dict[tuple[int | None, int | None], list[Share]] = {}
+        for share in shares:
+            if having is not None:
+                having[share.columns] += share.weight
+            if share.clip is None and isinstance(share.part, RowScaled) and isinstance(share.columns, slice):
+                alike.setdefault((share.columns.start, share.columns.stop), []).append(share)
+                continue
+            for rows in blocks(share.part.shape):
+                units = share.part.units(rows)
+                units = units if share.clip is None else share.clip.of(units)
+                total[rows, share.columns] += units * np.int64(share.weight)
+        for (start, stop), those in alike.items():
+            # The usual case.
+            parts = [share.part for share in those if isinstance(share.part, RowScaled)]
+            _add_scaled(total[:, start:stop], parts, [share.weight for share in those])
 
     def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Each entry's weighted mean in units of 2**-32; zero where nobody has a column."""
@@ -238,28 +270,31 @@ class RunningSum:
             yield name, mean_fixed(total, max(1, self.examples) if having is None else np.maximum(having, 1))
 
 
-def mean_fixed(total: NDArray[np.int64], divisor: int | NDArray[np.int64]) -> NDArray[np.int64]:
-    """total / divisor as integers, half to even: the same on every machine because nothing is a float."""
-    divisor = np.asarray(divisor, np.int64)
-    quotient, remainder = np.divmod(total, divisor)
-    twice = 2 * remainder
-    up = (twice > divisor) | ((twice == divisor) & (quotient & 1 == 1))
-    return np.asarray(quotient + up, np.int64)
+def _add_scaled(total: NDArray[np.int64], parts: Sequence[RowScaled], weights: Sequence[int]) -> None:
+    """Add the parts, each times its weight, to as many rows and columns (m, c).
 
-
-SCALE_BITS = 16
-"""A factor on fixed-point numbers is a multiple of 2**-16."""
-
-
-def scaled_fixed(values: NDArray[np.int64], factor: float) -> NDArray[np.int64]:
-    """Integers times a factor that is rounded to a multiple of 2**-16, the product half to even.
-
-    Args:
-        values: At most 2**(62 - 16) / max(1, factor) each.
-        factor: Not negative.
-
-    Example:
-        >>> scaled_fixed(np.array([10, 11]), 0.5).tolist()
-        [5, 6]
-    """
-    return mean_fixed(values * np.int64(round(factor * 2**SCALE_BITS)), 2**SCALE_BITS)
+    A row of all parts is first gathered in units of the smallest of its scales. That takes 32 bits a number wherever
+    no sum of them can be beyond, which twice as many fit into a processor's register; else 64 bits, which hold all that
+    is within the bounds."""
+    exponents = np.stack([part.exponent for part in parts]).astype(np.int64)  # (parts, m)
+    lowest = exponents.min(axis=0)
+    factors = np.array(weights, np.int64)[:, None] << (exponents - lowest)
+    # Of float64 numbers below 2**53 sums are exact; beyond, they need only be large.
+    reach = (factors * np.array([part.most for part in parts], np.float64)[:, None]).sum(axis=0)
+    kind = np.int32 if reach.max(initial=0) < _INT32 else np.int64
+    columns, shifts = factors.astype(kind)[:, :, None], (lowest + FRACTION_BITS)[:, None]
+    room = (block_rows(total.shape), total.shape[1])
+    gathered, scaled, wide = np.empty(room, kind), np.empty(room, kind), np.empty(room, np.int64)
+    for rows in blocks(total.shape):
+        count = rows.stop - rows.start
+        target, more, units = gathered[:count], scaled[:count], wide[:count]
+        for number, part in enumerate(parts):
+            into = more if number else target
+            # Widened first: a product of two types would be made number by number.
+            np.copyto(into, part.q[rows])
+            np.multiply(into, columns[number, rows], out=into)
+            if number:
+                np.add(target, more, out=target)
+        np.copyto(units, target)
+        np.left_shift(units, shifts[rows], out=units)
+        total[rows] += units

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Protocol
 
 import numpy as np
@@ -73,12 +74,22 @@ class RowScaled:
     """Integers with one power-of-two scale per row: the matrix q * 2**exponent[:, None].
 
     Attributes:
-        q: int16 (m, c); a 4- or 8-bit accumulator uses a part of the range.
+        q: int16 (m, c), or int8 of what travelled in 4 or 8 bits; not to be written to.
         exponent: int8 (m,), -32 or more.
     """
 
-    q: NDArray[np.int16]
+    q: NDArray[np.int16] | NDArray[np.int8]
     exponent: NDArray[np.int8]
+
+    @cached_property
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest integer, without scales; 0 is between them."""
+        return int(self.q.min(initial=0)), int(self.q.max(initial=0))
+
+    @property
+    def most(self) -> int:
+        """The largest size of an integer, without its scale."""
+        return max(self.extremes[1], -self.extremes[0])
 
     def values(self) -> NDArray[np.float32]:
         """The matrix as float32 (m, c); exact, since a 16-bit integer times a power of two fits."""

@@ -107,7 +107,7 @@ def unpack_record(raw: Any, largest: int = MAX_NUMBERS, kinds: Collection[Kind] 
     if not (rows > 0 and columns > 0 and rows * columns <= largest):
         raise MalformedMessage(f"a record of {rows} x {columns} is outside the limits", place=name)
     part = codec_of(kind).unpack(raw, (rows, columns), bits, name)
-    if not difference and isinstance(part, RowScaled) and (part.q == -(2 ** (bits - 1))).any():
+    if not difference and isinstance(part, RowScaled) and part.extremes[0] <= -(2 ** (bits - 1)):
         raise MalformedMessage("a number is outside the symmetric range", place=name)
     return Record(name, part, bits, difference, kind)
 

@@ -28,7 +28,7 @@ from fedcore.model.base import Base
 from fedcore.model.combine import Combined
 from fedcore.model.snapshot import take_snapshot
 from fedcore.model.state import PublishedState
-from fedcore.model.update import WeightedUpdate, add_update, check_update
+from fedcore.model.update import WeightedUpdate, add_updates, check_update
 from fedcore.numbers.accumulator import RunningSum
 from fedcore.numbers.records import read_header, read_records, write_records
 from fedcore.numbers.rules import Median
@@ -102,7 +102,7 @@ def _update(data: bytes) -> None:
     header = check_update(path, PLAN, "r", "a").header
     assert (header.run, header.round, header.node) == ("r", 1, "a")
     total, update = RunningSum(SHAPES), WeightedUpdate(path, header, header.examples)
-    add_update(update, PLAN, total)
+    add_updates([update], PLAN, total)
     # Of one participant the mean and every rule are the same, whether it is read in its own order or by places.
     found = dict(Combined([update], PLAN, Median()).means())
     assert all(np.array_equal(found[name], numbers) for name, numbers in total.means())

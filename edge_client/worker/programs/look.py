@@ -54,11 +54,13 @@ def _rows(section: DataSection, task: TaskSection | None, model_folder: str, row
         return f"{rows:,} rows can be read{none}"
     if not model_folder:
         return f"{rows:,} rows can be used"
-    from edge_client.worker.architecture.configuration import read_tokenizer
-    from edge_client.worker.data.checking import check_data
     from edge_client.worker.programs.lean import hide_optional_packages
 
+    # Before what imports them.
     hide_optional_packages()
+    from edge_client.worker.architecture.configuration import read_tokenizer
+    from edge_client.worker.data.checking import check_data
+
     found = check_data(section, task, read_tokenizer(Path(model_folder)))
     if found.wrong:
         raise together(found.wrong)

@@ -152,7 +152,8 @@ def _points(module: nn.Module, step: Step, batch_size: int, longest: int, tracin
     model = BuiltModel(module)
     fake_model(model, tracing.shapes)
     sizes = [(size, longest) for size in halvings(batch_size, 1)]
-    return Traces(model, tracing.shapes, step, whole=tracing.whole).points(sizes, _recompute, tracing.progress)
+    traces = Traces(model, tracing.shapes, step, whole=tracing.whole)
+    return traces.points(sizes, _recompute, tracing.progress, when_asked=tracing.when_asked)
 
 
 def _own_loss(

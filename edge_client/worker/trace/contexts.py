@@ -101,6 +101,8 @@ def answer_footprint(
     *,
     training: AnyTraining | None = None,
     kind: BaseKind = "int8",
+    shapes: Shapes | None = None,
+    outline: Outline | None = None,
 ) -> AnswerFootprint:
     """From a model folder, of which `config.json` is enough.
 
@@ -111,19 +113,21 @@ def answer_footprint(
         contexts: Lengths to trace, in tokens.
         training: A run's: what was learned in it lies beside the base. None: nothing was.
         kind: How target layers are held.
+        shapes: What is known of operations, from traces before this one.
+        outline: The folder's, where it is known already.
     """
-    model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), torch.float32)
+    model = build(Shape(outline or Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), torch.float32)
     layers = list(model.layers.values())
     weights = sum(bytes_of(list(layer.base.buffers())) for layer in layers)
     others = bytes_of(outside(model))
     config: Any = model.module.config
-    shapes = Shapes()
+    shapes = shapes or Shapes()
     fake_model(model, shapes)
     learned = 0
     if training is not None:
         # Of a published state alone: no interval has begun.
         between = msgspec.structs.replace(training, intervals=0) if hasattr(training, "intervals") else training
-        with shapes.mode:
+        with shapes.at_work():
             learned = client_half(model, training).outline(between).state_bytes
         for layer in layers:
             layer.select(None)

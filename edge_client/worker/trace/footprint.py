@@ -101,7 +101,7 @@ def footprint(
     tracing = tracing or Tracing()
     shapes = tracing.shapes
     dtype: torch.dtype = getattr(torch, compute_dtype)
-    model = build(Shape(Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
+    model = build(Shape(tracing.outline or Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
     mappable, language = _mappable(model), model.output_weight is not None
@@ -111,13 +111,14 @@ def footprint(
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
     weights = [bytes_of(list(layer.base.buffers())) for layer in layers]
     fake_model(model, shapes)
-    with shapes.mode:
+    with shapes.at_work():
         kept = client_half(model, training).outline(training)
     lengths = _lengths(longest, min_length)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
     traces = Traces(model, shapes, step, whole=tracing.whole)
-    points = traces.points(_shapes(training.batch_size, lengths), _recompute, tracing.progress)
+    shapes_traced = _shapes(training.batch_size, lengths)
+    points = traces.points(shapes_traced, _recompute, tracing.progress, when_asked=tracing.when_asked)
     answering = None if answers is None else sketch_answers(model, shapes, *answers)
     del model, layers
     gc.collect()

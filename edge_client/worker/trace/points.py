@@ -6,26 +6,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import cast
 
 from torch import nn
 
 from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.trace.blocks import Repetition, repetition, shortened
+from edge_client.worker.trace.outline import Outline
 from edge_client.worker.trace.products import Products
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.timeline import Peak
 from edge_client.worker.trace.trace import Step, passed, tensor_bytes
 from fedcore.device.memoryplan import Point
 
-__all__ = ["Progress", "Traces", "Tracing", "no_progress", "trace_step"]
+__all__ = ["Progress", "Recompute", "Traces", "Tracing", "no_progress", "trace_step"]
 
 Progress = Callable[[int, int], None]
 """Told how many passes are traced, of how many at most."""
+Recompute = Callable[[nn.Module, bool, bool], bool]
+"""Called with (module, checkpointing, gates) to switch; False where the model cannot."""
 
 
 def no_progress(done: int, of: int) -> None:
     """Nobody waits."""
+
+
+_WAYS = ((False, False), (False, True), (True, False))
+"""Of recomputing: checkpointing, and gates."""
+
+
+class _Later:
+    """A point whose bytes are traced when they are asked for, once."""
+
+    def __init__(
+        self,
+        traced: Callable[[tuple[bool, bool], tuple[int, int]], Peak],
+        way: tuple[bool, bool],
+        shape: tuple[int, int],
+    ) -> None:
+        self._traced, self._way, self._shape = traced, way, shape
+        self.checkpointing, self.recompute_gates = way
+        self.micro_batch_size, self.length = shape
+
+    @cached_property
+    def peak(self) -> Peak:
+        return self._traced(self._way, self._shape)
+
+    @property
+    def activations_bytes(self) -> int:
+        return self.peak.forward_bytes
+
+    @property
+    def logits_bytes(self) -> int:
+        return self.peak.loss_bytes
+
+    @property
+    def working_bytes(self) -> int:
+        return self.peak.backward_bytes
+
+    @property
+    def point(self) -> Point:
+        return Point(
+            checkpointing=self.checkpointing,
+            recompute_gates=self.recompute_gates,
+            micro_batch_size=self.micro_batch_size,
+            length=self.length,
+            activations_bytes=self.activations_bytes,
+            logits_bytes=self.logits_bytes,
+            working_bytes=self.working_bytes,
+        )
 
 
 def trace_step(model: BuiltModel, shapes: Shapes, batch: Sequence[Encoded], step: Step, *, first: bool = True) -> Peak:
@@ -91,11 +142,16 @@ class Tracing:
         shapes: What is known of operations, from traces before this one too.
         progress: Called with how many passes are traced, of how many.
         whole: Trace all blocks, also where a few show the rest: what a test compares with.
+        when_asked: Trace a point when its bytes are asked for, beside the first one: who only looks for a plan needs
+            few of them.
+        outline: The folder's, where it is known already.
     """
 
     shapes: Shapes = field(default_factory=Shapes)
     progress: Progress = no_progress
     whole: bool = False
+    when_asked: bool = False
+    outline: Outline | None = None
 
 
 class Traces:
@@ -111,7 +167,7 @@ class Traces:
     def __init__(self, model: BuiltModel, shapes: Shapes, step: Step, *, whole: bool = False) -> None:
         self._model, self._shapes, self._step = model, shapes, step
         self._found = None if whole else repetition(model)
-        self._seen, self._products = False, Products()
+        self._seen, self._products = set[tuple[bool, bool]](), Products()
 
     @property
     def blocks(self) -> int | None:
@@ -121,41 +177,39 @@ class Traces:
     def points(
         self,
         shapes: Sequence[tuple[int, int]],
-        recompute: Callable[[nn.Module, bool, bool], bool],
+        recompute: Recompute,
         progress: Progress = no_progress,
+        *,
+        when_asked: bool = False,
     ) -> tuple[Point, ...]:
         """A point for each shape and each way of recomputing.
 
         Args:
             shapes: Examples and tokens of each.
-            recompute: Called with (module, checkpointing, gates) to switch; False where the model cannot.
+            recompute: Switches between ways.
             progress: Called with how many are done, of how many at most.
+            when_asked: Leave all but the first of the largest shape to be traced when their bytes are asked for; the
+                model is kept until then.
         """
-        found, count = [], 3 * len(shapes)
-        for way, (checkpointing, gates) in enumerate(((False, False), (False, True), (True, False))):
-            if not recompute(self._model.module, checkpointing, gates):
-                continue
-            # Whether blocks repeat shows in the first pass of each kind; the others need a period less.
-            self._seen = False
-            for number, (size, length) in enumerate(shapes):
-                peak = self._peak(size, length)
-                progress(way * len(shapes) + number + 1, count)
-                found.append(
-                    Point(
-                        checkpointing=checkpointing,
-                        recompute_gates=gates,
-                        micro_batch_size=size,
-                        length=length,
-                        activations_bytes=peak.forward_bytes,
-                        logits_bytes=peak.loss_bytes,
-                        working_bytes=peak.backward_bytes,
-                    )
-                )
+        ways = [way for way in _WAYS if recompute(self._model.module, *way)]
         recompute(self._model.module, False, False)
-        progress(count, count)
-        return tuple(found)
+        count, traced = len(ways) * len(shapes), list[tuple[int, int]]()
 
-    def _peak(self, micro_batch_size: int, length: int) -> Peak:
+        def peak(way: tuple[bool, bool], shape: tuple[int, int]) -> Peak:
+            recompute(self._model.module, *way)
+            found = self._peak(way, *shape)
+            recompute(self._model.module, False, False)
+            traced.append(shape)
+            progress(len(traced), count)
+            return found
+
+        later = [_Later(peak, way, shape) for way in ways for shape in shapes]
+        if when_asked:
+            _ = max(later[: len(shapes)], key=lambda point: point.micro_batch_size * point.length).peak
+            return cast("tuple[Point, ...]", tuple(later))
+        return tuple(point.point for point in later)
+
+    def _peak(self, way: tuple[bool, bool], micro_batch_size: int, length: int) -> Peak:
         """The peak of a pass over `micro_batch_size` examples of `length` tokens each."""
         model, step = self._model, self._step
         types = (0,) * length if model.takes_types else None
@@ -164,12 +218,13 @@ class Traces:
         if length == step.tiny_length:
             step, first = replace(step, after_bytes=0), True
         if self._found is not None:
-            with shortened(self._found, self._found.fewest if self._seen else self._found.kept) as blocks:
+            # Whether blocks repeat shows in the first pass of each way; the others need a period less.
+            with shortened(self._found, self._found.fewest if way in self._seen else self._found.kept) as blocks:
                 peak = _continued_step(
                     model, self._shapes, batch, step, blocks, self._found, self._products, first=first
                 )
             if peak is not None:
-                self._seen = True
+                self._seen.add(way)
                 return peak
             self._found = None
         return trace_step(model, self._shapes, batch, step, first=first)

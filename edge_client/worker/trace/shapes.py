@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_client.worker.model.built import BuiltModel
 
@@ -71,6 +73,12 @@ class Shapes:
         elif kind == _MAKE and (key := _key_of(args, kwargs)) is not None:
             return self._make((func, key), func, args, kwargs)
         return func(*args, **kwargs)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, operations give what they give on shapes, remembered or as PyTorch says."""
+        with self.mode, _Remembering(self):
+            yield
 
     def device_of(self, tensor: Any) -> Any:
         """Where a tensor says that it is."""
@@ -146,6 +154,20 @@ class Shapes:
         rows = -(-math.prod(mask.shape) // self._experts)
         with in_kernel_invocation_manager(self.mode):
             return self.fake(torch.empty(rows, mask.dim(), dtype=torch.long, device="meta"))
+
+
+class _Remembering(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shapes = shapes
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and to forbid it takes as long as an operation.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._shapes.device_of(args[0]) if func is DEVICE else self._shapes.run(func, args, kwargs or {})
 
 
 _Part = None | int | str | tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -249,9 +271,11 @@ def fake_model(model: BuiltModel, shapes: Shapes) -> None:
                 shape_only: Tensor = shapes.fake(empty)
             else:
                 shape_only = shapes.mode.from_tensor(tensor.detach())
-            made[id(tensor)] = (
-                nn.Parameter(shape_only, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape_only
-            )
+            if isinstance(tensor, nn.Parameter):
+                # As `nn.Parameter` of another class than Tensor, without detaching what is nobody else's.
+                shape_only.requires_grad_(tensor.requires_grad)
+                vars(shape_only)["_is_param"] = True
+            made[id(tensor)] = shape_only
         return made[id(tensor)]
 
     for module in model.parts():

@@ -50,7 +50,7 @@ OF_A_ROUND = {
     "exact_mean": ("fedcore/methods/fedkseed.py", "examples/own_method/"),
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
-    "add_update": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
+    "add_updates": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
     "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/stacking.py"),
     "check_update": ("coordinator/rounds/policy.py",),
     "clip_for": ("coordinator/rounds/policy.py",),

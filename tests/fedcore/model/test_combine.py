@@ -25,9 +25,10 @@ from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
 from fedcore.methods.lora import RoLoRASettings
 from fedcore.model import combine
+from fedcore.model import update as update_module
 from fedcore.model.combine import Combined
 from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate, add_update, write_update
+from fedcore.model.update import WeightedUpdate, add_updates, write_update
 from fedcore.numbers.accumulator import RunningSum
 from fedcore.numbers.clip import Clip
 from fedcore.numbers.codecs import encoded
@@ -87,7 +88,7 @@ def sent(
 def alone(update: WeightedUpdate, plan: Plan) -> dict[str, NDArray[np.int64]]:
     """What an update says of each entry, by the sum of itself."""
     total = RunningSum(plan.training.shapes(plan.model_schema))
-    add_update(replace(update, weight=1), plan, total)
+    add_updates([replace(update, weight=1)], plan, total)
     return dict(total.means())
 
 
@@ -144,11 +145,43 @@ def test_claims_of_examples_count_for_the_mean_alone(tmp_path: Path) -> None:
         one, other = (dict(Combined(some, plan, rule).means()) for some in (updates, heavy))
         assert all(np.array_equal(one[name], other[name]) for name in one)
     total = RunningSum(plan.training.shapes(SCHEMA))
-    for update in heavy:
-        add_update(update, plan, total)
+    add_updates(heavy, plan, total)
     # The mean has shares; so it has them as a rule.
     found = dict(Combined(heavy, plan, MEAN).means())
     assert all(np.array_equal(found[name], numbers) for name, numbers in total.means())
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=lambda s: s.described())
+def test_updates_read_side_by_side_come_to_the_same_sum(
+    tmp_path: Path, settings: MethodSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files are open at a time, in whatever order their records lie, and whoever has no part of some."""
+    plan = plan_of(settings)
+    whole: tuple[int, tuple[int, ...]] = (plan.training.rank, ())
+    updates = sent(tmp_path, plan, SAID if isinstance(settings, FedKRSOSettings) else dict.fromkeys(SAID, whole))
+    updates[1] = replace(updates[1], clip=Clip(40_001, 17))
+    shapes, known = plan.training.shapes(SCHEMA), plan.training.averaged_by_column(SCHEMA)
+    one, *others = sums = [RunningSum(shapes, known) for _ in range(4)]
+    for update in updates:
+        add_updates([update], plan, one)
+    for together, total in zip((2, 3, 8), others, strict=True):
+        monkeypatch.setattr(update_module, "_TOGETHER", together)
+        add_updates(iter(updates[::-1]), plan, total)
+    found = [dict(total.means()) for total in sums]
+    assert all(np.array_equal(found[0][name], other[name]) for other in found for name in shapes)
+    assert any(numbers.any() for numbers in found[0].values())
+
+
+def test_of_updates_read_side_by_side_the_damaged_one_is_named_and_no_file_stays_open(tmp_path: Path) -> None:
+    plan = plan_of(KRSO)
+    updates = sent(tmp_path, plan, SAID)
+    damaged = updates[2].path
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(UpdateRefused, match=damaged.stem):
+        add_updates(updates, plan, RunningSum(plan.training.shapes(SCHEMA)))
+    assert not [
+        name for name in os.listdir("/proc/self/fd") if str(tmp_path) in os.path.realpath(f"/proc/self/fd/{name}")
+    ]
 
 
 def test_who_claims_a_subspace_that_few_used_is_no_majority_there(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_an_published_state_says_how_wide_its_stack_is(kind: Any, tmp_path: Path
     # A factor with another number of rows than the header says.
     up = state.entries["b.dense/up"]
     wrong = PublishedState(
-        1, state.seeds, RANK, {**state.entries, "b.dense/up": RowScaled(np.tile(up.q, 2), up.exponent)}
+        1, state.seeds, RANK, {**state.entries, "b.dense/up": RowScaled(np.tile(up.q, 2).astype(np.int16), up.exponent)}
     )
     wrong.write(tmp_path / "wrong")
     with pytest.raises(MalformedMessage):

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import queue
 import random
+import tracemalloc
 import zlib
 from pathlib import Path
 
+import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import make_plan
 
-from fedcore.errors import MalformedMessage
+from fedcore.errors import ForgedMessage, MalformedMessage
 from fedcore.fields.manifest import Manifest
 from fedcore.transport.base import Message, Received
 from fedcore.transport.memory import Faults, MemoryBroker
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.identity import SigningKey
 from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
 
@@ -39,6 +44,57 @@ def test_any_bytes_are_an_envelope_or_malformed(payload: bytes) -> None:
     assert isinstance(envelope, Envelope)
 
 
+PLAN = Envelope(
+    run="r", round=1, node="", body=make_plan(cohort=tuple(f"node-{number:05}" for number in range(10_000)))
+)
+
+
+def test_a_plan_for_10_000_nodes_takes_a_fifth_of_its_names() -> None:
+    payload = encode(PLAN)
+    assert decode(payload) == PLAN
+    plain = msgpack.packb(msgspec.to_builtins(PLAN, builtin_types=(bytes,)))
+    assert len(payload) < len(plain) / 4
+    # As a program that deflates nothing would write it.
+    assert decode(bytes(64) + plain) == PLAN
+
+
+def test_a_deflated_message_is_signed_as_it_travels_and_a_right_one_to_the_byte() -> None:
+    key = SigningKey(bytes(32))
+    payload = encode(PLAN, key)
+    assert decode(payload, key.public) == PLAN
+    with pytest.raises(ForgedMessage):
+        decode(payload[:64] + zlib.compress(zlib.decompress(payload[64:]), 1), key.public)
+    with pytest.raises(MalformedMessage, match="there is more behind it"):
+        decode(encode(PLAN) + b"x")
+    with pytest.raises(MalformedMessage, match="cut short"):
+        decode(encode(PLAN)[:-1])
+
+
+def test_what_a_few_bytes_would_come_to_is_not_made() -> None:
+    """A megabyte of zeros is a thousand bytes, of which 64 times as many would be taken."""
+    bomb = bytes(64) + zlib.compress(bytes(1_000_000), 9)
+    tracemalloc.start()
+    with pytest.raises(MalformedMessage, match=r"more than \d+ bytes inflated"):
+        decode(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300_000
+    with pytest.raises(MalformedMessage, match="more than 1250000 bytes inflated"):
+        decode(bytes(64) + zlib.compress(random.Random(0).randbytes(20_000) * 70, 9))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_deflated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> None:
+    raw = bytearray(encode(Envelope(run="r", round=1, node="", body=make_plan(cohort=("a", "b")))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(64, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert isinstance(decode(bytes(raw)), Envelope)
+    except MalformedMessage as error:
+        assert error.one_line()
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_mutated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> None:
@@ -52,7 +108,7 @@ def test_mutated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> N
 
 
 def test_other_protocol_versions_and_large_messages_are_named() -> None:
-    with pytest.raises(MalformedMessage, match="protocol version 1, this program speaks 3"):
+    with pytest.raises(MalformedMessage, match="protocol version 1, this program speaks 4"):
         decode(encode(Envelope(run="r", round=1, node="n", body=Commit("t"), version=1)))
     with pytest.raises(MalformedMessage, match="11 bytes where 65 to 10 are allowed"):
         decode(b"x" * 11, max_bytes=10)

@@ -13,6 +13,7 @@ import torch
 from tiny_models import tiny_config
 from torch import nn
 
+from edge_client.memory.planner import Bounds, Calibration, fit
 from edge_client.process.measuring import subspace_round
 from edge_client.worker.model import fused, loss
 from edge_client.worker.model.built import BuiltModel
@@ -25,7 +26,8 @@ from edge_client.worker.trace.points import Tracing
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.timeline import Timeline
 from fedcore.config.sections import TaskSection
-from fedcore.device.memoryplan import Footprint
+from fedcore.device.memoryplan import Footprint, Point
+from fedcore.errors import BudgetError
 from fedcore.methods import server_half, settings_by_name
 from fedcore.round.training import AnyTraining
 
@@ -206,3 +208,32 @@ def test_somebody_who_waits_is_told(folder_of: Callable[..., Path], shapes: Shap
     schema = describe(Outline(folder, WORDS), WORDS)
     footprint(folder, schema, WORDS, "int8", FEDKRSO, longest=24, tracing=tracing)
     assert told == sorted(told) and told[-1][0] == told[-1][1] > 3
+
+
+@pytest.mark.parametrize("room_bytes", [2**40, 500 * 2**20])
+def test_points_that_are_traced_when_they_are_asked_for_are_the_same_and_lead_to_the_same_plan(
+    folder_of: Callable[..., Path], room_bytes: int
+) -> None:
+    """Of a room that holds everything one pass is traced, and of a small one no more than the plans need."""
+    told: list[tuple[int, int]] = []
+    folder = folder_of("llama", 6)
+    schema, shapes = describe(Outline(folder, WORDS), WORDS), Shapes()
+    whole = footprint(folder, schema, WORDS, "int8", FEDKRSO, longest=24, tracing=Tracing(shapes=shapes))
+    asked = Tracing(shapes=shapes, progress=lambda done, of: told.append((done, of)), when_asked=True)
+    later = footprint(folder, schema, WORDS, "int8", FEDKRSO, longest=24, tracing=asked)
+    assert told == [(1, len(whole.points))]
+    later = msgspec.structs.replace(later, runtime_bytes=whole.runtime_bytes)
+    bounds, rough = Bounds(batch_size=FEDKRSO.batch_size, rank=FEDKRSO.rank, min_rank=FEDKRSO.rank), Calibration()
+    try:
+        expected: object = fit(whole, bounds, room_bytes, rough)
+    except BudgetError as error:
+        expected = error.one_line()
+    try:
+        found: object = fit(later, bounds, room_bytes, rough)
+    except BudgetError as error:
+        found = error.one_line()
+    assert found == expected
+    if room_bytes == 2**40:
+        assert len(told) == 1
+    for one, other in zip(whole.points, later.points, strict=True):
+        assert all(getattr(other, name) == getattr(one, name) for name in Point.__struct_fields__)
