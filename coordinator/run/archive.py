@@ -117,9 +117,9 @@ class Archive:
             self._ledger.put_fact("checkpoint_digest", base.digest())
         return opened
 
-    def norms(self) -> list[float]:
+    def norms(self, phase: str) -> list[float]:
         """See `Keeping`."""
-        return norms_of(self._rows)
+        return norms_of(self._rows, phase)
 
     def checkpoint_digest(self) -> str:
         """See `Keeping`; empty in a run of before it was kept."""

@@ -98,8 +98,12 @@ class Keeping(Protocol):
         """
         ...
 
-    def norms(self) -> Sequence[float]:
-        """Of the updates of the last rounds that were closed."""
+    def norms(self, phase: str) -> Sequence[float]:
+        """Of the updates of the last rounds that were closed, as far as they were of the same phase.
+
+        Args:
+            phase: Of the round that asks.
+        """
         ...
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
@@ -163,19 +167,20 @@ class ScratchKeeping:
         """See `Keeping`: what it was made from is gone."""
         raise BaseDamaged("the base is damaged, and what it was made from is not kept", place=str(self.folder.base))
 
-    def norms(self) -> Sequence[float]:
+    def norms(self, phase: str) -> Sequence[float]:
         """See `Keeping`."""
-        return norms_of(self._rows)
+        return norms_of(self._rows, phase)
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """See `Keeping`."""
         return ()
 
 
-def norms_of(rows: Sequence[RoundRow]) -> list[float]:
+def norms_of(rows: Sequence[RoundRow], phase: str) -> list[float]:
     """Norms of the updates of the last rounds.
 
     Args:
         rows: Of the rounds that were closed, oldest first.
+        phase: What updates of another one say is measured by another rule.
     """
-    return [norm for row in rows[-LAST_ROUNDS:] for norm in row.norms.values()]
+    return [norm for row in rows[-LAST_ROUNDS:] if row.phase == phase for norm in row.norms.values()]

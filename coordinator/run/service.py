@@ -118,6 +118,8 @@ class Service:
         # word.
         part = {node for row in rows for node in row.participants}
         self._machine: RoundMachine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
+        # Its nodes go once over all of their rows, however few steps the others have.
+        self._machine.untimed = int(job.head.start == "ridge")
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()

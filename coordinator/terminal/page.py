@@ -84,7 +84,7 @@ def rounds_table(rows: list[RoundRow]) -> Table:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
         megabytes = (f"{size / 1e6:.2f}" for size in (row.uplink_bytes, row.downlink_bytes))
         table.add_row(
-            str(row.round),
+            row.title,
             str(len(row.participants)),
             accuracy,
             *((("-" if row.nodes is None else f"{row.nodes.accuracy:.3f}"),) if on_nodes else ()),

@@ -98,7 +98,7 @@ class Story:
             megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
             lines.append(
                 Line(
-                    f"round {row.round}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.1f} s",
+                    f"round {row.title}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.1f} s",
                     event="round_published" if row.accuracy is None else "round_evaluated",
                     round=row.round,
                     accuracy=row.accuracy,
