@@ -264,6 +264,7 @@ class Coordinator:
         if ledger.fact("started_at", float) is None:
             ledger.put_fact("started_at", time.time())
         first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
+        first.phases = job.phases
         with ViewFile(folder.view, first) as picture:
             prepared = prepare(job, self._model_folder(), folder, ledger, self._tell_work)
             # Spreads reconnects; decides nothing in the model.

@@ -321,6 +321,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
         require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
 
+    @property
+    def phases(self) -> dict[int, str]:
+        """What rounds are for that are none of the method's own."""
+        return {1: "head"} if self.head.start == "ridge" else {}
+
     def _check_measured(self, section: EvaluationSection) -> None:
         task = task_of(self.task)
         for name in section.metrics:

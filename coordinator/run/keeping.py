@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from coordinator.messages.publisher import Key, key_of
@@ -98,11 +98,11 @@ class Keeping(Protocol):
         """
         ...
 
-    def norms(self, phase: str) -> Sequence[float]:
-        """Of the updates of the last rounds that were closed, as far as they were of the same phase.
+    def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
+        """Of the updates of the last rounds that were closed.
 
         Args:
-            phase: Of the round that asks.
+            alike: Whether a round's updates say the same sort of thing as those that they are compared with.
         """
         ...
 
@@ -167,20 +167,20 @@ class ScratchKeeping:
         """See `Keeping`: what it was made from is gone."""
         raise BaseDamaged("the base is damaged, and what it was made from is not kept", place=str(self.folder.base))
 
-    def norms(self, phase: str) -> Sequence[float]:
+    def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
         """See `Keeping`."""
-        return norms_of(self._rows, phase)
+        return norms_of(self._rows, alike)
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """See `Keeping`."""
         return ()
 
 
-def norms_of(rows: Sequence[RoundRow], phase: str) -> list[float]:
+def norms_of(rows: Sequence[RoundRow], alike: Callable[[int], bool]) -> list[float]:
     """Norms of the updates of the last rounds.
 
     Args:
         rows: Of the rounds that were closed, oldest first.
-        phase: What updates of another one say is measured by another rule.
+        alike: Which rounds count.
     """
-    return [norm for row in rows[-LAST_ROUNDS:] if row.phase == phase for norm in row.norms.values()]
+    return [norm for row in rows[-LAST_ROUNDS:] if alike(row.round) for norm in row.norms.values()]

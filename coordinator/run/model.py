@@ -217,7 +217,11 @@ class GlobalModel:
         share = plan.training.share if rule.weighted else "uniform"
         shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
-        far = outliers(norms, self._keeping.norms(plan.training.phase), self._learning.safety)
+        far = outliers(
+            norms,
+            self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase),
+            self._learning.safety,
+        )
         clips = {row.header.node: row.clip for row in updates} | {
             node: outlier.clip for node, outlier in far.items() if outlier.clip.factor < _factor(updates, node)
         }
@@ -242,7 +246,6 @@ class GlobalModel:
             norms=norms,
             clipped={node: clip.factor for node, clip in clips.items() if clip is not None},
             capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
-            phase=plan.training.phase,
         )
         measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
         return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task), far)

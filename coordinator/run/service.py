@@ -128,6 +128,7 @@ class Service:
         self._ended = self._stopping = False
         protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
+        self.view.phases = job.phases
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:

@@ -69,13 +69,6 @@ class RoundRow(msgspec.Struct, frozen=True):
     """Examples claimed and weight given, for participants whose claim did not count in full."""
     nodes: NodesMeasured | None = None
     """What nodes measured of the published state on rows of their own; known one round later, or at the run's end."""
-    phase: str = ""
-    """What it was for, where it was none of the method's own: `head` (`fedcore.round.training.Training.phase`)."""
-
-    @property
-    def title(self) -> str:
-        """Its number, with the phase where it has one: `1 (head)`."""
-        return f"{self.round} ({self.phase})" if self.phase else str(self.round)
 
 
 class EventRow(msgspec.Struct, frozen=True):

@@ -139,11 +139,8 @@ class Progress:
         for row in view.rows[-6:]:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
             megabytes = f"{row.uplink_bytes / 1e6:.1f} MB up, {row.downlink_bytes / 1e6:.1f} MB down"
-            lines.append(
-                Text(
-                    f"round {row.title}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"
-                )
-            )
+            numbers = f"{accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"
+            lines.append(Text(f"round {view.title(row.round)}: {numbers}"))
         lines += [Text(event.line(), style="dim") for event in view.events[-3:]]
         return Group(*lines)
 

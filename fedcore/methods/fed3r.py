@@ -74,7 +74,7 @@ class Fed3R:
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """The state with the head in place of the one that it had."""
-        return after_sums(state, plan, updates)
+        return _after_sums(state, plan, updates)
 
 
 class HeadStart:
@@ -111,12 +111,12 @@ class HeadStart:
     ) -> ExactState:
         """As the plan's training says."""
         if isinstance(plan.training, HeadTraining):
-            return after_sums(state, plan, updates)
+            return _after_sums(state, plan, updates)
         chosen = () if isinstance(rule, Mean) else (rule,)
         return self._half.aggregate(state, plan, updates, *chosen)
 
 
-def after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
     """The state with the head that the sums of a round lead to; all else is as it was.
 
     Args:

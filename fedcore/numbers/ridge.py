@@ -29,7 +29,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Fitted", "Moments", "ridge_head"]
+__all__ = ["Aims", "Fitted", "Moments", "ridge_head"]
 
 Aims = Literal["classes", "scores"]
 

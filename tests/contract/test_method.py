@@ -199,8 +199,8 @@ def test_an_export_computes_what_the_replica_computes(
         export_model(run.base, run.published[1], run.schema, run.task, training, out)
         tuned = AutoModelForSequenceClassification.from_pretrained(out)
         with torch.no_grad():
-            said = [model(input_ids=token).logits for model in (tuned, replica.model.module)]
-        assert tuned.config.label2id == {"red": 0, "green": 1, "blue": 2} and torch.allclose(*said, atol=1e-5)
+            found, expected = (model(input_ids=token).logits for model in (tuned, replica.model.module))
+        assert tuned.config.label2id == {"red": 0, "green": 1, "blue": 2} and torch.allclose(found, expected, atol=1e-5)
         return
     before = AutoModelForCausalLM.from_pretrained(run.folder)
     export_model(run.base, run.published[1], run.schema, run.task, training, out, run.artefact)

@@ -184,8 +184,8 @@ def _head_of(model: BuiltModel) -> str:
         ModelError: It is not one linear layer.
     """
     prefix = f"{model.module.base_model_prefix}."
-    found = [
-        name
+    found: list[str] = [
+        str(name)
         for name, module in model.module.named_modules()
         if next(module.parameters(recurse=False), None) is not None and not name.startswith(prefix)
     ]

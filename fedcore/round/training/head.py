@@ -111,8 +111,8 @@ class HeadTraining(Training, frozen=True, kw_only=True, tag_field="method", tag=
 
     @property
     def phase(self) -> str:
-        """`head`."""
-        return "head"
+        """`head`, before other rounds."""
+        return "" if self.then is None else "head"
 
     @property
     def one_pass(self) -> bool:

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from coordinator.job import Job, RoundSection
+from coordinator.reports.summary import summary_of, write_report
 from coordinator.rounds.events import NodeOnline, OpenRound, RoundPublished, UpdateAccepted
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.keeping import norms_of
 from coordinator.run.prepare import prepare
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.view import RunView
+from coordinator.terminal.page import rounds_table
+from coordinator.terminal.story import Story
 from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
@@ -80,7 +85,7 @@ def test_what_means_nothing_is_refused_in_one_line(tmp_path: Path, old: str, new
 
 def test_the_method_of_heads_alone_needs_a_head_too(tmp_path: Path) -> None:
     alone = JOB.replace('"fedkrso"', '"fed3r"').replace('[head]\nstart = "ridge"\n', "")
-    assert server_half(read(tmp_path, alone).method).training(1, 0).phase == "head"
+    assert server_half(read(tmp_path, alone).method).training(1, 0).one_pass
     with pytest.raises(ConfigError, match=r"causal-lm has no new head"):
         read(tmp_path, alone.replace(LABELS, 'kind = "causal-lm"'))
 
@@ -123,10 +128,25 @@ def test_a_head_that_is_no_linear_layer_is_refused_before_the_first_round(
 
 
 def test_norms_of_sums_say_nothing_of_norms_of_changes() -> None:
-    head, own = (RoundRow(n, ("a",), 0, 0, 0.0, 0.0, norms={"a": norm}, phase=phase) for n, norm, phase in (
-        (1, 20.0, "head"), (2, 0.01, "")))  # fmt: skip
-    assert norms_of([head], "") == [] and norms_of([head, own], "") == [0.01] and norms_of([head], "head") == [20.0]
-    assert (head.title, own.title) == ("1 (head)", "2")
+    rows = [RoundRow(n, ("a",), 0, 0, 0.0, 0.0, norms={"a": norm}) for n, norm in ((1, 20.0), (2, 0.01))]
+    assert norms_of(rows, lambda number: number > 1) == [0.01] and norms_of(rows[:1], lambda number: number > 1) == []
+
+
+def test_tables_name_the_phase(tmp_path: Path) -> None:
+    job = read(tmp_path, JOB)
+    rows = [RoundRow(n, ("a",), 0, 0, 1.0, 0.5) for n in (1, 2)]
+    view = RunView(job.run, "fedkrso", 2, phases=job.phases, rows=rows)
+    assert view.phases == {1: "head"} and RunView.decoded(view.encoded()) == view
+    assert read(tmp_path, JOB.replace("ridge", "random")).phases == {}
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(rounds_table(rows, view.title))
+    assert "1 (head)" in shown.get() and "2 (head)" not in shown.get()
+    assert any(line.startswith("round 1 (head): published") for line in map(str, Story().lines(view)))
+    summary = summary_of(view)
+    assert [row["phase"] for row in summary["rounds"]] == ["head", ""]
+    write_report(tmp_path / "report.html", summary)
+    assert "<td>1 (head)</td>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("untimed", "seconds"), [(0, 60.0), (1, 3600.0)])

@@ -93,7 +93,7 @@ function trafficChart(total) {
 const spread = (found) => (found ? `${format.percent(found.least)} to ${format.percent(found.largest)}` : format.DASH);
 
 const COLUMNS = [
-  ["round", (row) => (row.phase ? `${row.round} (${row.phase})` : row.round)],
+  ["round", (row) => row.round],
   ["nodes", (row) => row.participants.length],
   ["accuracy", (row) => format.percent(row.accuracy)],
   ["loss", (row) => format.loss(row.loss)],

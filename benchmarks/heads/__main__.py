@@ -2,7 +2,7 @@
 """A head from sums, for two ways in which the same rows are dealt to nodes, beside the same regression on all rows at
 one place:
 
-    python -m benchmarks.head_start --data DATA [--task sst2] [--model FOLDER] [--rows 3000]
+    python -m benchmarks.heads --data DATA [--task sst2] [--model FOLDER] [--rows 3000]
 
 Everything is a round's own path (plan, trainer, update file, exact sums, published state), in one process. The
 reference is plain: features of all rows as float64, the strength that is best by leaving each row out (exactly, by
@@ -60,7 +60,7 @@ def main(data: Path, task: str, model: str, rows: int, max_length: int) -> None:
     parts = read_parts(chosen, data, max_length, most_train=rows, most_held=1)
     train = encode([row.example for row in parts.train], section, tokenizer)
     dev = encode(parts.dev, section, tokenizer)
-    labels = [int(row.target or 0) for row in train]
+    labels = _labels(train)
     by_label = [np.flatnonzero(np.array(labels) == label).tolist() for label in range(len(section.labels))]
     # The same number of nodes for each label, as far as it goes.
     one_label = [
@@ -97,7 +97,7 @@ def _head(
     replica.adopt(RunFolder(scratch).published_state(1, obj.kind), obj.generation, obj.kind, obj.digest)
     logits = scores_of(replica.model, list(dev), section, replica.model.pad_id, _CPU).outputs.astype(np.float64)
     size = sum(row.size_bytes for row in rows) / len(rows) / 1000
-    return f"{_scores(logits, [int(row.target or 0) for row in dev])} | {size:.0f} | {seconds:.0f}"
+    return f"{_scores(logits, _labels(dev))} | {size:.0f} | {seconds:.0f}"
 
 
 def _begun(folder: Path, section: TaskSection, scratch: Path) -> tuple[GlobalModel, Plan, Replica]:
@@ -135,7 +135,7 @@ def _reference(folder: Path, section: TaskSection, train: Sequence[Encoded], dev
             return torch.cat(found).numpy()
 
         x, new = features(train), features(dev)
-    y = np.eye(len(section.labels))[[int(row.target or 0) for row in train]]
+    y = np.eye(len(section.labels))[_labels(train)]
     centre, share = x.mean(axis=0), y.mean(axis=0)
     left, values, right = np.linalg.svd(x - centre, full_matrices=False)
 
@@ -151,7 +151,11 @@ def _reference(folder: Path, section: TaskSection, train: Sequence[Encoded], dev
         (fitted(float(strength)) for strength in values[0] ** 2 * np.logspace(-7, 1, 81)), key=lambda one: one[0]
     )
     said = (new - centre) @ best[1] + share
-    return f"{_scores(said, [int(row.target or 0) for row in dev])} | – | –"
+    return f"{_scores(said, _labels(dev))} | – | –"
+
+
+def _labels(rows: Sequence[Encoded]) -> list[int]:
+    return [row.target for row in rows if isinstance(row.target, int)]
 
 
 def _scores(logits: NDArray[np.float64], labels: Sequence[int]) -> str:
