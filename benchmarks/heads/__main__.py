@@ -5,9 +5,9 @@ one place:
     python -m benchmarks.heads --data DATA [--task sst2] [--model FOLDER] [--rows 3000]
 
 Everything is a round's own path (plan, trainer, update file, exact sums, published head), in one process. The reference
-is plain: features of all rows in float64, the strength that is best by leaving each row out (exactly, by leverages), the
-class with the largest score. `factor` is what all logits would have to be multiplied by for the least log-loss: 1 where
-probabilities are right. Held-out rows are of the training file, the development set is another one."""
+is plain: features of all rows in float64, the strength that is best by leaving each row out (exactly, by leverages),
+and the class of the largest score. `factor` is what all logits would have to be multiplied by for the least log-loss: 1
+where probabilities are right. Held-out rows are of the training file, the development set is another one."""
 
 from __future__ import annotations
 
