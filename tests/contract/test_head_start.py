@@ -62,6 +62,11 @@ def test_replicas_are_the_same_across_the_change_of_phase(run: Run) -> None:
             run.adopt(replica, version, whole=True)
     everybody = (nodes["b"], absent, late, restarted)
     assert {replica.digest() for replica in everybody} == {run.digests[3]}
+    # Also one that was loaded for the head's round, as the process that measures is, computes with what layers learned.
+    token = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        said = [replica.model.module(input_ids=token).logits for replica in everybody]
+    assert all(torch.equal(one, said[0]) for one in said)
     plan = run.plan(4)
     for replica in everybody:
         replica.open(plan)

@@ -91,7 +91,9 @@ def test_a_run_that_is_killed_around_the_change_of_phase_ends_as_one_that_is_not
 def test_a_node_that_was_away_for_the_head_s_round_takes_part_in_the_next(tmp_path: Path, workshop: Workshop) -> None:
     class Late(HeadFirst):
         def _job_text(self) -> str:
-            return super()._job_text().replace("min_nodes = 2", "min_nodes = 1").replace("quorum = 2", "quorum = 1")
+            text = super()._job_text().replace("min_nodes = 2", "min_nodes = 1").replace("quorum = 2", "quorum = 1")
+            measured = f'[evaluation]\nwhere = "both"\nsource = "{self.workshop.texts(7)}"\nshare = 0.25\n\n[broker]'
+            return text.replace("[broker]", measured)
 
     tiny = Late(tmp_path / "run", workshop, Recipe(rounds=6))
     try:
@@ -105,5 +107,8 @@ def test_a_node_that_was_away_for_the_head_s_round_takes_part_in_the_next(tmp_pa
         assert codes == [0, 0] and summary["rounds"][0]["participants"] == ["home-0"], tiny.output()[-3000:]
         assert summary["rounds"][-1]["participants"] == tiny.names, tiny.output()[-3000:]
         assert {summary["nodes"][name]["digest"] for name in tiny.names} == {summary["final"]["digest"]}
+        # One process measured states of both phases, and nodes measured them before they trained.
+        assert all(row["accuracy"] is not None and row["on_nodes"] is not None for row in summary["rounds"])
+        assert summary["rounds"][0]["loss"] != summary["rounds"][-1]["loss"]
     finally:
         tiny.close()
