@@ -18,7 +18,7 @@ from coordinator.messages.senders import Senders
 from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
-from coordinator.run.examining import examined
+from coordinator.run.examining import examined, require_model
 from coordinator.run.going_on import require_open, with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
@@ -29,8 +29,6 @@ from coordinator.store.viewfile import ViewFile
 from coordinator.terminal.story import Story
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
-from fedcore.config.fitting import require_fitting
-from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
@@ -38,6 +36,7 @@ from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
+from fedcore.transport.reach import reach
 from fedcore.wire.identity import load_signing_key
 from fedcore.worker.imported import model_folder
 
@@ -152,8 +151,7 @@ class Coordinator:
         Raises:
             FedkrsoError: No such model folder, or broker settings that cannot be used.
         """
-        folder = find_model(self._job.model.folder, place=f"{self._place}: model.folder")
-        require_fitting(folder, max_length=self._job.task.max_length)
+        require_model(self._job, self._place)
         mqtt_settings(self._job.broker, "check")
 
     def examine(self) -> tuple[str, ...]:
@@ -266,13 +264,15 @@ class Coordinator:
         first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
         first.phases = job.phases
         with ViewFile(folder.view, first) as picture:
+            self._on_event(
+                Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
+            )
+            # A look first: whoever mistyped a password hears of it before the model has been looked at for a minute.
+            reach(mqtt_settings(job.broker, client_id(job.run, "look")), CONNECT_SECONDS)
             prepared = prepare(job, self._model_folder(), folder, ledger, self._tell_work)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
             transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)
-            self._on_event(
-                Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
-            )
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))

@@ -145,15 +145,9 @@ def test_wrong_budgets(tmp_path: Path, minilm_folder: Path, budget: str, code: i
 
 def test_wrong_password_and_unreachable_broker(tmp_path: Path, minilm_folder: Path) -> None:
     with LocalBroker(tmp_path / "broker") as broker:
-        refused(
-            5,
-            "check broker.username and broker.password",
-            "coordinator",
-            "run",
-            job(tmp_path, minilm_folder, broker.url),
-            "--runs",
-            tmp_path / "runs",
-        )
+        path, said = job(tmp_path, minilm_folder, broker.url), "check broker.username and broker.password"
+        refused(5, said, "coordinator", "run", path, "--runs", tmp_path / "runs")
+    assert not list((tmp_path / "runs" / "r").glob("**/describe.log")), "before the model is looked at"
     node = tmp_path / "node.toml"
     node.write_text(NODE.format(model=minilm_folder, budget="1 GiB", folder=tmp_path / "n", data="x.csv"))
     said = refused(5, "is the broker running there?", "client", "run", node)

@@ -20,7 +20,6 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from random import Random
 from types import TracebackType
 from typing import Any, Literal
 
@@ -29,8 +28,8 @@ from coordinator.provisioning.provision import Yard, provision
 from fedcore.config.sections import BrokerSection, TrustSection
 from fedcore.errors import BrokerUnreachable, TransportError
 from fedcore.system.processes import die_with_parent
-from fedcore.transport.base import TransportEvent
-from fedcore.transport.mqtt import MqttSettings, MqttTransport
+from fedcore.transport.address import MqttSettings
+from fedcore.transport.reach import reach
 from fedcore.wire.identity import Enrolment
 
 __all__ = ["BrokerKind", "LocalBroker", "find_mosquitto", "free_port"]
@@ -186,14 +185,10 @@ class LocalBroker:
         self.stop()
 
     def _accepts_login(self) -> bool:
-        probe = MqttTransport(self.settings(f"probe-{secrets.token_hex(4)}"), Random(0))  # noqa: S311 - spreads reconnects
-        probe.start(_ignore)
         try:
-            probe.wait_connected(4.0)
+            reach(self.settings(f"probe-{secrets.token_hex(4)}"), 4.0)
         except TransportError:
             return False
-        finally:
-            probe.stop()
         return True
 
     def _password(self, user: str) -> str:
@@ -277,10 +272,6 @@ class LocalBroker:
             [] if self.yard is None else [str(self.yard.broker / "broker.pem"), str(self.yard.broker / "broker.key")]
         )
         return [sys.executable, "-m", "coordinator.provisioning.amqtt_broker", str(self.port), str(users), *certificate]
-
-
-def _ignore(event: TransportEvent) -> None:
-    del event
 
 
 def free_port() -> int:

@@ -6,12 +6,30 @@ from __future__ import annotations
 import os
 
 from coordinator.job import Job
+from fedcore.config.fitting import require_fitting
 from fedcore.config.models import find_model
 from fedcore.config.templates import with_template
 from fedcore.errors import FedkrsoError
+from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.looking import Calibration, Look, look_at
 
-__all__ = ["examined"]
+__all__ = ["examined", "require_model"]
+
+
+def require_model(job: Job, place: str) -> None:
+    """Look at what can be seen of a job's model without a worker, in a moment.
+
+    Args:
+        job: As its file says it.
+        place: Where it is written, for errors.
+
+    Raises:
+        ModelError: No such folder, no weights in it, or fewer words or positions than the job needs.
+    """
+    folder = find_model(job.model.folder, place=f"{place}: model.folder")
+    if folder.is_dir():
+        Checkpoint(folder)
+    require_fitting(folder, max_length=job.task.max_length)
 
 
 def examined(job: Job, place: str) -> tuple[str, ...]:

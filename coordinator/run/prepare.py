@@ -103,7 +103,8 @@ def _artefact(
             rows=calibration.rows if calibration is not None else 0,
             folder=str(folder.evaluator / "artefact"),
             path=str(folder.artefact),
-            threads=max(1, (os.cpu_count() or 1) // 2),
+            # No node trains before the run has it.
+            threads=os.cpu_count() or 1,
         )
         ask_worker(command, folder.evaluator / "artefact.log")
     found = sha256_of(folder.artefact)

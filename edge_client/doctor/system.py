@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import parse_size
 from fedcore.transport.client import client_id
 from fedcore.transport.lacking import lacking
-from fedcore.transport.mqtt import MqttTransport
+from fedcore.transport.reach import reach
 
 __all__ = ["network", "service", "storage"]
 
@@ -74,12 +73,7 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
     if section is None:
         return []
     settings = mqtt_settings(section, "fedkrso-doctor" if node is None else client_id(node.run, f"{node.node}-doctor"))
-    transport = MqttTransport(settings, random.Random(0))  # noqa: S311 - spreads reconnects
-    transport.start(lambda event: None)
-    try:
-        limits = transport.wait_connected(_CONNECT_SECONDS)
-    finally:
-        transport.stop()
+    limits = reach(settings, _CONNECT_SECONDS)
     largest = (
         "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"
     )

@@ -99,7 +99,7 @@ def job_text(
             "source": "examples.intent_calls.data:held_out",
             "arguments": {"seed": seed, "homes": homes, "examples": 40},
             # An eighth of a round's time each.
-            "every": 3,
+            "every": 5,
         },
         "calibration": {
             "source": "examples.intent_calls.data:calibration",
@@ -176,7 +176,7 @@ def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, r
     model = str(model_folder(model, runs / ".models", place="--model", tell=click.echo).resolve())
     with LocalBroker(folder / "broker", ["coordinator", *names], kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
-        click.echo(f"{rounds} rounds; {_ROUNDS} take about 35 minutes on two cores, and measuring some minutes more")
+        click.echo(f"{rounds} rounds; {_ROUNDS} take about 40 minutes on two cores, and measuring some minutes more")
         job = folder / "job.toml"
         connection = broker.sections("coordinator")
         job.write_text(job_text(run, connection, model=model, rounds=rounds, homes=homes, seed=seed))

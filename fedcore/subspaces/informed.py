@@ -52,6 +52,11 @@ _NUMBER_BITS: Final = 15
 _FLOAT64_BITS: Final = 53
 # An eigenvalue below this part of the first is rounding error of what was measured in float32.
 _LEAST_EIGENVALUE: Final = 1e-6
+# Where a layer is at least so wide, and so many times as wide as directions are asked for, they are found by so many
+# products with twice as many.
+_WIDE: Final = 1024
+_FEW: Final = 8
+_PRODUCTS: Final = 4
 _FILLING_SEED: Final = 0
 
 
@@ -103,13 +108,30 @@ def principal_rows(
         )
     length = np.linalg.norm(mean)
     unit = mean / length if length else mean
-    values, vectors = np.linalg.eigh(_beside(unit, _beside(unit, moment).T))
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values, vectors = _strongest(_beside(unit, _beside(unit, moment).T), count)
     there = min(count, int((values > _LEAST_EIGENVALUE * values[0]).sum()))
     rows = _beside(unit, np.asarray(signs(_FILLING_SEED, place, count, columns), np.float64))
     rows[:there] = vectors[:, :there].T / np.sqrt(values[:there])[:, None]
     rows[:there] *= np.sqrt(there * columns / (1 / values[:there]).sum())
     return np.asarray(rows[_dealt(subspaces, rank)])
+
+
+def _strongest(moment: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues (k,), the largest first, and their vectors (n, k) of a symmetric matrix (n, n), k at least `count`
+    where there are so many.
+
+    All of them where many are asked for. Of few, subspace iteration: what it gives varies alike and goes with no other
+    as exactly as eigenvectors do, and holds all but some thousandths of what they hold, in products of (n, n) with
+    (n, 2 count) in place of some n**3 steps that no processor does fast (Halko, Martinsson and Tropp, arXiv 0909.4061,
+    algorithm 4.4)."""
+    if len(moment) < max(_WIDE, _FEW * count):
+        values, vectors = np.linalg.eigh(moment)
+        return values[::-1], vectors[:, ::-1]
+    basis = np.random.default_rng(_FILLING_SEED).standard_normal((len(moment), 2 * count))
+    for _ in range(_PRODUCTS):
+        basis = np.linalg.qr(moment @ basis)[0]
+    values, turns = np.linalg.eigh(basis.T @ moment @ basis)
+    return values[::-1], basis @ turns[:, ::-1]
 
 
 def _beside(unit: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:

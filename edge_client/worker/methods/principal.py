@@ -4,7 +4,8 @@ second moment.
 
 No label is looked at, and nothing is padded: texts of one length go through together. Sums of products are float32
 within a batch and float64 over batches. A layer's matrix has n x n numbers; as many layers as fit a gigabyte are
-measured in one pass."""
+measured in one pass. Layers that read the same tensor (a block's query, key and value) have one matrix, and the same
+rows."""
 
 from __future__ import annotations
 
@@ -91,10 +92,13 @@ def informed_layers(
     Raises:
         ModelError: A layer got no input.
     """
+    last: tuple[_Sums, LayerRows] | None = None
     for group in _groups(layers):
         for name, sums in _measured(model, group, encoded, task, torch_device).items():
-            rows = principal_rows(sums.moment.numpy(), sums.mean.numpy(), subspaces, rank, name)
-            yield name, rounded_rows(rows, pool * rank)
+            if last is None or not torch.equal(last[0].moment, sums.moment):
+                found = principal_rows(sums.moment.numpy(), sums.mean.numpy(), subspaces, rank, name)
+                last = sums, rounded_rows(found, pool * rank)
+            yield name, last[1]
 
 
 def _groups(layers: Sequence[LayerSpec]) -> Iterator[list[LayerSpec]]:
@@ -121,9 +125,10 @@ def _measured(
 ) -> dict[str, _Sums]:
     """By layer."""
     at_work, sums = worker_task(task), {layer.name: _Sums.zero(layer.columns) for layer in layers}
+    products = _Products()
     with ExitStack() as stack, torch.inference_mode():
         for name, total in sums.items():
-            stack.enter_context(_listening(model.layers[name], total))
+            stack.enter_context(_listening(model.layers[name], total, products))
         model.module.eval()
         for batch in _of_one_length(encoded):
             # Nothing is padded, so any number will do.
@@ -132,12 +137,28 @@ def _measured(
     return sums
 
 
+class _Products:
+    """Of the tensor that a layer read last, which the next one may read too."""
+
+    def __init__(self) -> None:
+        # The tensor itself is held, so that no other takes its place in memory.
+        self._of: Tensor | None = None
+        self._last = (torch.empty(0), torch.empty(0))
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Over all tokens: of x x^T (n, n), and of x (n,)."""
+        if x is not self._of:
+            flat = x.reshape(-1, x.shape[-1]).float()
+            self._of, self._last = x, ((flat.T @ flat).cpu(), flat.sum(dim=0).cpu())
+        return self._last
+
+
 @contextmanager
-def _listening(layer: SubspaceLinear, sums: _Sums) -> Iterator[None]:
+def _listening(layer: SubspaceLinear, sums: _Sums, products: _Products) -> Iterator[None]:
     def add(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = inputs[0].reshape(-1, layer.in_features).float()
-        sums.moment.add_((flat.T @ flat).cpu())
-        sums.mean.add_(flat.sum(dim=0).cpu())
+        moment, mean = products.of(inputs[0])
+        sums.moment.add_(moment)
+        sums.mean.add_(mean)
 
     handle = layer.register_forward_pre_hook(add)
     try:

@@ -95,6 +95,20 @@ def test_where_the_text_has_fewer_directions_the_last_rows_are_signs() -> None:
     assert np.isclose((more**2).sum(axis=1).mean(), 24)
 
 
+def test_few_directions_of_a_wide_layer_are_as_good_as_eigenvectors() -> None:
+    """With strengths that fall as those of language models' layers do, slower than any bound on the products likes."""
+    chance, columns, count = np.random.default_rng(3), 1024, 128
+    turned = np.linalg.qr(chance.normal(size=(columns, columns)))[0]
+    values = 1 / np.arange(1, columns + 1)
+    moment = (turned.T * values) @ turned
+    rows = principal_rows(moment, np.zeros(columns), 8, 16, "a")
+    second = rows @ moment @ rows.T
+    assert np.abs(second / second[0, 0] - np.eye(count)).max() < 1e-9, "all vary alike, none goes with another"
+    q, _ = np.linalg.qr(rows.T)
+    assert np.trace(q.T @ moment @ q) > 0.995 * values[:count].sum()
+    assert np.array_equal(rows, principal_rows(moment, np.zeros(columns), 8, 16, "a"))
+
+
 @pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.full((4, 4), np.nan)])
 def test_a_layer_without_input_is_refused_in_one_line(bad: np.ndarray) -> None:
     with pytest.raises(ModelError, match=r"^l: nothing was measured of this layer's input \(check the text"):

@@ -67,6 +67,9 @@ def test_rows_whiten_what_an_ordinary_model_reads(
         # No six rows hold more of the input than these.
         q, _ = np.linalg.qr(p.T)
         assert np.trace(q.T @ (x.T @ x) @ q) > 0.995 * values[:6].sum(), name
+    # What reads one tensor has one matrix.
+    query, key, out = (rows[f"model.layers.0.self_attn.{name}_proj"].rows for name in "qko")
+    assert np.array_equal(query, key) and not np.array_equal(query, out)
 
 
 def test_a_layer_that_nothing_goes_into_is_refused_in_one_line(make_llama: Callable[..., Path], tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def long_memory(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_answer_takes_what_its_config_alone_foresaw(long_memory: Path, tmp_path: Path) -> None:
     found = measured_answer(AnswerRequest(model_folder=str(long_memory), context_tokens=CONTEXT), tmp_path / "scratch")
     assert found.predicted.cache_bytes == 2 * 8 * 16 * 64 * 4 * CONTEXT

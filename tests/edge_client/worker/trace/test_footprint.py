@@ -63,8 +63,8 @@ _LONG = pytest.mark.chaos
 @pytest.mark.parametrize(
     ("name", "settings", "micro_batch_size", "checkpointing"),
     [
-        # One pass a step; several passes are among the long ones.
-        ("fedavg", {}, 8, False),
+        # One pass a step; several passes are among the long ones. FedKRSO's own is in tests of `fedkrso profile`.
+        pytest.param("fedavg", {}, 8, False, marks=pytest.mark.slow),
         pytest.param("fedkseed", {}, 8, False, marks=pytest.mark.slow),
         pytest.param("ferret", {}, 2, False, marks=_LONG),
         pytest.param("fedit", {}, 8, False, marks=_LONG),
