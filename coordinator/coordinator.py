@@ -262,6 +262,7 @@ class Coordinator:
         if ledger.fact("started_at", float) is None:
             ledger.put_fact("started_at", time.time())
         first = RunView(job.run, job.method.name, job.round.rounds, phase="preparing", rows=ledger.rounds())
+        first.phases = job.phases
         with ViewFile(folder.view, first) as picture:
             self._on_event(
                 Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")

@@ -9,11 +9,12 @@ from typing import Literal
 
 import msgspec
 
-from fedcore.config.sections import BrokerSection, DataSection, PathText, TaskSection, TrustSection
+from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
+from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
 from fedcore.numbers.rules import Rule, rule_of
@@ -278,6 +279,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     task: TaskSection
     method: AnySettings = FedKRSOSettings()
     round: RoundSection = RoundSection()
+    head: HeadSection = HeadSection()
     safety: SafetySection = SafetySection()
     broker: BrokerSection
     trust: TrustSection = TrustSection()
@@ -317,6 +319,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.evaluation is not None:
             self._check_measured(self.evaluation)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
+        require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
+
+    @property
+    def phases(self) -> dict[int, str]:
+        """What rounds are for that are none of the method's own."""
+        return {1: "head"} if self.head.start == "ridge" else {}
 
     def _check_measured(self, section: EvaluationSection) -> None:
         task = task_of(self.task)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edge_client.node import Node
     from edge_client.owner.policy import PolicySection
     from fedcore.config.reading import load_config as load
-    from fedcore.config.sections import BrokerSection, DataSection, TaskSection, TrustSection
+    from fedcore.config.sections import BrokerSection, DataSection, HeadSection, TaskSection, TrustSection
     from fedcore.config.tasks import register_task
     from fedcore.errors import ConfigError, DataError, FedkrsoError, RunError
     from fedcore.registry import register_device, register_metric, register_payload_codec, register_rule
@@ -51,6 +51,7 @@ __all__ = [
     "DataSection",
     "EvaluationSection",
     "FedkrsoError",
+    "HeadSection",
     "Job",
     "Line",
     "LocalBroker",
@@ -84,6 +85,7 @@ _WHERE: Final = {
     "ConfigError": "fedcore.errors",
     "DataError": "fedcore.errors",
     "RunError": "fedcore.errors",
+    "HeadSection": "fedcore.config.sections",
     "Job": "coordinator.job",
     "Line": "fedcore.system.logs",
     "LocalBroker": "coordinator.provisioning.broker",

@@ -32,10 +32,12 @@ from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
+from fedcore.config.sections import HeadSection
 from fedcore.data.splits import Split, deal
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
+from fedcore.methods.fed3r import require_solvable
 from fedcore.model.base import Base
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ObjectKind, Plan, StateObject
@@ -168,8 +170,10 @@ class Experiment:
             model_folder=checkpoint.folder,
             artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
+            head=HeadSection(start=setup.head),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
+        require_solvable(self._model.training(1), self._schema)
         if self._model.state.rows_from != self._model.training(1).rows_from:
             raise ExactnessError("a state in other rows than this run's", place=str(scratch))
         plan = self._begun(rounds_done(done) + 1)

@@ -91,7 +91,7 @@ def runs_show(run: str, runs: Path, as_json: bool) -> None:
     console = make_console()
     _show_head(console, record)
     if record.rows:
-        console.print(rounds_table(record.rows))
+        console.print(rounds_table(record.rows, record.view.title))
     if nodes:
         console.print()
         console.print(_nodes_table(nodes))

@@ -93,7 +93,7 @@ def last_model(files: RunFolder, which: Which = "last") -> LastModel:
     if plan is not None and base.generation > plan.training.generation:
         # The next round is open, and what this one learned is in the base already.
         state = state.refreshed(plan.training, schema)
-    training = server_half(job.method, prepared.artefact).training(last, job.seed)
+    training = server_half(job.method, prepared.artefact, job.head).training(last, job.seed)
     artefact = read_artefact(files.artefact, training, schema)
     return LastModel(job, last, schema, prepared.job.task, base, state, training, artefact)
 

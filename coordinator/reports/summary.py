@@ -41,6 +41,7 @@ def summary_of(
     rows = [
         {
             "round": row.round,
+            "phase": view.phases.get(row.round, ""),
             "participants": list(row.participants),
             "accuracy": row.accuracy,
             "loss": row.loss if row.loss is not None else row.train_loss,

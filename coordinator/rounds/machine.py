@@ -79,6 +79,7 @@ class RoundMachine:
         published: The last round whose published state is out (0 at the start; more when a run is resumed).
         seen: Nodes that took part before (a resumed run waits for their last word too).
         paused: As an earlier life of the run left it; and so `excluded`.
+        untimed: First rounds whose time says nothing of the others': they are of another kind.
         judging: Whether the run may end early: a round opens only once the state before the last is measured, and not
             if there was nothing better for long enough until then. The last state itself is not looked at, though its
             measurement may be there: what a run does would depend on how fast it came.
@@ -102,6 +103,7 @@ class RoundMachine:
     """Seconds from a round's opening to each node's update, in its last round."""
     attendance: Attendance = field(default_factory=Attendance)
     roster: Roster = field(default_factory=Roster)
+    untimed: int = 0
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -144,7 +146,7 @@ class RoundMachine:
                 self.roster.answered(node)
                 self.arriving.pop(node, None)
                 self.attendance.came(node)
-                if self.opened_at:
+                if self.opened_at and server_round > self.untimed:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
             case Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":

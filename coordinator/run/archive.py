@@ -117,9 +117,9 @@ class Archive:
             self._ledger.put_fact("checkpoint_digest", base.digest())
         return opened
 
-    def norms(self) -> list[float]:
+    def norms(self, alike: Callable[[int], bool]) -> list[float]:
         """See `Keeping`."""
-        return norms_of(self._rows)
+        return norms_of(self._rows, alike)
 
     def checkpoint_digest(self) -> str:
         """See `Keeping`; empty in a run of before it was kept."""

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from coordinator.messages.publisher import Key, key_of
@@ -98,8 +98,12 @@ class Keeping(Protocol):
         """
         ...
 
-    def norms(self) -> Sequence[float]:
-        """Of the updates of the last rounds that were closed."""
+    def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
+        """Of the updates of the last rounds that were closed.
+
+        Args:
+            alike: Whether a round's updates say the same sort of thing as those that they are compared with.
+        """
         ...
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
@@ -163,19 +167,20 @@ class ScratchKeeping:
         """See `Keeping`: what it was made from is gone."""
         raise BaseDamaged("the base is damaged, and what it was made from is not kept", place=str(self.folder.base))
 
-    def norms(self) -> Sequence[float]:
+    def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
         """See `Keeping`."""
-        return norms_of(self._rows)
+        return norms_of(self._rows, alike)
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """See `Keeping`."""
         return ()
 
 
-def norms_of(rows: Sequence[RoundRow]) -> list[float]:
+def norms_of(rows: Sequence[RoundRow], alike: Callable[[int], bool]) -> list[float]:
     """Norms of the updates of the last rounds.
 
     Args:
         rows: Of the rounds that were closed, oldest first.
+        alike: Which rounds count.
     """
-    return [norm for row in rows[-LAST_ROUNDS:] for norm in row.norms.values()]
+    return [norm for row in rows[-LAST_ROUNDS:] if alike(row.round) for norm in row.norms.values()]

@@ -18,7 +18,7 @@ from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
-from fedcore.config.sections import TaskSection
+from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.errors import BaseDamaged
 from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half
@@ -54,6 +54,7 @@ class Learning:
         evaluation: What is measured, and where; it changes nothing that is learned, but that rows which nodes hold out
             are not trained on.
         run_id: Tells the run from every other of its name.
+        head: What a new head begins with.
     """
 
     method: MethodSettings
@@ -66,6 +67,7 @@ class Learning:
     safety: SafetySection = SafetySection()
     evaluation: EvaluationSection | None = None
     run_id: str = ""
+    head: HeadSection = HeadSection()
 
     @classmethod
     def of(cls, prepared: Prepared, run_id: str) -> Learning:
@@ -82,6 +84,7 @@ class Learning:
             safety=job.safety,
             evaluation=job.evaluation,
             run_id=run_id,
+            head=job.head,
         )
 
 
@@ -134,7 +137,7 @@ class GlobalModel:
 
     def __init__(self, learning: Learning, keeping: Keeping, published: int) -> None:
         self._learning, self._keeping, self._folder = learning, keeping, keeping.folder
-        self._half = server_half(learning.method, learning.artefact)
+        self._half = server_half(learning.method, learning.artefact, learning.head)
         schema, first = learning.schema, self.training(1)
         self.artefact = read_artefact(self._folder.artefact, first, schema)
         self.base = Base(Checkpoint(learning.model_folder), schema, learning.base_kind, self._folder.base)
@@ -214,7 +217,11 @@ class GlobalModel:
         share = plan.training.share if rule.weighted else "uniform"
         shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
-        far = outliers(norms, self._keeping.norms(), self._learning.safety)
+        far = outliers(
+            norms,
+            self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase),
+            self._learning.safety,
+        )
         clips = {row.header.node: row.clip for row in updates} | {
             node: outlier.clip for node, outlier in far.items() if outlier.clip.factor < _factor(updates, node)
         }

@@ -17,6 +17,7 @@ from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
 from fedcore.errors import RunError
 from fedcore.methods import server_half
+from fedcore.methods.fed3r import require_solvable
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.asking import ask_worker
@@ -55,7 +56,7 @@ def prepare(
         tell: Gets a line before each piece of work that takes a while.
 
     Raises:
-        FedkrsoError: The model or the task cannot serve.
+        FedkrsoError: The model or the task cannot serve, or the head that the job wants cannot be made.
     """
     task, schema = ledger.fact("task", type(job.task)), ledger.fact("schema", ModelSchema)
     if task is None or schema is None:
@@ -76,6 +77,7 @@ def prepare(
         ledger.put_fact("schema", schema)
     notes = ledger.fact("notes", tuple[str, ...]) or ()
     job = msgspec.structs.replace(job, task=task)
+    require_solvable(server_half(job.method, head=job.head).training(1, job.seed), schema)
     return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger, tell), notes)
 
 

@@ -118,6 +118,8 @@ class Service:
         # word.
         part = {node for row in rows for node in row.participants}
         self._machine: RoundMachine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
+        # Its nodes go once over all of their rows, however few steps the others have.
+        self._machine.untimed = int(job.head.start == "ridge")
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()
@@ -126,6 +128,7 @@ class Service:
         self._ended = self._stopping = False
         protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
+        self.view.phases = job.phases
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:

@@ -104,6 +104,8 @@ class RunView:
     digest: str = ""
     notes: tuple[str, ...] = ()
     """What a person should know of the model and of the coordinator's held-out rows, each a sentence."""
+    phases: dict[int, str] = field(default_factory=dict)
+    """What a round is for, of those that are none of the method's own."""
     rows: list[RoundRow] = field(default_factory=list)
     start: NodesMeasured | None = None
     """What nodes measured before anything was learned."""
@@ -114,6 +116,17 @@ class RunView:
     """How many events of each kind there were since this coordinator started; the log tells repeated ones once."""
     events: list[EventView] = field(default_factory=list)
     """The last ones, oldest first; the ledger has all."""
+
+    def title(self, server_round: int) -> str:
+        """A round's number, with what it is for: `1 (head)`.
+
+        Example:
+            >>> view = RunView("t", "fedkrso", 6, phases={1: "head"})
+            >>> view.title(1), view.title(2)
+            ('1 (head)', '2')
+        """
+        phase = self.phases.get(server_round)
+        return str(server_round) if phase is None else f"{server_round} ({phase})"
 
     def encoded(self) -> bytes:
         """As JSON; `decoded` reads it."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -46,7 +46,7 @@ def status_page(record: RunRecord, now: float, *, width: int, ascii_only: bool) 
         facts.add_row(name, Text(words, style=style))
     parts: list[RenderableType] = [_head(record), facts]
     if record.rows:
-        parts += [Text(), rounds_table(record.rows[-_SHOWN_ROUNDS:])]
+        parts += [Text(), rounds_table(record.rows[-_SHOWN_ROUNDS:], record.view.title)]
     if view.events:
         parts += [Text(), Text("last events", style="dim")]
         parts += [_cut(Text(f"  {clock(e.at)}  {printable(e.line())}"), width) for e in view.events[-_SHOWN_EVENTS:]]
@@ -71,8 +71,13 @@ def phase_words(record: RunRecord, now: float) -> str:
     return f"{rounds} is next; waiting for nodes"
 
 
-def rounds_table(rows: list[RoundRow]) -> Table:
-    """A row a round."""
+def rounds_table(rows: list[RoundRow], title: Callable[[int], str] = str) -> Table:
+    """A row a round.
+
+    Args:
+        rows: Of the rounds.
+        title: What a round is called, by its number (`RunView.title`).
+    """
     table = plain_table()
     # On the nodes' own rows, where they measure.
     on_nodes = any(row.nodes is not None for row in rows)
@@ -84,7 +89,7 @@ def rounds_table(rows: list[RoundRow]) -> Table:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.3f}"
         megabytes = (f"{size / 1e6:.2f}" for size in (row.uplink_bytes, row.downlink_bytes))
         table.add_row(
-            str(row.round),
+            title(row.round),
             str(len(row.participants)),
             accuracy,
             *((("-" if row.nodes is None else f"{row.nodes.accuracy:.3f}"),) if on_nodes else ()),

@@ -103,7 +103,7 @@ class Progress:
             accuracy = "–" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
             megabytes = [f"{row[key] / 1e6:.2f}" for key in ("uplink_bytes", "downlink_bytes")]
             table.add_row(
-                str(row["round"]),
+                _title(row),
                 str(len(row["participants"])),
                 accuracy,
                 *((f"{row['on_nodes']['accuracy']:.3f}" if row["on_nodes"] else "–",) if on_nodes else ()),
@@ -139,11 +139,8 @@ class Progress:
         for row in view.rows[-6:]:
             accuracy = "evaluating" if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
             megabytes = f"{row.uplink_bytes / 1e6:.1f} MB up, {row.downlink_bytes / 1e6:.1f} MB down"
-            lines.append(
-                Text(
-                    f"round {row.round}: {accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"
-                )
-            )
+            numbers = f"{accuracy}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.0f} s"
+            lines.append(Text(f"round {view.title(row.round)}: {numbers}"))
         lines += [Text(event.line(), style="dim") for event in view.events[-3:]]
         return Group(*lines)
 
@@ -155,3 +152,8 @@ def _node_cells(node: NodeView, *, ascii_only: bool) -> tuple[str, ...]:
     state = node.trouble or (node.state if node.online else f"offline ({node.state})")
     loss = "" if node.loss is None else f"{node.loss:.3f}"
     return node.node, state, f"{node.step}/{node.steps}" if node.steps else "", loss, memory, str(max(node.version, 0))
+
+
+def _title(row: dict[str, Any]) -> str:
+    """A round's number, with the phase where it has one."""
+    return f"{row['round']} ({row['phase']})" if row["phase"] else str(row["round"])

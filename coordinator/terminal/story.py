@@ -96,9 +96,10 @@ class Story:
                 lines += self._updates(row.round, row.participants)
             measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}{_metrics(row.metrics)}"
             megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
+            title, seconds = view.title(row.round), f"{row.seconds:.1f} s"
             lines.append(
                 Line(
-                    f"round {row.round}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {row.seconds:.1f} s",
+                    f"round {title}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {seconds}",
                     event="round_published" if row.accuracy is None else "round_evaluated",
                     round=row.round,
                     accuracy=row.accuracy,

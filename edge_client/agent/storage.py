@@ -24,7 +24,7 @@ def round_bytes(plan: Plan) -> int:
     here, twice."""
     training, schema = plan.training, plan.model_schema
     layers = training.update_layer_shapes(schema)
-    tensors = [tensor.matrix for tensor in training.shared_tensors(schema)]
+    tensors = [tensor.matrix for tensor in training.sent_tensors(schema)]
     overhead = _RECORD_BYTES * (len(layers) + len(tensors))
     update = sum(training.coding(name).most_bytes(rows * columns) + rows for name, (rows, columns) in layers.items())
     update += sum(2 * math.prod(shape) for shape in tensors)

@@ -12,7 +12,7 @@ from fedcore.errors import ConfigError
 from fedcore.fields.types import Start
 from fedcore.transport.address import check_url, is_encrypted
 
-__all__ = ["PATH", "BrokerSection", "DataSection", "PathText", "TaskSection", "TrustSection"]
+__all__ = ["PATH", "BrokerSection", "DataSection", "HeadSection", "PathText", "TaskSection", "TrustSection"]
 
 PATH: Final = msgspec.Meta(extra={"path": True})
 PathText = Annotated[str, PATH]
@@ -76,6 +76,14 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     held_out: PathText | None = None
     """Of a node: rows that it never trains on and measures published states on, as `source` is, with the same columns.
     Left out: the job's `evaluation.share` of its rows is held out."""
+
+
+class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[head]`: what a new task head holds before the method's first round."""
+
+    start: Literal["random", "ridge"] = "random"
+    """`random`: small seeded numbers. `ridge`: the solution of a ridge regression on the frozen model's features, over
+    the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md)."""
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

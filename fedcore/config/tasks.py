@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 from fedcore.errors import ConfigError, DataError
 from fedcore.registry import TASKS
@@ -61,6 +61,9 @@ class Task(ABC):
     """Whether each example must have a label (`target` reads it)."""
     scale: ClassVar[bool] = False
     """Whether `task.middle` has a meaning."""
+    aims: ClassVar[Literal["", "classes", "scores"]] = ""
+    """What a linear head aims at, of tasks whose head a ridge regression can begin (`HeadTask.targets`): one of several
+    classes, or numbers."""
     headline: ClassVar[str] = "accuracy"
     """What the number is that reports call accuracy."""
     conversations: ClassVar[bool] = False
@@ -159,6 +162,7 @@ class Classification(Task):
     """One label of a set for each text."""
 
     worker = "edge_client.worker.data.kinds.classification:ClassificationAtWork"
+    aims = "classes"
 
     def check(self) -> None:
         """Labels that tell classes apart; where a function gives them, they are looked at once it has."""
@@ -209,6 +213,7 @@ class Regression(Task):
     """A score for each text."""
 
     worker = "edge_client.worker.data.kinds.regression:RegressionAtWork"
+    aims = "scores"
     scale = True
     headline = "Spearman's correlation"
 

@@ -8,7 +8,9 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
 
+from fedcore.config.sections import HeadSection
 from fedcore.errors import ConfigError
+from fedcore.methods.fed3r import HeadStart
 from fedcore.methods.interface import MethodSettings, ServerHalf
 from fedcore.registry import METHODS, resolve
 
@@ -48,14 +50,15 @@ else:
 """`[method]` of a job: its `name` says which."""
 
 
-def server_half(settings: MethodSettings, artefact: str = "") -> ServerHalf:
+def server_half(settings: MethodSettings, artefact: str = "", head: HeadSection | None = None) -> ServerHalf:
     """The server half that a job names.
 
     Args:
         settings: `[method]` of the job.
         artefact: SHA-256 of the run's artefact, for a method that asks for one (`Training.artefact_kind`), once it
             is made.
+        head: `[head]` of the job; None for a random head.
     """
     half = resolve(METHODS.get(settings.name).server_half, place=f"method {settings.name}")
     made: ServerHalf = half(settings, artefact) if artefact else half(settings)
-    return made
+    return HeadStart(made) if head is not None and head.start == "ridge" else made

@@ -27,6 +27,7 @@ __all__ = [
     "DenseLearned",
     "DirectionLearned",
     "FactorLearned",
+    "HeadLearned",
     "Learned",
     "ResidualLearned",
     "StackedLearned",
@@ -94,6 +95,14 @@ class DenseLearned(Learned[Training]):
     def change(self, layer: LayerSpec) -> NDArray[np.float32]:
         """The entry."""
         return self.state.entries[layer.name].values()
+
+
+class HeadLearned(Learned[Training]):
+    """The head alone: nothing of a layer."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Zero."""
+        return np.zeros((layer.rows, layer.columns), np.float32)
 
 
 class DirectionLearned(Learned[DirectionTraining]):
@@ -202,6 +211,7 @@ def layer_factors(
 
 
 def _learned(training: Training, state: PublishedState, artefact: Any) -> Learned[Any]:
+    training = training.learns
     if not training.learned:
         raise ConfigError(
             f"no way to write out what {training.method!r} learned",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["Coding", "Kind", "Width", "most_index_bytes"]
+__all__ = ["Coding", "Kind", "Width", "most_index_bytes", "packed_shape"]
 
 Kind = str
 """A registered payload codec. `integers`: with one power of two for each row. `floats`: bfloat16 or float32. `sparse`:
@@ -53,3 +53,16 @@ class Coding(NamedTuple):
 def most_index_bytes(kept: int, numbers: int) -> int:
     """What the places of so many numbers take at most: a byte each, and one for each 255 that are left out."""
     return kept + numbers // 255 + 1
+
+
+def packed_shape(side: int) -> tuple[int, int]:
+    """Rows and columns of a symmetric matrix that travels as one half of its numbers (`fedcore.numbers.symmetric`).
+
+    Args:
+        side: Its rows, and its columns.
+
+    Example:
+        >>> packed_shape(4), packed_shape(5)
+        ((2, 5), (3, 6))
+    """
+    return -(-side // 2), side + 1

@@ -38,6 +38,7 @@ def checksums(training: Training, schema: ModelSchema, artefact: Any = None) -> 
     """
     if not training.seeds:
         return ()
+    training = training.learns
     if isinstance(training, DirectionTraining):
         return tuple(checksum(training.seeds[0], layer) for layer in schema.layers)
     if training.rows_from == "signs":

@@ -25,6 +25,7 @@ from fedcore.round.training.base import Training
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
+from fedcore.round.training.head import HeadTraining
 from fedcore.round.training.subspace import SubspaceTraining
 
 __all__ = ["Method", "client_half_name", "register_method"]
@@ -125,3 +126,4 @@ _own("fedex-lora", ResidualTraining, "fedex", "FedExLoRASettings", "FedExLoRA", 
 _own("fedkseed", ScalarTraining, "fedkseed", "FedKSeedSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("fedkseed-pro", ScalarTraining, "fedkseed", "FedKSeedProSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("ferret", SketchTraining, "ferret", "FerretSettings", "Ferret", "ferret:Ferret")
+_own("fed3r", HeadTraining, "fed3r", "Fed3RSettings", "Fed3R", "fed3r:Fed3R")

@@ -33,12 +33,14 @@ class Named:
         name: The method's.
         options: What the brackets say, as text.
         base: How target layers are held, where the brackets say so.
+        head: What a new head begins with, `random` or `ridge`.
     """
 
     label: str
     name: str
     options: Mapping[str, str]
     base: BaseKind | None = None
+    head: str = "random"
 
 
 def parse_methods(text: str) -> tuple[Named, ...]:
@@ -79,9 +81,11 @@ def _parsed(text: str) -> Named:
         if key in options:
             raise ConfigError(f"{key} is there twice", place=f"{_PLACE} {name}")
         options[key] = value
-    base = options.pop("base", None)
+    base, head = options.pop("base", None), options.pop("head", "random")
+    if head not in ("random", "ridge"):
+        raise ConfigError(f"{head!r} is no start of a head", place=f"{_PLACE} {name}", remedy="random or ridge")
     try:
-        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind))
+        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), head)
     except msgspec.ValidationError:
         raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
 
@@ -103,7 +107,7 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     unknown = next((key for key in named.options if key not in kind.__struct_fields__), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base"
+        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head"
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
     if learning_rate is not None:

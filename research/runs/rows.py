@@ -43,6 +43,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rows held out of the training file at most, and as many to tune on."""
     calibration_rows: Count = 512
     """Tuning rows whose text, without labels, a method's run artefact is made from."""
+    head: Literal["random", "ridge"] = "random"
+    """What a new head begins with; `ridge` takes the first round."""
     base: BaseKind = "int8"
     trained_tensors: tuple[str, ...] = ()
     """Patterns of checkpoint tensors that are trained whole beside a new head."""

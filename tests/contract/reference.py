@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from method_runs import CPU, TASK, Run, examples
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from edge_client.worker.data.tasks import batches, summed_loss
 from edge_client.worker.model.built import BuiltModel
@@ -23,13 +23,14 @@ class Reference:
     """Full fine-tuning, or LoRA, with no code of ours but batches and the loss."""
 
     def __init__(self, run: Run, replica: Replica) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(run.folder, dtype=torch.float32)
+        kind = AutoModel if run.only_head else AutoModelForCausalLM
+        self.model = kind.from_pretrained(run.folder, dtype=torch.float32)
         self.built = BuiltModel(self.model, output_weight=replica.model.output_weight)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         self.weights: dict[str, nn.Parameter] = {}
         for layer in run.schema.layers:
-            linear = self.model.get_submodule(layer.name)
+            linear = self.model.get_submodule(layer.name.removeprefix("model.") if run.only_head else layer.name)
             linear.weight = nn.Parameter(
                 torch.from_numpy(dequantise_weight(*quantise_weight(linear.weight.numpy()))), requires_grad=False
             )

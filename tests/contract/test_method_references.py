@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.data.tasks import Encoded, batches, summed_loss
 from edge_client.worker.train.round import learning_rate_factor
+from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.round.training import DirectionTraining, FactorTraining
@@ -178,3 +179,28 @@ def test_ferret_equals_its_reference(allocation: str, make_llama: Callable[..., 
         used.append(int((coefficients != 0).sum()))
         assert used[-1] == count
     assert max(used) == 12 and (min(used) < 12) == (allocation == "norm")
+
+
+@pytest.mark.parametrize("codec", ["float32", "integers"])
+def test_fed3r_equals_its_reference(codec: Any, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+    """Second moments of the last token's hidden state, a one, and the label as a one among zeros."""
+    run = Run(Fed3RSettings(batch_size=4, bits=16, codec=codec), make_llama(), tmp_path)
+    replica = run.replica("a")
+    rows, reference = run.examples(1), Reference(run, replica)
+    wanted = []
+    for example in rows:
+        with torch.no_grad():
+            hidden = reference.model(input_ids=torch.tensor([example.ids])).last_hidden_state[0, -1]
+        label = [float(example.target == place) for place in range(3)]
+        wanted.append(np.concatenate([hidden.double().numpy() / 8, [1.0], label]))
+    moments = np.array(wanted).T @ np.array(wanted) / len(rows)
+    update = run.train("a", replica, 1)
+    found = values_of(update.path)
+    assert update.header.examples == len(rows) and found.keys() == {"/moments"}
+    side = len(moments)
+    assert found["/moments"].shape == (-(-side // 2), side + 1)
+    # Row i from the diagonal on, and row n - 1 - i at its end.
+    for i in range(side):
+        line = found["/moments"][min(i, side - 1 - i)]
+        place = line[: side - i] if i <= side - 1 - i else line[i + 1 :]
+        assert np.allclose(place, moments[i, i:], atol=1e-5 if codec == "float32" else 1e-4)

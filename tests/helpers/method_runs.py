@@ -23,10 +23,11 @@ from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer
-from fedcore.config.sections import TaskSection
+from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half, settings_by_name
+from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
@@ -42,6 +43,7 @@ from research.artefact import artefact_digest
 CPU = torch.device("cpu")
 _CHUNK_BYTES = 1024
 TASK = TaskSection(kind="causal-lm", max_length=24)
+HEAD_TASK = TaskSection(kind="text-classification", labels=("red", "green", "blue"), max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(settings_by_name().values())
 MOMENTS = ("reset", "carried", "averaged")
@@ -63,10 +65,16 @@ CASES: list[Case] = [
 ]
 
 
-def examples(node: int) -> list[Encoded]:
+def examples(node: int, task: TaskSection = TASK) -> list[Encoded]:
+    """A node's own: more where rows have labels, of which a node has one more than the other."""
+    rows = 6 + 2 * node if task is TASK else 32 + 2 * node
     return [
-        Encoded(tuple((5 * i + (node + 3) * j) % 200 + 3 for j in range(10 + i)), None, None)
-        for i in range(6 + 2 * node)
+        Encoded(
+            tuple((5 * i + (node + 3) * j) % 200 + 3 for j in range(10 + (i if task is TASK else i % 14))),
+            None,
+            None if task is TASK else i % (node + 1),
+        )
+        for i in range(rows)
     ]
 
 
@@ -78,29 +86,32 @@ class Run:
     folder: Path
     own: Path
     kind: BaseKind = "int8"
+    head: HeadSection = HeadSection()
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
         checkpoint, self.files = Checkpoint(self.folder), RunFolder(self.own)
-        self.schema = describe(checkpoint, TASK)
+        self.task = HEAD_TASK if self.only_head or self.head.start == "ridge" else TASK
+        self.schema = describe(checkpoint, self.task)
         sources = ArtefactSources(
             training=server_half(self.settings).training(1, 5),
             base=Base(checkpoint, self.schema, self.kind, self.files.base),
-            task=TASK,
+            task=self.task,
             texts=examples(7),
             torch_device=CPU,
         )
         self.own.mkdir(parents=True, exist_ok=True)
         artefact = artefact_digest(self.files.artefact, sources)
-        self.half = server_half(self.settings, artefact)
+        self.half = server_half(self.settings, artefact, self.head)
         learning = Learning(
             method=self.settings,
             seed=5,
-            task=TASK,
+            task=self.task,
             base_kind=self.kind,
             schema=self.schema,
             model_folder=self.folder,
             artefact=artefact,
+            head=self.head,
         )
         self.keeping = ScratchKeeping(self.files, keep_published=None)
         self.model = GlobalModel(learning, self.keeping, 0)
@@ -108,6 +119,15 @@ class Run:
         self.published = [self.model.published]
         self.digests = [model_digest(self.base.digest(), self.published[0])]
         self._plans: dict[int, Plan] = {}
+
+    @property
+    def only_head(self) -> bool:
+        """Whether no layer learns anything: then there is a task with labels."""
+        return isinstance(self.settings, Fed3RSettings)
+
+    def examples(self, node: int) -> list[Encoded]:
+        """A node's own."""
+        return examples(node, self.task)
 
     @property
     def base(self) -> Base:
@@ -137,11 +157,12 @@ class Run:
             if step == stop:
                 sys.exit()
 
-        return Trainer(replica, data, self.own / name / "intervals", "r", name, 0, CPU, Hooks(report)), done
+        pad_id, intervals = replica.model.pad_id, self.own / name / "intervals"
+        return Trainer(replica, data, intervals, "r", name, pad_id, CPU, Hooks(report)), done
 
     def train(self, name: str, replica: Replica, number: int, server_round: int = 1) -> WeightedUpdate:
         plan, path = self.plan(server_round), self.own / f"{name}-{server_round}.bin"
-        self.trainer(name, replica, examples(number))[0].train(plan, (WHOLE,), path)
+        self.trainer(name, replica, self.examples(number))[0].train(plan, (WHOLE,), path)
         header = admit(path, plan, "r", name, SafetySection()).header
         return WeightedUpdate(path, header, 1 if plan.training.share == "uniform" else header.examples)
 

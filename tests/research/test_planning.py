@@ -51,6 +51,11 @@ def test_every_method_of_the_house_can_be_run(kind: type) -> None:
         assert msgspec.json.decode(msgspec.json.encode(setup), type=Setup) == setup
 
 
+def test_a_head_from_sums_is_an_option_of_every_method() -> None:
+    setups = planned(request("fedavg,fedavg[head=ridge]", "small", seeds=(0,)), Rates(Path("nowhere")))
+    assert [setup.head for setup in setups] == ["random", "ridge"] and setups[0].method == setups[1].method
+
+
 @pytest.mark.parametrize(
     ("text", "said", "remedy"),
     [
@@ -70,6 +75,7 @@ def test_every_method_of_the_house_can_be_run(kind: type) -> None:
         ("fedkrso[learning_rate=nan]", "Expected float, got str", ""),
         ("fedkrso[interval_steps=7]", "20 steps are not a whole number of intervals of 7", "use 14"),
         ("fedkrso[base=int4]", "'int4' is not a base", "int8, float32"),
+        ("fedkrso[head=flat]", "'flat' is no start of a head", "random or ridge"),
     ],
 )
 def test_wrong_methods_are_refused_in_one_line(text: str, said: str, remedy: str) -> None:

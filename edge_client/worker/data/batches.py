@@ -17,7 +17,7 @@ from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.varlen import end_to_end
 from fedcore.config.tasks import Target
 
-__all__ = ["Encoded", "batches", "inputs_of", "outputs", "pad", "states_and_labels"]
+__all__ = ["Encoded", "batches", "in_order", "inputs_of", "outputs", "pad", "states_and_labels"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iter
             queue += chance.sample(range(len(encoded)), len(encoded))
         yield [encoded[i] for i in queue[:batch_size]]
         del queue[:batch_size]
+
+
+def in_order(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
+    """Batches of one pass over all examples as they lie; the last one may be smaller."""
+    return (list(encoded[start : start + batch_size]) for start in range(0, len(encoded), batch_size))
 
 
 def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_client.worker.data.batches import Encoded, batches, outputs, pad, states_and_labels
+from edge_client.worker.data.batches import Encoded, batches, in_order, outputs, pad, states_and_labels
 from edge_client.worker.data.reading import Example, together
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import Target, task_of
-from fedcore.errors import DataError
+from fedcore.errors import ConfigError, DataError
 from fedcore.registry import resolve
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "batches",
     "encode",
     "encoded_rows",
+    "in_order",
     "outputs",
     "pad",
     "states_and_labels",
@@ -194,6 +195,11 @@ class HeadTask(WorkerTask):
     @abstractmethod
     def loss(self, said: Tensor, batch: Sequence[Encoded], reduction: Literal["sum", "none"]) -> Tensor:
         """Loss of the head's outputs (b, labels): of each example (b,), or the sum of all."""
+
+    def targets(self, batch: Sequence[Encoded]) -> Tensor:
+        """What a linear head aims at, float64 (b, labels), in a task that says that it aims at something
+        (`fedcore.config.tasks.Task.aims`)."""
+        raise ConfigError(f"{self.section.kind} says not what a head aims at", place="task.kind")
 
     def forward(self, model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
         """The head's outputs (b, labels)."""

@@ -8,20 +8,22 @@ intervals on disk) is the same for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_client.worker.data.batches import Encoded
+from fedcore.config.sections import TaskSection
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import Training
 
-__all__ = ["ClientHalf", "Kept", "adam_state", "restore_adam"]
+__all__ = ["ClientHalf", "Gathering", "Kept", "adam_state", "restore_adam", "trained_by"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class ClientHalf(Protocol):
         """
         ...
 
-    def begin(self, interval: int) -> torch.optim.Optimizer:
-        """Begin an interval; the optimiser of what it trains."""
+    def begin(self, interval: int) -> torch.optim.Optimizer | None:
+        """Begin an interval; the optimiser of what it trains, or None where nothing is."""
         ...
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
@@ -130,6 +132,37 @@ class ClientHalf(Protocol):
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """What the round's update says of each entry (`fedcore.round.training`), as this node trained it."""
         ...
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """What a half has beside, whose rounds are one pass over the rows without gradients
+    (`fedcore.round.training.Training.one_pass`): a batch's micro-batches go to `gather`, and then `measure` ends."""
+
+    then: ClientHalf | None
+    """The half that trains in the rounds that follow; it has installed what this one has."""
+
+    def gather(
+        self, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device, *, first: bool
+    ) -> float:
+        """Take what a micro-batch says.
+
+        Args:
+            batch: The micro-batch.
+            task: Of the plan.
+            pad_id: Token that pads.
+            torch_device: Where to compute.
+            first: Of its batch; one that ran out of memory begins again, and what was taken of it counts no more.
+
+        Returns:
+            Its loss, summed over its examples.
+        """
+        ...
+
+
+def trained_by(half: ClientHalf) -> ClientHalf:
+    """The half that trains by gradients: the one inside, of a half that gathers before other rounds."""
+    return half.then if isinstance(half, Gathering) and half.then is not None else half
 
 
 def adam_state(name: str, parameter: Tensor, adam: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -276,7 +276,7 @@ class Worker:
             header.loss,
             header.seconds,
             trained.restored,
-            plan.training.steps,
+            trained.steps,
             plan.training.batch_size,
         )
 

@@ -211,8 +211,9 @@ _FREE = ("generation", "run_seed", "learning_rate", "tensor_learning_rate", "sha
 
 def _shape_of(training: Training) -> tuple[object, ...]:
     """What of a training decides its memory."""
-    said = msgspec.to_builtins(training)
-    return len(training.seeds), sorted((key, str(value)) for key, value in said.items() if key not in (*_FREE, "seeds"))
+    said = {key: value for key, value in msgspec.to_builtins(training).items() if key not in (*_FREE, "seeds", "then")}
+    then = () if training.learns is training else _shape_of(training.learns)
+    return len(training.seeds), sorted((key, str(value)) for key, value in said.items()), then
 
 
 def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 
 from edge_client.worker.data.tasks import summed_loss, worker_task
+from edge_client.worker.methods.interface import trained_by
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.round.plan import Plan
@@ -25,8 +27,10 @@ def calibrate(
     types = (0,) * length if replica.model.takes_types else None
     example = worker_task(plan.task).sample((1,) * length, types)
     found = []
-    replica.half.open(plan, "", plan.training.rank)
-    replica.half.begin(0)
+    # Memory is planned for what trains, also where a pass without gradients comes first.
+    half, training = trained_by(replica.half), plan.training.learns
+    half.open(msgspec.structs.replace(plan, training=training), "", training.rank)
+    half.begin(0)
     # The first pass also warms up what libraries allocate once.
     for size in (1, 1, 2):
         static = status_bytes("VmRSS")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edge_client.worker.methods import client_half
+from edge_client.worker.methods.interface import trained_by
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, install_weight
@@ -29,6 +30,7 @@ from fedcore.model.state import PublishedState, model_digest
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ObjectKind, Plan, published_digest
+from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.initial import start_value
 
@@ -164,6 +166,7 @@ class Replica:
             raise ExactnessError(
                 f"the round starts from version {plan.version}, this replica holds {self.state.version}"
             )
+        self._take_half(plan.training)
         self._check_projections(plan)
         try:
             self._merge_until(plan.training.generation)
@@ -178,6 +181,17 @@ class Replica:
             raise ExactnessError(f"this replica's version {plan.version} is not the published one")
         # Whoever measures a run's last state has trained its last round, and the plan still names that one.
         self._install(before=plan.version + 1)
+
+    def _take_half(self, training: Training) -> None:
+        """Have the half of the plan's rounds, where a round of another kind came before them."""
+        if type(training) is type(self._training):
+            return
+        half = trained_by(self.half)
+        if type(training) is not type(self._training.learns) or half is self.half:
+            raise ExactnessError(
+                f"this replica was loaded for rounds of {self._training.method}, the plan is of {training.method}"
+            )
+        self._training, self.half = training, half
 
     def restore(self) -> None:
         """Drop the round's accumulators and trained values: back to the published state, and to what this node kept for

@@ -26,10 +26,11 @@ __all__ = ["Round", "StepFunction", "learning_rate_factor", "train_round", "upda
 
 @dataclass(frozen=True)
 class Round:
-    """A trained round: the mean loss, and how many intervals lay on disk."""
+    """A trained round: the mean loss, how many intervals lay on disk, and the steps that there were."""
 
     loss: float
     restored: int
+    steps: int
 
 
 StepFunction = Callable[[int], float]
@@ -60,6 +61,7 @@ def train_round(
     run_step: StepFunction,
     progress: Callable[[int, int, float], None],
     finished: FinishedIntervals,
+    rows: int,
 ) -> Round:
     """Train a round; afterwards the replica's half holds its changes and the full tensors their trained values.
 
@@ -71,40 +73,44 @@ def train_round(
         run_step: Forward and backward of a batch.
         progress: Called after every step with (step from 1, steps, loss).
         finished: Where finished intervals go, and where those of a killed worker lie.
+        rows: Of this node's data; in one pass they say how many steps there are.
 
     Raises:
         WorkerError: The loss is not finite.
     """
     training, half = plan.training, replica.half
+    steps = training.steps_of(rows)
     half.open(plan, node, rank)
-    tensors = list(replica.tensors.values())
+    tensors = [] if training.one_pass else list(replica.tensors.values())
     whole = torch.optim.Adam(tensors, lr=training.tensor_learning_rate) if tensors else None
     restored = finished.restore(replica, whole)
     total = restored[-1].loss if restored else 0.0
     # Where a newer one makes older ones unnecessary, only it is there.
     first = restored[-1].interval + 1 if restored else 0
-    for interval in range(first, training.intervals):
+    for interval in range(first, training.intervals_of(rows)):
         optimiser = half.begin(interval)
-        for step in range(interval * training.interval_steps, (interval + 1) * training.interval_steps):
+        begins = interval * training.interval_steps
+        for step in range(begins, min(begins + training.interval_steps, steps)):
             loss = _one_step(training, half, optimiser, whole, step, run_step)
             total += loss
-            progress(step + 1, training.steps, loss)
+            progress(step + 1, steps, loss)
         half.finish(interval)
         del optimiser
         finished.save(interval, total, replica, whole)
-    return Round(total / training.steps, first)
+    return Round(total / steps, first, steps)
 
 
 def _one_step(
     training: Training,
     half: ClientHalf,
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     whole: torch.optim.Adam | None,
     step: int,
     run_step: StepFunction,
 ) -> float:
     factor = learning_rate_factor(step, training.steps)
-    optimisers = [(optimiser, training.learning_rate)] + ([(whole, training.tensor_learning_rate)] if whole else [])
+    pairs = (optimiser, training.learning_rate), (whole, training.tensor_learning_rate)
+    optimisers = [(one, learning_rate) for one, learning_rate in pairs if one is not None]
     for one, learning_rate in optimisers:
         one.param_groups[0]["lr"] = learning_rate * factor
         one.zero_grad(set_to_none=True)
@@ -126,7 +132,7 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
         coding = plan.training.coding(name)
         yield Record(name, encoded(change, coding, name), coding.bits, kind=coding.kind)
     start = replica.start_values()
-    for spec in plan.training.shared_tensors(plan.model_schema):
+    for spec in plan.training.sent_tensors(plan.model_schema):
         change = (
             (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name])
             .astype(np.float32)

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from edge_client.memory.allocator import set_thresholds
-from edge_client.worker.data.tasks import Encoded, batches, summed_loss
+from edge_client.worker.data.tasks import Encoded, batches, in_order, summed_loss
+from edge_client.worker.methods.interface import Gathering
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import FusedGatedMLP
 from edge_client.worker.train.highwater import give_back_freed_memory
@@ -111,9 +112,7 @@ class Trainer:
         self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
-        stream = _Numbered(
-            batches(self._encoded, plan.training.batch_size, plan.training.run_seed, plan.round, self._node)
-        )
+        stream = _Numbered(self._stream(plan))
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
         key = round_key(plan, self._run, self._node, len(self._encoded), memory_steps[0].length, computes)
         finished = FinishedIntervals(self._folder, key)
@@ -125,6 +124,7 @@ class Trainer:
             lambda number: self._whole_batch(stream.batch(number), plan),
             lambda done, steps, loss: self._report(done, steps, loss, self.memory_step),
             finished,
+            len(self._encoded),
         )
         header = UpdateHeader(
             run=self._run,
@@ -146,6 +146,12 @@ class Trainer:
         self._replica.restore()
         return header, trained
 
+    def _stream(self, plan: Plan) -> Iterator[list[Encoded]]:
+        size = plan.training.batch_size
+        if plan.training.one_pass:
+            return in_order(self._encoded, size)
+        return batches(self._encoded, size, plan.training.run_seed, plan.round, self._node)
+
     def _whole_batch(self, batch: Sequence[Encoded], plan: Plan) -> float:
         """Forward and backward of a batch, in micro-batches; repeated on a lower step if memory runs out."""
         while True:
@@ -164,20 +170,26 @@ class Trainer:
             self._descend(self.memory_step + 1)
 
     def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
-        weight, loss, start = sum(e.weight for e in batch), 0.0, 0
+        half, weight, loss, start = self._replica.half, sum(e.weight for e in batch), 0.0, 0
         while start < len(batch):
             if self._wanted() > self.memory_step:
                 self._descend(min(self._wanted(), len(self._memory_steps) - 1))
             size = self._memory_steps[self.memory_step].micro_batch_size
-            part = summed_loss(
-                self._replica.model, batch[start : start + size], plan.task, self._pad_id, self._torch_device
-            )
-            if part.requires_grad:
-                # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
-                (part / weight).backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+            part = batch[start : start + size]
+            if isinstance(half, Gathering):
+                loss += half.gather(part, plan.task, self._pad_id, self._torch_device, first=start == 0)
+            else:
+                loss += self._micro_batch(part, plan, weight)
             start += size
         return loss / weight
+
+    def _micro_batch(self, part: Sequence[Encoded], plan: Plan, weight: int) -> float:
+        """Forward and backward; the summed loss."""
+        loss = summed_loss(self._replica.model, part, plan.task, self._pad_id, self._torch_device)
+        if loss.requires_grad:
+            # Not where nothing is trained by gradients: then there is no graph, and no memory for one.
+            (loss / weight).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
 
     def _descend(self, memory_step: int) -> None:
         if memory_step != self.memory_step:

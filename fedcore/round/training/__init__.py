@@ -15,8 +15,13 @@ says here which entries there are, of what shape, and which of them one particip
 | `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
 | `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
+| `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
+
+The type of a plan's training may change from one round to the next: what an update has, and how it comes about, is
+then another thing. The entries of a run's state are the same in all of its rounds (`Training.learns`), so that a node
+that was away across the change needs nothing but the newest state.
 
 Some entries are merged into the base before the next generation begins, and are zero then: a layer's accumulators
 (`<layer>`), and the two factors of a product, which have as many columns or rows as a published state brings (0 in
@@ -46,6 +51,7 @@ from fedcore.round.training.base import (
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
+from fedcore.round.training.head import HeadTraining
 from fedcore.round.training.subspace import SubspaceTraining
 
 __all__ = [
@@ -65,6 +71,7 @@ __all__ = [
     "DirectionTraining",
     "Factor",
     "FactorTraining",
+    "HeadTraining",
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",

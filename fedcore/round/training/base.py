@@ -157,6 +157,31 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         """The same training in another generation."""
         return msgspec.structs.replace(self, generation=generation)
 
+    @property
+    def learns(self) -> Training:
+        """What the state's entries are of: this training, but in a round that comes before the rounds of another one
+        (`fedcore.round.training.head.HeadTraining.then`), whose entries the run's state has from the beginning."""
+        return self
+
+    @property
+    def phase(self) -> str:
+        """What tables call the round beside its number; nothing for a method's usual rounds."""
+        return ""
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether a round is one pass over all of a node's rows, in their order, instead of `steps` batches of
+        shuffled ones."""
+        return False
+
+    def steps_of(self, rows: int) -> int:
+        """Batches that a node with so many rows goes through in a round."""
+        return -(-rows // self.batch_size) if self.one_pass else self.steps
+
+    def intervals_of(self, rows: int) -> int:
+        """Intervals of that; the last one may be shorter in one pass."""
+        return -(-self.steps_of(rows) // self.interval_steps)
+
     def shapes(self, schema: ModelSchema) -> Shapes:
         """(rows, columns) of every entry of the state; 0 where each published state has a number of its own."""
         return self.layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
@@ -170,9 +195,13 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         """The tensors trained whole that all nodes share; the others stay with each node."""
         return schema.tensors
 
+    def sent_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
+        """Those of them whose change an update has."""
+        return self.shared_tensors(schema)
+
     def update_shapes(self, schema: ModelSchema) -> Shapes:
         """(rows, columns) of what an update may say at most, of layers and of tensors."""
-        return self.update_layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.shared_tensors(schema)}
+        return self.update_layer_shapes(schema) | {tensor.name: tensor.matrix for tensor in self.sent_tensors(schema)}
 
     def update_layer_shapes(self, schema: ModelSchema) -> Shapes:
         """The same, of layers alone."""
@@ -191,7 +220,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         self.check_header(header)
         tensors = {
             tensor.name: Expected(tensor.matrix, Coding("integers", TENSOR_BITS))
-            for tensor in self.shared_tensors(schema)
+            for tensor in self.sent_tensors(schema)
         }
         return self.expected_layers(schema, header) | tensors
 

@@ -44,13 +44,13 @@ ENGINE = "coordinator/run/model.py"
 # It times what the engine calls.
 BENCH = "coordinator/commands/bench_aggregate.py"
 OF_A_ROUND = {
-    "aggregate": (ENGINE, BENCH),
+    "aggregate": (ENGINE, BENCH, "fedcore/methods/fed3r.py"),
     "round_shares": (ENGINE,),
     "after_rule": ("fedcore/methods/",),
     "exact_mean": ("fedcore/methods/fedkseed.py", "examples/own_method/"),
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
-    "add_updates": ("fedcore/methods/interface.py", "fedcore/model/stacking.py"),
+    "add_updates": ("fedcore/methods/interface.py", "fedcore/methods/fed3r.py", "fedcore/model/stacking.py"),
     "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/stacking.py"),
     "check_update": ("coordinator/rounds/policy.py",),
     "clip_for": ("coordinator/rounds/policy.py",),

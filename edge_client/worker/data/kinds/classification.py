@@ -27,6 +27,11 @@ class ClassificationAtWork(HeadTask):
         """Cross-entropy."""
         return F.cross_entropy(said, torch.tensor([e.target for e in batch], device=said.device), reduction=reduction)
 
+    def targets(self, batch: Sequence[Encoded]) -> Tensor:
+        """Zeros, and a one at the label's place."""
+        labels = torch.tensor([e.target for e in batch])
+        return F.one_hot(labels, len(self.section.labels)).to(torch.float64)
+
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Labels' places in the set, int64 (rows,)."""
         return scores.outputs.argmax(axis=1), np.array([e.target for e in encoded], np.int64)

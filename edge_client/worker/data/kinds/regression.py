@@ -28,6 +28,10 @@ class RegressionAtWork(HeadTask):
         wanted = torch.tensor([e.target for e in batch], dtype=torch.float32, device=said.device)
         return F.mse_loss(said.squeeze(-1), wanted, reduction=reduction)
 
+    def targets(self, batch: Sequence[Encoded]) -> Tensor:
+        """The scores."""
+        return torch.tensor([[e.target] for e in batch], dtype=torch.float64)
+
     def predictions(self, scores: Scores, encoded: Sequence[Encoded]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scores, float64 (rows,)."""
         return scores.outputs[:, 0].astype(np.float64), np.array([e.target for e in encoded], np.float64)

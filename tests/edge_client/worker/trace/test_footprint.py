@@ -138,7 +138,10 @@ def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> Non
     # So few words that the loss is small beside the layers.
     folder = make_llama(layers=2, width=64, vocabulary=256)
     numbers = sum(layer.rows * layer.columns for layer in describe(Checkpoint(folder), WORDS).layers)
-    names = [kind.__struct_config__.tag for kind in settings_by_name().values()]
+    # All but the one that needs a head: tests/contract/test_head_start.py.
+    names = [
+        kind.__struct_config__.tag for kind in settings_by_name().values() if kind.__struct_config__.tag != "fed3r"
+    ]
     found = {str(name): of(folder, training(str(name))) for name in names}
 
     def live(name: str) -> int:

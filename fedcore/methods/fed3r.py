@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fed3R: a task head from sums, in one round, whatever labels each node has; and the same before another method's
+rounds, as the head start of linear probing then fine-tuning.
+
+Every node sends the mean second moments of what goes into its head and of its targets, once over all of its rows; the
+exact mean of these, weighted by examples, is that of all rows at one place. The coordinator solves a ridge regression
+with it (`fedcore.numbers.ridge`), and publishes the head as every state is: as a change of its first values, rounded
+once. The sums themselves it publishes to nobody.
+
+Sources: Fanì et al., arXiv 2402.00353 (Fed3R); Kumar et al., arXiv 2202.10054 (why a head comes before fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from fedcore.config.sections import HeadSection, TaskSection
+from fedcore.config.tasks import task_of
+from fedcore.errors import ConfigError
+from fedcore.methods.interface import MethodSettings, ServerHalf
+from fedcore.numbers.rules import MEAN, Mean, Rule
+from fedcore.round.plan import Plan
+from fedcore.round.training import AnyTraining, HeadTraining
+from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, require_linear_head, target_scale
+from fedcore.weights.schema import ModelSchema
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fedcore.model.state import ExactState
+    from fedcore.model.update import WeightedUpdate
+    from fedcore.numbers.ridge import Moments
+
+__all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable"]
+
+_INTERVAL_STEPS: Final = 64
+"""Batches after which a head start's sums go to a node's disk: they are larger than most methods' intervals."""
+_LARGEST: Final = 2.0**20
+_NO_HEAD: Final = 'write "random", or leave it out'
+
+
+class Fed3RSettings(
+    MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fed3r"
+):
+    """`name = "fed3r"`: each round makes the head anew from its participants' rows, so one round is enough. Steps and
+    learning rates mean nothing."""
+
+    codec: Literal["float32", "integers"] = "float32"
+    """Of moments on the wire; `integers` are of `bits` bits."""
+
+    @property
+    def not_by_coordinate(self) -> str:
+        """Sums over rows are no votes."""
+        return "it adds sums up: what each node says of a number is right for its own rows alone"
+
+    def described(self) -> str:
+        """For a person, in short."""
+        return f"{self.name}, {self.codec if self.codec == 'float32' else f'int{self.bits}'}"
+
+
+class Fed3R:
+    """The head that a round's sums lead to."""
+
+    def __init__(self, settings: Fed3RSettings) -> None:
+        self._settings = settings
+
+    def training(self, server_round: int, run_seed: int) -> HeadTraining:
+        """One pass over the rows."""
+        common = self._settings.common(server_round, 0, run_seed)
+        # Sums of all rows, whatever a mean of changes would take.
+        return HeadTraining(**{**common, "share": "examples", "codec": self._settings.codec})
+
+    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+        """The state with the head in place of the one that it had."""
+        return _after_sums(state, plan, updates)
+
+
+class HeadStart:
+    """A round for the head, and then another method's rounds, which know of no round before theirs.
+
+    Args:
+        half: Of the method.
+    """
+
+    def __init__(self, half: ServerHalf) -> None:
+        self._half = half
+
+    def training(self, server_round: int, run_seed: int) -> AnyTraining:
+        """The head's in round 1, the method's own from then on."""
+        then = self._half.training(max(1, server_round - 1), run_seed)
+        if server_round > 1:
+            return then
+        return HeadTraining(
+            generation=then.generation,
+            intervals=1,
+            interval_steps=_INTERVAL_STEPS,
+            batch_size=then.batch_size,
+            learning_rate=then.learning_rate,
+            tensor_learning_rate=then.tensor_learning_rate,
+            bits=16,
+            share="examples",
+            run_seed=run_seed,
+            published_bits=then.published_bits,
+            then=then,
+        )
+
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
+        """As the plan's training says."""
+        if isinstance(plan.training, HeadTraining):
+            return _after_sums(state, plan, updates)
+        chosen = () if isinstance(rule, Mean) else (rule,)
+        return self._half.aggregate(state, plan, updates, *chosen)
+
+
+def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+    """The state with the head that the sums of a round lead to; all else is as it was.
+
+    Args:
+        state: Before the round.
+        plan: The round's, with a `HeadTraining`.
+        updates: In any order.
+    """
+    import numpy as np
+
+    from fedcore.model.update import add_updates
+    from fedcore.numbers.accumulator import FRACTION_BITS, RunningSum
+    from fedcore.numbers.ridge import ridge_head
+    from fedcore.weights.initial import initial_tensor
+
+    training, schema = plan.training, plan.model_schema
+    total = RunningSum(training.update_shapes(schema))
+    add_updates(updates, plan, total)
+    packed = dict(total.means())[MOMENTS]
+    head, aims = require_linear_head(schema), task_of(plan.task).aims
+    assert aims != "", "a job whose task has none is refused"
+    moments = _moments(np.ldexp(packed.astype(np.float64), -FRACTION_BITS), head.weight.shape[1], total.examples)
+    middle, unit = target_scale(plan.task)
+    fitted = ridge_head(moments, aims, bias=head.bias is not None, middle=middle / unit)
+    # Scores are in units of their own; classes have none.
+    weight, bias = fitted.weight * unit, fitted.bias * unit
+    solved = {head.weight: weight} | ({} if head.bias is None else {head.bias: bias})
+    sums = dict(state.sums)
+    for spec, value in solved.items():
+        start = initial_tensor(spec.name, spec.shape, training.run_seed, bias=spec.start).astype(np.float64)
+        sums[spec.name] = _fixed(value.reshape(spec.matrix) - start.reshape(spec.matrix))
+    return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity={})
+
+
+def _moments(packed: NDArray[np.float64], features: int, rows: int) -> Moments:
+    """What travelled, in the features' own units. Sums that were scaled down weigh less: the mean of ones says how
+    much."""
+    import numpy as np
+
+    from fedcore.numbers.ridge import Moments
+    from fedcore.numbers.symmetric import unpacked
+
+    whole = unpacked(packed)
+    whole = whole / whole[features, features] if whole[features, features] > 0 else whole
+    units = np.ones(len(whole))
+    units[:features] = FEATURE_UNIT
+    return Moments(whole * np.outer(units, units), features, rows)
+
+
+def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:
+    """In units of 2**-32, and no larger than a state's numbers may be: only sums that no rows have lead there."""
+    import numpy as np
+
+    from fedcore.numbers.accumulator import FRACTION_BITS
+
+    return np.asarray(np.rint(np.ldexp(np.clip(value, -_LARGEST, _LARGEST), FRACTION_BITS)), np.int64)
+
+
+def require_head_start(head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, rule_name: str) -> None:
+    """Check what a job says of its head's start, as far as the job alone says it.
+
+    Args:
+        head: `[head]`.
+        task: `[task]`.
+        training: Of the method's first round.
+        rule: Of `[safety]`.
+        rule_name: As the job calls it.
+
+    Raises:
+        ConfigError: A ridge start means nothing in it.
+    """
+    if head.start != "ridge" and not isinstance(training, HeadTraining):
+        return
+    place = "head.start" if head.start == "ridge" else "method.name"
+    if not task_of(task).aims:
+        raise ConfigError(f"{task.kind} has no new head that sums lead to", place=place, remedy=_NO_HEAD)
+    if head.start != "ridge":
+        return
+    if isinstance(training, HeadTraining):
+        raise ConfigError("fed3r is a head start already", place=place, remedy="leave it out")
+    if not training.shares_model:
+        raise ConfigError(f"with {training.method!r} every node keeps a head of its own", place=place, remedy=_NO_HEAD)
+    if not isinstance(rule, Mean):
+        raise ConfigError(
+            f"{rule_name!r} means nothing for sums over rows",
+            place="safety.rule",
+            remedy='use "mean", or a random head',
+        )
+
+
+def require_solvable(training: AnyTraining, schema: ModelSchema) -> None:
+    """Check that a model has a head that sums lead to, where a run is to begin with it.
+
+    Args:
+        training: Of the run's first round.
+        schema: The model's.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    if isinstance(training, HeadTraining):
+        head = require_linear_head(schema)
+        if head.weight not in training.shared_tensors(schema):
+            raise ConfigError("this method does not share its head", place="head.start", remedy=_NO_HEAD)
