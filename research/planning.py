@@ -128,7 +128,7 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         split=str(request.split),
         seed=seed,
         base=named.base or request.base,
-        head=named.head,  # type: ignore[arg-type]
+        head=named.head,
         dropout=dropout,
         **fields,
     )

@@ -19,7 +19,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.fields.types import Bits
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
 from fedcore.model.state import ExactState
-from fedcore.model.update import WeightedUpdate, write_update
+from fedcore.model.update import WeightedUpdate, read_together, write_update
 from fedcore.numbers.accumulator import RowScaled, RunningSum, Share, quantise_rows
 from fedcore.numbers.records import Record
 from fedcore.numbers.rules import rule_of
@@ -40,8 +40,6 @@ _SCHEMA = ModelSchema(tuple(LayerSpec(name, shape[0], 2048) for name, shape in _
 _TRIM = 0.2
 # Other files than these are no other work.
 _FILES = 10
-# Updates that are unpacked at a time, as in a round (`fedcore.model.update`).
-_TOGETHER = 14
 
 
 def rows(bits: tuple[Bits, ...] = (4, 8, 16)) -> Iterator[dict[str, Any]]:
@@ -56,14 +54,14 @@ def rows(bits: tuple[Bits, ...] = (4, 8, 16)) -> Iterator[dict[str, Any]]:
         parts = {name: _as_unpacked(quantise_rows(array, precision)) for name, array in values.items()}
         with tempfile.TemporaryDirectory(prefix="fedkrso-bench-") as folder:
             files = [_written(Path(folder), number, plan) for number in range(_FILES)]
-            zero = ExactState.zero(plan.training, _SCHEMA)
+            zero, together = ExactState.zero(plan.training, _SCHEMA), read_together(plan)
             for participants in _PARTICIPANTS:
                 updates = [files[number % _FILES] for number in range(participants)]
                 yield {
                     "participants": participants,
                     "bits": precision,
                     "from_files_per_second": _rate(participants, lambda: method.aggregate(zero, plan, updates)),  # noqa: B023 (called at once)
-                    "elements_per_second": _rate(participants, lambda: _summed(parts, participants)),  # noqa: B023
+                    "elements_per_second": _rate(participants, lambda: _summed(parts, participants, together)),  # noqa: B023
                     "float_elements_per_second": _rate(participants, lambda: _summed_floats(values, participants)),  # noqa: B023
                     "sum_bytes": 8 * _ELEMENTS,
                 }
@@ -100,10 +98,10 @@ def _rate(participants: int, act: Callable[[], object]) -> float:
     return _ELEMENTS * participants / (time.process_time() - started)
 
 
-def _summed(parts: dict[str, RowScaled], participants: int) -> None:
+def _summed(parts: dict[str, RowScaled], participants: int, together: int) -> None:
     total = RunningSum(_SHAPES)
-    for first in range(1, participants + 1, _TOGETHER):
-        some: Sequence[int] = range(first, min(first + _TOGETHER, participants + 1))
+    for first in range(1, participants + 1, together):
+        some: Sequence[int] = range(first, min(first + together, participants + 1))
         total.add_examples(sum(some))
         for name, part in parts.items():
             total.add_together(name, [Share(part, examples) for examples in some])

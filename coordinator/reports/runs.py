@@ -290,8 +290,7 @@ def _state(root: Path, seen: Seen | None, *, started: bool, done: bool, now: flo
 
 def _view_without(job: Job, rows: list[RoundRow], summary: Path) -> RunView:
     """What can be told of a run from before there were views."""
-    view = RunView(job.run, job.method.name, job.round.rounds, phase="", round=len(rows))
-    view.phases = job.phases
+    view = RunView(job.run, job.method.name, job.round.rounds, phase="", round=len(rows), phases=job.phases)
     view.nodes = {name: NodeView(name) for name in sorted({name for row in rows for name in row.participants})}
     try:
         found: dict[str, Any] = json.loads(summary.read_bytes())

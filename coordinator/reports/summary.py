@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from coordinator.reports.plots import COLOURS, figure, svg
 from coordinator.reports.spread import spread_of
 from coordinator.store.rows import NodesMeasured
-from coordinator.store.view import RunView
+from coordinator.store.view import RunView, round_title
 from fedcore.device.memoryplan import COMPONENT_NAMES
 
 __all__ = ["summary_of", "write_report", "write_summary"]
@@ -119,6 +119,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment.filters["share"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.globals["measured_states"] = _measured_states
     environment.globals["metric_names"] = _metric_names
+    environment.globals["round_title"] = round_title
     plots = [
         _accuracy_by_round(summary),
         _spread_by_round(summary),

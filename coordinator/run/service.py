@@ -117,9 +117,10 @@ class Service:
         # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
         # word.
         part = {node for row in rows for node in row.participants}
-        self._machine: RoundMachine = RoundMachine(job.round, job.seed, published=len(rows), seen=part)
-        # Its nodes go once over all of their rows, however few steps the others have.
-        self._machine.untimed = int(job.head.start == "ridge")
+        # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
+        self._machine: RoundMachine = RoundMachine(
+            job.round, job.seed, published=len(rows), seen=part, untimed=len(job.phases)
+        )
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()

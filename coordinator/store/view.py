@@ -16,7 +16,7 @@ from coordinator.store.standing import Standing
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 
-__all__ = ["EventView", "NodeView", "RunView"]
+__all__ = ["EventView", "NodeView", "RunView", "round_title"]
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ class RunView:
             >>> view.title(1), view.title(2)
             ('1 (head)', '2')
         """
-        phase = self.phases.get(server_round)
-        return str(server_round) if phase is None else f"{server_round} ({phase})"
+        return round_title(server_round, self.phases.get(server_round, ""))
 
     def encoded(self) -> bytes:
         """As JSON; `decoded` reads it."""
@@ -140,3 +139,13 @@ class RunView:
             msgspec.DecodeError: It is something else.
         """
         return msgspec.json.decode(data, type=RunView)
+
+
+def round_title(server_round: int, phase: str) -> str:
+    """A round's number, with what it is for where that is not the method's own.
+
+    Example:
+        >>> round_title(1, "head"), round_title(2, "")
+        ('1 (head)', '2')
+    """
+    return f"{server_round} ({phase})" if phase else str(server_round)

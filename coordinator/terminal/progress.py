@@ -18,7 +18,7 @@ from rich.text import Text
 
 from coordinator.run.control import Commander
 from coordinator.store.folder import RunFolder
-from coordinator.store.view import NodeView, RunView
+from coordinator.store.view import NodeView, RunView, round_title
 from coordinator.terminal.console import bar, make_console
 from coordinator.terminal.story import Story
 from fedcore.errors import FedkrsoError
@@ -103,7 +103,7 @@ class Progress:
             accuracy = "–" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
             megabytes = [f"{row[key] / 1e6:.2f}" for key in ("uplink_bytes", "downlink_bytes")]
             table.add_row(
-                _title(row),
+                round_title(row["round"], row["phase"]),
                 str(len(row["participants"])),
                 accuracy,
                 *((f"{row['on_nodes']['accuracy']:.3f}" if row["on_nodes"] else "–",) if on_nodes else ()),
@@ -152,8 +152,3 @@ def _node_cells(node: NodeView, *, ascii_only: bool) -> tuple[str, ...]:
     state = node.trouble or (node.state if node.online else f"offline ({node.state})")
     loss = "" if node.loss is None else f"{node.loss:.3f}"
     return node.node, state, f"{node.step}/{node.steps}" if node.steps else "", loss, memory, str(max(node.version, 0))
-
-
-def _title(row: dict[str, Any]) -> str:
-    """A round's number, with the phase where it has one."""
-    return f"{row['round']} ({row['phase']})" if row["phase"] else str(row["round"])

@@ -9,7 +9,7 @@ import msgspec
 
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
-from fedcore.fields.types import Start
+from fedcore.fields.types import HeadBegin, Start
 from fedcore.transport.address import check_url, is_encrypted
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "HeadSection", "PathText", "TaskSection", "TrustSection"]
@@ -81,7 +81,7 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[head]`: what a new task head holds before the method's first round."""
 
-    start: Literal["random", "ridge"] = "random"
+    start: HeadBegin = "random"
     """`random`: small seeded numbers. `ridge`: the solution of a ridge regression on the frozen model's features, over
     the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md)."""
 

@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-__all__ = ["BaseKind", "Bits", "Moments", "Order", "Start"]
+__all__ = ["BaseKind", "Bits", "HeadBegin", "Moments", "Order", "Start"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
 
 Bits = Literal[4, 8, 16]
 """Bits of an accumulator's numbers on the wire."""
+
+HeadBegin = Literal["random", "ridge"]
+"""What a new task head holds before the method's first round: small seeded numbers, or a regression's solution."""
 
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""msgpack from elsewhere, unpacked within limits.
+"""msgpack and deflated bytes from elsewhere, unpacked within limits.
 
 msgpack's own limits are on single strings and lists. Two things are missing: a header may promise a list of millions
 that is not there (the list is made first), and small lists nested in each other multiply what few bytes cost. So the
@@ -7,13 +7,14 @@ bytes are walked once without making anything, and lists and maps are counted wh
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Final, TypeVar
 
 import msgpack
 
 from fedcore.errors import MalformedMessage
 
-__all__ = ["Containers", "unpack"]
+__all__ = ["Containers", "inflated", "unpack"]
 
 _MAX_CONTAINERS: Final = 50_000
 _MAX_LIST: Final = 100_000
@@ -67,3 +68,22 @@ def unpack(data: bytes | memoryview, *, max_containers: int = _MAX_CONTAINERS, m
         return msgpack.unpackb(data, raw=False, strict_map_key=True, object_hook=count, list_hook=count, **sizes)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         raise MalformedMessage(f"not msgpack: {error}") from None
+
+
+def inflated(data: bytes | memoryview, most_bytes: int) -> bytes | None:
+    """What a zlib stream that fills `data` holds; no more than so many bytes are made.
+
+    Returns:
+        None where it holds more, is cut short, or has something behind it.
+
+    Raises:
+        zlib.error: It is damaged.
+
+    Example:
+        >>> inflated(zlib.compress(b"abc"), 3), inflated(zlib.compress(b"abc"), 2)
+        (b'abc', None)
+    """
+    engine = zlib.decompressobj()
+    # A limit of 0 would be none.
+    out = engine.decompress(data, most_bytes or 1)
+    return out if engine.eof and not engine.unused_data else None

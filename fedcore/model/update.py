@@ -34,6 +34,7 @@ __all__ = [
     "WeightedUpdate",
     "add_updates",
     "check_update",
+    "read_together",
     "write_update",
 ]
 
@@ -104,8 +105,7 @@ def add_updates(updates: Iterable[WeightedUpdate], plan: Plan, total: RunningSum
     Raises:
         UpdateRefused: As `check_update`, or the weights exceed what exact sums allow. The sum is then of no more use.
     """
-    largest = max(map(math.prod, plan.training.update_shapes(plan.model_schema).values()), default=1)
-    left, together = iter(updates), min(_TOGETHER, max(1, _TOGETHER_NUMBERS // largest))
+    left, together = iter(updates), read_together(plan)
     while some := list(islice(left, together)):
         for update in some:
             total.add_examples(update.weight)
@@ -125,6 +125,12 @@ def add_updates(updates: Iterable[WeightedUpdate], plan: Plan, total: RunningSum
                 reading = [one for one, item in zip(reading, items, strict=True) if item is not None]
                 for name, shares in found.items():
                     total.add_together(name, shares)
+
+
+def read_together(plan: Plan) -> int:
+    """How many updates of a round are read side by side: fewer, the larger their largest record is."""
+    largest = max(map(math.prod, plan.training.update_shapes(plan.model_schema).values()), default=1)
+    return min(_TOGETHER, max(1, _TOGETHER_NUMBERS // largest))
 
 
 def _read_header(path: Path, plan: Plan, run: str, node: str) -> UpdateHeader:

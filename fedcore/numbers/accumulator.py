@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def squared_norm(part: MatrixEntry) -> int:
     squares = np.empty(len(part.q), np.int64)
     narrow = part.most**2 * part.q.shape[1] < _INT32
     for rows in blocks(part.shape):
-        q = part.q[rows].astype(np.int32 if narrow else np.int64)
+        q: NDArray[Any] = part.q[rows].astype(np.int32 if narrow else np.int64)
         squares[rows] = np.einsum("ij,ij->i", q, q)
     return sum(int(squares[part.exponent == e].sum()) << 2 * (int(e) + FRACTION_BITS) for e in np.unique(part.exponent))
 

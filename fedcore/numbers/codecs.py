@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.errors import MalformedMessage
+from fedcore.fields.unpacking import inflated
 from fedcore.numbers.accumulator import FRACTION_BITS, Floats, MatrixEntry, RowScaled, quantise_rows, require_range
 from fedcore.numbers.coding import Coding, Kind, Width, most_index_bytes
 from fedcore.registry import CODECS, register_payload_codec
@@ -304,13 +305,11 @@ def _inflated(raw: Any, size_bytes: int, bits: Width, place: str) -> bytes:
 
 
 def _inflate(data: bytes, size_bytes: int, place: str) -> bytes:
-    engine = zlib.decompressobj()
     try:
-        # A limit of 0 would be none.
-        out = engine.decompress(data, size_bytes or 1)
+        out = inflated(data, size_bytes)
     except zlib.error as error:
         raise MalformedMessage(f"compressed data is damaged: {error}", place=place) from None
-    if len(out) != size_bytes or engine.unconsumed_tail or engine.unused_data or not engine.eof:
+    if out is None or len(out) != size_bytes:
         raise MalformedMessage(f"compressed data does not hold {size_bytes} bytes", place=place)
     return out
 

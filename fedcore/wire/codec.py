@@ -20,7 +20,7 @@ import msgspec
 from fedcore.errors import ConfigError, MalformedMessage, OtherVersion
 from fedcore.fields.checked import clean_text
 from fedcore.fields.prepared import prepared
-from fedcore.fields.unpacking import unpack
+from fedcore.fields.unpacking import inflated, unpack
 from fedcore.round.plan import Plan
 from fedcore.wire.identity import SIGNATURE_BYTES, PublicKey, SigningKey
 from fedcore.wire.messages import PROTOCOL_VERSION, Envelope
@@ -85,12 +85,12 @@ def decode(payload: bytes, sender: PublicKey | None = None, *, max_bytes: int = 
 
 
 def _inflated(packed: memoryview, max_bytes: int) -> bytes:
-    engine, most = zlib.decompressobj(), min(max_bytes, _MOST_TIMES * len(packed))
+    most = min(max_bytes, _MOST_TIMES * len(packed))
     try:
-        found = engine.decompress(packed, most)
+        found = inflated(packed, most)
     except zlib.error as error:
         raise MalformedMessage(f"damaged: {error}") from None
-    if not engine.eof or engine.unused_data:
+    if found is None:
         raise MalformedMessage(f"cut short, more than {most} bytes inflated, or there is more behind it")
     return found
 

@@ -15,7 +15,7 @@ import msgspec
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings
 from fedcore.methods import AnySettings, settings_by_name
-from fedcore.fields.types import BaseKind
+from fedcore.fields.types import BaseKind, HeadBegin
 
 __all__ = ["Named", "parse_methods", "settings_of"]
 
@@ -40,7 +40,7 @@ class Named:
     name: str
     options: Mapping[str, str]
     base: BaseKind | None = None
-    head: str = "random"
+    head: HeadBegin = "random"
 
 
 def parse_methods(text: str) -> tuple[Named, ...]:
@@ -82,10 +82,12 @@ def _parsed(text: str) -> Named:
             raise ConfigError(f"{key} is there twice", place=f"{_PLACE} {name}")
         options[key] = value
     base, head = options.pop("base", None), options.pop("head", "random")
-    if head not in ("random", "ridge"):
-        raise ConfigError(f"{head!r} is no start of a head", place=f"{_PLACE} {name}", remedy="random or ridge")
     try:
-        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), head)
+        begin = msgspec.convert(head, HeadBegin)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{head!r} is no start of a head", place=f"{_PLACE} {name}", remedy="random or ridge") from None
+    try:
+        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), begin)
     except msgspec.ValidationError:
         raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
 

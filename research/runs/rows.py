@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from fedcore.device.memoryplan import Allocator
 from fedcore.methods import AnySettings
-from fedcore.fields.types import BaseKind
+from fedcore.fields.types import BaseKind, HeadBegin
 
 __all__ = ["ComputeDtype", "Count", "Row", "RunFiles", "Setup", "rounds_done"]
 
@@ -43,7 +43,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rows held out of the training file at most, and as many to tune on."""
     calibration_rows: Count = 512
     """Tuning rows whose text, without labels, a method's run artefact is made from."""
-    head: Literal["random", "ridge"] = "random"
+    head: HeadBegin = "random"
     """What a new head begins with; `ridge` takes the first round."""
     base: BaseKind = "int8"
     trained_tensors: tuple[str, ...] = ()
