@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
@@ -15,6 +16,10 @@ from forked_workers import ForkedWorkers
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell starts what is to run beside it with interrupts ignored, and children inherit that: whoever is to be
+# interrupted by a test would never hear of it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Needs atheris, which only `make fuzz` installs.
 collect_ignore = ["fuzz/run_atheris.py"]
