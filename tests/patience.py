@@ -7,15 +7,17 @@ is waited for, one that hangs is not."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import psutil
 
-__all__ = ["Patience", "ended", "until"]
+__all__ = ["Patience", "a_group", "ended", "until"]
 
 T = TypeVar("T")
 # Longer than what a transfer waits between two tries over a link that loses much.
@@ -70,6 +72,26 @@ class Patience:
             except psutil.Error:
                 continue
         return found
+
+
+@contextlib.contextmanager
+def a_group(command: list[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A program in a group of its own, which is over when the test is done with it.
+
+    `with subprocess.Popen(...)` waits for its program also where the test has failed, and a program that would run for
+    hours then hides the failure until somebody's patience ends.
+
+    Args:
+        command: What to start.
+        options: As of `subprocess.Popen`.
+    """
+    with subprocess.Popen(command, start_new_session=True, **options) as leader:
+        try:
+            yield leader
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader.pid, signal.SIGKILL)
+            raise
 
 
 def until(

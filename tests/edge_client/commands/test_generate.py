@@ -24,6 +24,7 @@ from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, DataError
 from tests.edge_client.serving.tiny_chat import CONTEXT, write_tiny_chat
+from tests.patience import a_group
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,7 @@ def test_a_schema_that_is_none_is_refused_before_anything_is_loaded(
 
 def test_ctrl_c_ends_the_answer_and_not_the_conversation(tiny: Path) -> None:
     command = [sys.executable, "-m", "fedkrso", "chat", "--model", str(tiny), "--temperature", "1"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with a_group(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("one\n")
         process.stdin.flush()

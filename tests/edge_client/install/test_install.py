@@ -19,6 +19,7 @@ from edge_client.node import Node
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
 from tests.edge_client.install.installing import contents, install, mode_and_owner, refused
+from tests.patience import a_group
 
 UNIT = "etc/systemd/system/fedkrso-client.service"
 
@@ -142,7 +143,7 @@ class TestIntoAFolder:
     def test_on_a_terminal_it_asks_for_what_is_missing(self, provisioned: ProvisionedNode) -> None:
         controller, terminal = pty.openpty()
         command = [sys.executable, "-c", "from fedcore.command import main; main()", "client", "install"]
-        with subprocess.Popen(
+        with a_group(
             [*command, "--root", str(provisioned.root), "--from", str(provisioned.node)],
             stdin=terminal,
             stdout=subprocess.PIPE,

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -19,6 +19,7 @@ from coordinator.commands.trying import try_out
 from fedcore.errors import ConfigError, RunError
 from fedkrso.commands.new import new
 from fedkrso.commands.simulate import simulate
+from tests.patience import a_group, ended, until
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -65,29 +66,29 @@ def test_a_start_of_ones_own_runs_as_it_is(
     assert {node["digest"] for node in summary["nodes"].values()} == {summary["final"]["digest"]}
 
 
-def everybody(parent: psutil.Process) -> list[psutil.Process]:
-    """Its children and theirs, as far as they have started."""
-    return [child for child in parent.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+def everybody(parent: psutil.Process) -> dict[psutil.Process, str]:
+    """Its children and theirs with their command lines, as far as they have started and not ended."""
+    found = {}
+    for child in parent.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found[child] = " ".join(child.cmdline())
+    return found
 
 
 def test_an_interrupt_ends_everybody(tiny_job: Path, texts: Path, tmp_path: Path) -> None:
     job = tiny_job.read_text().replace("rounds = 2", "rounds = 100000")
     tiny_job.write_text(job)
     program = f"from fedkrso.commands.simulate import simulate; simulate({[str(tiny_job), '--data', str(texts)]!r})"
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL
-    ) as started:
+    with a_group([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.DEVNULL) as started:
         parent = psutil.Process(started.pid)
-        deadline = time.monotonic() + 120
-        while not any("edge_client.worker" in " ".join(child.cmdline()) for child in everybody(parent)):
-            assert time.monotonic() < deadline and started.poll() is None
-            time.sleep(0.02)
-        running = everybody(parent)
+        until(lambda: any("edge_client.worker" in line for line in everybody(parent).values()), [started])
+        running = list(everybody(parent))
         # Broker, coordinator, four nodes, and a worker.
         assert len(running) >= 7
         # As a terminal does it: the whole group.
         os.killpg(started.pid, signal.SIGINT)
-        assert started.wait(120) != 0
+        assert ended(started) != 0
     assert psutil.wait_procs(running, timeout=120)[1] == []
 
 
