@@ -276,6 +276,12 @@ class Session:
             self._go("fetching")
             self.wanted, self.worker_ready = plan.artefact, False
             return [Fetch(plan.artefact)]
+        if self.worker_ready and self.version > plan.version:
+            # The run was put back to a copy of before. Loading drops what no plan leads back from.
+            self.reason, self.worker_ready = f"version {self.version} is ahead of the run's {plan.version}", False
+            self.tries += 1
+            if self.tries >= _TRIES_PER_ROUND:
+                return self._decline(self.reason)
         if not self.worker_ready:
             self._go("loading")
             return [Configure(plan)]

@@ -33,7 +33,7 @@ BUSY: _States = frozenset({"loading", "adopting", "measuring", "training"})
 """The worker is at something that cannot be stopped half-way."""
 TRANSITIONS: Mapping[type[Event], tuple[_States, _States]] = {
     PlanArrived: (_ALL - BUSY, _ALL - {"adopting"}),
-    WorkerReady: (frozenset({"loading"}), _ALL - {"loading", "adopting", "resting"}),
+    WorkerReady: (frozenset({"loading"}), _ALL - {"adopting", "resting"}),
     Fetched: (frozenset({"fetching"}), _ALL - {"resting"}),
     Adopted: (frozenset({"adopting", "fetching"}), _ALL - {"adopting", "resting"}),
     StateMeasured: (frozenset({"measuring"}), _ALL - {"adopting", "measuring", "resting"}),

@@ -179,7 +179,8 @@ class Worker:
             self._asked = questions_of(rows.firsts, task, tokenizer, command.max_new_tokens)
         apart = held_out_of(command.plan, held_out, self._encoded, task, tokenizer)
         own = Path(command.folder)
-        forget_other_runs(own, command.run)
+        # A name can be used again, an id cannot.
+        forget_other_runs(own, command.plan.run_id or command.run)
         artefact = Path(command.artefact) if command.artefact else None
         self._replica = Replica(
             command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, artefact=artefact

@@ -16,7 +16,7 @@ def forget_other_runs(folder: Path, run: str) -> None:
 
     Args:
         folder: The worker's own.
-        run: The present run.
+        run: What tells the present run from every other, also from those of its name.
 
     Example:
         >>> import tempfile

@@ -280,8 +280,8 @@ class Replica:
         return LocalTensors(self._folder / "local", key)
 
     def _stored_state(self, plan: Plan) -> PublishedState:
-        """The state on disk, if it is one of this base and, where the plan says, the published one; else nothing
-        learned."""
+        """The state on disk, if it is one of this base, not ahead of the plan and, where the plan says, the published
+        one; else nothing learned."""
         generation = self.base.generation
         training = self._training.at(generation)
         try:
@@ -289,8 +289,9 @@ class Replica:
             if generation and state.seeds == self._training.at(generation - 1).seeds:
                 # Killed between the merge and what was to come after it.
                 state = state.refreshed(training, self._schema)
+            ahead = state.version > plan.version
             right = published_digest(plan, state.version, generation) in (None, model_digest(self.base.digest(), state))
-            if right and state.subspaces == (training.seeds, training.rank, training.rows_from):
+            if right and not ahead and state.subspaces == (training.seeds, training.rank, training.rows_from):
                 return state
         except FileNotFoundError:
             pass

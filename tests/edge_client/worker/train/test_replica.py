@@ -4,6 +4,7 @@ never trains before."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,3 +280,13 @@ def test_one_that_is_ahead_of_the_run_begins_again(story: Story, at: Callable[[i
     replica = story.replica(own, story.plans[0])
     assert (replica.state.version, replica.base.generation) == (0, 0)
     replica.open(story.plans[0])
+
+
+def test_a_state_that_is_ahead_of_the_run_is_dropped(story: Story, at: Callable[[int], Path]) -> None:
+    """Also where base and generation are the plan's: no plan leads back from it."""
+    own, plan = at(1), story.plans[0]
+    held = story.replica(own, plan).state
+    held.write(own / "state.bin")
+    assert story.replica(own, plan).state.version == 0 and (own / "state.bin").exists()
+    dataclasses.replace(held, version=2).write(own / "state.bin")
+    assert story.replica(own, plan).state.version == 0 and not (own / "state.bin").exists()
