@@ -278,13 +278,11 @@ class Session:
             return [Fetch(plan.artefact)]
         if self.worker_ready and self.version > plan.version:
             # The run was put back to a copy of before. Loading drops what no plan leads back from.
-            self.reason, self.worker_ready = f"version {self.version} is ahead of the run's {plan.version}", False
+            self.reason = f"version {self.version} is ahead of the run's {plan.version}"
             self.tries += 1
-            if self.tries >= _TRIES_PER_ROUND:
-                return self._decline(self.reason)
+            return self._load() if self.tries < _TRIES_PER_ROUND else self._decline(self.reason)
         if not self.worker_ready:
-            self._go("loading")
-            return [Configure(plan)]
+            return self._load()
         held, differs = held_version(plan, self.version, self.generation, self.digest)
         self.reason = differs or self.reason
         needed = objects_needed(plan, held, self.generation)
@@ -308,43 +306,38 @@ class Session:
         self._go("finished" if finished else "idle")
         return []
 
+    def _load(self) -> list[Action]:
+        assert self.plan is not None
+        self.worker_ready = False
+        self._go("loading")
+        return [Configure(self.plan)]
+
     @property
     def measurement(self) -> Measurement | None:
         """What was measured of the version that the plan starts from; None if nothing was."""
         return self.measured[1] if self.plan and self.measured and self.measured[0] == self.plan.version else None
 
     def _failed(self, reason: str, *, died: bool, not_equal: bool) -> list[Action]:
+        self.worker_ready = self.worker_ready and not died
         if self.rests:
-            self.worker_ready = self.worker_ready and not died
             return []
-        self.reason = reason
-        was = self.state
+        self.reason, was = reason, self.state
         if was == "fetching" and not died:
             # Fetching needs no worker.
             return []
         self.wanted = None
-        if died:
-            self.worker_ready = False
         # Of measuring and training the try was counted when it began.
         counted = was in ("measuring", "training")
-        if died and was in ("loading", "fetching", "adopting", "measuring", "training"):
-            self.tries += not counted
-            if self.tries < _TRIES_PER_ROUND:
-                self._go("loading")
-                assert self.plan is not None
-                return [Configure(self.plan)]
-        if not died and (was == "adopting" or (counted and not_equal)):
-            # The replica dropped what it held: whole states from nothing.
-            self.worker_ready = False
-            self._go("loading")
-            self.tries += not counted
-            assert self.plan is not None
-            return [Configure(self.plan)] if self.tries < _TRIES_PER_ROUND else self._decline(reason)
+        # Where it only failed, the replica has dropped what it held: whole states from nothing.
+        again = self.busy if died else was == "adopting" or (counted and not_equal)
+        self.tries += again and not counted
+        if again and self.tries < _TRIES_PER_ROUND:
+            return self._load()
         if was == "measuring" and self.plan is not None and self.plan.phase == "finished":
             # Nobody waits for an update: the run ends without this node's numbers.
             self.measured = self.plan.version, None
             return self._next()
-        return self._decline(reason) if was in ("loading", "fetching", "measuring", "training", "adopting") else []
+        return self._decline(reason) if self.busy else []
 
     def _decline(self, reason: str) -> list[Action]:
         self.reason = reason
