@@ -45,15 +45,21 @@ def test_what_nodes_measured_is_shown_with_its_spread(open_page: Opener) -> None
         mean = sum(score.accuracy for score in scores.values()) / len(scores)
         found = NodesMeasured(10 * len(names), mean, 0.9 - row.round / 10, {}, scores)
         view.rows[index] = msgspec.structs.replace(row, nodes=found, accuracy=None, loss=None)
+    view.phases = {3: "polish", view.round: "head"}
     tab, _ = open_page(view)
     tiles = dict(tuple(text.split("\n")[:2]) for text in tab.page.locator(".tile").all_inner_texts())
+    assert tiles["Round"] == f"{view.round} (head) of {view.total_rounds}"
     assert tiles["Accuracy"] == "80.5 %" and tiles["Loss, held-out"] == "0.600"
     assert "on 40 rows of 4 nodes, round 3" in tab.page.locator(".tiles").inner_text()
     tab.page.get_by_role("button", name="Show as a table").click()
     head = tab.page.locator("#rounds-table thead th").all_inner_texts()
     cells = tab.page.locator("#rounds-table tbody tr").first.locator("th, td").all_inner_texts()
     last = {label.lower(): cell for label, cell in zip(head, cells, strict=True)}
-    assert (last["round"], last["on nodes"], last["loss on nodes"]) == ("3", "80.5 %", "0.600")
+    assert (last["round"], last["on nodes"], last["loss on nodes"]) == (
+        "3 (polish)",
+        "80.5 %",
+        "0.600",
+    )
     assert (last["least to largest"], last["worst node"]) == ("73.0 % to 88.0 %", names[0])
     said = [plot.get_attribute("aria-label") or "" for plot in tab.page.locator(".plot").all()]
     assert "on the nodes' own rows 80.5 % at the last measurement" in said[0] and "worst node at 73.0 %" in said[0]

@@ -39,6 +39,12 @@ export function onNodes(row) {
 /** The round that is open or opens next, never beyond the last. */
 export const shownRound = (run) => Math.min(Math.max(run.round, 1), run.total_rounds);
 
+/** A round's number, with what it is for where it is none of the method's own: "1 (head)". */
+export function roundTitle(run, round) {
+  const purpose = run.phases?.[round];
+  return purpose ? `${round} (${purpose})` : String(round);
+}
+
 /** How the run stands, as {key, text}: `key` chooses the colour. */
 export function phase(run) {
   if (run.phase === "finished") return { key: "done", text: "finished" };

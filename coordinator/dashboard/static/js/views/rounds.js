@@ -2,7 +2,7 @@
 // Accuracy, loss and bytes by round: three charts, and the same numbers as a table.
 
 import { chart } from "../charts.js";
-import { onNodes } from "../derive.js";
+import { onNodes, roundTitle } from "../derive.js";
 import { h, head, keyed, setAttribute, setText, show } from "../dom.js";
 import * as format from "../format.js";
 
@@ -93,7 +93,7 @@ function trafficChart(total) {
 const spread = (found) => (found ? `${format.percent(found.least)} to ${format.percent(found.largest)}` : format.DASH);
 
 const COLUMNS = [
-  ["round", (row) => row.round],
+  ["round", (row) => row.title],
   ["nodes", (row) => row.participants.length],
   ["accuracy", (row) => format.percent(row.accuracy)],
   ["loss", (row) => format.loss(row.loss)],
@@ -125,7 +125,8 @@ function roundsTable() {
     const cells = COLUMNS.map((_, i) => (i === 0 ? h("th", { scope: "row" }) : h("td")));
     return { element: h("tr", {}, ...cells), update: (row) => COLUMNS.forEach(([, write], i) => setText(cells[i], write(row))) };
   };
-  return { element, update: (run) => keyed(body, rows, [...run.rows].reverse(), (row) => row.round, make) };
+  const titled = (run) => run.rows.map((row) => ({ ...row, title: roundTitle(run, row.round) }));
+  return { element, update: (run) => keyed(body, rows, titled(run).reverse(), (row) => row.round, make) };
 }
 
 /** The section of rounds. */

@@ -81,7 +81,7 @@ export function summaryView(store, onAttention) {
 
   function updateRound(run) {
     const done = derive.published(run);
-    setText(tiles.round.value, `${derive.shownRound(run)} of ${run.total_rounds}`);
+    setText(tiles.round.value, `${derive.roundTitle(run, derive.shownRound(run))} of ${run.total_rounds}`);
     roundBar.update(done, run.total_rounds);
     setText(tiles.round.note, run.phase === "open" ? deadline(run, store.now()) : derive.phase(run).text);
     const open = run.phase === "open" || run.phase === "closing";
