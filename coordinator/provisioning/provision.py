@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that lets a run's machines know each other, in one folder, ready to copy.
 
-    authority/     the certificate authority and what it issued; stays offline
+    authority/     the certificate authority, the key that enrols nodes, and what was issued; stays offline
     broker/        certificate, revocations, access rules and configuration of mosquitto
     coordinator/   certificate, signing key, the nodes' public keys, sections for the job file
     nodes/<id>/    certificate, signing key, sections for that node's file
@@ -40,7 +40,8 @@ from coordinator.provisioning.register import Holder, Issued, Register, Yard, ho
 from coordinator.provisioning.sites import with_broker, with_site
 from fedcore.errors import ConfigError
 from fedcore.system.durable import flush_folder, write_durably
-from fedcore.wire.identity import Enrolment
+from fedcore.wire.identity import Enrolment, SigningKey
+from fedcore.wire.secure import certified_bytes
 
 __all__ = ["Provisioned", "Yard", "provision", "revoke"]
 
@@ -234,11 +235,7 @@ def _certify(
     key = _secret(holder.key, new_key)
     write_durably(holder.folder / "authority.pem", authority.pem())
     if holder.signs:
-        signing = (
-            _secret(yard.signing_key(holder.name), lambda: (new_signing_key() + "\n").encode("ascii"))
-            .decode("ascii")
-            .strip()
-        )
+        signing = _secret(yard.signing_key(holder.name), _new_line).decode("ascii").strip()
         register = msgspec.structs.replace(
             register, public_keys={**register.public_keys, holder.name: public_key_of(signing)}
         )
@@ -289,11 +286,16 @@ def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.d
     enrolment = Enrolment(coordinator, {name: register.public_keys[name] for name in nodes}, register.revoked)
     yard.enrolled.parent.mkdir(mode=0o700, exist_ok=True)
     write_durably(yard.enrolled, msgspec.json.format(msgspec.json.encode(enrolment)) + b"\n")
+    enrols = SigningKey(bytes.fromhex(_secret(yard.enrolling_key, _new_line).decode("ascii")))
     for name in (COORDINATOR, *allowed):
         if yard.client(name).exists():
-            write_durably(
-                yard.client(name) / "connection.toml", connection(name, register.broker_of(name), coordinator).encode()
-            )
+            signature = enrols.sign(certified_bytes(name, register.public_keys[name])).hex()
+            text = connection(name, register.broker_of(name), coordinator, (enrols.public.hex, signature))
+            write_durably(yard.client(name) / "connection.toml", text.encode())
+
+
+def _new_line() -> bytes:
+    return (new_signing_key() + "\n").encode("ascii")
 
 
 def _write_broker(folder: Path, text: str, rules: str, revocations: bytes) -> None:

@@ -43,6 +43,11 @@ class Yard:
         """The coordinator's and the nodes' public keys."""
         return self.root / COORDINATOR / "enrolled.json"
 
+    @property
+    def enrolling_key(self) -> Path:
+        """The secret Ed25519 key that signs whose key is whose: nodes believe it more than the coordinator."""
+        return self.authority / "enrolling.key"
+
     def site(self, name: str) -> Path:
         """The folder of a site's own broker."""
         return self.root / "sites" / name
