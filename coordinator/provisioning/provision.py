@@ -118,7 +118,7 @@ def provision(
     everyone = sorted({*certified - {BROKER, COORDINATOR, *register.sites}, *nodes} - {*register.revoked})
     for holder in holders(yard, register, everyone):
         register = _certify(yard, authority, register, holder, now, days, renew=holder.machine in renew, done=done)
-    _write_rules(yard, authority, register, now)
+    _write_rules(yard, authority, _with_enrolling(yard, register), now)
     return done
 
 
@@ -136,6 +136,7 @@ def revoke(folder: Path, nodes: Sequence[str], *, now: dt.datetime) -> None:
         if node not in known:
             raise _unknown(node, known)
     _check_authority(yard, register)
+    register = _with_enrolling(yard, register)
     register = msgspec.structs.replace(register, revoked=tuple(sorted({*register.revoked, *nodes})))
     save_register(yard, register)
     _write_rules(yard, _authority(yard, register, now), register, now)
@@ -192,10 +193,10 @@ def _opened(
 
 def _check_authority(yard: Yard, register: Register) -> None:
     """Another authority must never take the place of one that is only kept elsewhere."""
-    if register.issued and not all((yard.authority / name).exists() for name in ("authority.pem", "authority.key")):
-        raise ConfigError(
-            "the authority is not here", place=str(yard.authority), remedy="bring back authority.pem and authority.key"
-        )
+    names = ["authority.pem", "authority.key", *(["enrolling.key"] if register.enrolling else [])]
+    if register.issued and not all((yard.authority / name).exists() for name in names):
+        remedy = f"bring back {', '.join(names[:-1])} and {names[-1]}"
+        raise ConfigError("the authority is not here", place=str(yard.authority), remedy=remedy)
 
 
 def _authority(yard: Yard, register: Register, now: dt.datetime) -> Authority:
@@ -286,12 +287,24 @@ def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.d
     enrolment = Enrolment(coordinator, {name: register.public_keys[name] for name in nodes}, register.revoked)
     yard.enrolled.parent.mkdir(mode=0o700, exist_ok=True)
     write_durably(yard.enrolled, msgspec.json.format(msgspec.json.encode(enrolment)) + b"\n")
-    enrols = SigningKey(bytes.fromhex(_secret(yard.enrolling_key, _new_line).decode("ascii")))
+    enrols = _enrols(yard)
     for name in (COORDINATOR, *allowed):
         if yard.client(name).exists():
             signature = enrols.sign(certified_bytes(name, register.public_keys[name])).hex()
             text = connection(name, register.broker_of(name), coordinator, (enrols.public.hex, signature))
             write_durably(yard.client(name) / "connection.toml", text.encode())
+
+
+def _enrols(yard: Yard) -> SigningKey:
+    return SigningKey(bytes.fromhex(_secret(yard.enrolling_key, _new_line).decode("ascii")))
+
+
+def _with_enrolling(yard: Yard, register: Register) -> Register:
+    """The register with the key that enrols nodes in it; a folder of before there was one gets it now."""
+    if not register.enrolling:
+        register = msgspec.structs.replace(register, enrolling=_enrols(yard).public.hex)
+        save_register(yard, register)
+    return register
 
 
 def _new_line() -> bytes:

@@ -94,6 +94,8 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device."""
     revoked: tuple[str, ...] = ()
     sites: dict[str, Site] = {}
+    enrolling: str = ""
+    """Public key of whoever enrols nodes: another one must never take its place, nodes would not believe each other."""
 
     def site_of(self, node: str) -> str | None:
         """The site that a node belongs to; None for the central broker."""

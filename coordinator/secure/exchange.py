@@ -38,7 +38,7 @@ __all__ = ["Action", "Exchange", "Keep", "KeptExchange", "Leave", "Stage", "Tell
 
 Stage = Literal["keys", "shares", "masked", "opening", "done", "failed"]
 _AGAIN_SECONDS = 5.0
-LEAST_NODES = 3
+_LEAST_NODES = 3
 
 
 class KeptExchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +130,9 @@ class Exchange:
                 return self._take_shares(place, node, body, now)
             case SecureEcho(_, signature) if self._survives(node):
                 return self._take_echo(self._places[node], signature)
-            case SecureReveal(_, shares) if self._survives(node):
-                return self._take_reveal(self._places[node], shares)
+            case SecureReveal(_, signature, shares) if self._survives(node):
+                place = self._places[node]
+                return [*self._take_echo(place, signature), *self._take_reveal(place, shares)]
         return []
 
     def left(self, node: str, now: float) -> list[Action]:
@@ -144,10 +145,10 @@ class Exchange:
         late = now >= self.began_at + self.wait_seconds
         match self.stage:
             case "keys":
-                if len(self._keys) >= LEAST_NODES and (late or self._keys.keys() >= set(self.cohort) - self._gone):
+                if len(self._keys) >= _LEAST_NODES and (late or self._keys.keys() >= set(self.cohort) - self._gone):
                     return self._list_keys(now)
             case "shares":
-                if len(self._boxes) >= LEAST_NODES and (late or len(self._boxes) == self._expected):
+                if len(self._boxes) >= _LEAST_NODES and (late or len(self._boxes) == self._expected):
                     return self._relay(now)
             case "opening":
                 if now >= self.began_at + 2 * self.wait_seconds:
@@ -175,8 +176,11 @@ class Exchange:
                 sorted(place for node, place in self._places.items() if node in participants and place in masked)
             )
         few = min((len(self._holders(place) & set(survivors)) for place in masked), default=0)
-        if len(survivors) < LEAST_NODES or few < self._threshold:
-            words, least = f"{len(survivors)} of {len(masked)} masked updates are in", max(self._threshold, LEAST_NODES)
+        if len(survivors) < _LEAST_NODES or few < self._threshold:
+            words, least = (
+                f"{len(survivors)} of {len(masked)} masked updates are in",
+                max(self._threshold, _LEAST_NODES),
+            )
             self._fail(f"{words}, and the masks of those that are lost take {least} nodes to be taken off")
             return []
         self.stage = "opening"

@@ -26,7 +26,7 @@ __all__ = ["Leading", "Sum", "masks_left"]
 _FACT: Final = "secure"
 
 
-class Note(Protocol):
+class _Note(Protocol):
     """Adds to a run's event log."""
 
     def __call__(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
@@ -65,7 +65,7 @@ class Leading:
         job: Job,
         ledger: Ledger,
         reply: Callable[[str, int, SecureBody], None],
-        note: Note,
+        note: _Note,
         steady: Callable[[], float],
     ) -> None:
         self._run, self._ledger, self._reply, self._note = job.run, ledger, reply, note
@@ -105,6 +105,11 @@ class Leading:
     def tick(self) -> list[Event]:
         """Time has passed."""
         return [] if self._exchange is None else self._do(self._exchange.tick(self._steady()))
+
+    @property
+    def idle(self) -> bool:
+        """Whether no masks are being taken off: after a start, until the round closes again."""
+        return self._exchange is None or self._exchange.stage in ("keys", "shares", "masked")
 
     def close(self, updates: Mapping[str, Path]) -> None:
         """The round closes: the masks are to be taken off.

@@ -95,6 +95,12 @@ class Trust:
         """
         if self.key is None:
             return
+        if self.authority is not None and not member.certificate:
+            raise SecureError(
+                "no word of the authority for this node's key",
+                place=member.node,
+                remedy="fedkrso provision writes trust.authority_key and trust.enrolment for its node file",
+            )
         try:
             if self.authority is not None:
                 self.authority.check(member.certificate, certified_bytes(member.node, member.identity))
@@ -275,7 +281,7 @@ class Party:
             slice(SHARE_BYTES) if place in alive else slice(SHARE_BYTES, None)
         )
         shares = [(place, both[parts(place)]) for place, both in sorted(self._held.items())]
-        return SecureReveal(self.kept.attempt, tuple(shares))
+        return SecureReveal(self.kept.attempt, self._signed(survivors), tuple(shares))
 
     def _keep(self, **changes: object) -> None:
         self.kept = msgspec.structs.replace(self.kept, **changes)

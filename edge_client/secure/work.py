@@ -31,6 +31,10 @@ from fedcore.wire.secure import UP, SecureAgreed, SecureRelay, SecureRoster, Sec
 __all__ = ["Ways", "Work"]
 
 _FIRST_SECONDS, _LONGEST_SECONDS = 2.0, 30.0
+_UNCHECKED: Final = (
+    "secure aggregation: whose keys are whose is believed of the coordinator (trust.authority_key and trust.enrolment, "
+    "which fedkrso provision writes, have other nodes' keys checked)"
+)
 _AT_ONCE: Final = 64
 """Chunks of masks at a turn: about 10 ms of a laptop's processor."""
 
@@ -118,6 +122,8 @@ class Work:
             fresh = secrets.token_bytes(SEED_BYTES)
             kept = Kept(run_id=plan.run_id, attempt=plan.key, round=plan.round, seed=fresh, opened=opened)
             self._write(kept)
+            if self._trust.authority is None:
+                self._ways.say(Line(_UNCHECKED, event="secure", level="warning", round=plan.round))
         self._plan = plan
         try:
             context = context_of(self._run, plan.run_id, plan.key)

@@ -81,7 +81,7 @@ class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         )
 
 
-class Safety(Protocol):
+class _Safety(Protocol):
     """Of `[safety]`, what secure aggregation has something to say about."""
 
     @property
@@ -105,7 +105,7 @@ class Safety(Protocol):
         ...
 
 
-def require_secure(settings: MethodSettings, safety: Safety, quorum: int, head: str, *, on_nodes: bool) -> None:
+def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head: str, *, on_nodes: bool) -> None:
     """Check that a job with secure aggregation asks for nothing for which somebody has to see a node's update.
 
     Args:

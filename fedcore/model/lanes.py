@@ -110,13 +110,14 @@ class Unmasked:
         plan: The round's.
 
     Attributes:
+        numbers: As given.
         weight: Of all participants together.
         loss: The sum of their losses.
     """
 
     def __init__(self, numbers: NDArray[np.int64], plan: Plan) -> None:
         assert plan.secure is not None
-        self._numbers, self._shapes = numbers, plan.training.shapes(plan.model_schema)
+        self.numbers, self._shapes = numbers, plan.training.shapes(plan.model_schema)
         self._dropped = FRACTION_BITS - plan.secure.fraction_bits
         self.weight, loss = (int(number) for number in numbers[-EXTRA_LANES:])
         self.loss = loss * _LOSS_UNIT
@@ -135,7 +136,7 @@ class Unmasked:
         """Each entry's weighted mean in units of 2**-32, as `RunningSum.means`."""
         start = 0
         for name, shape in self._shapes.items():
-            total = self._numbers[start : start + math.prod(shape)].reshape(shape) << np.int64(self._dropped)
+            total = self.numbers[start : start + math.prod(shape)].reshape(shape) << np.int64(self._dropped)
             start += math.prod(shape)
             yield name, mean_fixed(total, max(1, self.weight))
 
@@ -180,4 +181,5 @@ def _signed(total: NDArray[np.uint64], lane_bytes: int) -> NDArray[np.int64]:
     """Modulo 2**(8 * lane_bytes), around zero."""
     left = 64 - 8 * lane_bytes
     signed: NDArray[np.int64] = (total << np.uint64(left)).view(np.int64)
-    return signed >> np.int64(left)
+    found: NDArray[np.int64] = signed >> np.int64(left)
+    return found

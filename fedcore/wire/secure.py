@@ -35,91 +35,93 @@ __all__ = [
 ]
 
 _MOST_NODES = 10_000
-Attempt = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
-Place = Annotated[int, Meta(ge=0, lt=_MOST_NODES)]
-Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Signature = Annotated[bytes, Meta(max_length=64)]
+_Attempt = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+_Place = Annotated[int, Meta(ge=0, lt=_MOST_NODES)]
+_Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+_Signature = Annotated[bytes, Meta(max_length=64)]
 """64 bytes; none in a run without keys."""
-Box = Annotated[bytes, Meta(min_length=82, max_length=82)]
+_Box = Annotated[bytes, Meta(min_length=82, max_length=82)]
 """Two shares of 33 bytes, encrypted: 16 more."""
-Share = Annotated[bytes, Meta(min_length=33, max_length=33)]
+_Share = Annotated[bytes, Meta(min_length=33, max_length=33)]
 
 
-class Member(msgspec.Struct, frozen=True):
+class Member(msgspec.Struct, frozen=True, array_like=True):
     """A node's keys in one attempt, and why they are its own."""
 
     node: Name
-    seal: Key
+    seal: _Key
     """X25519: shares for this node are encrypted with it."""
-    mask: Key
+    mask: _Key
     """X25519: pairwise masks are agreed on with it."""
-    own: Key
+    own: _Key
     """BLAKE2b of the self mask's seed: shares of another one are noticed."""
-    signature: Signature = b""
+    signature: _Signature = b""
     """The node's, over its keys in this attempt."""
     identity: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     """The node's public Ed25519 key."""
-    certificate: Signature = b""
+    certificate: _Signature = b""
     """The authority's, over the node's name and its public key."""
 
 
 class SecureKeys(msgspec.Struct, frozen=True, tag="secure_keys"):
     """A node's keys."""
 
-    attempt: Attempt
+    attempt: _Attempt
     member: Member
 
 
 class SecureRoster(msgspec.Struct, frozen=True, tag="secure_roster"):
     """Everybody whose keys are here, by name; who is not among them has no part in this attempt."""
 
-    attempt: Attempt
+    attempt: _Attempt
     members: Annotated[tuple[Member, ...], Meta(max_length=_MOST_NODES)]
 
 
 class SecureShares(msgspec.Struct, frozen=True, tag="secure_shares"):
     """A node's shares, each encrypted for its holder."""
 
-    attempt: Attempt
-    roster: Key
+    attempt: _Attempt
+    roster: _Key
     """SHA-256 of the roster that the node has seen."""
-    boxes: Annotated[tuple[tuple[Place, Box], ...], Meta(max_length=_MOST_NODES)]
+    boxes: Annotated[tuple[tuple[_Place, _Box], ...], Meta(max_length=_MOST_NODES)]
 
 
 class SecureRelay(msgspec.Struct, frozen=True, tag="secure_relay"):
     """The shares that others have encrypted for a node: with those others it masks."""
 
-    attempt: Attempt
-    boxes: Annotated[tuple[tuple[Place, Box], ...], Meta(max_length=_MOST_NODES)]
+    attempt: _Attempt
+    boxes: Annotated[tuple[tuple[_Place, _Box], ...], Meta(max_length=_MOST_NODES)]
 
 
 class SecureSurvivors(msgspec.Struct, frozen=True, tag="secure_survivors"):
     """Whose masked updates make the sum."""
 
-    attempt: Attempt
-    places: Annotated[tuple[Place, ...], Meta(max_length=_MOST_NODES)]
+    attempt: _Attempt
+    places: Annotated[tuple[_Place, ...], Meta(max_length=_MOST_NODES)]
     """Ascending."""
 
 
 class SecureEcho(msgspec.Struct, frozen=True, tag="secure_echo"):
     """A survivor's signature over the list that it has seen."""
 
-    attempt: Attempt
-    signature: Signature
+    attempt: _Attempt
+    signature: _Signature
 
 
 class SecureAgreed(msgspec.Struct, frozen=True, tag="secure_agreed"):
     """The signatures of a node's holders over the list of survivors."""
 
-    attempt: Attempt
-    echoes: Annotated[tuple[tuple[Place, Signature], ...], Meta(max_length=_MOST_NODES)]
+    attempt: _Attempt
+    echoes: Annotated[tuple[tuple[_Place, _Signature], ...], Meta(max_length=_MOST_NODES)]
 
 
 class SecureReveal(msgspec.Struct, frozen=True, tag="secure_reveal"):
     """A survivor's shares: of the self mask of those who are on the list, of the mask key of those who are not."""
 
-    attempt: Attempt
-    shares: Annotated[tuple[tuple[Place, Share], ...], Meta(max_length=_MOST_NODES)]
+    attempt: _Attempt
+    signature: _Signature
+    """As in its echo: a coordinator that was killed in between has forgotten that."""
+    shares: Annotated[tuple[tuple[_Place, _Share], ...], Meta(max_length=_MOST_NODES)]
 
 
 SecureBody = (

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from secure_rounds import Rounds
 
 from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
@@ -33,6 +32,7 @@ from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import write_safetensors
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+from tests.coordinator.secure.parties import Rounds
 
 SCHEMA = ModelSchema((LayerSpec("l", 30, 16), LayerSpec("m", 20, 12)), (TensorSpec("head", (3, 4), False),))
 NAMES = tuple(f"n{number}" for number in range(6))
@@ -194,7 +194,9 @@ def test_beyond_the_threshold_the_round_comes_to_nothing_in_clear_words_and_the_
     for name in NAMES[:3]:
         pair.rounds.members[name].lost = True
     pair.end(plan, updates, alive=())
-    words = "round 1 comes to nothing, the model stays as it was: 3 nodes answered of 4 that it takes to take the masks off"
+    words = (
+        "round 1 comes to nothing, the model stays as it was: 3 nodes answered of 4 that it takes to take the masks off"
+    )
     assert pair.rounds.notes == [("unopened", "", words)]
     before, after = (pair.models[1].state, pair.models[0].state)
     assert all((before.sums[name] == after.sums[name]).all() for name in before.sums)

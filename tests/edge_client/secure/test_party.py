@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from plans import make_plan
-from secure_rounds import Rounds, signed_trust
 
 from edge_client.secure.party import Kept, Trust
 from fedcore.methods.secure import SecureSection
@@ -27,6 +26,7 @@ from fedcore.wire.secure import (
     SecureSurvivors,
     keys_bytes,
 )
+from tests.coordinator.secure.parties import Rounds, signed_trust
 
 NAMES = ("a", "b", "c", "d", "e")
 RUN_ID = "0" * 32
@@ -91,9 +91,7 @@ def test_nodes_that_see_other_keys_for_themselves_or_two_lists_of_keys_say_so(tm
     rounds.change = changed
     rounds.open(plan)
     rounds.settle()
-    assert said(rounds, "a") == (
-        "secure aggregation: the coordinator shows other keys for this node than it has sent"
-    )
+    assert said(rounds, "a") == ("secure aggregation: the coordinator shows other keys for this node than it has sent")
     assert ("declined", "b", "its shares are not for its neighbours") in rounds.notes
     rounds.change = lambda node, body: body
     rounds.members["c"].work.heard(
@@ -227,7 +225,9 @@ def test_secrets_are_their_owner_s_and_end_with_the_attempt(tmp_path: Path) -> N
     path = tmp_path / "a" / "secure-r.msgpack"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(msgspec.msgpack.decode(path.read_bytes(), type=Kept).seed) == 32
-    rounds.members["a"].work.plan(msgspec.structs.replace(plan, phase="finished", cohort=(), secure=None), 0.0, able=True)
+    rounds.members["a"].work.plan(
+        msgspec.structs.replace(plan, phase="finished", cohort=(), secure=None), 0.0, able=True
+    )
     assert msgspec.msgpack.decode(path.read_bytes(), type=Kept) == Kept(run_id=RUN_ID)
     path.write_bytes(b"damaged")
     rounds.members["a"].again(plan, wanted=False)

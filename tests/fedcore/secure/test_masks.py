@@ -49,7 +49,7 @@ def test_golden_keys() -> None:
 
 
 @given(lane_bytes=st.integers(4, 8), seed=st.integers(0, 2**32), count=st.integers(1, 40))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_lanes_are_added_and_taken_away_modulo_their_size(lane_bytes: int, seed: int, count: int) -> None:
     chance, lanes = np.random.default_rng(seed), Lanes(lane_bytes)
     modulus = 2 ** (8 * lane_bytes)

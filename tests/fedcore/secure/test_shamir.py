@@ -46,7 +46,7 @@ def test_golden_shares() -> None:
     places=st.lists(st.integers(1, 10_000), min_size=1, max_size=12, unique=True),
     data=st.data(),
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_any_threshold_of_shares_gives_the_secret_and_fewer_fit_every_secret(
     secret: bytes, places: list[int], data: st.DataObject
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from coordinator.job import Job, ModelSection, RoundSection, SafetySection
 from coordinator.rounds.events import Declined, Event
@@ -101,6 +102,7 @@ class Rounds:
         self.notes: list[tuple[str, str, str]] = []
         self.left: list[str] = []
         self.bytes_up = self.bytes_down = 0
+        self.disturb: Callable[[list[Any]], list[Any]] = lambda messages: messages
         self.change: Callable[[str, SecureBody], SecureBody] = lambda node, body: body
         self.members = {name: Member(name, folder / name, trust(name), self) for name in names}
         self.job = Job(
@@ -137,12 +139,12 @@ class Rounds:
     def settle(self) -> None:
         """Deliver what waits, until nobody has anything to say at once."""
         while self.post or self.down:
-            post, self.post = self.post, []
+            post, self.post = self.disturb(self.post), []
             for node, body in post:
                 assert not isinstance(body, Envelope)
                 if isinstance(body, UP):
                     self._take(self.leading.received(node, body))
-            down, self.down = self.down, []
+            down, self.down = self.disturb(self.down), []
             for node, body in down:
                 member = self.members[node]
                 if not member.lost:
