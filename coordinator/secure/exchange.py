@@ -129,10 +129,11 @@ class Exchange:
             case SecureShares() if (place := self._places.get(node, -1)) >= 0:
                 return self._take_shares(place, node, body, now)
             case SecureEcho(_, signature) if self._survives(node):
-                return self._take_echo(self._places[node], signature)
+                return self._take_echo(self._places[node], signature, asks=True)
             case SecureReveal(_, signature, shares) if self._survives(node):
                 place = self._places[node]
-                return [*self._take_echo(place, signature), *self._take_reveal(place, shares)]
+                self._agreed.add(place)
+                return [*self._take_echo(place, signature, asks=False), *self._take_reveal(place, shares)]
         return []
 
     def left(self, node: str, now: float) -> list[Action]:
@@ -177,10 +178,8 @@ class Exchange:
             )
         few = min((len(self._holders(place) & set(survivors)) for place in masked), default=0)
         if len(survivors) < _LEAST_NODES or few < self._threshold:
-            words, least = (
-                f"{len(survivors)} of {len(masked)} masked updates are in",
-                max(self._threshold, _LEAST_NODES),
-            )
+            least = max(self._threshold, _LEAST_NODES)
+            words = f"{len(survivors)} of {len(masked)} masked updates are in"
             self._fail(f"{words}, and the masks of those that are lost take {least} nodes to be taken off")
             return []
         self.stage = "opening"
@@ -286,13 +285,13 @@ class Exchange:
         body = SecureSurvivors(self.kept.attempt, self.kept.survivors)
         return [Tell(self._members[place].node, body) for place in places]
 
-    def _take_echo(self, place: int, signature: bytes) -> list[Action]:
+    def _take_echo(self, place: int, signature: bytes, *, asks: bool) -> list[Action]:
         """As soon as enough of a node's holders have said that they see the same list, it hears so."""
         fresh = place not in self._echoes
         self._echoes[place] = signature
         self._said.add(place)
-        told = [near for near in (place, *self._near[place]) if near == place or (fresh and near not in self._agreed)]
-        return [action for near in told for action in self._agree(near)]
+        others = [near for near in self._near[place] if fresh and near not in self._agreed]
+        return [action for near in ([place] if asks else []) + others for action in self._agree(near)]
 
     def _agree(self, place: int) -> list[Action]:
         same = {near: self._echoes[near] for near in sorted(self._holders(place)) if near in self._echoes}

@@ -24,6 +24,7 @@ from fedcore.wire.secure import UP, SecureBody, context_of
 __all__ = ["Leading", "Sum", "masks_left"]
 
 _FACT: Final = "secure"
+_AGAIN_SECONDS: Final = 1.0
 
 
 class _Note(Protocol):
@@ -73,10 +74,11 @@ class Leading:
         self._exchange: Exchange | None = None
         self._plan: Plan | None = None
         self._updates: dict[str, Path] = {}
+        self._told: dict[tuple[str, type[SecureBody]], float] = {}
 
     def opened(self, plan: Plan) -> None:
         """A round opens, again perhaps; or an earlier life of the coordinator had it open."""
-        self._plan, self._exchange = None, None
+        self._plan, self._exchange, self._told = None, None, {}
         if plan.secure is None or plan.phase != "train":
             return
         kept = self._ledger.fact(_FACT, KeptExchange)
@@ -139,6 +141,13 @@ class Leading:
         self._note("unopened", "", f"round {plan.round} comes to nothing, the model stays as it was: {failure}")
         return Sum(plan, (), Unmasked.nothing(plan))
 
+    def _tell(self, node: str, body: SecureBody) -> None:
+        """A node that asks and asks is not told large things each time."""
+        key, now = (node, type(body)), self._steady()
+        if now >= self._told.get(key, float("-inf")) + _AGAIN_SECONDS:
+            self._told[key] = now
+            self._reply(node, self._plan.round if self._plan else 0, body)
+
     def _do(self, actions: list[Action]) -> list[Event]:
         events: list[Event] = []
         for action in actions:
@@ -146,7 +155,7 @@ class Leading:
                 case Keep(kept):
                     self._ledger.put_fact(_FACT, kept)
                 case Tell(node, body):
-                    self._reply(node, self._plan.round if self._plan else 0, body)
+                    self._tell(node, body)
                 case Leave(node, reason):
                     self._note("declined", node, reason)
                     events.append(Declined(node, self._plan.round if self._plan else 0))

@@ -15,6 +15,7 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 from coordinator.provisioning.provision import provision
+from coordinator.store.ledger import SqliteLedger
 
 HOMES, ROUNDS = 4, 3
 
