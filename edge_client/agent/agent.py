@@ -96,7 +96,8 @@ class Agent:
         self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
         updates = self._transfers.send, self._transfers.drop_update
         ways = Ways(self._messages.up, self._outbox.path, *updates, self._say)
-        self._work = Work(node.node, node.run, self._folder, keys.trust, ways)
+        required = node.trust.require_secure_aggregation
+        self._work = Work(node.node, node.run, self._folder, keys.trust, ways, required=required)
         self._supervisor = supervise(self._queue.put, self._say)
         self._new_budget: int | None = None
         device = surroundings.device or detect()
@@ -220,7 +221,7 @@ class Agent:
         if heard.other_run:
             self._feed(s.RunBegan())
         match heard.body:
-            case Plan() as plan:
+            case Plan() as plan if self._work.takes(plan):
                 self._say(lines.plan_arrived(plan))
                 able = not self.session.rests and self.session.sent_round < plan.round
                 self._stored(lambda: self._work.plan(plan, self._steady(), able=able))

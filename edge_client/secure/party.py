@@ -61,6 +61,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     relay: SecureRelay | None = None
     survivors: tuple[int, ...] | None = None
     agreed: bool = False
+    lanes: str = ""
+    """SHA-256 of the update that was masked: masks hide one, and the difference of two would be bare."""
     opened: int = 0
     """The last round of the run of which something was revealed."""
 

@@ -23,7 +23,7 @@ from fedcore.round.masked import header_bytes
 from fedcore.round.plan import Plan
 from fedcore.secure.keys import SEED_BYTES
 from fedcore.secure.masks import masked_chunks
-from fedcore.system.durable import flush_folder
+from fedcore.system.durable import flush_folder, sha256_of
 from fedcore.system.logs import Line
 from fedcore.wire.messages import Declined
 from fedcore.wire.secure import UP, SecureAgreed, SecureRelay, SecureRoster, SecureSurvivors, context_of
@@ -35,6 +35,7 @@ _UNCHECKED: Final = (
     "secure aggregation: whose keys are whose is believed of the coordinator (trust.authority_key and trust.enrolment, "
     "which fedkrso provision writes, have other nodes' keys checked)"
 )
+_BARE: Final = "a run without secure aggregation, and this node takes part in none (trust.require_secure_aggregation)"
 _AT_ONCE: Final = 64
 """Chunks of masks at a turn: about 10 ms of a laptop's processor."""
 
@@ -67,10 +68,12 @@ class Work:
         folder: Of the node; what must survive a kill is a file in it that others cannot read.
         trust: By what it signs and believes.
         ways: What the rest of the agent does for it.
+        required: The node takes part in no run without.
     """
 
-    def __init__(self, node: str, run: str, folder: Path, trust: Trust, ways: Ways) -> None:
-        self._node, self._run, self._trust, self._ways = node, run, trust, ways
+    def __init__(self, node: str, run: str, folder: Path, trust: Trust, ways: Ways, *, required: bool = False) -> None:
+        self._node, self._run, self._trust, self._ways, self._required = node, run, trust, ways, required
+        self._refused = ""
         self._path = folder / f"secure-{run}.msgpack"
         self._party: Party | None = None
         self._plan: Plan | None = None
@@ -93,6 +96,17 @@ class Work:
         """Places of the nodes that this one masks with; none before that is known."""
         relay = None if self._party is None else self._party.kept.relay
         return () if relay is None else tuple(place for place, _ in relay.boxes)
+
+    def takes(self, plan: Plan) -> bool:
+        """Whether the node may work for a plan: a coordinator that leaves masks out must not get bare updates of a node
+        that was told to send none."""
+        if not self._required or plan.secure is not None or plan.phase != "train":
+            return True
+        if self._refused != plan.key and self._node in plan.cohort:
+            self._refused = plan.key
+            self._ways.say(Line(f"round {plan.round} declined: {_BARE}", event="secure", level="warning"))
+            self._ways.up("declined", Declined(_BARE), plan.round)
+        return False
 
     def plan(self, plan: Plan, now: float, *, able: bool) -> None:
         """A plan came: if it is another attempt, the node takes part in it, or declines.
@@ -199,8 +213,15 @@ class Work:
         party, plan = self._party, self._plan
         if party is None or plan is None or self._wanted != plan.round or party.kept.relay is None:
             return
-        if not self._begun:
-            self._begun, self._masking = True, self._masked(party, plan)
+        if self._begun:
+            return
+        lanes = sha256_of(self._ways.lanes(plan.round))
+        if party.kept.lanes not in ("", lanes):
+            self._ends(plan, SecureError("another update than the one that was masked in this attempt"))
+            return
+        party.kept = msgspec.structs.replace(party.kept, lanes=lanes)
+        self._write(party.kept)
+        self._begun, self._masking = True, self._masked(party, plan)
 
     def _masked_path(self, plan: Plan) -> Path:
         return self._ways.lanes(plan.round).with_suffix(".masked")

@@ -135,6 +135,8 @@ class TrustSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     the keys of other nodes that are signed with it, whatever the coordinator says."""
     enrolment: str = ""
     """Of a node: the authority's signature over its name and key, 128 hex characters."""
+    require_secure_aggregation: bool = False
+    """Of a node: it declines rounds of a run without secure aggregation, whatever the coordinator says."""
 
     def __post_init__(self) -> None:
         for key, length in (("authority_key", 64), ("enrolment", 128)):

@@ -11,6 +11,7 @@ import pytest
 from plans import make_plan
 
 from edge_client.secure.party import Kept, Trust
+from edge_client.secure.work import Ways, Work
 from fedcore.methods.secure import SecureSection
 from fedcore.round.masked import lanes_bytes
 from fedcore.round.plan import Plan
@@ -233,6 +234,33 @@ def test_secrets_are_their_owner_s_and_end_with_the_attempt(tmp_path: Path) -> N
     rounds.members["a"].again(plan, wanted=False)
     rounds.wait(3)
     assert said(rounds, "a") == "secure aggregation: the coordinator shows other keys for this node than it has sent"
+
+
+def test_masks_hide_one_update_and_no_second_one(tmp_path: Path) -> None:
+    rounds, plan = begun(tmp_path)
+    rounds.open(plan)
+    rounds.settle()
+    masked(rounds, plan)
+    member = rounds.members["a"]
+    member.sent = None
+    member.again(plan, wanted=True)
+    rounds.masked(plan, ["a"])
+    member.lanes(1).write_bytes(bytes(lanes_bytes(plan)))
+    member.again(plan, wanted=True)
+    assert said(rounds, "a") == "secure aggregation: another update than the one that was masked in this attempt"
+
+
+def test_a_node_that_asks_for_masks_takes_no_plan_without(tmp_path: Path) -> None:
+    rounds, plan = begun(tmp_path)
+    bare = msgspec.structs.replace(plan, secure=None)
+    member = rounds.members["a"]
+    ways = Ways(member._up, member.lanes, member._send, member._drop, member.lines.append)
+    for required in (False, True):
+        work = Work("a", "r", member.folder, member.trust, ways, required=required)
+        assert work.takes(plan) and work.takes(msgspec.structs.replace(bare, phase="finished"))
+        assert [work.takes(bare) for _ in range(2)] == [not required] * 2
+    assert len(member.lines) == 1 and member.lines[0].startswith("round 1 declined: a run without secure aggregation")
+    assert [type(body).__name__ for _, body in rounds.post] == ["Declined"]
 
 
 def test_what_is_not_heard_is_said_again_more_and_more_seldom(tmp_path: Path) -> None:
