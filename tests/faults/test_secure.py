@@ -17,11 +17,11 @@ from workshop import Workshop
 from coordinator.provisioning.provision import provision
 from coordinator.store.ledger import SqliteLedger
 
-HOMES, ROUNDS = 4, 3
+HOMES, ROUNDS = 3, 2
 
 
 class Masked(Tiny):
-    """A signed run of four homes, of whom one may be lost in a round."""
+    """A signed run, in which one home may be lost once updates are in."""
 
     secure = True
 
@@ -98,18 +98,18 @@ def test_a_masked_run_with_kills_ends_with_the_digest_of_one_without_masks(tmp_p
 def test_a_home_that_is_lost_after_its_upload_is_in_the_sum_and_one_before_is_not(
     tmp_path: Path, workshop: Workshop
 ) -> None:
-    """Home 3 is killed once its update of round 2 is in, and stays away until round 3 has opened."""
-    tiny: Tiny = type("Run", (Masked,), {})(tmp_path / "run", workshop, Recipe(homes=HOMES, rounds=ROUNDS))
+    """Home 2 is killed once its update of round 2 is in, and stays away until round 3 has opened."""
+    tiny: Tiny = type("Run", (Masked,), {})(tmp_path / "run", workshop, Recipe(homes=HOMES, rounds=3))
     away: list[str] = []
 
     def watch() -> None:
         output = tiny.output()
-        if not away and "home-3: update of round 2 committed" in output:
+        if not away and "home-2: update of round 2 committed" in output:
             away.append("gone")
-            _kill(tiny, 3)
+            _kill(tiny, 2)
         if away == ["gone"] and tiny.mark() == 3:
             away.append("back")
-            tiny.join(3)
+            tiny.join(2)
 
     try:
         tiny.finish(watch)
