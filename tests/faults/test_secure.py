@@ -98,18 +98,19 @@ def test_a_masked_run_with_kills_ends_with_the_digest_of_one_without_masks(tmp_p
 def test_a_home_that_is_lost_after_its_upload_is_in_the_sum_and_one_before_is_not(
     tmp_path: Path, workshop: Workshop
 ) -> None:
-    """Home 2 is killed once its update of round 2 is in, and stays away until round 3 has opened."""
-    tiny: Tiny = type("Run", (Masked,), {})(tmp_path / "run", workshop, Recipe(homes=HOMES, rounds=3))
+    """Home 3 is killed once its update of round 2 is in, and stays away until round 3 has opened, for which three are
+    enough."""
+    tiny: Tiny = type("Run", (Masked,), {})(tmp_path / "run", workshop, Recipe(homes=4, rounds=3))
     away: list[str] = []
 
     def watch() -> None:
         output = tiny.output()
-        if not away and "home-2: update of round 2 committed" in output:
+        if not away and "home-3: update of round 2 committed" in output:
             away.append("gone")
-            _kill(tiny, 2)
+            _kill(tiny, 3)
         if away == ["gone"] and tiny.mark() == 3:
             away.append("back")
-            tiny.join(2)
+            tiny.join(3)
 
     try:
         tiny.finish(watch)
