@@ -95,9 +95,7 @@ def test_a_masked_run_with_kills_ends_with_the_digest_of_one_without_masks(tmp_p
 
 
 @pytest.mark.slow
-def test_a_home_that_is_lost_after_its_upload_is_in_the_sum_and_one_before_is_not(
-    tmp_path: Path, workshop: Workshop
-) -> None:
+def test_a_home_that_is_lost_after_its_upload_is_in_the_sum(tmp_path: Path, workshop: Workshop) -> None:
     """Home 3 is killed once its update of round 2 is in, and stays away until round 3 has opened, for which three are
     enough."""
     tiny: Tiny = type("Run", (Masked,), {})(tmp_path / "run", workshop, Recipe(homes=4, rounds=3))
