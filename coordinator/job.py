@@ -17,6 +17,7 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
+from fedcore.methods.secure import SecureSection, require_secure
 from fedcore.numbers.rules import Rule, rule_of
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
@@ -281,6 +282,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     round: RoundSection = RoundSection()
     head: HeadSection = HeadSection()
     safety: SafetySection = SafetySection()
+    secure_aggregation: SecureSection | None = None
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
@@ -301,12 +303,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         kind = training.artefact_kind
         made_from_text = kind.name if kind is not None and kind.from_text else ""
         if made_from_text and self.calibration is None:
-            remedy = "add it, with source and text"
-            raise ConfigError(f"there is no text to make {made_from_text} from", place="calibration", remedy=remedy)
+            words, remedy = f"there is no text to make {made_from_text} from", "add it, with source and text"
+            raise ConfigError(words, place="calibration", remedy=remedy)
         if self.calibration is not None and not made_from_text:
-            raise ConfigError(
-                f"{self.method.name} as it is here needs no text", place="calibration", remedy="leave it out"
-            )
+            words = f"{self.method.name} as it is here needs no text"
+            raise ConfigError(words, place="calibration", remedy="leave it out")
         if self.evaluation is not None and self.evaluation.here:
             if not training.shares_model:
                 remedy = 'nodes have models of their own: set where to "nodes"'
@@ -320,6 +321,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             self._check_measured(self.evaluation)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
         require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
+        if self.secure_aggregation is not None:
+            on_nodes = self.evaluation is not None and self.evaluation.on_nodes
+            require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
 
     @property
     def phases(self) -> dict[int, str]:

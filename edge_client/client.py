@@ -36,7 +36,7 @@ from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
-from fedcore.wire.identity import load_public_key, load_signing_key
+from fedcore.wire.identity import PublicKey, load_public_key, load_signing_key
 from fedcore.worker.imported import imported_models, model_folder
 from fedcore.worker.looking import Look, look_at
 
@@ -249,6 +249,8 @@ class Client:
             keys=Keys(
                 None if trust.signing_key is None else load_signing_key(Path(trust.signing_key)),
                 None if trust.coordinator_key is None else load_public_key(trust.coordinator_key),
+                None if trust.authority_key is None else PublicKey(trust.authority_key),
+                bytes.fromhex(trust.enrolment),
             ),
             callbacks=Callbacks(
                 lambda line: self._on_event(line if isinstance(line, Line) else Line(line)), self._heartbeat

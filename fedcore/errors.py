@@ -12,7 +12,8 @@
     │   ├── MalformedMessage
     │   │   └── OtherVersion
     │   ├── ForgedMessage
-    │   └── UpdateRefused
+    │   ├── UpdateRefused
+    │   └── SecureError
     ├── ExactnessError              7   two replicas would differ: never train on
     │   ├── BaseDamaged
     │   └── ArtefactDamaged
@@ -46,6 +47,7 @@ __all__ = [
     "OtherVersion",
     "OutOfMemory",
     "RunError",
+    "SecureError",
     "StorageError",
     "TransportError",
     "UpdateRefused",
@@ -147,6 +149,10 @@ class ForgedMessage(WireError):
 
 class UpdateRefused(WireError):
     """An update that must not enter the sum; `message` is the reason its sender is told."""
+
+
+class SecureError(WireError):
+    """Secure aggregation cannot go on as it was asked to: keys, shares or lists are not what they have to be."""
 
 
 class ExactnessError(FedkrsoError):

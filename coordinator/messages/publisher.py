@@ -18,6 +18,7 @@ from fedcore.transport.base import Message, Transport
 from fedcore.wire.files import read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Refuse, Topics, Welcome
 from fedcore.wire.post import Post
+from fedcore.wire.secure import SecureBody
 
 __all__ = ["Key", "Objects", "Publisher", "key_of"]
 
@@ -67,7 +68,7 @@ class Publisher:
         self.sent_bytes = 0
         """Payload bytes sent since the round opened; a broadcast counts once for every node online."""
 
-    def reply(self, node: str, server_round: int, body: Grant | Ack | Commit | Refuse | Chunk) -> None:
+    def reply(self, node: str, server_round: int, body: Grant | Ack | Commit | Refuse | Chunk | SecureBody) -> None:
         """To one node. A chunk that cannot go out now is asked for again by the node's own timer; a word about its
         update waits here."""
         payload = self._post.seal(body, server_round, to=node)

@@ -21,7 +21,8 @@ from coordinator.messages.senders import Senders
 from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
 from coordinator.rounds.events import Declined as NodeDeclined
 from coordinator.rounds.machine import RoundMachine
-from coordinator.rounds.policy import admit
+from coordinator.rounds.policy import admit, largest_update
+from coordinator.secure.leading import Leading
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, UpdateRow
 from coordinator.store.view import NodeView, RunView
@@ -30,10 +31,10 @@ from fedcore.round.measurement import Measurement, check_measurement
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
+from fedcore.wire.secure import SecureEcho, SecureKeys, SecureReveal, SecureShares
 
 __all__ = ["Kept", "Note", "Reception"]
 
-_UPDATE_SLACK_BYTES = 1_000_000
 _MOST_NAMES = 2000  # Without keys anybody can invent some.
 # A node that was silent for longer is not reminded of a plan.
 _REMINDED_SECONDS = 180.0
@@ -57,11 +58,13 @@ class Kept:
         folder: Where updates lie.
         ledger: Where they are noted.
         objects: What is published; kept up to date by its owner.
+        secure: The exchange of secure aggregation.
     """
 
     folder: RunFolder
     ledger: Ledger
     objects: Objects
+    secure: Leading
 
 
 class Reception:
@@ -91,7 +94,7 @@ class Reception:
     ) -> None:
         self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
         self._machine, self._objects, self._senders, self._publisher = machine, kept.objects, senders, publisher
-        self._view, self._note, self._clocks = view, note, clocks
+        self._view, self._note, self._clocks, self._secure = view, note, clocks, kept.secure
         self._topics = Topics(job.run)
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
         self._reminders, self._repairs = Reminders(), Repairs(self._send_again, clocks.steady)
@@ -149,7 +152,7 @@ class Reception:
 
     def _told(self) -> list[Event]:
         events, self._events = self._events, []
-        return events
+        return [*events, *self._secure.without(events)]
 
     def _message(self, node: str, payload: bytes) -> None:
         if not self._senders.signed and node not in self._view.nodes and len(self._view.nodes) >= _MOST_NAMES:
@@ -187,6 +190,8 @@ class Reception:
                 self.uplink_bytes += len(payload)
                 if self._inbox.chunk(node, envelope.body, now):
                     self._events.append(Arriving(node, envelope.round))
+            case SecureKeys() | SecureShares() | SecureEcho() | SecureReveal():
+                self._events += self._secure.received(node, envelope.body)
             case Missing(sha256, indices):
                 self._repairs.want(node, sha256, indices)
             case Declined(reason):
@@ -302,10 +307,7 @@ class Reception:
             reason = "not invited to this round"
         elif committed is not None:
             reason = "this node's update for the round is already here"
-        elif (
-            offer.manifest.size_bytes > self._largest_update(plan)
-            or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000
-        ):
+        elif offer.manifest.size_bytes > largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
             reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
         if reason:
             self._note("refused", node, reason, offered_round)
@@ -341,10 +343,6 @@ class Reception:
         # Told to the round machine after the commit is out: it may close the round and with it this transfer.
         self._events.append(UpdateAccepted(node, plan.round))
         return ""
-
-    def _largest_update(self, plan: Plan) -> int:
-        numbers = sum(rows * columns for rows, columns in plan.training.update_shapes(plan.model_schema).values())
-        return 2 * numbers + _UPDATE_SLACK_BYTES
 
     def _node(self, node: str) -> NodeView:
         return self._view.nodes.setdefault(node, NodeView(node))

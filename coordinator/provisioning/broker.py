@@ -225,7 +225,7 @@ class LocalBroker:
         name = {"username": user} if self.passwords else {}
         return {"url": self.url, **({} if self.yard else {"insecure": True}), **self._files(user), **name}
 
-    def _trust(self, user: str) -> dict[str, str]:
+    def _trust(self, user: str) -> dict[str, Any]:
         if self.yard is None:
             return {}
         key = {"signing_key": str(self.yard.signing_key(user))}

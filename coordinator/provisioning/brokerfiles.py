@@ -101,10 +101,20 @@ def site_rules(nodes: Iterable[str], runs: Sequence[str]) -> str:
     return _rules({name: _client([name], runs) for name in nodes})
 
 
-def connection(name: str, broker: BrokerOptions, coordinator_key: str) -> str:
-    """The `[broker]` and `[trust]` sections of the coordinator's job file or of a node's file."""
+def connection(name: str, broker: BrokerOptions, coordinator_key: str, enrolment: tuple[str, str]) -> str:
+    """The `[broker]` and `[trust]` sections of the coordinator's job file or of a node's file.
+
+    Args:
+        name: Whose.
+        broker: What it connects to.
+        coordinator_key: The coordinator's public key.
+        enrolment: Public key of whoever enrols nodes, and its signature over the name and the key of this one.
+    """
     host = f"[{broker.hosts[0]}]" if ":" in broker.hosts[0] else broker.hosts[0]
-    trust = 'enrolled = "enrolled.json"' if name == COORDINATOR else f'coordinator_key = "{coordinator_key}"'
+    trust = 'enrolled = "enrolled.json"'
+    if name != COORDINATOR:
+        authority, signature = enrolment
+        trust = f'coordinator_key = "{coordinator_key}"\nauthority_key = "{authority}"\nenrolment = "{signature}"'
     return f"""\
 # For {"the job file" if name == COORDINATOR else f"the node file of {name}"}. Paths are relative to the file that names
 # them.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that lets a run's machines know each other, in one folder, ready to copy.
 
-    authority/     the certificate authority and what it issued; stays offline
+    authority/     the certificate authority, the key that enrols nodes, and what was issued; stays offline
     broker/        certificate, revocations, access rules and configuration of mosquitto
     coordinator/   certificate, signing key, the nodes' public keys, sections for the job file
     nodes/<id>/    certificate, signing key, sections for that node's file
@@ -40,7 +40,8 @@ from coordinator.provisioning.register import Holder, Issued, Register, Yard, ho
 from coordinator.provisioning.sites import with_broker, with_site
 from fedcore.errors import ConfigError
 from fedcore.system.durable import flush_folder, write_durably
-from fedcore.wire.identity import Enrolment
+from fedcore.wire.identity import Enrolment, SigningKey
+from fedcore.wire.secure import certified_bytes
 
 __all__ = ["Provisioned", "Yard", "provision", "revoke"]
 
@@ -117,7 +118,7 @@ def provision(
     everyone = sorted({*certified - {BROKER, COORDINATOR, *register.sites}, *nodes} - {*register.revoked})
     for holder in holders(yard, register, everyone):
         register = _certify(yard, authority, register, holder, now, days, renew=holder.machine in renew, done=done)
-    _write_rules(yard, authority, register, now)
+    _write_rules(yard, authority, _with_enrolling(yard, register), now)
     return done
 
 
@@ -135,6 +136,7 @@ def revoke(folder: Path, nodes: Sequence[str], *, now: dt.datetime) -> None:
         if node not in known:
             raise _unknown(node, known)
     _check_authority(yard, register)
+    register = _with_enrolling(yard, register)
     register = msgspec.structs.replace(register, revoked=tuple(sorted({*register.revoked, *nodes})))
     save_register(yard, register)
     _write_rules(yard, _authority(yard, register, now), register, now)
@@ -191,10 +193,10 @@ def _opened(
 
 def _check_authority(yard: Yard, register: Register) -> None:
     """Another authority must never take the place of one that is only kept elsewhere."""
-    if register.issued and not all((yard.authority / name).exists() for name in ("authority.pem", "authority.key")):
-        raise ConfigError(
-            "the authority is not here", place=str(yard.authority), remedy="bring back authority.pem and authority.key"
-        )
+    names = ["authority.pem", "authority.key", *(["enrolling.key"] if register.enrolling else [])]
+    if register.issued and not all((yard.authority / name).exists() for name in names):
+        remedy = f"bring back {', '.join(names[:-1])} and {names[-1]}"
+        raise ConfigError("the authority is not here", place=str(yard.authority), remedy=remedy)
 
 
 def _authority(yard: Yard, register: Register, now: dt.datetime) -> Authority:
@@ -234,11 +236,7 @@ def _certify(
     key = _secret(holder.key, new_key)
     write_durably(holder.folder / "authority.pem", authority.pem())
     if holder.signs:
-        signing = (
-            _secret(yard.signing_key(holder.name), lambda: (new_signing_key() + "\n").encode("ascii"))
-            .decode("ascii")
-            .strip()
-        )
+        signing = _secret(yard.signing_key(holder.name), _new_line).decode("ascii").strip()
         register = msgspec.structs.replace(
             register, public_keys={**register.public_keys, holder.name: public_key_of(signing)}
         )
@@ -289,11 +287,28 @@ def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.d
     enrolment = Enrolment(coordinator, {name: register.public_keys[name] for name in nodes}, register.revoked)
     yard.enrolled.parent.mkdir(mode=0o700, exist_ok=True)
     write_durably(yard.enrolled, msgspec.json.format(msgspec.json.encode(enrolment)) + b"\n")
+    enrols = _enrols(yard)
     for name in (COORDINATOR, *allowed):
         if yard.client(name).exists():
-            write_durably(
-                yard.client(name) / "connection.toml", connection(name, register.broker_of(name), coordinator).encode()
-            )
+            signature = enrols.sign(certified_bytes(name, register.public_keys[name])).hex()
+            text = connection(name, register.broker_of(name), coordinator, (enrols.public.hex, signature))
+            write_durably(yard.client(name) / "connection.toml", text.encode())
+
+
+def _enrols(yard: Yard) -> SigningKey:
+    return SigningKey(bytes.fromhex(_secret(yard.enrolling_key, _new_line).decode("ascii")))
+
+
+def _with_enrolling(yard: Yard, register: Register) -> Register:
+    """The register with the key that enrols nodes in it; a folder of before there was one gets it now."""
+    if not register.enrolling:
+        register = msgspec.structs.replace(register, enrolling=_enrols(yard).public.hex)
+        save_register(yard, register)
+    return register
+
+
+def _new_line() -> bytes:
+    return (new_signing_key() + "\n").encode("ascii")
 
 
 def _write_broker(folder: Path, text: str, rules: str, revocations: bytes) -> None:

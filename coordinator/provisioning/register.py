@@ -43,6 +43,11 @@ class Yard:
         """The coordinator's and the nodes' public keys."""
         return self.root / COORDINATOR / "enrolled.json"
 
+    @property
+    def enrolling_key(self) -> Path:
+        """The secret Ed25519 key that signs whose key is whose: nodes believe it more than the coordinator."""
+        return self.authority / "enrolling.key"
+
     def site(self, name: str) -> Path:
         """The folder of a site's own broker."""
         return self.root / "sites" / name
@@ -89,6 +94,8 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device."""
     revoked: tuple[str, ...] = ()
     sites: dict[str, Site] = {}
+    enrolling: str = ""
+    """Public key of whoever enrols nodes: another one must never take its place, nodes would not believe each other."""
 
     def site_of(self, node: str) -> str | None:
         """The site that a node belongs to; None for the central broker."""

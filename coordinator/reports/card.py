@@ -93,7 +93,10 @@ def _facts(last: LastModel, examples: list[int], digests: list[str]) -> Iterator
     # How many, and not whose: the names of nodes are nobody's business who only has the model.
     sizes = ", ".join(map(str, sorted(examples, reverse=True)))
     nodes = "1 node" if len(examples) == 1 else f"{len(examples)} nodes"
-    yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
+    if any(examples):
+        yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
+    else:
+        yield "data", f"{nodes} in round {last.round}, whose updates, and numbers of examples, nobody has seen"
     if digests:
         yield "digest", f"`{digests[0]}`, of base and published state"
 

@@ -80,6 +80,7 @@ class RoundMachine:
         seen: Nodes that took part before (a resumed run waits for their last word too).
         paused: As an earlier life of the run left it; and so `excluded`.
         untimed: First rounds whose time says nothing of the others': they are of another kind.
+        masked: Updates are, so those of a round that opens again are not taken into it.
         judging: Whether the run may end early: a round opens only once the state before the last is measured, and not
             if there was nothing better for long enough until then. The last state itself is not looked at, though its
             measurement may be there: what a run does would depend on how fast it came.
@@ -104,6 +105,7 @@ class RoundMachine:
     attendance: Attendance = field(default_factory=Attendance)
     roster: Roster = field(default_factory=Roster)
     untimed: int = 0
+    masked: bool = False
     judging: bool = False
     judged: int = 0
     stop_at: int | None = None
@@ -242,7 +244,9 @@ class RoundMachine:
                 if enough and (late or first_ones or all_in):
                     return [*silent, *self._close()]
                 if late or (all_in and some_besides(self.roster.others, self.excluded)):
-                    return [*silent, *self._open(now, late=late)]
+                    # What is masked for one cohort is of no use to another: such a round ends, and comes to nothing.
+                    ends = self.masked and self.accepted
+                    return [*silent, *(self._close() if ends else self._open(now, late=late))]
             case "finishing":
                 missing = self.roster.missing
                 if not some_besides(missing, self.excluded) or (
@@ -334,14 +338,9 @@ class RoundMachine:
         return [Answer(True, text), *self._advance(now)]
 
     def _without(self, node: str) -> str:
-        return words.excluded(
-            node,
-            self.round,
-            invited=self._concerns(node, self.round),
-            accepted=node in self.accepted,
-            left=len(self._able - {node}),
-            quorum=self.settings.quorum,
-        )
+        invited, accepted = self._concerns(node, self.round), node in self.accepted
+        left, quorum = len(self._able - {node}), self.settings.quorum
+        return words.excluded(node, self.round, invited=invited, accepted=accepted, left=left, quorum=quorum)
 
     def _go(self, phase: Phase) -> None:
         if (self.phase, phase) not in TRANSITIONS:

@@ -24,10 +24,22 @@ from fedcore.model.update import CheckedUpdate, check_update
 from fedcore.numbers.accumulator import FRACTION_BITS, MAX_EXAMPLES, clip_within, norm_of
 from fedcore.numbers.clip import Clip
 from fedcore.round.header import UpdateHeader
+from fedcore.round.masked import lanes_bytes, require_masked
 from fedcore.round.plan import Plan
 
-__all__ = ["Admitted", "Outlier", "Shares", "admit", "clip_for", "outliers", "round_shares", "share_ratio"]
+__all__ = [
+    "Admitted",
+    "Outlier",
+    "Shares",
+    "admit",
+    "clip_for",
+    "largest_update",
+    "outliers",
+    "round_shares",
+    "share_ratio",
+]
 
+_UPDATE_SLACK_BYTES = 1_000_000
 _LEAST_RATIO, _LARGEST_RATIO = 3.0, 10.0
 
 
@@ -37,17 +49,26 @@ class Admitted:
 
     Attributes:
         header: What it says about itself.
-        norm: Of all its numbers, as it came.
+        norm: Of all its numbers, as it came; None of a masked update.
         clip: Scales it down in the sum; None where it counts as it is.
     """
 
     header: UpdateHeader
-    norm: float
+    norm: float | None
     clip: Clip | None
 
 
+def largest_update(plan: Plan) -> int:
+    """The most bytes that an update may have."""
+    if plan.secure is not None:
+        return lanes_bytes(plan) + _UPDATE_SLACK_BYTES
+    numbers = sum(rows * columns for rows, columns in plan.training.update_shapes(plan.model_schema).values())
+    return 2 * numbers + _UPDATE_SLACK_BYTES
+
+
 def admit(path: Path, plan: Plan, run: str, node: str, safety: SafetySection) -> Admitted:
-    """Check an update whole, before it is kept: every number against the plan, and its norm against the bound.
+    """Check an update whole, before it is kept: every number against the plan, and its norm against the bound; of a
+    masked one, whose it is, and its size.
 
     Args:
         path: Its file.
@@ -59,6 +80,8 @@ def admit(path: Path, plan: Plan, run: str, node: str, safety: SafetySection) ->
     Raises:
         UpdateRefused: It is not an update for this round, or beyond a bound.
     """
+    if plan.secure is not None:
+        return Admitted(require_masked(path, plan, run, node), None, None)
     update = check_update(path, plan, run, node)
     return Admitted(update.header, norm_of(update.squared), clip_for(update, safety))
 

@@ -16,6 +16,7 @@ from coordinator.rounds.policy import Outlier, outliers, round_shares
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
+from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
 from fedcore.config.sections import HeadSection, TaskSection
@@ -23,6 +24,7 @@ from fedcore.errors import BaseDamaged
 from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.secure import SecureSection
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
@@ -30,6 +32,7 @@ from fedcore.numbers.rules import Mean
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
+from fedcore.round.secure import SecureRound
 from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
@@ -55,6 +58,7 @@ class Learning:
             are not trained on.
         run_id: Tells the run from every other of its name.
         head: What a new head begins with.
+        secure: How updates are masked; None where they are not.
     """
 
     method: MethodSettings
@@ -68,6 +72,7 @@ class Learning:
     evaluation: EvaluationSection | None = None
     run_id: str = ""
     head: HeadSection = HeadSection()
+    secure: SecureSection | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, run_id: str) -> Learning:
@@ -85,7 +90,13 @@ class Learning:
             evaluation=job.evaluation,
             run_id=run_id,
             head=job.head,
+            secure=job.secure_aggregation,
         )
+
+    def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
+        """What a plan for so many nodes says of masks."""
+        limits = self.safety.norm_bound, self.safety.max_examples
+        return None if self.secure is None else self.secure.asked(nodes, *limits, training.share)
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,21 @@ class GlobalModel:
             artefact=ArtefactObject(manifest_of(self._folder.artefact, chunk_bytes)) if training.artefact else None,
             evaluation=learning.evaluation.asked(learning.task, version) if learning.evaluation is not None else None,
             run_id=learning.run_id,
+            secure=learning.asked(len(cohort), training) if cohort else None,
         )
+
+    def close_sum(self, found: Sum, chunk_bytes: int) -> Closed:
+        """As `close`, of updates of which the sum alone is known; of nobody's, the state stays as it was.
+
+        Args:
+            found: The sum.
+            chunk_bytes: Of transfers.
+        """
+        plan, people = found.plan, found.participants
+        self.state = self._half.aggregate(self.state, plan, found.unmasked)
+        objects = self._write(plan, chunk_bytes)
+        self._keeping.save_state(self.state)
+        return Closed(objects, RoundRow(plan.round, people, 0, 0, 0.0, found.unmasked.loss / max(1, len(people))), 0)
 
     def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:
         """Take a round's updates into the state, each with its share, and write its published state and the state to

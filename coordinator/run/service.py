@@ -34,10 +34,11 @@ from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
 from coordinator.run.measuring import Measuring
-from coordinator.run.model import GlobalModel, Learning
+from coordinator.run.model import Closed, GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.run.rivals import Rivals
 from coordinator.run.showing import Pace, Showing
+from coordinator.secure.leading import Leading
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
@@ -114,13 +115,11 @@ class Service:
         self._archive = Archive(folder, ledger, job.round.keep_published, rows, job.round.keep_updates)
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
-        # Who took part is waited for at the end, also when an earlier life of this coordinator did not hear their last
-        # word.
+        # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
         part = {node for row in rows for node in row.participants}
         # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
-        self._machine: RoundMachine = RoundMachine(
-            job.round, job.seed, published=len(rows), seen=part, untimed=len(job.phases)
-        )
+        self._machine: RoundMachine = RoundMachine(job.round, job.seed, len(rows), seen=part, untimed=len(job.phases))
+        self._machine.masked = job.secure_aggregation is not None
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()
@@ -138,7 +137,8 @@ class Service:
         self._control = Control(
             ledger, self._machine, self.view, clocks, do=self._do, show=showing.show, tell=showing.told
         )
-        kept = Kept(folder, ledger, self._objects)
+        self._secure = Leading(job, ledger, self._publisher.reply, self._note, clocks.steady)
+        kept = Kept(folder, ledger, self._objects, self._secure)
         self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)
         self._reception.plan = self._plan
         self._rivals = Rivals(senders.run_id, None if key is None else key.public, self._publisher, self._note)
@@ -174,6 +174,7 @@ class Service:
             accepted = {node for node in sent if not self._senders.revoked(node)}
             left = min(plan.deadline_at - self._clocks.wall(), settings.deadline_seconds)
             self._machine.resume_open(plan.cohort, accepted, self._clocks.steady() + left)
+            self._secure.opened(plan)
         elif 0 < self._machine.published < settings.rounds:
             # The plan at the broker may say that the run is finished: whoever comes would leave at once.
             self._publisher.plan(first)
@@ -206,9 +207,8 @@ class Service:
             event = self._queue.get(timeout=self._pace.wait_seconds() if idle else _FLUSH_SECONDS)
         except queue.Empty:
             event = None
+        # Of Adopted, the answer that counts is the one to what follows.
         match event:
-            case None:
-                pass
             case Received(self._topics.plan):
                 self._rivals.heard(event, announced=self._plan is not None)
             case Received(topic, payload, _):
@@ -238,9 +238,6 @@ class Service:
                 self._measuring.ready(event)
             case Asked():
                 self._control.obey(event)
-            case _:
-                # Adopted: the answer that counts is the one to what follows.
-                pass
         # However much is coming in, deadlines are looked at.
         if self._pace.is_due(idle=self._queue.empty()):
             with self._pace.looking():
@@ -249,7 +246,9 @@ class Service:
     def _tick(self) -> None:
         for node, text in self._gate.struck():
             self._note("flood", node, text)
-        self._feed(*self._reception.idle(quiet=self._queue.empty()), Tick())
+        self._feed(*self._reception.idle(quiet=self._queue.empty()), *self._secure.tick(), Tick())
+        if found := self._secure.sum():
+            self._end(found.plan, self._model.close_sum(found, self._chunk_bytes))
         self._showing.show()
 
     def _feed(self, *events: Event) -> None:
@@ -285,6 +284,7 @@ class Service:
         self._model.begin(server_round, self._chunk_bytes, lambda text: self._note("disk", "", text))
         plan = self._plan_of(server_round, cohort, deadline_at)
         self._ledger.put_plan(plan)
+        self._secure.opened(plan)
         self._announce(plan)
         self._archive.tidy(plan, self._measuring.reading)
 
@@ -312,7 +312,13 @@ class Service:
         self._reception.round_over()
         counted = frozenset(participants)
         updates = [row for row in self._ledger.updates(server_round) if row.header.node in counted]
-        closed = self._model.close(plan, updates, self._chunk_bytes)
+        if plan.secure is None:
+            self._end(plan, self._model.close(plan, updates, self._chunk_bytes))
+        else:
+            # The rest comes with the nodes' answers.
+            self._secure.close({row.header.node: self._folder.root / row.file for row in updates})
+
+    def _end(self, plan: Plan, closed: Closed) -> None:
         row = msgspec.structs.replace(
             closed.row,
             uplink_bytes=self._reception.uplink_bytes,
@@ -324,11 +330,11 @@ class Service:
         for note in closed.notes():
             self._note(*note)
         self.view.digest = closed.objects[0].digest
-        self._publisher.published_state(server_round, self._objects)
+        self._publisher.published_state(plan.round, self._objects)
         self._measuring.take(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self._measuring.published(plan)
         self._judge()
-        self._feed(RoundPublished(server_round))
+        self._feed(RoundPublished(plan.round))
 
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early."""

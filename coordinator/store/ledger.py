@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS measurements (version INTEGER NOT NULL, node TEXT NOT
 CREATE TABLE IF NOT EXISTS events (at REAL NOT NULL, kind TEXT NOT NULL, node TEXT NOT NULL, text TEXT NOT NULL,
     round INTEGER NOT NULL DEFAULT 0);
 """
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the schema and of what rows hold; 0 where nobody wrote it down, which fedkrso 0.1 did not."""
 
 

@@ -20,7 +20,7 @@ from edge_client.agent.hearing import Hearing
 from edge_client.agent.lines import Callbacks
 from edge_client.agent.messages import Keys, Messages
 from edge_client.agent.outbox import Outbox
-from edge_client.agent.resting import Resting, Surroundings, patience_seconds
+from edge_client.agent.resting import Farewell, Resting, Surroundings, patience_seconds
 from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import Telling
@@ -30,7 +30,7 @@ from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
 from edge_client.process.paths import artefact_path
 from edge_client.process.supervisor import Supervisor
-from fedcore.config.reading import parse_size
+from edge_client.secure.work import Ways, Work
 from fedcore.errors import FedkrsoError, StorageError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan, PublishedObject
@@ -38,6 +38,7 @@ from fedcore.system.durable import flush_folder, is_full, sha256_of
 from fedcore.transport.base import CONNECT_SECONDS, Connected, Denied, Disconnected, Received, Transport, TransportEvent
 from fedcore.transport.events import EventQueue
 from fedcore.wire.messages import Ack, Chunk, Commit, Declined, Grant, Refuse, Welcome
+from fedcore.wire.secure import SecureAgreed, SecureRelay, SecureRoster, SecureSurvivors
 from fedcore.worker.failures import error_of, failure_of
 from fedcore.worker.messages import Adopt, Adopted, Failed, MeasuredState, Progress, Ready, Traced, Trained
 from fedcore.worker.messages import Event as WorkerEvent
@@ -81,11 +82,7 @@ class Agent:
         self._transport, self._say, self._heartbeat = transport, callbacks.say, callbacks.heartbeat
         self._folder = Path(node.folder)
         self._messages = Messages(node, self._folder, transport, keys.own, keys.coordinator)
-        self._storage = Storage(
-            self._folder,
-            parse_size(node.disk_limit, place="disk_limit"),
-            parse_size(node.disk_reserve, place="disk_reserve"),
-        )
+        self._storage = Storage.of(node)
         # What was sent in another run says nothing of this one: a node serves run after run from one folder.
         self._outbox = Outbox(self._folder / "outbox" / node.run)
         self._outbox.begin(self._messages.membership.run_id)
@@ -95,8 +92,12 @@ class Agent:
         artefact = sha256_of(self._artefact_path) if self._artefact_path.exists() else ""
         self.session = Session(node.node, sent_round=sent, update_round=waiting, artefact=artefact)
         self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied | None] = EventQueue(_WAITING_BYTES)
-        told = self._fetched, self._gone, self._say
+        told = (lambda sha256: self._feed(s.Fetched(sha256))), self._gone, self._say
         self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
+        updates = self._transfers.send, self._transfers.drop_update
+        ways = Ways(self._messages.up, self._outbox.path, *updates, self._say)
+        required = node.trust.require_secure_aggregation
+        self._work = Work(node.node, node.run, self._folder, keys.trust, ways, required=required)
         self._supervisor = supervise(self._queue.put, self._say)
         self._new_budget: int | None = None
         device = surroundings.device or detect()
@@ -104,7 +105,7 @@ class Agent:
         self._resting = Resting(node.policy, self._storage, device, surroundings.local_time, self.session, self._say)
         self._sample_at, self._stopping, self._steady = 0.0, False, surroundings.steady
         self._fatal: FedkrsoError | None = None
-        self._finished_at: float | None = None
+        self._farewell = Farewell()
 
     def stop(self) -> None:
         """Leave at the next turn of the loop (safe to call from a signal handler)."""
@@ -137,7 +138,7 @@ class Agent:
             self._look(self._steady())
             while not self._stopping and self._fatal is None:
                 self._turn()
-                if leave_when_finished and self._left_long_enough():
+                if leave_when_finished and self._farewell.is_over(self.session, self._steady()):
                     break
         finally:
             self._telling.last_word()
@@ -147,17 +148,10 @@ class Agent:
         if self._fatal is not None:
             raise self._fatal
 
-    def _left_long_enough(self) -> bool:
-        """A finished node stays a moment, so that its last word is delivered."""
-        if self.session.state != "finished":
-            self._finished_at = None
-            return False
-        self._finished_at = self._finished_at or self._steady()
-        return self._steady() > self._finished_at + 2.0
-
     def _turn(self) -> None:
         try:
-            event = self._queue.get(patience_seconds(self.session, self._transfers, self._supervisor))
+            patience = patience_seconds(self.session, self._transfers, self._supervisor)
+            event = self._queue.get(min(patience, self._work.patience_seconds(self._steady())))
         except queue.Empty:
             pass
         else:
@@ -169,6 +163,7 @@ class Agent:
             self._say(lines.budget_set(budget))
             self._supervisor.set_budget(budget)
             self._telling.tell()
+        self._stored(lambda: self._work.tick(now))
         self._stored(lambda: self._transfers.tick(now))
         self._guarded(self._share)
         self._look(now)
@@ -226,14 +221,18 @@ class Agent:
         if heard.other_run:
             self._feed(s.RunBegan())
         match heard.body:
-            case Plan() as plan:
+            case Plan() as plan if self._work.takes(plan):
                 self._say(lines.plan_arrived(plan))
+                able = not self.session.rests and self.session.sent_round < plan.round
+                self._stored(lambda: self._work.plan(plan, self._steady(), able=able))
                 self._feed(s.PlanArrived(plan))
                 self._telling.soon()
             case Welcome():
                 self._telling.tell()
             case Grant() | Ack() | Commit() | Refuse() | Chunk() as body:
                 self._transfers.handle(body, self._steady())
+            case SecureRoster() | SecureRelay() | SecureSurvivors() | SecureAgreed() as body:
+                self._stored(lambda: self._work.heard(body, self._steady()))
 
     # What the session says
 
@@ -260,7 +259,8 @@ class Agent:
                 self._guarded(lambda: self._train(plan, measured))
             case s.SendUpdate(server_round):
                 assert self.session.plan is not None
-                self._transfers.send(server_round, self.session.plan.chunk_bytes, self._steady())
+                if not self._work.send(self.session.plan):
+                    self._transfers.send(server_round, self.session.plan.chunk_bytes, self._steady())
             case s.Decline(server_round, reason):
                 self._say(lines.declined(action))
                 self._messages.up("declined", Declined(reason), server_round)
@@ -273,6 +273,7 @@ class Agent:
                 self._telling.tell()
 
     def _end_work(self) -> None:
+        self._work.end()
         self._transfers.stop()
         self._supervisor.end()
         # Nothing that the worker said before it ended is of this run.
@@ -340,10 +341,8 @@ class Agent:
         if self.session.worker_ready or self.session.state == "loading":
             self._feed(s.WorkerFailed(why, died=True))
 
-    def _fetched(self, sha256: str) -> None:
-        self._feed(s.Fetched(sha256))
-
     def _gone(self, server_round: int, refused: str) -> None:
+        self._work.gone(server_round)
         self._outbox.sent(server_round)
         self._say(lines.update_gone(server_round, refused))
         self._feed(s.UpdateGone(server_round, refused))

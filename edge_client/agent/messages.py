@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_client.agent.membership import Membership
 from edge_client.node import Node
+from edge_client.secure.party import Trust
 from fedcore.errors import ForgedMessage, OtherVersion
 from fedcore.fields.formats import SPOKEN, disagreement
 from fedcore.system.durable import DurableNumber
@@ -29,10 +30,19 @@ class Keys:
     Attributes:
         own: Signs this node's messages.
         coordinator: Whose signature plans, published states and answers must have.
+        authority: Whose word for other nodes' keys is believed, in secure aggregation.
+        enrolment: Its word for this node's key.
     """
 
     own: SigningKey | None = None
     coordinator: PublicKey | None = None
+    authority: PublicKey | None = None
+    enrolment: bytes = b""
+
+    @property
+    def trust(self) -> Trust:
+        """What of them secure aggregation goes by."""
+        return Trust(self.own, self.authority, self.enrolment)
 
 
 class Messages:

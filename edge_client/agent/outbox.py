@@ -77,6 +77,8 @@ class Outbox:
         for path in paths:
             path.unlink(missing_ok=True)
             path.with_suffix(".sha256").unlink(missing_ok=True)
+            for ending in (".masked", ".masked.part", ".plain"):
+                path.with_suffix(ending).unlink(missing_ok=True)
 
     def _waiting(self) -> list[Path]:
         return [path for path in self._folder.glob("*.bin") if path.stem.isdecimal()]

@@ -21,7 +21,7 @@ from fedcore.device.readings import Readings
 from fedcore.errors import StorageError
 from fedcore.system.logs import Line
 
-__all__ = ["Resting", "Surroundings", "patience_seconds"]
+__all__ = ["Farewell", "Resting", "Surroundings", "patience_seconds"]
 
 # For how long the agent's loop waits for a word before it looks around.
 _AT_WORK_SECONDS, _WATCHING_SECONDS, _IDLE_SECONDS = 0.25, 1.0, 2.0
@@ -63,6 +63,26 @@ def patience_seconds(session: Session, transfers: Transfers, supervisor: Supervi
     if supervisor.running or session.state in ("resting", "finished"):
         return _WATCHING_SECONDS
     return _IDLE_SECONDS
+
+
+class Farewell:
+    """A finished node stays a moment, so that its last word is delivered."""
+
+    def __init__(self) -> None:
+        self._finished_at: float | None = None
+
+    def is_over(self, session: Session, now: float) -> bool:
+        """Whether it has been finished for long enough.
+
+        Args:
+            session: What the node is doing.
+            now: Steady clock, seconds.
+        """
+        if session.state != "finished":
+            self._finished_at = None
+            return False
+        self._finished_at = self._finished_at or now
+        return now > self._finished_at + 2.0
 
 
 class Resting:

@@ -10,7 +10,10 @@ import math
 import shutil
 from pathlib import Path
 
+from edge_client.node import Node
+from fedcore.config.reading import parse_size
 from fedcore.errors import StorageError
+from fedcore.round.masked import lanes_bytes
 from fedcore.round.plan import Plan
 
 __all__ = ["Storage", "round_bytes"]
@@ -28,6 +31,9 @@ def round_bytes(plan: Plan) -> int:
     overhead = _RECORD_BYTES * (len(layers) + len(tensors))
     update = sum(training.coding(name).most_bytes(rows * columns) + rows for name, (rows, columns) in layers.items())
     update += sum(2 * math.prod(shape) for shape in tensors)
+    if plan.secure is not None:
+        # Its lanes, and the same masked.
+        update += 2 * lanes_bytes(plan)
     local = 2 * 4 * training.local_numbers(schema)
     return update + local + overhead + training.intervals * (4 * training.interval_numbers(schema) + 3 * overhead)
 
@@ -43,6 +49,12 @@ class Storage:
 
     def __init__(self, folder: Path, limit_bytes: int, reserve_bytes: int) -> None:
         self._folder, self._limit_bytes, self._reserve_bytes = folder, limit_bytes, reserve_bytes
+
+    @classmethod
+    def of(cls, node: Node) -> Storage:
+        """As a node file says."""
+        limit, reserve = (parse_size(getattr(node, key), place=key) for key in ("disk_limit", "disk_reserve"))
+        return cls(Path(node.folder), limit, reserve)
 
     def require(self, need_bytes: int, what: str) -> None:
         """Return if there is room.

@@ -153,11 +153,13 @@ def telemetry(
         refused: Why a message was refused last; empty for never.
     """
     progress, worker = supervisor.progress, supervisor.worker_memory
+    # With secure aggregation nothing that comes from the text is said of one node.
+    hidden = session.plan is not None and session.plan.secure is not None
     return Telemetry(
         state=session.state,
         step=progress.step,
         steps=progress.steps,
-        loss=progress.loss if progress.step else None,
+        loss=progress.loss if progress.step and not hidden else None,
         agent_rss_bytes=own_rss_bytes(),
         agent_peak_rss_bytes=own_peak_rss_bytes() or own_rss_bytes(),
         worker_bytes=reading.worker_bytes,

@@ -56,7 +56,7 @@ class Transfers:
         self._say, self._moved_at, self._told = say, 0.0, False
         self._chunk_bytes = _CHUNK_BYTES
         self._sender: Sender | None = None
-        self._round = 0
+        self._round, self._path = 0, inbox
         self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
 
     def link_came(self, limits: Limits) -> None:
@@ -71,19 +71,24 @@ class Transfers:
         """Where a fetched object lies."""
         return self._inbox / f"{obj.manifest.sha256[:32]}.bin"
 
-    def send(self, server_round: int, chunk_bytes: int, now: float) -> None:
+    def send(self, server_round: int, chunk_bytes: int, now: float, path: Path | None = None) -> None:
         """Offer a round's update until it is committed or refused; takes the place of an older one.
 
         Args:
             server_round: Whose update.
             chunk_bytes: What the coordinator found to pass the broker; this node's own link may ask for less.
             now: Steady clock, seconds.
+            path: What is sent in its place: the update, masked.
         """
-        manifest = manifest_of(self._outbox.path(server_round), min(chunk_bytes, self._chunk_bytes))
-        self._round = server_round
+        self._round, self._path = server_round, path or self._outbox.path(server_round)
+        manifest = manifest_of(self._path, min(chunk_bytes, self._chunk_bytes))
         # The digest in its name: an update that was trained again is another transfer.
         self._sender = Sender(f"{server_round}-{manifest.sha256[:16]}", manifest)
         self._run_sender(self._sender, self._sender.tick(now))
+
+    def drop_update(self) -> None:
+        """Offer no more what is being sent; it stays on the disk."""
+        self._sender = None
 
     def forget_before(self, server_round: int) -> None:
         """Offer updates of earlier rounds no more, and remove them: their rounds are over, whether or not we heard of
@@ -151,9 +156,10 @@ class Transfers:
                 case Send(Offer() as offer):
                     self._messages.up("offer", offer, self._round)
                 case SendChunk(index):
-                    path = self._outbox.path(self._round)
                     self._messages.up(
-                        "chunk", read_chunk(path, sender.transfer, index, sender.manifest.chunk_bytes), self._round
+                        "chunk",
+                        read_chunk(self._path, sender.transfer, index, sender.manifest.chunk_bytes),
+                        self._round,
                     )
                 case Done():
                     self._sender = None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -129,3 +130,18 @@ class TrustSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """JSON file with every enrolled node's public key, and the nodes that are revoked."""
     coordinator_key: PathText | None = None
     """The coordinator's public key: 64 hex characters, or a file with them."""
+    authority_key: str | None = None
+    """Of a node: public key of whoever enrolled the nodes, 64 hex characters. With secure aggregation a node believes
+    the keys of other nodes that are signed with it, whatever the coordinator says."""
+    enrolment: str = ""
+    """Of a node: the authority's signature over its name and key, 128 hex characters."""
+    require_secure_aggregation: bool = False
+    """Of a node: it declines rounds of a run without secure aggregation, whatever the coordinator says."""
+
+    def __post_init__(self) -> None:
+        for key, length in (("authority_key", 64), ("enrolment", 128)):
+            value = getattr(self, key)
+            if value and not re.fullmatch(f"[0-9a-f]{{{length}}}", value):
+                raise ConfigError(
+                    f"not {length} hexadecimal characters", place=f"trust.{key}", remedy="fedkrso provision writes it"
+                )

@@ -11,7 +11,7 @@ from typing import Final
 
 __all__ = ["PROTOCOL", "PUBLISHED_STATE", "SNAPSHOT", "SPOKEN", "UPDATE", "disagreement"]
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Messages and their envelope."""
 UPDATE: Final = 2
 """A participant's update."""

@@ -68,6 +68,11 @@ class FedAvgSettings(
             else ""
         )
 
+    @property
+    def sums_alone(self) -> bool:
+        """Changes are added up, however they are written."""
+        return True
+
     def described(self) -> str:
         """For a person, in short."""
         codec = self.codec or f"int{self.bits}"

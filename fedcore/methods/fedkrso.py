@@ -91,6 +91,11 @@ class FedKRSOSettings(
             else 'with order = "uniform" each participant has subspaces of its own: most are zero where one is not'
         )
 
+    @property
+    def sums_alone(self) -> bool:
+        """Averaged moments are of those alone who used a seed."""
+        return self.moments != "averaged"
+
     def described(self) -> str:
         """For a person, in short."""
         rows = "" if self.projection == "coordinate" else f", {self.projection}"

@@ -95,6 +95,12 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         and then the server half's `aggregate` takes one."""
         return "it does not say that its updates can be compared number by number"
 
+    @property
+    def sums_alone(self) -> bool:
+        """Whether the sum of a round's updates is all that the server half takes: then it also takes a sum of which
+        nobody knows the parts (`fedcore.model.lanes.Unmasked`, in place of the updates)."""
+        return False
+
     def described(self) -> str:
         """For a person, in short."""
         return f"{self.name}, {self.steps} steps, {self.bits} bits"
@@ -233,11 +239,14 @@ def after_rule(
         momentum: As `exact_mean`.
     """
     from fedcore.model.combine import Combined
+    from fedcore.model.lanes import Unmasked
     from fedcore.model.update import add_updates
     from fedcore.numbers.accumulator import RunningSum
 
     training, schema = plan.training, plan.model_schema
     known = training.averaged_by_column(schema)
+    if isinstance(updates, Unmasked):
+        return state.after(updates, step=step, momentum=momentum, plain=known)
     if not isinstance(rule, Mean):
         return state.after(Combined(list(updates), plan, rule), step=step, momentum=momentum, plain=known)
     total = RunningSum(training.shapes(schema), known)

@@ -14,6 +14,7 @@ from fedcore.fields.checked import Checksum, ChunkBytes, Name, OptionalSha256, R
 from fedcore.fields.manifest import Manifest
 from fedcore.fields.types import BaseKind
 from fedcore.round.measurement import NodeEvaluation
+from fedcore.round.secure import SecureRound
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
@@ -109,6 +110,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """What nodes hold out and measure; None where they do not."""
     run_id: RunId = ""
     """Tells this run from every other of its name; empty where all participants are in one process."""
+    secure: SecureRound | None = None
+    """How updates are masked, in a run with secure aggregation."""
 
     @property
     def key(self) -> str:

@@ -31,6 +31,7 @@ from fedcore.fields.formats import PROTOCOL
 from fedcore.fields.manifest import Manifest
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
+from fedcore.wire.secure import SecureBody
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -215,7 +216,21 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, tag="telemetry"):
         clean_texts(self, "state", "digest", "plan", "refused")
 
 
-Body = Plan | Offer | Grant | Chunk | Ack | Commit | Refuse | Missing | Declined | Welcome | Status | Telemetry
+Body = (
+    Plan
+    | Offer
+    | Grant
+    | Chunk
+    | Ack
+    | Commit
+    | Refuse
+    | Missing
+    | Declined
+    | Welcome
+    | Status
+    | Telemetry
+    | SecureBody
+)
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +253,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """Of the run that the sender is in; empty for a node that has not heard of one."""
 
 
-UP_KINDS: Final = ("offer", "chunk", "missing", "declined", "telemetry")
+UP_KINDS: Final = ("offer", "chunk", "missing", "declined", "telemetry", "secure")
 """What a node says beside its status, each on a topic of its own (`Topics.up`)."""
 
 

@@ -46,6 +46,7 @@ from fedcore.wire.messages import (
     Status,
     Telemetry,
 )
+from fedcore.wire.secure import Member, SecureReveal, SecureRoster, SecureShares
 
 __all__ = ["MANIFEST", "PLAN", "SCHEMA", "SHAPES", "held_state", "make_samples", "model_folder"]
 
@@ -95,6 +96,9 @@ _BODIES: tuple[Body, ...] = (
         uplink_bytes=7,
         downlink_bytes=8,
     ),
+    SecureRoster("1-train-0", (Member("a", bytes(32), bytes(32), bytes(32), bytes(64), SHA, bytes(64)),)),
+    SecureShares("1-train-0", bytes(32), ((1, bytes(82)), (2, bytes(82)))),
+    SecureReveal("1-train-0", bytes(64), ((0, bytes(33)),)),
 )
 _JOB = """
 run = "reviews"

@@ -50,6 +50,17 @@ from fedcore.wire.messages import (
     Telemetry,
     Welcome,
 )
+from fedcore.wire.secure import (
+    Member,
+    SecureAgreed,
+    SecureEcho,
+    SecureKeys,
+    SecureRelay,
+    SecureReveal,
+    SecureRoster,
+    SecureShares,
+    SecureSurvivors,
+)
 
 __all__ = ["GOLDEN", "found"]
 
@@ -59,6 +70,7 @@ _MANIFEST = Manifest("1-whole.bin", 5000, _SHA, 1024)
 _HEADER = UpdateHeader(
     run="r", run_id="c" * 32, round=1, node="n", version=0, examples=5, rank=4, subspaces=(0, 1), loss=0.5, seconds=1.0
 )
+_MEMBER = Member("n", bytes(32), bytes(32), bytes(32), bytes(64), _SHA, bytes(64))
 _BODIES: tuple[Body, ...] = (
     Offer("1-abcd", _MANIFEST),
     Grant("1-abcd", 8, b"\x05"),
@@ -83,6 +95,14 @@ _BODIES: tuple[Body, ...] = (
         uplink_bytes=0,
         downlink_bytes=0,
     ),
+    SecureKeys("1-train-0", _MEMBER),
+    SecureRoster("1-train-0", (_MEMBER,)),
+    SecureShares("1-train-0", bytes(32), ((1, bytes(82)),)),
+    SecureRelay("1-train-0", ((0, bytes(82)),)),
+    SecureSurvivors("1-train-0", (0, 1, 2)),
+    SecureEcho("1-train-0", bytes(64)),
+    SecureAgreed("1-train-0", ((0, bytes(64)),)),
+    SecureReveal("1-train-0", bytes(64), ((0, bytes(33)),)),
 )
 _SCHEMA = ModelSchema((LayerSpec("l", 3, 8),), (TensorSpec("head", (2, 2), False),))
 

@@ -31,6 +31,7 @@ from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.round import Round, train_round, update_records
 from fedcore.device.memoryplan import Allocator, MemoryPlan
 from fedcore.errors import BudgetError
+from fedcore.model.lanes import write_lanes
 from fedcore.model.update import write_update
 from fedcore.round.header import UpdateHeader
 from fedcore.round.measurement import Measurement
@@ -95,7 +96,8 @@ class Trainer:
     def train(
         self, plan: Plan, memory_steps: Sequence[MemoryPlan], path: Path, measured: Measurement | None = None
     ) -> tuple[UpdateHeader, Round]:
-        """Train a round and write its update to `path`; afterwards the replica is back at the published state.
+        """Train a round and write its update to `path`, as lanes where it is to be masked; afterwards the replica is
+        back at the published state.
 
         Args:
             plan: The round.
@@ -139,7 +141,11 @@ class Trainer:
             seconds=time.monotonic() - started,
             measured=measured,
         )
-        write_update(path, header, update_records(self._replica, plan))
+        plain = path if plan.secure is None else path.with_suffix(".plain")
+        write_update(plain, header, update_records(self._replica, plan))
+        if plan.secure is not None:
+            write_lanes(plain, plan, self._run, self._node, path)
+            plain.unlink()
         self._replica.keep_local(plan.round)
         finished.clear()
         # Back to the published state: what this node alone learned is in its update.

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
@@ -19,12 +20,14 @@ from coordinator.commands.provision import provision as provision_command
 from coordinator.commands.provision import revoke as revoke_command
 from coordinator.job import Job
 from coordinator.provisioning.provision import Yard, provision, revoke
+from coordinator.provisioning.register import load_register, save_register
 from edge_client.node import Node
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import load_config
-from fedcore.errors import ConfigError
-from fedcore.wire.identity import Enrolment, load_public_key, load_signing_key
+from fedcore.errors import ConfigError, ForgedMessage
+from fedcore.wire.identity import Enrolment, PublicKey, load_public_key, load_signing_key
 from fedcore.wire.messages import UP_KINDS
+from fedcore.wire.secure import certified_bytes
 
 NOW = dt.datetime(2031, 5, 1, tzinfo=dt.timezone.utc)
 
@@ -54,6 +57,7 @@ def test_every_secret_is_its_owners_and_the_authoritys_is_in_one_place(tmp_path:
     keys = secrets(yard.root)
     assert sorted(keys) == [
         "authority/authority.key",
+        "authority/enrolling.key",
         "broker/broker.key",
         *(
             f"{who}/{kind}.key"
@@ -68,7 +72,8 @@ def test_every_secret_is_its_owners_and_the_authoritys_is_in_one_place(tmp_path:
         for part in (yard.root, yard.authority, yard.broker, yard.client("kitchen"))
     )
     others = [path for path in yard.root.rglob("*") if path.is_file() and path.parent != yard.authority]
-    assert not any(keys["authority/authority.key"] in path.read_bytes() for path in others)
+    for secret in ("authority/authority.key", "authority/enrolling.key"):
+        assert not any(keys[secret].strip() in path.read_bytes() for path in others)
     assert "offline" in (yard.authority / "README.txt").read_text()
 
 
@@ -267,12 +272,32 @@ def test_revoking_what_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_without_the_authority_nothing_is_made_and_no_other_one_either(tmp_path: Path) -> None:
     yard = make(tmp_path / "p", "a")
-    (yard.authority / "authority.key").rename(tmp_path / "drawer")
-    for call in (lambda: make(yard.root, "b"), lambda: revoke(yard.root, ["a"], now=NOW)):
-        with pytest.raises(
-            ConfigError, match=r"the authority is not here \(bring back authority.pem and authority.key\)"
-        ):
-            call()
-    assert not yard.client("b").exists() and not (yard.authority / "authority.key").exists()
-    (tmp_path / "drawer").rename(yard.authority / "authority.key")
+    for name in ("authority.key", "enrolling.key"):
+        (yard.authority / name).rename(tmp_path / "drawer")
+        for call in (lambda: make(yard.root, "b"), lambda: revoke(yard.root, ["a"], now=NOW)):
+            with pytest.raises(
+                ConfigError,
+                match=r"the authority is not here \(bring back authority.pem, authority.key and enrolling.key\)",
+            ):
+                call()
+        assert not yard.client("b").exists() and not (yard.authority / name).exists()
+        (tmp_path / "drawer").rename(yard.authority / name)
     make(yard.root, "b")
+
+
+def test_every_node_has_the_authority_s_word_for_its_key_also_in_a_folder_of_before(tmp_path: Path) -> None:
+    yard = make(tmp_path / "p", "a")
+    # As it was before nodes were enrolled with a key of its own.
+    register = load_register(yard)
+    save_register(yard, msgspec.structs.replace(register, enrolling=""))
+    yard.enrolling_key.unlink()
+    make(yard.root, "b")
+    found, authorities = Enrolment.load(yard.enrolled), set()
+    for name in ("a", "b"):
+        trust = msgspec.toml.decode((yard.client(name) / "connection.toml").read_bytes())["trust"]
+        signature = bytes.fromhex(trust["enrolment"])
+        PublicKey(trust["authority_key"]).check(signature, certified_bytes(name, found.nodes[name]))
+        authorities.add(trust["authority_key"])
+        with pytest.raises(ForgedMessage):
+            PublicKey(trust["authority_key"]).check(signature, certified_bytes("c", found.nodes[name]))
+    assert authorities == {load_register(yard).enrolling}

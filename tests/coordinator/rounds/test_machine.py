@@ -118,6 +118,17 @@ def test_updates_of_an_open_round_survive_its_reopening() -> None:
     assert feed(m, UpdateAccepted("c", 1)) == [CloseRound(1, ("a", "c"))]
 
 
+def test_a_masked_round_that_misses_its_quorum_ends_with_what_it_has_and_opens_again_with_nothing() -> None:
+    """Updates that are masked for one cohort are of no use to another; what closing comes to is not the machine's."""
+    m = machine(quorum=2, min_nodes=3)
+    m.masked = True
+    feed(m, NodeOnline("a"), NodeOnline("b"), NodeOnline("c"))
+    assert feed(m, Tick(), now=100) == [OpenRound(1, ("a", "b", "c"), 200.0)]
+    assert feed(m, UpdateAccepted("b", 1), now=150) == []
+    assert feed(m, Tick(), now=200) == [Silent("a", 2, until=3), Silent("c", 2, until=3), CloseRound(1, ("b",))]
+    assert feed(m, RoundPublished(1), now=210) == [OpenRound(2, ("a", "b", "c"), 310.0)]
+
+
 def test_who_is_online_and_sends_nothing_is_invited_less_and_less_and_named() -> None:
     m = machine(rounds=40, quorum=1, min_nodes=3, cohort=0, deadline_slack=10, least_deadline_seconds=5)
     invited, silent, now, took = list[int](), list[Silent](), 1000.0, list[float]()

@@ -23,7 +23,7 @@ def test_a_ledger_of_another_version_is_refused_in_one_line_and_left_as_it_is(tm
     old.close()
     before = path.read_bytes()
     with pytest.raises(
-        RunError, match=r"of fedkrso 0\.1, this program reads format 3 \(go on with the version that began"
+        RunError, match=r"of fedkrso 0\.1, this program reads format 4 \(go on with the version that began"
     ):
         SqliteLedger(path)
     assert path.read_bytes() == before

@@ -110,7 +110,7 @@ def test_mutated_messages_are_an_envelope_or_malformed(data: st.DataObject) -> N
 
 
 def test_other_protocol_versions_and_large_messages_are_named() -> None:
-    with pytest.raises(MalformedMessage, match="protocol version 1, this program speaks 4"):
+    with pytest.raises(MalformedMessage, match="protocol version 1, this program speaks 5"):
         decode(encode(Envelope(run="r", round=1, node="n", body=Commit("t"), version=1)))
     with pytest.raises(MalformedMessage, match="11 bytes where 65 to 10 are allowed"):
         decode(b"x" * 11, max_bytes=10)
