@@ -166,6 +166,7 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
     """The run ends early once so many measurements in a row have brought nothing better; 0: never."""
 
     def __post_init__(self) -> None:
+        self.require_distinct("evaluation")
         for name in self.metrics:
             if ":" not in name:
                 METRICS.get(name, place="evaluation.metrics")
