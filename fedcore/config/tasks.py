@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
@@ -171,6 +170,8 @@ def _near_label(text: str, labels: tuple[str, ...]) -> str:
 
 def _as_seen(text: str) -> str:
     """Without what a person does not see: ways to write one character, and marks that have no width."""
+    import unicodedata  # a megabyte, for an error
+
     plain = unicodedata.normalize("NFKC", text)
     return "".join(c for c in plain if unicodedata.category(c) != "Cf").strip()
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,9 +16,10 @@ from fedcore.numbers.gathering import gather_of
 
 def _parts(parts: int, most: int, seed: int) -> tuple[list[RowScaled], np.ndarray]:
     generator = np.random.default_rng(seed)
+    narrow: Any = np.int8 if most < 128 else np.int16
     made = [
         RowScaled(
-            generator.integers(-most, most + 1, (5, 7)).astype(np.int8 if most < 128 else np.int16),
+            generator.integers(-most, most + 1, (5, 7)).astype(narrow),
             generator.integers(-20, -14, 5).astype(np.int8),
         )
         for _ in range(parts)
