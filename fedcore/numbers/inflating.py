@@ -27,6 +27,8 @@ else:
 __all__ = ["deflate", "inflate"]
 
 _PAIRS: Final = (zlib.Z_RLE, zlib.Z_FILTERED)
+# Of a large tensor two streams at once are memory that nobody planned for.
+_MOST_TRIED_BYTES: Final = 2**20
 
 
 def deflate(raw: bytes, level: int, *, pairs: bool = False) -> bytes:
@@ -41,7 +43,8 @@ def deflate(raw: bytes, level: int, *, pairs: bool = False) -> bytes:
         >>> inflate(deflate(bytes(1000), 6), 1000, "l") == bytes(1000)
         True
     """
-    return min((_made(raw, level, strategy) for strategy in (_PAIRS if pairs else _PAIRS[:1])), key=len)
+    several = pairs and len(raw) <= _MOST_TRIED_BYTES
+    return min((_made(raw, level, strategy) for strategy in (_PAIRS if several else _PAIRS[:1])), key=len)
 
 
 def _made(raw: bytes, level: int, strategy: int) -> bytes:
