@@ -160,12 +160,12 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
     share_seed: int = 0
     """Other held-out rows. With the same seed they are the same in every run."""
     best_by: str = "accuracy"
-    """What makes a round the best: `accuracy`, `loss` or a metric; with `nodes.` before it, on the nodes' rows, which
-    is the only choice where they alone measure."""
+    """What makes a round the best: `accuracy`, `loss`, a metric; `nodes.` before it (a must if nodes alone measure)."""
     stop_after: int = 0
     """The run ends early once so many measurements in a row have brought nothing better; 0: never."""
 
     def __post_init__(self) -> None:
+        self.require_distinct("evaluation")
         for name in self.metrics:
             if ":" not in name:
                 METRICS.get(name, place="evaluation.metrics")

@@ -9,7 +9,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -37,13 +38,13 @@ class _Group(click.Group):
     """Subcommands by name from the entry points; a name with a space is a command of a group. Loaded only when
     called."""
 
-    def __init__(self, prefix: str, points: dict[str, EntryPoint], **options: object) -> None:
+    def __init__(self, prefix: str, points: _Points, **options: object) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
         self._prefix, self._points, self._installed = prefix, points, _Installed()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(
-            {name.removeprefix(self._prefix).split()[0] for name in self._points if name.startswith(self._prefix)}
+            {name.removeprefix(self._prefix).split()[0] for name in self._points.all if name.startswith(self._prefix)}
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -72,14 +73,14 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = self._prefix + cmd_name
-        if name in self._points:
+        if (point := self._points.get(name)) is not None:
             try:
-                loaded = self._points[name].load()
+                loaded = point.load()
             except ModuleNotFoundError as error:
-                return _refusing(cmd_name, _not_installed(error, self._points[name]))
+                return _refusing(cmd_name, _not_installed(error, point))
             assert isinstance(loaded, click.Command)
             return loaded
-        if any(other.startswith(f"{name} ") for other in self._points):
+        if self._points.is_group(name):
             return _Group(f"{name} ", self._points, name=cmd_name, help=_GROUPS.get(cmd_name, ""))
         return None
 
@@ -91,10 +92,49 @@ class _Group(click.Group):
             near = difflib.get_close_matches(name, self.list_commands(ctx), 3)
             # `fedkrso resume` lies in a group; `fedkrso runs list` may be meant by `fedkrso list`.
             near = [f"{ctx.command_path} {one}" for one in near]
-            near += [f"{ctx.find_root().command_path} {other}" for other in self._points if other.split()[-1] == name]
+            near += [
+                f"{ctx.find_root().command_path} {other}" for other in self._points.all if other.split()[-1] == name
+            ]
             hint = f" Did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else ""
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
+
+
+class _Points:
+    """Commands by name: our own package's, and those of all that are installed once others are asked for, since
+    looking through hundreds of packages takes as long as what many a command does.
+
+    Args:
+        own: Our own ones.
+    """
+
+    def __init__(self, own: Iterable[EntryPoint]) -> None:
+        self._own = {point.name: point for point in own if point.group == ENTRY_POINTS}
+
+    @cached_property
+    def all(self) -> dict[str, EntryPoint]:
+        """Every command."""
+        return {**{point.name: point for point in entry_points(group=ENTRY_POINTS)}, **self._own}
+
+    def get(self, name: str) -> EntryPoint | None:
+        """A command."""
+        return self._own.get(name) or (None if self._begins(name, self._own) else self.all.get(name))
+
+    def is_group(self, name: str) -> bool:
+        """Whether there are commands of a group."""
+        return self._begins(name, self._own) or self._begins(name, self.all)
+
+    @classmethod
+    def found(cls) -> _Points:
+        """Those of this installation."""
+        try:
+            return cls(metadata.distribution("fedkrso").entry_points)
+        except metadata.PackageNotFoundError:
+            return cls(())
+
+    @staticmethod
+    def _begins(name: str, points: dict[str, EntryPoint]) -> bool:
+        return any(other.startswith(f"{name} ") for other in points)
 
 
 _GROUPS = {
@@ -160,10 +200,9 @@ class _Installed:
 
 def command() -> click.Command:
     """The whole command line as one click command."""
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     whole = _Group(
         "",
-        points,
+        _Points.found(),
         name="fedkrso",
         epilog=_EPILOG,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -217,7 +256,7 @@ def _run(words: Sequence[str]) -> object:
     try:
         return command().main(list(words), standalone_mode=False)
     except ModuleNotFoundError as error:
-        points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+        points = _Points.found()
         raise _not_installed(error, points.get(" ".join(words[:2])) or points.get("".join(words[:1]))) from None
 
 

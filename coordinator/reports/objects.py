@@ -44,7 +44,7 @@ _REASONS = ("refused", "clipped", "capped", "declined", "digest", "revoked", "co
 
 def run_object(record: RunRecord) -> dict[str, Any]:
     """A run in a list; names that stay."""
-    standing = standing_of(record.rows, record.job.evaluation)
+    standing = standing_of(record.rows, record.evaluation)
     accuracies = [row.accuracy for row in record.measured if row.accuracy is not None]
     return {
         "run": record.name,

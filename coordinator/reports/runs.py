@@ -16,12 +16,13 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from coordinator.job import Job
+from coordinator.job import EvaluationSection, Job
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow, SqliteLedger
 from coordinator.store.view import NodeView, RunView
@@ -32,6 +33,7 @@ from fedcore.system.logs import printable
 
 __all__ = ["LedgerReader", "RunRecord", "State", "choose_run", "find_run", "folder_bytes", "read_run", "scan"]
 
+K = TypeVar("K")
 State = Literal["running", "finished", "stopped"]
 # A coordinator whose process cannot be seen from here counts as running while its view is no older.
 _FRESH_SECONDS = 30.0
@@ -80,7 +82,8 @@ class RunRecord:
     name: str
     """Of its folder."""
     root: Path
-    job: Job
+    evaluation: EvaluationSection | None
+    """Of its job."""
     state: State
     why: str
     """What a person should know of the state: the error it ended with, how it can go on; empty where there is nothing
@@ -92,6 +95,15 @@ class RunRecord:
     """Unix seconds."""
     refused: dict[str, int] = field(default_factory=dict)
     """Refused updates and messages by the node they came from."""
+
+    @cached_property
+    def job(self) -> Job:
+        """Its job, read when it is asked for: all types of methods are looked into for it.
+
+        Raises:
+            RunError: It is damaged, or from another version.
+        """
+        return _of_job(self.files.job, Job)
 
     @property
     def files(self) -> RunFolder:
@@ -170,7 +182,7 @@ def read_run(root: Path, now: float | None = None) -> RunRecord:
     """
     now = time.time() if now is None else now
     files = RunFolder(root)
-    job = _job(files.job)
+    job = _of_job(files.job, _Brief)
     seen = read_view(files.view)
     rows: list[RoundRow] = []
     started_at, digest, refused = files.job.stat().st_mtime, "", dict[str, int]()
@@ -182,11 +194,11 @@ def read_run(root: Path, now: float | None = None) -> RunRecord:
                 (obj.digest for obj in reversed(ledger.published_states()) if rows and obj.version == rows[-1].round),
                 "",
             )
-    view = seen.view if seen is not None else _view_without(job, rows, files.summary)
+    view = seen.view if seen is not None else _view_without(_of_job(files.job, Job), rows, files.summary)
     view.rows, view.digest = rows, digest or view.digest
     done = len(rows) >= job.round.rounds and files.summary.exists()
     state, why = _state(root, seen, started=files.ledger.exists(), done=done, now=now)
-    return RunRecord(root.resolve().name, root, job, state, why, view, seen, started_at, refused)
+    return RunRecord(root.resolve().name, root, job.evaluation, state, why, view, seen, started_at, refused)
 
 
 def scan(runs: Path, now: float | None = None) -> tuple[list[RunRecord], list[tuple[str, str]]]:
@@ -205,7 +217,10 @@ def scan(runs: Path, now: float | None = None) -> tuple[list[RunRecord], list[tu
             skipped.append((printable(path.name), "no run: neither job.json nor ledger.sqlite"))
             continue
         try:
-            records.append(read_run(path, now))
+            record = read_run(path, now)
+            # One of another version is told of here, not where somebody opens it.
+            assert record.job
+            records.append(record)
         except FedkrsoError as error:
             skipped.append((printable(path.name), error.one_line()))
     return sorted(records, key=lambda record: (-record.started_at, record.name)), skipped
@@ -230,9 +245,20 @@ def _is_run(root: Path) -> bool:
     return files.job.exists() or files.ledger.exists()
 
 
-def _job(path: Path) -> Job:
+class _BriefRound(msgspec.Struct, frozen=True):
+    rounds: int = 0
+
+
+class _Brief(msgspec.Struct, frozen=True):
+    """What of a job a look at its run takes."""
+
+    round: _BriefRound = _BriefRound()
+    evaluation: EvaluationSection | None = None
+
+
+def _of_job(path: Path, kind: type[K]) -> K:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=prepared(Job))
+        return msgspec.json.decode(path.read_bytes(), type=prepared(kind))
     except FileNotFoundError:
         raise RunError("a ledger without its job", place=str(path), remedy="put job.json back from a copy") from None
     except PermissionError:

@@ -123,7 +123,7 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
         words = f"accuracy {newest.nodes.accuracy:.3f} of version {newest.round}, {spread_of(newest.nodes).words}"
         facts.append(("on nodes", printable(words), ""))
     facts += [(where, printable(words), "") for where, words in _metrics(record)]
-    if (standing := standing_of(record.rows, record.job.evaluation)) and standing.best is not None:
+    if (standing := standing_of(record.rows, record.evaluation)) and standing.best is not None:
         facts.append(("best round", f"{standing.best}, {standing.by} {standing.value:.3f}", ""))
     if record.rows:
         up, down = (

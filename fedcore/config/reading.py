@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -111,7 +111,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if len(text) > _MAX_BYTES:
         raise ConfigError(f"more than {_MAX_BYTES} bytes", place=str(path))
     try:
-        raw = tomllib.loads(text.decode())
+        # An editor's byte order mark is no part of the text.
+        raw = tomllib.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = text[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"not UTF-8: byte 0x{text[error.start]:02x} in line {line}", place=str(path), remedy="save it as UTF-8"
+        ) from None
     except RecursionError:
         raise ConfigError("not TOML: lists nested too deeply", place=str(path)) from None
     # A plain ValueError is a number of thousands of digits.
@@ -152,7 +158,7 @@ def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str,
         return ConfigError(f"unknown key {key!r}", place=f"{path}: {section or 'top level'}", remedy=remedy)
     found = _OTHER.match(text)
     message, section = (found.group(1), found.group(2) or "top level") if found else (text, "")
-    choices = _choices(kind, section)
+    choices = _choices(kind, section) or _literals(kind, section, raw)
     said = re.search(r"'(.+)'", message)
     # Names are alike: only a slip of the pen is taken for another one.
     near = difflib.get_close_matches(said.group(1), choices, 1, 0.8) if said else []
@@ -166,15 +172,28 @@ def _structs(kind: Any, key: str) -> list[Any]:
     return [t for t in (hint, *get_args(hint)) if isinstance(t, type) and issubclass(t, msgspec.Struct)]
 
 
-def _keys(kind: Any, section: str, raw: Any) -> list[str]:
+def _struct_at(kind: Any, section: str, raw: Any) -> Any:
+    """What a section is read as; None where it is no struct."""
     for part in filter(None, section.split(".")):
         structs = _structs(kind, part)
-        raw = raw.get(part, {})
+        raw = raw.get(part, {}) if isinstance(raw, dict) else {}
         chosen = [t for t in structs if t.__struct_config__.tag in (None, raw.get(t.__struct_config__.tag_field))]
         if not chosen:
-            return []
+            return None
         kind = chosen[0]
-    return list(kind.__struct_fields__)
+    return kind
+
+
+def _keys(kind: Any, section: str, raw: Any) -> list[str]:
+    found = _struct_at(kind, section, raw)
+    return [] if found is None else list(found.__struct_fields__)
+
+
+def _literals(kind: Any, section: str, raw: Any) -> list[str]:
+    """The values that a key may have, where they are few; none of other keys."""
+    above, _, key = section.rpartition(".")
+    hint = get_type_hints(found).get(key) if (found := _struct_at(kind, above, raw)) is not None else None
+    return [str(value) for one in (hint, *get_args(hint)) if get_origin(one) is Literal for value in get_args(one)]
 
 
 def _choices(kind: Any, section: str) -> list[str]:

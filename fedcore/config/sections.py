@@ -78,6 +78,36 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Of a node: rows that it never trains on and measures published states on, as `source` is, with the same columns.
     Left out: the job's `evaluation.share` of its rows is held out."""
 
+    def __post_init__(self) -> None:
+        self.require_distinct("data")
+
+    def require_distinct(self, place: str) -> None:
+        """Check that no column, and no file, is meant to be two things.
+
+        Args:
+            place: The section's name.
+
+        Raises:
+            ConfigError: What is to be foreseen would be what is read, or rows that are measured would be trained on.
+        """
+        named = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
+        taken: dict[str, str] = {}
+        for key, column in named.items():
+            if column and column in taken:
+                raise ConfigError(
+                    f"{taken[column]} and {key} are both column {column!r}",
+                    place=f"{place}.{key}",
+                    remedy=f'name another, or write {key} = "" where there is none',
+                )
+            if column:
+                taken[column] = key
+        if self.held_out and self.held_out == self.source:
+            raise ConfigError(
+                "the rows that are held out are those that are trained on",
+                place=f"{place}.held_out",
+                remedy="name other rows, or leave it out: then the job's evaluation.share is held out",
+            )
+
 
 class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[head]`: what a new task head holds before the method's first round."""

@@ -14,6 +14,7 @@ same way, in a module without NumPy or torch that an entry point of the group `f
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
@@ -41,6 +42,9 @@ __all__ = [
 
 USUAL_TASK: Final = "causal-lm"
 """Of commands that are told no other."""
+
+_MOST_SHOWN: Final = 80
+_DECIMAL_COMMA: Final = re.compile(r"[+-]?\d*,\d+")
 
 Target = int | float | tuple[float, ...] | None
 """What is to be learned of one example; None: the tokens themselves."""
@@ -152,9 +156,34 @@ def label_index(raw: Any, section: TaskSection, place: str) -> int:
     text = raw if isinstance(raw, str) else str(raw)
     labels = tuple(section.labels)
     if text not in labels:
-        shown = ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
-        raise DataError(f"label {text!r} is not in task.labels", place=place, remedy=f"labels: {shown}")
+        raise DataError(f"label {_shown(text)} is not in task.labels", place=place, remedy=_near_label(text, labels))
     return labels.index(text)
+
+
+def _near_label(text: str, labels: tuple[str, ...]) -> str:
+    """What to do about a label that is none, also of one that a person cannot tell from one that is."""
+    for label in labels:
+        if _as_seen(text) == _as_seen(label):
+            return f"it looks like {label!a}, and is {_shown(text, ascii)}: write both alike"
+    return f"labels: {', '.join(labels[:12])}{', ...' if len(labels) > 12 else ''}"
+
+
+def _as_seen(text: str) -> str:
+    """Without what a person does not see: ways to write one character, and marks that have no width."""
+    import unicodedata  # a megabyte, for an error
+
+    plain = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf").strip()
+
+
+def _shown(raw: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value for an error, not all of a long one."""
+    try:
+        text = write(raw)
+    except ValueError:
+        # An integer of more digits than Python writes.
+        return "an integer of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 @register_task("text-classification")
@@ -228,13 +257,15 @@ class Regression(Task):
     def target(self, raw: Any, place: str) -> float:
         """The score, which must be finite."""
         try:
-            value = float(raw)
-        except (TypeError, ValueError):
+            # True is 1 to Python, and 1_5 is 15: nobody means that.
+            value = math.nan if isinstance(raw, bool) or (isinstance(raw, str) and "_" in raw) else float(raw)
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
         if not math.isfinite(value):
-            raise DataError(
-                f"{raw!r} is not a number", place=place, remedy="regression needs a finite score in data.label"
-            )
+            remedy = "regression needs a finite score in data.label"
+            if isinstance(raw, str) and _DECIMAL_COMMA.fullmatch(raw.strip()):
+                remedy += "; decimals have a point, not a comma"
+            raise DataError(f"{_shown(raw)} is not a number", place=place, remedy=remedy)
         return value
 
     def head_config(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ bytes are walked once without making anything, and lists and maps are counted wh
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -70,8 +71,13 @@ def unpack(data: bytes | memoryview, *, max_containers: int = _MAX_CONTAINERS, m
         raise MalformedMessage(f"not msgpack: {error}") from None
 
 
-def inflated(data: bytes | memoryview, most_bytes: int) -> bytes | None:
+def inflated(data: bytes | memoryview, most_bytes: int, engine: Callable[[], Any] = zlib.decompressobj) -> bytes | None:
     """What a zlib stream that fills `data` holds; no more than so many bytes are made.
+
+    Args:
+        data: The stream.
+        most_bytes: That it may hold.
+        engine: Another one than zlib's, with its interface; of its errors those are raised.
 
     Returns:
         None where it holds more, is cut short, or has something behind it.
@@ -83,7 +89,7 @@ def inflated(data: bytes | memoryview, most_bytes: int) -> bytes | None:
         >>> inflated(zlib.compress(b"abc"), 3), inflated(zlib.compress(b"abc"), 2)
         (b'abc', None)
     """
-    engine = zlib.decompressobj()
+    reader = engine()
     # A limit of 0 would be none.
-    out = engine.decompress(data, most_bytes or 1)
-    return out if engine.eof and not engine.unused_data else None
+    out: bytes = reader.decompress(data, most_bytes or 1)
+    return out if reader.eof and not reader.unused_data else None

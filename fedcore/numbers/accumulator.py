@@ -28,6 +28,7 @@ from fedcore.fields.types import Bits
 from fedcore.numbers.clip import CLIP_BITS, LARGEST_SHIFT, Clip
 from fedcore.numbers.entries import FRACTION_BITS, VALUE_BITS, Floats, MatrixEntry, RowScaled
 from fedcore.numbers.fixed import SCALE_BITS, block_rows, blocks, mean_fixed, scaled_fixed
+from fedcore.numbers.gathering import gather_of
 
 __all__ = [
     "FRACTION_BITS",
@@ -273,28 +274,16 @@ class RunningSum:
 def _add_scaled(total: NDArray[np.int64], parts: Sequence[RowScaled], weights: Sequence[int]) -> None:
     """Add the parts, each times its weight, to as many rows and columns (m, c).
 
-    A row of all parts is first gathered in units of the smallest of its scales. That takes 32 bits a number wherever
-    no sum of them can be beyond, which twice as many fit into a processor's register; else 64 bits, which hold all that
-    is within the bounds."""
+    A row of all parts is first gathered in units of the smallest of its scales (`fedcore.numbers.gathering`)."""
     exponents = np.stack([part.exponent for part in parts]).astype(np.int64)  # (parts, m)
     lowest = exponents.min(axis=0)
     factors = np.array(weights, np.int64)[:, None] << (exponents - lowest)
     # Of float64 numbers below 2**53 sums are exact; beyond, they need only be large.
-    reach = (factors * np.array([part.most for part in parts], np.float64)[:, None]).sum(axis=0)
-    kind = np.int32 if reach.max(initial=0) < _INT32 else np.int64
-    columns, shifts = factors.astype(kind)[:, :, None], (lowest + FRACTION_BITS)[:, None]
-    room = (block_rows(total.shape), total.shape[1])
-    gathered, scaled, wide = np.empty(room, kind), np.empty(room, kind), np.empty(room, np.int64)
+    reach = (factors * np.array([part.most for part in parts], np.float64)[:, None]).sum(axis=0).max(initial=0)
+    gather = gather_of(parts, factors, total.shape, reach)
+    shifts, wide = (lowest + FRACTION_BITS)[:, None], np.empty((block_rows(total.shape), total.shape[1]), np.int64)
     for rows in blocks(total.shape):
-        count = rows.stop - rows.start
-        target, more, units = gathered[:count], scaled[:count], wide[:count]
-        for number, part in enumerate(parts):
-            into = more if number else target
-            # Widened first: a product of two types would be made number by number.
-            np.copyto(into, part.q[rows])
-            np.multiply(into, columns[number, rows], out=into)
-            if number:
-                np.add(target, more, out=target)
-        np.copyto(units, target)
+        units = wide[: rows.stop - rows.start]
+        np.copyto(units, gather.of(rows), casting="unsafe")
         np.left_shift(units, shifts[rows], out=units)
         total[rows] += units

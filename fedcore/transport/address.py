@@ -90,8 +90,10 @@ def check_url(url: str) -> None:
             place="broker.url",
             remedy="set broker.username, and broker.password_file with a file that only you can read",
         )
-    path = parts.path.strip("/") if parts.scheme in ("mqtt", "mqtts") else ""
-    if parts.scheme not in _PORTS or not parts.hostname or port == 0 or path:
+    # Nothing is asked for in an MQTT address, and a blank that nobody sees is no part of a name.
+    more = parts.path.strip("/") + parts.query if parts.scheme in ("mqtt", "mqtts") else ""
+    blank = any(not character.isprintable() or character.isspace() for character in url)
+    if parts.scheme not in _PORTS or not parts.hostname or port == 0 or more or parts.fragment or blank:
         raise ConfigError(
             f"{url!r} is not an MQTT address",
             place="broker.url",

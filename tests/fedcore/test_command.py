@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
+import pytest
 
-from fedcore.command import ENTRY_POINTS, _Group, _Installed
+from fedcore.command import ENTRY_POINTS, _Group, _Installed, _Points, command
 
 
 def test_each_command_is_listed_with_the_words_of_its_own_docstring() -> None:
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    group = _Group("", points)
+    group = _Group("", _Points.found())
     for name in ("doctor", "profile", "try", "client"):
         command = group.get_command(click.Context(group), name)
         assert command is not None
@@ -43,4 +43,28 @@ def test_what_is_not_installed_is_found_through_other_files(tmp_path: Path) -> N
 
 def test_a_command_of_a_package_that_is_not_there_says_what_it_needs() -> None:
     lost = EntryPoint("lost", "no_such_package.x:y", ENTRY_POINTS)
-    assert _Group("", {"lost": lost})._listed("lost").short_help == "Needs more: pip install no_such_package"
+    assert _Group("", _Points([lost]))._listed("lost").short_help == "Needs more: pip install no_such_package"
+
+
+def test_commands_of_other_packages_are_looked_for_when_ours_have_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[str]()
+
+    def elsewhere(group: str) -> list[EntryPoint]:
+        looked.append(group)
+        return [EntryPoint(name, "tests.fedcore.test_command:theirs", ENTRY_POINTS) for name in ("theirs", "runs more")]
+
+    monkeypatch.setattr("fedcore.command.entry_points", elsewhere)
+    whole = command()
+    assert isinstance(whole, _Group)
+    context = click.Context(whole)
+    assert whole.get_command(context, "status") is not None and isinstance(whole.get_command(context, "runs"), _Group)
+    assert looked == []
+    assert whole.get_command(context, "theirs") is theirs and whole.get_command(context, "there") is None
+    runs = whole.get_command(context, "runs")
+    assert isinstance(runs, _Group) and {"list", "more"} <= set(runs.list_commands(context))
+    assert runs.get_command(context, "more") is theirs and looked == [ENTRY_POINTS]
+
+
+@click.command()
+def theirs() -> None:
+    """A command of another package."""

@@ -8,6 +8,7 @@ the trouble begins, never guessed at."""
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fedcore.errors import DataError
 __all__ = ["DELIMITERS", "delimiter_of", "table_rows"]
 
 DELIMITERS: Final = ",;\t|"
+_SEPARATOR: Final = re.compile(r"sep=([,;\t|])(?:\r\n|\r|\n)?", re.IGNORECASE)
 _NAMES: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -71,7 +73,7 @@ def table_rows(
     every = list(records)
     if not every:
         raise DataError("the file is empty", place=source, remedy="the first line names the columns")
-    header = _header(every[0], source, quoted)
+    header = _header(every[0], source, quoted, wanted)
     rows = every[1:]
     column = header.index(label) if label in header else None
     labels = {
@@ -119,7 +121,13 @@ class _Records:
         else:
             return
         if self._quoted:
-            self.delimiter = delimiter_of(first, self._wanted)
+            said = _SEPARATOR.fullmatch(first)
+            if said:
+                # A spreadsheet's own first line, which it takes for no row either.
+                skipped, first = skipped + 1, next(self._lines, "")
+            self.delimiter = said[1] if said else delimiter_of(first, self._wanted)
+            if not first:
+                return
         # A text may be as long as it likes; the limit is the csv module's, and is put back.
         before = csv.field_size_limit(sys.maxsize)
         try:
@@ -151,7 +159,7 @@ class _Records:
             yield line
 
 
-def _header(record: _Record, source: str, quoted: bool) -> Sequence[str]:
+def _header(record: _Record, source: str, quoted: bool, wanted: Collection[str]) -> Sequence[str]:
     place = f"{source}:{record.line}"
     if isinstance(record.fields, str):
         raise DataError(_marks(record), place=place, remedy="the first line names the columns")
@@ -159,6 +167,12 @@ def _header(record: _Record, source: str, quoted: bool) -> Sequence[str]:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise DataError(f"two columns are named {twice[0]!r}", place=place, remedy="rename one")
+    if not quoted and len(names) == 1 and names[0].strip('"') and not {*wanted} & {*names}:
+        under = delimiter_of(names[0], wanted)
+        if under != "\t" and {*wanted} & {*next(csv.reader([names[0]], delimiter=under))}:
+            raise DataError(
+                f"columns are separated by {_NAMES[under]}, not tabs", place=place, remedy='set data.format to "csv"'
+            )
     if not quoted and any(name and name[0] == name[-1] == '"' and len(name) > 1 for name in names):
         raise DataError("the columns' names are in quotation marks", place=place, remedy='set data.format to "csv"')
     return names
@@ -172,7 +186,9 @@ def _wrong(record: _Record, header: Sequence[str], delimiter: str, quoted: bool)
     if len(fields) != len(header):
         many, marks = len(fields) > len(header), any(field.startswith('"') for field in fields)
         remedy = "repair the line"
-        if quoted and many:
+        if many and not any(fields[len(header) :]):
+            remedy = "the line ends in a delimiter: leave it out, or let the first line end in one too"
+        elif quoted and many:
             remedy = f"columns are separated by {_NAMES[delimiter]}: put a text that has some in quotation marks"
         elif not quoted and marks:
             remedy = 'repair the line; if texts are in quotation marks, set data.format to "csv"'

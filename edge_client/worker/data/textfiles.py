@@ -42,6 +42,7 @@ _MAGIC: Final = (
     (b"\xfd7zXZ", _ARCHIVE),
     (b"\x28\xb5\x2f\xfd", _ARCHIVE),
     (b"PAR1", ("Parquet, not text", 'set data.format to "parquet"')),
+    (b"version https://git-lfs", ("a pointer of Git LFS, not the data", "git lfs pull")),
     (b"%PDF", ("a PDF, not text", "write its rows as CSV or JSON lines")),
 )
 # UTF-32's little-endian mark begins with UTF-16's.
@@ -86,7 +87,7 @@ def lines_of(path: Path) -> Iterator[str]:
         DataError: The file is no text, or in another encoding; the place is `file:line`.
     """
     with path.open("rb") as binary:
-        head = binary.read(8)
+        head = binary.read(32)
     for magic, (message, remedy) in _MAGIC:
         if head.startswith(magic):
             raise DataError(message, place=str(path), remedy=remedy)

@@ -105,6 +105,7 @@ class _Building:
             self._sharing[id(getattr(module, "weight", None))].append((place, module))
         self._layers: dict[str, SubspaceLinear] = {}
         self._trained: dict[str, nn.Parameter] = {}
+        self._places: defaultdict[int, list[str]] = defaultdict(list)
         self._mappings: list[_Mapped] = []
         self._output = self._module.get_output_embeddings() if task_of(task).outputs() is None else None
         self._shaping = Shaping() if self._output is None else shaping_of(self._module)
@@ -116,7 +117,11 @@ class _Building:
             # In the schema's words of it, whatever this machine's transformers would call a target.
             if all(self._specs.get(spec.name) == spec for parts in target.layers for spec in parts):
                 self._place_target(target)
-        for name, parameter in list(module.named_parameters()):
+        # Looked for once: a model has hundreds of parameters, and each may be tied to several places.
+        parameters = list(module.named_parameters())
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            self._places[id(parameter)].append(name)
+        for name, parameter in parameters:
             if name in self._names:
                 self._place_parameter(name, parameter)
         for name, buffer in list(module.named_buffers()):
@@ -196,9 +201,8 @@ class _Building:
 
     def _replace_all(self, old: nn.Parameter, new: nn.Parameter) -> None:
         """In every place where a parameter is tied to."""
-        for name, one in list(self._module.named_parameters(remove_duplicate=False)):
-            if one is old:
-                _replace(self._module, name, new)
+        for name in self._places[id(old)]:
+            _replace(self._module, name, new)
 
     def _stays_stored(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a frozen tensor is a large embedding: a plain table of rows, or the output embedding of which only
@@ -208,13 +212,12 @@ class _Building:
         return table and parameter.numel() >= LARGE_ELEMENTS and name.endswith(".weight")
 
     def _place_embedding(self, old: nn.Parameter, new: nn.Parameter, mapping: mmap.mmap | None) -> None:
-        for name, one in list(self._module.named_parameters(remove_duplicate=False)):
-            if one is old:
-                place = name.rpartition(".")[0]
-                if type(self._module.get_submodule(place)) is nn.Embedding:
-                    _replace(self._module, place, FrozenEmbedding(new, mapping))
-                else:
-                    _replace(self._module, name, new)
+        for name in self._places[id(old)]:
+            place = name.rpartition(".")[0]
+            if type(self._module.get_submodule(place)) is nn.Embedding:
+                _replace(self._module, place, FrozenEmbedding(new, mapping))
+            else:
+                _replace(self._module, name, new)
 
     def _numbers(self, stored: Stored | None) -> Tensor:
         assert stored is not None

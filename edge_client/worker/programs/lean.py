@@ -17,6 +17,8 @@ from typing import Any, Final
 __all__ = ["hide_optional_packages", "main"]
 
 _HIDDEN = ("scipy", "sklearn", "pandas", "torchvision")
+_IN_A_CIRCLE: Final = ("convert_frame", "eval_frame", "symbolic_convert", "variables")
+"""Parts of the compiler that import each other, which goes well only if the package began it."""
 _MARKS: Final = ("allow_in_graph", "assume_constant_result", "disallow_in_graph")
 
 
@@ -85,12 +87,18 @@ class _Postponed(ModuleType):
         self._marked.append((name, fn))
         return fn
 
+    def _is_importing(self) -> bool:
+        """Whether a module of the package is half imported."""
+        within = [one for name, one in list(sys.modules.items()) if name.startswith(f"{self.__name__}.")]
+        return any(getattr(getattr(one, "__spec__", None), "_initializing", False) for one in within)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if find_spec(f"{self.__name__}.{name}") is not None:
+        module = f"{self.__name__}.{name}"
+        if find_spec(module) is not None and (name not in _IN_A_CIRCLE or self._is_importing()):
             # Of a module that is being imported: the package would import it once more.
-            return importlib.import_module(f"{self.__name__}.{name}")
+            return importlib.import_module(module)
         spec, marked = self.__spec__, self._marked
         assert spec is not None and spec.loader is not None
         self.__class__ = ModuleType  # type: ignore[assignment]

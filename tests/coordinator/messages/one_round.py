@@ -139,6 +139,8 @@ class Run:
         self.nodes: dict[str, Node] = {}
         self.clocks = Clocks()
         self.observe: Callable[[RunView], None] = lambda view: None
+        self.watch: Callable[[MemoryBroker], None] = lambda broker: None
+        """Given the broker before anybody speaks."""
         self.heard: list[Message] = []
         """What nodes said, as the broker has it."""
         self.replayed: list[Message] = []
@@ -202,6 +204,7 @@ class Run:
                 self.heard.append(Message(event.topic, event.payload)) if isinstance(event, Received) else None
             )
         )
+        self.watch(broker)
         thread.start()
         self.nodes = {name: Node(name, broker) for name in names}
         plan = self._plan(plans, ended)

@@ -179,6 +179,17 @@ def test_amqtt_serves_tls_with_passwords(tmp_path: Path) -> None:
         assert "not trusted" in refusal(replace(broker.settings("a", "a"), ca_file=None))
 
 
+def test_a_broker_that_is_started_again_keeps_its_passwords_and_a_running_client_comes_back(tmp_path: Path) -> None:
+    """As `fedkrso broker run` does, in the same folder and at the same port."""
+    first = LocalBroker(tmp_path / "broker", ("a",))
+    with client(first, "a", "t") as a:
+        first.stop()
+        with LocalBroker(tmp_path / "broker", ("a", "b"), port=first.port) as second:
+            assert second.passwords["a"] == first.passwords["a"] != second.passwords["b"]
+            with client(second, "b") as b:
+                a.ready(b, "t")
+
+
 def test_doctor_takes_certificates(shared: LocalBroker) -> None:
     files = shared.settings("a", "a")
     assert files.ca_file and files.certificate_file and files.key_file

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import msgspec
+import pytest
 from plans import make_plan
 
 from edge_client.agent.hearing import Hearing
@@ -19,6 +20,7 @@ from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import encode
 from fedcore.wire.messages import Commit, Envelope, Telemetry, Topics, Welcome
 from fedcore.wire.post import Post
+from tests.golden.older import OLDER, older
 
 A, B, TOPICS = "a" * 32, "b" * 32, Topics("r")
 NUMBERS = Telemetry(
@@ -102,6 +104,15 @@ def test_a_coordinator_of_another_version_is_named_with_the_side_to_upgrade(tmp_
     newer = Post("r", "", None, 1, A).seal(body, to="n", correlation=messages.membership.word)
     assert own.take(TOPICS.down("n", "welcome"), newer, 0.0) is None
     assert "upgrade fedkrso on the node" in own.refused and messages.membership.run_id == ""
+
+
+@pytest.mark.parametrize(("name", "topic"), [("plan", TOPICS.plan), ("welcome", TOPICS.down("n", "welcome"))])
+def test_what_an_older_coordinator_wrote_is_refused_in_one_line(tmp_path: Path, name: str, topic: str) -> None:
+    own, messages, said = hearing(tmp_path)
+    assert [own.take(topic, older(name), float(second)) for second in range(5)] == [None] * 5
+    words = f"node speaks protocol {PROTOCOL}, coordinator {OLDER}: upgrade fedkrso on the coordinator"
+    assert own.refused == words and messages.membership.run_id == ""
+    assert len(said) == 1 and words in said[0]
 
 
 def test_the_same_refusal_is_a_line_a_minute(tmp_path: Path) -> None:

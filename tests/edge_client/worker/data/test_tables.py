@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import types
 from pathlib import Path
@@ -47,6 +48,7 @@ def read(section: DataSection) -> list[dict[str, Any]]:
         ("text,label\n" + "long " * 40_000 + ",good\n", ["long " * 40_000]),
         ("text,label,,\none,good,,\n", ["one"]),
         ("text,label\nna\u2028me\x0bhere,good\n", ["na\u2028me\x0bhere"]),
+        ("sep=;\r\ntext;label\r\none, two;good\r\n", ["one, two"]),
     ],
     ids=[
         "inch",
@@ -61,6 +63,7 @@ def read(section: DataSection) -> list[dict[str, Any]]:
         "long",
         "empty-names",
         "odd-spaces",
+        "separator-named",
     ],
 )
 def test_a_table_is_read_as_it_was_meant(tmp_path: Path, content: str, texts: list[str]) -> None:
@@ -90,14 +93,45 @@ def test_a_table_is_read_as_it_was_meant(tmp_path: Path, content: str, texts: li
         ("text,label\n ,good\none,good\n,bad\n\t,bad\n", r"a\.csv:2: text: the text is empty, and 2 more .* wrong: 4-5 \("),
         ("text,label\none,Good\n", r"a\.csv:2: label 'Good' is not in task\.labels"),
         ("text,label\nz\0ro,good\n", r"a\.csv:2: a zero byte"),
+        ("sep=;\ntext;label\none;fine\n", r"a\.csv:3: label 'fine' is not in"),
+        ("sep=;\n", r"a\.csv: the file is empty"),
+        ("text,label\none,good,\n", r"a\.csv:2: 3 columns .*the line ends in a delimiter: leave it out"),
+        ("text,label\none,good\u200b\n", r"a\.csv:2: .* \(it looks like 'good', and is 'good\\u200b': write both alike"),
+        ("text,label\none,ｇｏｏｄ\n", r"a\.csv:2: .* \(it looks like 'good', and is '\\uff47\\uff4f\\uff4f\\uff44': write both alike"),
+        ("text,label\none,good\u00a0\n", r"a\.csv:2: .* \(it looks like 'good', and is 'good\\xa0': write both alike"),
+        ("text,label\none," + "x" * 9999 + "\n", r"a\.csv:2: label 'x{79}\.\.\. is not in task\.labels \(labels: good, bad\)"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", r"a\.csv: a pointer of Git LFS, not the data \(git lfs pull"),
         ("one,good\ntwo,bad\n", r"a\.csv:2: data\.text: no column 'text' \(columns: one, good\)"),
     ],
-    ids=["swallowed", "unclosed", "well-formed", "label-first", "inside", "blank", "commas", "semicolons", "few", "twice", "empty", "label", "zero", "no-header"],
+    ids=["swallowed", "unclosed", "well-formed", "label-first", "inside", "blank", "commas", "semicolons", "few", "twice", "empty", "label", "zero", "separator-named", "separator-alone", "ends-in-comma", "zero-width", "wide-letters", "no-break", "long-label", "lfs", "no-header"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, content: str, match: str) -> None:
     with pytest.raises(DataError, match=match) as found:
         load_examples(section_of(tmp_path, "a.csv", content), TWO)
     assert found.value.remedy and "\n" not in found.value.one_line()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("1,5", r"a\.jsonl:1: '1,5' is not a number \(.*; decimals have a point, not a comma\)"),
+        ("1_5", r"'1_5' is not a number \(regression needs a finite score in data\.label\)"),
+        ("nan", "'nan' is not a number"),
+        (True, "True is not a number"),
+        (None, "there is no label"),
+        (10**400, r"10{79}\.\.\. is not a number"),
+        ([1], r"\[1\] is not a number"),
+    ],
+)
+def test_a_score_is_a_number_as_people_write_one(tmp_path: Path, content: object, match: str) -> None:
+    section = section_of(tmp_path, "a.jsonl", json.dumps({"text": "a", "label": content}) + "\n")
+    with pytest.raises(DataError, match=match):
+        load_examples(section, TaskSection(kind="regression"))
+
+
+def test_a_table_of_commas_under_the_name_of_one_of_tabs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.tsv:1: columns are separated by semicolons, not tabs \(set data\.format"):
+        load_examples(section_of(tmp_path, "a.tsv", "text;label\na;good\n"), TWO)
 
 
 def test_a_number_swallowed_is_found_too_and_texts_of_several_lines_are_not(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_classes_and_modules_of_transformers_are_found_by_any_of_their_names() -
     assert said_by(program) == "loaded []\n"
 
 
+def test_a_part_that_cannot_be_loaded_by_itself_loads_the_whole() -> None:
+    """As accelerate does, where transformers saves a model."""
+    program = """
+    import torch
+    print(torch._dynamo.eval_frame.OptimizedModule.__name__)
+    print(torch.compile(lambda x: 2 * x + 1, backend="eager")(torch.ones(2)).tolist())
+    """
+    assert said_by(program).startswith("OptimizedModule\n[3.0, 3.0]\nloaded ['torch._dynamo.symbolic_convert'")
+
+
 def test_who_compiles_all_the_same_gets_the_compiler_whole() -> None:
     """A task or a method of one's own may."""
     program = """
