@@ -4,7 +4,7 @@ that a table that was interrupted goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ __all__ = ["ATTACKS", "RULES", "Cell", "Found", "Kept", "cells", "safety_of", "t
 
 NODES: Final = 20
 ATTACKS: Final = (*OF_ROWS, *OF_UPDATES)
-RULES: Final = {
+RULES: Final[Mapping[str, Mapping[str, Any]]] = {
     "mean, any norm": {"norm_ratio": 0.0},
     "mean": {},
     "trimmed-mean": {"rule": "trimmed-mean"},

@@ -162,7 +162,7 @@ def _trained(
         gradient = error.T @ ones[some] / len(some)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         head -= training.tensor_learning_rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-    return head
+    return np.asarray(head)
 
 
 def _labels(rows: Sequence[Encoded]) -> NDArray[np.int64]:

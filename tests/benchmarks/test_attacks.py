@@ -82,9 +82,8 @@ def test_large_lies_ruin_what_has_no_limit_and_no_rule_that_withstands_them(
 
 
 def test_a_backdoor_of_few_goes_through_a_mean_and_is_seen_by_nobody(run: Callable[..., Found]) -> None:
-    honest, mean, krum = run("mean", liars=0), run("mean", "backdoor", 8), run("krum", "backdoor", 8)
+    honest, mean = run("mean", liars=0), run("mean", "backdoor", 8)
     assert mean.accuracy > honest.accuracy - 0.06 and mean.success > mean.before + 0.3
-    assert krum.success < mean.success
 
 
 def test_lies_are_what_they_say() -> None:
