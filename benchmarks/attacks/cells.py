@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from benchmarks.attacks.lies import OF_ROWS, OF_UPDATES
 from coordinator.job import SafetySection
-from fedcore.config.sections import TaskSection
 from fedcore.numbers.rules import Mean
 
 __all__ = ["ATTACKS", "RULES", "Cell", "Found", "Kept", "cells", "safety_of", "table"]
 
 NODES: Final = 20
-ATTACKS: Final = (*OF_ROWS, *OF_UPDATES)
+ATTACKS: Final = (*OF_UPDATES, *OF_ROWS)
 RULES: Final[Mapping[str, Mapping[str, Any]]] = {
     "mean, any norm": {"norm_ratio": 0.0},
     "mean": {},
@@ -38,14 +37,12 @@ class Cell(msgspec.Struct, frozen=True):
     """One run.
 
     Attributes:
-        part: Of the benchmark: `head` or `whole`.
         split: How rows are dealt.
         rule: In `RULES`.
         attack: In `ATTACKS`; empty where nobody lies.
         liars: How many of the nodes.
     """
 
-    part: str
     split: str
     rule: str
     attack: str
@@ -68,13 +65,13 @@ class Found(msgspec.Struct, frozen=True):
     before: float
 
 
-def cells(part: str, split: str, liars: Sequence[int]) -> Iterator[Cell]:
-    """All of a part: every rule with nobody lying, then every attack."""
+def cells(split: str, liars: Sequence[int]) -> Iterator[Cell]:
+    """All of a split: every rule with nobody lying, then every attack."""
     for rule in RULES:
-        yield Cell(part, split, rule, "", 0)
+        yield Cell(split, rule, "", 0)
     for attack in ATTACKS:
         for count in liars:
-            yield from (Cell(part, split, rule, attack, count) for rule in RULES)
+            yield from (Cell(split, rule, attack, count) for rule in RULES)
 
 
 def safety_of(cell: Cell) -> SafetySection:
@@ -132,15 +129,15 @@ def measured(cell: Cell, said: Sequence[NDArray[np.int64]], labels: NDArray[np.i
     )
 
 
-def table(kept: Kept, part: str, split: str, liars: Sequence[int]) -> Iterator[str]:
+def table(kept: Kept, split: str, liars: Sequence[int]) -> Iterator[str]:
     """Accuracy of each attack and share of liars by rule; of the backdoor what the word does, too. In brackets where a
     rule does not withstand so many."""
-    shown = [name for name in RULES if Cell(part, split, name, "", 0) in kept.found]
+    shown = [name for name in RULES if Cell(split, name, "", 0) in kept.found]
     yield f"| attack | liars of {NODES} | {' | '.join(shown)} |"
     yield "|---" * (len(shown) + 2) + "|"
     for attack in ("", *ATTACKS):
         for count in liars if attack else (0,):
-            row = [kept.found.get(Cell(part, split, rule, attack, count)) for rule in shown]
+            row = [kept.found.get(Cell(split, rule, attack, count)) for rule in shown]
             if not any(row):
                 continue
             numbers = [_shown(one) for one in row]
@@ -154,8 +151,3 @@ def _shown(found: Found | None) -> str:
     if found.cell.attack == "backdoor":
         text += f", word {found.before:.2f} → {found.success:.2f}"
     return text if not found.cell.liars or withstands(found.cell) else f"({text})"
-
-
-def task_section(max_length: int) -> TaskSection:
-    """SST-2."""
-    return TaskSection(kind="text-classification", labels=("0", "1"), max_length=max_length)

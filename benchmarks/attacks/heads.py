@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.attacks.cells import NODES, Cell, Found, measured, safety_of
 from benchmarks.attacks.lies import OF_ROWS, OF_UPDATES, write_numbers
 from benchmarks.attacks.texts import Texts, features, learning_of
+from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel
@@ -28,7 +29,7 @@ from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.weights.initial import initial_tensor
 
-__all__ = ["HeadData", "head_data", "head_of", "head_run"]
+__all__ = ["HeadData", "head_data", "head_of", "head_run", "head_start", "trained"]
 
 _ROUNDS: Final = 10
 _CHUNK: Final = 65_536
@@ -107,6 +108,16 @@ def head_of(cell: Cell, texts: Texts, data: HeadData) -> NDArray[np.float64]:
         return _head(model, plan)
 
 
+def head_start(texts: Texts) -> tuple[Plan, NDArray[np.float64]]:
+    """The first round's plan, and the head that it begins with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        learning = learning_of(texts, _METHOD, SafetySection(), head_alone=True)
+        model = GlobalModel(learning, ScratchKeeping(RunFolder(Path(scratch))), 0)
+        model.begin(1, _CHUNK, lambda text: None)
+        plan = model.plan(1, (), 0, _CHUNK)
+        return plan, _head(model, plan)
+
+
 def _head(model: GlobalModel, plan: Plan) -> NDArray[np.float64]:
     """The published head, (labels, features + 1)."""
     values = {}
@@ -120,7 +131,7 @@ def _head(model: GlobalModel, plan: Plan) -> NDArray[np.float64]:
 def _round(cell: Cell, data: HeadData, plan: Plan, start: NDArray[np.float64], folder: Path) -> Iterator[UpdateRow]:
     """Every node's update; the first ones lie."""
     rows = [*data.lying.get(cell.attack, data.nodes)[: cell.liars], *data.nodes[cell.liars :]]
-    changes = np.stack([_flat(_trained(start, *own, plan, node) - start, plan) for node, own in enumerate(rows)])
+    changes = np.stack([_flat(trained(start, *own, plan, node) - start, plan) for node, own in enumerate(rows)])
     if cell.attack in OF_UPDATES:
         changes[: cell.liars] = OF_UPDATES[cell.attack](changes[: cell.liars], changes[cell.liars :])
     for node, change in enumerate(changes):
@@ -147,7 +158,7 @@ def _flat(change: NDArray[np.float64], plan: Plan) -> NDArray[np.float64]:
     return np.concatenate([parts[columns * rows == parts[True].size] for rows, columns in shapes])
 
 
-def _trained(
+def trained(
     start: NDArray[np.float64], x: NDArray[np.float32], y: NDArray[np.int64], plan: Plan, node: int
 ) -> NDArray[np.float64]:
     """Softmax regression by Adam, with batches that follow from round and node."""

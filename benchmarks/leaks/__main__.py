@@ -3,20 +3,20 @@
 
     python -m benchmarks.leaks --data DATA --out FOLDER
 
-SST-2 with MiniLM, the first round of FedKRSO. Nodes with 1, 4 and 16 texts train a round; from the update's head alone
-are guessed: the labels; which texts of a list of 250 they were; which of 1,000 frequent words they have. In brackets is
-what the trivial guess comes to: the larger class, chance, the most frequent words. The same from the mean of 20
-updates, all that secure aggregation would leave to see. A guess is checked by training on it: the update is then the
-same to the last bit. Membership: of a node with 100 rows, from its update and from the mean of 20; and of the 2,000
-rows of ten rounds of the head, from the published model. FOLDER may be that of `benchmarks.attacks`, whose updates and
-features are then used."""
+SST-2 with MiniLM. From what a node with 1, 4 or 16 texts sends of the task head in a first round are guessed: the
+labels; which texts of a list of 250 they were; which of 1,000 frequent words they have. In brackets is what the trivial
+guess comes to: the larger class, chance, the most frequent words. The same from the mean of 20 updates, all that secure
+aggregation would leave to see. Membership: of a node with 100 rows, from its update and from the mean of 20; and of the
+2,000 rows of ten rounds, from the published model. At last a node with one text trains FedKRSO on the whole model, and
+a guess of its text is checked by training on it. FOLDER may be that of `benchmarks.attacks`, whose features are then
+used."""
 
 from __future__ import annotations
 
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,33 +28,36 @@ from numpy.typing import NDArray
 
 from benchmarks.attacks.cells import NODES, Cell
 from benchmarks.attacks.first import METHOD, FirstRound, node_name
-from benchmarks.attacks.heads import HeadData, head_data, head_of
+from benchmarks.attacks.heads import HeadData, Rows, head_data, head_of, head_start, trained
 from benchmarks.attacks.texts import Texts, features, read_texts
-from benchmarks.attacks.whole import WholeModel
 from benchmarks.leaks.guessing import advantage, area, head_change, hits, label_guesses, moved, ranked
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.reading import Example
-from edge_client.worker.data.tasks import Encoded, encode
+from edge_client.worker.data.tasks import encode
+from fedcore.round.plan import Plan
 
 __all__ = ["main"]
 
 _LISTED: Final = 250
 _WORDS: Final = 1000
-_TRIALS: Final = {1: 12, 4: 6, 16: 3}
-_REPLAYED: Final = 5
+_TRIALS: Final = {1: 100, 4: 50, 16: 25}
+_REPLAYED: Final = 3
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Thought:
-    """What a guesser thinks of: held-out texts, the second half of which the node cannot have, and frequent words."""
+    """What a guesser thinks of.
 
-    rows: Sequence[Encoded]
-    labels: NDArray[np.int64]
-    features: Floats
-    words: Sequence[str]
-    word_features: Floats
-    held_words: Sequence[frozenset[str]]
+    Attributes:
+        held: Held-out texts, of which a node may have one of the first 250; their features and labels.
+        words: Frequent words, and what the model makes of each as a text of its own.
+        words_of: Words of each held-out text.
+    """
+
+    held: Rows
+    words: tuple[Sequence[str], NDArray[np.float32]]
+    words_of: Sequence[frozenset[str]]
 
 
 @click.command()
@@ -64,33 +67,28 @@ class _Thought:
 @click.option("--held", default=500, show_default=True, help="Held-out rows.")
 @click.option("--max-length", default=48, show_default=True)
 def main(data: Path, out: Path, rows: int, held: int, max_length: int) -> None:
-    """Print two tables."""
+    """Print two tables and a line."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     texts = read_texts(data, rows, held, max_length)
-    heads, whole = head_data(texts, "iid", out), WholeModel(texts, "iid", 0, out)
-    others = np.mean([whole.numbers(node) for node in range(1, NODES)], axis=0)
+    heads, (plan, start) = head_data(texts, "iid", out), head_start(texts)
+    changes = [trained(start, *own, plan, node) - start for node, own in enumerate(heads.nodes)]
     thought = _thought(data, texts, heads, out)
     click.echo("| texts of the node | seen | labels right | texts of a list of 250 found | words of 1,000 found |")
     click.echo("|---|---|---|---|---|")
     for count, trials in _TRIALS.items():
-        for seen, part in (("its update", 1.0), ("the mean of 20", 1 / NODES)):
-            found = np.mean(
-                [_guessed(whole.round, thought, out, (count, trial), others, part) for trial in range(trials)], axis=0
-            )
-            labels, listed, words, frequent, larger = (f"{number:.2f}" for number in found)
-            trivial = f"({larger})", f"({count / _LISTED:.3f})", f"({frequent})"
-            shown = (f"{one} {other}" for one, other in zip((labels, listed, words), trivial, strict=True))
-            click.echo(f"| {count} | {seen} | {' | '.join(shown)} |")
-    click.echo(f"\nchecked by training: {_replayed(whole.round, thought, out)}\n")
-    click.echo("| members | score | seen | chance that a member's is higher | advantage |")
-    click.echo("|---|---|---|---|---|")
-    for line in _memberships(texts, heads, whole, others):
+        for seen, others in (("its update", []), (f"the mean of {NODES}", changes[1:])):
+            each = [_guessed(plan, start, thought, (count, trial), others) for trial in range(trials)]
+            labels, listed, words, frequent, larger = (f"{number:.2f}" for number in np.mean(each, axis=0))
+            found = f"{labels} ({larger}) | {listed} ({count / _LISTED:.3f}) | {words} ({frequent})"
+            click.echo(f"| {count} | {seen} | {found} |")
+    click.echo("\n| members | seen | score | chance that a member's is higher | advantage |\n|---|---|---|---|---|")
+    for line in _memberships(texts, heads, start, changes):
         click.echo(line)
+    click.echo(f"\nThe whole model, one text: {_replayed(texts, thought, out)}")
 
 
 def _thought(data: Path, texts: Texts, heads: HeadData, out: Path) -> _Thought:
-    """Frequent words of the training file; each goes through the model as a text of its own."""
     tokenizer = read_tokenizer(texts.folder)
     lines = (data / "SST-2" / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     counted = Counter(word for line in lines for word in set(re.findall(r"[a-z]{4,}", line.split("\t")[0])))
@@ -101,91 +99,87 @@ def _thought(data: Path, texts: Texts, heads: HeadData, out: Path) -> _Thought:
         with tempfile.TemporaryDirectory() as scratch:
             np.savez(path, words=features(texts, METHOD, rows, Path(scratch)))
     with np.load(path) as loaded:
-        found = loaded["words"].astype(np.float64)
+        found = loaded["words"]
     said = [frozenset(tokenizer.decode(row.ids, skip_special_tokens=True).split()) for row in texts.held]
-    return _Thought(texts.held, heads.held[1], heads.held[0].astype(np.float64), words, found, said)
+    return _Thought(heads.held, (words, found), said)
 
 
 def _guessed(
-    round_: FirstRound, thought: _Thought, out: Path, trial: tuple[int, int], others: Floats, part: float
+    plan: Plan, start: Floats, thought: _Thought, trial: tuple[int, int], others: Sequence[Floats]
 ) -> tuple[float, ...]:
-    """Of one node: right labels, texts and words; of words, those that are found by naming the most frequent; and how
-    many labels are right by naming the larger class."""
-    chance = np.random.default_rng(trial)
-    own = [int(index) for index in chance.choice(_LISTED, trial[0], replace=False)]
-    path = _trained(round_, [thought.rows[index] for index in own], out / f"leak-{trial[0]}-{trial[1]}.bin")
-    numbers = round_.numbers(path, node_name(0))
-    change = head_change(round_, part * numbers + (1 - part) * others)
-    moves = moved(change, thought.features)
+    """Of one node: right labels, texts and words; of words, those found by naming the most frequent; and labels right
+    by naming the larger class.
+
+    Args:
+        plan: The round's.
+        start: The head before it.
+        thought: Of the guesser.
+        trial: How many texts the node has, and a number of the trial.
+        others: Changes that the node's is put together with before it is seen.
+    """
+    x, y = thought.held
+    own = np.random.default_rng(trial).choice(_LISTED, trial[0], replace=False)
+    change = np.mean([trained(start, x[own], y[own], plan, 0) - start, *others], axis=0)
+    moves = moved(change, x)
     listed, apart = moves[:_LISTED], moves[_LISTED:]
-    labels = label_guesses(listed[own], apart) == thought.labels[own]
-    larger = (
-        max(np.mean(thought.labels[own] == label) for label in (0, 1)) if trial[0] > 1 else np.mean(thought.labels == 1)
-    )
-    have = [
-        place for place, word in enumerate(thought.words) if any(word in thought.held_words[index] for index in own)
-    ]
-    words = moved(change, thought.word_features)
-    named = (hits(ranked(words, words), have), hits(range(_WORDS), have)) if have else (0.0, 0.0)
-    return float(labels.mean()), hits(ranked(listed, apart), own), *named, float(larger)
+    labels = label_guesses(listed[own], apart) == y[own]
+    have = [place for place, word in enumerate(thought.words[0]) if any(word in thought.words_of[one] for one in own)]
+    by_word = moved(change, thought.words[1])
+    named = (hits(ranked(by_word, by_word), have), hits(range(_WORDS), have)) if have else (0.0, 0.0)
+    return float(labels.mean()), hits(ranked(listed, apart), own.tolist()), *named, _of_larger_class(y, y[own])
 
 
-def _trained(round_: FirstRound, rows: Sequence[Encoded], path: Path) -> Path:
-    round_.train(rows, node_name(0), path)
-    return path
+def _of_larger_class(all_labels: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    """How many labels are right by saying everywhere what most held-out texts have."""
+    return float((labels == np.bincount(all_labels).argmax()).mean())
 
 
-def _replayed(round_: FirstRound, thought: _Thought, out: Path) -> str:
-    """Train on each of the first guesses of a node with one text, as it would have."""
-    right = int(np.random.default_rng((1, 0)).choice(_LISTED, 1, replace=False)[0])
-    sent = round_.numbers(out / "leak-1-0.bin", node_name(0))
-    moves = moved(head_change(round_, sent), thought.features)
-    guesses = [int(index) for index in ranked(moves[:_LISTED], moves[_LISTED:])[:_REPLAYED]]
-    if right not in guesses:
-        guesses[-1] = right
-    equal = []
-    for index in guesses:
-        path = _trained(round_, [thought.rows[index]], out / f"replay-{index}.bin")
-        equal.append(np.array_equal(round_.numbers(path, node_name(0)), sent))
-    told = [index for index, same in zip(guesses, equal, strict=True) if same]
-    return (
-        f"of {len(guesses)} guesses {len(told)} gave the very numbers, {'the right one' if told == [right] else told}"
-    )
+def _memberships(texts: Texts, heads: HeadData, start: Floats, changes: Sequence[Floats]) -> Iterator[str]:
+    """Lines of a table: of the first node's rows, and of all."""
+    own, words = heads.nodes[0], "a node's 100 rows"
+    before = _losses(start, *own), _losses(start, *heads.held)
+    yield _line(words, "nothing: the model before", "-loss", -before[0], -before[1])
+    for seen, change in (("its update", changes[0]), (f"the mean of {NODES}", np.mean(changes, axis=0))):
+        after = _losses(start + change, *own), _losses(start + change, *heads.held)
+        yield _line(words, seen, "-loss", -after[0], -after[1])
+        yield _line(words, seen, "fall of the loss", before[0] - after[0], before[1] - after[1])
+    head = head_of(Cell("iid", "mean", "", 0), texts, heads)
+    x, y = np.concatenate([one for one, _ in heads.nodes]), np.concatenate([one for _, one in heads.nodes])
+    after = _losses(head, x, y), _losses(head, *heads.held)
+    yield _line(f"{len(y):,} rows of all nodes", "the model after ten rounds", "-loss", -after[0], -after[1])
 
 
-def _memberships(texts: Texts, heads: HeadData, whole: WholeModel, others: Floats) -> list[str]:
-    """Lines of a table."""
-    members = [texts.train[index] for index in texts.dealt("iid")[0]]
-    round_, own = whole.round, whole.numbers(0)
-    before = [round_.losses(rows) for rows in (members, texts.held)]
-    lines = [_line("a node's 100 rows", "-loss", "nothing: the model before", -before[0], -before[1])]
-    for seen, numbers in (("its update", own), ("the mean of 20", (own + (NODES - 1) * others) / NODES)):
-        after = [round_.losses(rows, numbers) for rows in (members, texts.held)]
-        lines.append(_line("a node's 100 rows", "-loss", seen, -after[0], -after[1]))
-        fall = [one - other for one, other in zip(before, after, strict=True)]
-        lines.append(_line("a node's 100 rows", "fall of the loss", seen, fall[0], fall[1]))
-    head = head_of(Cell("head", "iid", "mean", "", 0), texts, heads)
-    x, y = (np.concatenate(part) for part in zip(*heads.nodes, strict=True))
-    lines.append(
-        _line(
-            "2,000 rows of all nodes",
-            "-loss",
-            "the head after ten rounds",
-            -_losses(head, x, y),
-            -_losses(head, *heads.held),
-        )
-    )
-    return lines
-
-
-def _line(whose: str, score: str, seen: str, members: Floats, others: Floats) -> str:
-    return f"| {whose} | {score} | {seen} | {area(members, others):.2f} | {advantage(members, others):.2f} |"
+def _line(whose: str, seen: str, score: str, members: Floats, others: Floats) -> str:
+    return f"| {whose} | {seen} | {score} | {area(members, others):.2f} | {advantage(members, others):.2f} |"
 
 
 def _losses(head: Floats, x: NDArray[np.float32], y: NDArray[np.int64]) -> Floats:
     scores = x @ head[:, :-1].T + head[:, -1]
     scores = scores - scores.max(axis=1, keepdims=True)
     return np.asarray(np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(y)), y])
+
+
+def _replayed(texts: Texts, thought: _Thought, out: Path) -> str:
+    """A node with one text trains FedKRSO; then somebody else on each of the first guesses, as the node would have."""
+    round_, right = FirstRound(texts, out / "run"), 7
+
+    def sent(index: int, name: str) -> Floats:
+        path = out / f"{name}-{index}.bin"
+        round_.train([texts.held[index]], node_name(0), path)
+        return round_.numbers(path, node_name(0))
+
+    own = sent(right, "sent")
+    change = head_change(round_, own)
+    moves = moved(change, thought.held[0])
+    guesses = [int(index) for index in ranked(moves[:_LISTED], moves[_LISTED:])]
+    place, label = guesses.index(right) + 1, int(change[1, -1] > change[0, -1])
+    tried = [right, *(index for index in guesses if index != right)][:_REPLAYED]
+    same = [index for index in tried if np.array_equal(sent(index, "guess"), own)]
+    return (
+        f"its label is told {'right' if label == texts.held[right].target else 'wrong'}, the text is guess {place} of "
+        f"{_LISTED}; of {len(tried)} texts trained on, {len(same)} gave the very numbers: "
+        f"{'the right one' if same == [right] else same}"
+    )
 
 
 if __name__ == "__main__":

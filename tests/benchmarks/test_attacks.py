@@ -64,7 +64,7 @@ def data(texts: Texts) -> HeadData:
 @pytest.fixture
 def run(texts: Texts, data: HeadData, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
     monkeypatch.setattr(heads, "_ROUNDS", 3)
-    return lambda rule, attack="", liars=LIARS: head_run(Cell("head", "iid", rule, attack, liars), texts, data)
+    return lambda rule, attack="", liars=LIARS: head_run(Cell("iid", rule, attack, liars), texts, data)
 
 
 @pytest.mark.parametrize("attack", ["sign flip", "colluding", "scaled"])
@@ -77,7 +77,7 @@ def test_large_lies_ruin_what_has_no_limit_and_no_rule_that_withstands_them(
         # Scaled lies point where honest updates do: they are too many steps in one, not a wrong way.
         assert run("mean, any norm", attack).accuracy < honest - 0.2
     for rule in ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median"):
-        assert safety_of(Cell("", "", rule, attack, LIARS)).combining().withstands(20) >= LIARS
+        assert safety_of(Cell("", rule, attack, LIARS)).combining().withstands(20) >= LIARS
         assert run(rule, attack).accuracy > honest - 0.06, rule
 
 
@@ -106,20 +106,20 @@ def test_lies_are_what_they_say() -> None:
 
 
 def test_a_table_goes_on_from_what_is_kept(tmp_path: Path) -> None:
-    wanted = list(cells("head", "iid", (2, 8)))
+    wanted = list(cells("iid", (2, 8)))
     assert len(wanted) == len(set(wanted)) == len(RULES) * (1 + 2 * len(ATTACKS))
     kept = Kept(tmp_path / "results.jsonl")
     labels = np.array([0, 1, 1, 0])
     said = [np.array([0, 1, 0, 0]), np.array([1, 0])]
     kept.add(measured(wanted[0], said, labels))
-    kept.add(measured(Cell("head", "iid", "krum", "backdoor", 8), said, labels))
-    kept.add(measured(Cell("head", "iid", "median, pairs", "label flip", 8), said, labels))
+    kept.add(measured(Cell("iid", "krum", "backdoor", 8), said, labels))
+    kept.add(measured(Cell("iid", "median, pairs", "label flip", 8), said, labels))
     again = Kept(tmp_path / "results.jsonl")
     assert len(again.left(wanted)) == len(wanted) - 3
-    lines = list(table(again, "head", "iid", (2, 8)))
+    lines = list(table(again, "iid", (2, 8)))
     assert "| none | – | 0.750 |" in lines[2] and len(lines) == 3
-    kept.add(measured(Cell("head", "iid", "krum", "", 0), said, labels))
-    assert any("0.750, word 0.00 → 0.50" in line for line in table(kept, "head", "iid", (2, 8)))
+    kept.add(measured(Cell("iid", "krum", "", 0), said, labels))
+    assert any("0.750, word 0.00 → 0.50" in line for line in table(kept, "iid", (2, 8)))
 
 
 @pytest.fixture(scope="module")
