@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plain protocol tells of a node's texts to whoever sees its updates: the coordinator, or who took it over.
+"""What the plain protocol tells of a node's texts to whoever sees its updates: coordinator and broker.
 
     python -m benchmarks.leaks --data DATA --out FOLDER
 

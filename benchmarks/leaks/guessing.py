@@ -32,7 +32,7 @@ def head_change(of: FirstRound, numbers: Floats) -> Floats:
     return np.concatenate([weight, bias.reshape(-1, 1)], axis=1)
 
 
-def moved(change: Floats, features: Floats) -> Floats:
+def moved(change: Floats, features: Floats | NDArray[np.float32]) -> Floats:
     """How far a head's change moves each text's score from the first label to the second, (texts,).
 
     Args:
