@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from fedcore.config.safety import SafetySection
 from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
@@ -18,7 +19,6 @@ from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
 from fedcore.methods.secure import SecureSection, require_secure
-from fedcore.numbers.rules import Rule, rule_of
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 
@@ -91,49 +91,6 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def invited(self) -> int:
         """Nodes that a round invites; 0 for all."""
         return math.ceil(self.cohort * (1 + self.over_selection))
-
-
-class SafetySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[safety]`: what one participant's update may do to a round (`coordinator.rounds.policy`)."""
-
-    norm_bound: float = 0.0
-    """Largest norm of an update: the root of the sum of squares of all its numbers. 0 for none; a run's summary shows
-    the norms."""
-    norm_policy: Literal["clip", "refuse"] = "clip"
-    """What happens to an update beyond the bound: scaled down to it, or refused."""
-    norm_ratio: float = 10.0
-    """An update counts with at most this multiple of the lower median of norms, of its round's updates and of those of
-    the rounds before; what is beyond is scaled down to it, and its sender named. 0 for no limit."""
-    max_share_ratio: float | None = None
-    """A participant weighs at most this multiple of the lower median of the examples claimed in the round; 0 for no
-    limit. Left out: one less than there are participants, at least 3 and at most 10, so that of four or more none
-    outweighs all others together."""
-    max_examples: int = 0
-    """A participant weighs at most this many examples, whatever the others claim; 0 for no limit."""
-    rule: str = "mean"
-    """What becomes of the numbers that a round's updates say of one coordinate (`fedcore.numbers.rules`): `mean`,
-    `trimmed-mean`, `median`, or a registered one. With all but `mean` participants count the same."""
-    trim: float = 0.2
-    """Part of the numbers that `trimmed-mean` leaves out at each end, below 0.5; one number at least."""
-
-    def __post_init__(self) -> None:
-        if self.norm_bound != 0 and not 1e-6 <= self.norm_bound <= 1e9:
-            raise ConfigError(
-                f"norm_bound is {self.norm_bound}, it must be 0 or from 1e-6 to 1e9", place="safety.norm_bound"
-            )
-        for key in ("norm_ratio", "max_share_ratio"):
-            value = getattr(self, key)
-            if value not in (None, 0) and not 1 <= value <= 1e9:
-                raise ConfigError(f"{key} is {value}, it must be 0 or from 1 to 1e9", place=f"safety.{key}")
-        if self.max_examples < 0:
-            raise ConfigError(f"max_examples is {self.max_examples}, it must be 0 or more", place="safety.max_examples")
-        if not 0 < self.trim < 0.5:
-            raise ConfigError(f"trim is {self.trim}, it must be above 0 and below 0.5", place="safety.trim")
-        self.combining()
-
-    def combining(self) -> Rule:
-        """The rule, made."""
-        return rule_of(self.rule, self.trim, place="safety.rule")
 
 
 class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):

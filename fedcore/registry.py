@@ -97,9 +97,12 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: The name is taken, or the registry is closed.
         """
-        place = _place_of(entry if written is None else written)
+        made = entry if written is None else written
+        place = _place_of(made)
         with _LOADING:
-            self._load_own()
+            # Our own modules may build on each other, and are not loaded all at once by whichever is first.
+            if getattr(made, "__module__", "") not in self._own:
+                self._load_own()
             if name in self._entries:
                 raise ConfigError(
                     f"two {self.kind}s are named {name!r}: the first is {self._places[name]}",
@@ -228,7 +231,7 @@ METRICS: Registry[Any] = Registry("metric", "fedkrso.metrics", ("fedcore.numbers
 """Of functions from what a model says and what is right to a number, or to one of each example (`MetricKind`)."""
 CODECS: Registry[Any] = Registry("payload codec", "fedkrso.codecs", ("fedcore.numbers.codecs",))
 """Of `fedcore.numbers.codecs.Codec` objects."""
-RULES: Registry[Any] = Registry("rule", "fedkrso.rules", ("fedcore.numbers.rules",))
+RULES: Registry[Any] = Registry("rule", "fedkrso.rules", ("fedcore.numbers.rules", "fedcore.numbers.choosing"))
 """Of `fedcore.numbers.rules.Rule` classes."""
 DEVICES: Registry[Any] = Registry("device", "fedkrso.devices", ("devices.detection",))
 """Of functions from a `devices.base.Host` to a device, or None where it is another machine."""

@@ -28,11 +28,11 @@ def bench_aggregate(as_json: bool) -> None:
         rates = row["from_files_per_second"], row["elements_per_second"], row["float_elements_per_second"]
         shown = "".join(f"{rate / 1e6:17.0f}" for rate in rates)
         click.echo(f"{row['participants']:12} {row['bits']:5} {shown}{row['sum_bytes'] / 1e6:17.1f}")
-    click.echo(f"\n{'participants':>12} {'rule':>13} {'M elements/s':>13} {'of the mean':>12} {'peak MB':>8}")
+    click.echo(f"\n{'participants':>12} {'rule':>17} {'M elements/s':>13} {'of the mean':>12} {'peak MB':>8}")
     for row in by_rule:
         mean = next(one for one in by_rule if (one["participants"], one["rule"]) == (row["participants"], "mean"))
         ratio = row["elements_per_second"] / mean["elements_per_second"]
         click.echo(
-            f"{row['participants']:12} {row['rule']:>13} {row['elements_per_second'] / 1e6:13.1f} {ratio:12.2f} "
+            f"{row['participants']:12} {row['rule']:>17} {row['elements_per_second'] / 1e6:13.1f} {ratio:12.2f} "
             f"{row['peak_bytes'] / 1e6:8.1f}"
         )

@@ -73,7 +73,8 @@ def job_words(record: RunRecord) -> dict[str, str]:
     ratio = "3 to 10" if limits.max_share_ratio is None else f"{limits.max_share_ratio:g}"
     share = f"weight at most {ratio} times the median" if limits.max_share_ratio != 0 else ""
     if not limits.combining().weighted:
-        share = f"{limits.rule} of updates that weigh the same"
+        of = "updates" if limits.bucket == 1 else f"buckets of {limits.bucket} updates"
+        share = f"{limits.rule} of {of} that weigh the same"
     return {
         "model": f"{job.model.folder}, {job.model.base}",
         "task": f"{job.task.kind}{labels}, {job.task.max_length} tokens",

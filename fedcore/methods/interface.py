@@ -11,7 +11,7 @@ Settings are read by whoever looks at a job: NumPy is loaded by the sums of a ro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -34,6 +34,11 @@ __all__ = [
     "require_combining",
     "require_within",
 ]
+
+_FEWEST: Final = 3
+"""Updates of which one may lie, for a rule that is not told how many do."""
+_MOST_UPDATES: Final = 2**21
+"""Beyond what buckets of the largest size and the most liars need."""
 
 
 class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
@@ -174,12 +179,21 @@ def require_combining(settings: MethodSettings, rule: Rule, name: str, quorum: i
             place="safety.rule",
             remedy='use "mean", or another method',
         )
-    if not rule.tolerates(quorum):
+    if not rule.withstands(quorum):
+        least = next((count for count in range(quorum, _MOST_UPDATES) if rule.withstands(count)), 3)
         raise ConfigError(
-            f"{name!r} of {quorum} updates cannot tell which of them lies",
+            f"{name!r} of {_counted(quorum, rule)} cannot tell which of them lies",
             place="round.quorum",
-            remedy="set it and round.min_nodes to 3 or more",
+            remedy=f"set it and round.min_nodes to {least} or more",
         )
+
+
+def _counted(quorum: int, rule: Rule) -> str:
+    """What a rule that is too few has, and what beside the quorum makes it need more."""
+    words = f"{quorum} updates"
+    if rule.bucket > 1:
+        words += f" in buckets of {rule.bucket}"
+    return words if rule.withstands(_FEWEST * rule.bucket) else f"{words} with liars = {rule.liars}"
 
 
 class ServerHalf(Protocol):

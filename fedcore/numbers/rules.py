@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a round's updates become one: a rule each, in the registry `fedcore.registry.RULES`.
 
-A rule looks at what all participants say of a number, one number at a time (coordinate-wise), and says which number
-counts. All are integers in units of 2**-32 (|a| <= 2**39), and so is the result: divisions are rounded half to even,
-and equal numbers need no order among their senders. So a result depends on the set of updates alone, and on no machine.
+A rule here looks at what all participants say of a number, one number at a time (coordinate-wise), and says which
+number counts; rules that look at whole updates are in `fedcore.numbers.choosing`. All are integers in units of 2**-32
+(|a| <= 2**39), and so is the result: divisions are rounded half to even, and equal numbers need no order among their
+senders. So a result depends on the set of updates alone, and on no machine.
 
 | rule | what counts of n numbers | liars it withstands | shares |
 |---|---|---|---|
@@ -14,7 +15,12 @@ and equal numbers need no order among their senders. So a result depends on the 
 With at most so many liars, whatever they send, and however they agree on it, every number of the result lies between
 the smallest and the largest that an honest participant sent (Yin et al., arXiv 1803.01498, who also bound how far from
 the honest mean that is). Shares are equal since a share comes from what a participant claims: where claims
-count, one liar that claims enough examples is a majority."""
+count, one liar that claims enough examples is a majority.
+
+Every rule but the mean can be of buckets instead of updates (Karimireddy et al., arXiv 2006.09365): updates are put
+together by lot, `bucket` in each, and the rule is of the buckets' means. Means of honest updates differ less from each
+other than the updates do, so that what few nodes have is less often taken for a lie; a liar spoils one bucket at
+most."""
 
 from __future__ import annotations
 
@@ -39,16 +45,30 @@ class Rule(ABC):
 
     Attributes:
         trim: A job's `safety.trim`, exactly as written; for rules that want it.
+        liars: A job's `safety.liars`, how many participants may lie; for rules that want it.
+        bucket: How many updates are put together, by lot, before the rule looks at them.
     """
 
     weighted: ClassVar[bool] = False
     """Whether shares by examples count; otherwise all participants have the same."""
 
     trim: Fraction = Fraction(0)
+    liars: int = 1
+    bucket: int = 1
+
+    def withstands(self, updates: int) -> int:
+        """How many of so many updates may be lies: as many as buckets may, since each spoils one at most.
+
+        Example:
+            >>> [Median(bucket=size).withstands(20) for size in (1, 2, 5)]
+            [9, 4, 1]
+        """
+        return self.tolerates(-(-updates // self.bucket))
 
     @abstractmethod
     def tolerates(self, participants: int) -> int:
-        """How many of so many participants may lie without moving a result beyond what honest ones sent."""
+        """How many of so many participants, or buckets, may lie without moving a result beyond what honest ones sent,
+        or beyond the bound that the rule states."""
 
     @abstractmethod
     def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -144,16 +164,18 @@ def _mean(total: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return mean_fixed(total, count)
 
 
-def rule_of(name: str, trim: float, *, place: str = "") -> Rule:
+def rule_of(name: str, trim: float, *, liars: int = 1, bucket: int = 1, place: str = "") -> Rule:
     """The rule that a job asks for.
 
     Args:
         name: As it is registered.
         trim: The job's; taken as it is written, so that 0.1 of 30 are 3.
+        liars: The job's.
+        bucket: The job's.
         place: Named in the error.
 
     Raises:
         ConfigError: There is no such rule.
     """
-    made: Rule = RULES.get(name, place=place)(Fraction(repr(trim)))
+    made: Rule = RULES.get(name, place=place)(Fraction(repr(trim)), liars, bucket)
     return made

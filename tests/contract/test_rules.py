@@ -21,6 +21,7 @@ from fedcore.methods import server_half
 from fedcore.methods.interface import MethodSettings, require_combining
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate, write_update
+from fedcore.numbers.choosing import Krum
 from fedcore.numbers.codecs import encoded
 from fedcore.numbers.records import Record
 from fedcore.numbers.rules import MEAN, Median, rule_of
@@ -42,7 +43,7 @@ kind = "regression"
 {method}
 [round]
 quorum = {quorum}
-min_nodes = 3
+min_nodes = 9
 [safety]
 {safety}
 [broker]
@@ -60,7 +61,7 @@ def job(folder: Path, method: str = 'name = "fedkrso"', safety: str = 'rule = "m
 def test_a_method_takes_every_rule_or_says_why_not(case: Case, tmp_path: Path) -> None:
     settings = settings_of(case)
     if name_of(case) in REFUSED:
-        for name in ("median", "trimmed-mean"):
+        for name in ("median", "trimmed-mean", "krum", "geometric-median"):
             with pytest.raises(ConfigError, match=f"'{name}' means nothing for {settings.name}: ") as refused:
                 require_combining(settings, rule_of(name, 0.2), name, 3)
             assert refused.value.place == "safety.rule" and len(refused.value.one_line()) < 240
@@ -105,7 +106,9 @@ def test_a_method_takes_every_rule_or_says_why_not(case: Case, tmp_path: Path) -
     zero = ExactState.zero(training, SCHEMA)
     mean = half.aggregate(zero, plan, updates)
     for rule in RULES.names():
-        require_combining(settings, rule_of(rule, 0.2), rule, 3)
+        require_combining(settings, rule_of(rule, 0.2), rule, 5)
+    chosen = half.aggregate(zero, plan, updates, Krum())
+    assert any(all(np.array_equal(chosen.sums[name], one[name]) for name in one) for one in numbers[:4])
     median = half.aggregate(zero, plan, updates, Median())
     for name in numbers[0]:
         honest = np.stack([one[name] for one in numbers[:4]])
@@ -129,6 +132,12 @@ def test_a_method_from_outside_that_says_nothing_keeps_to_the_mean() -> None:
         ({"safety": 'rule = "medain"'}, "safety.rule: no rule 'medain' (did you mean 'median'?)"),
         ({"safety": 'rule = "median"\ntrim = 0.5'}, "safety.trim: trim is 0.5, it must be above 0 and below 0.5"),
         ({"safety": "trim = nan"}, "safety.trim: nan is not a number"),
+        ({"safety": 'rule = "krum"\nliars = 0'}, "safety.liars: liars is 0, it must be 1 to 1000"),
+        ({"safety": "bucket = 2"}, "safety.bucket: the mean of buckets is the mean (leave it out, or choose"),
+        (
+            {"safety": 'rule = "multi-krum"\nliars = 2', "quorum": 3},
+            "round.quorum: 'multi-krum' of 3 updates with liars = 2 cannot tell which of them lies (set it and round.min_nodes",
+        ),
         (
             {"quorum": 2},
             "round.quorum: 'median' of 2 updates cannot tell which of them lies (set it and round.min_nodes to 3 or",
@@ -154,14 +163,17 @@ def test_a_job_has_the_mean_unless_it_says_another(tmp_path: Path) -> None:
     assert job(tmp_path).safety.combining() == Median(rule_of("median", 0.2).trim)
     trimmed = job(tmp_path, safety='rule = "trimmed-mean"\ntrim = 0.1').safety.combining()
     assert trimmed.tolerates(30) == 3
+    krum = job(tmp_path, safety='rule = "krum"\nliars = 2\nbucket = 1', quorum=7).safety.combining()
+    assert krum == Krum(rule_of("krum", 0.2).trim, 2, 1)
     assert job(tmp_path, method='name = "ferret"\nallocation = "equal"').safety.rule == "median"
 
 
 def test_a_report_says_which_rule_a_run_had(tmp_path: Path) -> None:
-    def said(safety: str) -> str:
-        record: Any = SimpleNamespace(job=job(tmp_path, safety=safety))
+    def said(safety: str, quorum: int = 3) -> str:
+        record: Any = SimpleNamespace(job=job(tmp_path, safety=safety, quorum=quorum))
         return job_words(record)["safety"]
 
+    assert said('rule = "median"\nbucket = 2', 7) == "no norm bound, median of buckets of 2 updates that weigh the same"
     assert said('rule = "median"') == "no norm bound, median of updates that weigh the same"
     assert said("norm_bound = 2.0") == "norm bound 2 (clip), weight at most 3 to 10 times the median"
     assert said("max_share_ratio = 0.0") == "no norm bound"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.attacks.lies import colluding, scaled, sign_flip, small_shift
 from fedcore.errors import ConfigError
 from fedcore.numbers.accumulator import RowScaled, RunningSum
 from fedcore.numbers.rules import MEAN, Median, Rule, TrimmedMean, rule_of
@@ -108,37 +109,17 @@ def test_fewer_liars_than_a_rule_withstands_move_no_number_beyond_what_honest_on
 
 # Attacks, on 20 updates of 500 numbers: honest ones are a common change and as much noise.
 PARTICIPANTS, NUMBERS = 20, 500
-Attack = Callable[[NDArray[np.float64], int], NDArray[np.float64]]
-
-
-def sign_flip(honest: NDArray[np.float64], liars: int) -> NDArray[np.float64]:
-    return -4 * honest[:liars]
-
-
-def scaled(honest: NDArray[np.float64], liars: int) -> NDArray[np.float64]:
-    return 64 * honest[:liars]
-
-
-def small_shift(honest: NDArray[np.float64], liars: int) -> NDArray[np.float64]:
-    """All liars send one update, a deviation and a half from the honest mean: "a little is enough" (arXiv
-    1902.06156)."""
-    return np.repeat((honest.mean(axis=0) - 1.5 * honest.std(axis=0))[None], liars, axis=0)
-
-
-def colluding(honest: NDArray[np.float64], liars: int) -> NDArray[np.float64]:
-    """All at the largest number that there is, with the sign that hurts."""
-    return np.repeat(np.where(honest.mean(axis=0) > 0, -127.0, 127.0)[None], liars, axis=0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4])
 @pytest.mark.parametrize("attack", [sign_flip, scaled, small_shift, colluding])
 def test_attacks_move_the_mean_and_what_withstands_them_no_further_than_honest_updates_reach(
-    attack: Attack, share: float
+    attack: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]], share: float
 ) -> None:
     chance = np.random.default_rng(7)
     true, liars = chance.normal(size=NUMBERS) * 0.01, round(share * PARTICIPANTS)
     honest = true + chance.normal(size=(PARTICIPANTS - liars, NUMBERS)) * 0.01
-    sent = np.rint(np.concatenate([attack(honest, liars), honest]) * 2.0**32).astype(np.int64)
+    sent = np.rint(np.concatenate([attack(honest[:liars], honest), honest]) * 2.0**32).astype(np.int64)
     own = np.rint(honest * 2.0**32).astype(np.int64)
 
     def error(rule: Rule, values: Units) -> float:

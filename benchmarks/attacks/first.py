@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first round of FedKRSO on the whole model: what nodes send from where a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.attacks.cells import NODES
+from benchmarks.attacks.lies import flat_update
+from benchmarks.attacks.texts import CPU, Texts, learning_of, replica_of
+from coordinator.job import SafetySection
+from coordinator.rounds.policy import admit
+from coordinator.run.keeping import ScratchKeeping
+from coordinator.run.model import GlobalModel
+from coordinator.store.folder import RunFolder
+from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.train.evaluate import scores_of
+from edge_client.worker.train.trainer import Trainer
+from fedcore.device.memoryplan import MemoryPlan
+from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.model.state import PublishedState
+from fedcore.numbers.accumulator import quantise_rows
+from fedcore.round.header import UpdateHeader
+
+__all__ = ["CHUNK_BYTES", "METHOD", "FirstRound", "node_name"]
+
+CHUNK_BYTES: Final = 65_536
+# Every node uses every subspace: a rule counts who leaves one out as saying zero.
+METHOD: Final = FedKRSOSettings(steps=20, interval_steps=4, batch_size=8, learning_rate=1e-3, tensor_learning_rate=1e-2)
+_MEMORY: Final = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
+
+
+class FirstRound:
+    """A plan, and one model that trains as each node.
+
+    Args:
+        texts: The task and the model.
+        folder: Of the coordinator's side and the model.
+
+    Attributes:
+        plan: The round's.
+        replica: At the state before the round, or at what it has adopted since.
+    """
+
+    def __init__(self, texts: Texts, folder: Path) -> None:
+        self._texts, self._folder = texts, folder
+        model = self.model(SafetySection())
+        plan = model.plan(1, tuple(node_name(node) for node in range(NODES)), 0, CHUNK_BYTES)
+        self.plan = msgspec.structs.replace(plan, start_digest="", checkpoint_digest="")
+        self.replica = replica_of(plan, texts, folder / "replica")
+        self._start = self.replica.state = model.published
+
+    def model(self, safety: SafetySection) -> GlobalModel:
+        """The coordinator's side as the round begins."""
+        keeping = ScratchKeeping(RunFolder(self._folder))
+        model = GlobalModel(learning_of(self._texts, METHOD, safety), keeping, 0)
+        model.begin(1, CHUNK_BYTES, lambda text: None)
+        return model
+
+    def train(self, rows: Sequence[Encoded], node: str, path: Path) -> None:
+        """Write what a node with these rows sends, unless it is there."""
+        if path.exists():
+            return
+        self.replica.state = self._start
+        pad_id, intervals = self.replica.model.pad_id, self._folder / "intervals"
+        trainer = Trainer(self.replica, rows, intervals, "r", node, pad_id, CPU)
+        trainer.train(self.plan, (_MEMORY,), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def header(self, path: Path, node: str) -> UpdateHeader:
+        """What an update says of itself."""
+        return admit(path, self.plan, "r", node, SafetySection()).header
+
+    def numbers(self, path: Path, node: str) -> NDArray[np.float64]:
+        """All numbers of an update end to end."""
+        return flat_update(path, self.header(path, node), self.plan)
+
+    def parts(self, numbers: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """The same, entry by entry."""
+        shapes = self.plan.training.shapes(self.plan.model_schema)
+        ends = np.cumsum([rows * columns for rows, columns in shapes.values()])[:-1]
+        return {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(shapes.items(), np.split(numbers, ends), strict=True)
+        }
+
+    def losses(self, rows: Sequence[Encoded], numbers: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Each row's loss by the model before the round, or with what numbers change put on it."""
+        self.replica.state = self._start
+        if numbers is not None:
+            entries = {name: quantise_rows(part.astype(np.float32), 16) for name, part in self.parts(numbers).items()}
+            start = self._start
+            self.replica.state = PublishedState(start.version, start.seeds, start.rank, entries, start.rows_from)
+        self.replica.restore()
+        # Rows of one length together: little is padded.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        some, found = [rows[index] for index in order], np.zeros(len(rows))
+        found[order] = scores_of(self.replica.model, some, self._texts.section, self.replica.model.pad_id, CPU).losses
+        return found
+
+
+def node_name(node: int) -> str:
+    """Of its number."""
+    return f"node-{node:02}"
