@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from fedcore.config.privacy import PrivacySection
 from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
@@ -17,6 +18,7 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
+from fedcore.methods.private import require_nothing_beside, require_private
 from fedcore.methods.secure import SecureSection, require_secure
 from fedcore.numbers.rules import Rule, rule_of
 from fedcore.registry import METRICS, metric_kind
@@ -200,7 +202,7 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
     @property
     def data(self) -> DataSection:
         """Where the coordinator's text is."""
-        return _data_of(self)
+        return self.alone()
 
     @property
     def here(self) -> bool:
@@ -247,11 +249,6 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
         )
 
 
-def _data_of(section: DataSection) -> DataSection:
-    """Without what a section has beside."""
-    return DataSection(**{key: getattr(section, key) for key in DataSection.__struct_fields__})
-
-
 class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[calibration]`: text of the coordinator's own that the method's run artefact is made from; labels are not looked
     at."""
@@ -266,7 +263,7 @@ class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, k
     @property
     def data(self) -> DataSection:
         """Where the text is."""
-        return _data_of(self)
+        return self.alone()
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -283,6 +280,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     head: HeadSection = HeadSection()
     safety: SafetySection = SafetySection()
     secure_aggregation: SecureSection | None = None
+    privacy: PrivacySection = PrivacySection()
+    """What nobody shall be able to tell; without it, nothing is promised."""
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
@@ -321,9 +320,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             self._check_measured(self.evaluation)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
         require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
+        on_nodes, masked = self.evaluation is not None and self.evaluation.on_nodes, self.secure_aggregation is not None
         if self.secure_aggregation is not None:
-            on_nodes = self.evaluation is not None and self.evaluation.on_nodes
             require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
+        require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
+        nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
+        require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
 
     @property
     def phases(self) -> dict[int, str]:

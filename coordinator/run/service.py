@@ -103,7 +103,7 @@ class Service:
     ) -> None:
         job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
-        self._model_folder = prepared.model_folder
+        self._model_folder, self._private = prepared.model_folder, prepared.private
         self._transport, self._clocks = transport, clocks
         self._topics = Topics(job.run)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
@@ -293,6 +293,8 @@ class Service:
         # The last state is measured however often the others are.
         asked = None if plan.evaluation is None else msgspec.structs.replace(plan.evaluation, due=True)
         self._announce(msgspec.structs.replace(plan, phase="finished", evaluation=asked))
+        if self.view.rows and (spent := self.view.rows[-1].privacy) is not None:
+            self._note("privacy", "", spent.words())
         # Whoever comes when this coordinator has ended finds it at the broker.
         self._publisher.last_state(plan, self._objects)
         self._measuring.published(plan, last=True)
@@ -324,6 +326,7 @@ class Service:
             uplink_bytes=self._reception.uplink_bytes,
             downlink_bytes=self._publisher.sent_bytes,
             seconds=self._clocks.steady() - self._opened_at,
+            privacy=None if self._private is None else self._private.spent(self.view.rows, participants),
         )
         self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)

@@ -53,9 +53,7 @@ def test_large_numbers_are_as_fine_as_small_ones() -> None:
 @pytest.mark.parametrize("sigma", [1, 5, 2**33 - 9])
 def test_what_floats_say_is_what_exact_numbers_say(sigma: int) -> None:
     # With a wide margin some hundred numbers are decided by fractions, which no float has a part in.
-    assert (
-        discrete_gaussian(sigma, 3000, KEY).tolist() == discrete_gaussian(sigma, 3000, KEY, margin=2.0**-7).tolist()
-    )
+    assert discrete_gaussian(sigma, 3000, KEY).tolist() == discrete_gaussian(sigma, 3000, KEY, margin=2.0**-7).tolist()
 
 
 @pytest.mark.parametrize("exponent", [Fraction(0), Fraction(1), Fraction(1, 3), Fraction(97, 2), Fraction(10**6, 7)])
