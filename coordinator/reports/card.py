@@ -100,7 +100,6 @@ def _facts(
         yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
     else:
         yield "data", f"{nodes} in round {last.round}, whose updates, and numbers of examples, nobody has seen"
-    yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
     if spent is not None:
         yield "privacy", spent.words()
     if digests:

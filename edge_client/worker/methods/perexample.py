@@ -97,7 +97,7 @@ class ExampleGradients:
         self._add(self._layers, layer.name, own)
 
     def _watching(self, weight: str | None, bias: str | None) -> Callable[..., None]:
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 x = inputs[0].detach()
                 output.register_hook(lambda gy: self._take_whole(weight, bias, x, gy))

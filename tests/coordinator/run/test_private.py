@@ -49,7 +49,7 @@ def job_of(privacy: dict[str, Any], **sections: dict[str, Any]) -> Job:
 
 
 def changed(privacy: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    return {level: {key: value for key, value in {**said, **keys}.items()} for level, said in privacy.items()}
+    return {level: {**said, **keys} for level, said in privacy.items()}
 
 
 @pytest.mark.parametrize(
