@@ -92,7 +92,7 @@ class ExampleGradients:
             shape = (len(lengths), lengths[0], -1)
             own = torch.bmm(gy.reshape(shape).transpose(1, 2), z.reshape(shape))
         else:
-            pairs = zip(gy.split(lengths), z.split(lengths), strict=True)
+            pairs = zip(torch.split(gy, lengths), torch.split(z, lengths), strict=True)
             own = torch.stack([some.T @ others for some, others in pairs])
         self._add(self._layers, layer.name, own)
 
@@ -100,7 +100,7 @@ class ExampleGradients:
         def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 x = inputs[0].detach()
-                output.register_hook(lambda gy: self._take_whole(weight, bias, x, gy))
+                output.register_hook(lambda gy: self._take_whole(weight, bias, x, gy))  # type: ignore[no-untyped-call]
 
         return watch
 

@@ -79,7 +79,7 @@ def poisson_batches(
     """
     share = batch_size / len(encoded)
     while True:
-        yield [encoded[place] for place in np.flatnonzero(generator.random(len(encoded)) < share)]
+        yield [encoded[int(place)] for place in np.flatnonzero(generator.random(len(encoded)) < share)]
 
 
 class TrainedOnce:

@@ -224,6 +224,7 @@ def test_no_more_noise_than_exact_sums_hold() -> None:
 
 
 def test_plans_say_what_a_node_has_to_do() -> None:
-    private = private_of(PrivacySection(example=ExamplePrivacy(**BY_EXAMPLE["example"])), FedKRSOSettings(), 2, 1.5)
+    example = msgspec.convert(BY_EXAMPLE["example"], ExamplePrivacy)
+    private = private_of(PrivacySection(example=example), FedKRSOSettings(), 2, 1.5)
     assert private is not None and private.noise_multiplier == 1.5
     assert (private.said.level, private.said.clip, private.said.least_examples) == ("example", 0.5, 500)

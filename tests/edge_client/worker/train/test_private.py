@@ -19,6 +19,7 @@ from torch import Tensor
 from edge_client.process.measuring import Request
 from edge_client.worker.data.tasks import Encoded, summed_loss
 from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.perexample import ExampleGradients
 from edge_client.worker.programs.measure import local_plan
 from edge_client.worker.trace.footprint import footprint
 from edge_client.worker.train.private import PrivateSteps, poisson_batches, private_steps
@@ -101,9 +102,8 @@ def alone(replica: Replica, half: FedKRSO, batch: list[Encoded]) -> dict[str, Te
 def cut(each: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
     """The sum of examples' gradients, each scaled down to a norm by itself."""
     norms = sum((own.flatten(1).double() ** 2).sum(dim=1) for own in each.values()) ** 0.5
-    return {
-        name: sum(own[i] * min(1.0, clip / float(norm)) for i, norm in enumerate(norms)) for name, own in each.items()
-    }
+    factors = torch.tensor([min(1.0, clip / float(norm)) for norm in norms])
+    return {name: torch.tensordot(factors, own, dims=1) for name, own in each.items()}
 
 
 @pytest.mark.parametrize(("room_tokens", "checkpointing"), [(0, False), (10_000, False), (10_000, True)])
@@ -220,11 +220,11 @@ def test_a_round_is_trained_once_and_two_nodes_with_the_same_texts_say_something
 
 
 def test_what_is_no_linear_layer_cannot_be_trained_whole(minilm_folder: Path, tmp_path: Path) -> None:
-    replica, half, _ = opened(minilm_folder, tmp_path)
+    replica, _, _ = opened(minilm_folder, tmp_path)
     norm = next(p for name, p in replica.model.module.named_parameters() if name.endswith("LayerNorm.weight"))
     norm.requires_grad_(True)
     with pytest.raises(ConfigError, match="LayerNorm.weight is trained whole and of no linear layer"):
-        type(half.examples)(replica.model)
+        ExampleGradients(replica.model)
 
 
 def test_the_memory_plan_counts_gradients_of_all_examples_of_a_micro_batch(
