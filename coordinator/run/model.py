@@ -18,8 +18,8 @@ from coordinator.rounds.policy import Outlier, outliers, round_shares
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
-from coordinator.secure.leading import Sum
 from coordinator.run.private import Private, require_noise
+from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
 from fedcore.config.sections import HeadSection, TaskSection
