@@ -281,7 +281,6 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     safety: SafetySection = SafetySection()
     secure_aggregation: SecureSection | None = None
     privacy: PrivacySection = PrivacySection()
-    """What nobody shall be able to tell; without it, nothing is promised."""
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
@@ -298,8 +297,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             )
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
-        training = server_half(self.method).training(1, self.seed)
-        kind = training.artefact_kind
+        kind = (training := server_half(self.method).training(1, self.seed)).artefact_kind
         made_from_text = kind.name if kind is not None and kind.from_text else ""
         if made_from_text and self.calibration is None:
             words, remedy = f"there is no text to make {made_from_text} from", "add it, with source and text"

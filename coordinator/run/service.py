@@ -126,9 +126,8 @@ class Service:
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clocks.steady()
         self._ended = self._stopping = False
-        protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
-        self.view.phases = job.phases
+        self.view = RunView(job.run, job.method.name, job.round.rounds, notes=prepared.notes, phases=job.phases)
+        self.view.security = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:
@@ -293,7 +292,7 @@ class Service:
         # The last state is measured however often the others are.
         asked = None if plan.evaluation is None else msgspec.structs.replace(plan.evaluation, due=True)
         self._announce(msgspec.structs.replace(plan, phase="finished", evaluation=asked))
-        if self.view.rows and (spent := self.view.rows[-1].privacy) is not None:
+        for spent in (row.privacy for row in self.view.rows[-1:] if row.privacy is not None):
             self._note("privacy", "", spent.words())
         # Whoever comes when this coordinator has ended finds it at the broker.
         self._publisher.last_state(plan, self._objects)
@@ -326,7 +325,7 @@ class Service:
             uplink_bytes=self._reception.uplink_bytes,
             downlink_bytes=self._publisher.sent_bytes,
             seconds=self._clocks.steady() - self._opened_at,
-            privacy=None if self._private is None else self._private.spent(self.view.rows, participants),
+            privacy=None if self._private is None else self._private.spent(self.view.rows, closed.row.participants),
         )
         self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)
@@ -341,13 +340,11 @@ class Service:
 
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early."""
-        standing = self.view.standing
-        if standing is not None and self._machine.judging:
+        if (standing := self.view.standing) is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
         number = self._machine.round if server_round is None else server_round
-        event = self._log.note(kind, node, number, text)
-        if event is not None:
+        if (event := self._log.note(kind, node, number, text)) is not None:
             self._showing.told(event)

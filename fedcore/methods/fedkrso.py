@@ -96,6 +96,7 @@ class FedKRSOSettings(
         """Averaged moments are of those alone who used a seed."""
         return self.moments != "averaged"
 
+    @property
     def not_with_noise(self) -> str:
         """A sum of accumulators is one of changes, whichever subspaces a participant used; roots of second moments are
         a mean over those who have them."""

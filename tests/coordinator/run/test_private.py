@@ -71,6 +71,16 @@ def changed(privacy: dict[str, Any], **keys: Any) -> dict[str, Any]:
         (BY_EXAMPLE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_NODE, {"safety": {"rule": "median"}, "round": {"quorum": 3}}, "safety.rule", "median"),
         (BY_NODE, {"safety": {"norm_bound": 3.0}}, "safety.norm_bound", "two bounds"),
+        (
+            BY_NODE,
+            {
+                "secure_aggregation": {},
+                "safety": {"norm_ratio": 0.0, "max_share_ratio": 0.0},
+                "round": {"quorum": 3, "min_nodes": 3},
+            },
+            "privacy.node",
+            "masked updates",
+        ),
         (BY_NODE, {"evaluation": {"where": "nodes"}}, "evaluation.where", "no noise, and is told"),
         (BY_EXAMPLE, {"evaluation": {"where": "both", "source": "s"}}, "evaluation.where", "no noise, and is told"),
         (BY_EXAMPLE, {"method": {"name": "fedavg"}}, "privacy.example", "in fedavg"),
