@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from fedcore.config.privacy import PrivacySection
 from fedcore.config.safety import SafetySection
 from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
 from fedcore.config.tasks import task_of
@@ -18,6 +19,7 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
+from fedcore.methods.private import require_nothing_beside, require_private
 from fedcore.methods.secure import SecureSection, require_secure
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
@@ -157,7 +159,7 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
     @property
     def data(self) -> DataSection:
         """Where the coordinator's text is."""
-        return _data_of(self)
+        return self.alone()
 
     @property
     def here(self) -> bool:
@@ -204,11 +206,6 @@ class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw
         )
 
 
-def _data_of(section: DataSection) -> DataSection:
-    """Without what a section has beside."""
-    return DataSection(**{key: getattr(section, key) for key in DataSection.__struct_fields__})
-
-
 class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[calibration]`: text of the coordinator's own that the method's run artefact is made from; labels are not looked
     at."""
@@ -223,7 +220,7 @@ class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, k
     @property
     def data(self) -> DataSection:
         """Where the text is."""
-        return _data_of(self)
+        return self.alone()
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -240,6 +237,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     head: HeadSection = HeadSection()
     safety: SafetySection = SafetySection()
     secure_aggregation: SecureSection | None = None
+    privacy: PrivacySection = PrivacySection()
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
@@ -256,8 +254,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             )
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
-        training = server_half(self.method).training(1, self.seed)
-        kind = training.artefact_kind
+        kind = (training := server_half(self.method).training(1, self.seed)).artefact_kind
         made_from_text = kind.name if kind is not None and kind.from_text else ""
         if made_from_text and self.calibration is None:
             words, remedy = f"there is no text to make {made_from_text} from", "add it, with source and text"
@@ -278,9 +275,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             self._check_measured(self.evaluation)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
         require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
+        on_nodes, masked = self.evaluation is not None and self.evaluation.on_nodes, self.secure_aggregation is not None
         if self.secure_aggregation is not None:
-            on_nodes = self.evaluation is not None and self.evaluation.on_nodes
             require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
+        require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
+        nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
+        require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
 
     @property
     def phases(self) -> dict[int, str]:

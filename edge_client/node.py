@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
@@ -11,6 +12,7 @@ from edge_client.owner.policy import PolicySection
 from edge_client.owner.serving import ServeSection
 from fedcore.config.sections import BrokerSection, DataSection, PathText, TrustSection
 from fedcore.errors import ConfigError
+from fedcore.round.plan import Plan
 
 __all__ = ["Node"]
 
@@ -57,6 +59,9 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     directions."""
     keep_worker: bool = True
     """Keep the worker warm between rounds."""
+    privacy: Literal["", "node", "example"] = ""
+    """What a round must promise before anything of this node's text goes into it: `example`, that no text of it can be
+    told from what leaves the device; `node`, that or that none can be told from what is published. Empty: nothing."""
     policy: PolicySection = PolicySection()
     """When it may work."""
     serve: ServeSection = ServeSection()
@@ -69,6 +74,22 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.data.held_out is not None:
             found["held-out rows"] = msgspec.structs.replace(self.data, source=self.data.held_out, held_out=None)
         return found
+
+    def promised(self, plan: Plan) -> Plan:
+        """A plan that promises what this node's owner wants.
+
+        Raises:
+            ConfigError: It does not: whoever asks is not worked for.
+        """
+        said = "" if plan.training.privacy is None else plan.training.privacy.level
+        if self.privacy and said not in (self.privacy, "example"):
+            raise ConfigError(
+                f"its rounds promise {f'privacy.{said}' if said else 'no privacy'}, and this node wants "
+                f"privacy.{self.privacy}",
+                place=f"run {self.run}",
+                remedy="ask whoever leads it for another job, or change privacy in the node file",
+            )
+        return plan
 
     def __post_init__(self) -> None:
         for key in ("node", "run"):

@@ -186,6 +186,7 @@ def _show_head(console: Console, record: RunRecord) -> None:
     lines = {
         **job_words(record),
         "security": record.view.security,
+        "privacy": record.rows[-1].privacy.words() if record.rows and record.rows[-1].privacy is not None else "",
         "digest": record.view.digest,
         "started": day(record.started_at),
     }

@@ -131,6 +131,7 @@ def _status_object(record: RunRecord, now: float) -> dict[str, Any]:
         "downlink_bytes": sum(row.downlink_bytes for row in record.rows),
         "digest": view.digest,
         "security": view.security,
+        "privacy": msgspec.to_builtins(record.rows[-1].privacy) if record.rows else None,
         "nodes": len(view.nodes),
         "nodes_online": sum(node.online for node in view.nodes.values()),
         "events": [msgspec.to_builtins(event) for event in view.events],

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader
 from coordinator.reports.lastmodel import LastModel
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
+from coordinator.store.rows import PrivacySpent
 from fedcore.config.models import read_source
 from fedcore.config.tasks import task_of
 
@@ -62,7 +63,7 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
         round=last.round,
         what="A LoRA adapter: what was learned, without the base model." if adapter else "A model, fine-tuned whole.",
         version=version("fedkrso"),
-        facts=list(_facts(last, examples, digests)),
+        facts=list(_facts(last, examples, digests, row.privacy)),
         measured=[(name, value) for name, value in {**measured, **row.metrics}.items() if value is not None],
         on_nodes=row.nodes,
         code=(_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head),
@@ -77,7 +78,9 @@ def description_of(last: LastModel) -> str:
     )
 
 
-def _facts(last: LastModel, examples: list[int], digests: list[str]) -> Iterator[tuple[str, str]]:
+def _facts(
+    last: LastModel, examples: list[int], digests: list[str], spent: PrivacySpent | None
+) -> Iterator[tuple[str, str]]:
     job, task = last.job, last.task
     yield "run", job.run
     yield "base model", _base(last)
@@ -97,6 +100,8 @@ def _facts(last: LastModel, examples: list[int], digests: list[str]) -> Iterator
         yield "data", f"{sum(examples)} examples on {nodes} in round {last.round} ({sizes}), as they said"
     else:
         yield "data", f"{nodes} in round {last.round}, whose updates, and numbers of examples, nobody has seen"
+    if spent is not None:
+        yield "privacy", spent.words()
     if digests:
         yield "digest", f"`{digests[0]}`, of base and published state"
 

@@ -36,6 +36,7 @@ ROUND_COLUMNS: Final = (
     "nodes_least_accuracy",
     "nodes_loss",
     "nodes_rows",
+    "epsilon",
 )
 """What every row of `round_objects` has, in this order."""
 
@@ -147,6 +148,7 @@ def round_objects(record: RunRecord) -> list[dict[str, Any]]:
             "capped": len(row.capped),
             "nodes": list(row.participants),
             **_on_nodes(row),
+            "epsilon": None if row.privacy is None else row.privacy.epsilon,
             **{f"metric_{name}": row.metrics.get(name) for name in metrics},
             **{f"nodes_metric_{name}": row.nodes.metrics.get(name) if row.nodes else None for name in on_nodes},
         }

@@ -53,6 +53,7 @@ def summary_of(
             "norms": row.norms,
             "clipped": row.clipped,
             "capped": {node: {"examples": claimed, "weight": weight} for node, (claimed, weight) in row.capped.items()},
+            "epsilon": None if row.privacy is None else row.privacy.epsilon,
         }
         for row in view.rows
     ]
@@ -84,6 +85,7 @@ def summary_of(
         "method": view.method,
         "security": view.security,
         "notes": list(view.notes),
+        "privacy": _privacy(view),
         "rounds": rows,
         "final": final,
         "best": best,
@@ -92,6 +94,12 @@ def summary_of(
         "headline": headline,
         "nodes": nodes,
     }
+
+
+def _privacy(view: RunView) -> dict[str, Any] | None:
+    """What has been spent at the end; None where nothing was promised."""
+    spent = view.rows[-1].privacy if view.rows else None
+    return None if spent is None else {**msgspec.to_builtins(spent), "words": spent.words()}
 
 
 def _on_nodes(measured: NodesMeasured | None) -> dict[str, Any] | None:

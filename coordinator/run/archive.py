@@ -9,6 +9,7 @@ made. So the list, the disk and what anybody has to fetch stay bounded, however 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from fedcore.round.plan import Plan, StateObject
 from fedcore.wire.files import manifest_of
 
 __all__ = ["Archive", "listed", "snapshot_is_due"]
+
+_NOISE_KEY = "noise_key"
 
 
 def listed(objects: Objects, version: int, generation: int) -> tuple[StateObject, ...]:
@@ -117,6 +120,14 @@ class Archive:
             self._ledger.put_fact("checkpoint_digest", base.digest())
         return opened
 
+    def noise_key(self, server_round: int) -> bytes:
+        """See `Keeping`."""
+        drawn, key = self._ledger.fact(_NOISE_KEY, tuple[int, bytes]) or (0, b"")
+        if drawn != server_round:
+            key = secrets.token_bytes(32)
+            self._ledger.put_fact(_NOISE_KEY, (server_round, key))
+        return key
+
     def norms(self, alike: Callable[[int], bool]) -> list[float]:
         """See `Keeping`."""
         return norms_of(self._rows, alike)
@@ -136,6 +147,9 @@ class Archive:
     def publish(self, objects: list[StateObject], row: RoundRow) -> None:
         """See `Keeping`: in the ledger with the round's row, both or neither."""
         self._ledger.put_published(objects, row)
+        if row.privacy is not None:
+            # Nobody can take the noise away again, who gets hold of the ledger later.
+            self._ledger.put_fact(_NOISE_KEY, (0, b""))
         self.objects |= {key_of(obj): obj for obj in objects}
         self._rows = [*self._rows, row][-LAST_ROUNDS:]
         self.folder.state(row.round - 2).unlink(missing_ok=True)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -98,6 +99,16 @@ class Keeping(Protocol):
         """
         ...
 
+    def noise_key(self, server_round: int) -> bytes:
+        """32 bytes that a round's noise comes from: of the system's generator, drawn once a round and durable when this
+        returns, where anything is. A round that is closed again after a kill has the same noise; when it counts, the
+        key is forgotten.
+
+        Args:
+            server_round: Which.
+        """
+        ...
+
     def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
         """Of the updates of the last rounds that were closed.
 
@@ -166,6 +177,10 @@ class ScratchKeeping:
     def rebuild(self, base: Base, version: int) -> None:
         """See `Keeping`: what it was made from is gone."""
         raise BaseDamaged("the base is damaged, and what it was made from is not kept", place=str(self.folder.base))
+
+    def noise_key(self, server_round: int) -> bytes:
+        """See `Keeping`: nothing outlives the process."""
+        return secrets.token_bytes(32)
 
     def norms(self, alike: Callable[[int], bool]) -> Sequence[float]:
         """See `Keeping`."""

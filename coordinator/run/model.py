@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from coordinator.job import EvaluationSection, SafetySection
 from coordinator.rounds.policy import Outlier, outliers, round_shares
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
+from coordinator.run.private import Private, require_noise
 from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
@@ -28,7 +31,8 @@ from fedcore.methods.secure import SecureSection
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate
-from fedcore.numbers.rules import Mean
+from fedcore.numbers.rules import Mean, Rule
+from fedcore.privacy.noise import NoisyMean
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
@@ -59,6 +63,7 @@ class Learning:
         run_id: Tells the run from every other of its name.
         head: What a new head begins with.
         secure: How updates are masked; None where they are not.
+        private: What is promised of privacy; None for nothing.
     """
 
     method: MethodSettings
@@ -73,6 +78,7 @@ class Learning:
     run_id: str = ""
     head: HeadSection = HeadSection()
     secure: SecureSection | None = None
+    private: Private | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, run_id: str) -> Learning:
@@ -91,6 +97,7 @@ class Learning:
             run_id=run_id,
             head=job.head,
             secure=job.secure_aggregation,
+            private=prepared.private,
         )
 
     def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
@@ -162,7 +169,8 @@ class GlobalModel:
 
     def training(self, server_round: int) -> AnyTraining:
         """What a round trains."""
-        return self._half.training(server_round, self._learning.seed)
+        made, private = self._half.training(server_round, self._learning.seed), self._learning.private
+        return made if private is None else msgspec.structs.replace(made, privacy=private.said)
 
     def begin(self, server_round: int, chunk_bytes: int, damaged: Callable[[str], None]) -> None:
         """Stand where a round starts: where seeds change, with what was learned merged into the base, and a snapshot of
@@ -238,7 +246,9 @@ class GlobalModel:
         """
         headers = {row.header.node: row.header for row in updates}
         claimed = {node: header.examples for node, header in headers.items()}
-        rule = self._learning.safety.combining()
+        rule: Rule = self._learning.safety.combining()
+        if (private := self._learning.private) is not None:
+            rule = private.rule(plan, updates, self._keeping.noise_key(plan.round)) or rule
         share = plan.training.share if rule.weighted else "uniform"
         shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
@@ -257,8 +267,10 @@ class GlobalModel:
             for row in updates
         ]
         # A method that only has the mean takes no rule: jobs with another one are refused.
-        chosen = () if isinstance(rule, Mean) else (rule,)
+        chosen = () if type(rule) is Mean else (rule,)
         self.state = self._half.aggregate(self.state, plan, weighted, *chosen)
+        if isinstance(rule, NoisyMean):
+            require_noise(rule)
         objects = self._write(plan, chunk_bytes)
         self._keeping.save_state(self.state)
         row = RoundRow(

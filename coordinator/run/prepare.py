@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.job import Job
+from coordinator.run.private import Private, private_run
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger
 from fedcore.config.tasks import CHAT_KEYS
@@ -36,7 +37,10 @@ class Prepared:
     artefact: str = ""
     """SHA-256 of the run's artefact, where its method asks for one; the file is in the run's folder."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the model."""
+    """What a person should know of the model, and of privacy."""
+    private: Private | None = None
+    """What is promised of privacy; None for nothing. The job is then as it is led: with as many rounds as may be, and
+    updates bounded by the clip."""
 
 
 def prepare(
@@ -78,7 +82,9 @@ def prepare(
     notes = ledger.fact("notes", tuple[str, ...]) or ()
     job = msgspec.structs.replace(job, task=task)
     require_solvable(server_half(job.method, head=job.head).training(1, job.seed), schema)
-    return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger, tell), notes)
+    job, private, told = private_run(job, ledger)
+    artefact = _artefact(job, schema, model_folder, folder, ledger, tell)
+    return Prepared(job, schema, model_folder, artefact, (*notes, *told), private)
 
 
 def _artefact(

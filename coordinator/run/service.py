@@ -103,7 +103,7 @@ class Service:
     ) -> None:
         job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
-        self._model_folder = prepared.model_folder
+        self._model_folder, self._private = prepared.model_folder, prepared.private
         self._transport, self._clocks = transport, clocks
         self._topics = Topics(job.run)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
@@ -126,9 +126,8 @@ class Service:
         self._chunk_bytes = job.round.chunk_bytes
         self._opened_at = clocks.steady()
         self._ended = self._stopping = False
-        protected = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
-        self.view = RunView(job.run, job.method.name, job.round.rounds, security=protected, notes=prepared.notes)
-        self.view.phases = job.phases
+        self.view = RunView(job.run, job.method.name, job.round.rounds, notes=prepared.notes, phases=job.phases)
+        self.view.security = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
         self._machine.judging = self._measuring.judging
         if rows:
@@ -293,6 +292,8 @@ class Service:
         # The last state is measured however often the others are.
         asked = None if plan.evaluation is None else msgspec.structs.replace(plan.evaluation, due=True)
         self._announce(msgspec.structs.replace(plan, phase="finished", evaluation=asked))
+        for spent in (row.privacy for row in self.view.rows[-1:] if row.privacy is not None):
+            self._note("privacy", "", spent.words())
         # Whoever comes when this coordinator has ended finds it at the broker.
         self._publisher.last_state(plan, self._objects)
         self._measuring.published(plan, last=True)
@@ -324,6 +325,7 @@ class Service:
             uplink_bytes=self._reception.uplink_bytes,
             downlink_bytes=self._publisher.sent_bytes,
             seconds=self._clocks.steady() - self._opened_at,
+            privacy=None if self._private is None else self._private.spent(self.view.rows, closed.row.participants),
         )
         self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)
@@ -338,13 +340,11 @@ class Service:
 
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early."""
-        standing = self.view.standing
-        if standing is not None and self._machine.judging:
+        if (standing := self.view.standing) is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1
         number = self._machine.round if server_round is None else server_round
-        event = self._log.note(kind, node, number, text)
-        if event is not None:
+        if (event := self._log.note(kind, node, number, text)) is not None:
             self._showing.told(event)

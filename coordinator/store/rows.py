@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import msgspec
 
+from fedcore.config.privacy import Level
 from fedcore.numbers.clip import Clip
 from fedcore.round.header import UpdateHeader
 
-__all__ = ["EventRow", "NodeScore", "NodesMeasured", "RoundRow", "UpdateRow"]
+__all__ = ["EventRow", "NodeScore", "NodesMeasured", "PrivacySpent", "RoundRow", "UpdateRow"]
 
 
 class NodeScore(msgspec.Struct, frozen=True):
@@ -48,6 +49,38 @@ class UpdateRow(msgspec.Struct, frozen=True):
     """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
 
 
+class PrivacySpent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run has told until a round, of the node or the example that it has told most of."""
+
+    level: Level
+    epsilon: float
+    delta: float
+    target_epsilon: float = 0.0
+    """0 for none."""
+    clip: float
+    noise_multiplier: float
+    """The noise's standard deviation, in units of `clip`."""
+    releases: int
+    """Noisy sums so far in which one may have been."""
+    sampled: float = 1.0
+    """With which probability it was in each, by a secret coin."""
+
+    def words(self) -> str:
+        """In a line.
+
+        Example:
+            >>> PrivacySpent(
+            ...     level="node", epsilon=2.3456, delta=1e-3, clip=0.5, noise_multiplier=4.0, releases=6
+            ... ).words()
+            'each node: epsilon 2.35 spent at delta 0.001, by noise of 4 times a clip of 0.5'
+        """
+        of = f" of {self.target_epsilon:g}" if self.target_epsilon else ""
+        return (
+            f"each {self.level}: epsilon {self.epsilon:.3g}{of} spent at delta {self.delta:g}, "
+            f"by noise of {self.noise_multiplier:.3g} times a clip of {self.clip:g}"
+        )
+
+
 class RoundRow(msgspec.Struct, frozen=True):
     """What a round came to. Accuracy and loss are of the published state on held-out data; None where it is not
     measured."""
@@ -69,6 +102,8 @@ class RoundRow(msgspec.Struct, frozen=True):
     """Examples claimed and weight given, for participants whose claim did not count in full."""
     nodes: NodesMeasured | None = None
     """What nodes measured of the published state on rows of their own; known one round later, or at the run's end."""
+    privacy: PrivacySpent | None = None
+    """Up to and with this round; None in a run that promises nothing."""
 
 
 class EventRow(msgspec.Struct, frozen=True):

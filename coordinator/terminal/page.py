@@ -136,6 +136,8 @@ def _facts(record: RunRecord, now: float, *, width: int, ascii_only: bool) -> li
         facts.append(("excluded", _names(view.excluded), "yellow"))
     if view.security:
         facts.append(("security", printable(view.security), "bold yellow" if "INSECURE" in view.security else ""))
+    if record.rows and (spent := record.rows[-1].privacy) is not None:
+        facts.append(("privacy", printable(spent.words()), ""))
     if view.digest:
         facts.append(("digest", printable(view.digest[:16]), ""))
     return facts

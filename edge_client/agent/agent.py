@@ -254,7 +254,7 @@ class Agent:
                 path = str(self._transfers.object_path(obj))
                 self._supervisor.adopt(Adopt(path, obj.version, obj.generation, obj.kind, obj.digest))
             case s.MeasureState():
-                self._guarded(lambda: self._supervisor.measure(action.plan))
+                self._guarded(lambda: self._supervisor.measure(self._node.promised(action.plan)))
             case s.TrainRound(plan, measured):
                 self._guarded(lambda: self._train(plan, measured))
             case s.SendUpdate(server_round):
@@ -287,7 +287,7 @@ class Agent:
     def _train(self, plan: Plan, measured: Measurement | None) -> None:
         self._storage.require(round_bytes(plan), f"round {plan.round}")
         self._transfers.forget_before(plan.round)
-        self._supervisor.train(plan, self._outbox.path(plan.round), measured)
+        self._supervisor.train(self._node.promised(plan), self._outbox.path(plan.round), measured)
 
     def _trained(self, server_round: int) -> None:
         # A worker whose round is over for this node may be at something else already, and goes on with that.

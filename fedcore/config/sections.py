@@ -108,6 +108,10 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 remedy="name other rows, or leave it out: then the job's evaluation.share is held out",
             )
 
+    def alone(self) -> DataSection:
+        """Without what a section that derives from this one has beside."""
+        return DataSection(**{key: getattr(self, key) for key in DataSection.__struct_fields__})
+
 
 class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[head]`: what a new task head holds before the method's first round."""

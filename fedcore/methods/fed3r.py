@@ -112,7 +112,8 @@ class HeadStart:
         """As the plan's training says."""
         if isinstance(plan.training, HeadTraining):
             return _after_sums(state, plan, updates)
-        chosen = () if isinstance(rule, Mean) else (rule,)
+        # A mean with noise is one, and must not be lost.
+        chosen = () if type(rule) is Mean else (rule,)
         return self._half.aggregate(state, plan, updates, *chosen)
 
 

@@ -96,6 +96,17 @@ class FedKRSOSettings(
         """Averaged moments are of those alone who used a seed."""
         return self.moments != "averaged"
 
+    @property
+    def not_with_noise(self) -> str:
+        """A sum of accumulators is one of changes, whichever subspaces a participant used; roots of second moments are
+        a mean over those who have them."""
+        return 'moments = "averaged" are no sums' if self.moments == "averaged" else ""
+
+    @property
+    def not_by_example(self) -> str:
+        """A factor's gradient is small enough to be there once for each example of a micro-batch."""
+        return ""
+
     def described(self) -> str:
         """For a person, in short."""
         rows = "" if self.projection == "coordinate" else f", {self.projection}"

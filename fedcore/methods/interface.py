@@ -90,6 +90,18 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return str(self.__struct_config__.tag)
 
     @property
+    def not_with_noise(self) -> str:
+        """Why a sum of its updates cannot hide one of them behind noise (`[privacy.node]`); empty where it can, and
+        then the server half's `aggregate` takes the mean that has noise."""
+        return self.not_by_coordinate
+
+    @property
+    def not_by_example(self) -> str:
+        """Why gradients of single examples cannot be cut and hidden on the node (`[privacy.example]`); empty where they
+        can, and then its client half takes `fedcore.round.training.Training.privacy`."""
+        return "its gradients are not kept by example"
+
+    @property
     def merges_every(self) -> int:
         """Rounds between merges of what was learned into the base; 0 for never."""
         return 0
@@ -265,4 +277,4 @@ def after_rule(
         return state.after(Combined(list(updates), plan, rule), step=step, momentum=momentum, plain=known)
     total = RunningSum(training.shapes(schema), known)
     add_updates(updates, plan, total)
-    return state.after(total, step=step, momentum=momentum, plain=known)
+    return state.after(rule.of(total), step=step, momentum=momentum, plain=known)

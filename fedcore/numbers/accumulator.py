@@ -264,6 +264,10 @@ class RunningSum:
             parts = [share.part for share in those if isinstance(share.part, RowScaled)]
             _add_scaled(total[:, start:stop], parts, [share.weight for share in those])
 
+    def sums(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """Each entry's weighted sum in units of 2**-32, which is not to be changed."""
+        yield from self._sums.items()
+
     def means(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Each entry's weighted mean in units of 2**-32; zero where nobody has a column."""
         for name, total in self._sums.items():

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fedcore.numbers.accumulator import Means, RunningSum
+
 __all__ = ["MEAN", "Mean", "Median", "Rule", "TrimmedMean", "rule_of"]
 
 
@@ -96,6 +98,10 @@ class Mean(Rule):
     def tolerates(self, participants: int) -> int:
         """One liar moves it as far as its norm and share reach."""
         return 0
+
+    def of(self, total: RunningSum) -> Means:
+        """What a round's sum comes to; a mean that hides who said what adds to the sum before it is divided."""
+        return total
 
     def combine(self, values: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.int64]:
         """Half to even."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept
 from edge_client.worker.methods.moments import Moments, moments_of
+from edge_client.worker.methods.perexample import ExampleGradients
 from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
@@ -42,7 +43,8 @@ class FedKRSO:
 
     def __init__(self, model: BuiltModel, training: Training, artefact: InformedRows | None = None) -> None:
         del training
-        self._informed, self._layers = artefact, model.layers
+        self._informed, self._layers, self._model = artefact, model.layers, model
+        self.examples: ExampleGradients | None = None
         self._order: tuple[int, ...] = ()
         self._rank = self._largest = 0
         self._learning_rate = 0.0
@@ -69,6 +71,7 @@ class FedKRSO:
             state = torch.empty(m, width, dtype=torch.int16)
             layer.install(torch.empty(width, n, dtype=torch.int8), rank, state=state, state_scale=torch.empty(m))
             layer.select(0)
+        self._take_examples(training)
         rows, columns = sum(layer.out_features for layer in layers), sum(layer.in_features for layer in layers)
         averaged = training.moments == "averaged"
         # Of a number of an accumulator: float32, and what goes on of its moments.
@@ -90,6 +93,7 @@ class FedKRSO:
     def install(self, state: PublishedState) -> None:
         """P of every seed, and the state's side factor."""
         self._state, self._moments, self._adam = state, None, None
+        self._take_examples(None)
         for name, layer in self._layers.items():
             part = state.entries[name]
             projection = projection_of(
@@ -119,6 +123,7 @@ class FedKRSO:
         self._learning_rate = training.learning_rate
         assert self._state is not None
         self._moments = moments_of(training, self._layers, self._state)
+        self._take_examples(training)
 
     def begin(self, interval: int) -> torch.optim.Adam:
         """Zero factors in the interval's subspace."""
@@ -159,6 +164,13 @@ class FedKRSO:
             parts = layer.accumulators()
             yield name, torch.cat([parts[k][:, : self._largest] for k in self.subspaces], dim=1).cpu().numpy()
         yield from self._goes_on.changes(self.subspaces, self._largest)
+
+    def _take_examples(self, training: Training | None) -> None:
+        """Have gradients by example where the training hides examples, and else not."""
+        if self.examples is not None:
+            self.examples.end()
+        hides = training is not None and training.privacy is not None and training.privacy.level == "example"
+        self.examples = ExampleGradients(self._model) if hides else None
 
     @property
     def _goes_on(self) -> Moments:

@@ -19,7 +19,7 @@ Legend: m features out, n in, t tokens, r rank, K subspaces.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,6 @@ from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, W
 from fedcore.errors import ExactnessError, ModelError
 
 __all__ = ["FloatWeight", "Int8Weight", "Scratch", "SubspaceLinear", "Weight"]
-
 
 # Rows of W, their values, and their side factor unless it is zero or merged into the values.
 _Block = tuple[slice, Tensor, Tensor | None]
@@ -61,6 +60,7 @@ class SubspaceLinear(nn.Module):
     factor: nn.Parameter | None
     projection: Tensor | None
     row_scale: Tensor | None
+    by_example: Callable[[SubspaceLinear, Tensor, Tensor | None], Tensor] | None = None
     state: Tensor | None
     state_scale: Tensor | None
 
@@ -239,13 +239,14 @@ class SubspaceLinear(nn.Module):
             return None if bias is None else bias.expand(x.shape[0], -1).clone()
         rows = self.subspace_rows(self.active, self.factor.shape[1])  # (r', n)
         z = (x.detach() @ rows.T).mul_(self.scale)  # (t, r')
+        if self.by_example is not None:
+            return self.by_example(self, z, bias)
         return z @ self.factor.T if bias is None else torch.addmm(bias, z, self.factor.T)
 
     def subspace_rows(self, subspace_index: int, rank: int) -> Tensor:
         """The first rows of P_k / scale, float32 (rank, n)."""
         assert self.projection is not None
-        first = subspace_index * self.rank
-        own = slice(first, first + rank)
+        own = slice(subspace_index * self.rank, subspace_index * self.rank + rank)
         rows = self.projection[own].to(torch.float32)
         return rows if self.row_scale is None else rows.mul_(self.row_scale[own, None])
 
@@ -270,8 +271,7 @@ class SubspaceLinear(nn.Module):
         learned = self.state is not None or bool(self._accumulators)
         if self.projection is None or not (learned or (with_factor and self.factor is not None)):
             return None
-        scratch = self.scratch or Scratch()
-        signs = scratch.take("signs", self.projection.shape, self.compute_dtype, self.base.device)
+        signs = (self.scratch or Scratch()).take("signs", self.projection.shape, self.compute_dtype, self.base.device)
         signs.copy_(self.projection)
         return signs if self.row_scale is None else signs.mul_(self.row_scale[:, None])
 

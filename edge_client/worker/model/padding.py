@@ -25,11 +25,14 @@ class Padding:
     Attributes:
         room_tokens: Rows that there is memory for; 0 to compute padding like the rest.
         end_to_end: Whether examples lie end to end in one row instead (`edge_client.worker.model.varlen`).
+        examples: Of the micro-batch that goes through.
+        passes: How many micro-batches there were.
     """
 
     def __init__(self) -> None:
         self.room_tokens = 0
         self.end_to_end = False
+        self.examples = self.passes = 0
         self._tokens = 0
         self._real: Tensor | None = None
 
@@ -40,6 +43,7 @@ class Padding:
             mask: (b, t), 1 for a real token.
         """
         self._tokens, self._real = mask.numel(), None
+        self.examples, self.passes = mask.shape[0], self.passes + 1
         if self.room_tokens <= self._tokens:
             # No need to look, which would wait for an accelerator.
             return
@@ -51,6 +55,21 @@ class Padding:
         """Which rows of a layer's input (rows, n) are real tokens; None for all, and where rows are not the
         micro-batch's tokens."""
         return self._real if x.shape[0] == self._tokens else None
+
+    def lengths(self, rows: int) -> list[int] | None:
+        """How many of the rows that a product is of belong to each example, one after the other; None where they are
+        not the micro-batch's tokens, nor one row for each example.
+
+        Args:
+            rows: As the product sees them: without padding where that is left out.
+        """
+        if self.end_to_end or not self.examples:
+            return None
+        if self._real is not None and rows == self._real.shape[0]:
+            width = self._tokens // self.examples
+            found: list[int] = torch.bincount(self._real // width, minlength=self.examples).tolist()
+            return found
+        return [rows // self.examples] * self.examples if rows in (self._tokens, self.examples) else None
 
     def left_out(self, x: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
         """A layer's output (rows, m) of its input (rows, n): the product of the real tokens' rows, zero for the

@@ -4,12 +4,14 @@ beside, what is finished on disk, and at the end the update's records."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edge_client.worker.methods.interface import ClientHalf
 from edge_client.worker.train.intervals import FinishedIntervals
@@ -128,14 +130,32 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
     Raises:
         UpdateRefused: Training diverged: a value is not finite or too large.
     """
+    factor = np.float32(_clip_factor(replica, plan))
     for name, change in replica.half.changes():
         coding = plan.training.coding(name)
-        yield Record(name, encoded(change, coding, name), coding.bits, kind=coding.kind)
+        yield Record(name, encoded(change * factor, coding, name), coding.bits, kind=coding.kind)
+    for name, change in _tensor_changes(replica, plan):
+        yield Record(name, quantise_rows(change * factor, TENSOR_BITS, place=name), TENSOR_BITS)
+
+
+def _tensor_changes(replica: Replica, plan: Plan) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Of the tensors trained whole, as matrices."""
     start = replica.start_values()
     for spec in plan.training.sent_tensors(plan.model_schema):
-        change = (
-            (replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name])
-            .astype(np.float32)
-            .reshape(spec.matrix)
-        )
-        yield Record(spec.name, quantise_rows(change, TENSOR_BITS, place=spec.name), TENSOR_BITS)
+        change = replica.tensors[spec.name].detach().cpu().numpy() - start[spec.name]
+        yield spec.name, change.astype(np.float32).reshape(spec.matrix)
+
+
+def _clip_factor(replica: Replica, plan: Plan) -> float:
+    """What an update is scaled down by, so that its norm is the plan's clip at most. Rounding to few bits may take it a
+    little beyond: the coordinator scales down once more what it gets, exactly."""
+    privacy = plan.training.privacy
+    if privacy is None or privacy.level != "node":
+        return 1.0
+    squares = [
+        float(np.square(change, dtype=np.float64).sum())
+        for _, change in itertools.chain(replica.half.changes(), _tensor_changes(replica, plan))
+    ]
+    norm = math.sqrt(sum(squares))
+    # What is not finite is refused by name as it is rounded.
+    return privacy.clip / norm if math.isfinite(norm) and norm > privacy.clip else 1.0

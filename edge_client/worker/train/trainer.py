@@ -27,6 +27,7 @@ from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import FusedGatedMLP
 from edge_client.worker.train.highwater import give_back_freed_memory
 from edge_client.worker.train.intervals import FinishedIntervals, round_key
+from edge_client.worker.train.private import PrivateSteps, TrainedOnce, private_steps
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.round import Round, train_round, update_records
 from fedcore.device.memoryplan import Allocator, MemoryPlan
@@ -90,6 +91,7 @@ class Trainer:
         self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
         self._report, self._wanted = hooks.report, hooks.wanted
         self._memory_steps: Sequence[MemoryPlan] = ()
+        self._private: PrivateSteps | None = None
         self._length = 0
         self.memory_step = 0
 
@@ -107,13 +109,18 @@ class Trainer:
 
         Raises:
             BudgetError: An allocation failed on the lowest step.
-            WorkerError: The loss is not finite.
+            WorkerError: The loss is not finite, or the round was trained before where that would tell too much.
+            DataError: There are too few examples for what the job promises of privacy.
         """
         started = time.monotonic()
         self._memory_steps, self.memory_step, self._length = memory_steps, -1, plan.task.max_length
         self._replica.become(self._run, self._node)
         self._replica.open(plan)
         self._descend(0)
+        once = TrainedOnce(self._folder.parent, self._run, plan.run_id, self._node)
+        self._private = private_steps(self._replica.model, self._replica.half, plan, len(self._encoded))
+        if self._private is not None:
+            once.require(plan.round)
         stream = _Numbered(self._stream(plan))
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
         key = round_key(plan, self._run, self._node, len(self._encoded), memory_steps[0].length, computes)
@@ -141,6 +148,8 @@ class Trainer:
             seconds=time.monotonic() - started,
             measured=measured,
         )
+        if self._private is not None:
+            once.begin(plan.round)
         plain = path if plan.secure is None else path.with_suffix(".plain")
         write_update(plain, header, update_records(self._replica, plan))
         if plan.secure is not None:
@@ -154,6 +163,8 @@ class Trainer:
 
     def _stream(self, plan: Plan) -> Iterator[list[Encoded]]:
         size = plan.training.batch_size
+        if self._private is not None:
+            return self._private.batches(self._encoded)
         if plan.training.one_pass:
             return in_order(self._encoded, size)
         return batches(self._encoded, size, plan.training.run_seed, plan.round, self._node)
@@ -177,6 +188,9 @@ class Trainer:
 
     def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
         half, weight, loss, start = self._replica.half, sum(e.weight for e in batch), 0.0, 0
+        private = self._private
+        if private is not None:
+            private.begin()
         while start < len(batch):
             if self._wanted() > self.memory_step:
                 self._descend(min(self._wanted(), len(self._memory_steps) - 1))
@@ -184,10 +198,12 @@ class Trainer:
             part = batch[start : start + size]
             if isinstance(half, Gathering):
                 loss += half.gather(part, plan.task, self._pad_id, self._torch_device, first=start == 0)
+            elif private is not None:
+                private.micro_batch(part, self._pad_id, self._torch_device)
             else:
                 loss += self._micro_batch(part, plan, weight)
             start += size
-        return loss / weight
+        return loss / weight if private is None else private.finish()
 
     def _micro_batch(self, part: Sequence[Encoded], plan: Plan, weight: int) -> float:
         """Forward and backward; the summed loss."""

@@ -45,6 +45,7 @@ from fedcore.round.training.base import (
     UP,
     USES,
     USUAL_RANK,
+    PrivateTraining,
     Training,
     merged_entries,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Factor",
     "FactorTraining",
     "HeadTraining",
+    "PrivateTraining",
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",

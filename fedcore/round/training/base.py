@@ -31,6 +31,7 @@ __all__ = [
     "USES",
     "USUAL_RANK",
     "LearningRate",
+    "PrivateTraining",
     "Rank",
     "Seed",
     "Shapes",
@@ -72,6 +73,19 @@ def merged_entries(schema: ModelSchema) -> frozenset[str]:
     return frozenset(layer.name + ending for layer in schema.layers for ending in ("", UP, DOWN, COEFFICIENTS, SECOND))
 
 
+class PrivateTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node does so that its texts stay hidden (`fedcore.config.privacy`)."""
+
+    level: Literal["node", "example"]
+    """`node`: the update is scaled down to the clip. `example`: each example's gradient is, batches are drawn by secret
+    coins, and every step's gradient gets noise."""
+    clip: Annotated[float, Meta(gt=0, le=128)]
+    noise_multiplier: Annotated[float, Meta(gt=0, le=1e6)]
+    delta: Annotated[float, Meta(gt=0, lt=1)]
+    least_examples: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    """A node with fewer does not take part."""
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """What all methods say; abstract, a method's own struct derives from it
     (`fedcore.round.methods.register_method`)."""
@@ -96,6 +110,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     run_seed: Seed
     published_bits: Annotated[int, Meta(ge=8, le=16)] = 16
     """Bits of a published number, but for second moments, which have 16."""
+    privacy: PrivateTraining | None = None
+    """None where nothing is promised."""
 
     @property
     def method(self) -> str:

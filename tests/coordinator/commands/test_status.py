@@ -10,13 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from made_runs import MIB, fedkrso, finished_run, killed_run, make_run, node, running_run
 from rich.cells import cell_len
 from rich.console import Console
 
 from coordinator.reports.nodes import natural, node_rows
+from coordinator.reports.objects import round_objects
 from coordinator.reports.runs import read_run
+from coordinator.store.rows import PrivacySpent
 from coordinator.store.view import EventView, RunView
 from coordinator.terminal.page import nodes_page, status_page
 from fedcore.device.readings import Readings
@@ -176,3 +179,15 @@ def test_help_shows_an_example() -> None:
         text = fedkrso(*command, "--help").stdout
         assert "Example" in text and f"fedkrso {' '.join(command)}" in text
         assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_has_been_spent_of_privacy_is_on_the_page(tmp_path: Path) -> None:
+    finished_run(tmp_path, "done")
+    record = read_run(tmp_path / "done")
+    spent = PrivacySpent(
+        level="example", epsilon=4.567, delta=1e-4, target_epsilon=5.0, clip=0.5, noise_multiplier=1.25, releases=9
+    )
+    record.view.rows = [*record.rows[:-1], msgspec.structs.replace(record.rows[-1], privacy=spent)]
+    page = "\n".join(rendered(status_page(record, time.time(), width=200, ascii_only=False), 200))
+    assert "each example: epsilon 4.57 of 5 spent at delta 0.0001, by noise of 1.25 times a clip of 0.5" in page
+    assert round_objects(record)[-1]["epsilon"] == 4.567 and round_objects(record)[0]["epsilon"] is None

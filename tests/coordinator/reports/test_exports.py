@@ -22,6 +22,7 @@ from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of
 from coordinator.store.folder import RunFolder, stored_job, write_job
 from coordinator.store.ledger import SqliteLedger
+from coordinator.store.rows import PrivacySpent
 from coordinator.store.view import RunView
 from edge_client.worker.exchange.exporting import export_gguf
 from edge_client.worker.model.describing import describe
@@ -35,6 +36,7 @@ from tests.edge_client.worker.exchange.gguf_models import TEMPLATE, rewritten, w
 TASK = TaskSection(kind="causal-lm", max_length=32)
 IDS = torch.arange(40)[None]
 PROMPTS = ("turn off the lamp", "a timer of  25 minutes", "what is on<|end|>my list", "it is 19°")
+SPENT = PrivacySpent(level="node", epsilon=3.21, delta=1e-3, clip=0.5, noise_multiplier=2.0, releases=1)
 
 
 @dataclass
@@ -76,6 +78,7 @@ def lead(runs: Path, model: Path, named: Path | None = None) -> Led:
     ledger = SqliteLedger(files.ledger)
     ledger.put_fact("task", TASK)
     ledger.put_fact("schema", schema)
+    ledger.put_round(msgspec.structs.replace(ledger.rounds()[0], privacy=SPENT))
     rows = ledger.rounds()
     ledger.close()
     view = RunView("t", job.method.name, job.round.rounds, phase="finished", rows=rows)
@@ -134,6 +137,7 @@ def test_the_folder_is_that_model_rounded_once_with_a_card_of_facts(led: Led, tm
         "| data | 9 examples on 1 node in round 1 (9), as they said |",
         f"`{digest}`",
         stored_job(led.result.folder.root).method.described(),
+        f"| privacy | {SPENT.words()} |",
     ):
         assert fact in card, fact
     if (led.model / "imported.json").exists():
