@@ -13,9 +13,10 @@ import msgspec
 from coordinator.job import Job
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger
+from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
-from fedcore.errors import RunError
+from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
 from fedcore.methods.fed3r import require_solvable
 from fedcore.system.durable import sha256_of
@@ -63,6 +64,7 @@ def prepare(
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
             # The file is about the model: what is said of conversations is the job's alone.
+            _require_pooling(job, described.task)
             chat = {key: getattr(with_template(job.task), key) for key in CHAT_KEYS}
             described = msgspec.structs.replace(described, task=msgspec.structs.replace(described.task, **chat))
         else:
@@ -79,6 +81,17 @@ def prepare(
     job = msgspec.structs.replace(job, task=task)
     require_solvable(server_half(job.method, head=job.head).training(1, job.seed), schema)
     return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger, tell), notes)
+
+
+def _require_pooling(job: Job, found: TaskSection) -> None:
+    """Check that a file about the model is about the head that the job wants."""
+    wanted = job.task.pooling
+    if wanted not in ("auto", found.pooling) and not (wanted == "model" and found.pooling == "auto"):
+        raise ConfigError(
+            f"the job wants {wanted!r}, and {job.model.schema_file} was made for {found.pooling!r}",
+            place="task.pooling",
+            remedy=f"make the file anew: fedkrso model describe --pooling {wanted}",
+        )
 
 
 def _artefact(
