@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 
 from coordinator.job import Job
-from coordinator.store.folder import RunFolder
+from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import Ledger
-from fedcore.config.sections import TaskSection
+from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
 from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
-from fedcore.methods.fed3r import require_solvable
+from fedcore.methods.fed3r import require_solvable, settled_head
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.asking import ask_worker
@@ -60,6 +60,9 @@ def prepare(
         FedkrsoError: The model or the task cannot serve, or the head that the job wants cannot be made.
     """
     task, schema = ledger.fact("task", type(job.task)), ledger.fact("schema", ModelSchema)
+    if task is not None and schema is not None and job.head.start == "auto":
+        # Begun by a version that knew of no other start: rounds of two kinds would be mixed.
+        job = msgspec.structs.replace(job, head=HeadSection(start="random"))
     if task is None or schema is None:
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
@@ -74,6 +77,7 @@ def prepare(
             assert isinstance(answer, Described)
             described = answer
         task, schema = described.task, described.model_schema
+        job = _settled(job, task, schema, folder)
         ledger.put_fact("notes", described.notes)
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
@@ -81,6 +85,17 @@ def prepare(
     job = msgspec.structs.replace(job, task=task)
     require_solvable(server_half(job.method, head=job.head).training(1, job.seed), schema)
     return Prepared(job, schema, model_folder, _artefact(job, schema, model_folder, folder, ledger, tell), notes)
+
+
+def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder) -> Job:
+    """The job with what `auto` means for its head, kept as the run's own: whoever goes on with it, or looks at it,
+    finds what it began with."""
+    training = server_half(job.method).training(1, job.seed)
+    head = settled_head(job.head, task, training, job.safety.combining(), schema, job.round.rounds)
+    if head != job.head:
+        job = msgspec.structs.replace(job, head=head)
+        write_job(folder, job)
+    return job
 
 
 def _require_pooling(job: Job, found: TaskSection) -> None:

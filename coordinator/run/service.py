@@ -337,7 +337,9 @@ class Service:
         self._feed(RoundPublished(plan.round))
 
     def _judge(self) -> None:
-        """Tell the round machine how the run stands, where it may end early."""
+        """Tell the round machine how the run stands, where it may end early; and a person that it stands badly."""
+        if words := self._measuring.below():
+            self._note("below", "", words)
         standing = self.view.standing
         if standing is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))

@@ -120,9 +120,10 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[head]`: what a new task head holds before the method's first round."""
 
-    start: HeadBegin = "random"
+    start: HeadBegin | Literal["auto"] = "auto"
     """`random`: small seeded numbers. `ridge`: the solution of a ridge regression on the frozen model's features, over
-    the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md)."""
+    the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md). `auto`: `ridge`
+    wherever such a head can be had and its sums are small, else `random`."""
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -22,7 +22,7 @@ from fedcore.methods.interface import MethodSettings, ServerHalf
 from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining, HeadTraining
-from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, require_linear_head, target_scale
+from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, linear_head, require_linear_head, target_scale
 from fedcore.weights.schema import ModelSchema
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from fedcore.model.update import WeightedUpdate
     from fedcore.numbers.ridge import Moments
 
-__all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable"]
+__all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable", "settled_head"]
 
 _INTERVAL_STEPS: Final = 64
 """Batches after which a head start's sums go to a node's disk: they are larger than most methods' intervals."""
 _LARGEST: Final = 2.0**20
+_MOST_NUMBERS: Final = 4_000_000
+"""Of a node's sums, 16 MB: 2,800 features and labels. Beyond it they are larger than what most methods send in a run."""
 _NO_HEAD: Final = 'write "random", or leave it out'
 
 
@@ -220,3 +222,39 @@ def require_solvable(training: AnyTraining, schema: ModelSchema) -> None:
         head = require_linear_head(schema)
         if head.weight not in training.shared_tensors(schema):
             raise ConfigError("this method does not share its head", place="head.start", remedy=_NO_HEAD)
+
+
+def settled_head(
+    head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
+) -> HeadSection:
+    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method.
+
+    Args:
+        head: `[head]`; other starts stay.
+        task: `[task]`, with its labels as a list.
+        training: Of the method's first round.
+        rule: Of `[safety]`.
+        schema: The model's.
+        rounds: Of the run.
+
+    Example:
+        >>> from fedcore.methods.fedavg import FedAvg, FedAvgSettings
+        >>> from fedcore.weights.schema import TensorSpec
+        >>> task = TaskSection(kind="text-classification", labels=("a", "b"))
+        >>> training = FedAvg(FedAvgSettings()).training(1, 0)
+        >>> one = ModelSchema((), (TensorSpec("score.weight", (2, 8), in_checkpoint=False),))
+        >>> none = ModelSchema((), ())
+        >>> [settled_head(HeadSection(), task, training, MEAN, schema, 6).start for schema in (one, none)]
+        ['ridge', 'random']
+    """
+    if head.start != "auto":
+        return head
+    ridge, random, found = HeadSection(start="ridge"), HeadSection(start="random"), linear_head(schema)
+    if isinstance(found, str) or found.weight not in training.shared_tensors(schema) or rounds < 2:
+        return random
+    try:
+        require_head_start(ridge, task, training, rule, "")
+    except ConfigError:
+        return random
+    side = sum(found.weight.shape) + 1
+    return ridge if side * (side + 1) // 2 <= _MOST_NUMBERS else random

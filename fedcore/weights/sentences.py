@@ -118,9 +118,7 @@ def _refused(folder: Path, what: str) -> ModelError:
     )
 
 
-def write_sentence_model(
-    folder: Path, pooling: Pooled, features: int, outputs: int, *, max_length: int
-) -> None:
+def write_sentence_model(folder: Path, pooling: Pooled, features: int, outputs: int, *, max_length: int) -> None:
     """Write what makes a folder with a backbone and `HEAD_FILE` a model that sentence-transformers loads, and whose
     sentence vector is the head's logits.
 

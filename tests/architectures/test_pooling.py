@@ -30,7 +30,7 @@ from fedcore.model.base import Base
 from fedcore.model.state import ExactState
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
-from fedcore.weights.sentences import HEAD_FILE, FILES, read_sentence_model
+from fedcore.weights.sentences import FILES, HEAD_FILE, read_sentence_model
 
 FLAGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
@@ -42,7 +42,11 @@ def pooling(way: str) -> TaskSection:
 def sentence_folder(folder: Path, flag: str = "mean_tokens", more: tuple[str, ...] = (), **settings: Any) -> Path:
     """A tiny BERT as sentence-transformers writes it."""
     save_tiny(folder, LABELS, tiny_config("bert"))
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", **{f"{place}_{kind}": kind for place, kind in enumerate(more, 2)}}
+    kinds = {
+        "": "Transformer",
+        "1_Pooling": "Pooling",
+        **{f"{place}_{kind}": kind for place, kind in enumerate(more, 2)},
+    }
     modules = [
         {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for place, (path, kind) in enumerate(kinds.items())
@@ -197,7 +201,14 @@ def test_an_export_says_the_same_with_plain_transformers(tmp_path: Path, way: st
     # A classifier of transformers' own has nothing left of the sentence model.
     own = pooling("model")
     schema = described(checkpoint, own).model_schema
-    export_model(Base(checkpoint, schema, "float32", tmp_path / "b2"), _learned(schema).publish(), schema, own, training, tmp_path / "own")
+    export_model(
+        Base(checkpoint, schema, "float32", tmp_path / "b2"),
+        _learned(schema).publish(),
+        schema,
+        own,
+        training,
+        tmp_path / "own",
+    )
     assert not any((tmp_path / "own" / name).exists() for name in FILES)
     assert said_of_head(Checkpoint(tmp_path / "own"), own, described(Checkpoint(tmp_path / "own"), own).model_schema)
 

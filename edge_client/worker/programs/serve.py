@@ -51,7 +51,6 @@ from fedcore.worker.messages import (
     Command,
     Configure,
     Describe,
-    Described,
     Evaluate,
     Evaluated,
     Event,

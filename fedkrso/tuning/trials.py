@@ -128,9 +128,7 @@ class Trials:
             shutil.copyfile(sums, path)
             return kept
         intervals = folder.root / "intervals"
-        trainer = Trainer(
-            replica, self.rows.nodes[node], intervals, self.job.run, node, replica.model.pad_id, _CPU
-        )
+        trainer = Trainer(replica, self.rows.nodes[node], intervals, self.job.run, node, replica.model.pad_id, _CPU)
         trainer.train(plan, (_MEMORY,), path)
         admitted = admit(path, plan, self.job.run, node, self.job.safety)
         row = UpdateRow("", path.name, path.stat().st_size, admitted.header, admitted.norm, admitted.clip)
