@@ -39,7 +39,7 @@ _INTERVAL_STEPS: Final = 64
 """Batches after which a head start's sums go to a node's disk: they are larger than most methods' intervals."""
 _LARGEST: Final = 2.0**20
 _MOST_NUMBERS: Final = 4_000_000
-"""Of a node's sums, 16 MB: 2,800 features and labels. Beyond it they are larger than what most methods send in a run."""
+"""Of a node's sums, 16 MB: 2,800 features and labels. Beyond it they are larger than what most methods send in all."""
 _NO_HEAD: Final = 'write "random", or leave it out'
 
 

@@ -133,7 +133,7 @@ class Tuning:
             if best.rounds[-1].accuracy < frozen[0]:
                 yield 'no trial is above them: more rounds, lower rates, or name = "fed3r" for the head alone'
         yield ""
-        yield f"the best by accuracy on {len(held)} held-out rows after {self._rounds} rounds; for {job.run}'s job file:"
+        yield f"best by accuracy on {len(held)} held-out rows after {self._rounds} rounds; for {job.run}'s job file:"
         yield ""
         counts = [len(rows) for rows in encoded.values()]
         # Rows that were left out for the trials are there in the run.
