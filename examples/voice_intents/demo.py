@@ -42,8 +42,6 @@ seed = {seed}
 [model]
 folder = "{_MODEL}"
 base = "{base}"
-# BERT's pooler reads the first token, which this sentence model was not trained to use: it learns whole, like the head.
-trained_tensors = ["pooler.dense.*"]
 
 [task]
 kind = "text-classification"
