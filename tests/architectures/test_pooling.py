@@ -181,7 +181,7 @@ def test_an_export_says_the_same_with_plain_transformers(tmp_path: Path, way: st
     model = build(base, task, 0, CPU, torch.float32)
     with torch.no_grad():
         for name, parameter in model.tensors.items():
-            parameter += torch.from_numpy(_learned(schema).publish().entries[name].values()).reshape(parameter.shape)
+            parameter.add_(torch.from_numpy(_learned(schema).publish().entries[name].values()).reshape(parameter.shape))
         batch = sample_batch(checkpoint.folder, task)
         ours = outputs(model, batch, model.pad_id, CPU)
         plain, head = AutoModel.from_pretrained(tmp_path / "out"), load_file(tmp_path / "out" / HEAD_FILE)

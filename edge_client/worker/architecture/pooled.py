@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
-from fedcore.fields.types import POOLED, Pooled
+from fedcore.fields.types import POOLED, Pooled, Pooling
 from fedcore.weights.checkpoint import read_entry, read_table, to_float32
 from fedcore.weights.sentences import HEAD_FILE, HEAD_NAMES, read_sentence_model
 
@@ -119,6 +119,7 @@ def resolved_pooling(folder: Path, task: TaskSection) -> tuple[TaskSection, str]
     """
     if task_of(task).outputs() is None or task.pooling == "model":
         return task, ""
+    chosen: Pooling
     if task.pooling != "auto":
         chosen, words = task.pooling, ""
     elif (found := read_sentence_model(folder)) is None:
