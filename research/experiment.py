@@ -175,7 +175,8 @@ class Experiment:
             model_folder=checkpoint.folder,
             artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
-            head=HeadSection(start=setup.head),
+            # A method's rates are those that its brackets and its tuning say.
+            head=HeadSection(start=setup.head, rates=1.0),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
         require_solvable(self._model.training(1), self._schema)

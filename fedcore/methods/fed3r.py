@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
@@ -84,14 +86,20 @@ class HeadStart:
 
     Args:
         half: Of the method.
+        rates: Factor on its learning rates.
     """
 
-    def __init__(self, half: ServerHalf) -> None:
-        self._half = half
+    def __init__(self, half: ServerHalf, rates: float = 1.0) -> None:
+        self._half, self._rates = half, rates
 
     def training(self, server_round: int, run_seed: int) -> AnyTraining:
         """The head's in round 1, the method's own from then on."""
-        then = self._half.training(max(1, server_round - 1), run_seed)
+        own = self._half.training(max(1, server_round - 1), run_seed)
+        then = msgspec.structs.replace(
+            own,
+            learning_rate=own.learning_rate * self._rates,
+            tensor_learning_rate=own.tensor_learning_rate * self._rates,
+        )
         if server_round > 1:
             return then
         return HeadTraining(
@@ -249,7 +257,8 @@ def settled_head(
     """
     if head.start != "auto":
         return head
-    ridge, random, found = HeadSection(start="ridge"), HeadSection(start="random"), linear_head(schema)
+    ridge, random = (msgspec.structs.replace(head, start=start) for start in ("ridge", "random"))
+    found = linear_head(schema)
     if isinstance(found, str) or found.weight not in training.shared_tensors(schema) or rounds < 2:
         return random
     try:

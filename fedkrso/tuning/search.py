@@ -206,6 +206,8 @@ def job_lines(best: Tried, method: MethodSettings, steps: int, *, head: bool) ->
     if head:
         yield "[head]"
         yield f'start = "{best.trial.head}"'
+        if best.trial.head == "ridge":
+            yield "rates = 1.0"
         yield ""
     yield "[method]"
     yield f"learning_rate = {settings.learning_rate:g}"

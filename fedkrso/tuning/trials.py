@@ -100,7 +100,8 @@ class Trials:
             schema=self.schema,
             model_folder=self.model_folder,
             safety=job.safety,
-            head=HeadSection(start=head),
+            # As they are tried, so they are told.
+            head=HeadSection(start=head, rates=1.0),
         )
         model, replica = GlobalModel(learning, ScratchKeeping(folder), 0), None
         for server_round in range(1, rounds + 1):

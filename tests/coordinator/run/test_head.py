@@ -64,6 +64,10 @@ def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
     job = read(tmp_path, JOB)
     first, second = (server_half(job.method, head=job.head).training(number, 0) for number in (1, 2))
     assert isinstance(first, HeadTraining) and second == first.then
+    assert second.learning_rate == 0.3 * job.method.learning_rate
+    for rates in (0, 1.5):
+        with pytest.raises(ConfigError, match=r"head.rates: rates is"):
+            read(tmp_path, JOB.replace('"ridge"', f'"ridge"\nrates = {rates}'))
     assert read(tmp_path, JOB.replace('[head]\nstart = "ridge"\n', "")).head.start == "auto"
 
 
