@@ -4,8 +4,8 @@
     python -m benchmarks.heads.trials sst2 --data DATA --trial ridge --trial random:learning_rate=1e-3
 
 Trials as `fedkrso tune` makes them (`fedkrso.tuning.trials`): four nodes with Dirichlet shares, each round through the
-coordinator's own engine, measured on rows that nobody trains on. `voice` is the main job, with its four homes; `sst2` is
-measured on the development set, `clinc150` on rows of its test set. A trial is a start and keys of `[method]`, with
+coordinator's own engine, measured on rows that nobody trains on. `voice` is the main job, with its four homes; `sst2`
+is measured on the development set, `clinc150` on rows of its test set. A trial is a start and keys of `[method]`, with
 colons between. Rounds count the head's."""
 
 from __future__ import annotations

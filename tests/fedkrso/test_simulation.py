@@ -145,7 +145,9 @@ def test_steps_come_from_the_data_where_the_job_names_none(
 ) -> None:
     given = tiny_job.read_text()
     assert not any("method.steps" in line for line in Simulation(tiny_job, Wishes(data=str(texts), nodes=2)).about())
-    tiny_job.write_text(given.replace("interval_steps = 2\nsteps = 4\n", "").replace("batch_size = 4", "batch_size = 1"))
+    tiny_job.write_text(
+        given.replace("interval_steps = 2\nsteps = 4\n", "").replace("batch_size = 4", "batch_size = 1")
+    )
     simulation = Simulation(tiny_job, Wishes(data=str(texts), nodes=2, held_out=0.1))
     (tmp_path / "out").mkdir()
     job = load_config(simulation.write(tmp_path / "out", broker)[0], Job)
