@@ -92,6 +92,7 @@ def _voice(pooling: str) -> tuple[TaskSection, dict[str, list[Example]], list[Ex
 def _dealt(
     name: str, data: Path, pooling: str, rows: int, held: int, split: str
 ) -> tuple[TaskSection, dict[str, list[Example]], list[Example]]:
+    labels: tuple[str, ...]
     if name == "sst2":
         labels, files, text, label = ("0", "1"), ("SST-2/train.tsv", "SST-2/dev.tsv"), "sentence", "label"
     else:

@@ -123,7 +123,7 @@ def test_logits_are_neither_too_sure_of_themselves_nor_too_little(rows: int, cla
 @pytest.mark.parametrize("classes", [12, 60])
 def test_many_classes_far_apart_are_not_taken_for_certain(classes: int) -> None:
     """Rows as texts are: many classes, and most of a row's distance from its class' mean along few directions. Logits
-    of plain discriminant analysis lose a nat or more here."""
+    of plain discriminant analysis are far too sure here."""
     world = np.random.default_rng(3)
     means = world.normal(size=(classes, 80))
 
