@@ -124,12 +124,12 @@ class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """`random`: small seeded numbers. `ridge`: the solution of a ridge regression on the frozen model's features, over
     the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md). `auto`: `ridge`
     wherever such a head can be had and its sums are small, else `random`."""
-    rates: float = 0.3
-    """After `ridge`: factor on the method's learning rates, above 0 and up to 1. Rates that are right for a random head
-    destroy one that is good already."""
+    rates: float | None = None
+    """After `ridge`: factor on the method's learning rates, above 0 and up to 1. Left out: 1.0 with ten labels or more,
+    else 0.1, since a node that has mostly one of two labels pulls a good head away."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.rates <= 1:
+        if self.rates is not None and not 0 < self.rates <= 1:
             raise ConfigError(f"rates is {self.rates:g}, it must be above 0 and up to 1", place="head.rates")
 
 

@@ -42,6 +42,8 @@ _INTERVAL_STEPS: Final = 64
 _LARGEST: Final = 2.0**20
 _MOST_NUMBERS: Final = 4_000_000
 """Of a node's sums, 16 MB: 2,800 features and labels. Beyond it they are larger than what most methods send in all."""
+_MANY_LABELS: Final = 10
+"""Of which no node has mostly one: then rates for a random head are right after a good one too (docs/methods.md)."""
 _NO_HEAD: Final = 'write "random", or leave it out'
 
 
@@ -235,10 +237,11 @@ def require_solvable(training: AnyTraining, schema: ModelSchema) -> None:
 def settled_head(
     head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
 ) -> HeadSection:
-    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method.
+    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method; and
+    the rates that follow it.
 
     Args:
-        head: `[head]`; other starts stay.
+        head: `[head]`; other starts stay, and so do rates.
         task: `[task]`, with its labels as a list.
         training: Of the method's first round.
         rule: Of `[safety]`.
@@ -255,9 +258,10 @@ def settled_head(
         >>> [settled_head(HeadSection(), task, training, MEAN, schema, 6).start for schema in (one, none)]
         ['ridge', 'random']
     """
+    rates = (1.0 if len(task.labels) >= _MANY_LABELS else 0.1) if head.rates is None else head.rates
+    ridge, random = HeadSection(start="ridge", rates=rates), HeadSection(start="random", rates=head.rates)
     if head.start != "auto":
-        return head
-    ridge, random = (msgspec.structs.replace(head, start=start) for start in ("ridge", "random"))
+        return ridge if head.start == "ridge" else random
     found = linear_head(schema)
     if isinstance(found, str) or found.weight not in training.shared_tensors(schema) or rounds < 2:
         return random

@@ -22,9 +22,9 @@ The rows that W was fitted to lie closer to their targets than any other. Had a 
 m_c becomes (m_c - h e_c) / (1 - h), and M becomes M / (1 - h)^2. Without it logits would be too sure of themselves.
 
 With many classes they still are: distances to the nearest class come to a hundred nats, and real rows are not normal so
-far out. What N rows can tell is that less than one in N is of another class, so where the mean gap between a class' own
-logit and the next one, at the class' mean, is above ln N, all logits are multiplied by what brings it there. Which class
-is the likeliest does not change."""
+far out. What N rows can tell is that less than one in N is of another class. So where the mean gap between a class' own
+logit and the next one, at the class' mean, is above ln N, all logits are multiplied by what brings it there. Which
+class is the likeliest does not change."""
 
 from __future__ import annotations
 

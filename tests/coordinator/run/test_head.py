@@ -64,7 +64,9 @@ def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
     job = read(tmp_path, JOB)
     first, second = (server_half(job.method, head=job.head).training(number, 0) for number in (1, 2))
     assert isinstance(first, HeadTraining) and second == first.then
-    assert second.learning_rate == 0.3 * job.method.learning_rate
+    assert second.learning_rate == job.method.learning_rate
+    slower = read(tmp_path, JOB.replace('"ridge"', '"ridge"\nrates = 0.5'))
+    assert server_half(slower.method, head=slower.head).training(2, 0).learning_rate == 0.5 * job.method.learning_rate
     for rates in (0, 1.5):
         with pytest.raises(ConfigError, match=r"head.rates: rates is"):
             read(tmp_path, JOB.replace('"ridge"', f'"ridge"\nrates = {rates}'))
@@ -156,6 +158,8 @@ def test_a_head_begins_with_sums_wherever_it_can(
     try:
         prepared = prepare(job, tmp_path, folder, ledger)
         assert prepared.job.head.start == start == stored_job(tmp_path).head.start
+        # Two labels: every node pulls towards the one that it has most of.
+        assert prepared.job.head.rates == (0.1 if start == "ridge" else None) == stored_job(tmp_path).head.rates
         assert prepared.job.phases == ({1: "head"} if start == "ridge" else {})
         assert prepare(stored_job(tmp_path), tmp_path, folder, ledger).job.head.start == start
         # A run from before there was a choice has the ledger's facts, and a job that says nothing.
