@@ -237,8 +237,8 @@ def require_solvable(training: AnyTraining, schema: ModelSchema) -> None:
 def settled_head(
     head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
 ) -> HeadSection:
-    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method; and
-    the rates that follow it.
+    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method.
+    And the rates that follow it.
 
     Args:
         head: `[head]`; other starts stay, and so do rates.
