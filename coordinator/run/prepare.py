@@ -91,7 +91,10 @@ def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder
     """The job with what `auto` means for its head, kept as the run's own: whoever goes on with it, or looks at it,
     finds what it began with."""
     training = server_half(job.method).training(1, job.seed)
-    head = settled_head(job.head, task, training, job.safety.combining(), schema, job.round.rounds)
+    # Sums for a head are not masked.
+    secure = job.secure_aggregation is not None and job.head.start == "auto"
+    wanted = msgspec.structs.replace(job.head, start="random") if secure else job.head
+    head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
     if head != job.head:
         job = msgspec.structs.replace(job, head=head)
         write_job(folder, job)

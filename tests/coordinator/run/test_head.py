@@ -49,6 +49,17 @@ quorum = 3
 [broker]
 url = "mqtts://localhost:8883"
 """
+_KEY = "a" * 64
+SECURE = f"""{JOB}
+[trust]
+signing_key = "{_KEY}"
+enrolled = "e"
+authority_key = "{_KEY}"
+[secure_aggregation]
+[safety]
+norm_ratio = 0
+max_share_ratio = 0
+"""
 LABELS = 'kind = "text-classification"\nlabels = ["a", "b"]'
 TASK = TaskSection(kind="text-classification", labels=("a", "b"))
 WEIGHT, BIAS = TensorSpec("classifier.weight", (2, 8), False), TensorSpec("classifier.bias", (2,), False)
@@ -145,6 +156,7 @@ def test_a_head_that_is_no_linear_layer_is_refused_before_the_first_round(
         (JOB.replace('"fedkrso"', '"fedsa-lora"'), (WEIGHT, BIAS), "random"),
         (JOB.replace('"fedkrso"', '"fed3r"'), (WEIGHT, BIAS), "random"),
         (JOB.replace("[broker]", '[safety]\nrule = "median"\n[broker]'), (WEIGHT, BIAS), "random"),
+        (SECURE, (WEIGHT, BIAS), "random"),
     ],
 )
 def test_a_head_begins_with_sums_wherever_it_can(
