@@ -106,6 +106,15 @@ class Measuring:
         """Which round is the best; None where nothing is measured."""
         return self._view.standing
 
+    def warn(self, note: Callable[[str, str, str], None]) -> None:
+        """Note what `below` says, if it says something.
+
+        Args:
+            note: Takes a kind, a node and words.
+        """
+        if words := self.below():
+            note("below", "", words)
+
     def below(self) -> str:
         """What a person is told, once, of a model that is worse than the head with which its rounds began; empty where
         it is not."""

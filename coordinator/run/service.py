@@ -338,10 +338,8 @@ class Service:
 
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early; and a person that it stands badly."""
-        if words := self._measuring.below():
-            self._note("below", "", words)
-        standing = self.view.standing
-        if standing is not None and self._machine.judging:
+        self._measuring.warn(self._note)
+        if (standing := self.view.standing) is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
