@@ -54,6 +54,8 @@ schema_file = "{schema}"
 [task]
 kind = "text-classification"
 labels = {labels}
+[head]
+start = "random"
 [method]
 name = "fedkrso"
 projection = "signs"

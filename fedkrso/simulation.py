@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,22 +19,26 @@ from tomlkit import TOMLDocument
 from coordinator.job import Job
 from coordinator.provisioning.broker import LocalBroker
 from edge_client.node import Node
-from edge_client.worker.data.reading import check_row, example_of, only_right
+from edge_client.worker.data.reading import Example, check_row, example_of, load_examples, only_right
 from fedcore.config.data import data_section
 from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.config.tasks import task_of
+from fedcore.config.words import converted
 from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError, ModelError
 from fedcore.methods import server_half
+from fedcore.methods.interface import MethodSettings
 from fedcore.worker.imported import model_folder
 
-__all__ = ["Row", "Simulation", "Wishes"]
+__all__ = ["Row", "Simulation", "Wishes", "steps_for"]
 
 Row = Mapping[str, Any]
 _HELD_OUT = "held-out.jsonl"
 _SHOWN_LABELS = 4
+_MOST_STEPS = 200
+"""Of a round, whatever the data: replicas that went further apart say less together."""
 # Of a job that names none.
 _NO_BROKER: Final = {"url": "mqtt://localhost:1883", "insecure": True}
 _BUDGET_SHARE = 0.6
@@ -91,18 +95,49 @@ class Simulation:
         self._nodes: dict[str, TOMLDocument] = {}
         self._rows: dict[str, list[Row]] = {}
         self._section: DataSection | None = None
+        self._steps = 0
         if wishes.data is None:
             self._nodes = _nodes_beside(job_file, given.run)
         else:
             self._deal(wishes.data)
+            method = self._document.get("method", {})
+            if not {"steps", "interval_steps"} & method.keys():
+                counts = [len(rows) for name, rows in self._rows.items() if name != _HELD_OUT]
+                self._steps = steps_for(counts, self._job.method)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The nodes'."""
         return tuple(self._nodes)
 
+    @property
+    def job(self) -> Job:
+        """The job, with what is wished otherwise."""
+        return self._job
+
+    def examples(self, task: TaskSection) -> Iterator[tuple[str, list[Example]]]:
+        """Each node's rows, and those that nobody trains on under no name, where there are some here.
+
+        Args:
+            task: The job's, with its labels as a list.
+        """
+        section = self._section
+        for name in self._nodes:
+            if section is None:
+                data = converted(self._nodes[name].unwrap()["data"], DataSection, place="data")
+                yield name, load_examples(data, task)
+            else:
+                rows = enumerate(self._rows[f"{name}.jsonl"])
+                yield name, [example_of(row, f"{name}, row {number}", section, task) for number, row in rows]
+        if section is not None and _HELD_OUT in self._rows:
+            yield "", [example_of(row, _HELD_OUT, section, task) for row in self._rows[_HELD_OUT]]
+        elif self._job.evaluation is not None and self._job.evaluation.here:
+            yield "", load_examples(self._job.evaluation.data, task)
+
     def about(self) -> Iterator[str]:
         """A line for each part of the data: who has how many rows of which label."""
+        if self._steps:
+            yield f"method.steps = {self._steps}: about one pass over a node's rows in each round"
         for name, rows in self._rows.items():
             line = f"{name.removesuffix('.jsonl')}: {len(rows)} rows"
             kinds = Counter(str(kind) for kind in self._classes(rows))
@@ -145,6 +180,10 @@ class Simulation:
     def _job_document(self, folder: Path, broker: LocalBroker) -> TOMLDocument:
         job = self._document
         job["run"], job["seed"] = self.run, self.seed
+        if self._steps:
+            method = job.setdefault("method", tomlkit.table())
+            method.setdefault("name", self._job.method.name)
+            method["steps"] = self._steps
         rounds = job.setdefault("round", tomlkit.table())
         rounds["min_nodes"] = len(self._nodes)
         rounds["quorum"] = min(self._job.round.quorum, len(self._nodes))
@@ -221,6 +260,20 @@ class Simulation:
             if value is not None and value != getattr(DataSection(source=""), key):
                 table[key] = value
         return table
+
+
+def steps_for(counts: Sequence[int], method: MethodSettings) -> int:
+    """Steps of a round that goes about once over a node's rows, of the middle one of all nodes: whole intervals, no
+    fewer than the method's own two, and no more than `_MOST_STEPS`.
+
+    Example:
+        >>> from fedcore.methods.fedkrso import FedKRSOSettings
+        >>> [steps_for(counts, FedKRSOSettings()) for counts in ([5], [600, 640, 5000], [100_000])]
+        [20, 40, 200]
+    """
+    wanted = sorted(counts)[len(counts) // 2] / method.batch_size
+    whole = method.interval_steps
+    return min(max(2, round(wanted / whole)), max(2, _MOST_STEPS // whole)) * whole
 
 
 def _folder_of(model: str, cache: Path) -> str:

@@ -24,6 +24,7 @@ from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
 from coordinator.store.statefile import save_state
 from edge_client.worker.architecture.configuration import read_tokenizer
+from edge_client.worker.architecture.pooled import resolved_pooling
 from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.fused import fuse
@@ -33,6 +34,7 @@ from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import HeadSection
+from fedcore.config.tasks import task_of
 from fedcore.data.splits import Split, deal
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
@@ -101,6 +103,9 @@ class Experiment:
     ) -> None:
         self._setup, self._task, self._files, self._torch_device = setup, task, files, torch_device
         self._section = task.section(setup.max_length)
+        if task_of(self._section).outputs() is not None:
+            self._section = msgspec.structs.replace(self._section, pooling=setup.pooling)
+            self._section, _ = resolved_pooling(model_folder, self._section)
         tokenizer = read_tokenizer(model_folder)
         dealt = deal([row.group for row in parts.train], setup.clients, split, setup.seed, least=LEAST_EXAMPLES)
         self._clients = [
@@ -170,7 +175,8 @@ class Experiment:
             model_folder=checkpoint.folder,
             artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
-            head=HeadSection(start=setup.head),
+            # A method's rates are those that its brackets and its tuning say.
+            head=HeadSection(start=setup.head, rates=1.0),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
         require_solvable(self._model.training(1), self._schema)

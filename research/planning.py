@@ -129,6 +129,7 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         seed=seed,
         base=named.base or request.base,
         head=named.head,
+        pooling=named.pooling,
         dropout=dropout,
         **fields,
     )

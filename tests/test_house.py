@@ -30,6 +30,8 @@ MAY_IMPORT_HEAVY = (
     "edge_client/doctor/",
     "edge_client/commands/bench_memory.py",
     "examples/",
+    # Short runs in one process, as in the experiment.
+    "fedkrso/tuning/",
     "research/",
 )
 MOST_CONSTRUCTOR_PARAMETERS, MOST_PARAMETERS = 8, 10

@@ -15,7 +15,10 @@ from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from coordinator.store.rows import PrivacySpent
 from fedcore.config.models import read_source
+from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
+from fedcore.fields.types import POOLED, Pooled
+from fedcore.weights.sentences import HEAD_FILE
 
 __all__ = ["CARD_FILE", "card_of", "description_of"]
 
@@ -26,6 +29,23 @@ from transformers import AutoTokenizer, {auto}
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto}.from_pretrained("FOLDER")"""
+_POOLED: Final = """\
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model, head = AutoModel.from_pretrained("FOLDER"), load_file("FOLDER/{file}")
+inputs = tokenizer(["a text"], padding=True, padding_side="right", return_tensors="pt")
+hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+logits = {pooled} @ head["linear.weight"].T + head["linear.bias"]
+
+# The same, with the library sentence-transformers: SentenceTransformer("FOLDER").encode(["a text"])"""
+_WAYS: Final[dict[Pooled, str]] = {
+    "first": "hidden[:, 0]",
+    "mean": "((hidden * mask).sum(1) / mask.sum(1))",
+    "last": "hidden[range(len(hidden)), mask.sum(1)[:, 0] - 1]",
+    "max": "hidden.masked_fill(mask == 0, -1e9).amax(1)",
+}
 _ADAPTER: Final = """\
 from peft import PeftModel
 from transformers import {auto}
@@ -66,8 +86,16 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
         facts=list(_facts(last, examples, digests, row.privacy)),
         measured=[(name, value) for name, value in {**measured, **row.metrics}.items() if value is not None],
         on_nodes=row.nodes,
-        code=(_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head),
+        code=_code(last.task, auto, new_head, adapter=adapter),
     )
+
+
+def _code(task: TaskSection, auto: str, new_head: str, *, adapter: bool) -> str:
+    """How it is loaded."""
+    pooled = next((one for one in POOLED if one == task.pooling), None)
+    if pooled is not None:
+        return _POOLED.format(file=HEAD_FILE, pooled=_WAYS[pooled])
+    return (_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head)
 
 
 def description_of(last: LastModel) -> str:

@@ -20,16 +20,23 @@ from coordinator.store.folder import RunFolder
 from fedcore.config.models import SOURCE_FILE
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
+from fedcore.fields.types import POOLED, Pooled
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
 from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
-from fedcore.weights.initial import start_value
-from fedcore.weights.schema import LayerSpec, ModelSchema
+from fedcore.weights.initial import initial_tensor, start_value
+from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+from fedcore.weights.sentences import FILES, HEAD_FILE, HEAD_NAMES, write_sentence_model
 
 __all__ = ["export_model", "export_run"]
+
+# What an import says goes into the card; what a sentence model says of its vectors is not true of a classifier.
+_NOT_COPIED = (SOURCE_FILE, *FILES)
+# Heads of transformers' classifiers: one that was tuned before would be taken for the one that is.
+_HEADS = ("classifier.", "score.", "pre_classifier.", "classification_head.", "logits_proj.", "sequence_summary.")
 
 
 def export_run(files: RunFolder, folder: Path, *, overwrite: bool = False, which: Which = "last") -> str:
@@ -74,7 +81,7 @@ def export_model(
     checkpoint = base.checkpoint
     for file in checkpoint.folder.iterdir():
         # The card is the run's own, and what the base was imported from says the card.
-        left = file.name.endswith((".safetensors", ".bin", ".index.json", ".md")) or file.name == SOURCE_FILE
+        left = file.name.endswith((".safetensors", ".bin", ".index.json", ".md")) or file.name in _NOT_COPIED
         if file.is_file() and not left:
             shutil.copyfile(file, folder / file.name)
     _write_config(checkpoint, schema, task, folder)
@@ -83,10 +90,12 @@ def export_model(
         layers.setdefault(layer.stored, []).append(layer)
     tensors = {tensor.name: tensor for tensor in schema.tensors}
     new = [tensor.name for tensor in schema.tensors if not tensor.in_checkpoint]
+    pooled = next((one for one in POOLED if one == task.pooling), None)
     prefix = schema.export_prefix
     sources: dict[str, str] = {}
     table: list[tuple[str, str, tuple[int, ...]]] = []
-    for name in [*layers, *(n for n, _ in base.others() if n not in new), *new]:
+    kept = (name for name, _ in base.others() if name not in new and not (pooled and name.startswith(_HEADS)))
+    for name in [*layers, *kept, *(() if pooled else new)]:
         entry = None if name in new else checkpoint.tensors.get(name)
         target = name if entry is None or name.startswith(prefix) else prefix + name
         dtype = "F32" if entry is None or entry.dtype == "I8" else entry.dtype
@@ -111,6 +120,29 @@ def export_model(
         return from_float32(np.add(start, learned, dtype=np.float32), types[target])
 
     write_safetensors(folder / "model.safetensors", table, read)
+    if pooled is not None:
+        _write_head(folder, pooled, [tensors[name] for name in new], task, state, training)
+
+
+def _write_head(
+    folder: Path,
+    pooled: Pooled,
+    tensors: Sequence[TensorSpec],
+    task: TaskSection,
+    state: PublishedState,
+    training: Training,
+) -> None:
+    """Beside a backbone, a head on pooled states: no class of transformers would look at the same vector, so it lies
+    where none takes it for its own."""
+    outputs, features = next(spec.shape for spec in tensors if len(spec.shape) == 2)
+    write_sentence_model(folder, pooled, features, outputs, max_length=task.max_length)
+    values = {}
+    for spec in tensors:
+        start = initial_tensor(spec.name, spec.shape, training.run_seed, bias=spec.start)
+        learned = state.entries[spec.name].values().reshape(spec.shape)
+        values[HEAD_NAMES[spec.name]] = np.add(start, learned, dtype=np.float32)
+    table = [(name, "F32", value.shape) for name, value in values.items()]
+    write_safetensors(folder / HEAD_FILE, table, values.__getitem__)
 
 
 def _as_stored(layers: Sequence[LayerSpec], weights: Sequence[NDArray[Any]]) -> NDArray[Any]:

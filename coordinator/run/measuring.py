@@ -39,6 +39,7 @@ class Measuring:
         self._job, self._section = job, job.evaluation
         self._ledger, self._archive, self._view = ledger, archive, view
         self._evaluator: Evaluator | None = None
+        self._warned = False
         view.rows, view.start = ledger.rounds(), ledger.fact("measured_start", NodesMeasured)
         self._standings = Standings(self._section)
         view.standing = self._standings.of(view.rows)
@@ -71,7 +72,8 @@ class Measuring:
                     self._ask(goal)
 
     def _is_due(self, version: int) -> bool:
-        return self._section is not None and self._section.is_due(version)
+        """What later rounds are compared with is measured too, however often the others are."""
+        return self._section is not None and (self._section.is_due(version) or version in self._job.phases)
 
     def _ask(self, goal: Position) -> None:
         assert self._evaluator is not None
@@ -103,6 +105,29 @@ class Measuring:
     def standing(self) -> Standing | None:
         """Which round is the best; None where nothing is measured."""
         return self._view.standing
+
+    def warn(self, note: Callable[[str, str, str], None]) -> None:
+        """Note what `below` says, if it says something.
+
+        Args:
+            note: Takes a kind, a node and words.
+        """
+        if words := self.below():
+            note("below", "", words)
+
+    def below(self) -> str:
+        """What a person is told, once, of a model that is worse than the head with which its rounds began; empty where
+        it is not."""
+        found = {row.round: accuracy for row in self._view.rows if (accuracy := _accuracy_of(row)) is not None}
+        head = max((number for number in found if number in self._job.phases), default=0)
+        last = max(found, default=0)
+        if self._warned or not head or last <= head or found[last] >= found[head]:
+            return ""
+        self._warned = True
+        return (
+            f"round {last} is below frozen features: accuracy {found[last]:.3f}, {found[head]:.3f} with the head alone"
+            f" (round {head}); lower the learning rates, or ask fedkrso tune"
+        )
 
     def ready(self, event: Ready) -> None:
         """The process is loaded."""
@@ -175,3 +200,10 @@ class Measuring:
         row = next((row for row in reversed(self._view.rows) if row.round == version), None)
         if row is not None:
             self.take(msgspec.structs.replace(row, **numbers))
+
+
+def _accuracy_of(row: RoundRow) -> float | None:
+    """Of the coordinator's rows, else of the nodes'."""
+    if row.accuracy is None and row.nodes is not None:
+        return row.nodes.accuracy
+    return row.accuracy

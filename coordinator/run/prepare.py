@@ -12,13 +12,15 @@ import msgspec
 
 from coordinator.job import Job
 from coordinator.run.private import Private, private_run
-from coordinator.store.folder import RunFolder
+from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import Ledger
+from fedcore.config.privacy import PrivacySection
+from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
-from fedcore.errors import RunError
+from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
-from fedcore.methods.fed3r import require_solvable
+from fedcore.methods.fed3r import require_solvable, settled_head
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.asking import ask_worker
@@ -63,10 +65,14 @@ def prepare(
         FedkrsoError: The model or the task cannot serve, or the head that the job wants cannot be made.
     """
     task, schema = ledger.fact("task", type(job.task)), ledger.fact("schema", ModelSchema)
+    if task is not None and schema is not None and job.head.start == "auto":
+        # Begun by a version that knew of no other start: rounds of two kinds would be mixed.
+        job = msgspec.structs.replace(job, head=HeadSection(start="random"))
     if task is None or schema is None:
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
             # The file is about the model: what is said of conversations is the job's alone.
+            _require_pooling(job, described.task)
             chat = {key: getattr(with_template(job.task), key) for key in CHAT_KEYS}
             described = msgspec.structs.replace(described, task=msgspec.structs.replace(described.task, **chat))
         else:
@@ -76,6 +82,7 @@ def prepare(
             assert isinstance(answer, Described)
             described = answer
         task, schema = described.task, described.model_schema
+        job = _settled(job, task, schema, folder)
         ledger.put_fact("notes", described.notes)
         ledger.put_fact("task", task)
         ledger.put_fact("schema", schema)
@@ -85,6 +92,31 @@ def prepare(
     job, private, told = private_run(job, ledger)
     artefact = _artefact(job, schema, model_folder, folder, ledger, tell)
     return Prepared(job, schema, model_folder, artefact, (*notes, *told), private)
+
+
+def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder) -> Job:
+    """The job with what `auto` means for its head, kept as the run's own: whoever goes on with it, or looks at it,
+    finds what it began with."""
+    training = server_half(job.method).training(1, job.seed)
+    # Sums for a head have neither masks nor noise.
+    hidden = job.secure_aggregation is not None or job.privacy != PrivacySection()
+    wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
+    head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
+    if head != job.head:
+        job = msgspec.structs.replace(job, head=head)
+        write_job(folder, job)
+    return job
+
+
+def _require_pooling(job: Job, found: TaskSection) -> None:
+    """Check that a file about the model is about the head that the job wants."""
+    wanted = job.task.pooling
+    if wanted not in ("auto", found.pooling) and not (wanted == "model" and found.pooling == "auto"):
+        raise ConfigError(
+            f"the job wants {wanted!r}, and {job.model.schema_file} was made for {found.pooling!r}",
+            place="task.pooling",
+            remedy=f"make the file anew: fedkrso model describe --pooling {wanted}",
+        )
 
 
 def _artefact(

@@ -206,7 +206,6 @@ class Service:
             event = self._queue.get(timeout=self._pace.wait_seconds() if idle else _FLUSH_SECONDS)
         except queue.Empty:
             event = None
-        # Of Adopted, the answer that counts is the one to what follows.
         match event:
             case Received(self._topics.plan):
                 self._rivals.heard(event, announced=self._plan is not None)
@@ -329,9 +328,9 @@ class Service:
         )
         self._measuring.keep(plan.version, closed.measured)
         self._model.publish(closed.objects, row)
+        self.view.digest = closed.objects[0].digest
         for note in closed.notes():
             self._note(*note)
-        self.view.digest = closed.objects[0].digest
         self._publisher.published_state(plan.round, self._objects)
         self._measuring.take(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self._measuring.published(plan)
@@ -339,7 +338,8 @@ class Service:
         self._feed(RoundPublished(plan.round))
 
     def _judge(self) -> None:
-        """Tell the round machine how the run stands, where it may end early."""
+        """Tell the round machine how the run stands, where it may end early; and a person that it stands badly."""
+        self._measuring.warn(self._note)
         if (standing := self.view.standing) is not None and self._machine.judging:
             self._feed(Judged(standing.judged, standing.stop_at))
 

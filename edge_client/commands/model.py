@@ -19,7 +19,8 @@ __all__ = ["model_describe", "model_import"]
 @click.option("--task", default=USUAL_TASK, show_default=True)
 @click.option("--labels", default="", help="Comma-separated label set.")
 @click.option("--max-length", default=128, show_default=True)
-def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
+@click.option("--pooling", default="auto", show_default=True, help="As task.pooling of a job.")
+def model_describe(model: str, task: str, labels: str, max_length: int, pooling: str) -> None:
     """Print, as JSON, which layers and tensors of MODEL are trained. For `model.schema_file` of a coordinator without
     torch."""
     from edge_client.worker.train.agreement import described
@@ -27,12 +28,11 @@ def model_describe(model: str, task: str, labels: str, max_length: int) -> None:
     from fedcore.config.sections import TaskSection
     from fedcore.config.words import converted
     from fedcore.weights.checkpoint import Checkpoint
-    from fedcore.worker.messages import Described
 
-    words = {"kind": task, "labels": tuple(filter(None, labels.split(","))), "max_length": max_length}
+    known = tuple(filter(None, labels.split(",")))
+    words = {"kind": task, "labels": known, "max_length": max_length, "pooling": pooling}
     section = converted(words, TaskSection, place="--task")
-    schema, notes = described(Checkpoint(resolve_model_folder(model, place="MODEL")), section)
-    click.echo(msgspec.json.encode(Described(schema, section, notes)))
+    click.echo(msgspec.json.encode(described(Checkpoint(resolve_model_folder(model, place="MODEL")), section)))
 
 
 @click.command(

@@ -10,7 +10,7 @@ import msgspec
 
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
-from fedcore.fields.types import HeadBegin, Start
+from fedcore.fields.types import HeadBegin, Pooling, Start
 from fedcore.transport.address import check_url, is_encrypted
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "HeadSection", "PathText", "TaskSection", "TrustSection"]
@@ -36,6 +36,10 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Regression: the middle of the scale, 2.5 where scores go from 0 to 5. A new head says that of every text from the
     start, and does not spend its first rounds on learning it from clients that each see a part of the scale. Heads
     without a bias (Llama's) begin at 0."""
+    pooling: Pooling = "auto"
+    """Tasks with a head: what of a text the head looks at. `mean`, `first`, `last`, `max`: of the last hidden states of
+    all tokens, or of one. `model`: what transformers' own class for classification does. `auto`: as a sentence model's
+    `modules.json` says that it was trained, else `model`."""
     template: PathText | None = None
     """Instruction: a file with the chat template (Jinja), which the plan carries to all nodes; left out: the
     tokenizer's."""
@@ -51,6 +55,10 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def __post_init__(self) -> None:
         task_of(self).check()
+        if self.pooling != "auto" and task_of(self).outputs() is None:
+            raise ConfigError(
+                f"{self.kind} has no head that would look at a text", place="task.pooling", remedy="leave it out"
+            )
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,9 +124,17 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[head]`: what a new task head holds before the method's first round."""
 
-    start: HeadBegin = "random"
+    start: HeadBegin | Literal["auto"] = "auto"
     """`random`: small seeded numbers. `ridge`: the solution of a ridge regression on the frozen model's features, over
-    the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md)."""
+    the rows of all nodes; it takes the run's first round, in which nodes send sums (docs/methods.md). `auto`: `ridge`
+    wherever such a head can be had and its sums are small, else `random`."""
+    rates: float | None = None
+    """After `ridge`: factor on the method's learning rates, above 0 and up to 1. Left out: 1.0 with ten labels or more,
+    else 0.1, since a node that has mostly one of two labels pulls a good head away."""
+
+    def __post_init__(self) -> None:
+        if self.rates is not None and not 0 < self.rates <= 1:
+            raise ConfigError(f"rates is {self.rates:g}, it must be above 0 and up to 1", place="head.rates")
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
-__all__ = ["BaseKind", "Bits", "HeadBegin", "Moments", "Order", "Start"]
+__all__ = ["POOLED", "BaseKind", "Bits", "HeadBegin", "Moments", "Order", "Pooled", "Pooling", "Start"]
 
 BaseKind = Literal["int8", "float32", "bfloat16", "float16"]
 """How target layers' weights are held."""
@@ -17,6 +17,13 @@ Bits = Literal[4, 8, 16]
 
 HeadBegin = Literal["random", "ridge"]
 """What a new task head holds before the method's first round: small seeded numbers, or a regression's solution."""
+
+Pooled = Literal["first", "mean", "last", "max"]
+"""What a head looks at of a text's last hidden states: one token's, their mean, or the largest of each number."""
+POOLED: Final[tuple[Pooled, ...]] = ("first", "mean", "last", "max")
+
+Pooling = Literal["auto", "model", "first", "mean", "last", "max"]
+"""The same, or `model`: as transformers' own class for classification has it; `auto`: as the model was trained."""
 
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""

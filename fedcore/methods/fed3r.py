@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
@@ -22,7 +24,7 @@ from fedcore.methods.interface import MethodSettings, ServerHalf
 from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
 from fedcore.round.training import AnyTraining, HeadTraining
-from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, require_linear_head, target_scale
+from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, linear_head, require_linear_head, target_scale
 from fedcore.weights.schema import ModelSchema
 
 if TYPE_CHECKING:
@@ -33,11 +35,15 @@ if TYPE_CHECKING:
     from fedcore.model.update import WeightedUpdate
     from fedcore.numbers.ridge import Moments
 
-__all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable"]
+__all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable", "settled_head"]
 
 _INTERVAL_STEPS: Final = 64
 """Batches after which a head start's sums go to a node's disk: they are larger than most methods' intervals."""
 _LARGEST: Final = 2.0**20
+_MOST_NUMBERS: Final = 4_000_000
+"""Of a node's sums, 16 MB: 2,800 features and labels. Beyond it they are larger than what most methods send in all."""
+_MANY_LABELS: Final = 10
+"""Of which no node has mostly one: then rates for a random head are right after a good one too (docs/methods.md)."""
 _NO_HEAD: Final = 'write "random", or leave it out'
 
 
@@ -82,14 +88,20 @@ class HeadStart:
 
     Args:
         half: Of the method.
+        rates: Factor on its learning rates.
     """
 
-    def __init__(self, half: ServerHalf) -> None:
-        self._half = half
+    def __init__(self, half: ServerHalf, rates: float = 1.0) -> None:
+        self._half, self._rates = half, rates
 
     def training(self, server_round: int, run_seed: int) -> AnyTraining:
         """The head's in round 1, the method's own from then on."""
-        then = self._half.training(max(1, server_round - 1), run_seed)
+        own = self._half.training(max(1, server_round - 1), run_seed)
+        then = msgspec.structs.replace(
+            own,
+            learning_rate=own.learning_rate * self._rates,
+            tensor_learning_rate=own.tensor_learning_rate * self._rates,
+        )
         if server_round > 1:
             return then
         return HeadTraining(
@@ -221,3 +233,42 @@ def require_solvable(training: AnyTraining, schema: ModelSchema) -> None:
         head = require_linear_head(schema)
         if head.weight not in training.shared_tensors(schema):
             raise ConfigError("this method does not share its head", place="head.start", remedy=_NO_HEAD)
+
+
+def settled_head(
+    head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
+) -> HeadSection:
+    """What `auto` means for a run: `ridge` where it means something, has its room, and leaves a round to the method.
+    And the rates that follow it.
+
+    Args:
+        head: `[head]`; other starts stay, and so do rates.
+        task: `[task]`, with its labels as a list.
+        training: Of the method's first round.
+        rule: Of `[safety]`.
+        schema: The model's.
+        rounds: Of the run.
+
+    Example:
+        >>> from fedcore.methods.fedavg import FedAvg, FedAvgSettings
+        >>> from fedcore.weights.schema import TensorSpec
+        >>> task = TaskSection(kind="text-classification", labels=("a", "b"))
+        >>> training = FedAvg(FedAvgSettings()).training(1, 0)
+        >>> one = ModelSchema((), (TensorSpec("score.weight", (2, 8), in_checkpoint=False),))
+        >>> none = ModelSchema((), ())
+        >>> [settled_head(HeadSection(), task, training, MEAN, schema, 6).start for schema in (one, none)]
+        ['ridge', 'random']
+    """
+    rates = (1.0 if len(task.labels) >= _MANY_LABELS else 0.1) if head.rates is None else head.rates
+    ridge, random = HeadSection(start="ridge", rates=rates), HeadSection(start="random", rates=head.rates)
+    if head.start != "auto":
+        return ridge if head.start == "ridge" else random
+    found = linear_head(schema)
+    if isinstance(found, str) or found.weight not in training.shared_tensors(schema) or rounds < 2:
+        return random
+    try:
+        require_head_start(ridge, task, training, rule, "")
+    except ConfigError:
+        return random
+    side = sum(found.weight.shape) + 1
+    return ridge if side * (side + 1) // 2 <= _MOST_NUMBERS else random

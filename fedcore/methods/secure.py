@@ -146,5 +146,5 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
         raise ConfigError(
             "what nodes measure says something of each by name", place="evaluation.where", remedy='use "coordinator"'
         )
-    if head != "random":
+    if head == "ridge":
         raise ConfigError("a head start takes sums that are not masked", place="head.start", remedy='write "random"')

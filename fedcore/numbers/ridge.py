@@ -19,10 +19,16 @@ though: rows of a class lie around the class' mean of f with one covariance, as 
 
 The rows that W was fitted to lie closer to their targets than any other. Had a row been left out, its f would have been
 (f - h y) / (1 - h), with h its leverage; with the mean leverage h = df / N this too follows from sums:
-m_c becomes (m_c - h e_c) / (1 - h), and M becomes M / (1 - h)^2. Without it logits would be too sure of themselves."""
+m_c becomes (m_c - h e_c) / (1 - h), and M becomes M / (1 - h)^2. Without it logits would be too sure of themselves.
+
+With many classes they still are: distances to the nearest class come to a hundred nats, and real rows are not normal so
+far out. What N rows can tell is that less than one in N is of another class. So where the mean gap between a class' own
+logit and the next one, at the class' mean, is above ln N, all logits are multiplied by what brings it there. Which
+class is the likeliest does not change."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -178,6 +184,25 @@ def _logits(
     # A class that nobody has rows of is the most frequent one, and far less likely.
     top = int(np.argmax(share))
     turn[:, ~seen], bias[~seen] = turn[:, [top]], bias[top] + np.log(least / safe[top])
+    sure = _sureness(of_class, turn, bias - offset @ turn, share, seen)
+    calmed = min(1.0, math.log(max(moments.rows, 3)) / sure) if sure > 0 else 1.0
+    turn, bias = turn * calmed, bias * calmed
     turned = weight @ turn
     # The same for all classes changes no probability, and smaller numbers travel better.
     return turned - turned.mean(axis=1, keepdims=True), bias - bias.mean()
+
+
+def _sureness(
+    of_class: NDArray[np.float64],
+    turn: NDArray[np.float64],
+    bias: NDArray[np.float64],
+    share: NDArray[np.float64],
+    seen: NDArray[np.bool_],
+) -> float:
+    """The mean over rows of how far their class' logit is above the next one, at the mean of the class."""
+    logits = (of_class @ turn + bias)[np.ix_(seen, seen)]
+    if len(logits) < 2:
+        return 0.0
+    own = np.diagonal(logits).copy()
+    np.fill_diagonal(logits, -np.inf)
+    return float(((own - logits.max(axis=1)) * share[seen]).sum() / share[seen].sum())

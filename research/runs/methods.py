@@ -8,14 +8,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings
 from fedcore.methods import AnySettings, settings_by_name
-from fedcore.fields.types import BaseKind, HeadBegin
+from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 
 __all__ = ["Named", "parse_methods", "settings_of"]
 
@@ -34,6 +34,7 @@ class Named:
         options: What the brackets say, as text.
         base: How target layers are held, where the brackets say so.
         head: What a new head begins with, `random` or `ridge`.
+        pooling: What of a text it looks at, as `task.pooling` of a job; what all tables of before were measured with.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Named:
     options: Mapping[str, str]
     base: BaseKind | None = None
     head: HeadBegin = "random"
+    pooling: Pooling = "model"
 
 
 def parse_methods(text: str) -> tuple[Named, ...]:
@@ -81,13 +83,16 @@ def _parsed(text: str) -> Named:
         if key in options:
             raise ConfigError(f"{key} is there twice", place=f"{_PLACE} {name}")
         options[key] = value
-    base, head = options.pop("base", None), options.pop("head", "random")
+    base, head, pooling = options.pop("base", None), options.pop("head", "random"), options.pop("pooling", "model")
     try:
         begin = msgspec.convert(head, HeadBegin)
     except msgspec.ValidationError:
         raise ConfigError(f"{head!r} is no start of a head", place=f"{_PLACE} {name}", remedy="random or ridge") from None
+    if pooling not in get_args(Pooling):
+        known = ", ".join(get_args(Pooling))
+        raise ConfigError(f"{pooling!r} is no pooling", place=f"{_PLACE} {name}", remedy=f"one of {known}")
     try:
-        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), begin)
+        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), begin, pooling)  # type: ignore[arg-type]
     except msgspec.ValidationError:
         raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
 
@@ -109,7 +114,7 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     unknown = next((key for key in named.options if key not in kind.__struct_fields__), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head"
+        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling"
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
     if learning_rate is not None:

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from fedcore.device.memoryplan import Allocator
 from fedcore.methods import AnySettings
-from fedcore.fields.types import BaseKind, HeadBegin
+from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 
 __all__ = ["ComputeDtype", "Count", "Row", "RunFiles", "Setup", "rounds_done"]
 
@@ -45,6 +45,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Tuning rows whose text, without labels, a method's run artefact is made from."""
     head: HeadBegin = "random"
     """What a new head begins with; `ridge` takes the first round."""
+    pooling: Pooling = "model"
+    """What of a text a new head looks at, as `task.pooling` of a job."""
     base: BaseKind = "int8"
     trained_tensors: tuple[str, ...] = ()
     """Patterns of checkpoint tensors that are trained whole beside a new head."""

@@ -20,6 +20,7 @@ from edge_client.worker.train.replica import Replica
 from fedcore.config.sections import HeadSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError
+from fedcore.methods import server_half
 from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.interface import MethodSettings
 from fedcore.model.update import WeightedUpdate
@@ -27,7 +28,7 @@ from fedcore.numbers.ridge import Moments, ridge_head
 from fedcore.round.plan import Plan
 from fedcore.round.training import HeadTraining
 
-RIDGE = HeadSection(start="ridge")
+RIDGE = HeadSection(start="ridge", rates=1.0)
 # What is merged, what has no seeds, what keeps factors, what is one row for all layers.
 FOLLOWING = ("fedkrso", "fedavg", "fedit", "flora", "fedkseed")
 
@@ -85,6 +86,9 @@ def test_what_follows_knows_of_no_round_before_its_own(make_llama: Callable[...,
     )
     for server_round in (1, 2, 3, 4):
         assert run.half.training(server_round + 1, 5) == plain.half.training(server_round, 5)
+    slower = server_half(settings, head=HeadSection(start="ridge", rates=0.25)).training(3, 5)
+    assert slower.learning_rate == run.half.training(3, 5).learning_rate / 4
+    assert slower.tensor_learning_rate == run.half.training(3, 5).tensor_learning_rate / 4
     first = run.half.training(1, 5)
     assert isinstance(first, HeadTraining) and first.then == plain.half.training(1, 5) == first.learns
     assert first.seeds == first.then.seeds and first.at(1).seeds == first.then.at(1).seeds

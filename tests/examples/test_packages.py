@@ -70,6 +70,9 @@ folder = "{workshop.model}"
 kind = "text-classification"
 labels = ["left", "right"]
 max_length = 16
+[head]
+start = "random"
+
 [method]
 name = "shrinking-average"
 power = 1.0

@@ -33,6 +33,9 @@ kind = "text-classification"
 labels = ["left", "right"]
 max_length = 16
 
+[head]
+start = "random"
+
 [method]
 name = "fedkrso"
 rank = 4

@@ -19,6 +19,7 @@ from fedkrso import (
     Client,
     ConfigError,
     Coordinator,
+    HeadSection,
     Job,
     Line,
     LocalBroker,
@@ -59,6 +60,7 @@ def job(workshop: Workshop, broker: LocalBroker, run: str, rounds: int = 2) -> J
         task=TASK,
         method=METHOD,
         round=RoundSection(rounds=rounds, min_nodes=2, quorum=2, deadline_seconds=120.0),
+        head=HeadSection(start="random"),
         broker=broker.section("coordinator"),
     )
 

@@ -138,3 +138,21 @@ def test_no_node_files_and_wrong_names_are_refused(tiny_job: Path, texts: Path) 
         Simulation(tiny_job, Wishes())
     with pytest.raises(ConfigError, match="cannot be a run's name"):
         Simulation(tiny_job, Wishes(data=str(texts), run="a/b"))
+
+
+def test_steps_come_from_the_data_where_the_job_names_none(
+    tiny_job: Path, texts: Path, broker: LocalBroker, tmp_path: Path
+) -> None:
+    given = tiny_job.read_text()
+    assert not any("method.steps" in line for line in Simulation(tiny_job, Wishes(data=str(texts), nodes=2)).about())
+    tiny_job.write_text(
+        given.replace("interval_steps = 2\nsteps = 4\n", "").replace("batch_size = 4", "batch_size = 1")
+    )
+    simulation = Simulation(tiny_job, Wishes(data=str(texts), nodes=2, held_out=0.1))
+    (tmp_path / "out").mkdir()
+    job = load_config(simulation.write(tmp_path / "out", broker)[0], Job)
+    with texts.open() as file:
+        rows = (sum(1 for _ in csv.DictReader(file)) - 1) / 2
+    # Whole intervals of ten, two at least.
+    assert job.method.steps == max(20, round(rows / 10) * 10)
+    assert next(simulation.about()).startswith(f"method.steps = {job.method.steps}: about one pass")

@@ -242,6 +242,9 @@ kind = "text-classification"
 labels = {list(LABELS)}
 max_length = 16
 
+[head]
+start = "random"
+
 [method]
 name = "fedkrso"
 rank = 8

@@ -27,6 +27,9 @@ kind = "many-labels"
 labels = ["left", "right"]
 max_length = 16
 
+[head]
+start = "random"
+
 [method]
 name = "sign-average"
 interval_steps = 2

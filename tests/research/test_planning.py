@@ -54,6 +54,8 @@ def test_every_method_of_the_house_can_be_run(kind: type) -> None:
 def test_a_head_from_sums_is_an_option_of_every_method() -> None:
     setups = planned(request("fedavg,fedavg[head=ridge]", "small", seeds=(0,)), Rates(Path("nowhere")))
     assert [setup.head for setup in setups] == ["random", "ridge"] and setups[0].method == setups[1].method
+    setups = planned(request("fedavg,fedavg[pooling=mean]", "small", seeds=(0,)), Rates(Path("nowhere")))
+    assert [setup.pooling for setup in setups] == ["model", "mean"] and setups[0].method == setups[1].method
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,7 @@ def test_a_head_from_sums_is_an_option_of_every_method() -> None:
         ("fedkrso[interval_steps=7]", "20 steps are not a whole number of intervals of 7", "use 14"),
         ("fedkrso[base=int4]", "'int4' is not a base", "int8, float32"),
         ("fedkrso[head=flat]", "'flat' is no start of a head", "random or ridge"),
+        ("fedkrso[pooling=cls]", "'cls' is no pooling", "one of auto, model, first, mean, last, max"),
     ],
 )
 def test_wrong_methods_are_refused_in_one_line(text: str, said: str, remedy: str) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from edge_client.worker.architecture.pooled import load_finished
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import build, describe
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ModelError
 from fedcore.model.base import Base
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.sentences import read_sentence_model
 
 __all__ = ["Finished", "finished"]
 
@@ -50,7 +52,9 @@ def finished(folder: Path, scratch: Path, tokenizer: Any) -> Finished:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read it: {error}", place=str(folder / "config.json")) from None
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    sentences = read_sentence_model(folder)
+    pooled = sentences is not None and sentences.outputs > 0
+    if pooled or any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return _classifier(folder, config, tokenizer)
     task, checkpoint = TaskSection(kind="causal-lm"), Checkpoint(folder)
     base = Base(checkpoint, describe(checkpoint, task), "int8", scratch)
@@ -65,6 +69,9 @@ def _classifier(folder: Path, config: Any, tokenizer: Any) -> Finished:
     else:
         labels = tuple(config.id2label[index] for index in sorted(config.id2label))
         task = TaskSection(kind="text-classification", labels=labels, max_length=length)
+    pooled = load_finished(folder, config.num_labels)
+    if pooled is not None:
+        return Finished(BuiltModel(pooled), task)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
     ).eval()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edge_client.worker.architecture.pooled import PooledClassifier
 from fedcore.errors import ModelError
 from fedcore.weights.checkpoint import Tensors, hash_entry, to_float32
 from fedcore.weights.quantise import INT8_MAX
@@ -90,6 +91,10 @@ def stored_tensors(model: Any, checkpoint: Tensors, *, tied: bool = True) -> dic
         checkpoint: Its tensors' names and shapes.
         tied: Let a parameter that the checkpoint does not have be one that the model ties it to.
     """
+    if isinstance(model, PooledClassifier):
+        inside = stored_tensors(model.backbone, checkpoint, tied=tied)
+        named = {f"{model.base_model_prefix}.{name}": stored for name, stored in inside.items()}
+        return {name: named.get(name) for name in model.state_dict()}
     # Here, not above: a worker hides packages that it does not need before transformers' models are imported.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key

@@ -16,6 +16,7 @@ from torch import nn
 from edge_client.worker.architecture.configuration import empty_model, read_config
 from edge_client.worker.architecture.names import Stored, same_numbers, stored_tensors
 from edge_client.worker.architecture.padding_token import padding_token
+from edge_client.worker.architecture.pooled import PooledClassifier
 from edge_client.worker.architecture.tuned_head import Head, head_of, labels_of
 from edge_client.worker.model.head import shaping_of
 from edge_client.worker.model.targets import targets_of
@@ -69,18 +70,25 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
             remedy="use a model made of nn.Linear blocks",
         )
     _require_most(model, layers, folder)
+    # What is exported: a head on pooled states has a file of its own, and what is left is a backbone.
+    whole = model.backbone if isinstance(model, PooledClassifier) else model
     for pattern in trained_tensors:
         if not any(fnmatch.fnmatch(tensor.name, pattern) for tensor in tensors):
-            raise ModelError(f"no tensor matches {pattern!r}", place="model.trained_tensors")
+            left_out = whole is not model and any(fnmatch.fnmatch(name, pattern) for name in checkpoint.tensors)
+            raise ModelError(
+                f"no tensor {'that the head looks through' if left_out else ''} matches {pattern!r}".replace("  ", " "),
+                place="model.trained_tensors",
+                remedy='leave it out, or set task.pooling to "model"' if left_out else "",
+            )
     prefix = f"{model.base_model_prefix}."
-    wrapped = any(
+    wrapped = whole is model and any(
         stored is not None and name.startswith(prefix) and not stored.name.startswith(prefix)
         for name, stored in names.items()
     )
     return ModelSchema(
         tuple(trained),
         tuple(tensors),
-        type(model).__name__,
+        type(whole).__name__,
         prefix if wrapped else "",
         msgspec.UNSET if pad is None else pad,
     )

@@ -71,9 +71,11 @@ def _rows(section: DataSection, task: TaskSection | None, model_folder: str, row
 
 
 def _trained(folder: Path, task: TaskSection, patterns: tuple[str, ...]) -> str:
+    from edge_client.worker.architecture.pooled import resolved_pooling
     from edge_client.worker.model.describing import describe
     from fedcore.weights.checkpoint import Checkpoint
 
+    task, _ = resolved_pooling(folder, task)
     schema = describe(Checkpoint(folder), task, patterns)
     return f"model: {len(schema.layers)} layers and {len(schema.tensors)} tensors train"
 
@@ -85,8 +87,7 @@ def _compared(folder: Path, task: TaskSection) -> str:
     from edge_client.worker.train.agreement import described
     from fedcore.weights.checkpoint import Checkpoint
 
-    _, notes = described(Checkpoint(folder), task)
-    return "; ".join(notes)
+    return "; ".join(described(Checkpoint(folder), task).notes)
 
 
 def _main(look: Look) -> Seen:

@@ -51,7 +51,6 @@ from fedcore.worker.messages import (
     Command,
     Configure,
     Describe,
-    Described,
     Evaluate,
     Evaluated,
     Event,
@@ -95,9 +94,7 @@ class Worker:
         """
         match command:
             case Describe(model_folder, task, trained_tensors):
-                task = resolved_task(task)
-                schema, notes = described(Checkpoint(Path(model_folder)), task, trained_tensors)
-                return Described(schema, task, notes)
+                return described(Checkpoint(Path(model_folder)), resolved_task(task), trained_tensors)
             case MakeArtefact():
                 return artefact_made(command)
             case Trace():

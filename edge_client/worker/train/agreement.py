@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_client.memory.probes import available_bytes
 from edge_client.worker.architecture.configuration import auto_class, read_config
+from edge_client.worker.architecture.pooled import Said, pooling_of, resolved_pooling
 from edge_client.worker.data.batches import Encoded, states_and_labels
 from edge_client.worker.data.tasks import worker_task
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
@@ -32,10 +33,12 @@ from fedcore.config.fitting import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
+from fedcore.fields.types import Pooled
 from fedcore.model.base import Base
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.initial import initial_tensor
 from fedcore.weights.schema import ModelSchema
+from fedcore.worker.messages import Described
 
 __all__ = ["Agreement", "compare", "described", "needed_bytes", "plain_model", "sample_batch"]
 
@@ -149,9 +152,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def described(
-    checkpoint: Checkpoint, task: TaskSection, trained_tensors: tuple[str, ...] = ()
-) -> tuple[ModelSchema, tuple[str, ...]]:
+def described(checkpoint: Checkpoint, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> Described:
     """What of a folder is trained, after it was compared with transformers where there is memory for that.
 
     Args:
@@ -160,12 +161,13 @@ def described(
         trained_tensors: Patterns of tensors trained whole beside the head.
 
     Returns:
-        The schema, and what a person should know, in words.
+        The schema, the task with what `pooling = "auto"` means for this folder, and what a person should know.
 
     Raises:
         ModelError: The folder cannot serve, or what would be trained is not the model.
     """
     require_fitting(checkpoint.folder, max_length=task.max_length)
+    task, pooled = resolved_pooling(checkpoint.folder, task)
     schema = describe(checkpoint, task, trained_tensors)
     head, needed, available = said_of_head(checkpoint, task, schema), needed_bytes(checkpoint), available_bytes()
     if any(entry.dtype == "I8" for entry in checkpoint.tensors.values()):
@@ -174,7 +176,7 @@ def described(
         said = f"not compared with transformers: that takes {needed / 2**30:.1f} GiB, {available / 2**30:.1f} are free"
     else:
         said = str(compare(checkpoint, schema, task))
-    return schema, tuple(filter(None, (head, said)))
+    return Described(schema, task, tuple(filter(None, (pooled, head, said))))
 
 
 def needed_bytes(checkpoint: Checkpoint) -> int:
@@ -204,16 +206,43 @@ def sample_batch(folder: Path, task: TaskSection) -> list[Encoded]:
 
 
 def plain_model(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, run_seed: int = 0) -> Any:
-    """The folder as transformers loads it, in float32 and evaluation mode, with the first values of a new head."""
-    outputs = task_of(task).outputs()
-    more = {} if outputs is None else {"num_labels": outputs, "ignore_mismatched_sizes": True}
+    """The folder as transformers loads it, in float32 and evaluation mode, with the first values of a new head.
+
+    Where transformers has no class that pools as the task says, its backbone, and a vector of one text's states."""
+    outputs, pooling = task_of(task).outputs(), pooling_of(task)
+    more = {} if outputs is None or pooling else {"num_labels": outputs, "ignore_mismatched_sizes": True}
     model = auto_class(task).from_pretrained(checkpoint.folder, dtype=torch.float32, trust_remote_code=False, **more)
+    if outputs is not None and pooling is not None:
+        model = _OneText(model, pooling, outputs)
     with torch.no_grad():
         for spec in schema.tensors:
             if not spec.in_checkpoint:
                 value = initial_tensor(spec.name, spec.shape, run_seed, bias=spec.start)
                 model.get_parameter(spec.name).copy_(torch.from_numpy(value))
     return model.eval()
+
+
+class _OneText(nn.Module):
+    """A head on the states of one text alone, without padding and so without a mask."""
+
+    def __init__(self, backbone: Any, pooling: Pooled, outputs: int) -> None:
+        super().__init__()
+        self.backbone, self.pooling = backbone, pooling
+        self.classifier = nn.Linear(backbone.config.get_text_config().hidden_size, outputs)
+
+    def forward(self, input_ids: Tensor, **more: Any) -> Said:
+        (states,) = self.backbone(input_ids=input_ids, **more).last_hidden_state
+        vectors = {
+            "first": lambda: states[0],
+            "last": lambda: states[-1],
+            "mean": lambda: states.mean(0),
+            "max": lambda: states.max(0).values,
+        }
+        return Said(self.classifier(vectors[self.pooling]()[None]))
+
+    def get_input_embeddings(self) -> nn.Module:
+        found: nn.Module = self.backbone.get_input_embeddings()
+        return found
 
 
 def _plain_pass(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, batch: Sequence[Encoded]) -> _Pass:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from edge_client.worker.architecture.pooled import load_finished
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import encode, worker_task
 from edge_client.worker.model.built import BuiltModel
@@ -37,8 +38,12 @@ def scores_of_texts(
     """
     at_work = worker_task(task)
     encoded = encode([Example(text, pair, None) for text, pair in texts], task, tokenizer)
+    outputs = task_of(task).outputs()
+    pooled = None if outputs is None else load_finished(folder, outputs)
     model = BuiltModel(
         AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        if pooled is None
+        else pooled
     )
 
     def rows() -> Iterator[tuple[float, ...]]:

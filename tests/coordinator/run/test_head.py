@@ -13,10 +13,13 @@ from coordinator.job import Job, RoundSection
 from coordinator.reports.summary import summary_of, write_report
 from coordinator.rounds.events import NodeOnline, OpenRound, RoundPublished, UpdateAccepted
 from coordinator.rounds.machine import RoundMachine
+from coordinator.run.archive import Archive
 from coordinator.run.keeping import norms_of
+from coordinator.run.measuring import Measuring
 from coordinator.run.prepare import prepare
-from coordinator.store.folder import RunFolder
+from coordinator.store.folder import RunFolder, stored_job, write_job
 from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.rows import NodesMeasured
 from coordinator.store.view import RunView
 from coordinator.terminal.page import rounds_table
 from coordinator.terminal.story import Story
@@ -46,6 +49,17 @@ quorum = 3
 [broker]
 url = "mqtts://localhost:8883"
 """
+_KEY = "a" * 64
+SECURE = f"""{JOB}
+[trust]
+signing_key = "{_KEY}"
+enrolled = "e"
+authority_key = "{_KEY}"
+[secure_aggregation]
+[safety]
+norm_ratio = 0
+max_share_ratio = 0
+"""
 LABELS = 'kind = "text-classification"\nlabels = ["a", "b"]'
 TASK = TaskSection(kind="text-classification", labels=("a", "b"))
 WEIGHT, BIAS = TensorSpec("classifier.weight", (2, 8), False), TensorSpec("classifier.bias", (2,), False)
@@ -61,9 +75,13 @@ def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
     job = read(tmp_path, JOB)
     first, second = (server_half(job.method, head=job.head).training(number, 0) for number in (1, 2))
     assert isinstance(first, HeadTraining) and second == first.then
-    assert (
-        read(tmp_path, JOB.replace("ridge", "random")).head == read(tmp_path, JOB.replace("[head]\nstart", "# ")).head
-    )
+    assert second.learning_rate == job.method.learning_rate
+    slower = read(tmp_path, JOB.replace('"ridge"', '"ridge"\nrates = 0.5'))
+    assert server_half(slower.method, head=slower.head).training(2, 0).learning_rate == 0.5 * job.method.learning_rate
+    for rates in (0, 1.5):
+        with pytest.raises(ConfigError, match=r"head.rates: rates is"):
+            read(tmp_path, JOB.replace('"ridge"', f'"ridge"\nrates = {rates}'))
+    assert read(tmp_path, JOB.replace('[head]\nstart = "ridge"\n', "")).head.start == "auto"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +143,92 @@ def test_a_head_that_is_no_linear_layer_is_refused_before_the_first_round(
         prepare(random, tmp_path, RunFolder(tmp_path), ledger)
     finally:
         ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "tensors", "start"),
+    [
+        (JOB, (WEIGHT, BIAS), "ridge"),
+        (JOB, (TensorSpec("score.weight", (2, 2900), False),), "random"),
+        (JOB, (TensorSpec("classifier.weight", (2, 8), True),), "random"),
+        (JOB, (TensorSpec("pre_classifier.weight", (8, 8), False), WEIGHT), "random"),
+        (JOB.replace("[round]", "[round]\nrounds = 1"), (WEIGHT, BIAS), "random"),
+        (JOB.replace('"fedkrso"', '"fedsa-lora"'), (WEIGHT, BIAS), "random"),
+        (JOB.replace('"fedkrso"', '"fed3r"'), (WEIGHT, BIAS), "random"),
+        (JOB.replace("[broker]", '[safety]\nrule = "median"\n[broker]'), (WEIGHT, BIAS), "random"),
+        (SECURE, (WEIGHT, BIAS), "random"),
+    ],
+)
+def test_a_head_begins_with_sums_wherever_it_can(
+    tmp_path: Path, text: str, tensors: tuple[TensorSpec, ...], start: str
+) -> None:
+    job = read(tmp_path, text.replace('start = "ridge"', 'start = "auto"'))
+    (tmp_path / "schema.json").write_bytes(msgspec.json.encode(Described(ModelSchema((), tensors), TASK)))
+    folder = RunFolder(tmp_path)
+    write_job(folder, job)
+    ledger = SqliteLedger(tmp_path / "ledger")
+    try:
+        prepared = prepare(job, tmp_path, folder, ledger)
+        assert prepared.job.head.start == start == stored_job(tmp_path).head.start
+        # Two labels: every node pulls towards the one that it has most of.
+        assert prepared.job.head.rates == (0.1 if start == "ridge" else None) == stored_job(tmp_path).head.rates
+        assert prepared.job.phases == ({1: "head"} if start == "ridge" else {})
+        assert prepare(stored_job(tmp_path), tmp_path, folder, ledger).job.head.start == start
+        # A run from before there was a choice has the ledger's facts, and a job that says nothing.
+        assert prepare(job, tmp_path, folder, ledger).job.head.start == "random"
+    finally:
+        ledger.close()
+
+
+def test_a_file_about_another_head_than_the_job_s_is_refused(tmp_path: Path) -> None:
+    pooled = msgspec.structs.replace(TASK, pooling="mean")
+    (tmp_path / "schema.json").write_bytes(msgspec.json.encode(Described(ModelSchema((), (WEIGHT,)), pooled)))
+    for wanted, right in (("auto", True), ("mean", True), ("first", False), ("model", False)):
+        job = read(tmp_path, JOB.replace(LABELS, f'{LABELS}\npooling = "{wanted}"'))
+        ledger = SqliteLedger(tmp_path / wanted)
+        try:
+            if right:
+                assert prepare(job, tmp_path, RunFolder(tmp_path), ledger).job.task.pooling == "mean"
+            else:
+                with pytest.raises(ConfigError, match=r"task.pooling: the job wants .*made for 'mean'.*--pooling"):
+                    prepare(job, tmp_path, RunFolder(tmp_path), ledger)
+        finally:
+            ledger.close()
+
+
+@pytest.mark.parametrize("on_nodes", [False, True])
+def test_a_model_below_its_head_is_told_once(tmp_path: Path, on_nodes: bool) -> None:
+    def row(number: int, accuracy: float) -> RoundRow:
+        nodes = NodesMeasured(9, accuracy, 0.5, {}, {}) if on_nodes else None
+        return RoundRow(number, ("a",), 0, 0, 1.0, 0.5, accuracy=None if on_nodes else accuracy, nodes=nodes)
+
+    section = '[evaluation]\nwhere = "nodes"\n' if on_nodes else '[evaluation]\nsource = "dev.csv"\nevery = 5\n'
+    job = read(tmp_path, JOB + section)
+    ledger = SqliteLedger(tmp_path / "ledger")
+    try:
+        archive = Archive(RunFolder(tmp_path), ledger, 2, [], 1)
+        measuring = Measuring(job, ledger, archive, RunView(job.run, "fedkrso", 6, phases=job.phases))
+        for number, accuracy, words in (
+            (1, 0.8, ""),
+            (2, 0.8, ""),
+            (3, 0.75, "round 3 is below frozen features: accuracy 0.750, 0.800 with the head alone (round 1)"),
+            (4, 0.7, ""),
+        ):
+            measuring.take(row(number, accuracy))
+            said = measuring.below()
+            assert said.startswith(words) and bool(said) == bool(words) and "\n" not in said
+        assert measuring._is_due(1), "what the others are compared with is measured"
+    finally:
+        ledger.close()
+    random = SqliteLedger(tmp_path / "other")
+    try:
+        plain = read(tmp_path, JOB.replace("ridge", "random") + section)
+        measuring = Measuring(plain, random, archive, RunView(job.run, "fedkrso", 6))
+        for number in (1, 2):
+            measuring.take(row(number, 1 / number))
+            assert measuring.below() == ""
+    finally:
+        random.close()
 
 
 def test_norms_of_sums_say_nothing_of_norms_of_changes() -> None:

@@ -87,7 +87,12 @@ def reference_logits(x: Floats, y: Floats, strength: float, new: Floats) -> Floa
     precision = np.linalg.inv((apart.T @ apart / rows)[:-1, :-1])
     said = ((new - x.mean(axis=0)) @ weight + y.mean(axis=0))[:, :-1]
     means = means[:, :-1]
-    return np.asarray(said @ precision @ means.T - (means @ precision * means).sum(axis=1) / 2 + np.log(y.mean(axis=0)))
+    constant = np.log(y.mean(axis=0)) - (means @ precision * means).sum(axis=1) / 2
+    # No surer at a class' mean than one row in all.
+    at_means = means @ precision @ means.T + constant
+    nexts = np.where(np.eye(classes) == 1, -np.inf, at_means).max(axis=1)
+    gap = float((np.diagonal(at_means) - nexts) @ y.mean(axis=0))
+    return np.asarray(said @ precision @ means.T + constant) * min(1.0, np.log(rows) / gap)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -113,6 +118,27 @@ def test_logits_are_neither_too_sure_of_themselves_nor_too_little(rows: int, cla
     best = min(log_loss(factor * logits, labels) for factor in np.logspace(-1, 1, 41))
     prior = log_loss(np.log(np.tile(y.mean(axis=0), (len(labels), 1))), labels)
     assert found < best + 0.02 and found < 0.9 * prior
+
+
+@pytest.mark.parametrize("classes", [12, 60])
+def test_many_classes_far_apart_are_not_taken_for_certain(classes: int) -> None:
+    """Rows as texts are: many classes, and most of a row's distance from its class' mean along few directions. Logits
+    of plain discriminant analysis are far too sure here."""
+    world = np.random.default_rng(3)
+    means = world.normal(size=(classes, 80))
+
+    def rows(seed: int, count: int) -> tuple[Floats, NDArray[Any]]:
+        chance = np.random.default_rng(seed)
+        labels = chance.integers(classes, size=count)
+        # Some rows lie far out.
+        scale = 0.3 * chance.standard_gamma(0.4, size=count)[:, None] + 0.1
+        return means[labels] + 4 * scale * chance.normal(size=(count, 80)), labels
+
+    (x, labels), (new, wanted) = rows(1, 25 * classes), rows(2, 3000)
+    fitted = ridge_head(moments_of(x, np.eye(classes)[labels]), "classes")
+    logits = new @ fitted.weight.T + fitted.bias
+    found, best = log_loss(logits, wanted), min(log_loss(by * logits, wanted) for by in np.logspace(-2, 1, 61))
+    assert found < best + 0.15
 
 
 def test_a_head_without_a_bias_finds_its_one_among_the_features() -> None:
