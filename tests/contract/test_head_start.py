@@ -57,7 +57,7 @@ def test_replicas_are_the_same_across_the_change_of_phase(run: Run) -> None:
         for replica in nodes.values():
             run.adopt(replica, server_round, whole=server_round == 1)
     # One that was loaded for the head's round and away for the next, one that comes new, one that starts again.
-    absent, late, restarted = run.replica("absent"), run.replica("late", 3), run.replica("a", 3)
+    absent, late, restarted = run.replica("absent"), run.replica("late", 3), run.replica("a", 4)
     for replica in (absent, late):
         for version in (1, 2, 3) if run.settings.merges_every else (3,):
             run.adopt(replica, version, whole=True)

@@ -217,7 +217,7 @@ NODE = f'node = "a"\nrun = "r"\nmodel_folder = "m"\n[data]\nsource = "d"\n{BROKE
         ('"' + "`" * 20_000 + '" = 1\n' + NODE, "unknown"),
         ('folder = "~nobody-of-that-name/x"\n' + NODE, "cannot be a path"),
         ("node = '''\n\x1b[2J'''", "."),
-        ("\udcff", "not TOML"),
+        ("\udcff", "not UTF-8"),
     ],
 )
 def test_configuration_files_are_refused_in_one_line(text: str, match: str, tmp_path: Path) -> None:

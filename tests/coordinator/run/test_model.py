@@ -43,6 +43,8 @@ CHUNK_BYTES = 4096
 ENGINE = "coordinator/run/model.py"
 # It times what the engine calls.
 BENCH = "coordinator/commands/bench_aggregate.py"
+# It tries settings by the engine.
+TRIALS = "fedkrso/tuning/trials.py"
 OF_A_ROUND = {
     "aggregate": (ENGINE, BENCH, "fedcore/methods/fed3r.py"),
     "round_shares": (ENGINE,),
@@ -54,8 +56,8 @@ OF_A_ROUND = {
     "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/lanes.py", "fedcore/model/stacking.py"),
     "check_update": ("coordinator/rounds/policy.py", "fedcore/model/lanes.py"),
     "clip_for": ("coordinator/rounds/policy.py",),
-    "admit": ("coordinator/messages/reception.py", "research/experiment.py"),
-    "GlobalModel": ("coordinator/run/service.py", "research/experiment.py"),
+    "admit": ("coordinator/messages/reception.py", TRIALS, "research/experiment.py"),
+    "GlobalModel": ("coordinator/run/service.py", TRIALS, "research/experiment.py"),
 }
 
 

@@ -82,7 +82,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "a plan does not choose code": {"where": "nodes", "metrics": ("my.module:f",)},
     "share is 0.75": {"share": 0.75},
     "every is 0": {"every": 0},
-    "only a node holds rows out": {"held_out": "rows.csv"},
+    "only a node holds rows out": {"held_out": "others.csv"},
     "no metric 'mathews'": {"metrics": ("mathews",)},
 }
 

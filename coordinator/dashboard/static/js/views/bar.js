@@ -43,7 +43,7 @@ export function barView(store, bar, notice, { onControl, onHelp, onCommand }) {
       updateConnection(state);
       setText(run, view?.run ?? "fedkrso");
       const now = view ? derive.phase(view) : { key: "waiting", text: "loading" };
-      setText(round, view ? `${derive.roundTitle(view, derive.shownRound(view))}/${view.total_rounds}` : "");
+      setText(round, view ? `${derive.shownRound(view)}/${view.total_rounds}` : "");
       setText(word, view ? ` · ${now.text}` : now.text);
       setAttribute(phase, "data-key", now.key);
       const commands = session.authorized && view && view.phase !== "finished" && view.phase !== "finishing";
