@@ -36,11 +36,11 @@ def loaded() -> None:
 def take(target: str, data: bytes) -> bool:
     """Run a target within its limits of time and memory; whether it accepted the input."""
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.thread_time()
     try:
         accepted = TARGETS[target](data)
     finally:
-        took = time.perf_counter() - began
+        took = time.thread_time() - began
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert took < _SECONDS, f"{took:.1f} s for {len(data)} bytes"

@@ -172,9 +172,9 @@ def test_a_transfer_of_the_most_chunks_takes_no_time_for_each_message() -> None:
     sender, receiver = Sender("t", manifest), Receiver("t", manifest)
     sender.handle(Grant("t", 1024, b""), 0.0)
     data = bytes(1024)
-    began = time.perf_counter()
+    began = time.thread_time()
     for index in range(200):
         for action in receiver.handle(Chunk("t", index, zlib.crc32(data), data), 0.0):
             if isinstance(action, Send):
                 assert len(sender.handle(action.message, 0.0)) == 1  # type: ignore[arg-type]
-    assert time.perf_counter() - began < 2.0
+    assert time.thread_time() - began < 2.0

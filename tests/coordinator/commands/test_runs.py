@@ -223,7 +223,7 @@ def test_looking_at_a_run_again_and_again_changes_nothing_in_it(tmp_path: Path) 
     ):
         watcher.start()
         try:
-            row = fleet.run(60.0)
+            row = fleet.run(900.0)
         finally:
             stop.set()
             watcher.join()

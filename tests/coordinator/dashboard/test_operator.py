@@ -34,7 +34,7 @@ def test_pause_exclude_resume_and_end_a_round_of_a_real_run(tmp_path: Path) -> N
         LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
         prepared(Load(NODES, 3, quorum=3, train_seconds=1.0), tmp_path, broker, flags=flags) as fleet,
     ):
-        thread = threading.Thread(target=lambda: published_state.append(fleet.run(120.0)))
+        thread = threading.Thread(target=lambda: published_state.append(fleet.run(900.0)))
         thread.start()
         address = url_of(fleet)
 
