@@ -66,6 +66,8 @@ class Transfers:
             self._chunk_bytes = max(1024, min(_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES))
         if self._sender is not None:
             self._sender.link_lost()
+        if self._fetching is not None:
+            self._fetching[1].link_lost()
 
     def object_path(self, obj: PublishedObject) -> Path:
         """Where a fetched object lies."""

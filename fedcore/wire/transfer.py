@@ -279,10 +279,21 @@ class Gather:
         self._asking = 1
         self._repairing = False
         self._verifying = False
+        self._interrupted = False
         self.finished = False
+
+    def link_lost(self) -> None:
+        """The link was away: for how long says nothing of how slow it is, and what was asked for may not come."""
+        self._interrupted = True
+
+    def _resume(self, now: float) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            self._timer.restart(now)
 
     def handle(self, chunk: Chunk, now: float) -> list[Action]:
         """Take a chunk, from whichever topic; its transfer id is the object's SHA-256."""
+        self._resume(now)
         if (
             self.finished
             or self._verifying
@@ -308,6 +319,7 @@ class Gather:
 
     def tick(self, now: float) -> list[Action]:
         """Ask for what did not come."""
+        self._resume(now)
         if self.finished or self._verifying:
             return []
         if self.bitmap.full:

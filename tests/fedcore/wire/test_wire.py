@@ -207,6 +207,26 @@ def test_gather_waits_for_a_broadcast_that_is_slow() -> None:
     assert asked == [Send(Missing(manifest.sha256, (9,)))] and gather.bitmap.full
 
 
+def test_an_outage_is_not_taken_for_a_slow_link() -> None:
+    manifest = Manifest("o", 12, "ab" * 32, 4)
+
+    def piece(index: int) -> Chunk:
+        return Chunk(manifest.sha256, index, zlib.crc32(b"four"), b"four")
+
+    def asked_after(*, told: bool) -> float:
+        gather = Gather(manifest, b"", 0.0, random.Random(0), patience_seconds=1.0)
+        gather.handle(piece(0), 0.1)
+        # Nothing comes for forty seconds; then the link is there again, and brings a chunk.
+        for second in range(1, 41):
+            gather.tick(float(second))
+        if told:
+            gather.link_lost()
+        gather.handle(piece(1), 40.0)
+        return next(second for second in range(41, 100) if gather.tick(float(second))) - 40.0
+
+    assert asked_after(told=False) >= 30 and asked_after(told=True) <= 2
+
+
 def test_partial_file_resumes_and_discards_what_is_not_its_own(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(random.Random(1).randbytes(10_000))
