@@ -19,7 +19,6 @@ from coordinator.reports.lastmodel import LastModel, Which, last_model, require_
 from coordinator.store.folder import RunFolder
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
-from fedcore.fields.types import POOLED
 from fedcore.model.learned import layer_factors
 from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import start_value
@@ -49,7 +48,7 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, w
     """
     require_empty(folder, overwrite=overwrite)
     last = last_model(files, which)
-    if last.task.pooling in POOLED:
+    if last.task.pooled is not None:
         raise ConfigError(
             f"PEFT has no model whose head looks at {last.task.pooling!r} of a text",
             place="task.pooling",

@@ -17,7 +17,7 @@ from coordinator.store.rows import PrivacySpent
 from fedcore.config.models import read_source
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.fields.types import POOLED, Pooled
+from fedcore.fields.types import Pooled
 from fedcore.weights.sentences import HEAD_FILE
 
 __all__ = ["CARD_FILE", "card_of", "description_of"]
@@ -92,7 +92,7 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
 
 def _code(task: TaskSection, auto: str, new_head: str, *, adapter: bool) -> str:
     """How it is loaded."""
-    pooled = next((one for one in POOLED if one == task.pooling), None)
+    pooled = task.pooled
     if pooled is not None:
         return _POOLED.format(file=HEAD_FILE, pooled=_WAYS[pooled])
     return (_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head)

@@ -20,7 +20,7 @@ from coordinator.store.folder import RunFolder
 from fedcore.config.models import SOURCE_FILE
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.fields.types import POOLED, Pooled
+from fedcore.fields.types import Pooled
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update, require_shared_model
 from fedcore.model.merge import merged
@@ -90,7 +90,7 @@ def export_model(
         layers.setdefault(layer.stored, []).append(layer)
     tensors = {tensor.name: tensor for tensor in schema.tensors}
     new = [tensor.name for tensor in schema.tensors if not tensor.in_checkpoint]
-    pooled = next((one for one in POOLED if one == task.pooling), None)
+    pooled = task.pooled
     prefix = schema.export_prefix
     sources: dict[str, str] = {}
     table: list[tuple[str, str, tuple[int, ...]]] = []

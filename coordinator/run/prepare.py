@@ -14,7 +14,6 @@ from coordinator.job import Job
 from coordinator.run.private import Private, private_run
 from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import Ledger
-from fedcore.config.privacy import PrivacySection
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
@@ -99,7 +98,7 @@ def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder
     finds what it began with."""
     training = server_half(job.method).training(1, job.seed)
     # Sums for a head have neither masks nor noise.
-    hidden = job.secure_aggregation is not None or job.privacy != PrivacySection()
+    hidden = job.secure_aggregation is not None or job.privacy.noise is not None
     wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
     head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
     if head != job.head:

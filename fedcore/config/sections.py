@@ -10,7 +10,7 @@ import msgspec
 
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
-from fedcore.fields.types import HeadBegin, Pooling, Start
+from fedcore.fields.types import POOLED, HeadBegin, Pooled, Pooling, Start
 from fedcore.transport.address import check_url, is_encrypted
 
 __all__ = ["PATH", "BrokerSection", "DataSection", "HeadSection", "PathText", "TaskSection", "TrustSection"]
@@ -52,6 +52,14 @@ class TaskSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     from the left so that the answer stays whole."""
     pack: bool = False
     """Instruction: several examples in one row of at most `max_length` tokens, kept apart."""
+
+    @property
+    def pooled(self) -> Pooled | None:
+        """How the model pools where that is not its own class's to say; None where it is.
+
+        `auto` is the class's too: of a run, it was resolved before its first round.
+        """
+        return next((one for one in POOLED if one == self.pooling), None)
 
     def __post_init__(self) -> None:
         task_of(self).check()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from edge_client.worker.architecture.pooled import PooledClassifier, pooling_of
+from edge_client.worker.architecture.pooled import PooledClassifier
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
@@ -29,7 +29,7 @@ _RANDOM = ("dropout", "dropout_prob", "_pdrop", "layerdrop", "jitter_noise", "la
 
 def auto_class(task: TaskSection) -> Any:
     """The class of transformers that finds a task's architecture; where it has none for the head, its backbone."""
-    if pooling_of(task) is not None:
+    if task.pooled is not None:
         return AutoModel
     return AutoModelForCausalLM if task_of(task).outputs() is None else AutoModelForSequenceClassification
 
@@ -117,7 +117,7 @@ def empty_model(folder: Path, task: TaskSection, *, pad_token_id: int | None = N
             model = auto_class(task).from_config(
                 config, dtype=torch.float32, trust_remote_code=False, experts_implementation="eager"
             )
-            if (pooling := pooling_of(task)) is not None:
+            if (pooling := task.pooled) is not None:
                 model = PooledClassifier(model, pooling, config.num_labels)
     except (ValueError, ImportError, AttributeError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"no {task.kind} model: {_first_line(error)}", place=str(folder)) from None

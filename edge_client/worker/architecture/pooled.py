@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
-from fedcore.fields.types import POOLED, Pooled, Pooling
+from fedcore.fields.types import Pooled, Pooling
 from fedcore.weights.checkpoint import read_entry, read_table, to_float32
 from fedcore.weights.sentences import HEAD_FILE, HEAD_NAMES, read_sentence_model
 
-__all__ = ["PooledClassifier", "Said", "load_finished", "pooled_of", "pooling_of", "resolved_pooling"]
+__all__ = ["PooledClassifier", "Said", "load_finished", "pooled_of", "resolved_pooling"]
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,6 @@ def pooled_of(hidden: Tensor, mask: Tensor, pooling: Pooled) -> Tensor:
     if pooling == "max":
         return states.masked_fill(real == 0, -torch.inf).amax(1)
     return (states * real).sum(1) / real.sum(1)
-
-
-def pooling_of(task: TaskSection) -> Pooled | None:
-    """How a task's model pools where that is not its own class's to say; None where it is.
-
-    `auto` is the class's too: of a run, it was resolved before its first round (`resolved_pooling`).
-    """
-    if task_of(task).outputs() is None:
-        return None
-    return next((one for one in POOLED if one == task.pooling), None)
 
 
 def resolved_pooling(folder: Path, task: TaskSection) -> tuple[TaskSection, str]:

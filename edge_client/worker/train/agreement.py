@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from edge_client.memory.probes import available_bytes
 from edge_client.worker.architecture.configuration import auto_class, read_config
-from edge_client.worker.architecture.pooled import Said, pooling_of, resolved_pooling
+from edge_client.worker.architecture.pooled import Said, resolved_pooling
 from edge_client.worker.data.batches import Encoded, states_and_labels
 from edge_client.worker.data.tasks import worker_task
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
@@ -209,7 +209,7 @@ def plain_model(checkpoint: Checkpoint, schema: ModelSchema, task: TaskSection, 
     """The folder as transformers loads it, in float32 and evaluation mode, with the first values of a new head.
 
     Where transformers has no class that pools as the task says, its backbone, and a vector of one text's states."""
-    outputs, pooling = task_of(task).outputs(), pooling_of(task)
+    outputs, pooling = task_of(task).outputs(), task.pooled
     more = {} if outputs is None or pooling else {"num_labels": outputs, "ignore_mismatched_sizes": True}
     model = auto_class(task).from_pretrained(checkpoint.folder, dtype=torch.float32, trust_remote_code=False, **more)
     if outputs is not None and pooling is not None:

@@ -130,12 +130,17 @@ def update_records(replica: Replica, plan: Plan) -> Iterator[Record]:
     Raises:
         UpdateRefused: Training diverged: a value is not finite or too large.
     """
-    factor = np.float32(_clip_factor(replica, plan))
+    factor = _clip_factor(replica, plan)
     for name, change in replica.half.changes():
         coding = plan.training.coding(name)
-        yield Record(name, encoded(change * factor, coding, name), coding.bits, kind=coding.kind)
+        yield Record(name, encoded(_scaled(change, factor), coding, name), coding.bits, kind=coding.kind)
     for name, change in _tensor_changes(replica, plan):
-        yield Record(name, quantise_rows(change * factor, TENSOR_BITS, place=name), TENSOR_BITS)
+        yield Record(name, quantise_rows(_scaled(change, factor), TENSOR_BITS, place=name), TENSOR_BITS)
+
+
+def _scaled(change: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """As it is, not a copy, where nothing is scaled down."""
+    return change if factor == 1 else change * np.float32(factor)
 
 
 def _tensor_changes(replica: Replica, plan: Plan) -> Iterator[tuple[str, NDArray[np.float32]]]:
