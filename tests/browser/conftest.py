@@ -71,10 +71,11 @@ class Tab:
         return text
 
     def until(self, expression: str, seconds: float = 120.0) -> None:
-        """Wait for a JavaScript expression to be true. (Playwright's own waiting evaluates text in the page, which its
-        policy forbids.)"""
+        """Wait for a JavaScript expression to be true; one that reads an element which is not there yet is not. (Playwright's
+        own waiting evaluates text in the page, which its policy forbids.)"""
+        waiting = f"(() => {{ try {{ return {expression} }} catch (error) {{ if (!(error instanceof TypeError)) throw error }} }})()"
         deadline = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
+        while not self.page.evaluate(waiting):
             assert time.monotonic() < deadline, f"never true: {expression}"
             self.page.wait_for_timeout(20)
 

@@ -52,22 +52,29 @@ def publish(transport: Transport, message: Message) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(params=["memory", "amqtt", "mosquitto"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+@pytest.fixture(params=["memory", "amqtt", "mosquitto"], scope="module")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One of each kind for all tests: what a test sends is under a topic of its own, from clients of its own."""
     if request.param == "memory":
-        memory = MemoryBroker()
-        made = Bench(memory, lambda name: memory.connect())
-        yield made
-        for client in made.clients:
-            client.stop()
+        yield MemoryBroker()
         return
     if request.param == "mosquitto" and find_mosquitto() is None:
         pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
-    with LocalBroker(tmp_path / "broker", kind=request.param) as broker:
-        made = Bench(broker, lambda name: MqttTransport(broker.settings(name), random.Random(0)))
-        yield made
-        for client in made.clients:
-            client.stop()
+    with LocalBroker(tmp_path_factory.mktemp("broker"), kind=request.param) as local:
+        yield local
+
+
+@pytest.fixture
+def bench(broker: Any, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    def connect(name: str) -> Transport:
+        if isinstance(broker, MemoryBroker):
+            return broker.connect()
+        return MqttTransport(broker.settings(f"{request.node.originalname}-{name}"), random.Random(0))
+
+    made = Bench(broker, connect)
+    yield made
+    for client in made.clients:
+        client.stop()
 
 
 def test_delivers_what_a_filter_covers_and_nothing_else(bench: Bench) -> None:
@@ -119,15 +126,15 @@ def test_will_is_sent_for_a_client_that_vanishes_and_not_for_one_that_leaves(ben
 def test_subscriptions_survive_a_restart_of_the_broker(bench: Bench) -> None:
     sender, said = bench.client("a")
     receiver, events = bench.client("b")
-    receiver.subscribe("t")
+    receiver.subscribe("again")
     bench.broker.stop()
     wait_for(events, Disconnected)
     wait_for(said, Disconnected)
-    assert not sender.publish(Message("t", b"lost"))
+    assert not sender.publish(Message("again", b"lost"))
     bench.broker.restart() if isinstance(bench.broker, MemoryBroker) else bench.broker.start()
     wait_for(events, Connected, seconds=30)
     time.sleep(0.3)
-    publish(sender, Message("t", b"again"))
+    publish(sender, Message("again", b"again"))
     assert wait_for(events, Received).payload == b"again"
 
 
