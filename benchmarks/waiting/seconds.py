@@ -5,11 +5,12 @@ step.
 `python -m benchmarks.waiting.seconds [--before FOLDER] [ROW ...]` prints a table. With --before, another checkout of
 this project is measured too, each row there and here in turn, so that what else the machine does meets both. Times are
 the processor's (user and system, of the process and its children), and the clock's for the doctor, which mostly
-waits."""
+waits. All modules are compiled before: a person pays for that once."""
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import resource
@@ -56,6 +57,7 @@ task = TaskSection(kind="text-classification" if labels else "causal-lm", labels
 training = subspace_round(pool=5, rank=8, batch_size=16, steps=1, intervals=5)
 footprint(folder, describe(Outline(folder, task), task), task, "int8", training, longest=128)
 """
+_PACKAGES = ("coordinator", "devices", "edge_client", "fedcore", "fedkrso")
 _WALL = ("doctor, first", "doctor, later")
 
 
@@ -102,11 +104,15 @@ def main() -> None:
         for name, config in _CONFIGS.items():
             (folder / name).mkdir()
             (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        checkouts = [here] if options.before is None else [options.before.resolve(), here]
+        for checkout in checkouts:
+            for package in _PACKAGES:
+                compileall.compile_dir(checkout / package, quiet=1)
         for name, command in _rows(folder).items():
             if options.rows and not any(name.startswith(row) for row in options.rows):
                 continue
             times = []
-            for checkout in [here] if options.before is None else [options.before.resolve(), here]:
+            for checkout in checkouts:
                 cache = folder / f"cache-{checkout.name}"
                 cache.mkdir(exist_ok=True)
                 times.append(_seconds(command, checkout, cache, wall=name in _WALL))
