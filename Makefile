@@ -30,8 +30,8 @@ demo-llm: $(VENV)/installed
 	$(MODEL_FILE)
 	$(BIN)/python -m examples.intent_calls.demo $(DEMO)
 
-# Three at a time on two cores: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger.
-JOBS ?= 3
+# Four at a time on two cores: many tests wait for brokers and processes. JOBS=0 for one after the other, with a debugger.
+JOBS ?= 4
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 

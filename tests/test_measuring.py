@@ -80,6 +80,7 @@ def test_kills_change_no_number_and_the_best_round_is_kept(tmp_path: Path) -> No
     assert "On the nodes' own held-out rows" in report and "best round: nodes.loss" in report
 
 
+@pytest.mark.slow
 def test_a_node_without_held_out_rows_takes_part_and_measuring_changes_no_digest(tmp_path: Path) -> None:
     needs_mosquitto()
     digests, summaries = set(), []

@@ -61,7 +61,7 @@ def sentence_folder(folder: Path, flag: str = "mean_tokens", more: tuple[str, ..
 
 
 @pytest.mark.parametrize("way", POOLED)
-@pytest.mark.parametrize("kind", ["bert", "distilbert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("distilbert", marks=pytest.mark.slow), "llama"])
 def test_logits_loss_and_gradients_are_those_of_a_backbone_and_a_vector(tmp_path: Path, kind: str, way: str) -> None:
     save_tiny(tmp_path, LABELS, tiny_config(kind))
     task = pooling(way)
@@ -171,7 +171,7 @@ def test_the_last_token_of_a_decoder_is_what_its_own_class_looks_at(tmp_path: Pa
     assert resolved_pooling(tmp_path, pooling("mean"))[0].pooling == "mean"
 
 
-@pytest.mark.parametrize("way", POOLED)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "mean" else pytest.mark.slow) for way in POOLED])
 def test_an_export_says_the_same_with_plain_transformers(tmp_path: Path, way: str) -> None:
     checkpoint, task = Checkpoint(sentence_folder(tmp_path / "base", more=("Normalize",))), pooling(way)
     schema = described(checkpoint, task).model_schema

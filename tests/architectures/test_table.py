@@ -10,6 +10,39 @@ from table import CAUSAL_LMS, CLASSIFIERS, PAGE, row
 
 _ROWS = [("causal-lm", one) for one in CAUSAL_LMS] + [("text-classification", one) for one in CLASSIFIERS]
 _MADE_WITH = "5.23"
+# Those that people have most, and one of each way of writing a layer; `make test-all` asks for every row.
+_QUICK = frozenset(
+    [
+        "bart",
+        "bert",
+        "bloom",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "falcon",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "gpt_oss",
+        "llama",
+        "mamba",
+        "mistral",
+        "mixtral",
+        "modernbert",
+        "mpt",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "roberta",
+        "smollm3",
+        "t5",
+        "xlm-roberta",
+    ]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +53,13 @@ def one_thread() -> object:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("kind", "model_type"), _ROWS, ids=[f"{kind}-{name}" for kind, name in _ROWS])
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [
+        pytest.param(kind, name, id=f"{kind}-{name}", marks=() if name in _QUICK else pytest.mark.slow)
+        for kind, name in _ROWS
+    ],
+)
 def test_what_the_page_says_of_an_architecture_is_so(kind: str, model_type: str) -> None:
     if not transformers.__version__.startswith(_MADE_WITH):
         pytest.skip(f"the page was made with transformers {_MADE_WITH}")

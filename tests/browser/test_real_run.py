@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_workers")
 TOKEN = "0123456789abcdef-browser"
 
 
+@pytest.mark.slow
 def test_a_real_run_is_seen_and_led_from_the_browser(chromium: Any, minilm_folder: Path, tmp_path: Path) -> None:
     needs_mosquitto()
     tokens = tmp_path / "tokens"

@@ -38,7 +38,12 @@ def settings_of(name: str, **changes: Any) -> MethodSettings:
     return kind(steps=4, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, **changes)  # type: ignore[no-any-return]
 
 
-@pytest.fixture(params=FOLLOWING)
+@pytest.fixture(
+    params=[
+        pytest.param(one, marks=() if one in ("fedkrso", "fedavg", "fedkseed") else pytest.mark.slow)
+        for one in FOLLOWING
+    ]
+)
 def run(request: pytest.FixtureRequest, make_llama: Callable[..., Path], tmp_path: Path) -> Run:
     return Run(settings_of(request.param), make_llama(), tmp_path, head=RIDGE)
 

@@ -59,7 +59,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWor
     return Workshop(folder, forked_workers)
 
 
-@pytest.mark.parametrize("schedule", [pytest.param("fresh", marks=pytest.mark.slow), "pool"])
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["fresh", "pool"])
 def test_one_comes_back_after_many_rounds_and_one_comes_new(tmp_path: Path, workshop: Workshop, schedule: str) -> None:
     village = Village(tmp_path / "run", workshop, Recipe(homes=3, rounds=ROUNDS, schedule=schedule))
     try:

@@ -57,6 +57,7 @@ def test_lost_statuses_plans_and_commits_are_made_good(workshop: Workshop, tmp_p
     assert "refused" not in tiny.output(), "a commit that was lost is repeated, also when the round has closed since"
 
 
+@pytest.mark.slow
 def test_a_coordinator_killed_at_the_end_still_hears_everybody_s_last_word(workshop: Workshop, tmp_path: Path) -> None:
     recipe = Recipe(schedule="fresh")
     digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)

@@ -73,6 +73,7 @@ def run(kind: type[Private], folder: Path, workshop: Workshop, *, kill: bool) ->
         tiny.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_hides_nodes_ends_where_its_target_is_spent(tmp_path: Path, workshop: Workshop) -> None:
     summary, report, output = run(Private, tmp_path / "run", workshop, kill=True)
     spent = summary["privacy"]

@@ -52,6 +52,7 @@ def test_one_file_is_dealt_learned_from_and_the_model_can_be_tried(
     assert not list((runs / "tiny").glob("asked-*"))
 
 
+@pytest.mark.slow
 def test_a_start_of_ones_own_runs_as_it_is(
     tmp_path: Path, minilm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 START = "from edge_client.worker.programs.lean import hide_optional_packages; hide_optional_packages()\n"
 LOADED = (
     "print('loaded', sorted({'torch._dynamo.symbolic_convert', 'torch.distributed.tensor'} & sys.modules.keys()))\n"
@@ -65,6 +67,7 @@ def test_classes_and_modules_of_transformers_are_found_by_any_of_their_names() -
     assert said_by(program) == "loaded []\n"
 
 
+@pytest.mark.slow
 def test_a_part_that_cannot_be_loaded_by_itself_loads_the_whole() -> None:
     """As accelerate does, where transformers saves a model."""
     program = """
@@ -75,6 +78,7 @@ def test_a_part_that_cannot_be_loaded_by_itself_loads_the_whole() -> None:
     assert said_by(program).startswith("OptimizedModule\n[3.0, 3.0]\nloaded ['torch._dynamo.symbolic_convert'")
 
 
+@pytest.mark.slow
 def test_who_compiles_all_the_same_gets_the_compiler_whole() -> None:
     """A task or a method of one's own may."""
     program = """

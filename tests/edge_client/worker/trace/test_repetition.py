@@ -78,9 +78,9 @@ def traced(
     ("model_type", "task", "layers", "names", "expected"),
     [
         pytest.param("llama", WORDS, 6, ("fedkrso", "fedavg", "fedit", "fedkseed"), (0, 1, 4), marks=pytest.mark.slow),
-        ("bert", LABELS, 6, ("fedkrso",), (0, 1, 4)),
+        pytest.param("bert", LABELS, 6, ("fedkrso",), (0, 1, 4), marks=pytest.mark.slow),
         ("gpt2", WORDS, 5, ("fedkrso", "fedsa-lora"), (0, 1, 4)),
-        ("mixtral", WORDS, 5, ("fedkrso",), (0, 1, 4)),
+        pytest.param("mixtral", WORDS, 5, ("fedkrso",), (0, 1, 4), marks=pytest.mark.slow),
     ],
 )
 def test_a_few_blocks_say_what_all_of_them_keep(
