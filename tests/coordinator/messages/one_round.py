@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,7 @@ class Node:
 
     def send(self, plan: Plan, path: Path, write: Write) -> str:
         """Send an update; "" when it is committed, else the reason it was refused."""
+        self.post.run_id = plan.run_id
         header = UpdateHeader(
             run="t",
             run_id=plan.run_id,
@@ -105,9 +107,17 @@ class Node:
         write(path, header)
         manifest = manifest_of(path, 1024)
         transfer = f"{plan.round}-{manifest.sha256[:8]}"
+        deadline = time.monotonic() + WAIT_SECONDS
         self._up(plan, Offer(transfer, manifest))
         while True:
-            match self.inbox.get(timeout=WAIT_SECONDS):
+            try:
+                said = self.inbox.get(timeout=1.0)
+            except queue.Empty:
+                assert time.monotonic() < deadline, "the coordinator does not answer"
+                # As an agent does: a coordinator that was started again tells its plan before it knows who is there.
+                self._up(plan, Offer(transfer, manifest))
+                continue
+            match said:
                 case Grant():
                     for index in range(manifest.chunks):
                         self._up(plan, read_chunk(path, transfer, index, 1024))
