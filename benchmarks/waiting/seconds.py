@@ -45,7 +45,7 @@ _COMMAND = ("-c", "from fedcore.command import main; main()")
 _TRACE = """
 import sys
 from pathlib import Path
-from edge_client.worker.programs.serve import hide_optional_packages
+from edge_client.worker.programs.lean import hide_optional_packages
 hide_optional_packages()
 from edge_client.process.measuring import subspace_round
 from edge_client.worker.model.loading import describe
