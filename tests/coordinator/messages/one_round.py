@@ -70,10 +70,11 @@ class Node:
     name: str
     broker: MemoryBroker
     inbox: queue.Queue[object] = field(default_factory=queue.Queue)
+    start: int = 1
 
     def __post_init__(self) -> None:
         self.transport = self.broker.connect()
-        self.post = Post("t", self.name, None, 1)
+        self.post = Post("t", self.name, None, self.start)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
         self.transport.start(lambda event: self._heard(decode(event.payload)) if isinstance(event, Received) else None)
         self.tell()

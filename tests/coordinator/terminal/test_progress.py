@@ -44,6 +44,7 @@ def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
     assert lines[1].numbers == {
         "train_loss": 1.0,
         "updates": 2,
+        "stale": 0,
         "uplink_bytes": 1_500_000,
         "downlink_bytes": 3_000_000,
         "seconds": 11.0,
