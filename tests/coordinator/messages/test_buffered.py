@@ -4,16 +4,21 @@ nothing."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from coordinator.run.keeping import ScratchKeeping
+from coordinator.run.model import GlobalModel, Learning
+from coordinator.run.prepare import Prepared
 from coordinator.store.buffer import counting
+from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from tests.coordinator.messages.buffered_run import BufferedRun
-from tests.coordinator.messages.one_round import Node
+from tests.coordinator.messages.one_round import SCHEMA, Node
 
 # Who delivers what it trained for which round, in order: rounds close after 2, 4, 6 and 8.
 DELIVERIES = (("a", 1), ("b", 1), ("slow", 1), ("a", 2), ("b", 2), ("a", 3), ("slow", 3), ("a", 4))
@@ -47,6 +52,22 @@ def test_rounds_close_with_the_first_updates_whichever_round_they_were_trained_f
     # Within a round, who came first changes nothing.
     turned = tuple(one for pair in zip(DELIVERIES[1::2], DELIVERIES[::2], strict=True) for one in pair)
     assert led(tmp_path / "turned", (), turned).digest() == run.digest()
+
+
+def test_the_ledger_and_the_updates_say_what_every_version_is(tmp_path: Path) -> None:
+    run, again = led(tmp_path / "run", (3,)), RunFolder(tmp_path / "again")
+    shutil.copytree(run.files.updates, again.updates)
+    with closing(SqliteLedger(run.files.ledger)) as ledger:
+        prepared = Prepared(run.job, SCHEMA, run.model)
+        model = GlobalModel(Learning.of(prepared, ledger.fact("run_id", str) or ""), ScratchKeeping(again), 0)
+        for row in ledger.rounds():
+            model.begin(row.round, 4096, pytest.fail)
+            plan = ledger.plan(row.round)
+            assert plan is not None
+            done = model.close(plan, counting(ledger, row.round, plan.max_staleness), 4096)
+            model.publish(done.objects, done.row)
+            assert (done.row.participants, done.row.stale) == (row.participants, row.stale)
+    assert done.objects[0].digest == run.digest()
 
 
 @pytest.mark.parametrize("kills", [(1,), (2,), (3, 5), (7,)])
