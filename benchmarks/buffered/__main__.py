@@ -44,7 +44,8 @@ from coordinator.store.ledger import SqliteLedger
 from coordinator.store.rows import UpdateRow
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.architecture.pooled import resolved_pooling
-from edge_client.worker.data.tasks import Encoded, Example, encode
+from edge_client.worker.data.reading import Example
+from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.evaluate import measures, scores_of

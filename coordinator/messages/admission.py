@@ -92,8 +92,8 @@ class Admission:
         behind, allowed = into - trained_for, self._staleness.allowed(into)
         if behind > allowed:
             return (
-                f"expired: it was trained for round {trained_for}, would count in round {into}, and may be "
-                f"{allowed} rounds behind"
+                f"expired: trained for round {trained_for}, it would count in round {into}: {behind} behind, "
+                f"where {allowed} may be"
             )
         found = self._announced(trained_for)
         if found is None:

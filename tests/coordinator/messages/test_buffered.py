@@ -17,8 +17,10 @@ from coordinator.run.prepare import Prepared
 from coordinator.store.buffer import counting
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
+from fedcore.wire.files import manifest_of, read_chunk
+from fedcore.wire.messages import Ack, Commit, Grant, Offer
 from tests.coordinator.messages.buffered_run import BufferedRun
-from tests.coordinator.messages.one_round import SCHEMA, Node
+from tests.coordinator.messages.one_round import SCHEMA, WAIT_SECONDS, Node, good
 
 # Who delivers what it trained for which round, in order: rounds close after 2, 4, 6 and 8.
 DELIVERIES = (("a", 1), ("b", 1), ("slow", 1), ("a", 2), ("b", 2), ("a", 3), ("slow", 3), ("a", 4))
@@ -88,7 +90,7 @@ def test_what_is_too_old_is_refused_with_the_reason_and_a_second_update_waits_fo
             assert run.deliver("a", number) == run.deliver("b", number) == ""
         run.open(3)
         expired = run.deliver("slow", 1)
-        assert expired == "expired: it was trained for round 1, would count in round 3, and may be 1 rounds behind"
+        assert expired == "expired: trained for round 1, it would count in round 3: 2 behind, where 1 may be"
         # One that was trained for the round before counts in this one; one for this round, in the next.
         assert run.deliver("slow", 2) == run.deliver("slow", 3) == ""
     with run.life():
@@ -119,3 +121,24 @@ def test_nothing_can_be_delivered_for_a_round_that_is_not_open_yet_or_by_who_was
         # It joined after round 1 had opened.
         run.nodes["new"] = Node("new", run.broker)
         assert run.deliver("new", 1) == "not invited to round 1"
+
+
+def test_a_transfer_goes_on_though_its_round_closes_meanwhile(tmp_path: Path) -> None:
+    run = BufferedRun(tmp_path)
+    with run.life():
+        first, slow = run.open(1), run.nodes["slow"]
+        path = tmp_path / "slow.sent"
+        good(7)(path, slow.header(first))
+        manifest = manifest_of(path, 1024)
+        slow.say(first, Offer("1-x", manifest))
+        assert isinstance(slow.inbox.get(timeout=WAIT_SECONDS), Grant)
+        assert run.deliver("a", 1) == run.deliver("b", 1) == ""
+        run.open(2)
+        for index in range(manifest.chunks):
+            slow.say(first, read_chunk(path, "1-x", index, 1024))
+        while not isinstance(told := slow.inbox.get(timeout=WAIT_SECONDS), Commit):
+            assert isinstance(told, Ack | Grant), told
+        assert run.deliver("a", 2) == ""
+        run.open(3)
+    with closing(SqliteLedger(run.files.ledger)) as ledger:
+        assert ledger.rounds()[1].participants == ("a", "slow")
