@@ -56,6 +56,13 @@ def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
     assert told(story, seen) == []
 
 
+def test_how_old_the_updates_of_a_buffered_round_are_is_told_with_it() -> None:
+    story, seen = Story(), view(phase="open", round=2, cohort=("a", "b"), round_opened_at=10.0, buffer_size=2)
+    seen.rows = [msgspec.structs.replace(row(1, 0.5, "ab"), stale={"b": (3, 0.5)})]
+    (line,) = [line for line in story.lines(seen) if line.event == "round_evaluated"]
+    assert str(line).endswith(", 1 of 2 updates up to 3 behind") and line.numbers["stale"] == 1
+
+
 def test_a_round_that_opens_again_is_told_again() -> None:
     story, seen = Story(), view(phase="open", round=1, cohort=("a",), round_opened_at=10.0)
     story.lines(seen)
