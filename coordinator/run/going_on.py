@@ -90,9 +90,9 @@ def remember(
         clocks: For the deadline.
     """
     if plan is not None:
-        rows = counting(ledger, plan.round, plan.max_staleness)
+        rows, invited = counting(ledger, plan.round, plan.max_staleness), set(plan.cohort)
         # One that was trained for an earlier round counts whoever is invited to this one.
-        sent = {row.header.node for row in rows if row.into or row.header.node in plan.cohort}
+        sent = {row.header.node for row in rows if row.into or row.header.node in invited}
         accepted = {node for node in sent if not revoked(node)}
         left = min(plan.deadline_at - clocks.wall(), job.round.deadline_seconds)
         machine.resume_open(plan.cohort, accepted, clocks.steady() + left)
