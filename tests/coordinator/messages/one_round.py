@@ -122,6 +122,9 @@ class Node:
                 self.say(plan, Offer(transfer, manifest))
                 continue
             match said:
+                case Grant() | Commit() | Refuse() if said.transfer != transfer:
+                    # What was offered twice is answered twice: of the transfer before.
+                    continue
                 case Grant():
                     for index in range(manifest.chunks):
                         self.say(plan, read_chunk(path, transfer, index, 1024))
