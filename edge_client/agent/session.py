@@ -156,8 +156,8 @@ class Session:
     def _plan_arrived(self, plan: Plan) -> list[s.Action]:
         if self._goes_through(plan):
             self.newer = plan
-            # What is not listed is not to be had any more.
-            return self._next() if self.state == "fetching" and self.wanted not in (*plan.objects, plan.artefact) else []
+            unlisted = self.state == "fetching" and self.wanted not in (*plan.objects, plan.artefact)
+            return self._next() if unlisted else []
         old, self.plan, self.newer = self.plan, plan, None
         if old is None or old.round != plan.round:
             self.tries = 0
