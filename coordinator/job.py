@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Literal
 
 import msgspec
 
+from coordinator.rounds.section import RoundSection
 from fedcore.config.privacy import PrivacySection
 from fedcore.config.safety import SafetySection
 from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
@@ -16,6 +16,7 @@ from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
+from fedcore.methods.buffered import require_buffered
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
@@ -23,6 +24,7 @@ from fedcore.methods.private import require_nothing_beside, require_private
 from fedcore.methods.secure import SecureSection, require_secure
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
+from fedcore.round.staleness import NONE_BEHIND, Staleness
 
 __all__ = ["CalibrationSection", "EvaluationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
 
@@ -38,61 +40,6 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Checkpoint tensors trained whole beside the task head, such as `*.LayerNorm.*`."""
     schema_file: PathText | None = None
     """Output of `fedkrso model describe`, for a coordinator without torch."""
-
-
-class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[round]`: how many rounds, with whom, and until when."""
-
-    rounds: int = 6
-    min_nodes: int = 1
-    """Nodes that must be online before the first round."""
-    cohort: int = 0
-    """Nodes invited to each round; 0 for all that are online."""
-    quorum: int = 1
-    """Least number of updates that makes a round."""
-    deadline_seconds: float = 3600.0
-    """A round closes at the latest then, if it has its quorum."""
-    deadline_slack: float = 10.0
-    """Once all invited nodes have been timed, a round's deadline is this many times the slowest one's last round; 0:
-    never earlier."""
-    least_deadline_seconds: float = 60.0
-    """A deadline from measured speed leaves at least this much: time for a node to start again."""
-    over_selection: float = 0.0
-    """Share of `cohort` that is invited beyond it; the round closes with the first `cohort` updates. Equal runs then
-    differ."""
-    finish_seconds: float = 120.0
-    """After the last round, how long to wait for every node to report its digest."""
-    keep_published: int = 2
-    """Published states that stay retained at the broker."""
-    keep_updates: int = 1
-    """Closed rounds whose updates stay on the coordinator's disk; what they made is in the exact state."""
-    chunk_bytes: int = 262_144
-    """Bytes in a transfer's chunk; the broker's own limit lowers it."""
-
-    def __post_init__(self) -> None:
-        for key in ("rounds", "min_nodes", "quorum", "deadline_seconds", "keep_published"):
-            if getattr(self, key) <= 0:
-                raise ConfigError(f"{key} is {getattr(self, key)}, it must be positive", place=f"round.{key}")
-        for key in ("deadline_slack", "least_deadline_seconds", "over_selection", "keep_updates"):
-            if not 0 <= getattr(self, key) < 1e9:
-                raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
-        if self.over_selection and not self.cohort:
-            raise ConfigError("over_selection needs a cohort", place="round.over_selection", remedy="set round.cohort")
-        if not 1024 <= self.chunk_bytes <= 1_000_000:
-            raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")
-        if self.cohort and self.quorum > self.cohort:
-            raise ConfigError(f"a quorum of {self.quorum} cannot come from {self.cohort} nodes", place="round.quorum")
-        if self.quorum > self.min_nodes:
-            raise ConfigError(
-                f"rounds begin with {self.min_nodes} nodes, and a quorum of {self.quorum} cannot come from them",
-                place="round.min_nodes",
-                remedy=f"set it to {self.quorum} or more, or lower round.quorum",
-            )
-
-    @property
-    def invited(self) -> int:
-        """Nodes that a round invites; 0 for all."""
-        return math.ceil(self.cohort * (1 + self.over_selection))
 
 
 class EvaluationSection(DataSection, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -278,6 +225,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         on_nodes, masked = self.evaluation is not None and self.evaluation.on_nodes, self.secure_aggregation is not None
         if self.secure_aggregation is not None:
             require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
+        if self.round.buffered:
+            noise = self.privacy.noise is not None
+            require_buffered(self.method, self.safety.rule, masked=masked, noise=noise, on_nodes=on_nodes)
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
         require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
@@ -286,6 +236,13 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def phases(self) -> dict[int, str]:
         """What rounds are for that are none of the method's own."""
         return {1: "head"} if self.head.start == "ridge" else {}
+
+    @property
+    def staleness(self) -> Staleness:
+        """How far updates may be behind. Of buffered rounds, those are not that are none of the method's own."""
+        settings = self.round
+        first = 1 + len(self.phases)
+        return Staleness(settings.max_staleness, settings.staleness_factor, first) if settings.buffered else NONE_BEHIND
 
     def _check_measured(self, section: EvaluationSection) -> None:
         task = task_of(self.task)

@@ -81,13 +81,17 @@ class Inbox:
             self._spare_at = now
             self._begin(next(iter(self._waiting)), now)
 
-    def clear(self) -> None:
-        """The round is over: forget unfinished transfers, their files stay for a while."""
-        for _, _, part in self._open.values():
-            part.close()
-        self._open.clear()
-        self._waiting.clear()
-        self._under_way.clear()
+    def clear(self, wanted: Callable[[str], bool] = lambda transfer: False) -> None:
+        """A round is over: forget its transfers; files of unfinished ones stay for a while.
+
+        Args:
+            wanted: Whether an unfinished transfer goes on.
+        """
+        for node, (offer, _, _) in list(self._open.items()):
+            # One that is finished is known to the ledger.
+            if node not in self._under_way or not wanted(offer.transfer):
+                self._forget(node)
+        self._waiting = {node: one for node, one in self._waiting.items() if wanted(one[0].transfer)}
 
     def _admit(self, now: float) -> None:
         while (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from coordinator.job import Job
+from coordinator.messages.admission import Admission, Wanted, round_of
 from coordinator.messages.inbox import Inbox
 from coordinator.messages.meeting import Meeting
 from coordinator.messages.numbers import take_status, take_telemetry
@@ -21,7 +22,7 @@ from coordinator.messages.senders import Senders
 from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffline, NodeOnline, Revoked, UpdateAccepted
 from coordinator.rounds.events import Declined as NodeDeclined
 from coordinator.rounds.machine import RoundMachine
-from coordinator.rounds.policy import admit, largest_update
+from coordinator.rounds.policy import admit
 from coordinator.secure.leading import Leading
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import Ledger, UpdateRow
@@ -105,19 +106,18 @@ class Reception:
         self._refused: dict[str, str] = {}
         self._declined: dict[str, tuple[int, str]] = {}
         self._events: list[Event] = []
-        self._plan: Plan | None = None
-        self._cohort: frozenset[str] = frozenset()
+        self._admission = Admission(machine, kept.ledger, job.staleness)
         self.uplink_bytes = 0
         """Payload bytes of updates since the round opened."""
 
     @property
     def plan(self) -> Plan | None:
         """The present plan."""
-        return self._plan
+        return self._admission.plan
 
     @plan.setter
     def plan(self, plan: Plan | None) -> None:
-        self._plan, self._cohort = plan, frozenset() if plan is None else frozenset(plan.cohort)
+        self._admission.announced(plan)
 
     def received(self, topic: str, payload: bytes) -> list[Event]:
         """Take a message; what it means for the rounds, in order."""
@@ -147,8 +147,9 @@ class Reception:
         return self._told()
 
     def round_over(self) -> None:
-        """Forget the transfers of a closed round that are not finished."""
-        self._inbox.clear()
+        """A round closes: forget the transfers that are not finished, but for those that may count in the next."""
+        oldest = self._admission.oldest(self._machine.round + 1)
+        self._inbox.clear(lambda transfer: round_of(transfer) >= oldest)
 
     def _told(self) -> list[Event]:
         events, self._events = self._events, []
@@ -189,7 +190,7 @@ class Reception:
             case Chunk():
                 self.uplink_bytes += len(payload)
                 if self._inbox.chunk(node, envelope.body, now):
-                    self._events.append(Arriving(node, envelope.round))
+                    self._events.append(Arriving(node, self._machine.round))
             case SecureKeys() | SecureShares() | SecureEcho() | SecureReveal():
                 self._events += self._secure.received(node, envelope.body)
             case Missing(sha256, indices):
@@ -290,58 +291,56 @@ class Reception:
                 self._publisher.remind(name, plan)
 
     def _offered(self, node: str, offer: Offer) -> None:
-        plan = self.plan
-        reason = ""
         # Of the round that the transfer is of: the commit of a round that has closed since may have been lost.
-        number = offer.transfer.partition("-")[0]
-        offered_round = int(number) if number.isdecimal() and len(number) < 10 else 0
-        committed = self._ledger.update(offered_round, node)
+        trained_for = round_of(offer.transfer)
+        committed = self._ledger.update(trained_for, node)
         if committed is not None and committed.transfer == offer.transfer:
             self._publisher.reply(node, self._machine.round, Commit(offer.transfer))
             # Committed before this round opened again, perhaps, with this node in the new cohort.
-            self._events.append(UpdateAccepted(node, committed.header.round))
+            self._events.append(UpdateAccepted(node, committed.counts_in))
             return
-        if plan is None or offered_round != plan.round or self._machine.phase != "open":
-            reason = f"late: round {offered_round} is over"
-        elif node not in self._cohort:
-            reason = "not invited to this round"
-        elif committed is not None:
-            reason = "this node's update for the round is already here"
-        elif offer.manifest.size_bytes > largest_update(plan) or not 1024 <= offer.manifest.chunk_bytes <= 1_000_000:
-            reason = f"an update of {offer.manifest.size_bytes} bytes is more than the plan can need"
+        wanted = self._admission.wanted(node, trained_for)
+        if wanted is None:
+            return
+        if isinstance(wanted, Wanted):
+            known = "" if committed is None else "this node's update for the round is already here"
+            reason = known or wanted.why_not(offer.manifest)
+        else:
+            reason = wanted
         if reason:
-            self._note("refused", node, reason, offered_round)
+            self._note("refused", node, reason, trained_for)
             self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
             return
-        assert plan is not None
-        self._inbox.offer(node, offer, self._folder.update(plan.round, node), self._clocks.steady())
-        self._events.append(Arriving(node, plan.round))
+        self._inbox.offer(node, offer, self._folder.update(trained_for, node), self._clocks.steady())
+        self._events.append(Arriving(node, self._machine.round))
 
     def _accept(self, node: str, offer: Offer, path: Path) -> str:
-        plan = self.plan
-        assert plan is not None
+        trained_for = round_of(offer.transfer)
         try:
-            if node not in self._cohort:
-                # The round opened again without it while its update was on its way.
-                raise UpdateRefused("not invited to this round any more", place=node)
-            update = admit(path, plan, self._run, node, self._safety)
+            # The round opened again without it while its update was on its way, or versions went on.
+            wanted = self._admission.wanted(node, trained_for)
+            if not isinstance(wanted, Wanted):
+                raise UpdateRefused(wanted or f"late: round {trained_for} is over", place=node)
+            update = admit(path, wanted.plan, self._run, node, self._safety)
         except UpdateRefused as error:
             self._note("refused", node, error.one_line())
             # The node will not offer another one for this round: do not wait for it.
-            self._events.append(NodeDeclined(node, plan.round))
+            self._events.append(NodeDeclined(node, trained_for))
             return error.one_line()
         norm, clip = update.norm, update.clip
         file = str(path.relative_to(self._folder.root))
-        self._ledger.put_update(UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip))
+        into = wanted.into if self._machine.is_buffered else 0
+        row = UpdateRow(offer.transfer, file, offer.manifest.size_bytes, update.header, norm, clip, into)
+        self._ledger.put_update(row)
         if clip is not None:
             bound = self._safety.norm_bound
             self._note(
                 "clipped",
                 node,
-                f"round {plan.round}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}",
+                f"round {wanted.into}: norm {norm:.6g}, scaled by {clip.factor:.6g} to the bound of {bound:g}",
             )
         # Told to the round machine after the commit is out: it may close the round and with it this transfer.
-        self._events.append(UpdateAccepted(node, plan.round))
+        self._events.append(UpdateAccepted(node, wanted.into))
         return ""
 
     def _node(self, node: str) -> NodeView:

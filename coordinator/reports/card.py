@@ -11,6 +11,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader
 
 from coordinator.reports.lastmodel import LastModel
+from coordinator.store.buffer import counting
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import SqliteLedger
 from coordinator.store.rows import PrivacySpent
@@ -65,7 +66,9 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
     ledger = SqliteLedger(files.ledger)
     try:
         row = next(row for row in ledger.rounds() if row.round == last.round)
-        examples = [update.header.examples for update in ledger.updates(last.round)]
+        plan = ledger.plan(last.round)
+        rows = counting(ledger, last.round, 0 if plan is None else plan.max_staleness)
+        examples = [update.header.examples for update in rows if update.header.node in row.participants]
         digests = [one.digest for one in ledger.published_states() if one.version == last.round]
     finally:
         ledger.close()

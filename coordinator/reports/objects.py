@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
+from coordinator.job import Job
 from coordinator.reports.nodes import natural
 from coordinator.reports.runs import LedgerReader, RunRecord, folder_bytes
 from coordinator.reports.spread import spread_of
@@ -37,6 +38,8 @@ ROUND_COLUMNS: Final = (
     "nodes_loss",
     "nodes_rows",
     "epsilon",
+    "stale",
+    "largest_staleness",
 )
 """What every row of `round_objects` has, in this order."""
 
@@ -80,9 +83,16 @@ def job_words(record: RunRecord) -> dict[str, str]:
         "model": f"{job.model.folder}, {job.model.base}",
         "task": f"{job.task.kind}{labels}, {job.task.max_length} tokens",
         "method": job.method.described(),
-        "rounds": f"{job.round.rounds}, cohort {job.round.cohort or 'all'}, quorum {job.round.quorum}, seed {job.seed}",
+        "rounds": f"{job.round.rounds}, {_of_round(job)}, quorum {job.round.quorum}, seed {job.seed}",
         "safety": ", ".join(filter(None, (bound, share))),
     }
+
+
+def _of_round(job: Job) -> str:
+    settings = job.round
+    if not settings.buffered:
+        return f"cohort {settings.cohort or 'all'}"
+    return f"buffered: {settings.buffer_size} updates each, at most {settings.max_staleness} behind"
 
 
 def node_objects(record: RunRecord) -> list[dict[str, Any]]:
@@ -149,6 +159,8 @@ def round_objects(record: RunRecord) -> list[dict[str, Any]]:
             "nodes": list(row.participants),
             **_on_nodes(row),
             "epsilon": None if row.privacy is None else row.privacy.epsilon,
+            "stale": len(row.stale),
+            "largest_staleness": max((behind for behind, _ in row.stale.values()), default=0),
             **{f"metric_{name}": row.metrics.get(name) for name in metrics},
             **{f"nodes_metric_{name}": row.nodes.metrics.get(name) if row.nodes else None for name in on_nodes},
         }

@@ -53,6 +53,7 @@ def summary_of(
             "norms": row.norms,
             "clipped": row.clipped,
             "capped": {node: {"examples": claimed, "weight": weight} for node, (claimed, weight) in row.capped.items()},
+            "stale": {node: {"behind": behind, "factor": factor} for node, (behind, factor) in row.stale.items()},
             "epsilon": None if row.privacy is None else row.privacy.epsilon,
         }
         for row in view.rows

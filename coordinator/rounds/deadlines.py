@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from coordinator.job import RoundSection
+from coordinator.rounds.section import RoundSection
 
 __all__ = ["deadline_seconds", "is_arriving"]
 

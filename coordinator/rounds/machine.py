@@ -7,6 +7,11 @@
 A deadline comes from the measured speed of the nodes invited, and waits for updates that are on their way and making
 progress. A node that is online and lets one deadline after the other pass is invited less and less.
 
+A buffered round (`RoundSection.kind`) ends with the first updates that fill its buffer, whichever round they were
+trained for: who decides that they may count (`coordinator.messages.admission`) says in which round, by `place`. What
+comes from a node that is in the buffer already, or while no round is open, is held for the next one. Nobody is invited
+less for being slow.
+
 An operator's commands change who takes part and when, never what is computed: while paused nothing opens, not even the
 same round again, and an excluded node is neither invited nor waited for.
 
@@ -17,56 +22,18 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
 
-from coordinator.job import RoundSection
+import coordinator.rounds.events as e
 from coordinator.rounds import words
 from coordinator.rounds.attendance import Attendance
 from coordinator.rounds.cohort import choose_cohort
 from coordinator.rounds.deadlines import deadline_seconds, is_arriving
-from coordinator.rounds.events import (
-    Action,
-    Answer,
-    Arriving,
-    CloseRound,
-    Command,
-    Declined,
-    DigestReported,
-    EndRound,
-    EndRun,
-    Event,
-    Exclude,
-    FinishRun,
-    Judged,
-    NodeOffline,
-    NodeOnline,
-    OpenRound,
-    Pause,
-    Readmit,
-    Report,
-    Resume,
-    Revoked,
-    RoundPublished,
-    UpdateAccepted,
-)
+from coordinator.rounds.phases import TRANSITIONS, Phase
 from coordinator.rounds.roster import Roster, some_besides
+from coordinator.rounds.section import RoundSection
 from fedcore.errors import RunError
 
-__all__ = ["TRANSITIONS", "Phase", "RoundMachine"]
-
-Phase = Literal["waiting", "open", "closing", "finishing", "finished"]
-TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
-    {
-        ("waiting", "open"),
-        ("waiting", "finishing"),
-        ("open", "open"),
-        ("open", "closing"),
-        ("closing", "open"),
-        ("closing", "finishing"),
-        ("closing", "waiting"),
-        ("finishing", "finished"),
-    }
-)
+__all__ = ["RoundMachine"]
 
 
 @dataclass
@@ -98,6 +65,8 @@ class RoundMachine:
     reported: dict[str, tuple[int, str]] = field(default_factory=dict)
     deadline_at: float = 0.0
     opened_at: float = 0.0
+    held: set[str] = field(default_factory=set)
+    """Nodes with an update for the round that opens next."""
     arriving: dict[str, float] = field(default_factory=dict)
     """When each participant's update last made progress, the latest last."""
     took: dict[str, float] = field(default_factory=dict)
@@ -111,12 +80,30 @@ class RoundMachine:
     stop_at: int | None = None
     paused: bool = False
     excluded: set[str] = field(default_factory=set)
-    story: deque[tuple[float, Event]] = field(default_factory=lambda: deque(maxlen=200))
+    story: deque[tuple[float, e.Event]] = field(default_factory=lambda: deque(maxlen=200))
 
     @property
     def round(self) -> int:
         """The round that is open, or that opens next."""
         return self.published + 1
+
+    @property
+    def next_round(self) -> int:
+        """The round that opens next."""
+        return self.round + (self.phase in ("open", "closing"))
+
+    @property
+    def is_buffered(self) -> bool:
+        """Whether the round that is open, or that opens next, is."""
+        return self.settings.buffered and self.round > self.untimed
+
+    def place(self, node: str) -> int:
+        """The round in which an update of a node would count that is there now, where rounds are buffered: the first
+        that has none of it. 0 if both the open and the next one do, or none will open."""
+        if self.phase == "open" and node not in self.accepted:
+            return self.round
+        takes = self.phase in ("open", "waiting") and node not in self.held
+        return self.next_round if takes and self.next_round <= self.settings.rounds else 0
 
     def resume_open(self, cohort: tuple[str, ...], accepted: set[str], deadline_at: float) -> None:
         """Continue an open round that the ledger remembers."""
@@ -125,24 +112,27 @@ class RoundMachine:
         self.seen.update(cohort)
         self.roster.opened(cohort, done=self.accepted, declined=self.declined, online=self.online)
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
         """Take one event; `now` in seconds of a clock that never goes back. Returns what to do, in order."""
-        if not isinstance(event, Arriving):
+        if not isinstance(event, e.Arriving):
             # One for each chunk: they would leave no room for the story.
             self.story.append((now, event))
         match event:
-            case NodeOnline(node):
+            case e.NodeOnline(node):
                 self._came(node)
-            case NodeOffline(node, left):
+            case e.NodeOffline(node, left):
                 self._went(node, left=left)
                 if left and self._concerns(node, self.round) and node not in self.accepted:
                     self._declines(node)
-            case Revoked(node):
+            case e.Revoked(node):
                 self._went(node, left=True)
                 self.accepted.discard(node)
+                self.held.discard(node)
                 if self._concerns(node, self.round):
                     self._declines(node)
-            case UpdateAccepted(node, server_round) if self._concerns(node, server_round):
+            case e.UpdateAccepted(node, server_round) if self.is_buffered and server_round == self.next_round:
+                self.held.add(node)
+            case e.UpdateAccepted(node, server_round) if self._takes(node, server_round):
                 self.accepted.add(node)
                 self.declined.discard(node)
                 self.roster.answered(node)
@@ -151,29 +141,29 @@ class RoundMachine:
                 if self.opened_at and server_round > self.untimed:
                     # Unknown for a round that an earlier life of the coordinator opened.
                     self.took[node] = now - self.opened_at
-            case Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
+            case e.Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
                 self.arriving.pop(node, None)
                 self.arriving[node] = now
                 return []
-            case Judged(version, stop_at):
+            case e.Judged(version, stop_at):
                 self.judged, self.stop_at = version, stop_at
-            case Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
+            case e.Declined(node, server_round) if self._concerns(node, server_round) and node not in self.accepted:
                 self._declines(node)
-            case DigestReported(node, version, digest):
+            case e.DigestReported(node, version, digest):
                 self.reported[node] = (version, digest)
                 if version == self.published:
                     self.roster.missing.discard(node)
                 elif node in self.seen:
                     self.roster.missing.add(node)
-            case RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
+            case e.RoundPublished(server_round) if server_round == self.round and self.phase == "closing":
                 return self._published(now)
-            case Pause() | Resume() | EndRound() | Exclude() | Readmit() | Report():
+            case e.Pause() | e.Resume() | e.EndRound() | e.Exclude() | e.Readmit() | e.Report():
                 return self._obey(event, now)
         return self._advance(now)
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
-        assert self.accepted <= set(self.cohort), self.story
+        assert self.is_buffered or (self.accepted <= set(self.cohort) and not self.held), self.story
         assert self.phase != "open" or self.cohort, self.story
         assert 0 <= self.published <= self.settings.rounds, self.story
         assert not self.accepted & self.declined, self.story
@@ -206,6 +196,10 @@ class RoundMachine:
     def _concerns(self, node: str, server_round: int) -> bool:
         return self.phase == "open" and server_round == self.round and node in self.roster.invited
 
+    def _takes(self, node: str, server_round: int) -> bool:
+        """Whether an update counts in the open round: in a buffered one, whoever's it is."""
+        return self.phase == "open" and server_round == self.round and (self.is_buffered or node in self.roster.invited)
+
     def _came(self, node: str) -> None:
         self.online.add(node)
         self.roster.came(node, declined=node in self.declined)
@@ -225,7 +219,7 @@ class RoundMachine:
         self.declined.add(node)
         self.roster.answered(node)
 
-    def _advance(self, now: float) -> list[Action]:
+    def _advance(self, now: float) -> list[e.Action]:
         match self.phase:
             case "waiting":
                 if self._is_over:
@@ -238,9 +232,11 @@ class RoundMachine:
                 waiting = self.roster.waiting
                 enough = len(self.accepted) >= self.settings.quorum
                 late = now >= self.deadline_at and not self._still_arriving(waiting, now)
-                first_ones = self.settings.over_selection > 0 and len(self.accepted) >= self.settings.cohort
+                usual = self.is_buffered == self.settings.buffered
+                first_ones = usual and 0 < self.settings.first_updates <= len(self.accepted)
                 all_in = not some_besides(waiting, self.excluded)
-                silent = self.attendance.passed(waiting, self._able, self.deadline_at, self.round) if late else []
+                counts = late and not self.is_buffered
+                silent = self.attendance.passed(waiting, self._able, self.deadline_at, self.round) if counts else []
                 if enough and (late or first_ones or all_in):
                     return [*silent, *self._close()]
                 if late or (all_in and some_besides(self.roster.others, self.excluded)):
@@ -253,7 +249,7 @@ class RoundMachine:
                     now >= self.deadline_at and not self._still_arriving(missing, now)
                 ):
                     self._go("finished")
-                    return [EndRun()]
+                    return [e.EndRun()]
         return []
 
     def _still_arriving(self, waiting_for: set[str], now: float) -> bool:
@@ -261,38 +257,41 @@ class RoundMachine:
         end = self.deadline_at + self.settings.deadline_seconds
         return now < end and is_arriving(self.arriving, waiting_for, self.excluded, now)
 
-    def _open(self, now: float, *, late: bool = False) -> list[Action]:
+    def _open(self, now: float, *, late: bool = False) -> list[e.Action]:
         if self.paused:
             return []
         # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes
         # that declined are asked again only when there are too few others, and are waited for only once the deadline
         # has passed: all that there are may be resting, and would decline at once, again and again.
-        kept = self.accepted if self.phase == "open" else set()
+        kept = self.accepted if self.phase == "open" else self.held
         willing = self._able - self.attendance.away(self.round) - (self.declined if self.phase == "open" else set())
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
             room = self.settings.invited and self.settings.invited - len(chosen)
             chosen |= self._drawn(self._able - willing - kept, room)
             declined = set() if late else self.declined
+        # What somebody trains whom a buffered round has invited counts, also if it was away as the round opened again.
+        chosen |= set(self.cohort) - self.excluded if self.is_buffered and self.phase == "open" else set()
         cohort = tuple(sorted(kept | chosen)) or tuple(node for node in self.cohort if node not in self.excluded)
         if not cohort:
             # Everybody is excluded: the round opens again when somebody else is there.
             return []
+        self.held = self.held if self.phase == "open" else set()
         self._go("open")
         self.cohort, self.accepted, self.declined = cohort, set(kept), declined
         self.roster.opened(cohort, done=kept, declined=declined, online=self.online)
         self.opened_at, self.arriving = now, {}
         self.deadline_at = now + deadline_seconds(self.settings, cohort, self.took, self.attendance.missed)
-        return [OpenRound(self.round, self.cohort, self.deadline_at)]
+        return [e.OpenRound(self.round, self.cohort, self.deadline_at)]
 
     def _drawn(self, nodes: set[str], size: int) -> set[str]:
         return set(choose_cohort(nodes, size, self.cohort_seed, self.round))
 
-    def _close(self) -> list[Action]:
+    def _close(self) -> list[e.Action]:
         self._go("closing")
-        return [CloseRound(self.round, tuple(sorted(self.accepted)))]
+        return [e.CloseRound(self.round, tuple(sorted(self.accepted)))]
 
-    def _published(self, now: float) -> list[Action]:
+    def _published(self, now: float) -> list[e.Action]:
         self.published += 1
         self.accepted, self.declined = set(), set()
         if self._is_over:
@@ -303,39 +302,39 @@ class RoundMachine:
             return []
         return self._open(now)
 
-    def _finish(self, now: float) -> list[Action]:
+    def _finish(self, now: float) -> list[e.Action]:
         self._go("finishing")
         self.cohort, self.arriving = (), {}
         self.roster.ending(self.seen, self.reported, self.published)
         self.deadline_at = now + self.settings.finish_seconds
-        return [FinishRun(), *self._advance(now)]
+        return [e.FinishRun(), *self._advance(now)]
 
-    def _obey(self, command: Command, now: float) -> list[Action]:
-        if self.phase in ("finishing", "finished") and not isinstance(command, Exclude | Readmit | Report):
-            return [Answer(False, "the run is finishing: no further round opens")]
+    def _obey(self, command: e.Command, now: float) -> list[e.Action]:
+        if self.phase in ("finishing", "finished") and not isinstance(command, e.Exclude | e.Readmit | e.Report):
+            return [e.Answer(False, "the run is finishing: no further round opens")]
         match command:
-            case Pause():
+            case e.Pause():
                 text = "already paused" if self.paused else words.paused(self.phase, self.round)
                 self.paused = True
-            case Resume():
+            case e.Resume():
                 text = "resumed: rounds open again" if self.paused else "not paused"
                 self.paused = False
-            case EndRound():
+            case e.EndRound():
                 if self.phase != "open":
-                    return [Answer(False, "no round is open")]
+                    return [e.Answer(False, "no round is open")]
                 counted = f"round {self.round} has {len(self.accepted)} of {len(self.cohort)} updates"
                 if len(self.accepted) < self.settings.quorum:
-                    return [Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
-                return [Answer(True, f"ended: {counted}"), *self._close()]
-            case Exclude(node):
+                    return [e.Answer(False, f"{counted}, and its quorum is {self.settings.quorum}")]
+                return [e.Answer(True, f"ended: {counted}"), *self._close()]
+            case e.Exclude(node):
                 text = f"{node} is already excluded" if node in self.excluded else self._without(node)
                 self.excluded.add(node)
-            case Report(text):
+            case e.Report(text):
                 pass
-            case Readmit(node):
+            case e.Readmit(node):
                 text = f"{node} is invited again" if node in self.excluded else f"{node} is not excluded"
                 self.excluded.discard(node)
-        return [Answer(True, text), *self._advance(now)]
+        return [e.Answer(True, text), *self._advance(now)]
 
     def _without(self, node: str) -> str:
         invited, accepted = self._concerns(node, self.round), node in self.accepted

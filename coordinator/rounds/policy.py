@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from coordinator.job import SafetySection
+from fedcore.config.safety import SafetySection
 from fedcore.errors import UpdateRefused
 from fedcore.model.update import CheckedUpdate, check_update
 from fedcore.numbers.accumulator import FRACTION_BITS, MAX_EXAMPLES, clip_within, norm_of
@@ -33,6 +33,7 @@ __all__ = [
     "Shares",
     "admit",
     "clip_for",
+    "clips_beside",
     "largest_update",
     "outliers",
     "round_shares",
@@ -145,6 +146,17 @@ def outliers(norms: Mapping[str, float], earlier: Sequence[float], safety: Safet
         if clip is not None:
             found[node] = Outlier(norm, median, clip)
     return found
+
+
+def clips_beside(clips: Mapping[str, Clip | None], far: Mapping[str, Outlier]) -> dict[str, Clip | None]:
+    """What participants' updates are scaled down by: as they were when they came, or as outliers, whichever is less.
+
+    Args:
+        clips: As they came; None for those that count as they are.
+        far: The outliers among them.
+    """
+    factors = {node: 1.0 if clip is None else clip.factor for node, clip in clips.items()}
+    return {**clips, **{node: one.clip for node, one in far.items() if one.clip.factor < factors[node]}}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from coordinator.job import Job
 from coordinator.messages.publisher import Key, Objects, key_of
 from coordinator.run.keeping import LAST_ROUNDS, norms_of
 from coordinator.store.folder import RunFolder
@@ -31,13 +32,14 @@ __all__ = ["Archive", "listed", "snapshot_is_due"]
 _NOISE_KEY = "noise_key"
 
 
-def listed(objects: Objects, version: int, generation: int) -> tuple[StateObject, ...]:
+def listed(objects: Objects, version: int, generation: int, kept: int = 1) -> tuple[StateObject, ...]:
     """What a plan says is there, oldest first and the present version last.
 
     Args:
         objects: All published objects.
         version: The present one.
         generation: Of the plan.
+        kept: Newest versions that are listed.
     """
     ends, snapshot = _ends(objects, generation), _last_snapshot(objects, generation)
     start = snapshot.generation if snapshot is not None else 0
@@ -50,7 +52,7 @@ def listed(objects: Objects, version: int, generation: int) -> tuple[StateObject
             if room <= 0:
                 break
             chosen.add(ends[older])
-    chosen |= {obj for obj in objects.values() if obj.version == version and obj.kind != "snapshot"}
+    chosen |= {obj for obj in objects.values() if version - kept < obj.version <= version and obj.kind != "snapshot"}
     return tuple(sorted(chosen, key=lambda o: (o.version, o.generation, o.kind)))
 
 
@@ -92,15 +94,38 @@ class Archive:
         keep_published: Versions that stay whatever happens.
         rows: Of the rounds that an earlier life of the run closed.
         keep_updates: Closed rounds whose updates stay.
+        listed: Newest versions that plans list.
     """
 
     def __init__(
-        self, folder: RunFolder, ledger: Ledger, keep_published: int, rows: Sequence[RoundRow], keep_updates: int = 1
+        self,
+        folder: RunFolder,
+        ledger: Ledger,
+        keep_published: int,
+        rows: Sequence[RoundRow],
+        keep_updates: int = 1,
+        listed: int = 1,
     ) -> None:
-        self.folder, self._ledger = folder, ledger
+        self.folder, self._ledger, self._listed = folder, ledger, listed
         self._keep_published, self._keep_updates = keep_published, keep_updates
         self.objects: dict[Key, StateObject] = {key_of(obj): obj for obj in ledger.published_states()}
         self._weight, self._rows = 0, list(rows[-LAST_ROUNDS:])
+
+    @classmethod
+    def of(cls, folder: RunFolder, ledger: Ledger, job: Job, rows: Sequence[RoundRow]) -> Archive:
+        """As a job wants it. Where rounds are buffered, updates of earlier ones still count, and who fetches a version
+        that is not the newest any more sees in the newest plan that it may go on.
+
+        Args:
+            folder: The run's.
+            ledger: The run's.
+            job: The run's.
+            rows: Of the rounds that an earlier life of the run closed.
+        """
+        settings = job.round
+        keep_updates = settings.keep_updates + job.staleness.most
+        listed = settings.keep_published if settings.buffered else 1
+        return cls(folder, ledger, settings.keep_published, rows, keep_updates, listed)
 
     def path(self, obj: StateObject) -> Path:
         """An object's file."""
@@ -156,7 +181,7 @@ class Archive:
 
     def listed(self, version: int, generation: int) -> tuple[StateObject, ...]:
         """See `Keeping`: all that somebody may need who was away."""
-        return listed(self.objects, version, generation)
+        return listed(self.objects, version, generation, self._listed)
 
     def begin(self, base: Base, state: PublishedState, chunk_bytes: int) -> None:
         """See `Keeping`: write a snapshot of a base that was just merged, if one is due; file first, then the ledger.

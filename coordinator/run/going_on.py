@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run may be led now, and more rounds for it than its job said."""
+"""Whether a run may be led now, what its round machine has to know of its earlier life, and more rounds for it than its
+job said."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
 from coordinator.job import Job
+from coordinator.rounds.machine import RoundMachine
+from coordinator.store.buffer import counting
 from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import Ledger
 from coordinator.store.standing import standing_of
 from coordinator.store.viewfile import read_view, running_coordinator
 from fedcore.errors import RunError
+from fedcore.round.plan import Plan
+from fedcore.system.clocks import Clocks
 
-__all__ = ["require_open", "with_rounds"]
+__all__ = ["remember", "require_open", "with_rounds"]
 
 
 def require_open(run: str, folder: RunFolder, *, finished_too: bool) -> None:
@@ -66,3 +73,29 @@ def with_rounds(job: Job, rounds: int, folder: RunFolder, ledger: Ledger) -> Job
     job = msgspec.structs.replace(job, round=msgspec.structs.replace(job.round, rounds=rounds), evaluation=section)
     write_job(folder, job)
     return job
+
+
+def remember(
+    machine: RoundMachine, ledger: Ledger, plan: Plan | None, job: Job, revoked: Callable[[str], bool], clocks: Clocks
+) -> None:
+    """Have a round machine know what an earlier life had: the round that was open, its updates, and those for
+    the round that opens next.
+
+    Args:
+        machine: As it is at a run's start.
+        ledger: Of the run.
+        plan: Of the round that was open; None where none was.
+        job: The run's.
+        revoked: Whether what a node has sent counts no more.
+        clocks: For the deadline.
+    """
+    if plan is not None:
+        rows, invited = counting(ledger, plan.round, plan.max_staleness), set(plan.cohort)
+        # One that was trained for an earlier round counts whoever is invited to this one.
+        sent = {row.header.node for row in rows if row.into or row.header.node in invited}
+        accepted = {node for node in sent if not revoked(node)}
+        left = min(plan.deadline_at - clocks.wall(), job.round.deadline_seconds)
+        machine.resume_open(plan.cohort, accepted, clocks.steady() + left)
+    ahead = machine.next_round
+    rows = counting(ledger, ahead, job.staleness.allowed(ahead))
+    machine.held = {row.header.node for row in rows if row.into and not revoked(row.header.node)}

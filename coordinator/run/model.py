@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.job import EvaluationSection, SafetySection
-from coordinator.rounds.policy import Outlier, outliers, round_shares
+from coordinator.rounds.policy import Outlier, clips_beside, outliers, round_shares
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
@@ -37,6 +37,7 @@ from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
 from fedcore.round.secure import SecureRound
+from fedcore.round.staleness import NONE_BEHIND, Staleness, product
 from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
@@ -64,6 +65,7 @@ class Learning:
         head: What a new head begins with.
         secure: How updates are masked; None where they are not.
         private: What is promised of privacy; None for nothing.
+        staleness: What updates that are behind count.
     """
 
     method: MethodSettings
@@ -79,6 +81,7 @@ class Learning:
     head: HeadSection = HeadSection()
     secure: SecureSection | None = None
     private: Private | None = None
+    staleness: Staleness = NONE_BEHIND
 
     @classmethod
     def of(cls, prepared: Prepared, run_id: str) -> Learning:
@@ -98,6 +101,7 @@ class Learning:
             head=job.head,
             secure=job.secure_aggregation,
             private=prepared.private,
+            staleness=job.staleness,
         )
 
     def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
@@ -217,6 +221,7 @@ class GlobalModel:
             evaluation=learning.evaluation.asked(learning.task, version) if learning.evaluation is not None else None,
             run_id=learning.run_id,
             secure=learning.asked(len(cohort), training) if cohort else None,
+            max_staleness=learning.staleness.allowed(server_round),
         )
 
     def close_sum(self, found: Sum, chunk_bytes: int) -> Closed:
@@ -257,14 +262,12 @@ class GlobalModel:
             self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase),
             self._learning.safety,
         )
-        clips = {row.header.node: row.clip for row in updates} | {
-            node: outlier.clip for node, outlier in far.items() if outlier.clip.factor < _factor(updates, node)
-        }
+        clips = clips_beside({row.header.node: row.clip for row in updates}, far)
+        stale = self._learning.staleness.behind(plan.version, {node: one.version for node, one in headers.items()})
+        scaled = {node: product(clip, stale[node][1] if node in stale else None) for node, clip in clips.items()}
         weighted = [
-            WeightedUpdate(
-                self._folder.root / row.file, row.header, shares.weights[row.header.node], clips[row.header.node]
-            )
-            for row in updates
+            WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[node], scaled[node])
+            for node, row in zip(headers, updates, strict=True)
         ]
         # A method that only has the mean takes no rule: jobs with another one are refused.
         chosen = () if type(rule) is Mean else (rule,)
@@ -283,6 +286,7 @@ class GlobalModel:
             norms=norms,
             clipped={node: clip.factor for node, clip in clips.items() if clip is not None},
             capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
+            stale={node: (behind, 1.0 if clip is None else clip.factor) for node, (behind, clip) in stale.items()},
         )
         measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
         return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task), far)
@@ -341,8 +345,3 @@ class GlobalModel:
         if training.generation != self.base.generation:
             return ""
         return model_digest(self.base.digest(), self.start_state(training))
-
-
-def _factor(updates: Sequence[UpdateRow], node: str) -> float:
-    """By what a participant's update was scaled when it came."""
-    return next((row.clip.factor for row in updates if row.header.node == node and row.clip is not None), 1.0)

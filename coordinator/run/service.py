@@ -13,32 +13,23 @@ from concurrent.futures import Future
 
 import msgspec
 
+import coordinator.rounds.events as e
 from coordinator.messages.gate import Gate
 from coordinator.messages.probe import settled
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
-from coordinator.rounds.events import (
-    Action,
-    CloseRound,
-    EndRun,
-    Event,
-    FinishRun,
-    Judged,
-    OpenRound,
-    RoundPublished,
-    Silent,
-    Tick,
-)
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
+from coordinator.run.going_on import remember
 from coordinator.run.measuring import Measuring
 from coordinator.run.model import Closed, GlobalModel, Learning
 from coordinator.run.prepare import Prepared
 from coordinator.run.rivals import Rivals
 from coordinator.run.showing import Pace, Showing
 from coordinator.secure.leading import Leading
+from coordinator.store.buffer import counting
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
@@ -112,7 +103,7 @@ class Service:
         there = lambda: len(self._machine.online)  # noqa: E731
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there)
         rows = ledger.rounds()
-        self._archive = Archive(folder, ledger, job.round.keep_published, rows, job.round.keep_updates)
+        self._archive = Archive.of(folder, ledger, job, rows)
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
@@ -166,15 +157,14 @@ class Service:
 
     def _begin(self, limits: Limits, first: Plan) -> None:
         """The link is up: look at the broker, and go on with the round that was open."""
-        there, plan, settings = (self._transport, self._queue, self._topics.probe), self._plan, self._job.round
+        there, settings = (self._transport, self._queue, self._topics.probe), self._job.round
+        published = self._machine.published
         self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, settings.chunk_bytes, self._note)
-        if plan is not None and self._machine.published < settings.rounds:
-            sent = {row.header.node for row in self._ledger.updates(plan.round)} & set(plan.cohort)
-            accepted = {node for node in sent if not self._senders.revoked(node)}
-            left = min(plan.deadline_at - self._clocks.wall(), settings.deadline_seconds)
-            self._machine.resume_open(plan.cohort, accepted, self._clocks.steady() + left)
+        plan = self._plan if published < settings.rounds else None
+        remember(self._machine, self._ledger, plan, self._job, self._senders.revoked, self._clocks)
+        if plan is not None:
             self._secure.opened(plan)
-        elif 0 < self._machine.published < settings.rounds:
+        elif 0 < published < settings.rounds:
             # The plan at the broker may say that the run is finished: whoever comes would leave at once.
             self._publisher.plan(first)
         self._judge()
@@ -244,12 +234,12 @@ class Service:
     def _tick(self) -> None:
         for node, text in self._gate.struck():
             self._note("flood", node, text)
-        self._feed(*self._reception.idle(quiet=self._queue.empty()), *self._secure.tick(), Tick())
+        self._feed(*self._reception.idle(quiet=self._queue.empty()), *self._secure.tick(), e.Tick())
         if found := self._secure.sum():
             self._end(found.plan, self._model.close_sum(found, self._chunk_bytes))
         self._showing.show()
 
-    def _feed(self, *events: Event) -> None:
+    def _feed(self, *events: e.Event) -> None:
         acted = False
         for event in events:
             for action in self._machine.handle(event, self._clocks.steady()):
@@ -259,17 +249,17 @@ class Service:
         if acted:
             self._showing.show()
 
-    def _do(self, action: Action) -> None:
+    def _do(self, action: e.Action) -> None:
         match action:
-            case OpenRound(server_round, cohort, deadline_at):
+            case e.OpenRound(server_round, cohort, deadline_at):
                 self._open(server_round, cohort, deadline_at)
-            case CloseRound(server_round, participants):
+            case e.CloseRound(server_round, participants):
                 self._close(server_round, participants)
-            case Silent(node):
+            case e.Silent(node):
                 self._note("silent", node, action.words)
-            case FinishRun():
+            case e.FinishRun():
                 self._finish()
-            case EndRun():
+            case e.EndRun():
                 if self._plan is not None:
                     self._measuring.pool(self._machine.published, self._plan.task)
                 self._ended = True
@@ -311,7 +301,8 @@ class Service:
         self._showing.show()
         self._reception.round_over()
         counted = frozenset(participants)
-        updates = [row for row in self._ledger.updates(server_round) if row.header.node in counted]
+        rows = counting(self._ledger, server_round, plan.max_staleness)
+        updates = [row for row in rows if row.header.node in counted]
         if plan.secure is None:
             self._end(plan, self._model.close(plan, updates, self._chunk_bytes))
         else:
@@ -335,13 +326,13 @@ class Service:
         self._measuring.take(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self._measuring.published(plan)
         self._judge()
-        self._feed(RoundPublished(plan.round))
+        self._feed(e.RoundPublished(plan.round))
 
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early; and a person that it stands badly."""
         self._measuring.warn(self._note)
         if (standing := self.view.standing) is not None and self._machine.judging:
-            self._feed(Judged(standing.judged, standing.stop_at))
+            self._feed(e.Judged(standing.judged, standing.stop_at))
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1

@@ -77,6 +77,7 @@ class Showing:
         view, machine = self._view, self._machine
         view.phase, view.round = machine.phase, machine.round
         view.cohort = machine.cohort
+        view.buffer_size = machine.settings.buffer_size if machine.is_buffered else 0
         # Sorted only when there is something new: thousands of names, some times a second.
         if len(view.accepted) != len(machine.accepted) or not machine.accepted.issuperset(view.accepted):
             view.accepted = tuple(sorted(machine.accepted))

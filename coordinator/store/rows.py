@@ -47,6 +47,13 @@ class UpdateRow(msgspec.Struct, frozen=True):
     """Of all its numbers; None in a ledger from before norms were kept."""
     clip: Clip | None = None
     """Scales it down when the round closes: chosen once, so that a resumed run scales alike."""
+    into: int = 0
+    """The round in which it counts, where rounds are buffered; 0: the one that it was trained for."""
+
+    @property
+    def counts_in(self) -> int:
+        """The round in which it counts."""
+        return self.into or self.header.round
 
 
 class PrivacySpent(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +107,9 @@ class RoundRow(msgspec.Struct, frozen=True):
     """The factor, for participants whose update was scaled down."""
     capped: dict[str, tuple[int, int]] = {}
     """Examples claimed and weight given, for participants whose claim did not count in full."""
+    stale: dict[str, tuple[int, float]] = {}
+    """Versions behind and the factor by which it counts, for participants whose update began from an older version than
+    the round did."""
     nodes: NodesMeasured | None = None
     """What nodes measured of the published state on rows of their own; known one round later, or at the run's end."""
     privacy: PrivacySpent | None = None

@@ -97,6 +97,8 @@ class RunView:
     """No further round opens until somebody resumes."""
     excluded: tuple[str, ...] = ()
     """Nodes that an operator takes out of the cohort."""
+    buffer_size: int = 0
+    """Updates that end the open round, where rounds are buffered; 0: those of the whole cohort."""
     cohort: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     security: str = ""

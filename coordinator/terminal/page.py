@@ -160,6 +160,9 @@ def _ahead(view: RunView, now: float) -> str:
 
 def _updates(view: RunView) -> str:
     missing = [name for name in view.cohort if name not in view.accepted and name not in view.excluded]
+    if view.buffer_size:
+        words = f"{len(view.accepted)} of {view.buffer_size} are in the buffer"
+        return f"{words}; at work: {_names(tuple(missing))}" if missing else words
     words = f"{len(view.accepted)} of {len(view.cohort)} are in"
     return f"{words}; missing: {_names(tuple(missing))}" if missing else words
 

@@ -96,7 +96,7 @@ class Story:
                 lines += self._updates(row.round, row.participants)
             measured = "published" if row.accuracy is None else f"accuracy {row.accuracy:.3f}{_metrics(row.metrics)}"
             megabytes = f"{row.uplink_bytes / 1e6:.2f} MB up, {row.downlink_bytes / 1e6:.2f} MB down"
-            title, seconds = view.title(row.round), f"{row.seconds:.1f} s"
+            title, seconds = view.title(row.round), f"{row.seconds:.1f} s{_behind(row)}"
             lines.append(
                 Line(
                     f"round {title}: {measured}, train loss {row.train_loss:.3f}, {megabytes}, {seconds}",
@@ -106,6 +106,7 @@ class Story:
                     loss=row.loss,
                     train_loss=row.train_loss,
                     updates=len(row.participants),
+                    stale=len(row.stale),
                     uplink_bytes=row.uplink_bytes,
                     downlink_bytes=row.downlink_bytes,
                     seconds=round(row.seconds, 3),
@@ -179,6 +180,12 @@ class Story:
     def _event(event: EventView) -> Line:
         level: Level = "warning" if event.kind in _WARNINGS else "info"
         return Line(event.line(), event=event.kind, level=level, round=event.round, node=event.node, at=event.at)
+
+
+def _behind(row: RoundRow) -> str:
+    """Going on a line: how old updates were that began from earlier versions."""
+    most = max((behind for behind, _ in row.stale.values()), default=0)
+    return f", {len(row.stale)} of {len(row.participants)} updates up to {most} behind" if most else ""
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ from edge_client.agent.events import (
 )
 from fedcore.round.plan import Plan, published_digest
 
-__all__ = ["BUSY", "TRANSITIONS", "State", "held_version"]
+__all__ = ["BUSY", "TRANSITIONS", "State", "held_version", "update_waits"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "measuring", "training", "sending", "resting", "finished"]
 """What a node is doing."""
@@ -66,3 +66,15 @@ def held_version(plan: Plan, version: int, generation: int, digest: str) -> tupl
     if published in (None, digest):
         return version, ""
     return 0, f"version {version} is {digest[:12]}, not the published {published[:12]}: resynchronising"
+
+
+def update_waits(plan: Plan, node: str, update_round: int, sent_round: int) -> bool:
+    """Whether the update that lies on the disk is to be offered.
+
+    Args:
+        plan: The present one. Where rounds are buffered, updates for earlier ones count too, whoever this one invites.
+        node: Whose update it is.
+        update_round: For which it was trained; 0 for none.
+        sent_round: The last round whose update was committed or refused.
+    """
+    return update_round > sent_round and plan.takes(update_round) and (plan.max_staleness > 0 or node in plan.cohort)

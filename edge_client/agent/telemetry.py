@@ -174,7 +174,7 @@ def telemetry(
         version=session.version,
         generation=session.generation,
         digest=session.digest,
-        plan=session.plan.key if session.plan is not None else "",
+        plan=session.heard.key if session.heard is not None else "",
         uplink_bytes=messages.uplink_bytes,
         downlink_bytes=messages.downlink_bytes,
         refused=refused,

@@ -69,6 +69,11 @@ class FedAvgSettings(
         )
 
     @property
+    def not_buffered(self) -> str:
+        """Whole changes can be added to any version."""
+        return ""
+
+    @property
     def sums_alone(self) -> bool:
         """Changes are added up, however they are written."""
         return True

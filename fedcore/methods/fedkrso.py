@@ -92,6 +92,13 @@ class FedKRSOSettings(
         )
 
     @property
+    def not_buffered(self) -> str:
+        """Accumulators of all versions are coefficients of the same rows of P, as long as the seeds stay."""
+        if self.schedule == "fresh":
+            return 'with schedule = "fresh" seeds change between versions, and what was learned is merged into the base'
+        return 'moments = "averaged" are no changes' if self.moments == "averaged" else ""
+
+    @property
     def sums_alone(self) -> bool:
         """Averaged moments are of those alone who used a seed."""
         return self.moments != "averaged"

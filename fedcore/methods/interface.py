@@ -113,6 +113,12 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return "it does not say that its updates can be compared number by number"
 
     @property
+    def not_buffered(self) -> str:
+        """Why changes that began from different versions cannot be added to the present state (`round.kind =
+        "buffered"`); empty where they can: all versions have the same entries, whose numbers mean the same."""
+        return "it does not say that changes to different versions of the state can be added"
+
+    @property
     def sums_alone(self) -> bool:
         """Whether the sum of a round's updates is all that the server half takes: then it also takes a sum of which
         nobody knows the parts (`fedcore.model.lanes.Unmasked`, in place of the updates)."""

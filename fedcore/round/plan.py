@@ -112,11 +112,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """Tells this run from every other of its name; empty where all participants are in one process."""
     secure: SecureRound | None = None
     """How updates are masked, in a run with secure aggregation."""
+    max_staleness: RoundNumber = 0
+    """Rounds by which what an update was trained for may be behind this one, and the update still counts; 0 but where
+    rounds are buffered."""
 
     @property
     def key(self) -> str:
         """Tells this plan from every other of its run: also from that of the same round when it opened before."""
         return f"{self.round}-{self.phase}-{round(1000 * self.deadline_at)}"
+
+    def takes(self, server_round: int) -> bool:
+        """Whether an update that was trained for a round still counts, as far as this plan says.
+
+        Args:
+            server_round: For which it was trained.
+        """
+        return self.phase == "train" and 0 <= self.round - server_round <= self.max_staleness
 
     def __post_init__(self) -> None:
         # What no field can say alone. The label set is a list by now: a name would have nodes call a function that a

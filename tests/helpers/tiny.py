@@ -41,10 +41,12 @@ class Recipe:
     rounds: int = 3
     schedule: str = "pool"
     seed: int = 3
+    buffer_size: int = 0
+    """Of a run whose rounds are buffered."""
 
     @property
     def name(self) -> str:
-        return f"{self.schedule}-{self.homes}-{self.rounds}-{self.seed}"
+        return f"{self.schedule}-{self.homes}-{self.rounds}-{self.seed}-{self.buffer_size}"
 
 
 def run_name(folder: Path) -> str:
@@ -229,6 +231,8 @@ class Tiny(Cluster):
 
     def _job_text(self) -> str:
         recipe, merge = self.recipe, "refresh_every = 1\n" if self.recipe.schedule == "fresh" else ""
+        kind = f'kind = "buffered"\nbuffer_size = {recipe.buffer_size}\n' if recipe.buffer_size else ""
+        quorum = recipe.buffer_size or recipe.homes
         return f"""\
 run = "{self.run}"
 seed = {recipe.seed}
@@ -256,9 +260,9 @@ batch_size = 4
 learning_rate = 1e-3
 
 [round]
-rounds = {recipe.rounds}
+{kind}rounds = {recipe.rounds}
 min_nodes = {recipe.homes}
-quorum = {recipe.homes}
+quorum = {quorum}
 deadline_seconds = 300
 finish_seconds = 60
 chunk_bytes = {CHUNK_BYTES}

@@ -70,10 +70,11 @@ class Node:
     name: str
     broker: MemoryBroker
     inbox: queue.Queue[object] = field(default_factory=queue.Queue)
+    start: int = 1
 
     def __post_init__(self) -> None:
         self.transport = self.broker.connect()
-        self.post = Post("t", self.name, None, 1)
+        self.post = Post("t", self.name, None, self.start)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
         self.transport.start(lambda event: self._heard(decode(event.payload)) if isinstance(event, Received) else None)
         self.tell()
@@ -89,10 +90,9 @@ class Node:
         status = self.post.seal(Status(online=True, version=version, digest=digest, measured=found))
         self.transport.publish(Message(TOPICS.status(self.name), status, retain=True))
 
-    def send(self, plan: Plan, path: Path, write: Write) -> str:
-        """Send an update; "" when it is committed, else the reason it was refused."""
-        self.post.run_id = plan.run_id
-        header = UpdateHeader(
+    def header(self, plan: Plan) -> UpdateHeader:
+        """Of an update that was trained by a plan."""
+        return UpdateHeader(
             run="t",
             run_id=plan.run_id,
             round=plan.round,
@@ -104,29 +104,36 @@ class Node:
             loss=1.0,
             seconds=1.0,
         )
-        write(path, header)
+
+    def send(self, plan: Plan, path: Path, write: Write) -> str:
+        """Send an update; "" when it is committed, else the reason it was refused."""
+        self.post.run_id = plan.run_id
+        write(path, self.header(plan))
         manifest = manifest_of(path, 1024)
         transfer = f"{plan.round}-{manifest.sha256[:8]}"
         deadline = time.monotonic() + WAIT_SECONDS
-        self._up(plan, Offer(transfer, manifest))
+        self.say(plan, Offer(transfer, manifest))
         while True:
             try:
                 said = self.inbox.get(timeout=1.0)
             except queue.Empty:
                 assert time.monotonic() < deadline, "the coordinator does not answer"
                 # As an agent does: a coordinator that was started again tells its plan before it knows who is there.
-                self._up(plan, Offer(transfer, manifest))
+                self.say(plan, Offer(transfer, manifest))
                 continue
             match said:
+                case Grant() | Commit() | Refuse() if said.transfer != transfer:
+                    # What was offered twice is answered twice: of the transfer before.
+                    continue
                 case Grant():
                     for index in range(manifest.chunks):
-                        self._up(plan, read_chunk(path, transfer, index, 1024))
+                        self.say(plan, read_chunk(path, transfer, index, 1024))
                 case Commit():
                     return ""
                 case Refuse(_, reason):
                     return reason
 
-    def _up(self, plan: Plan, body: Body) -> None:
+    def say(self, plan: Plan, body: Body) -> None:
         self.transport.publish(Message(TOPICS.up(self.name, "x"), self.post.seal(body, plan.round)))
 
 

@@ -44,6 +44,7 @@ def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
     assert lines[1].numbers == {
         "train_loss": 1.0,
         "updates": 2,
+        "stale": 0,
         "uplink_bytes": 1_500_000,
         "downlink_bytes": 3_000_000,
         "seconds": 11.0,
@@ -53,6 +54,13 @@ def test_a_round_is_told_from_its_opening_to_its_accuracy() -> None:
     assert [line.event for line in lines] == ["round_evaluated"]
     assert (lines[0].numbers["accuracy"], lines[0].numbers["loss"]) == (0.5, 1.25)
     assert told(story, seen) == []
+
+
+def test_how_old_the_updates_of_a_buffered_round_are_is_told_with_it() -> None:
+    story, seen = Story(), view(phase="open", round=2, cohort=("a", "b"), round_opened_at=10.0, buffer_size=2)
+    seen.rows = [msgspec.structs.replace(row(1, 0.5, "ab"), stale={"b": (3, 0.5)})]
+    (line,) = [line for line in story.lines(seen) if line.event == "round_evaluated"]
+    assert str(line).endswith(", 1 of 2 updates up to 3 behind") and line.numbers["stale"] == 1
 
 
 def test_a_round_that_opens_again_is_told_again() -> None:

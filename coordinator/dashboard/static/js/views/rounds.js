@@ -108,6 +108,7 @@ const COLUMNS = [
   ["largest norm", (row) => (Object.keys(row.norms).length ? Math.max(...Object.values(row.norms)).toPrecision(3) : format.DASH)],
   ["clipped", (row) => Object.keys(row.clipped).join(", ") || format.DASH],
   ["capped", (row) => Object.keys(row.capped).join(", ") || format.DASH],
+  ["behind", (row) => Object.entries(row.stale).map(([node, [behind]]) => `${node} ${behind}`).join(", ") || format.DASH],
 ];
 
 function roundsTable() {

@@ -85,8 +85,9 @@ export function summaryView(store, onAttention) {
     roundBar.update(done, run.total_rounds);
     setText(tiles.round.note, run.phase === "open" ? deadline(run, store.now()) : derive.phase(run).text);
     const open = run.phase === "open" || run.phase === "closing";
-    setText(tiles.updates.value, open ? `${run.accepted.length} of ${run.cohort.length}` : format.DASH);
-    updateBar.update(open ? run.accepted.length : 0, open ? run.cohort.length : 0);
+    const wanted = run.buffer_size || run.cohort.length;
+    setText(tiles.updates.value, open ? `${run.accepted.length} of ${wanted}` : format.DASH);
+    updateBar.update(open ? run.accepted.length : 0, open ? wanted : 0);
     const arrived = run.cohort.length - run.accepted.length;
     setText(tiles.updates.note, !open ? "no round is open" : arrived > 0 ? `${format.count(arrived, "node")} at work` : "all are in");
   }
