@@ -220,7 +220,10 @@ class Crowd:
     def _lead(self) -> None:
         try:
             # The broker in memory in place of one over MQTT; all else is as `fedkrso coordinator run` has it.
-            with patch("coordinator.coordinator.MqttTransport", lambda settings, jitter: self._broker.connect()):
+            with (
+                patch("coordinator.coordinator.MqttTransport", lambda settings, jitter: self._broker.connect()),
+                patch("coordinator.coordinator.reach", lambda settings, seconds: None),
+            ):
                 self._coordinator.run()
         except BaseException as error:  # noqa: BLE001 (told by whoever waits)
             self._error = error
