@@ -24,6 +24,7 @@ from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
 
 __all__ = [
+    "AdapterLearned",
     "DenseLearned",
     "DirectionLearned",
     "FactorLearned",
@@ -97,6 +98,15 @@ class DenseLearned(Learned[Training]):
         return self.state.entries[layer.name].values()
 
 
+class AdapterLearned(Learned[Training]):
+    """An adapter's: it stands beside the layers, and some types change no weight at all."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Refused."""
+        require_shared_model(self.training)
+        raise AssertionError("an adapter is refused")
+
+
 class HeadLearned(Learned[Training]):
     """The head alone: nothing of a layer."""
 
@@ -159,14 +169,20 @@ class ResidualLearned(Learned[FactorTraining]):
 
 
 def require_shared_model(training: Training) -> None:
-    """Check that there is one model, which can be written out and evaluated.
+    """Check that there is one model, which can be written out as one.
 
     Raises:
-        ConfigError: A part of it stays with each node.
+        ConfigError: A part of it stays with each node, or what is learned is no change of a weight.
     """
     if not training.shares_model:
         raise ConfigError(
             "every node has a model of its own", place="method.name", remedy="what is shared is in the published states"
+        )
+    if training.learns.adapter is not None:
+        raise ConfigError(
+            f"what {training.method!r} learns stands beside the layers",
+            place="method.name",
+            remedy="export it as an adapter: --adapter",
         )
 
 

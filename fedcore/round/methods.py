@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
+from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
@@ -123,6 +124,7 @@ _own("rolora", FactorTraining, "lora", "RoLoRASettings", "LoRA", "lora:LoRA")
 _own("fedsa-lora", FactorTraining, "lora", "FedSALoRASettings", "LoRA", "lora:LoRA")
 _own("flora", StackedTraining, "flora", "FLoRASettings", "FLoRA", "lora:LoRA")
 _own("fedex-lora", ResidualTraining, "fedex", "FedExLoRASettings", "FedExLoRA", "lora:LoRA")
+_own("fedavg-peft", AdapterTraining, "peft", "PeftSettings", "Peft", "adapters:Adapters")
 _own("fedkseed", ScalarTraining, "fedkseed", "FedKSeedSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("fedkseed-pro", ScalarTraining, "fedkseed", "FedKSeedProSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("ferret", SketchTraining, "ferret", "FerretSettings", "Ferret", "ferret:Ferret")

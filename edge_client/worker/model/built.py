@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
+from fedcore.weights.schema import AdapterTensor
 
 __all__ = ["CANNOT_RUN", "BuiltModel"]
 
@@ -36,6 +37,7 @@ class BuiltModel:
         output_weight: The output head: the output embedding's W (v, n), v words and n numbers a hidden state, and what
             the model does beside its product, for the loss that never makes logits whole; None for a task with a head.
             It shares its storage with the parameters in `module`.
+        adapter: What an adapter that a method puts into it must add.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class BuiltModel:
     tensors: Mapping[str, nn.Parameter] = field(default_factory=lambda: MappingProxyType({}))
     padding: Padding = field(default_factory=Padding)
     output_weight: OutputHead | None = None
+    adapter: tuple[AdapterTensor, ...] = ()
 
     @property
     def backbone(self) -> nn.Module:

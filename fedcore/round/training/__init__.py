@@ -15,6 +15,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
 | `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
+| `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -34,6 +35,7 @@ import operator
 from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
 
 from fedcore.registry import METHODS
+from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import (
     AMPLITUDES,
     COEFFICIENTS,
@@ -66,6 +68,7 @@ __all__ = [
     "UP",
     "USES",
     "USUAL_RANK",
+    "AdapterTraining",
     "AnyTraining",
     "DenseCodec",
     "DenseTraining",
