@@ -24,7 +24,7 @@ from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
 
 __all__ = [
-    "AdapterLearned",
+    "BesideLearned",
     "DenseLearned",
     "DirectionLearned",
     "FactorLearned",
@@ -98,13 +98,18 @@ class DenseLearned(Learned[Training]):
         return self.state.entries[layer.name].values()
 
 
-class AdapterLearned(Learned[Training]):
-    """An adapter's: it stands beside the layers, and some types change no weight at all."""
+class BesideLearned(Learned[Training]):
+    """What stands beside the layers: it is no change of a weight."""
 
     def change(self, layer: LayerSpec) -> NDArray[np.float32]:
         """Refused."""
         require_shared_model(self.training)
-        raise AssertionError("an adapter is refused")
+        raise AssertionError("what stands beside the layers is refused")
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Refused."""
+        require_shared_model(self.training)
+        raise AssertionError("what stands beside the layers is refused")
 
 
 class HeadLearned(Learned[Training]):
@@ -178,12 +183,11 @@ def require_shared_model(training: Training) -> None:
         raise ConfigError(
             "every node has a model of its own", place="method.name", remedy="what is shared is in the published states"
         )
-    if training.learns.adapter is not None:
-        raise ConfigError(
-            f"what {training.method!r} learns stands beside the layers",
-            place="method.name",
-            remedy="export it as an adapter: --adapter",
-        )
+    learns = training.learns
+    if learns.stands_beside:
+        remedy = "what was learned is in the published states"
+        remedy = remedy if learns.adapter is None else "export it as an adapter: --adapter"
+        raise ConfigError(f"what {learns.method!r} learns stands beside the layers", place="method.name", remedy=remedy)
 
 
 def layer_update(

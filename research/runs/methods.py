@@ -20,7 +20,7 @@ from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 __all__ = ["Named", "parse_methods", "settings_of"]
 
 _PLACE = "--methods"
-_ONE = re.compile(r"([a-z0-9-]+)(?:\[([^\[\]]*)\])?")
+_ONE = re.compile(r"([a-z0-9+-]+)(?:\[([^\[\]]*)\])?")
 _KINDS: dict[str, type[MethodSettings]] = settings_by_name()
 
 

@@ -136,7 +136,7 @@ class Run:
     def beside(self) -> bool:
         """Whether what is learned stands beside the layers: then it is exported as an adapter, and is no change of a
         weight."""
-        return self.settings.adapter is not None
+        return server_half(self.settings).training(1, 5).learns.stands_beside
 
     def examples(self, node: int) -> list[Encoded]:
         """A node's own."""

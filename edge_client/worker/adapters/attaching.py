@@ -60,14 +60,9 @@ def attach(model: BuiltModel, adapter: AnyAdapter) -> Attached:
         name: (layer.out_features, layer.in_features) for name, layer in model.layers.items() if adapter.takes(name)
     }
     layers = wrapped(shapes, adapter)
-    sought: dict[int, Any] = {}
     for name, layer in layers.items():
         layer.get_base_layer().own = model.layers[name]
-        sought[id(model.layers[name])] = layer
-    for place, module in list(model.module.named_modules(remove_duplicate=False)):
-        if (found := sought.get(id(module))) is not None:
-            parent, _, last = place.rpartition(".")
-            setattr(model.module.get_submodule(parent), last, found)
+    model.put_around(layers)
     return Attached(dict(_named(layers)), layers)
 
 

@@ -6,22 +6,21 @@ What they hold before the first round is drawn from the run's seed, as the schem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from edge_client.worker.adapters.attaching import Attached, attach
 from edge_client.worker.adapters.layers import lengths_of
-from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.methods.interface import Kept
+from edge_client.worker.methods.named import NamedTensors
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.weights import row_blocks
 from fedcore.errors import ModelError
-from fedcore.model.state import PublishedState
-from fedcore.round.plan import Plan
 from fedcore.round.training import AdapterTraining, Training
 from fedcore.weights.initial import initial_adapter, row_lengths
 from fedcore.weights.schema import AdapterTensor
@@ -31,8 +30,8 @@ __all__ = ["Adapters"]
 _BLOCK_ROWS = 256
 
 
-class Adapters:
-    """An adapter's tensors, with one Adam for the round.
+class Adapters(NamedTensors):
+    """An adapter's tensors.
 
     Args:
         model: Built; the adapter takes its place in it.
@@ -43,82 +42,37 @@ class Adapters:
         ModelError: PEFT is not installed, or makes another adapter than the run's schema says.
     """
 
-    supersedes: ClassVar[bool] = True
-    rank: int = 0
-    subspaces: tuple[int, ...] = ()
-    local: Mapping[str, nn.Parameter] = {}
-
     def __init__(self, model: BuiltModel, training: AdapterTraining, artefact: None = None) -> None:
         del artefact
-        self._model, self._seed = model, training.run_seed
-        self._attached = attach(model, training.peft)
+        self._seed, self._attached = training.run_seed, attach(model, training.peft)
         self._specs = {spec.name: spec for spec in model.adapter}
         _require_same(self._attached, self._specs, training.peft.name)
+        tensors = self._attached.tensors
         if (device := next(iter(model.layers.values())).base.device).type != "cpu":
-            for tensor in self._attached.tensors.values():
+            for tensor in tensors.values():
                 tensor.data = tensor.data.to(device)
-        self._trained = {name: tensor for name, tensor in self._tensors() if self._specs[name].trained}
-        self._start: dict[str, Tensor] = {}
-        self._drawn: dict[str, Tensor] = {}
-        self._adam: torch.optim.Adam | None = None
-
-    def _tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, tensor in self._attached.tensors.items():
-            assert isinstance(tensor, nn.Parameter) or not self._specs[name].trained
-            yield name, tensor  # type: ignore[misc]
+        super().__init__(model, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)})
 
     def outline(self, training: Training) -> Kept:
-        """What trains with gradients, moments and what the round began with; what does not train; the state as it
-        came."""
-        tensors = self._attached.tensors
-        numbers = sum(tensor.numel() for tensor in self._trained.values())
-        frozen = sum(tensor.numel() for name, tensor in tensors.items() if name not in self._trained)
+        """Beside what trains, what does not."""
+        tensors, kept = self._attached.tensors, self.kept_beside()
+        frozen = sum(tensor.numel() for name, tensor in tensors.items() if name not in self._parameters)
         lengths = sum(layer.out_features for layer in self._attached.layers.values() if lengths_of(layer) is not None)
-        own = self._model.layers.values()
-        return Kept(
-            state_bytes=2 * numbers + 4 * (frozen + lengths),
-            trained_bytes=(4 + 4 + 4) * numbers,
-            moments_bytes=(4 + 4) * numbers,
-            block_bytes=max(layer.compute_dtype.itemsize for layer in own),
-        )
+        return replace(kept, state_bytes=kept.state_bytes + 4 * (frozen + lengths))
 
-    @torch.no_grad()
-    def install(self, state: PublishedState) -> None:
-        """First values plus published changes, one float32 addition a number."""
-        self._adam = None
-        if not self._drawn:
-            self._draw()
-        for name, parameter in self._trained.items():
-            change = torch.from_numpy(state.entries[name].values()).reshape(parameter.shape)
-            start = self._drawn[name] + change
-            parameter.copy_(start.to(parameter.device))
-            parameter.grad = None
-            self._start[name] = start
-
-    def _draw(self) -> None:
-        """First values, and what never changes."""
+    def first_values(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """As the schema says; what does not train gets its numbers once, here."""
         for name, layer in self._attached.layers.items():
             if (lengths := lengths_of(layer)) is not None:
                 lengths.base.copy_(torch.from_numpy(_lengths(self._model.layers[name])))
         for name, tensor in self._attached.tensors.items():
             spec = self._specs[name]
-            if spec.lengths_of:
-                value = _lengths(self._model.layers[spec.lengths_of])
-            else:
-                value = initial_adapter(spec, self._seed)
-            if spec.trained:
-                self._drawn[name] = torch.from_numpy(value)
+            layer = spec.lengths_of
+            value = _lengths(self._model.layers[layer]) if layer else initial_adapter(spec, self._seed)
+            if name in self._parameters:
+                yield name, value
             else:
                 tensor.copy_(torch.from_numpy(value).to(tensor.device))
-
-    def open(self, plan: Plan, node: str, rank: int) -> None:
-        """One Adam for the round."""
-        self._adam = torch.optim.Adam(self._trained.values(), lr=plan.training.learning_rate)
-
-    def begin(self, interval: int) -> torch.optim.Adam:
-        """The same Adam goes on."""
-        assert self._adam is not None
-        return self._adam
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
         """One pass forward and backward.
@@ -127,33 +81,10 @@ class Adapters:
             ModelError: It leaves no gradient: the model does not compute with the adapter.
         """
         loss = run()
-        if all(parameter.grad is None for parameter in self._trained.values()):
-            name = type(self._model.module).__name__
-            raise ModelError(
-                f"{name} does not compute with this adapter", place="method.peft", remedy="use another type"
-            )
+        if all(parameter.grad is None for parameter in self._parameters.values()):
+            words = f"{type(self._model.module).__name__} does not compute with this adapter"
+            raise ModelError(words, place="method.peft", remedy="use another type")
         return loss
-
-    def finish(self, interval: int) -> None:
-        """Nothing to do."""
-
-    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """Values and moments."""
-        assert self._adam is not None
-        for name, parameter in self._trained.items():
-            yield from adam_state(name, parameter, self._adam)
-
-    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """Values and moments."""
-        assert self._adam is not None
-        for name, parameter in self._trained.items():
-            restore_adam(name, parameter, self._adam, read)
-
-    @torch.no_grad()
-    def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Values less what the round began with, as matrices."""
-        for name, parameter in self._trained.items():
-            yield name, (parameter.cpu() - self._start[name]).reshape(self._specs[name].matrix).numpy()
 
 
 def _require_same(attached: Attached, specs: Mapping[str, AdapterTensor], kind: str) -> None:

@@ -65,6 +65,20 @@ class BuiltModel:
         """Whether its inputs have `token_type_ids`, which tell the first text of a pair from the second."""
         return (getattr(self.module.config, "type_vocab_size", 0) or 0) > 0
 
+    def put_around(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules in the places of target layers, everywhere where a layer stands.
+
+        Args:
+            modules: By the layer's name; each may have the layer in it.
+        """
+        sought = {id(self.layers[name]): module for name, module in modules.items()}
+        # Found first: what is put there has layers in it.
+        places = [place for place, one in self.module.named_modules(remove_duplicate=False) if id(one) in sought]
+        found = [(place, sought[id(self.module.get_submodule(place))]) for place in places]
+        for place, module in found:
+            parent, _, last = place.rpartition(".")
+            setattr(self.module.get_submodule(parent), last, module)
+
     def parts(self) -> Iterator[nn.Module]:
         """All modules: those of `module`, and the output embedding's weight."""
         yield from self.module.modules()

@@ -16,6 +16,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
 | `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
+| `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -56,6 +57,7 @@ from fedcore.round.training.directions import DirectionTraining, ScalarTraining,
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
 from fedcore.round.training.subspace import SubspaceTraining
+from fedcore.round.training.tensortrain import TensorTrainTraining
 
 __all__ = [
     "AMPLITUDES",
@@ -82,6 +84,7 @@ __all__ = [
     "SketchTraining",
     "StackedTraining",
     "SubspaceTraining",
+    "TensorTrainTraining",
     "Training",
     "merged_entries",
     "training_union",

@@ -15,7 +15,7 @@ __all__ = ["AdapterTraining"]
 class AdapterTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedavg-peft"):
     """An adapter's named tensors, each with a mean of its own."""
 
-    learned: ClassVar[str] = "fedcore.model.learned:AdapterLearned"
+    learned: ClassVar[str] = "fedcore.model.learned:BesideLearned"
 
     peft: AnyAdapter
 

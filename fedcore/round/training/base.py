@@ -144,6 +144,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return None
 
     @property
+    def stands_beside(self) -> bool:
+        """Whether what is learned stands beside the layers, and is no change of a weight."""
+        return self.adapter is not None
+
+    @property
     def artefact_kind(self) -> ArtefactKind | None:
         """The run artefact that the method asks for; None in most methods."""
         return None
