@@ -27,6 +27,7 @@ from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
 
@@ -125,6 +126,7 @@ _own("rolora", FactorTraining, "lora", "RoLoRASettings", "LoRA", "lora:LoRA")
 _own("fedsa-lora", FactorTraining, "lora", "FedSALoRASettings", "LoRA", "lora:LoRA")
 _own("flora", StackedTraining, "flora", "FLoRASettings", "FLoRA", "lora:LoRA")
 _own("fedex-lora", ResidualTraining, "fedex", "FedExLoRASettings", "FedExLoRA", "lora:LoRA")
+_own("slora", SparseTraining, "slora", "SLoRASettings", "SLoRA", "slora:SLoRA")
 _own("fedavg-peft", AdapterTraining, "peft", "PeftSettings", "Peft", "adapters:Adapters")
 _own("fedtt", TensorTrainTraining, "fedtt", "FedTTSettings", "FedTT", "fedtt:TensorTrains")
 _own("fedtt+", TensorTrainTraining, "fedtt", "FedTTPlusSettings", "FedTT", "fedtt:TensorTrains")

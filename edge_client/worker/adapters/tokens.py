@@ -66,13 +66,13 @@ def encoder_of(adapter: VirtualTokens, config: Any, seed: int = 0) -> Any:
 
 
 def stand_before(model: BuiltModel, adapter: VirtualTokens) -> nn.Module:
-    """Have a model compute with virtual tokens; what makes them becomes a part of its module.
+    """Have a model compute with virtual tokens; what makes them becomes a part of its backbone.
 
     Raises:
         ModelError: PEFT is not installed, or the model has no place for them.
     """
     encoder: nn.Module = encoder_of(adapter, model.module.config)
-    model.module.add_module("virtual_tokens", encoder)
+    model.backbone.add_module("virtual_tokens", encoder)
     if isinstance(adapter, PrefixTuning):
         _before_keys(model, encoder, adapter.num_virtual_tokens)
     else:

@@ -56,7 +56,7 @@ class TensorTrains(NamedTensors):
                 for name in ALL_CORES
             }
         )
-        model.module.add_module("tensor_trains", cores)
+        model.backbone.add_module("tensor_trains", cores)
         model.put_around(
             {layer.name: _Bottleneck(layer, self._matrices(cores, index)) for index, layer in enumerate(self._behind)}
         )

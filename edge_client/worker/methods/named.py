@@ -39,6 +39,7 @@ class NamedTensors(ABC):
         self._model, self._parameters = model, parameters
         self._first: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
+        self._entry_shapes: dict[str, tuple[int, ...]] = {}
         self._adam: torch.optim.Adam | None = None
 
     @abstractmethod
@@ -67,8 +68,9 @@ class NamedTensors(ABC):
         if not self._first:
             self._first = {name: torch.from_numpy(value) for name, value in self.first_values()}
         for name, parameter in self._parameters.items():
-            change = torch.from_numpy(state.entries[name].values()).reshape(parameter.shape)
-            self._start[name] = self._first[name] + change
+            change = torch.from_numpy(state.entries[name].values())
+            self._entry_shapes[name] = tuple(change.shape)
+            self._start[name] = self._first[name] + change.reshape(parameter.shape)
             parameter.copy_(self._start[name].to(parameter.device))
             parameter.grad = None
 
@@ -105,11 +107,9 @@ class NamedTensors(ABC):
 
     @torch.no_grad()
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """What trains, less what the round began with, as matrices: a vector, whichever way it stands, is one row."""
+        """What trains, less what the round began with, as the entries' matrices."""
         for name, parameter in self._training():
-            change = parameter.cpu() - self._start[name]
-            size = change.numel()
-            yield name, change.reshape((1, size) if max(change.shape) == size else (change.shape[0], -1)).numpy()
+            yield name, (parameter.cpu() - self._start[name]).reshape(self._entry_shapes[name]).numpy()
 
     def _training(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self._parameters.items() if parameter.requires_grad)

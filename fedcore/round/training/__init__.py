@@ -17,6 +17,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
 | `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
 | `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
+| `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -56,6 +57,7 @@ from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
 
@@ -82,6 +84,7 @@ __all__ = [
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",
+    "SparseTraining",
     "StackedTraining",
     "SubspaceTraining",
     "TensorTrainTraining",

@@ -160,7 +160,8 @@ def with_tokens(plain: Any, replica: Replica, adapter: VirtualTokens) -> Any:
     config = kinds[adapter.name](task_type="SEQ_CLS", **adapter.settings)
     theirs = peft.get_peft_model(plain, config).eval()
     own: Any = replica.model.module
-    theirs.prompt_encoder["default"].load_state_dict(own.virtual_tokens.state_dict())
+    tokens: Any = replica.model.backbone.virtual_tokens
+    theirs.prompt_encoder["default"].load_state_dict(tokens.state_dict())
     head = theirs.base_model.classifier
     head = getattr(head, "modules_to_save", {"default": head})["default"]
     head.load_state_dict(own.classifier.state_dict())
@@ -208,7 +209,7 @@ def test_virtual_tokens_bear_what_memory_plans_do(
         said = replica.model.backbone(**inputs).last_hidden_state
         real = inputs["attention_mask"].bool()
         assert torch.allclose(said[real], plain[real], atol=1e-5)
-        (vectors,) = replica.model.module.virtual_tokens.parameters()
+        (vectors,) = replica.model.backbone.virtual_tokens.parameters()
         gradients.append(torch.autograd.grad(said[real].square().sum(), vectors)[0])
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="no place in an answer's cache"):

@@ -34,6 +34,7 @@ from fedcore.methods import server_half, settings_by_name
 from fedcore.methods.fedtt import FedTTSettings
 from fedcore.methods.interface import MethodSettings
 from fedcore.methods.peft import PeftSettings
+from fedcore.methods.slora import SLoRASettings
 from fedcore.round.training import AnyTraining
 
 WORDS = TaskSection(kind="causal-lm", max_length=24)
@@ -109,8 +110,9 @@ def test_a_few_blocks_say_what_all_of_them_keep(
     "settings",
     [
         PeftSettings(batch_size=2, peft=PrefixTuning()),
-        PeftSettings(batch_size=2, peft=DoRA()),
-        FedTTSettings(batch_size=2),
+        pytest.param(PeftSettings(batch_size=2, peft=DoRA()), marks=pytest.mark.slow),
+        pytest.param(FedTTSettings(batch_size=2), marks=pytest.mark.slow),
+        SLoRASettings(batch_size=2),
     ],
     ids=lambda settings: settings.described().partition(",")[0],
 )
