@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrices as tensor trains: a matrix's numbers are a tensor of several small sides, and each number a product of small
-matrices, one for each side (Oseledets, SIAM J. Sci. Comput. 33(5), 2011).
+matrices, one for each side (Oseledets, SIAM J. Sci. Comput. 33(5), 2011). Here are their shapes alone, which plans say.
 
 Legend: W (n, b), sides with k_1 ... k_J = n b, core j is (r_(j-1) k_j, r_j), r_0 = r_J = 1.
 """
@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-__all__ = ["CORES", "contracted", "core_shapes", "first_spread", "sides"]
+__all__ = ["CORES", "core_shapes", "first_spread", "sides"]
 
 CORES = 5
 """J: three sides of n, two of b."""
@@ -61,20 +57,6 @@ def first_spread(n: int, b: int, rank: int, inputs: int) -> float:
     paths = math.prod(columns for _, columns in shapes)
     deviation = math.exp(-math.log(inputs * paths) / (2 * len(shapes)))
     return max(1, round(math.sqrt(3) * deviation * 1024)) / 1024
-
-
-def contracted(cores: Sequence[NDArray[np.float32]], n: int, b: int) -> NDArray[np.float32]:
-    """W (n, b) of its cores.
-
-    Example:
-        >>> cores = [np.ones(shape, np.float32) for shape in core_shapes(4, 2, 1)]
-        >>> contracted(cores, 4, 2).tolist()
-        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
-    """
-    whole = np.ones((1, 1), np.float32)
-    for core in cores:
-        whole = (whole @ core.reshape(whole.shape[1], -1)).reshape(-1, core.shape[1])
-    return whole.reshape(n, b)
 
 
 def _divisors(number: int) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Adapters(NamedTensors):
         _require_same(self._attached, self._specs, training.peft.name)
         tensors = self._attached.tensors
         if (device := next(iter(model.layers.values())).base.device).type != "cpu":
-            for tensor in tensors.values():
+            for tensor in (*tensors.values(), *(known.base for _, known in self._known_lengths())):
                 tensor.data = tensor.data.to(device)
         super().__init__(model, {name: one for name, one in tensors.items() if isinstance(one, nn.Parameter)})
 
@@ -57,14 +58,13 @@ class Adapters(NamedTensors):
         """Beside what trains, what does not."""
         tensors, kept = self._attached.tensors, self.kept_beside()
         frozen = sum(tensor.numel() for name, tensor in tensors.items() if name not in self._parameters)
-        lengths = sum(layer.out_features for layer in self._attached.layers.values() if lengths_of(layer) is not None)
+        lengths = sum(known.base.numel() for _, known in self._known_lengths())
         return replace(kept, state_bytes=kept.state_bytes + 4 * (frozen + lengths))
 
     def first_values(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """As the schema says; what does not train gets its numbers once, here."""
-        for name, layer in self._attached.layers.items():
-            if (lengths := lengths_of(layer)) is not None:
-                lengths.base.copy_(torch.from_numpy(_lengths(self._model.layers[name])))
+        for name, known in self._known_lengths():
+            known.base.copy_(torch.from_numpy(_lengths(self._model.layers[name])))
         for name, tensor in self._attached.tensors.items():
             spec = self._specs[name]
             layer = spec.lengths_of
@@ -73,6 +73,12 @@ class Adapters(NamedTensors):
                 yield name, value
             else:
                 tensor.copy_(torch.from_numpy(value).to(tensor.device))
+
+    def _known_lengths(self) -> Iterator[tuple[str, Any]]:
+        """What DoRA's layers know of the rows of W, by layer."""
+        for name, layer in self._attached.layers.items():
+            if (known := lengths_of(layer)) is not None:
+                yield name, known
 
     def measure(self, step: int, run: Callable[[], float]) -> float:
         """One pass forward and backward.

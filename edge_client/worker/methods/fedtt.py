@@ -29,7 +29,7 @@ from fedcore.weights.initial import initial_adapter
 from fedcore.weights.schema import AdapterTensor
 from fedcore.weights.tensortrain import CORES, core_shapes, first_spread
 
-__all__ = ["TensorTrains"]
+__all__ = ["TensorTrains", "contracted"]
 
 
 class TensorTrains(NamedTensors):
@@ -70,7 +70,7 @@ class TensorTrains(NamedTensors):
             both = []
             for side in ("down", "up"):
                 own = [cores[f"{side}_{j}"][index].view(shape) for j, shape in enumerate(self._shapes)]
-                both.append(_contracted(own, m, self._b))
+                both.append(contracted(own, m, self._b))
             return both[0], both[1]
 
         return made
@@ -130,8 +130,13 @@ class _Bottleneck(nn.Module):
         return StandIn(self)
 
 
-def _contracted(cores: Sequence[Tensor], m: int, b: int) -> Tensor:
-    """The matrix (m, b) of its cores, as `fedcore.weights.tensortrain.contracted`."""
+def contracted(cores: Sequence[Tensor], m: int, b: int) -> Tensor:
+    """The matrix (m, b) of its cores.
+
+    Example:
+        >>> contracted([torch.ones(shape) for shape in core_shapes(4, 2, 1)], 4, 2).tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    """
     whole = cores[0].new_ones(1, 1)
     for core in cores:
         whole = (whole @ core.reshape(whole.shape[1], -1)).reshape(-1, core.shape[1])

@@ -14,6 +14,7 @@ from method_runs import Run, values_of
 from torch import nn
 from torch.nn import functional as F
 
+from edge_client.worker.methods.fedtt import contracted
 from edge_client.worker.train.replica import Replica
 from fedcore.errors import ConfigError, ModelError
 from fedcore.methods.fedtt import FedTT, FedTTPlusSettings, FedTTSettings
@@ -22,7 +23,7 @@ from fedcore.round.training import TensorTrainTraining
 from fedcore.round.training.tensortrain import ALL_CORES
 from fedcore.weights.initial import initial_adapter
 from fedcore.weights.schema import AdapterTensor, LayerSpec, ModelSchema
-from fedcore.weights.tensortrain import contracted, core_shapes, first_spread, sides
+from fedcore.weights.tensortrain import core_shapes, first_spread, sides
 from tests.contract.reference import Reference, near
 
 SIZES: dict[str, Any] = {"bottleneck": 8, "rank": 3, "steps": 8, "interval_steps": 2, "batch_size": 4, "bits": 16}
@@ -33,12 +34,17 @@ def cores_of(n: int, b: int, rank: int, seed: int = 0) -> list[np.ndarray[Any, A
     return [chance.normal(size=shape).astype(np.float32) for shape in core_shapes(n, b, rank)]
 
 
+def einsum(cores: list[np.ndarray[Any, Any]], n: int, b: int) -> np.ndarray[Any, Any]:
+    k = sides(n, b)
+    tensors = [core.reshape(-1, k[j], core.shape[1]) for j, core in enumerate(cores)]
+    return np.asarray(np.einsum("xai,ibj,jck,kdl,ley->abcde", *tensors, optimize=True)).reshape(n, b)
+
+
 @pytest.mark.parametrize(("n", "b", "rank"), [(384, 64, 5), (64, 16, 4), (30, 7, 2), (32, 64, 9)])
 def test_a_train_is_what_einsum_makes_of_it(n: int, b: int, rank: int) -> None:
-    cores, k = cores_of(n, b, rank), sides(n, b)
-    tensors = [core.reshape(-1, k[j], core.shape[1]) for j, core in enumerate(cores)]
-    expected = np.einsum("xai,ibj,jck,kdl,ley->abcde", *tensors, optimize=True).reshape(n, b)
-    assert np.allclose(contracted(cores, n, b), expected, rtol=1e-4, atol=1e-3)
+    cores = cores_of(n, b, rank)
+    found = contracted([torch.from_numpy(core) for core in cores], n, b).numpy()
+    assert np.allclose(found, einsum(cores, n, b), rtol=1e-4, atol=1e-3)
 
 
 def test_sizes_are_the_papers() -> None:
@@ -61,7 +67,7 @@ def test_first_cores_make_a_matrix_like_a_fresh_linear_layers() -> None:
         initial_adapter(AdapterTensor(f"l/down/{j}", shape, spread=spread), 3)
         for j, shape in enumerate(core_shapes(384, 64, 5))
     ]
-    assert 0.3 < float(contracted(made, 384, 64).var()) * 384 < 3
+    assert 0.3 < float(einsum(made, 384, 64).var()) * 384 < 3
     # Pinned: a core's first numbers of a seed, 16-bit integers of SHAKE-128.
     assert np.rint(made[0][0] * (32768 / spread)).tolist() == [-9106, -4896, -15296, 7231, -17527]
 
@@ -167,7 +173,7 @@ def matrix(run: Run, state: ExactState, layer: LayerSpec, side: str) -> np.ndarr
         first = initial_adapter(AdapterTensor(name, shape, spread=0.0 if name.endswith("up/4") else spread), 5)
         row = next(i for i, one in enumerate(behind) if one is layer)
         cores.append(first + state.sums[f"/{side}/{j}"][row].reshape(shape) * 2.0**-32)
-    return contracted(cores, layer.rows, 8)
+    return einsum(cores, layer.rows, 8)
 
 
 def test_a_layer_whose_weight_is_looked_at_is_refused_by_name(make_llama: Callable[..., Path], tmp_path: Path) -> None:
