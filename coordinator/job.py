@@ -209,6 +209,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.calibration is not None and not made_from_text:
             words = f"{self.method.name} as it is here needs no text"
             raise ConfigError(words, place="calibration", remedy="leave it out")
+        if self.task.pack and self.method.adapter is not None and self.method.adapter.tokens:
+            words = "virtual tokens stand before one text, not before several in one row"
+            raise ConfigError(words, place="task.pack", remedy="leave it out")
         if self.evaluation is not None and self.evaluation.here:
             if not training.shares_model:
                 remedy = 'nodes have models of their own: set where to "nodes"'
@@ -254,6 +257,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                     place="evaluation.metrics",
                     remedy="leave it out",
                 )
+            if of_texts and (why := self.method.not_with_answers):
+                remedy = "leave it out, and measure answers of an exported model"
+                raise ConfigError(f"{name!r} needs answers: {why}", place="evaluation.metrics", remedy=remedy)
         names = ["accuracy", "loss", *task.metrics(), *task.derived(0.0)]
         names += [name.rpartition(":")[2] for name in section.metrics]
         if section.best_name not in names:

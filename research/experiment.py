@@ -23,6 +23,7 @@ from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
 from coordinator.store.statefile import save_state
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.architecture.pooled import resolved_pooling
 from edge_client.worker.data.tasks import Encoded, encode
@@ -122,7 +123,8 @@ class Experiment:
         # What a coordinator would have as calibration text: tuning rows, whatever their labels.
         self._calibration = encode(parts.tune[: setup.calibration_rows], self._section, tokenizer)
         self._checkpoint, self._folder = Checkpoint(model_folder), RunFolder(files.scratch)
-        self._schema = describe(self._checkpoint, self._section, setup.trained_tensors)
+        schema = describe(self._checkpoint, self._section, setup.trained_tensors)
+        self._schema = with_adapter(schema, model_folder, self._section, setup.method.adapter)
         self._compute_dtype = compute_dtype
         self._said: dict[Part, Predictions] = {}
         self._begin()

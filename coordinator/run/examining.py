@@ -29,7 +29,8 @@ def require_model(job: Job, place: str) -> None:
     folder = find_model(job.model.folder, place=f"{place}: model.folder")
     if folder.is_dir():
         Checkpoint(folder)
-    require_fitting(folder, max_length=job.task.max_length)
+    adapter = job.method.adapter
+    require_fitting(folder, max_length=job.task.max_length, virtual_tokens=adapter.tokens if adapter else 0)
 
 
 def examined(job: Job, place: str) -> tuple[str, ...]:
@@ -52,6 +53,7 @@ def examined(job: Job, place: str) -> tuple[str, ...]:
         calibration=None if calibration is None else Calibration(calibration.data, calibration.rows),
         model_folder=str(folder) if there else "",
         trained_tensors=model.trained_tensors if there and model.schema_file is None else None,
+        adapter=job.method.adapter,
         metrics=() if section is None else section.metrics,
     )
     try:

@@ -70,13 +70,16 @@ def prepare(
     if task is None or schema is None:
         if job.model.schema_file is not None:
             described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
+            _require_adapter(job, described.model_schema)
             # The file is about the model: what is said of conversations is the job's alone.
             _require_pooling(job, described.task)
             chat = {key: getattr(with_template(job.task), key) for key in CHAT_KEYS}
             described = msgspec.structs.replace(described, task=msgspec.structs.replace(described.task, **chat))
         else:
             tell("looking at the model")
-            command = Describe(str(model_folder), with_template(job.task), job.model.trained_tensors)
+            command = Describe(
+                str(model_folder), with_template(job.task), job.model.trained_tensors, job.method.adapter
+            )
             answer = ask_worker(command, folder.evaluator / "describe.log")
             assert isinstance(answer, Described)
             described = answer
@@ -115,6 +118,17 @@ def _require_pooling(job: Job, found: TaskSection) -> None:
             f"the job wants {wanted!r}, and {job.model.schema_file} was made for {found.pooling!r}",
             place="task.pooling",
             remedy=f"make the file anew: fedkrso model describe --pooling {wanted}",
+        )
+
+
+def _require_adapter(job: Job, schema: ModelSchema) -> None:
+    """Check that a file about the model has an adapter's tensors, where the method trains one."""
+    if (adapter := job.method.adapter) is not None and not schema.adapter:
+        words = msgspec.json.encode(adapter).decode()
+        raise ConfigError(
+            f"{job.model.schema_file} was made for no adapter",
+            place="model.schema_file",
+            remedy=f"make the file anew: fedkrso model describe --peft '{words}'",
         )
 
 

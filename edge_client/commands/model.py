@@ -20,10 +20,12 @@ __all__ = ["model_describe", "model_import"]
 @click.option("--labels", default="", help="Comma-separated label set.")
 @click.option("--max-length", default=128, show_default=True)
 @click.option("--pooling", default="auto", show_default=True, help="As task.pooling of a job.")
-def model_describe(model: str, task: str, labels: str, max_length: int, pooling: str) -> None:
+@click.option("--peft", default="", help='As method.peft of a job, in JSON: {"type": "ia3"}.')
+def model_describe(model: str, task: str, labels: str, max_length: int, pooling: str, peft: str) -> None:
     """Print, as JSON, which layers and tensors of MODEL are trained. For `model.schema_file` of a coordinator without
     torch."""
     from edge_client.worker.train.agreement import described
+    from fedcore.config.adapters import AnyAdapter
     from fedcore.config.models import resolve_model_folder
     from fedcore.config.sections import TaskSection
     from fedcore.config.words import converted
@@ -32,7 +34,12 @@ def model_describe(model: str, task: str, labels: str, max_length: int, pooling:
     known = tuple(filter(None, labels.split(",")))
     words = {"kind": task, "labels": known, "max_length": max_length, "pooling": pooling}
     section = converted(words, TaskSection, place="--task")
-    click.echo(msgspec.json.encode(described(Checkpoint(resolve_model_folder(model, place="MODEL")), section)))
+    try:
+        adapter = msgspec.json.decode(peft, type=AnyAdapter) if peft else None
+    except (msgspec.DecodeError, ConfigError) as error:
+        raise ConfigError(str(error), place="--peft", remedy="write what a job's method.peft says, in JSON") from None
+    folder = resolve_model_folder(model, place="MODEL")
+    click.echo(msgspec.json.encode(described(Checkpoint(folder), section, adapter=adapter)))
 
 
 @click.command(

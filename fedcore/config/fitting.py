@@ -32,7 +32,7 @@ class _Config(msgspec.Struct):
     n_positions: int = 0
 
 
-def require_fitting(folder: Path, *, max_length: int = 0) -> None:
+def require_fitting(folder: Path, *, max_length: int = 0, virtual_tokens: int = 0) -> None:
     """Check that the model has a row for each token of its tokenizer, and positions for a text of the longest length.
 
     Files that are not there, or say nothing of it, are left to whoever reads them whole.
@@ -40,6 +40,7 @@ def require_fitting(folder: Path, *, max_length: int = 0) -> None:
     Args:
         folder: The model folder.
         max_length: Tokens of the longest text; 0 to leave it out.
+        virtual_tokens: Of an adapter, before each text.
 
     Raises:
         ModelError: Both numbers.
@@ -56,11 +57,12 @@ def require_fitting(folder: Path, *, max_length: int = 0) -> None:
             remedy="resize the model's embeddings (resize_token_embeddings) and save it again",
         )
     positions = config.max_position_embeddings or config.n_positions
-    if 0 < positions < max_length:
+    if 0 < positions < max_length + virtual_tokens:
+        virtual = f" behind {virtual_tokens:,} virtual ones" if virtual_tokens else ""
         raise ModelError(
-            f"texts of {max_length:,} tokens, and a model of {positions:,} positions",
+            f"texts of {max_length:,} tokens{virtual}, and a model of {positions:,} positions",
             place=str(folder / "config.json"),
-            remedy=f"set task.max_length to {positions:,} or less",
+            remedy=f"set task.max_length to {positions - virtual_tokens:,} or less",
         )
 
 

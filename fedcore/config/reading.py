@@ -158,7 +158,7 @@ def _explained(text: str, path: Path, kind: type[msgspec.Struct], raw: dict[str,
         return ConfigError(f"unknown key {key!r}", place=f"{path}: {section or 'top level'}", remedy=remedy)
     found = _OTHER.match(text)
     message, section = (found.group(1), found.group(2) or "top level") if found else (text, "")
-    choices = _choices(kind, section) or _literals(kind, section, raw)
+    choices = _choices(kind, section, raw) or _literals(kind, section, raw)
     said = re.search(r"'(.+)'", message)
     # Names are alike: only a slip of the pen is taken for another one.
     near = difflib.get_close_matches(said.group(1), choices, 1, 0.8) if said else []
@@ -196,11 +196,13 @@ def _literals(kind: Any, section: str, raw: Any) -> list[str]:
     return [str(value) for one in (hint, *get_args(hint)) if get_origin(one) is Literal for value in get_args(one)]
 
 
-def _choices(kind: Any, section: str) -> list[str]:
+def _choices(kind: Any, section: str, raw: Any) -> list[str]:
     """The names that a key may have which chooses between structs; none for other keys."""
     above, _, key = section.rpartition(".")
     for holder, name in ((above, key), (section, "")):
-        structs = _structs(kind, holder) if holder and "." not in holder else []
+        outer, _, inner = holder.rpartition(".")
+        found = _struct_at(kind, outer, raw) if inner else None
+        structs = [] if found is None else _structs(found, inner)
         tagged = [str(t.__struct_config__.tag) for t in structs if t.__struct_config__.tag is not None]
         if tagged and (not name or structs[0].__struct_config__.tag_field == name):
             return tagged

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
+from fedcore.config.adapters import AnyAdapter
 from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
 from fedcore.numbers.rules import MEAN, Mean, Rule
@@ -100,6 +101,16 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Why gradients of single examples cannot be cut and hidden on the node (`[privacy.example]`); empty where they
         can, and then its client half takes `fedcore.round.training.Training.privacy`."""
         return "its gradients are not kept by example"
+
+    @property
+    def adapter(self) -> AnyAdapter | None:
+        """The adapter that it trains, as `fedcore.round.training.Training.adapter`."""
+        return None
+
+    @property
+    def not_with_answers(self) -> str:
+        """Why a model in training writes no answers for metrics that compare texts; empty where it does."""
+        return ""
 
     @property
     def merges_every(self) -> int:

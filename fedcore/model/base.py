@@ -28,7 +28,7 @@ from fedcore.model.merge import layer_change, merged
 from fedcore.model.state import PublishedState
 from fedcore.weights.checkpoint import Checkpoint, TensorEntry, from_float32, hash_entry, read_entry, to_float32
 from fedcore.weights.masters import MasterCopies
-from fedcore.weights.quantise import INT8_MAX, quantise_weight
+from fedcore.weights.quantise import INT8_MAX, dequantise_weight, quantise_weight
 from fedcore.weights.schema import LayerSpec, ModelSchema
 from fedcore.weights.weightfile import LayerWeight, WeightFile, hash_numbers
 
@@ -95,6 +95,12 @@ class Base:
                 return np.ascontiguousarray(read_entry(entry).T), None
             return read_entry(entry, mapped=mapped), None
         return from_float32(self.master(layer), _STORED[self.kind]), None
+
+    def values(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """A target layer's weight (m, n) of the present generation as it is multiplied with, rounding to int8 and
+        all."""
+        numbers, scale = self.layer(layer)
+        return to_float32(numbers, _STORED[self.kind]) if scale is None else dequantise_weight(numbers, scale)
 
     def store(self) -> None:
         """Have the int8 weights of the present generation in one file on disk, made now if it is not there yet.

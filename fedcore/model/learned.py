@@ -17,19 +17,23 @@ from fedcore.errors import ConfigError
 from fedcore.model.merge import layer_change, merge_update
 from fedcore.model.state import PublishedState
 from fedcore.registry import resolve
-from fedcore.round.training import DirectionTraining, FactorTraining, SubspaceTraining, Training
+from fedcore.round.training import DirectionTraining, FactorTraining, SparseTraining, SubspaceTraining, Training
+from fedcore.round.training.sparse import SPARSE
 from fedcore.subspaces.directions import change_of
 from fedcore.subspaces.projection import Projection, projection_of
+from fedcore.subspaces.sparse import positions, scattered
 from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
 
 __all__ = [
+    "BesideLearned",
     "DenseLearned",
     "DirectionLearned",
     "FactorLearned",
     "HeadLearned",
     "Learned",
     "ResidualLearned",
+    "SparseLearned",
     "StackedLearned",
     "SubspaceLearned",
     "layer_factors",
@@ -97,6 +101,20 @@ class DenseLearned(Learned[Training]):
         return self.state.entries[layer.name].values()
 
 
+class BesideLearned(Learned[Training]):
+    """What stands beside the layers: it is no change of a weight."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Refused."""
+        require_shared_model(self.training)
+        raise AssertionError("what stands beside the layers is refused")
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Refused."""
+        require_shared_model(self.training)
+        raise AssertionError("what stands beside the layers is refused")
+
+
 class HeadLearned(Learned[Training]):
     """The head alone: nothing of a layer."""
 
@@ -141,6 +159,36 @@ class FactorLearned(Learned[FactorTraining]):
         return entries[f"{layer.name}/B"].values(), a
 
 
+class SparseLearned(Learned[SparseTraining]):
+    """SLoRA's: sparse numbers, or factors; both, where the first stage's last round failed."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """Their sum."""
+        up, down = self._both(layer)
+        return np.asarray(self._sparse(layer) + up @ down, np.float32)
+
+    def factors(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """B with the scale in it, and A; after the first stage."""
+        if self.state.entries[layer.name + SPARSE].q.any():
+            raise ConfigError(
+                f"what {self.training.method!r} learns of a layer is no pair of factors before its second stage",
+                place="method.name",
+                remedy="export the whole model instead, or a later round",
+            )
+        return self._both(layer)
+
+    def _both(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        training, entries, name = self.training, self.state.entries, f"{layer.name}/A"
+        first = initial_factor(name, training.rank, layer.columns, training.run_seed)
+        scale = np.float32(training.alpha / training.rank)
+        return entries[f"{layer.name}/B"].values() * scale, first + entries[name].values()
+
+    def _sparse(self, layer: LayerSpec) -> NDArray[np.float32]:
+        values = self.state.entries[layer.name + SPARSE].values()
+        places = positions(self.training.run_seed, layer.name, layer.rows, layer.columns, values.shape[1])
+        return scattered(values.astype(np.float64), places, layer.columns).astype(np.float32)
+
+
 class StackedLearned(Learned[FactorTraining]):
     """FLoRA's: the participants' factors side by side, as a merge adds them."""
 
@@ -159,15 +207,20 @@ class ResidualLearned(Learned[FactorTraining]):
 
 
 def require_shared_model(training: Training) -> None:
-    """Check that there is one model, which can be written out and evaluated.
+    """Check that there is one model, which can be written out as one.
 
     Raises:
-        ConfigError: A part of it stays with each node.
+        ConfigError: A part of it stays with each node, or what is learned is no change of a weight.
     """
     if not training.shares_model:
         raise ConfigError(
             "every node has a model of its own", place="method.name", remedy="what is shared is in the published states"
         )
+    learns = training.learns
+    if learns.stands_beside:
+        remedy = "what was learned is in the published states"
+        remedy = remedy if learns.adapter is None else "export it as an adapter: --adapter"
+        raise ConfigError(f"what {learns.method!r} learns stands beside the layers", place="method.name", remedy=remedy)
 
 
 def layer_update(

@@ -21,12 +21,15 @@ from typing import TypeVar
 
 from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
+from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
+from fedcore.round.training.tensortrain import TensorTrainTraining
 
 __all__ = ["Method", "client_half_name", "register_method"]
 
@@ -123,6 +126,10 @@ _own("rolora", FactorTraining, "lora", "RoLoRASettings", "LoRA", "lora:LoRA")
 _own("fedsa-lora", FactorTraining, "lora", "FedSALoRASettings", "LoRA", "lora:LoRA")
 _own("flora", StackedTraining, "flora", "FLoRASettings", "FLoRA", "lora:LoRA")
 _own("fedex-lora", ResidualTraining, "fedex", "FedExLoRASettings", "FedExLoRA", "lora:LoRA")
+_own("slora", SparseTraining, "slora", "SLoRASettings", "SLoRA", "slora:SLoRA")
+_own("fedavg-peft", AdapterTraining, "peft", "PeftSettings", "Peft", "adapters:Adapters")
+_own("fedtt", TensorTrainTraining, "fedtt", "FedTTSettings", "FedTT", "fedtt:TensorTrains")
+_own("fedtt+", TensorTrainTraining, "fedtt", "FedTTPlusSettings", "FedTT", "fedtt:TensorTrains")
 _own("fedkseed", ScalarTraining, "fedkseed", "FedKSeedSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("fedkseed-pro", ScalarTraining, "fedkseed", "FedKSeedProSettings", "FedKSeed", "fedkseed:FedKSeed")
 _own("ferret", SketchTraining, "ferret", "FerretSettings", "Ferret", "ferret:Ferret")

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcore.weights.checkpoint import Tensors, to_float32
-from fedcore.weights.schema import TensorSpec
+from fedcore.weights.schema import AdapterTensor, TensorSpec
 
-__all__ = ["initial_factor", "initial_tensor", "start_value"]
+__all__ = ["initial_adapter", "initial_factor", "initial_tensor", "row_lengths", "start_value"]
 
 
 def start_value(checkpoint: Tensors, spec: TensorSpec, run_seed: int) -> NDArray[np.float32]:
@@ -55,3 +55,35 @@ def initial_factor(name: str, rows: int, columns: int, seed: int) -> NDArray[np.
     shake = hashlib.shake_128(b"fedkrso factor 1" + seed.to_bytes(8, "little") + name.encode())
     integers = np.frombuffer(shake.digest(2 * rows * columns), "<i2").astype(np.float32)
     return np.asarray(integers * np.float32(1 / (32768 * math.sqrt(columns)))).reshape(rows, columns)
+
+
+def initial_adapter(spec: AdapterTensor, seed: int) -> NDArray[np.float32]:
+    """An adapter's tensor before the first round: one number everywhere, or integers of SHAKE-128 times one float32.
+
+    Not of one that holds lengths of rows (`row_lengths`).
+
+    Example:
+        >>> initial_adapter(AdapterTensor("l/ia3_l", (2, 1), start=1.0), 0).tolist()
+        [[1.0], [1.0]]
+        >>> bool(abs(initial_adapter(AdapterTensor("l/a", (4, 100), spread=0.5), 0)).max() <= 0.5)
+        True
+    """
+    if not spec.spread:
+        return np.full(spec.shape, spec.start, np.float32)
+    shake = hashlib.shake_128(b"fedkrso adapter 1" + seed.to_bytes(8, "little") + spec.name.encode())
+    integers = np.frombuffer(shake.digest(2 * math.prod(spec.shape)), "<i2").astype(np.float32)
+    return np.asarray(integers * np.float32(spec.spread / 32768)).reshape(spec.shape)
+
+
+def row_lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Euclidean lengths (m,) of the rows of W (m, n): squares added from left to right in float64, which is the same on
+    every machine.
+
+    Example:
+        >>> row_lengths(np.array([[3.0, 4.0]], np.float32))
+        array([5.], dtype=float32)
+    """
+    squares = np.square(rows, dtype=np.float64)
+    # An accumulation has one order; a sum may take another on another processor.
+    total = np.add.accumulate(squares, axis=1)[:, -1]
+    return np.sqrt(total).astype(np.float32)

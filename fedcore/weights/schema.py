@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from fedcore.fields.types import Start
 
-__all__ = ["LayerSpec", "ModelSchema", "Side", "TensorName", "TensorSpec", "is_target"]
+__all__ = ["AdapterTensor", "LayerSpec", "ModelSchema", "Side", "TensorName", "TensorSpec", "is_target"]
 
 # Linear layers inside numbered blocks, and BERT's pooler; embeddings and relative position tables are not linear
 # layers.
@@ -77,6 +77,31 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return self.shape[0], math.prod(self.shape[1:])
 
 
+class AdapterTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tensor that an adapter adds to the model, and what it holds before the first round: `start` everywhere; or with
+    a `spread` numbers between -spread and spread, drawn from the run's seed; or the lengths of a layer's rows.
+
+    Example:
+        >>> AdapterTensor("l/ia3_l", (32, 1), start=1.0).matrix, AdapterTensor("/vera_A", (8, 32), trained=False).matrix
+        ((1, 32), (8, 32))
+    """
+
+    name: TensorName
+    shape: Annotated[tuple[Side, ...], Meta(max_length=8)]
+    trained: bool = True
+    """A tensor that does not train never travels: every node draws it."""
+    start: Start = 0.0
+    spread: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    lengths_of: Annotated[str, Meta(max_length=512)] = ""
+    """The layer."""
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Shape as (rows, columns) for row scales; a vector, whichever way it stands, is one row."""
+        size = math.prod(self.shape)
+        return (1, size) if max(self.shape, default=1) == size else (self.shape[0], size // self.shape[0])
+
+
 class ModelSchema(msgspec.Struct, frozen=True):
     """Everything both sides must agree on about a model's trained parts."""
 
@@ -88,6 +113,8 @@ class ModelSchema(msgspec.Struct, frozen=True):
     """Put before the checkpoint's names on export, where the task model wraps the checkpoint's."""
     pad_token_id: Annotated[int, Meta(ge=0)] | msgspec.UnsetType = msgspec.UNSET
     """Pads a micro-batch, where the checkpoint's configuration names no such token: one that no text has. Exported."""
+    adapter: tuple[AdapterTensor, ...] = ()
+    """What an adapter adds, in methods that train one."""
 
 
 def is_target(tensor_name: str, shape: tuple[int, ...]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fedcore.config.adapters import AnyAdapter
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.errors import DataError, WorkerError
 from fedcore.system.processes import worker_python
@@ -37,6 +38,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint, with whose tokenizer the rows are read too."""
     trained_tensors: tuple[str, ...] | None = None
     """Patterns, of which each must match a tensor of the checkpoint."""
+    adapter: AnyAdapter | None = None
+    """Of the job's method."""
     metrics: tuple[str, ...] = ()
     """Of `[evaluation]`."""
     compared: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
+from fedcore.config.adapters import AnyAdapter
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
@@ -77,6 +78,8 @@ class Describe(msgspec.Struct, frozen=True, tag="describe"):
     task: TaskSection
     trained_tensors: tuple[str, ...] = ()
     """Names (or patterns with `*`) of checkpoint tensors that are trained whole beside the new head."""
+    adapter: AnyAdapter | None = None
+    """Of the method; its tensors are then in the schema."""
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, tag="trace"):

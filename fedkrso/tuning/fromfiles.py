@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from coordinator.job import Job
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.architecture.pooled import resolved_pooling
 from edge_client.worker.data.heldout import place_of
@@ -81,7 +82,8 @@ class Tuning:
         self._out = out or job_file.absolute().parent / f"{job.run}-tune"
         folder = model_folder(job.model.folder, self._out / ".models", place="model.folder")
         task, _ = resolved_pooling(folder, resolved_task(with_template(job.task)))
-        self._schema = describe(Checkpoint(folder), task, job.model.trained_tensors)
+        schema = describe(Checkpoint(folder), task, job.model.trained_tensors)
+        self._schema = with_adapter(schema, folder, task, job.method.adapter)
         self._job, self._folder = msgspec.structs.replace(job, task=task), folder
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self._examples = _limited(simulation, self._job, rows, held_rows)

@@ -20,7 +20,7 @@ from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 __all__ = ["Named", "parse_methods", "settings_of"]
 
 _PLACE = "--methods"
-_ONE = re.compile(r"([a-z0-9-]+)(?:\[([^\[\]]*)\])?")
+_ONE = re.compile(r"([a-z0-9+-]+)(?:\[([^\[\]]*)\])?")
 _KINDS: dict[str, type[MethodSettings]] = settings_by_name()
 
 
@@ -111,7 +111,7 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     """
     kind = _KINDS[named.name]
     place = f"{_PLACE} {named.label}"
-    unknown = next((key for key in named.options if key not in kind.__struct_fields__), None)
+    unknown = next((key for key in named.options if key.partition(".")[0] not in kind.__struct_fields__), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling"
@@ -119,7 +119,10 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
     if learning_rate is not None:
         fields["learning_rate"] = learning_rate
-    fields |= {key: _value(value) for key, value in named.options.items()}
+    for key, value in named.options.items():
+        outer, dot, inner = key.partition(".")
+        # `peft.type=ia3`: a table of its own.
+        fields[outer] = {**fields.get(outer, {}), inner: _value(value)} if dot else _value(value)
     try:
         settings: Any = msgspec.convert({"name": named.name, **fields}, kind)
     except ConfigError as error:

@@ -36,9 +36,9 @@ class Reference:
             )
             self.weights[layer.name] = linear.weight
 
-    def train(self, run: Run, plan: Plan, trained: list[Tensor]) -> None:
+    def train(self, run: Run, plan: Plan, trained: list[Tensor], server_round: int = 1) -> None:
         adam = torch.optim.Adam(trained)
-        stream = batches(examples(0), 4, 5, 1, "a")
+        stream = batches(examples(0), 4, 5, server_round, "a")
         for step in range(8):
             adam.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(step, 8)
             adam.zero_grad()

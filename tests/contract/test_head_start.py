@@ -29,8 +29,8 @@ from fedcore.round.plan import Plan
 from fedcore.round.training import HeadTraining
 
 RIDGE = HeadSection(start="ridge", rates=1.0)
-# What is merged, what has no seeds, what keeps factors, what is one row for all layers.
-FOLLOWING = ("fedkrso", "fedavg", "fedit", "flora", "fedkseed")
+# What is merged, what has no seeds, what keeps factors, what is one row for all layers, what stands beside them.
+FOLLOWING = ("fedkrso", "fedavg", "fedit", "flora", "fedkseed", "fedtt+")
 
 
 def settings_of(name: str, **changes: Any) -> MethodSettings:

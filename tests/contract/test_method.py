@@ -135,8 +135,8 @@ def _check_factors(training: Any, state: PublishedState, layer: LayerSpec, artef
 
 
 def test_the_model_of_an_exact_method_is_the_mean_of_the_participants_models(run: Run) -> None:
-    if run.settings.name in NOT_EXACT or run.only_head:
-        pytest.skip("not an exact method, or one whose head has tests of its own")
+    if run.settings.name in NOT_EXACT or run.only_head or run.beside:
+        pytest.skip("not an exact method, or what it learns is no change of a weight and has tests of its own")
     updates = [run.train(name, run.replica(name), number) for number, name in enumerate(("a", "b"))]
     run.close(1, updates)
     plan, total = run.plan(1), sum(update.weight for update in updates)
@@ -159,8 +159,8 @@ def _published_finely(state: ExactState) -> PublishedState:
 
 
 def test_the_learned_part_is_what_the_replica_computes_with(run: Run) -> None:
-    if run.settings.name == "fedsa-lora" or run.only_head:
-        pytest.skip("what a replica computes with is its own, or nothing is learned of layers")
+    if run.settings.name == "fedsa-lora" or run.only_head or run.beside:
+        pytest.skip("what a replica computes with is its own, or nothing is learned of layers' weights")
     replica = run.replica("a")
     run.close(1, [run.train("a", replica, 0)])
     layer = run.schema.layers[1]
@@ -203,6 +203,15 @@ def test_an_export_computes_what_the_replica_computes(
         assert tuned.config.label2id == {"red": 0, "green": 1, "blue": 2} and torch.allclose(found, expected, atol=1e-5)
         return
     before = AutoModelForCausalLM.from_pretrained(run.folder)
+    if run.beside:
+        # As an adapter: tests of each type compare that with plain peft.
+        with pytest.raises(ConfigError, match="stands beside the layers"):
+            export_model(run.base, run.published[1], run.schema, run.task, training, out)
+        assert not out.exists()
+        with torch.no_grad():
+            start, found = (model(token).last_hidden_state for model in (before.model, replica.model.backbone))
+        assert not torch.allclose(found, start, atol=1e-3)
+        return
     export_model(run.base, run.published[1], run.schema, run.task, training, out, run.artefact)
     exported = AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():

@@ -14,7 +14,7 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 ROUNDS = 3
-LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret")
+LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora")
 
 
 class Stacked(Tiny):
@@ -23,9 +23,16 @@ class Stacked(Tiny):
     method = "flora"
 
     def _job_text(self) -> str:
-        rank = "" if self.method in ("fedkseed", "fedkseed-pro", "ferret") else "rank = 4\n"
+        sizes = {"fedtt+": "bottleneck = 8\nrank = 2\n", "slora": "rank = 4\nsparse_rounds = 2\n"}
+        rank = (
+            ""
+            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft")
+            else sizes.get(self.method, "rank = 4\n")
+        )
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
-        return re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
+        text = re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
+        # An adapter's tensors are in no schema that others share.
+        return re.sub(r"schema_file = .*\n", "", text) if self.method == "fedavg-peft" else text
 
 
 @pytest.fixture(scope="module")

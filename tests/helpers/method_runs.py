@@ -18,11 +18,13 @@ from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer
+from fedcore.config.adapters import Adapter, PromptTuning
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.fields.types import BaseKind
@@ -31,11 +33,13 @@ from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.peft import PeftSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
 from fedcore.model.state import ExactState, model_digest
 from fedcore.model.update import WeightedUpdate
 from fedcore.numbers.records import read_records
+from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
 from research.artefact import artefact_digest
@@ -62,6 +66,7 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"projection": "informed", "rank": 4, "num_seeds": 4, "moments": "carried"}),
     (FedKRSOSettings, {"published_bits": 11, "schedule": "fresh"}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
+    (PeftSettings, {"peft": PromptTuning(num_virtual_tokens=3)}),
 ]
 
 
@@ -87,12 +92,14 @@ class Run:
     own: Path
     kind: BaseKind = "int8"
     head: HeadSection = HeadSection()
+    of_task: TaskSection | None = None
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
         checkpoint, self.files = Checkpoint(self.folder), RunFolder(self.own)
-        self.task = HEAD_TASK if self.only_head or self.head.start == "ridge" else TASK
-        self.schema = describe(checkpoint, self.task)
+        headed = self.only_head or self.head.start == "ridge"
+        self.task = self.of_task or (HEAD_TASK if headed else TASK)
+        self.schema = with_adapter(describe(checkpoint, self.task), self.folder, self.task, self.settings.adapter)
         sources = ArtefactSources(
             training=server_half(self.settings).training(1, 5),
             base=Base(checkpoint, self.schema, self.kind, self.files.base),
@@ -124,6 +131,12 @@ class Run:
     def only_head(self) -> bool:
         """Whether no layer learns anything: then there is a task with labels."""
         return isinstance(self.settings, Fed3RSettings)
+
+    @property
+    def beside(self) -> bool:
+        """Whether what is learned stands beside the layers: then it is exported as an adapter, and is no change of a
+        weight."""
+        return server_half(self.settings).training(1, 5).learns.stands_beside
 
     def examples(self, node: int) -> list[Encoded]:
         """A node's own."""
@@ -163,8 +176,11 @@ class Run:
     def train(self, name: str, replica: Replica, number: int, server_round: int = 1) -> WeightedUpdate:
         plan, path = self.plan(server_round), self.own / f"{name}-{server_round}.bin"
         self.trainer(name, replica, self.examples(number))[0].train(plan, (WHOLE,), path)
-        header = admit(path, plan, "r", name, SafetySection()).header
-        return WeightedUpdate(path, header, 1 if plan.training.share == "uniform" else header.examples)
+        return self.weighted(path, admit(path, plan, "r", name, SafetySection()).header)
+
+    def weighted(self, path: Path, header: UpdateHeader) -> WeightedUpdate:
+        """An update with what it counts."""
+        return WeightedUpdate(path, header, 1 if self.settings.share == "uniform" else header.examples)
 
     def close(self, server_round: int, updates: list[WeightedUpdate]) -> None:
         rows = []
@@ -191,7 +207,8 @@ class Run:
 
 
 def name_of(case: Case) -> str:
-    return "-".join([str(case[0].__struct_config__.tag), *map(str, case[1].values())])
+    words = (value.name if isinstance(value, Adapter) else str(value) for value in case[1].values())
+    return "-".join([str(case[0].__struct_config__.tag), *words])
 
 
 def settings_of(case: Case) -> MethodSettings:

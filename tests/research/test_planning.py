@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from paper_runs import row
 
+from fedcore.config.adapters import PromptTuning
 from fedcore.errors import ConfigError
 from fedcore.methods import settings_by_name
 from research.data.splits import parse_split
@@ -39,6 +40,9 @@ def test_the_label_is_the_text_and_options_are_the_methods_own() -> None:
     assert (found[0].schedule, found[0].rank, found[0].steps) == ("fresh", 4, 100)
     assert not hasattr(found[1], "rank") and found[1].steps == 100
     assert (found[2].learning_rate, found[2].bits, found[2].rank, named[2].base) == (3e-3, 16, 16, "float32")
+    (nested,) = parse_methods("fedavg-peft[peft.type=prompt,peft.num_virtual_tokens=8]")
+    tokens: Any = settings_of(nested, {"rank": 16})
+    assert tokens.peft == PromptTuning(num_virtual_tokens=8)
 
 
 @pytest.mark.parametrize("kind", list(settings_by_name().values()), ids=lambda kind: kind.__struct_config__.tag)

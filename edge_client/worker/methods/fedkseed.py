@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.methods.interface import Kept
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.weights import ShiftedWeight
+from edge_client.worker.model.weights import FloatWeight, Int8Weight, ShiftedWeight
 from fedcore.errors import WorkerError
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
@@ -84,7 +84,7 @@ class FedKSeed:
         """Move every weight from where it stands: one pass for each coefficient that differs."""
         unit = 2.0 ** (self._training.unit_exponent - UNIT_BITS)
         for layer in self._layers.values():
-            if not isinstance(layer.base, ShiftedWeight):
+            if isinstance(layer.base, Int8Weight | FloatWeight):
                 layer.base = ShiftedWeight(layer.base, unit, layer.scratch)
         self._published = units_of(state.entries[COEFFICIENTS], COEFFICIENTS)
         self._move_to(self._published)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edge_client.worker.model.head import OutputHead
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
+from fedcore.weights.schema import AdapterTensor
 
 __all__ = ["CANNOT_RUN", "BuiltModel"]
 
@@ -36,6 +37,7 @@ class BuiltModel:
         output_weight: The output head: the output embedding's W (v, n), v words and n numbers a hidden state, and what
             the model does beside its product, for the loss that never makes logits whole; None for a task with a head.
             It shares its storage with the parameters in `module`.
+        adapter: What an adapter that a method puts into it must add.
     """
 
     module: nn.Module
@@ -43,6 +45,7 @@ class BuiltModel:
     tensors: Mapping[str, nn.Parameter] = field(default_factory=lambda: MappingProxyType({}))
     padding: Padding = field(default_factory=Padding)
     output_weight: OutputHead | None = None
+    adapter: tuple[AdapterTensor, ...] = ()
 
     @property
     def backbone(self) -> nn.Module:
@@ -61,6 +64,20 @@ class BuiltModel:
     def takes_types(self) -> bool:
         """Whether its inputs have `token_type_ids`, which tell the first text of a pair from the second."""
         return (getattr(self.module.config, "type_vocab_size", 0) or 0) > 0
+
+    def put_around(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules in the places of target layers, everywhere where a layer stands.
+
+        Args:
+            modules: By the layer's name; each may have the layer in it.
+        """
+        sought = {id(self.layers[name]): module for name, module in modules.items()}
+        # Found first: what is put there has layers in it.
+        places = [place for place, one in self.module.named_modules(remove_duplicate=False) if id(one) in sought]
+        found = [(place, sought[id(self.module.get_submodule(place))]) for place in places]
+        for place, module in found:
+            parent, _, last = place.rpartition(".")
+            setattr(self.module.get_submodule(parent), last, module)
 
     def parts(self) -> Iterator[nn.Module]:
         """All modules: those of `module`, and the output embedding's weight."""

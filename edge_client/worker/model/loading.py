@@ -138,7 +138,7 @@ class _Building:
         module.to(self._torch_device)
         module.train()
         layers, trained = MappingProxyType(self._layers), MappingProxyType(self._trained)
-        return BuiltModel(module, layers, trained, self._padding, self._output_head())
+        return BuiltModel(module, layers, trained, self._padding, self._output_head(), self._base.schema.adapter)
 
     def _output_head(self) -> OutputHead | None:
         if self._output is None:

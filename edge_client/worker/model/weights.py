@@ -28,6 +28,7 @@ __all__ = [
     "Int8Weight",
     "Scratch",
     "ShiftedWeight",
+    "SparselyMovedWeight",
     "Weight",
     "release",
     "row_blocks",
@@ -255,4 +256,54 @@ class ShiftedWeight(nn.Module):
         self.base.release()
 
 
-Weight = Int8Weight | FloatWeight | ShiftedWeight
+class SparselyMovedWeight(nn.Module):
+    """A frozen W plus numbers in some places of each row, which may train meanwhile.
+
+    Args:
+        base: W (m, n).
+        places: int64 (m, k), different columns of each row.
+        values: float32 (m, k), looked at whenever rows are made.
+        scratch: Buffers for blocks, shared by the layers of a model.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self, base: Int8Weight | FloatWeight, places: Tensor, values: nn.Parameter, scratch: Scratch | None = None
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("places", places)
+        # Of the layer's, which trains it: no parameter of a weight's.
+        self._values = (values,)
+        self._scratch = scratch or Scratch()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of W, (m, n)."""
+        return self.base.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return self.base.device
+
+    @property
+    def mapped(self) -> bool:
+        """Whether its pages come from disk and go again."""
+        return self.base.mapped
+
+    def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """The sum's `rows` into `out` (rows, n) of any floating dtype; added in float32."""
+        floats = out.dtype == torch.float32
+        total = out if floats else self._scratch.take("total", out.shape, torch.float32, out.device)
+        self.base.copy_rows(rows, total)
+        total.scatter_add_(1, self.places[rows], self._values[0].detach()[rows])
+        return out if floats else out.copy_(total)
+
+    def release(self) -> None:
+        """Let the kernel have the pages of a mapped weight until the next use."""
+        self.base.release()
+
+
+Weight = Int8Weight | FloatWeight | ShiftedWeight | SparselyMovedWeight

@@ -6,6 +6,7 @@ It reads as training does, and says what training would say."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from edge_client.worker.data.reading import check_rows, load_texts, resolved_task, together
 from edge_client.worker.data.sources import function_by_name
+from fedcore.config.adapters import AnyAdapter
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.errors import DataError, FedkrsoError
 from fedcore.worker.failures import failure_of
@@ -39,7 +41,7 @@ def seen(look: Look) -> Iterator[str]:
     for name, section in look.rows.items():
         yield f"{name}: {section.source}: {_rows(section, task, look.model_folder, *counted[name])}"
     if look.trained_tensors is not None and task is not None:
-        yield _trained(Path(look.model_folder), task, look.trained_tensors)
+        yield _trained(Path(look.model_folder), task, look.trained_tensors, look.adapter)
     if look.compared and task is not None:
         yield _compared(Path(look.model_folder), task)
     if look.calibration is not None and task is not None:
@@ -70,14 +72,20 @@ def _rows(section: DataSection, task: TaskSection | None, model_folder: str, row
     return f"{rows:,} rows can be used" + (f", {left_out:,} are left out" if left_out else "")
 
 
-def _trained(folder: Path, task: TaskSection, patterns: tuple[str, ...]) -> str:
+def _trained(folder: Path, task: TaskSection, patterns: tuple[str, ...], adapter: AnyAdapter | None) -> str:
     from edge_client.worker.architecture.pooled import resolved_pooling
     from edge_client.worker.model.describing import describe
     from fedcore.weights.checkpoint import Checkpoint
 
     task, _ = resolved_pooling(folder, task)
     schema = describe(Checkpoint(folder), task, patterns)
-    return f"model: {len(schema.layers)} layers and {len(schema.tensors)} tensors train"
+    if adapter is None:
+        return f"model: {len(schema.layers)} layers and {len(schema.tensors)} tensors train"
+    from edge_client.worker.adapters.attaching import with_adapter
+
+    trained = [spec for spec in with_adapter(schema, folder, task, adapter).adapter if spec.trained]
+    numbers = sum(math.prod(spec.shape) for spec in trained)
+    return f"model: {numbers:,} numbers of {adapter.name} and {len(schema.tensors)} tensors train"
 
 
 def _compared(folder: Path, task: TaskSection) -> str:

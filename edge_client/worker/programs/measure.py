@@ -21,6 +21,7 @@ import torch
 
 from edge_client.memory.planner import Calibration, calibrated, predict
 from edge_client.process.measuring import Measurement, Request
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.data.tasks import Encoded, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
@@ -43,8 +44,9 @@ __all__ = ["local_plan", "main", "measure"]
 
 def local_plan(folder: Path, task: TaskSection, request: Request) -> Plan:
     """A round as a coordinator would announce it for this folder."""
-    schema = describe(Checkpoint(folder), task, request.trained_tensors)
     training = request.trains()
+    schema = describe(Checkpoint(folder), task, request.trained_tensors)
+    schema = with_adapter(schema, folder, task, training.adapter)
     with tempfile.TemporaryDirectory() as scratch:
         digest = Base(Checkpoint(folder), schema, request.base_kind, Path(scratch)).digest()
     return Plan(

@@ -93,8 +93,8 @@ class Worker:
             FedkrsoError: It cannot be done; the reason is for the person.
         """
         match command:
-            case Describe(model_folder, task, trained_tensors):
-                return described(Checkpoint(Path(model_folder)), resolved_task(task), trained_tensors)
+            case Describe(model_folder, task, trained_tensors, adapter):
+                return described(Checkpoint(Path(model_folder)), resolved_task(task), trained_tensors, adapter)
             case MakeArtefact():
                 return artefact_made(command)
             case Trace():

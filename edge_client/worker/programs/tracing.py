@@ -30,7 +30,8 @@ def traced(command: Trace, route: Route) -> Traced:
     """
     torch.set_num_threads(command.threads)
     plan, folder = command.plan, Path(command.model_folder)
-    require_fitting(folder, max_length=plan.task.max_length)
+    adapter = plan.training.adapter
+    require_fitting(folder, max_length=plan.task.max_length, virtual_tokens=adapter.tokens if adapter else 0)
     examples, held_out = node_examples(command.data, plan.task, plan.evaluation)
     tokenizer = read_tokenizer(folder)
     encoded = encode(examples, plan.task, tokenizer)

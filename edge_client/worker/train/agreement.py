@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge_client.memory.probes import available_bytes
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.architecture.configuration import auto_class, read_config
 from edge_client.worker.architecture.pooled import Said, resolved_pooling
 from edge_client.worker.data.batches import Encoded, states_and_labels
@@ -29,6 +30,7 @@ from edge_client.worker.data.tasks import worker_task
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.model.describing import describe, said_of_head
 from edge_client.worker.model.loading import build
+from fedcore.config.adapters import AnyAdapter
 from fedcore.config.fitting import require_fitting
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
@@ -152,13 +154,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def described(checkpoint: Checkpoint, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> Described:
+def described(
+    checkpoint: Checkpoint, task: TaskSection, trained_tensors: tuple[str, ...] = (), adapter: AnyAdapter | None = None
+) -> Described:
     """What of a folder is trained, after it was compared with transformers where there is memory for that.
 
     Args:
         checkpoint: The model folder.
         task: With its labels as a list.
         trained_tensors: Patterns of tensors trained whole beside the head.
+        adapter: Of the method.
 
     Returns:
         The schema, the task with what `pooling = "auto"` means for this folder, and what a person should know.
@@ -166,9 +171,9 @@ def described(checkpoint: Checkpoint, task: TaskSection, trained_tensors: tuple[
     Raises:
         ModelError: The folder cannot serve, or what would be trained is not the model.
     """
-    require_fitting(checkpoint.folder, max_length=task.max_length)
+    require_fitting(checkpoint.folder, max_length=task.max_length, virtual_tokens=adapter.tokens if adapter else 0)
     task, pooled = resolved_pooling(checkpoint.folder, task)
-    schema = describe(checkpoint, task, trained_tensors)
+    schema = with_adapter(describe(checkpoint, task, trained_tensors), checkpoint.folder, task, adapter)
     head, needed, available = said_of_head(checkpoint, task, schema), needed_bytes(checkpoint), available_bytes()
     if any(entry.dtype == "I8" for entry in checkpoint.tensors.values()):
         said = "not compared with transformers: its weights are 8-bit numbers already"

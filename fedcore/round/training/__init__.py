@@ -15,6 +15,9 @@ says here which entries there are, of what shape, and which of them one particip
 | `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
 | `ScalarTraining` | FedKSeed | `/coefficients` (1, K), of all layers |
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
+| `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
+| `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
+| `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -34,6 +37,7 @@ import operator
 from typing import TYPE_CHECKING, Annotated, Any, ForwardRef
 
 from fedcore.registry import METHODS
+from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import (
     AMPLITUDES,
     COEFFICIENTS,
@@ -53,7 +57,9 @@ from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
+from fedcore.round.training.tensortrain import TensorTrainTraining
 
 __all__ = [
     "AMPLITUDES",
@@ -66,6 +72,7 @@ __all__ = [
     "UP",
     "USES",
     "USUAL_RANK",
+    "AdapterTraining",
     "AnyTraining",
     "DenseCodec",
     "DenseTraining",
@@ -77,8 +84,10 @@ __all__ = [
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",
+    "SparseTraining",
     "StackedTraining",
     "SubspaceTraining",
+    "TensorTrainTraining",
     "Training",
     "merged_entries",
     "training_union",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fedcore.config.adapters import AnyAdapter
 from fedcore.errors import UpdateRefused
 from fedcore.fields.checked import Positive, RoundNumber
 from fedcore.fields.types import Bits
@@ -136,6 +137,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         States and digests say it, so a method with an artefact names its SHA-256 here: `artefact/SHA256`, whose rows
         are signs, if the method says no more."""
         return f"artefact/{self.artefact}" if self.artefact else "signs"
+
+    @property
+    def adapter(self) -> AnyAdapter | None:
+        """The adapter that the method trains, whose tensors the model's schema then has; None in most methods."""
+        return None
+
+    @property
+    def stands_beside(self) -> bool:
+        """Whether what is learned stands beside the layers, and is no change of a weight."""
+        return self.adapter is not None
 
     @property
     def artefact_kind(self) -> ArtefactKind | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, ForwardRef, L
 
 import msgspec
 
+from fedcore.config.adapters import AnyAdapter
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, MalformedMessage, UpdateRefused
 from fedcore.numbers.coding import Coding, packed_shape
@@ -138,6 +139,11 @@ class HeadTraining(Training, frozen=True, kw_only=True, tag_field="method", tag=
     def rows_from(self) -> str:
         """Of the state."""
         return "signs" if self.then is None else self.then.rows_from
+
+    @property
+    def adapter(self) -> AnyAdapter | None:
+        """Of the rounds that follow."""
+        return None if self.then is None else self.then.adapter
 
     @property
     def artefact_kind(self) -> ArtefactKind | None:

@@ -85,3 +85,28 @@ def test_a_schema_file_leaves_the_jobs_words_about_conversations(tmp_path: Path)
         ledger.close()
     assert (found.max_length, found.template, found.template_text) == (64, None, "{{ messages }}")
     assert (found.learn, found.too_long) == ("last", "cut")
+
+
+def test_an_adapter_needs_its_tensors_in_a_schema_file_and_answers_need_none(tmp_path: Path) -> None:
+    described = Described(make_plan().model_schema, TaskSection(kind="instruction", max_length=64))
+    (tmp_path / "schema.json").write_bytes(msgspec.json.encode(described))
+    text = JOB.replace('template = "chat.jinja"\n', "").replace('learn = "last"\ntoo_long = "cut"\n', "")
+    method = '[method]\nname = "fedavg-peft"\npeft = {{ type = "{}" }}\n'
+    path = tmp_path / "job.toml"
+    path.write_text(text + method.format("ia3") + MEASURED.format(tokens=64))
+    job = load_config(path, Job)
+    files = RunFolder(tmp_path / "r")
+    files.root.mkdir()
+    ledger = SqliteLedger(files.ledger)
+    try:
+        with pytest.raises(ConfigError, match="was made for no adapter") as raised:
+            prepare(job, tmp_path, files, ledger)
+    finally:
+        ledger.close()
+    assert 'model describe --peft \'{"type":"ia3"' in raised.value.remedy
+    path.write_text(text + method.format("prompt") + MEASURED.format(tokens=64))
+    with pytest.raises(ConfigError, match="'json_equality' needs answers: its virtual tokens have no place"):
+        load_config(path, Job)
+    path.write_text(text.replace("[broker]", "pack = true\n[broker]", 1) + method.format("prompt"))
+    with pytest.raises(ConfigError, match="virtual tokens stand before one text"):
+        load_config(path, Job)

@@ -29,6 +29,9 @@ def test_a_token_without_a_row_is_refused_with_both_numbers(tmp_path: Path) -> N
 def test_texts_beyond_the_positions_are_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, tokens=10, words=12, positions=64)
     require_fitting(folder, max_length=64)
+    require_fitting(folder, max_length=60, virtual_tokens=4)
+    with pytest.raises(ModelError, match="behind 4 virtual ones, and a model of 64 positions"):
+        require_fitting(folder, max_length=61, virtual_tokens=4)
     with pytest.raises(ModelError, match="texts of 65 tokens, and a model of 64 positions"):
         require_fitting(folder, max_length=65)
 

@@ -14,10 +14,12 @@ from transformers import LlamaConfig
 
 from edge_client.memory.planner import Bounds, Calibration, fit, plans
 from edge_client.process.measuring import Request, measured
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.model.loading import describe
 from edge_client.worker.trace.footprint import cached_footprint, footprint
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from edge_client.worker.train.highwater import status_bytes
+from fedcore.config.adapters import IA3, DoRA, PrefixTuning, PromptTuning, PTuning, VeRA
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.errors import BudgetError
@@ -54,6 +56,7 @@ def large(tmp_path: Path) -> Path:
 
 def of(folder: Path, found: AnyTraining, compute_dtype: str = "float32") -> Footprint:
     schema = describe(Outline(folder, WORDS), WORDS)
+    schema = with_adapter(schema, folder, WORDS, found.adapter)
     return footprint(folder, schema, WORDS, "int8", found, longest=32, compute_dtype=compute_dtype)
 
 
@@ -79,6 +82,14 @@ _LONG = pytest.mark.chaos
         pytest.param("ferret", {}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "carried"}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "averaged"}, 8, False, marks=_LONG),
+        pytest.param("fedtt", {}, 4, False, marks=_LONG),
+        pytest.param("slora", {}, 4, False, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": IA3()}, 8, False, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": VeRA()}, 4, False, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": DoRA()}, 4, True, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": PromptTuning()}, 8, False, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": PrefixTuning()}, 4, False, marks=_LONG),
+        pytest.param("fedavg-peft", {"peft": PTuning()}, 4, True, marks=_LONG),
     ],
 )
 def test_the_prediction_is_close_to_real_steps_of_each_method(

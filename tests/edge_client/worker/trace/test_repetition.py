@@ -15,6 +15,7 @@ from torch import nn
 
 from edge_client.memory.planner import Bounds, Calibration, fit
 from edge_client.process.measuring import subspace_round
+from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.model import fused, loss
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import describe, empty_model
@@ -25,10 +26,15 @@ from edge_client.worker.trace.outline import Outline
 from edge_client.worker.trace.points import Tracing
 from edge_client.worker.trace.shapes import Shapes
 from edge_client.worker.trace.timeline import Timeline
+from fedcore.config.adapters import DoRA, PrefixTuning
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, Point
 from fedcore.errors import BudgetError
 from fedcore.methods import server_half, settings_by_name
+from fedcore.methods.fedtt import FedTTSettings
+from fedcore.methods.interface import MethodSettings
+from fedcore.methods.peft import PeftSettings
+from fedcore.methods.slora import SLoRASettings
 from fedcore.round.training import AnyTraining
 
 WORDS = TaskSection(kind="causal-lm", max_length=24)
@@ -67,7 +73,7 @@ def seen(folder: Path, task: TaskSection) -> tuple[int, int, int] | None:
 def traced(
     folder: Path, task: TaskSection, training: AnyTraining, shapes: Shapes, *, whole: bool = False, **more: Any
 ) -> Footprint:
-    schema = describe(Outline(folder, task), task)
+    schema = with_adapter(describe(Outline(folder, task), task), folder, task, training.adapter)
     found = footprint(
         folder, schema, task, "int8", training, longest=24, tracing=Tracing(shapes=shapes, whole=whole), **more
     )
@@ -98,6 +104,24 @@ def test_a_few_blocks_say_what_all_of_them_keep(
         few, whole = (traced(folder, task, method(name), shapes, whole=whole) for whole in (False, True))
         assert few == whole, name
         assert any(point.checkpointing for point in few.points)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PeftSettings(batch_size=2, peft=PrefixTuning()),
+        pytest.param(PeftSettings(batch_size=2, peft=DoRA()), marks=pytest.mark.slow),
+        pytest.param(FedTTSettings(batch_size=2), marks=pytest.mark.slow),
+        SLoRASettings(batch_size=2),
+    ],
+    ids=lambda settings: settings.described().partition(",")[0],
+)
+def test_what_stands_beside_blocks_is_continued_too(
+    settings: MethodSettings, folder_of: Callable[..., Path], shapes: Shapes
+) -> None:
+    folder, training = folder_of("bert", 6), server_half(settings).training(1, 0)
+    few, whole = (traced(folder, LABELS, training, shapes, whole=whole) for whole in (False, True))
+    assert few == whole and few.trained_bytes > 0
 
 
 @pytest.mark.slow
