@@ -32,6 +32,7 @@ def tiny(tmp_path: Path, forked_workers: ForkedWorkers) -> Tiny:
     )
 
 
+@pytest.mark.slow
 def test_a_node_that_stood_still_delivers_what_it_had_begun_and_a_killed_coordinator_has_its_buffer(
     tiny: Tiny,
 ) -> None:
