@@ -31,7 +31,7 @@ from fedcore.round.plan import ArtefactObject
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.wire.files import manifest_of
 
-SCHEMA = ModelSchema((LayerSpec("l", 12, 16),), (TensorSpec("head", (3, 4), False),))
+SCHEMA = ModelSchema((LayerSpec("0.o_proj", 12, 16),), (TensorSpec("head", (3, 4), False),))
 REFUSED = ("fed3r", "flora", "fedex-lora", "fedkseed", "fedkseed-pro", "ferret", "fedavg-top-k")
 JOB = """
 run = "r"
