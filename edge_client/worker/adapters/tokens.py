@@ -89,11 +89,15 @@ def _vectors(encoder: nn.Module, tokens: int) -> Tensor:
 
 
 def _arguments(backbone: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """By name, however the model was called."""
-    if not args:
-        return kwargs
-    bound = inspect.signature(backbone.forward).bind_partial(*args)
-    return {**bound.arguments, **kwargs}
+    """By name, however the model was called; refused where virtual tokens have no place."""
+    given = kwargs
+    if args:
+        given = {**inspect.signature(backbone.forward).bind_partial(*args).arguments, **kwargs}
+    if given.get("position_ids") is not None or "row_lengths" in given:
+        raise ValueError("virtual tokens stand before texts that lie side by side, with padding")
+    if given.get("past_key_values") is not None:
+        raise ModelError("virtual tokens have no place in an answer's cache", place="method.peft")
+    return given
 
 
 def _before_texts(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
@@ -101,10 +105,6 @@ def _before_texts(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
 
     def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         given = _arguments(backbone, args, kwargs)
-        if given.get("position_ids") is not None or "row_lengths" in given:
-            raise ValueError("virtual tokens stand before texts that lie side by side, with padding")
-        if given.get("past_key_values") is not None:
-            raise ModelError("virtual tokens have no place in an answer's cache", place="method.peft")
         ids, mask, types = (given.pop(name, None) for name in ("input_ids", "attention_mask", "token_type_ids"))
         words = backbone.get_input_embeddings()(ids)  # (b, t, n)
         rows = words.shape[0]
@@ -149,10 +149,6 @@ def _before_keys(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
 
     def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         given = _arguments(backbone, args, kwargs)
-        if given.get("position_ids") is not None or "row_lengths" in given:
-            raise ValueError("virtual tokens stand before texts that lie side by side, with padding")
-        if given.get("past_key_values") is not None:
-            raise ModelError("virtual tokens have no place in an answer's cache", place="method.peft")
         ids: Tensor = given["input_ids"]
         given["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
         return (), given

@@ -4,7 +4,7 @@ round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.methods.interface import Kept
+from edge_client.worker.methods.named import OneAdam
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.padding import Padding
@@ -28,7 +29,7 @@ _BLOCK_ROWS = 256
 _AFTER_BYTES = 18
 
 
-class FedAvg:
+class FedAvg(OneAdam):
     """The target layers as ordinary linear layers, from the values of the base.
 
     Args:
@@ -84,30 +85,6 @@ class FedAvg:
         """One Adam for the round."""
         self._adam = torch.optim.Adam(self._weights.values(), lr=plan.training.learning_rate)
 
-    def begin(self, interval: int) -> torch.optim.Adam:
-        """The same Adam goes on."""
-        assert self._adam is not None
-        return self._adam
-
-    def measure(self, step: int, run: Callable[[], float]) -> float:
-        """One pass forward and backward."""
-        return run()
-
-    def finish(self, interval: int) -> None:
-        """Nothing to do."""
-
-    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """Weights and moments of an interval, for the disk."""
-        assert self._adam is not None
-        for name, weight in self._weights.items():
-            yield from adam_state(name, weight, self._adam)
-
-    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """Take back weights and moments of an interval."""
-        assert self._adam is not None
-        for name, weight in self._weights.items():
-            restore_adam(name, weight, self._adam, read)
-
     @torch.no_grad()
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights less what the round began with."""
@@ -117,6 +94,9 @@ class FedAvg:
             _copy_base(self._bases[name], start)
             self._add_learned(self._state, name, start)
             yield name, (weight - start).cpu().numpy()
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self._weights.items()
 
     def _add_learned(self, state: PublishedState, name: str, weight: Tensor) -> None:
         """Add what a state has learned of a layer."""

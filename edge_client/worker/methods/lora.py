@@ -8,7 +8,7 @@ published state brings factors that the next round merges into the base, they ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,8 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from edge_client.worker.methods.interface import Kept, adam_state, restore_adam
+from edge_client.worker.methods.interface import Kept
+from edge_client.worker.methods.named import OneAdam
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear, Weight
 from edge_client.worker.model.standin import StandIn, unbiased
@@ -34,7 +35,7 @@ _ADAPTER = "default"
 _STACK = "stack"
 
 
-class LoRA:
+class LoRA(OneAdam):
     """PEFT's LoRA around each target layer; what a round does not train has no gradient."""
 
     supersedes: ClassVar[bool] = True
@@ -109,30 +110,6 @@ class LoRA:
         for name, parameter in self._factors.items():
             parameter.requires_grad_(_factor_of(name) in training.trained)
         self._adam = torch.optim.Adam([parameter for _, parameter in self._trained()], lr=training.learning_rate)
-
-    def begin(self, interval: int) -> torch.optim.Adam:
-        """The same Adam goes on."""
-        assert self._adam is not None
-        return self._adam
-
-    def measure(self, step: int, run: Callable[[], float]) -> float:
-        """One pass forward and backward."""
-        return run()
-
-    def finish(self, interval: int) -> None:
-        """Nothing to do."""
-
-    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """The factors that train, and their moments."""
-        assert self._adam is not None
-        for name, parameter in self._trained():
-            yield from adam_state(name, parameter, self._adam)
-
-    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """The factors that train, and their moments."""
-        assert self._adam is not None
-        for name, parameter in self._trained():
-            restore_adam(name, parameter, self._adam, read)
 
     @torch.no_grad()
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What client halves have in common whose state is named tensors that a method puts beside the frozen layers: first
-values plus published changes, one Adam for the round, and at its end what training added."""
+"""What client halves have in common that train tensors whole with one Adam for the round, and those of them whose state
+is named tensors beside the frozen layers: first values plus published changes, and at a round's end what training
+added."""
 
 from __future__ import annotations
 
@@ -19,10 +20,46 @@ from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import Training
 
-__all__ = ["NamedTensors"]
+__all__ = ["NamedTensors", "OneAdam"]
 
 
-class NamedTensors(ABC):
+class OneAdam(ABC):
+    """Abstract. What parameters do that train whole with one Adam for the round: intervals only say when the disk gets
+    them."""
+
+    _adam: torch.optim.Adam | None
+
+    @abstractmethod
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What trains in this round, by name."""
+
+    def begin(self, interval: int) -> torch.optim.Adam:
+        """The same Adam goes on."""
+        assert self._adam is not None
+        return self._adam
+
+    def measure(self, step: int, run: Callable[[], float]) -> float:
+        """One pass forward and backward."""
+        return run()
+
+    def finish(self, interval: int) -> None:
+        """Nothing to do."""
+        del interval
+
+    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
+        """What trains, and its moments."""
+        assert self._adam is not None
+        for name, parameter in self._trained():
+            yield from adam_state(name, parameter, self._adam)
+
+    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
+        """What trains, and its moments."""
+        assert self._adam is not None
+        for name, parameter in self._trained():
+            restore_adam(name, parameter, self._adam, read)
+
+
+class NamedTensors(OneAdam):
     """Abstract.
 
     Args:
@@ -78,38 +115,13 @@ class NamedTensors(ABC):
         """One Adam for the parameters that train."""
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(self.trains(name, plan.training))
-        self._adam = torch.optim.Adam([one for _, one in self._training()], lr=plan.training.learning_rate)
-
-    def begin(self, interval: int) -> torch.optim.Adam:
-        """The same Adam goes on."""
-        assert self._adam is not None
-        return self._adam
-
-    def measure(self, step: int, run: Callable[[], float]) -> float:
-        """One pass forward and backward."""
-        return run()
-
-    def finish(self, interval: int) -> None:
-        """Nothing to do."""
-        del interval
-
-    def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
-        """What trains, and its moments."""
-        assert self._adam is not None
-        for name, parameter in self._training():
-            yield from adam_state(name, parameter, self._adam)
-
-    def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
-        """What trains, and its moments."""
-        assert self._adam is not None
-        for name, parameter in self._training():
-            restore_adam(name, parameter, self._adam, read)
+        self._adam = torch.optim.Adam([one for _, one in self._trained()], lr=plan.training.learning_rate)
 
     @torch.no_grad()
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """What trains, less what the round began with, as the entries' matrices."""
-        for name, parameter in self._training():
+        for name, parameter in self._trained():
             yield name, (parameter.cpu() - self._start[name]).reshape(self._entry_shapes[name]).numpy()
 
-    def _training(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, parameter) for name, parameter in self._parameters.items() if parameter.requires_grad)

@@ -12,6 +12,7 @@ import itertools
 import math
 import mmap
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -187,29 +188,18 @@ class FloatWeight(nn.Module):
         release(self._mapping)
 
 
-class ShiftedWeight(nn.Module):
-    """A frozen W plus a change in whole units, and for a while plus a step along a direction.
-
-    Blocks are made as they are asked for: neither the sum nor the direction exists whole. The change does, 4 bytes a
-        weight, from the start, so that calibration sees it before anything is learned.
+class _MovedWeight(nn.Module, ABC):
+    """Abstract. A frozen W plus what was added to it, which stays in memory.
 
     Args:
         base: W (m, n).
-        unit: A power of two.
         scratch: Buffers for blocks, shared by the layers of a model.
     """
 
-    change: Tensor
-
-    def __init__(self, base: Int8Weight | FloatWeight, unit: float, scratch: Scratch | None = None) -> None:
+    def __init__(self, base: Int8Weight | FloatWeight, scratch: Scratch | None) -> None:
         super().__init__()
         self.base = base
-        self.unit = unit
-        self.step: tuple[float, Callable[[slice, NDArray[np.int8]], object]] | None = None
-        """Length, and what writes some rows of the direction into an array."""
         self._scratch = scratch or Scratch()
-        # Written, so that its pages are there.
-        self.register_buffer("change", torch.empty(base.shape, dtype=torch.int32, device=base.device).zero_())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -225,6 +215,37 @@ class ShiftedWeight(nn.Module):
     def mapped(self) -> bool:
         """Whether its pages come from disk and go again; the change stays in memory."""
         return self.base.mapped
+
+    @abstractmethod
+    def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """The sum's `rows` into `out` (rows, n) of any floating dtype."""
+
+    def release(self) -> None:
+        """Let the kernel have the pages of a mapped weight until the next use."""
+        self.base.release()
+
+
+class ShiftedWeight(_MovedWeight):
+    """A frozen W plus a change in whole units, and for a while plus a step along a direction.
+
+    Blocks are made as they are asked for: neither the sum nor the direction exists whole. The change does, 4 bytes a
+        weight, from the start, so that calibration sees it before anything is learned.
+
+    Args:
+        base: W (m, n).
+        unit: A power of two.
+        scratch: Buffers for blocks, shared by the layers of a model.
+    """
+
+    change: Tensor
+
+    def __init__(self, base: Int8Weight | FloatWeight, unit: float, scratch: Scratch | None = None) -> None:
+        super().__init__(base, scratch)
+        self.unit = unit
+        self.step: tuple[float, Callable[[slice, NDArray[np.int8]], object]] | None = None
+        """Length, and what writes some rows of the direction into an array."""
+        # Written, so that its pages are there.
+        self.register_buffer("change", torch.empty(base.shape, dtype=torch.int32, device=base.device).zero_())
 
     def add(self, rows: slice, adds: Callable[[NDArray[np.int32]], None]) -> None:
         """Have a function add to the change of some rows, int32 (rows, n), modulo 2**32."""
@@ -251,12 +272,8 @@ class ShiftedWeight(nn.Module):
             total.add_(take("float", out.shape, torch.float32, out.device).copy_(direction), alpha=length)
         return out if total is out else out.copy_(total)
 
-    def release(self) -> None:
-        """Let the kernel have the pages of a mapped weight until the next use."""
-        self.base.release()
 
-
-class SparselyMovedWeight(nn.Module):
+class SparselyMovedWeight(_MovedWeight):
     """A frozen W plus numbers in some places of each row, which may train meanwhile.
 
     Args:
@@ -271,27 +288,10 @@ class SparselyMovedWeight(nn.Module):
     def __init__(
         self, base: Int8Weight | FloatWeight, places: Tensor, values: nn.Parameter, scratch: Scratch | None = None
     ) -> None:
-        super().__init__()
-        self.base = base
+        super().__init__(base, scratch)
         self.register_buffer("places", places)
         # Of the layer's, which trains it: no parameter of a weight's.
         self._values = (values,)
-        self._scratch = scratch or Scratch()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of W, (m, n)."""
-        return self.base.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weight lies."""
-        return self.base.device
-
-    @property
-    def mapped(self) -> bool:
-        """Whether its pages come from disk and go again."""
-        return self.base.mapped
 
     def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
         """The sum's `rows` into `out` (rows, n) of any floating dtype; added in float32."""
@@ -300,10 +300,6 @@ class SparselyMovedWeight(nn.Module):
         self.base.copy_rows(rows, total)
         total.scatter_add_(1, self.places[rows], self._values[0].detach()[rows])
         return out if floats else out.copy_(total)
-
-    def release(self) -> None:
-        """Let the kernel have the pages of a mapped weight until the next use."""
-        self.base.release()
 
 
 Weight = Int8Weight | FloatWeight | ShiftedWeight | SparselyMovedWeight
