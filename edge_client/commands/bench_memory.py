@@ -23,9 +23,11 @@ from edge_client.memory.allocator import ALLOCATORS
 from edge_client.process.packages import require_training_packages
 from fedcore.errors import WorkerError
 
-__all__ = ["METHODS", "Row", "main", "rows", "spawn"]
+__all__ = ["METHODS", "MORE_METHODS", "Row", "main", "rows", "spawn"]
 
 METHODS = ("fedkrso", "fedkrso-gates", "lora", "full")
+# Measured where they are asked for: with float32 weights beside, or instead of, int8.
+MORE_METHODS = ("fedkrso-dequantised", "lora-float")
 
 
 class Row(TypedDict):
@@ -79,7 +81,7 @@ def spawn(
     """Measure one row in a process of its own.
 
     Args:
-        method: Of METHODS.
+        method: Of METHODS or MORE_METHODS.
         checkpointing: Whether blocks are recomputed.
         allocator: A key of ALLOCATORS.
         sizes: Values of the flags `steps`, `threads`, `layers`, `batch`, `length`.
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The allocator's environment must have been set when this process started; `--allocator` only names it in the row.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("method", choices=METHODS)
+    parser.add_argument("method", choices=METHODS + MORE_METHODS)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--allocator", choices=tuple(ALLOCATORS), default="default")
     parser.add_argument("--steps", type=int, default=5)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from made_runs import fedkrso
 from workshop import Workshop
 
 from fedcore.methods.fedkrso import FedKRSOSettings
@@ -105,6 +106,11 @@ def test_two_clients_and_a_coordinator_in_one_program(workshop: Workshop, broker
     kept = tmp_path / "home-0" / "data.jsonl"
     assert kept.stat().st_mode & 0o077 == 0 and len(kept.read_text().splitlines()) == 24
 
+    # What can be pruned is in nobody's way: all that follows works without it.
+    said = fedkrso("runs", "prune", "front", "--runs", tmp_path / "runs", "--yes")
+    assert said.returncode == 0 and "updates" in said.stdout, said
+    assert fedkrso("runs", "prune", "--runs", tmp_path / "runs", "--yes").stdout == "nothing to delete\n"
+
     # The model loads where models are loaded, and is the run's.
     from transformers import AutoModelForSequenceClassification
 
@@ -158,6 +164,7 @@ def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_s
     with pytest.raises(RunError, match="it has 2 rounds already"):
         Coordinator.resume("longer", runs=runs, rounds=2).run()
     assert first.finished and len(first.rounds) == 2
+    assert fedkrso("runs", "prune", "longer", "--runs", runs, "--yes").returncode == 0
     more = led(Coordinator.resume("longer", runs=runs, rounds=3), broker, tmp_path)
     assert more.finished and [row.round for row in more.rounds] == [1, 2, 3] and more.digest != first.digest
     assert {node["digest"] for node in more.summary["nodes"].values()} == {more.digest}

@@ -48,7 +48,7 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, shape
     """Train the benchmark's model in this process.
 
     Args:
-        method: A name in `edge_client.commands.bench_memory.METHODS`.
+        method: A name in `edge_client.commands.bench_memory.METHODS` or `MORE_METHODS`.
         checkpointing: Whether each decoder layer is recomputed in the backward pass.
         steps: Timed steps after one warm-up step.
         threads: Of torch.
@@ -61,7 +61,7 @@ def measure(method: str, *, checkpointing: bool, steps: int, threads: int, shape
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(_config(shape))
-    model, loss_of = {"fedkrso": _fedkrso, "fedkrso-gates": _fedkrso_gates, "lora": _lora, "full": _full}[method](model)
+    model, loss_of = _MADE[method](model)
     model.train()
     if checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -138,9 +138,17 @@ def _fedkrso_gates(model: Any) -> tuple[Any, Loss]:
     return model, loss_of
 
 
+def _fedkrso_dequantised(model: Any) -> tuple[Any, Loss]:
+    """The same, with W + S P kept in float32 for an interval, as where the budget has room for it."""
+    model, loss_of = _fedkrso(model)
+    for layer in model.modules():
+        if isinstance(layer, SubspaceLinear):
+            layer.dequantised.switch(True)
+    return model, loss_of
+
+
 def _lora(model: Any) -> tuple[Any, Loss]:
     import bitsandbytes
-    from peft import LoraConfig, get_peft_model
 
     for name, linear in _linear_layers(model):
         layer = bitsandbytes.nn.Linear8bitLt(
@@ -148,12 +156,29 @@ def _lora(model: Any) -> tuple[Any, Loss]:
         )
         layer.weight = bitsandbytes.nn.Int8Params(linear.weight.detach(), requires_grad=False, has_fp16_weights=False)
         _put(model, name, layer.to("cpu"))
+    return _lora_float(model)
+
+
+def _lora_float(model: Any) -> tuple[Any, Loss]:
+    """LoRA on the layers as they are."""
+    from peft import LoraConfig, get_peft_model
+
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     return model, lambda tokens: model(input_ids=tokens, labels=tokens).loss
 
 
 def _full(model: Any) -> tuple[Any, Loss]:
     return model, lambda tokens: model(input_ids=tokens, labels=tokens).loss
+
+
+_MADE: dict[str, Callable[[Any], tuple[Any, Loss]]] = {
+    "fedkrso": _fedkrso,
+    "fedkrso-gates": _fedkrso_gates,
+    "fedkrso-dequantised": _fedkrso_dequantised,
+    "lora": _lora,
+    "lora-float": _lora_float,
+    "full": _full,
+}
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a finished run's folder can go: what nobody needs to look at the run, to export any round that can be
+exported now, to try its model, or to give it more rounds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from coordinator.store.folder import RunFolder
+
+__all__ = ["leftovers", "prune", "weight_bytes"]
+
+
+def leftovers(folder: RunFolder, version: int, *, updates_count_later: bool) -> list[Path]:
+    """Files and folders that can go.
+
+    Args:
+        folder: A finished run's.
+        version: Its last one; more rounds begin from its exact state.
+        updates_count_later: Whether an update that is there may count in a round that is still to come, as in buffered
+            rounds.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     folder = RunFolder(Path(root))
+        ...     for path in (folder.state(5), folder.state(6), folder.update(6, "n")):
+        ...         path.parent.mkdir(parents=True, exist_ok=True)
+        ...         _ = path.write_bytes(b"123")
+        ...     [path.name for path in leftovers(folder, 6, updates_count_later=False)]
+        ['updates', '5.npz']
+    """
+    # The evaluator's base and that of an exported round are made anew from the model's folder and what was published.
+    found = [folder.evaluator, folder.exported_base]
+    if not updates_count_later:
+        found.append(folder.updates)
+    last = folder.state(version)
+    found += sorted(path for path in last.parent.glob("*.npz") if path != last) if last.exists() else []
+    return [path for path in found if path.exists()]
+
+
+def prune(paths: list[Path]) -> int:
+    """Delete what `leftovers` named; the bytes that this gave back."""
+    total = sum(map(weight_bytes, paths))
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return total
+
+
+def weight_bytes(path: Path) -> int:
+    """What a file, or a folder's files, come to."""
+    if not path.is_dir():
+        return path.lstat().st_size
+    return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(path) for name in names)
