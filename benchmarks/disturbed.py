@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpe
 
 from forked_workers import ForkedWorkers
 from killer import recipe_of, run_disturbed
-from tiny import undisturbed
+from masked import Masked
+from tiny import Tiny, undisturbed
 from workshop import Workshop
 
 _COUNTED = {
@@ -62,7 +64,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(["| what | count |", "|---|---:|", *(f"| {label} | {value} |" for label, value in lines)])
 
 
-def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold: bool = False) -> list[dict[str, Any]]:
+def series(
+    seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold: bool = False, masked: bool = False
+) -> list[dict[str, Any]]:
     """Run what is not in `out` yet, one line each; all rows of the file and these.
 
     Args:
@@ -71,18 +75,21 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
         out: Rows as JSON lines.
         at_once: Runs side by side.
         cold: Start every worker from nothing, as a device does.
+        masked: Disturb signed runs with secure aggregation; the digest is still that of one without.
     """
+    kind = Masked if masked else Tiny
     known = {row["seed"]: row for row in map(json.loads, out.read_text().splitlines())} if out.exists() else {}
     forked_workers = None if cold else ForkedWorkers(folder / "forked_workers")
     try:
         workshop = Workshop(folder / "workshop", forked_workers)
         wanted = [seed for seed in seeds if "error" in known.get(seed, {"error": ""})]
-        for recipe in sorted({recipe_of(seed) for seed in wanted}, key=lambda recipe: recipe.name):
+        recipes = {seed: replace(recipe_of(seed), homes=3) if masked else recipe_of(seed) for seed in wanted}
+        for recipe in sorted(set(recipes.values()), key=lambda recipe: recipe.name):
             undisturbed(folder / f"undisturbed-{recipe.name}", workshop, recipe)
 
         def one(seed: int) -> dict[str, Any]:
             try:
-                return run_disturbed(seed, folder, workshop)
+                return run_disturbed(seed, folder, workshop, recipe=recipes[seed], kind=kind)
             except Exception as error:  # noqa: BLE001 - a run that fails is a finding, not the end of the series
                 (folder / f"{seed}.error").write_text(traceback.format_exc())
                 return {
@@ -107,11 +114,12 @@ def series(seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold:
 @click.option("--first", default=0, show_default=True, help="First seed.")
 @click.option("--at-once", default=2, show_default=True, help="Runs side by side.")
 @click.option("--cold", is_flag=True, help="Start every worker from nothing, as a device does: several times slower.")
+@click.option("--masked", is_flag=True, help="Of three homes with signatures and secure aggregation; another OUT.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("disturbed.jsonl"), show_default=True)
-def main(runs: int, first: int, at_once: int, cold: bool, out: Path) -> None:
+def main(runs: int, first: int, at_once: int, cold: bool, masked: bool, out: Path) -> None:
     """Run what is not in OUT yet, then print the table."""
     folder = Path(tempfile.mkdtemp(prefix="disturbed-"))
-    rows = series(range(first, first + runs), folder, out, at_once=at_once, cold=cold)
+    rows = series(range(first, first + runs), folder, out, at_once=at_once, cold=cold, masked=masked)
     click.echo(table(rows))
     if any("error" in row for row in rows):
         click.echo(f"folders of failed runs: {folder}")

@@ -4,46 +4,19 @@ the digest of one without any masks."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from pathlib import Path
 
 import pytest
 from cluster import needs_mosquitto
 from forked_workers import ForkedWorkers
+from masked import Masked
 from tiny import Recipe, Tiny
 from workshop import Workshop
 
-from coordinator.provisioning.provision import provision
 from coordinator.store.ledger import SqliteLedger
 
 HOMES, ROUNDS = 3, 2
-
-
-class Masked(Tiny):
-    """A signed run, in which one home may be lost once updates are in."""
-
-    secure = True
-
-    def _job_text(self) -> str:
-        self._provision()
-        text = re.sub(r"quorum = \d+", "quorum = 3", super()._job_text())
-        secure = "[secure_aggregation]\nthreshold = 0.5\nwait_seconds = 30\n\n" if self.secure else ""
-        trust = self._trust("coordinator")
-        return text.replace("[round]", f"{secure}[safety]\nnorm_ratio = 0\nmax_share_ratio = 0\n\n{trust}\n[round]")
-
-    def _node_text(self, index: int) -> str:
-        return f"{super()._node_text(index).rstrip(' ')}\n{self._trust(f'home-{index}')}"
-
-    def _provision(self) -> None:
-        """Keys and enrolment as `fedkrso provision` makes them; the broker stays the tests' own."""
-        self.yard = self.folder / "yard"
-        provision(self.yard, self.run, self.names, hosts=("127.0.0.1",), now=dt.datetime.now(dt.timezone.utc))
-
-    def _trust(self, user: str) -> str:
-        own = self.yard / ("coordinator" if user == "coordinator" else f"nodes/{user}")
-        section = (own / "connection.toml").read_text().partition("[trust]")[2]
-        return "[trust]" + re.sub(r'"(signing\.key|enrolled\.json)"', rf'"{own}/\1"', section)
 
 
 @pytest.fixture(scope="module")

@@ -73,14 +73,15 @@ def recipe_of(seed: int) -> Recipe:
     return Recipe(homes=3 if chance.random() < 0.25 else 2, schedule="fresh" if chance.random() < 0.4 else "pool")
 
 
-def disturbance(seed: int, marks: Sequence[float]) -> Disturbance:
+def disturbance(seed: int, marks: Sequence[float], recipe: Recipe | None = None) -> Disturbance:
     """What a seed does to a run.
 
     Args:
         seed: Decides everything.
         marks: When the undisturbed run reached each mark, and its end, in seconds.
+        recipe: Of the run; what the seed says where nothing is named.
     """
-    chance, recipe = Random(f"disturbance {seed}"), recipe_of(seed)
+    chance, recipe = Random(f"disturbance {seed}"), recipe or recipe_of(seed)
     strikes = []
     for _ in range(chance.randint(2, 5)):
         at = chance.uniform(0.0, marks[-1])
@@ -203,9 +204,18 @@ class Killer:
         self.counts[f"damage {kind}"] += 1
 
 
-def run_disturbed(seed: int, folder: Path, workshop: Workshop) -> dict[str, Any]:
+def run_disturbed(
+    seed: int, folder: Path, workshop: Workshop, *, recipe: Recipe | None = None, kind: type[Tiny] = Tiny
+) -> dict[str, Any]:
     """One disturbed run, checked against the undisturbed one of the same recipe; the folder is removed when all is
     right.
+
+    Args:
+        seed: Decides what is done to it.
+        folder: The run lives beneath.
+        workshop: What is shared.
+        recipe: What is disturbed; what the seed says where nothing is named.
+        kind: Of run; the undisturbed one is always a plain one.
 
     Returns:
         Counts of what was done to it, and how long it took.
@@ -213,9 +223,10 @@ def run_disturbed(seed: int, folder: Path, workshop: Workshop) -> dict[str, Any]
     Raises:
         AssertionError: It did not end with the same digest, or an update was lost or counted twice; the folder stays.
     """
-    digest, marks = undisturbed(folder / "undisturbed", workshop, recipe_of(seed))
-    plan = disturbance(seed, marks)
-    tiny = Tiny(folder / str(seed), workshop, plan.recipe, plan.script, persistence=plan.persistence)
+    recipe = recipe or recipe_of(seed)
+    digest, marks = undisturbed(folder / "undisturbed", workshop, recipe)
+    plan = disturbance(seed, marks, recipe)
+    tiny = kind(folder / str(seed), workshop, plan.recipe, plan.script, persistence=plan.persistence)
     killer = Killer(tiny, plan.strikes, Random(f"damage {seed}"))
     try:
         seconds = tiny.finish(killer.watch)

@@ -65,6 +65,8 @@ class Tiny(Cluster):
         persistence: Whether the broker keeps sessions and retained messages on disk.
     """
 
+    chunk_bytes = CHUNK_BYTES
+
     def __init__(
         self,
         folder: Path,
@@ -265,7 +267,7 @@ min_nodes = {recipe.homes}
 quorum = {quorum}
 deadline_seconds = 300
 finish_seconds = 60
-chunk_bytes = {CHUNK_BYTES}
+chunk_bytes = {self.chunk_bytes}
 {self._broker_text("coordinator")}"""
 
     def _node_text(self, index: int) -> str:
