@@ -31,10 +31,10 @@ from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, Point
 from fedcore.errors import BudgetError
 from fedcore.methods import server_half, settings_by_name
-from fedcore.methods.fedtt import FedTTSettings
+from fedcore.methods.adapters.fedtt import FedTTSettings
+from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.peft import PeftSettings
-from fedcore.methods.slora import SLoRASettings
+from fedcore.methods.lora.slora import SLoRASettings
 from fedcore.round.training import AnyTraining
 
 WORDS = TaskSection(kind="causal-lm", max_length=24)
