@@ -231,6 +231,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.round.buffered:
             noise = self.privacy.noise is not None
             require_buffered(self.method, self.safety.rule, masked=masked, noise=noise, on_nodes=on_nodes)
+        if self.method.in_turn and (self.round.cohort, self.round.order) != (1, "cycle"):
+            words = f"{self.method.name} has one node train at a time, in turn"
+            raise ConfigError(words, place="round.cohort", remedy='write cohort = 1 and order = "cycle" in [round]')
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
         require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)

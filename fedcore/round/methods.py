@@ -23,6 +23,7 @@ from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
 from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
+from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
@@ -120,6 +121,7 @@ def _own(name: str, training: type[Training], module: str, settings: str, half: 
 
 _own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso.half:FedKRSO")
 _own("fedavg", DenseTraining, "whole.fedavg", "FedAvgSettings", "FedAvg", "whole.fedavg:FedAvg")
+_own("fedcybgd", BlockTraining, "whole.fedcybgd", "FedCyBGDSettings", "FedCyBGD", "whole.fedcybgd:FedCyBGD")
 _own("fedit", FactorTraining, "lora.factors", "FedITSettings", "LoRA", "lora.factors:LoRA")
 _own("ffa-lora", FactorTraining, "lora.factors", "FFALoRASettings", "LoRA", "lora.factors:LoRA")
 _own("rolora", FactorTraining, "lora.factors", "RoLoRASettings", "LoRA", "lora.factors:LoRA")
