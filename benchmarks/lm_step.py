@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from edge_client.process.measuring import subspace_round
 from edge_client.worker.data.tasks import Encoded, pad, summed_loss
-from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkrso.half import FedKRSO
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import build, describe

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from edge_client.worker.data.tasks import batches, encode, summed_loss
-from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkrso.half import FedKRSO
 from edge_client.worker.model.loading import build, describe
 from fedcore.config.models import resolve_model_folder
 from fedcore.methods import server_half

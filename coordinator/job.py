@@ -16,12 +16,12 @@ from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
-from fedcore.methods.buffered import require_buffered
+from fedcore.methods.beside.buffered import require_buffered
+from fedcore.methods.beside.private import require_nothing_beside, require_private
+from fedcore.methods.beside.secure import SecureSection, require_secure
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import require_combining
-from fedcore.methods.private import require_nothing_beside, require_private
-from fedcore.methods.secure import SecureSection, require_secure
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 from fedcore.round.staleness import NONE_BEHIND, Staleness
@@ -231,6 +231,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.round.buffered:
             noise = self.privacy.noise is not None
             require_buffered(self.method, self.safety.rule, masked=masked, noise=noise, on_nodes=on_nodes)
+        if self.method.in_turn and (self.round.cohort, self.round.order) != (1, "cycle"):
+            words = f"{self.method.name} has one node train at a time, in turn"
+            raise ConfigError(words, place="round.cohort", remedy='write cohort = 1 and order = "cycle" in [round]')
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
         require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)

@@ -316,6 +316,8 @@ class Experiment:
             yield scores_of(self._replica.model, encoded, self._section, self._pad_id, self._torch_device)
 
     def _present(self, server_round: int) -> tuple[int, ...]:
+        if self._setup.method.in_turn and not self._model.training(server_round).one_pass:
+            return ((server_round - 1) % self._setup.clients,)
         return taking_part(self._setup.clients, self._setup.dropout, self._setup.seed, server_round)
 
 

@@ -16,8 +16,8 @@ OWNED = {
         "fedcore/round/training/subspace.py",
         "fedcore/subspaces/informed.py",
         "fedcore/subspaces/projection.py",
-        "edge_client/worker/methods/fedkrso.py",
-        "edge_client/worker/methods/principal.py",
+        "edge_client/worker/methods/fedkrso/half.py",
+        "edge_client/worker/methods/fedkrso/principal.py",
     )
 }
 

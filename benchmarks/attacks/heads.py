@@ -24,7 +24,7 @@ from coordinator.run.model import GlobalModel
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
 from edge_client.worker.data.batches import Encoded
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
 from fedcore.weights.initial import initial_tensor

@@ -24,7 +24,7 @@ import numpy as np
 
 from coordinator.secure.exchange import Exchange, KeptExchange, Tell
 from edge_client.secure.party import Kept, Party, Trust
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.model.lanes import from_lanes
 from fedcore.secure.masks import CHUNK_BYTES, key_stream
 from fedcore.wire.codec import decode, encode

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import coordinator.rounds.events as e
 from coordinator.rounds import words
 from coordinator.rounds.attendance import Attendance
-from coordinator.rounds.cohort import choose_cohort
+from coordinator.rounds.cohort import choose_cohort, next_in_turn
 from coordinator.rounds.deadlines import deadline_seconds, is_arriving
 from coordinator.rounds.phases import TRANSITIONS, Phase
 from coordinator.rounds.roster import Roster, some_besides
@@ -49,8 +49,8 @@ class RoundMachine:
         untimed: First rounds whose time says nothing of the others': they are of another kind.
         masked: Updates are, so those of a round that opens again are not taken into it.
         judging: Whether the run may end early: a round opens only once the state before the last is measured, and not
-            if there was nothing better for long enough until then. The last state itself is not looked at, though its
-            measurement may be there: what a run does would depend on how fast it came.
+            if there was nothing better for long enough until then. The last state is not looked at: what a run does
+            would depend on how fast its measurement came.
     """
 
     settings: RoundSection
@@ -73,6 +73,7 @@ class RoundMachine:
     """Seconds from a round's opening to each node's update, in its last round."""
     attendance: Attendance = field(default_factory=Attendance)
     roster: Roster = field(default_factory=Roster)
+    turns: dict[str, int] = field(default_factory=dict)  # The last round that counted each node, or that it let pass.
     untimed: int = 0
     masked: bool = False
     judging: bool = False
@@ -138,8 +139,7 @@ class RoundMachine:
                 self.roster.answered(node)
                 self.arriving.pop(node, None)
                 self.attendance.came(node)
-                if self.opened_at and server_round > self.untimed:
-                    # Unknown for a round that an earlier life of the coordinator opened.
+                if self.opened_at and server_round > self.untimed:  # Not of a round that an earlier life opened.
                     self.took[node] = now - self.opened_at
             case e.Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
                 self.arriving.pop(node, None)
@@ -260,21 +260,20 @@ class RoundMachine:
     def _open(self, now: float, *, late: bool = False) -> list[e.Action]:
         if self.paused:
             return []
-        # Updates that are already in stay in: their senders remain in the cohort of a round that opens again. Nodes
-        # that declined are asked again only when there are too few others, and are waited for only once the deadline
-        # has passed: all that there are may be resting, and would decline at once, again and again.
+        # Updates that are in stay in, with their senders. Nodes that declined are asked again only when there are too
+        # few others, and waited for only once the deadline has passed: all may be resting, and decline at once.
         kept = self.accepted if self.phase == "open" else self.held
+        self.turns |= dict.fromkeys(self.roster.waiting, self.round) if late else {}
         willing = self._able - self.attendance.away(self.round) - (self.declined if self.phase == "open" else set())
         chosen, declined = self._drawn(willing - kept, self.settings.invited), self.declined
         if len(kept | willing) < self.settings.quorum:
             room = self.settings.invited and self.settings.invited - len(chosen)
             chosen |= self._drawn(self._able - willing - kept, room)
             declined = set() if late else self.declined
-        # What somebody trains whom a buffered round has invited counts, also if it was away as the round opened again.
+        # What somebody trains whom a buffered round has invited counts, also after it was away.
         chosen |= set(self.cohort) - self.excluded if self.is_buffered and self.phase == "open" else set()
         cohort = tuple(sorted(kept | chosen)) or tuple(node for node in self.cohort if node not in self.excluded)
-        if not cohort:
-            # Everybody is excluded: the round opens again when somebody else is there.
+        if not cohort:  # Everybody is excluded: the round opens again when somebody else is there.
             return []
         self.held = self.held if self.phase == "open" else set()
         self._go("open")
@@ -285,6 +284,9 @@ class RoundMachine:
         return [e.OpenRound(self.round, self.cohort, self.deadline_at)]
 
     def _drawn(self, nodes: set[str], size: int) -> set[str]:
+        if self.settings.order == "cycle":
+            # A round of another kind is everybody's.
+            return set(next_in_turn(nodes, size if self.round > self.untimed else 0, self.turns))
         return set(choose_cohort(nodes, size, self.cohort_seed, self.round))
 
     def _close(self) -> list[e.Action]:
@@ -293,6 +295,7 @@ class RoundMachine:
 
     def _published(self, now: float) -> list[e.Action]:
         self.published += 1
+        self.turns |= dict.fromkeys(self.accepted, self.published)
         self.accepted, self.declined = set(), set()
         if self._is_over:
             return self._finish(now)

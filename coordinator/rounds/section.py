@@ -35,6 +35,9 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Nodes that must be online before the first round."""
     cohort: int = 0
     """Nodes invited to each round; 0 for all that are online."""
+    order: Literal["drawn", "cycle"] = "drawn"
+    """Who is invited, of more nodes than a round invites: a cohort drawn by the run's seed, or those that have waited
+    longest, so that nodes take turns and who is not there is passed over. A round that makes the head is everybody's."""
     quorum: int = 1
     """Least number of updates that makes a round."""
     deadline_seconds: float = 3600.0
@@ -65,6 +68,9 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 raise ConfigError(f"{key} is {getattr(self, key)}, it must not be negative", place=f"round.{key}")
         if self.over_selection and not self.cohort:
             raise ConfigError("over_selection needs a cohort", place="round.over_selection", remedy="set round.cohort")
+        if self.order == "cycle" and not self.cohort:
+            words = "a cycle goes around in cohorts, and without one a round invites all nodes"
+            raise ConfigError(words, place="round.order", remedy="set round.cohort")
         self._check_kind()
         if not 1024 <= self.chunk_bytes <= 1_000_000:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")

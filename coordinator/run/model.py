@@ -26,8 +26,8 @@ from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.errors import BaseDamaged
 from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.secure import SecureSection
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
 from fedcore.model.update import WeightedUpdate

@@ -107,9 +107,12 @@ class Service:
         self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
         self._objects = self._archive.objects
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
-        part = {node for row in rows for node in row.participants}
+        part = {node: row.round for row in rows for node in row.participants}
         # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
-        self._machine: RoundMachine = RoundMachine(job.round, job.seed, len(rows), seen=part, untimed=len(job.phases))
+        self._machine: RoundMachine = RoundMachine(
+            job.round, job.seed, len(rows), seen=set(part), untimed=len(job.phases)
+        )
+        self._machine.turns = part
         self._machine.masked = job.secure_aggregation is not None
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()

@@ -15,7 +15,7 @@ from coordinator.secure.exchange import Action, Exchange, Keep, KeptExchange, Le
 from coordinator.secure.opening import Opened
 from coordinator.store.ledger import Ledger
 from fedcore.errors import UpdateRefused
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.model.lanes import Unmasked, sum_of_masked
 from fedcore.round.plan import Plan
 from fedcore.secure.keys import mask_seed

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings and server halves of the federated methods: one file each, found through the registry
-(`fedcore.round.methods`)."""
+"""Settings and server halves of the federated methods: one file each, in its family's folder, found through the
+registry (`fedcore.round.methods`).
+
+- `whole`: weights themselves train, in full.
+- `lora`: two thin factors beside each weight.
+- `adapters`: small tensors beside frozen layers.
+- `seeded`: coefficients of directions that every machine makes from a seed.
+- `fedkrso`, `fed3r`: without family.
+- `beside`: what a job may have beside its method (buffered rounds, noise, masks), and what does not go together."""
 
 from __future__ import annotations
 

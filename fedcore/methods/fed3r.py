@@ -250,7 +250,7 @@ def settled_head(
         rounds: Of the run.
 
     Example:
-        >>> from fedcore.methods.fedavg import FedAvg, FedAvgSettings
+        >>> from fedcore.methods.whole.fedavg import FedAvg, FedAvgSettings
         >>> from fedcore.weights.schema import TensorSpec
         >>> task = TaskSection(kind="text-classification", labels=("a", "b"))
         >>> training = FedAvg(FedAvgSettings()).training(1, 0)

@@ -124,6 +124,12 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return "it does not say that its updates can be compared number by number"
 
     @property
+    def in_turn(self) -> bool:
+        """Whether nodes train one after the other, each from what the last one left; False where those of a round train
+        side by side."""
+        return False
+
+    @property
     def not_buffered(self) -> str:
         """Why changes that began from different versions cannot be added to the present state (`round.kind =
         "buffered"`); empty where they can: all versions have the same entries, whose numbers mean the same."""

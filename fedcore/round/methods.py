@@ -23,6 +23,7 @@ from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
 from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
+from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
@@ -118,19 +119,20 @@ def _own(name: str, training: type[Training], module: str, settings: str, half: 
     )(training)
 
 
-_own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso:FedKRSO")
-_own("fedavg", DenseTraining, "fedavg", "FedAvgSettings", "FedAvg", "fedavg:FedAvg")
-_own("fedit", FactorTraining, "lora", "FedITSettings", "LoRA", "lora:LoRA")
-_own("ffa-lora", FactorTraining, "lora", "FFALoRASettings", "LoRA", "lora:LoRA")
-_own("rolora", FactorTraining, "lora", "RoLoRASettings", "LoRA", "lora:LoRA")
-_own("fedsa-lora", FactorTraining, "lora", "FedSALoRASettings", "LoRA", "lora:LoRA")
-_own("flora", StackedTraining, "flora", "FLoRASettings", "FLoRA", "lora:LoRA")
-_own("fedex-lora", ResidualTraining, "fedex", "FedExLoRASettings", "FedExLoRA", "lora:LoRA")
-_own("slora", SparseTraining, "slora", "SLoRASettings", "SLoRA", "slora:SLoRA")
-_own("fedavg-peft", AdapterTraining, "peft", "PeftSettings", "Peft", "adapters:Adapters")
-_own("fedtt", TensorTrainTraining, "fedtt", "FedTTSettings", "FedTT", "fedtt:TensorTrains")
-_own("fedtt+", TensorTrainTraining, "fedtt", "FedTTPlusSettings", "FedTT", "fedtt:TensorTrains")
-_own("fedkseed", ScalarTraining, "fedkseed", "FedKSeedSettings", "FedKSeed", "fedkseed:FedKSeed")
-_own("fedkseed-pro", ScalarTraining, "fedkseed", "FedKSeedProSettings", "FedKSeed", "fedkseed:FedKSeed")
-_own("ferret", SketchTraining, "ferret", "FerretSettings", "Ferret", "ferret:Ferret")
+_own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso.half:FedKRSO")
+_own("fedavg", DenseTraining, "whole.fedavg", "FedAvgSettings", "FedAvg", "whole.fedavg:FedAvg")
+_own("fedcybgd", BlockTraining, "whole.fedcybgd", "FedCyBGDSettings", "FedCyBGD", "whole.fedcybgd:FedCyBGD")
+_own("fedit", FactorTraining, "lora.factors", "FedITSettings", "LoRA", "lora.factors:LoRA")
+_own("ffa-lora", FactorTraining, "lora.factors", "FFALoRASettings", "LoRA", "lora.factors:LoRA")
+_own("rolora", FactorTraining, "lora.factors", "RoLoRASettings", "LoRA", "lora.factors:LoRA")
+_own("fedsa-lora", FactorTraining, "lora.factors", "FedSALoRASettings", "LoRA", "lora.factors:LoRA")
+_own("flora", StackedTraining, "lora.flora", "FLoRASettings", "FLoRA", "lora.factors:LoRA")
+_own("fedex-lora", ResidualTraining, "lora.fedex", "FedExLoRASettings", "FedExLoRA", "lora.factors:LoRA")
+_own("slora", SparseTraining, "lora.slora", "SLoRASettings", "SLoRA", "lora.slora:SLoRA")
+_own("fedavg-peft", AdapterTraining, "adapters.peft", "PeftSettings", "Peft", "adapters.peft:Adapters")
+_own("fedtt", TensorTrainTraining, "adapters.fedtt", "FedTTSettings", "FedTT", "adapters.fedtt:TensorTrains")
+_own("fedtt+", TensorTrainTraining, "adapters.fedtt", "FedTTPlusSettings", "FedTT", "adapters.fedtt:TensorTrains")
+_own("fedkseed", ScalarTraining, "seeded.fedkseed", "FedKSeedSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
+_own("fedkseed-pro", ScalarTraining, "seeded.fedkseed", "FedKSeedProSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
+_own("ferret", SketchTraining, "seeded.ferret", "FerretSettings", "Ferret", "seeded.ferret:Ferret")
 _own("fed3r", HeadTraining, "fed3r", "Fed3RSettings", "Fed3R", "fed3r:Fed3R")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from edge_client.worker.data.tasks import Encoded, batches, summed_loss
 from edge_client.worker.train.round import learning_rate_factor
 from fedcore.methods.fed3r import Fed3RSettings
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.training import DirectionTraining, FactorTraining
 from fedcore.subspaces.projection import projection_of
 from fedcore.subspaces.rows import KINDS

@@ -14,7 +14,7 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 ROUNDS = 3
-LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora")
+LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora", "fedcybgd")
 
 
 class Stacked(Tiny):
@@ -26,11 +26,13 @@ class Stacked(Tiny):
         sizes = {"fedtt+": "bottleneck = 8\nrank = 2\n", "slora": "rank = 4\nsparse_rounds = 2\n"}
         rank = (
             ""
-            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft")
+            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd")
             else sizes.get(self.method, "rank = 4\n")
         )
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
         text = re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
+        if self.method == "fedcybgd":
+            text = text.replace("[round]\n", '[round]\ncohort = 1\norder = "cycle"\n')
         # An adapter's tensors are in no schema that others share.
         return re.sub(r"schema_file = .*\n", "", text) if self.method == "fedavg-peft" else text
 

@@ -29,11 +29,11 @@ from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half, settings_by_name
+from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.methods.fed3r import Fed3RSettings
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.peft import PeftSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
 from fedcore.model.state import ExactState, model_digest

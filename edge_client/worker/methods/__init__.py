@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client halves of the federated methods: one file each, found by a plan's training through the registry
-(`fedcore.round.methods`) and imported only by who runs one."""
+"""Client halves of the federated methods: in the same folders as their server halves (`fedcore.methods`), found by a
+plan's training through the registry (`fedcore.round.methods`) and imported only by who runs one. What halves have in
+common lies here: `interface`, tensors trained whole `named`, gradients by example `perexample`, files that all need
+`artefact`."""
 
 from __future__ import annotations
 

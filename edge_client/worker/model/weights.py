@@ -27,6 +27,7 @@ from fedcore.errors import ModelError
 __all__ = [
     "FloatWeight",
     "Int8Weight",
+    "PublishedWeight",
     "Scratch",
     "ShiftedWeight",
     "SparselyMovedWeight",
@@ -302,4 +303,39 @@ class SparselyMovedWeight(_MovedWeight):
         return out if floats else out.copy_(total)
 
 
-Weight = Int8Weight | FloatWeight | ShiftedWeight | SparselyMovedWeight
+class PublishedWeight(_MovedWeight):
+    """A frozen W plus a change as it was published: integers with a power of two for each row.
+
+    Args:
+        base: W (m, n).
+        scratch: Buffers for blocks, shared by the layers of a model.
+    """
+
+    q: Tensor | None
+    scale: Tensor | None
+
+    def __init__(self, base: Int8Weight | FloatWeight, scratch: Scratch | None = None) -> None:
+        super().__init__(base, scratch)
+        self.register_buffer("q", None, persistent=False)
+        self.register_buffer("scale", None, persistent=False)
+
+    def publish(self, q: NDArray[np.int16], exponent: NDArray[np.int8]) -> None:
+        """Take a published change, int16 (m, n) times 2**exponent (m,). It is shared, not copied, where W is in main
+        memory."""
+        self.q = self.scale = None
+        if q.any():
+            self.q = torch.from_numpy(q).to(self.device)
+            self.scale = torch.from_numpy(np.ldexp(np.float32(1), exponent.astype(np.int32))).to(self.device)
+
+    def copy_rows(self, rows: slice, out: Tensor) -> Tensor:
+        """The sum's `rows` into `out` (rows, n) of any floating dtype; one addition in float32, as a merge's."""
+        if self.q is None or self.scale is None:
+            return self.base.copy_rows(rows, out)
+        take = self._scratch.take
+        total = out if out.dtype == torch.float32 else take("total", out.shape, torch.float32, out.device)
+        change = take("float", out.shape, torch.float32, out.device).copy_(self.q[rows])
+        self.base.copy_rows(rows, total).add_(change.mul_(self.scale[rows, None]))
+        return out if total is out else out.copy_(total)
+
+
+Weight = Int8Weight | FloatWeight | ShiftedWeight | SparselyMovedWeight | PublishedWeight

@@ -13,7 +13,7 @@ from fedkrso import register_method
     "shrinking-average",
     settings="shrinking_average.server:Settings",
     server_half="shrinking_average.server:ShrinkingAverage",
-    client_half="edge_client.worker.methods.fedavg:FedAvg",
+    client_half="edge_client.worker.methods.whole.fedavg:FedAvg",
 )
 class ShrinkingTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="shrinking-average"):
     """Whole layers train as in federated averaging: the client half is that one's."""

@@ -10,6 +10,7 @@ says here which entries there are, of what shape, and which of them one particip
 |---|---|---|
 | `SubspaceTraining` | FedKRSO | a layer's accumulators (m, K r); with averaged moments `<layer>/second` (m, K r) |
 | `DenseTraining` | federated averaging | a layer's change (m, n) |
+| `BlockTraining` | FedCyBGD | those of `DenseTraining`; an update has those of one block |
 | `FactorTraining` | the LoRA family | `<layer>/A` (r, n) and `<layer>/B` (m, r) |
 | `StackedTraining` | FLoRA | `<layer>/up` (m, c) and `<layer>/down` (c, n) |
 | `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
@@ -53,6 +54,7 @@ from fedcore.round.training.base import (
     Training,
     merged_entries,
 )
+from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
@@ -74,6 +76,7 @@ __all__ = [
     "USUAL_RANK",
     "AdapterTraining",
     "AnyTraining",
+    "BlockTraining",
     "DenseCodec",
     "DenseTraining",
     "DirectionTraining",

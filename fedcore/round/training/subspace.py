@@ -29,7 +29,7 @@ ProjectionName = Literal["signs", "gaussian", "coordinate", "orthonormal", "info
 """What rows of subspaces are made of (`fedcore.subspaces.rows`); or where they come from
 (`fedcore.subspaces.informed`)."""
 
-_INFORMED_ROWS = ArtefactKind("informed rows", "edge_client.worker.methods.principal:make_informed")
+_INFORMED_ROWS = ArtefactKind("informed rows", "edge_client.worker.methods.fedkrso.principal:make_informed")
 
 
 class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", tag="fedkrso"):

@@ -317,3 +317,18 @@ def test_a_node_that_measures_the_last_state_is_waited_for_while_it_says_so() ->
     assert feed(m, Arriving("b", 2), Tick(), now=9) == []
     assert feed(m, Tick(), now=20) == [] and m.phase == "finishing"
     assert feed(m, Tick(), now=25) == [EndRun()]
+
+
+def test_who_lets_its_turn_pass_goes_to_the_end() -> None:
+    m = machine(rounds=9, cohort=1, order="cycle", quorum=1, min_nodes=3)
+    assert feed(m, NodeOnline("a"), NodeOnline("b"), NodeOnline("c"))[0] == OpenRound(1, ("a",), 100.0)
+    assert feed(m, UpdateAccepted("a", 1), RoundPublished(1))[1] == OpenRound(2, ("b",), 100.0)
+    # Silent in its turn: the next one has it, and the round after goes on from there.
+    assert feed(m, Tick(), now=101)[0] == OpenRound(2, ("c",), 201.0)
+    assert feed(m, UpdateAccepted("c", 2), RoundPublished(2), now=102)[1].cohort == ("a",)  # type: ignore[attr-defined]
+    assert feed(m, UpdateAccepted("a", 3), RoundPublished(3), now=103)[1].cohort == ("b",)  # type: ignore[attr-defined]
+    # A life that goes on knows whose turn it was, and a round of another kind is everybody's.
+    resumed = RoundMachine(m.settings, 7, published=2, turns={"a": 1, "c": 2})
+    assert feed(resumed, NodeOnline("c"), NodeOnline("a"))[-1].cohort in (("a",), ("c",))  # type: ignore[attr-defined]
+    other = RoundMachine(m.settings, 7, untimed=1)
+    assert feed(other, NodeOnline("a"), NodeOnline("b"), NodeOnline("c"))[0] == OpenRound(1, ("a", "b", "c"), 100.0)

@@ -16,9 +16,9 @@ from coordinator.run.model import Closed, GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.rows import UpdateRow
 from fedcore.config.safety import SafetySection
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.update import write_update
 from fedcore.numbers.codecs import encoded
 from fedcore.numbers.records import Record, read_records

@@ -16,7 +16,7 @@ from coordinator.store.ledger import SqliteLedger
 from edge_client.secure.party import Trust
 from edge_client.secure.work import Ways, Work
 from fedcore.config.sections import BrokerSection, TaskSection
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.round.plan import Plan
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.identity import SigningKey

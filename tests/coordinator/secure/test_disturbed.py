@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from plans import make_plan
 
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.model.lanes import to_lanes
 from fedcore.round.masked import lanes_bytes
 from fedcore.weights.schema import LayerSpec, ModelSchema

@@ -20,10 +20,10 @@ from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
 from fedcore.config.sections import TaskSection
 from fedcore.errors import UpdateRefused
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.lanes import write_lanes
 from fedcore.model.update import write_update
 from fedcore.numbers.codecs import encoded

@@ -12,7 +12,7 @@ from plans import make_plan
 
 from edge_client.secure.party import Kept, Trust
 from edge_client.secure.work import Ways, Work
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.round.masked import lanes_bytes
 from fedcore.round.plan import Plan
 from fedcore.secure.keys import Secrets

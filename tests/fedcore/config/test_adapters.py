@@ -15,7 +15,7 @@ from fedcore.config.adapters import IA3, PTuning
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
 from fedcore.methods import AnySettings, server_half
-from fedcore.methods.peft import PeftSettings
+from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.numbers.coding import Coding
 from fedcore.round.header import UpdateHeader
 from fedcore.round.training import training_union

@@ -13,10 +13,10 @@ from fedcore.config.safety import SafetySection
 from fedcore.config.sections import BrokerSection, HeadSection, TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import settings_by_name
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.whole.fedavg import FedAvgSettings
 
 ABLE = (
     FedKRSOSettings(),

@@ -18,7 +18,7 @@ from coordinator.rounds.policy import admit
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.methods import server_half
 from fedcore.methods.fed3r import Fed3RSettings
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.state import ExactState, PublishedState
 from fedcore.model.update import WeightedUpdate, write_update
 from fedcore.numbers.clip import Clip

@@ -7,8 +7,8 @@ import pytest
 
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half, settings_by_name
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 
 KINDS = {str(kind.__struct_config__.tag): kind for kind in settings_by_name().values()}
 CONSTANT = ("fedkseed", "fedkseed-pro")

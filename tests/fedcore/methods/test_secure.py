@@ -11,9 +11,9 @@ from coordinator.job import EvaluationSection, Job, ModelSection, RoundSection, 
 from fedcore.config.sections import BrokerSection, HeadSection, TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import settings_by_name
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.secure import MOST_WEIGHT
 
 SAFETY = SafetySection(norm_ratio=0, max_share_ratio=0)

@@ -20,10 +20,10 @@ from plans import make_plan
 from fedcore.config.sections import TaskSection
 from fedcore.errors import UpdateRefused
 from fedcore.methods import server_half
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.lora import RoLoRASettings
+from fedcore.methods.lora.factors import RoLoRASettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model import combine
 from fedcore.model import update as update_module
 from fedcore.model.combine import Combined

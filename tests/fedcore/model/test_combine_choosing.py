@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fedcore.methods import server_half
-from fedcore.methods.fedavg import FedAvgSettings
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model import combine
 from fedcore.model.combine import Combined
 from fedcore.model.state import ExactState

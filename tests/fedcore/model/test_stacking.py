@@ -17,9 +17,9 @@ from plans import make_plan
 
 from fedcore.errors import ExactnessError, MalformedMessage, RunError
 from fedcore.methods import server_half
-from fedcore.methods.fedex import FedExLoRASettings
-from fedcore.methods.flora import FLoRASettings
 from fedcore.methods.interface import ServerHalf
+from fedcore.methods.lora.fedex import FedExLoRASettings
+from fedcore.methods.lora.flora import FLoRASettings
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update
 from fedcore.model.merge import finest_exponents, layer_change, merged, require_exact

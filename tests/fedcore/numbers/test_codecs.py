@@ -21,7 +21,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from fedcore.errors import ConfigError, MalformedMessage, UpdateRefused
 from fedcore.methods import server_half
-from fedcore.methods.fedavg import FedAvgSettings
+from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.numbers.accumulator import Floats, RowScaled, RunningSum, quantise_rows, squared_norm, within_bounds
 from fedcore.numbers.clip import Clip
 from fedcore.numbers.codecs import encoded

@@ -14,7 +14,7 @@ from plans import make_plan
 
 from coordinator.rounds.policy import largest_update
 from fedcore.errors import SecureError, UpdateRefused
-from fedcore.methods.secure import SecureSection
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.round.masked import header_bytes, lanes_bytes, require_masked
 from fedcore.round.secure import SecureRound
 from fedcore.weights.schema import LayerSpec, ModelSchema

@@ -34,7 +34,7 @@ class Abstract(Training, frozen=True, kw_only=True, tag_field="method", tag="abs
         (Abstract, "has no layer_shapes"),
         (Untagged, "has a struct without a tag"),
         (Tagged, "tag 'fedavg' is that of DenseTraining"),
-        (DenseTraining, "is trained by edge_client.worker.methods.fedavg:FedAvg already, not by a:D"),
+        (DenseTraining, "is trained by edge_client.worker.methods.whole.fedavg:FedAvg already, not by a:D"),
     ],
 )
 def test_a_method_that_cannot_be_is_refused_where_it_is_registered(training: type[Training], words: str) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from edge_client.worker.methods.fedavg import FedAvg
+from edge_client.worker.methods.whole.fedavg import FedAvg
 from edge_client.worker.model.built import BuiltModel
 from outside_package.light import SignTraining
 

@@ -42,7 +42,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError, ModelError
 from fedcore.methods import server_half
-from fedcore.methods.peft import PeftSettings
+from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.model.base import Base
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.initial import initial_adapter, row_lengths

@@ -24,7 +24,7 @@ from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, WorkerError
-from fedcore.methods.fedkseed import FedKSeed, FedKSeedSettings
+from fedcore.methods.seeded.fedkseed import FedKSeed, FedKSeedSettings
 from fedcore.model.learned import layer_update
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled

@@ -14,10 +14,10 @@ from method_runs import Run, values_of
 from torch import nn
 from torch.nn import functional as F
 
-from edge_client.worker.methods.fedtt import contracted
+from edge_client.worker.methods.adapters.fedtt import contracted
 from edge_client.worker.train.replica import Replica
 from fedcore.errors import ConfigError, ModelError
-from fedcore.methods.fedtt import FedTT, FedTTPlusSettings, FedTTSettings
+from fedcore.methods.adapters.fedtt import FedTT, FedTTPlusSettings, FedTTSettings
 from fedcore.model.state import ExactState
 from fedcore.round.training import TensorTrainTraining
 from fedcore.round.training.tensortrain import ALL_CORES

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import edge_client.worker.methods.principal as principal
+import edge_client.worker.methods.fedkrso.principal as principal
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import FloatWeight, SubspaceLinear

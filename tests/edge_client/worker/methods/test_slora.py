@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edge_client.worker.model.weights import FloatWeight, SparselyMovedWeight
-from fedcore.methods.slora import SLoRASettings
+from fedcore.methods.lora.slora import SLoRASettings
 from fedcore.model.learned import layer_factors, layer_update
 from fedcore.round.training import SparseTraining
 from fedcore.subspaces.sparse import positions, scattered

@@ -12,7 +12,7 @@ import torch
 from plans import subspaces
 
 from edge_client.worker.data.tasks import Encoded, summed_loss
-from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkrso.half import FedKRSO
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, describe

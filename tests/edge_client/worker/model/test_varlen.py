@@ -12,7 +12,7 @@ from transformers import BloomConfig, LlamaConfig, MistralConfig, PreTrainedConf
 
 from edge_client.process.measuring import subspace_round
 from edge_client.worker.data.tasks import Encoded, summed_loss
-from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkrso.half import FedKRSO
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import build, describe
 from edge_client.worker.model.varlen import ATTENTION, leave_padding_out

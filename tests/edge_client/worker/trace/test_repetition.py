@@ -31,10 +31,11 @@ from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import Footprint, Point
 from fedcore.errors import BudgetError
 from fedcore.methods import server_half, settings_by_name
-from fedcore.methods.fedtt import FedTTSettings
+from fedcore.methods.adapters.fedtt import FedTTSettings
+from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.methods.interface import MethodSettings
-from fedcore.methods.peft import PeftSettings
-from fedcore.methods.slora import SLoRASettings
+from fedcore.methods.lora.slora import SLoRASettings
+from fedcore.methods.whole.fedcybgd import FedCyBGDSettings
 from fedcore.round.training import AnyTraining
 
 WORDS = TaskSection(kind="causal-lm", max_length=24)
@@ -113,6 +114,7 @@ def test_a_few_blocks_say_what_all_of_them_keep(
         pytest.param(PeftSettings(batch_size=2, peft=DoRA()), marks=pytest.mark.slow),
         pytest.param(FedTTSettings(batch_size=2), marks=pytest.mark.slow),
         SLoRASettings(batch_size=2),
+        FedCyBGDSettings(batch_size=2),
     ],
     ids=lambda settings: settings.described().partition(",")[0],
 )

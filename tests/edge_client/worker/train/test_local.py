@@ -28,7 +28,7 @@ from edge_client.worker.train.trainer import Hooks, Trainer
 from fedcore.config.sections import BrokerSection, TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError
-from fedcore.methods.lora import FedSALoRASettings
+from fedcore.methods.lora.factors import FedSALoRASettings
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edge_client.process.measuring import Request
 from edge_client.worker.data.tasks import Encoded, summed_loss
-from edge_client.worker.methods.fedkrso import FedKRSO
+from edge_client.worker.methods.fedkrso.half import FedKRSO
 from edge_client.worker.methods.perexample import ExampleGradients
 from edge_client.worker.programs.measure import local_plan
 from edge_client.worker.trace.footprint import footprint

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_client.worker.methods.fedavg import FedAvg
+from edge_client.worker.methods.whole.fedavg import FedAvg
 from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan

@@ -2,7 +2,7 @@
 """FedKRSO's client half (arXiv 2602.03019, algorithm 2): local training in the round's subspaces, interval by interval.
 
 Each interval trains only the factor B (m, r) of one subspace, from zero, with an Adam of its own; what of Adam goes on
-to the next interval is in `edge_client.worker.methods.moments`. Weight decay is zero: decay of W cannot be expressed in
+to the next interval is in `moments` beside this file. Weight decay is zero: decay of W cannot be expressed in
 accumulators."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_client.worker.methods.fedkrso.moments import Moments, moments_of
 from edge_client.worker.methods.interface import Kept
-from edge_client.worker.methods.moments import Moments, moments_of
 from edge_client.worker.methods.perexample import ExampleGradients
 from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fedcore.methods.lora import LoRASettings
+from fedcore.methods.lora.factors import LoRASettings
 from fedcore.round.plan import Plan
 from fedcore.round.training import ResidualTraining
 from fedcore.subspaces.schedule import generation_of

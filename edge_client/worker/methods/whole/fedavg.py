@@ -23,7 +23,7 @@ from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import Training
 
-__all__ = ["FedAvg"]
+__all__ = ["Dense", "FedAvg", "copy_base"]
 
 _BLOCK_ROWS = 256
 _AFTER_BYTES = 18
@@ -51,7 +51,7 @@ class FedAvg(OneAdam):
         self._adam: torch.optim.Adam | None = None
         places = {id(module): name for name, module in model.module.named_modules()}
         for name, layer in self._bases.items():
-            dense = _Dense(layer, model.padding)
+            dense = Dense(layer, model.padding)
             dense.weight = nn.Parameter(torch.empty(layer.out_features, layer.in_features, device=layer.base.device))
             parent, _, last = places[id(layer)].rpartition(".")
             setattr(model.module.get_submodule(parent), last, dense)
@@ -77,7 +77,7 @@ class FedAvg(OneAdam):
         """Base plus published change, one float32 addition a number."""
         self._state, self._adam = state, None
         for name, weight in self._weights.items():
-            _copy_base(self._bases[name], weight)
+            copy_base(self._bases[name], weight)
             self._add_learned(state, name, weight)
             weight.grad = None
 
@@ -91,7 +91,7 @@ class FedAvg(OneAdam):
         assert self._state is not None
         for name, weight in self._weights.items():
             start = torch.empty_like(weight)
-            _copy_base(self._bases[name], start)
+            copy_base(self._bases[name], start)
             self._add_learned(self._state, name, start)
             yield name, (weight - start).cpu().numpy()
 
@@ -103,7 +103,7 @@ class FedAvg(OneAdam):
         weight.add_(torch.from_numpy(state.entries[name].values()).to(weight.device))
 
 
-class _Dense(nn.Linear):
+class Dense(nn.Linear):
     """A target layer as an ordinary one: float32 weights, products in the compute dtype, and of real tokens alone."""
 
     def __init__(self, layer: SubspaceLinear, padding: Padding) -> None:
@@ -123,7 +123,7 @@ class _Dense(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def _copy_base(layer: SubspaceLinear, weight: Tensor) -> None:
+def copy_base(layer: SubspaceLinear, weight: Tensor) -> None:
     """The base's values, dequantised in blocks of rows."""
     for rows in row_blocks(layer.out_features, _BLOCK_ROWS):
         layer.base.copy_rows(rows, weight.data[rows])
