@@ -174,7 +174,8 @@ def told_how_to_go_on(coordinator: Coordinator) -> Iterator[None]:
     epilog="\b\nExamples:\n"
     "  fedkrso coordinator export voice tuned\n"
     "  fedkrso coordinator export voice adapter --adapter --round best\n"
-    "  fedkrso coordinator export voice tuned.gguf --gguf q8_0"
+    "  fedkrso coordinator export voice tuned.gguf --gguf q8_0\n"
+    "  fedkrso coordinator export voice tuned --plug-in models/full"
 )
 @click.argument("run")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="FOLDER|FILE")
@@ -186,16 +187,24 @@ def told_how_to_go_on(coordinator: Coordinator) -> Iterator[None]:
     type=click.Choice(["q8_0", "f16", "f32"]),
     help="A file that llama.cpp loads, with weights in q8_0 if nothing is said.",
 )
+@click.option("--plug-in", "full", metavar="MODEL", help="The full model, with what was learned on its emulator in it.")
 @click.option("--round", "which", default="last", show_default=True, metavar="last|best|N", help="Of which round.")
 @click.option("--overwrite", is_flag=True, help="Also into a folder that holds something already.")
 @_RUNS
 def coordinator_export(
-    run: str, folder: Path, adapter: bool, gguf: GgufNumbers | None, which: str, overwrite: bool, runs: Path
+    run: str,
+    folder: Path,
+    adapter: bool,
+    gguf: GgufNumbers | None,
+    full: str | None,
+    which: str,
+    overwrite: bool,
+    runs: Path,
 ) -> None:
     """Write the run's model to FOLDER, in the layout that `from_pretrained` loads; or what was learned of it, or a GGUF
     file."""
-    if adapter and gguf:
-        raise ConfigError("either an adapter or a GGUF file", place="--adapter --gguf", remedy="leave one out")
+    if sum(map(bool, (adapter, gguf, full))) > 1:
+        raise ConfigError("more than one form at once", place="--adapter --gguf --plug-in", remedy="leave others out")
     from coordinator.reports.adapter import export_adapter
     from coordinator.reports.export import export_run
     from coordinator.reports.gguf import export_gguf
@@ -203,7 +212,13 @@ def coordinator_export(
     from coordinator.store.folder import RunFolder
 
     files, round_ = RunFolder(runs / run), which_round(which)
-    if gguf:
+    if full is not None:
+        from coordinator.offsite.plugin import export_plugged_in
+        from fedcore.config.models import resolve_model_folder
+
+        place = resolve_model_folder(full, place="--plug-in")
+        words = export_plugged_in(files, folder, place, overwrite=overwrite, which=round_)
+    elif gguf:
         words = export_gguf(files, folder, gguf, overwrite=overwrite, which=round_)
     else:
         words = (export_adapter if adapter else export_run)(files, folder, overwrite=overwrite, which=round_)

@@ -28,13 +28,15 @@ from fedcore.model.state import PublishedState
 from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import initial_tensor, start_value
+from fedcore.weights.offsite import OFFSITE_FILE
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.weights.sentences import FILES, HEAD_FILE, HEAD_NAMES, write_sentence_model
 
 __all__ = ["export_model", "export_run"]
 
-# What an import says goes into the card; what a sentence model says of its vectors is not true of a classifier.
-_NOT_COPIED = (SOURCE_FILE, *FILES)
+# What an import says goes into the card; what was tuned is no emulator any more; and what a sentence model says of its
+# vectors is not true of a classifier.
+_NOT_COPIED = (SOURCE_FILE, OFFSITE_FILE, *FILES)
 # Heads of transformers' classifiers: one that was tuned before would be taken for the one that is.
 _HEADS = ("classifier.", "score.", "pre_classifier.", "classification_head.", "logits_proj.", "sequence_summary.")
 

@@ -96,6 +96,12 @@ class Base:
             return read_entry(entry, mapped=mapped), None
         return from_float32(self.master(layer), _STORED[self.kind]), None
 
+    def frozen(self, layer: LayerSpec) -> LayerWeight:
+        """The weight of a layer that the schema does not train, in this base's kind; of the checkpoint, whatever was
+        merged."""
+        alone = ModelSchema((layer,), ())
+        return Base(self.checkpoint, alone, self.kind, self._scratch / "frozen").layer(layer)
+
     def values(self, layer: LayerSpec) -> NDArray[np.float32]:
         """A target layer's weight (m, n) of the present generation as it is multiplied with, rounding to int8 and
         all."""

@@ -24,6 +24,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ModelError
 from fedcore.weights.checkpoint import Tensors
+from fedcore.weights.offsite import read_map
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec, is_target
 
 __all__ = ["describe", "opened", "said_of_head"]
@@ -46,6 +47,11 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     if task_of(task).outputs() is None:
         shaping_of(model)
     head = head_of(checkpoint, model, names, task)
+    emulator = read_map(folder)
+
+    def trains(stored: Stored) -> bool:
+        return emulator is None or emulator.trains(stored.name)
+
     layers: dict[str, list[LayerSpec]] = {}
     for target in targets_of(model, names, checkpoint):
         specs = [spec for parts in target.layers for spec in parts]
@@ -59,6 +65,8 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
             tensors.append(_of_head(model, name, stored, shape, task, head))
         elif stored is None:
             tensors.append(TensorSpec(name, shape, in_checkpoint=False, start=_start(model, name, shape, task)))
+        elif not trains(stored):
+            continue
         elif stored.single and any(fnmatch.fnmatch(stored.name, pattern) for pattern in trained_tensors):
             tensors.append(TensorSpec(stored.name, shape, in_checkpoint=True))
         elif name in layers:

@@ -33,6 +33,7 @@ from fedcore.errors import ModelError
 from fedcore.model.base import LayerWeight
 from fedcore.weights.checkpoint import Tensors
 from fedcore.weights.initial import start_value
+from fedcore.weights.offsite import read_map
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = ["LARGE_ELEMENTS", "Source", "build", "describe", "empty_model", "float_weight", "install_weight"]
@@ -53,6 +54,10 @@ class Source(Protocol):
 
     def layer(self, layer: LayerSpec, *, mapped: bool = False) -> LayerWeight:
         """A target layer's weight."""
+        ...
+
+    def frozen(self, layer: LayerSpec) -> LayerWeight:
+        """The weight of a layer that the schema does not train, held as target layers are."""
         ...
 
 
@@ -98,6 +103,7 @@ class _Building:
         self._module, self._names = opened(base.checkpoint, task, pad_token_id=pad)
         self._specs = {layer.name: layer for layer in schema.layers}
         self._tensors = {tensor.name: tensor for tensor in schema.tensors}
+        self._emulator = read_map(base.checkpoint.folder)
         self._scratch, self._padding = Scratch(), Padding()
         # Places with a weight, by which weight it is; all of it is there while its id is asked for.
         self._sharing: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
@@ -115,8 +121,12 @@ class _Building:
         module = self._module
         for target in list(targets_of(module, self._names, self._checkpoint)):
             # In the schema's words of it, whatever this machine's transformers would call a target.
-            if all(self._specs.get(spec.name) == spec for parts in target.layers for spec in parts):
+            specs = [spec for parts in target.layers for spec in parts]
+            if all(self._specs.get(spec.name) == spec for spec in specs):
                 self._place_target(target)
+            elif self._emulator is not None and not any(self._emulator.trains(spec.stored) for spec in specs):
+                # Of an emulator's middle: else it would be in memory as floats.
+                self._place_target(target, frozen=True)
         # Looked for once: a model has hundreds of parameters, and each may be tied to several places.
         parameters = list(module.named_parameters())
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -147,17 +157,18 @@ class _Building:
         mapping = next((mapping for own, mapping in self._mappings if own is output.weight), None)
         return OutputHead(output.weight, getattr(output, "bias", None), self._shaping, mapping)
 
-    def _place_target(self, target: Target) -> None:
+    def _place_target(self, target: Target, *, frozen: bool = False) -> None:
         place, _, last = target.parameter.rpartition(".")
+        make = self._frozen_layer if frozen else self._layer
         if target.experts:
-            made = [[self._layer(spec, None, padding=None) for spec in parts] for parts in target.layers]
+            made = [[make(spec, None, padding=None) for spec in parts] for parts in target.layers]
             delattr(target.module, last)
             setattr(target.module, last, Experts(made, transposed=target.transposed))
             return
         spec = target.layers[0][0]
         bias = getattr(target.module, "bias", None)
         value = None if bias is None else self._numbers(self._names[f"{place}.bias"])
-        own = self._layer(spec, value, padding=self._padding)
+        own = make(spec, value, padding=self._padding)
         for other, module in self._sharing[id(target.module.weight)]:
             if self._module.get_submodule(other) is not module:
                 continue
@@ -176,6 +187,12 @@ class _Building:
         )
         self._layers[spec.name] = own
         return own
+
+    def _frozen_layer(self, spec: LayerSpec, bias: Tensor | None, *, padding: Padding | None) -> SubspaceLinear:
+        """A layer in which nothing is ever installed. Its blocks come from the allocator: what layers share is emptied
+        with every memory plan, by those who train."""
+        weight = float_weight(self._base.frozen(spec), self._torch_device)
+        return SubspaceLinear(spec.name, weight, bias, compute_dtype=self._compute_dtype, padding=padding)
 
     def _place_parameter(self, name: str, parameter: nn.Parameter) -> None:
         stored = self._names[name]

@@ -70,6 +70,10 @@ class Shape:
             return untouched((layer.rows, layer.columns), "i1"), untouched((layer.rows,), "<f4")
         return untouched((layer.rows, layer.columns), "<f4" if self.kind == "float32" else "<u2"), None
 
+    def frozen(self, layer: LayerSpec) -> LayerWeight:
+        """The same."""
+        return self.layer(layer)
+
 
 def footprint(
     folder: Path,

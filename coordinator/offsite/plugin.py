@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run learned on an emulator, put into the full model: `fedkrso coordinator export RUN FOLDER --plug-in
+MODEL`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from coordinator.reports.card import CARD_FILE, card_of
+from coordinator.reports.export import export_model
+from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
+from coordinator.store.folder import RunFolder
+from fedcore.errors import ModelError
+from fedcore.weights.checkpoint import Checkpoint, hash_entry, write_safetensors
+from fedcore.weights.offsite import OFFSITE_FILE, OffsiteMap, fingerprint, read_map
+
+__all__ = ["export_plugged_in"]
+
+
+def export_plugged_in(
+    files: RunFolder, folder: Path, full: Path, *, overwrite: bool = False, which: Which = "last"
+) -> str:
+    """Write the full model with a run's learned part in it; what it is, in words.
+
+    A tensor that trained on the emulator becomes its full one plus exactly what was learned, rounded once to the
+    checkpoint's type; every other tensor is the full model's, bit by bit.
+
+    Args:
+        files: The run's, whose model is an emulator.
+        folder: A new or an empty one.
+        full: The full model's folder.
+        overwrite: Also one that holds something.
+        which: `last`, `best` or a round's number.
+
+    Raises:
+        ConfigError: The folder holds something already.
+        ModelError: The run's model is no emulator, or not one of this full model.
+        RunError: No round is finished yet, or the base is damaged.
+    """
+    require_empty(folder, overwrite=overwrite)
+    last = last_model(files, which)
+    emulator, whole = last.base.checkpoint, Checkpoint(full)
+    found = read_map(emulator.folder)
+    if found is None:
+        raise ModelError(
+            f"the run's model is no emulator: it has no {OFFSITE_FILE}",
+            place=str(emulator.folder),
+            remedy="export it without --plug-in",
+        )
+    trained = {layer.stored for layer in last.schema.layers}
+    trained |= {tensor.name for tensor in last.schema.tensors if tensor.in_checkpoint}
+    _require_full(found, emulator, whole, trained)
+    with tempfile.TemporaryDirectory(dir=files.root) as scratch:
+        tuned = Path(scratch) / "tuned"
+        export_model(last.base, last.state, last.schema, last.task, last.training, tuned, last.artefact)
+        _write(found, last, whole, tuned, folder, trained)
+    about = f"\nLearned on an emulator ({found.words}) and put into the full model, SHA-256 `{found.full_sha256}`.\n"
+    (folder / CARD_FILE).write_text(card_of(files, last) + about, encoding="utf-8")
+    return f"{last.schema.architecture} of round {last.round}, plugged into {full}"
+
+
+def _require_full(found: OffsiteMap, emulator: Checkpoint, full: Checkpoint, trained: set[str]) -> None:
+    """Check that a folder is the full model, and that what trained began as it.
+
+    Raises:
+        ModelError: Both checksums, or the tensor.
+    """
+    if (there := fingerprint(full)) != found.full_sha256:
+        raise ModelError(
+            f"another model: its tensors' SHA-256 is {there[:12]}, the emulator was made of {found.full_sha256[:12]}",
+            place=str(full.folder),
+            remedy="name the folder that the emulator was made of",
+        )
+    for name in sorted(trained):
+        if hash_entry(emulator.tensors[name]) != hash_entry(full.tensors[found.to_full(name)]):
+            raise ModelError(
+                f"{name} did not begin as the full model's", place=str(emulator.folder), remedy="make it anew"
+            )
+
+
+def _write(found: OffsiteMap, last: LastModel, full: Checkpoint, tuned: Path, folder: Path, trained: set[str]) -> None:
+    shutil.copytree(tuned, folder, ignore=_top_weights(tuned), dirs_exist_ok=True)
+    config = json.loads((tuned / "config.json").read_bytes()) | found.config
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    exported, prefix = Checkpoint(tuned), last.schema.export_prefix
+    # Of the output, which tensor of which folder it is.
+    sources: dict[str, tuple[Checkpoint, str]] = {}
+    for name in exported.tensors:
+        own = name if name in last.base.checkpoint.tensors else name.removeprefix(prefix)
+        if own not in last.base.checkpoint.tensors or own in trained:
+            sources[_prefixed(found.to_full(own), name, own)] = exported, name
+    for name in full.tensors:
+        held = found.from_full(name)
+        target = name if name.startswith(prefix) else prefix + name
+        left_out = held is not None and held not in exported.tensors and prefix + held not in exported.tensors
+        if target not in sources and not left_out:
+            sources[target] = full, name
+    table = [(target, at.tensors[name].dtype, at.tensors[name].shape) for target, (at, name) in sources.items()]
+
+    def read(target: str) -> NDArray[Any]:
+        at, name = sources[target]
+        return at.read(name)
+
+    write_safetensors(folder / "model.safetensors", table, read)
+
+
+def _prefixed(full: str, exported: str, own: str) -> str:
+    """The full model's name with what the export put before the emulator's."""
+    return exported.removesuffix(own) + full
+
+
+def _top_weights(tuned: Path) -> Any:
+    def ignored(at: str, names: list[str]) -> list[str]:
+        return [name for name in names if name.endswith(".safetensors")] if Path(at) == tuned else []
+
+    return ignored
