@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from provisioned import ProvisionedNode, make_provisioned_node
+
+from tests.edge_client.install.provisioned import ProvisionedNode, make_provisioned_node
 
 
 @pytest.fixture

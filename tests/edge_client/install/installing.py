@@ -6,7 +6,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from provisioned import ProvisionedNode, in_process
+from tests.edge_client.install.provisioned import ProvisionedNode, in_process
 
 
 def install(provisioned: ProvisionedNode, *flags: object) -> str:

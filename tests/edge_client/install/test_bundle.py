@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from provisioned import ProvisionedNode, in_process, make_provisioned_node
 
 from edge_client.install.bundle import Contents, make_bundle, verify_bundle
 from edge_client.install.machine import Called, run_program
@@ -20,6 +19,7 @@ from edge_client.install.manifest import SUMS, check_sums, write_sums
 from edge_client.install.nodefile import open_kit, started
 from edge_client.install.wheels import TARGETS, Target, fetch_wheels, requirements, this_machine
 from fedcore.errors import ConfigError, RunError
+from tests.edge_client.install.provisioned import ProvisionedNode, in_process, make_provisioned_node
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from provisioned import ProvisionedNode, in_process, needs_root
 
 from edge_client.install.nodefile import open_kit, started
 from edge_client.node import Node
 from fedcore.config.reading import load_config
 from fedcore.errors import ConfigError
 from tests.edge_client.install.installing import contents, install, mode_and_owner, refused
+from tests.edge_client.install.provisioned import ProvisionedNode, in_process, needs_root
 from tests.patience import a_group
 
 UNIT = "etc/systemd/system/fedkrso-client.service"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from provisioned import ProvisionedNode
 
 from edge_client.install.layout import system_layout, user_layout
 from edge_client.install.machine import Called, Machine
@@ -17,6 +16,7 @@ from edge_client.install.plan import Program, install_plan, uninstall_plan
 from edge_client.install.steps import Command, File, Folder, Gone, apply
 from fedcore.errors import RunError
 from tests.edge_client.install.installing import mode_and_owner
+from tests.edge_client.install.provisioned import ProvisionedNode
 
 
 class Programs:
