@@ -48,18 +48,28 @@ _NODES = 4
 @click.option("--rows", default=1600, show_default=True, help="That nodes share; not of voice.")
 @click.option("--held", default=872, show_default=True, help="Rows that are measured on; not of voice.")
 @click.option("--split", default="dirichlet:0.5", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the rows, the split and the run; not of voice's rows.")
 def main(
-    data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds: int, rows: int, held: int, split: str
+    data_set: str,
+    data: Path,
+    trials: Sequence[str],
+    pooling: str,
+    rounds: int,
+    rows: int,
+    held: int,
+    split: str,
+    seed: int,
 ) -> None:
     """Print a line for each trial: accuracy and loss of each round."""
     torch.set_num_threads(1)
     folder = resolve_model_folder(_MODEL, place="model")
-    task, nodes, apart = _voice(pooling) if data_set == "voice" else _dealt(data_set, data, pooling, rows, held, split)
+    task, nodes, apart = _voice(pooling) if data_set == "voice" else _dealt(data_set, data, pooling, rows, held, split, seed)
     task, _ = resolved_pooling(folder, task)
     tokenizer, checkpoint = read_tokenizer(folder), Checkpoint(folder)
     found = Rows({name: encode(own, task, tokenizer) for name, own in nodes.items()}, encode(apart, task, tokenizer))
     job = Job(
         run="trials",
+        seed=seed,
         model=ModelSection(folder=str(folder)),
         task=task,
         broker=BrokerSection(url="mqtts://localhost"),
@@ -90,7 +100,7 @@ def _voice(pooling: str) -> tuple[TaskSection, dict[str, list[Example]], list[Ex
 
 
 def _dealt(
-    name: str, data: Path, pooling: str, rows: int, held: int, split: str
+    name: str, data: Path, pooling: str, rows: int, held: int, split: str, seed: int
 ) -> tuple[TaskSection, dict[str, list[Example]], list[Example]]:
     labels: tuple[str, ...]
     if name == "sst2":
@@ -101,11 +111,11 @@ def _dealt(
             labels = tuple(sorted({row[label] for row in csv.DictReader(file)}))
     task = TaskSection(kind="text-classification", labels=labels, max_length=64, pooling=pooling)  # type: ignore[arg-type]
     train, apart = (load_examples(DataSection(source=str(data / file), text=text, label=label), task) for file in files)
-    order = np.random.default_rng(1).permutation(len(train))[:rows]
+    order = np.random.default_rng(1 + seed).permutation(len(train))[:rows]
     train = [train[index] for index in order]
     # SST-2's development set is in no order.
     chosen = range(held) if name == "sst2" else np.random.default_rng(2).permutation(len(apart))[:held]
-    parts = deal([row.target for row in train], _NODES, parse_split(split), 0, least=8)
+    parts = deal([row.target for row in train], _NODES, parse_split(split), seed, least=8)
     nodes = {f"n{number}": [train[index] for index in part] for number, part in enumerate(parts)}
     return task, nodes, [apart[index] for index in chosen if index < len(apart)]
 
