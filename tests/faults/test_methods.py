@@ -14,7 +14,7 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 ROUNDS = 3
-LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora", "fedcybgd")
+LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora", "fedcybgd", "fedpeptao")
 
 
 class Stacked(Tiny):
@@ -26,7 +26,7 @@ class Stacked(Tiny):
         sizes = {"fedtt+": "bottleneck = 8\nrank = 2\n", "slora": "rank = 4\nsparse_rounds = 2\n"}
         rank = (
             ""
-            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd")
+            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd", "fedpeptao")
             else sizes.get(self.method, "rank = 4\n")
         )
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
@@ -85,7 +85,7 @@ def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop
     assert quiet == killed
     wanted = (
         [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)]
-        if method == "fedsa-lora"
+        if method in ("fedsa-lora", "fedpeptao")
         else []
     )
     assert sorted(quiet[1]) == wanted

@@ -33,6 +33,7 @@ from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.prompts.fedpeptao import FedPepTAOSettings
 from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
@@ -67,6 +68,7 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"published_bits": 11, "schedule": "fresh"}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
     (PeftSettings, {"peft": PromptTuning(num_virtual_tokens=3)}),
+    (FedPepTAOSettings, {"shared_part": 1.0}),
 ]
 
 

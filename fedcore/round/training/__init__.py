@@ -18,6 +18,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
 | `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
 | `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
+| `PromptTraining` | FedPepTAO | `/prompts`, a row for each shared layer, and `/scores` (1, layers) |
 | `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
@@ -59,6 +60,7 @@ from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
@@ -84,6 +86,7 @@ __all__ = [
     "FactorTraining",
     "HeadTraining",
     "PrivateTraining",
+    "PromptTraining",
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",
