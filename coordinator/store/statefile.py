@@ -7,8 +7,10 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcore.errors import RunError
 from fedcore.model.state import ExactState
@@ -35,7 +37,7 @@ def save_state(path: Path, state: ExactState) -> None:
     """Write the exact state beside `path`, flush it and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    arrays = {f"sum/{name}": array for name, array in state.sums.items()}
+    arrays: dict[str, NDArray[Any]] = {f"sum/{name}": array for name, array in state.sums.items()}
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     arrays |= {f"table/{name}": array for name, array in state.tables.items()}

@@ -14,7 +14,18 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 ROUNDS = 3
-LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora", "fedcybgd", "fedpeptao")
+LONG = (
+    "fedex-lora",
+    "fedsa-lora",
+    "fedkseed-pro",
+    "ferret",
+    "fedavg-peft",
+    "fedtt+",
+    "slora",
+    "fedcybgd",
+    "fedpeptao",
+    "fedbpt",
+)
 
 
 class Stacked(Tiny):
@@ -23,7 +34,11 @@ class Stacked(Tiny):
     method = "flora"
 
     def _job_text(self) -> str:
-        sizes = {"fedtt+": "bottleneck = 8\nrank = 2\n", "slora": "rank = 4\nsparse_rounds = 2\n"}
+        sizes = {
+            "fedbpt": "intrinsic_dim = 12\nnum_virtual_tokens = 4\n",
+            "fedtt+": "bottleneck = 8\nrank = 2\n",
+            "slora": "rank = 4\nsparse_rounds = 2\n",
+        }
         rank = (
             ""
             if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd", "fedpeptao")
@@ -32,7 +47,9 @@ class Stacked(Tiny):
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
         text = re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
         if self.method == "fedcybgd":
-            text = text.replace("[round]\n", '[round]\ncohort = 1\norder = "cycle"\n')
+            text = re.sub(r"quorum = .*\n", 'quorum = 1\ncohort = 1\norder = "cycle"\n', text)
+        if self.method == "fedbpt":
+            text = text.replace('start = "random"', 'start = "ridge"')
         # An adapter's tensors are in no schema that others share.
         return re.sub(r"schema_file = .*\n", "", text) if self.method == "fedavg-peft" else text
 

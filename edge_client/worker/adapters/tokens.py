@@ -74,7 +74,7 @@ def stand_before(model: BuiltModel, adapter: VirtualTokens) -> nn.Module:
     encoder: nn.Module = encoder_of(adapter, model.module.config)
     model.backbone.add_module("virtual_tokens", encoder)
     if isinstance(adapter, PrefixTuning):
-        tokens, layers = adapter.num_virtual_tokens, model.module.config.get_text_config().num_hidden_layers
+        tokens, layers = adapter.num_virtual_tokens, _config_of(model).get_text_config().num_hidden_layers
         before_keys(model, lambda: tokens, partial(_keys_and_values, encoder, (tokens, 2 * layers)), "method.peft")
     else:
         before_texts(model, lambda: _vectors(encoder, adapter.num_virtual_tokens), adapter.num_virtual_tokens)

@@ -141,7 +141,9 @@ def test_the_coordinators_step_is_that_of_ten_lines(make_llama: Callable[..., Pa
     run = Run(settings, make_llama(layers=1), tmp_path)
     replica = run.replica("a")
     c: dict[str, Any] = {}
-    mean_c = v = before = 0.0
+    mean_c: Any = 0.0
+    v: Any = 0.0
+    before: Any = 0.0
     for server_round, names in ((1, "abc"), (2, "abc"), (3, "ac")):
         updates = [run.train(name, replica, number, server_round) for number, name in enumerate(names)]
         d = {name: -values_of(one.path)[PROMPTS].astype(np.float64) for name, one in zip(names, updates, strict=True)}
