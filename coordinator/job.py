@@ -209,7 +209,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.calibration is not None and not made_from_text:
             words = f"{self.method.name} as it is here needs no text"
             raise ConfigError(words, place="calibration", remedy="leave it out")
-        if self.task.pack and self.method.adapter is not None and self.method.adapter.tokens:
+        if self.task.pack and self.method.virtual_tokens:
             words = "virtual tokens stand before one text, not before several in one row"
             raise ConfigError(words, place="task.pack", remedy="leave it out")
         if self.evaluation is not None and self.evaluation.here:

@@ -37,7 +37,7 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Nodes invited to each round; 0 for all that are online."""
     order: Literal["drawn", "cycle"] = "drawn"
     """Who is invited, of more nodes than a round invites: a cohort drawn by the run's seed, or those that have waited
-    longest: nodes take turns, and who is not there is passed over. A round that makes the head is everybody's."""
+    longest, so that nodes take turns and who is not there is passed over; a round for the head is everybody's."""
     quorum: int = 1
     """Least number of updates that makes a round."""
     deadline_seconds: float = 3600.0

@@ -29,8 +29,7 @@ def require_model(job: Job, place: str) -> None:
     folder = find_model(job.model.folder, place=f"{place}: model.folder")
     if folder.is_dir():
         Checkpoint(folder)
-    adapter = job.method.adapter
-    require_fitting(folder, max_length=job.task.max_length, virtual_tokens=adapter.tokens if adapter else 0)
+    require_fitting(folder, max_length=job.task.max_length, virtual_tokens=job.method.virtual_tokens)
 
 
 def examined(job: Job, place: str) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcore.errors import RunError
 from fedcore.model.state import ExactState
@@ -35,9 +37,10 @@ def save_state(path: Path, state: ExactState) -> None:
     """Write the exact state beside `path`, flush it and rename it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    arrays = {f"sum/{name}": array for name, array in state.sums.items()}
+    arrays: dict[str, NDArray[Any]] = {f"sum/{name}": array for name, array in state.sums.items()}
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
+    arrays |= {f"table/{name}": array for name, array in state.tables.items()}
     head = np.array([state.version, state.rank], np.uint64)
     arrays |= {
         "seeds": np.array(state.seeds, np.uint64),
@@ -62,17 +65,16 @@ def load_state(path: Path) -> ExactState:
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             version, rank = (int(x) for x in stored["head"])
-            sums, exponents, velocity = (
+            sums, exponents, velocity, tables = (
                 {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
-                for kind in ("sum/", "exponent/", "velocity/")
+                for kind in ("sum/", "exponent/", "velocity/", "table/")
             )
             # States of before there were other rows than signs, and other widths than 16 bits, do not say it.
             rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
             bits = int(stored["bits"]) if "bits" in stored.files else 16
             if not 8 <= bits <= 16:
                 raise ValueError(f"{bits} bits a number")
-            return ExactState(
-                version, tuple(int(s) for s in stored["seeds"]), rank, sums, exponents, velocity, rows_from, bits
-            )
+            seeds = tuple(int(s) for s in stored["seeds"])
+            return ExactState(version, seeds, rank, sums, exponents, velocity, rows_from, bits, tables)
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

@@ -5,6 +5,7 @@ registry (`fedcore.round.methods`).
 - `whole`: weights themselves train, in full.
 - `lora`: two thin factors beside each weight.
 - `adapters`: small tensors beside frozen layers.
+- `prompts`: vectors before texts, or before keys and values.
 - `seeded`: coefficients of directions that every machine makes from a seed.
 - `fedkrso`, `fed3r`: without family.
 - `beside`: what a job may have beside its method (buffered rounds, noise, masks), and what does not go together."""

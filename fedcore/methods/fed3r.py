@@ -258,7 +258,21 @@ def settled_head(
         >>> none = ModelSchema((), ())
         >>> [settled_head(HeadSection(), task, training, MEAN, schema, 6).start for schema in (one, none)]
         ['ridge', 'random']
+
+    Raises:
+        ConfigError: A new head would begin at random, and the method never trains it.
     """
+    settled = _settled(head, task, training, rule, schema, rounds)
+    untrained = not training.learns.trains_tensors and any(not tensor.in_checkpoint for tensor in schema.tensors)
+    if untrained and settled.start == "random":
+        words = f"{training.learns.method} trains no head, and a random one is of no use"
+        raise ConfigError(words, place="head.start", remedy='write "ridge", and give the run two rounds or more')
+    return settled
+
+
+def _settled(
+    head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
+) -> HeadSection:
     rates = (1.0 if len(task.labels) >= _MANY_LABELS else 0.1) if head.rates is None else head.rates
     ridge, random = HeadSection(start="ridge", rates=rates), HeadSection(start="random", rates=head.rates)
     if head.start != "auto":

@@ -108,6 +108,11 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return None
 
     @property
+    def virtual_tokens(self) -> int:
+        """Tokens before each text, as `fedcore.round.training.Training.virtual_tokens`."""
+        return 0 if self.adapter is None else self.adapter.tokens
+
+    @property
     def not_with_answers(self) -> str:
         """Why a model in training writes no answers for metrics that compare texts; empty where it does."""
         return ""

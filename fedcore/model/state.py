@@ -193,6 +193,8 @@ class ExactState:
         exponents: By name int64 (m,).
         velocity: By name int64 (m, c), where the server has momentum: what it adds to S times its step. Never
             published.
+        tables: Of the method's own, float64 by name, kept with the state and never published. A method that fills them
+            computes elementwise and in one order, so that they are the same on every machine.
         rows_from: What rows of P come from.
         bits: Of a published number, 8 to 16: the row's largest takes them all (second moments: 16). Fewer make
             published states smaller, and S stays what it is.
@@ -206,6 +208,7 @@ class ExactState:
     velocity: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     rows_from: str = "signs"
     bits: int = 16
+    tables: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def zero(cls, training: Training, schema: ModelSchema) -> ExactState:

@@ -26,8 +26,10 @@ from fedcore.round.training.base import Training
 from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.dense import DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
+from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
@@ -132,6 +134,8 @@ _own("slora", SparseTraining, "lora.slora", "SLoRASettings", "SLoRA", "lora.slor
 _own("fedavg-peft", AdapterTraining, "adapters.peft", "PeftSettings", "Peft", "adapters.peft:Adapters")
 _own("fedtt", TensorTrainTraining, "adapters.fedtt", "FedTTSettings", "FedTT", "adapters.fedtt:TensorTrains")
 _own("fedtt+", TensorTrainTraining, "adapters.fedtt", "FedTTPlusSettings", "FedTT", "adapters.fedtt:TensorTrains")
+_own("fedpeptao", PromptTraining, "prompts.fedpeptao", "FedPepTAOSettings", "FedPepTAO", "prompts.fedpeptao:Prompts")
+_own("fedbpt", EvolutionTraining, "prompts.fedbpt", "FedBPTSettings", "FedBPT", "prompts.fedbpt:BlackBoxPrompt")
 _own("fedkseed", ScalarTraining, "seeded.fedkseed", "FedKSeedSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
 _own("fedkseed-pro", ScalarTraining, "seeded.fedkseed", "FedKSeedProSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
 _own("ferret", SketchTraining, "seeded.ferret", "FerretSettings", "Ferret", "seeded.ferret:Ferret")

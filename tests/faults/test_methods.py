@@ -14,7 +14,18 @@ from tiny import Recipe, Tiny
 from workshop import Workshop
 
 ROUNDS = 3
-LONG = ("fedex-lora", "fedsa-lora", "fedkseed-pro", "ferret", "fedavg-peft", "fedtt+", "slora", "fedcybgd")
+LONG = (
+    "fedex-lora",
+    "fedsa-lora",
+    "fedkseed-pro",
+    "ferret",
+    "fedavg-peft",
+    "fedtt+",
+    "slora",
+    "fedcybgd",
+    "fedpeptao",
+    "fedbpt",
+)
 
 
 class Stacked(Tiny):
@@ -23,16 +34,22 @@ class Stacked(Tiny):
     method = "flora"
 
     def _job_text(self) -> str:
-        sizes = {"fedtt+": "bottleneck = 8\nrank = 2\n", "slora": "rank = 4\nsparse_rounds = 2\n"}
+        sizes = {
+            "fedbpt": "intrinsic_dim = 12\nnum_virtual_tokens = 4\n",
+            "fedtt+": "bottleneck = 8\nrank = 2\n",
+            "slora": "rank = 4\nsparse_rounds = 2\n",
+        }
         rank = (
             ""
-            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd")
+            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd", "fedpeptao")
             else sizes.get(self.method, "rank = 4\n")
         )
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
         text = re.sub(r"\[method\].*?(?=\[round\])", method, super()._job_text(), flags=re.DOTALL)
         if self.method == "fedcybgd":
-            text = text.replace("[round]\n", '[round]\ncohort = 1\norder = "cycle"\n')
+            text = re.sub(r"quorum = .*\n", 'quorum = 1\ncohort = 1\norder = "cycle"\n', text)
+        if self.method == "fedbpt":
+            text = text.replace('start = "random"', 'start = "ridge"')
         # An adapter's tensors are in no schema that others share.
         return re.sub(r"schema_file = .*\n", "", text) if self.method == "fedavg-peft" else text
 
@@ -85,7 +102,7 @@ def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop
     assert quiet == killed
     wanted = (
         [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)]
-        if method == "fedsa-lora"
+        if method in ("fedsa-lora", "fedpeptao")
         else []
     )
     assert sorted(quiet[1]) == wanted

@@ -33,6 +33,8 @@ from fedcore.methods.adapters.peft import PeftSettings
 from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
+from fedcore.methods.prompts.fedbpt import FedBPTSettings
+from fedcore.methods.prompts.fedpeptao import FedPepTAOSettings
 from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
@@ -55,7 +57,7 @@ CODECS = ("float32", "bfloat16", "top-k")
 # A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.
 Case = tuple[type[MethodSettings], dict[str, Any]]
 CASES: list[Case] = [
-    *((kind, {}) for kind in METHODS),
+    *((kind, {"intrinsic_dim": 12, "num_virtual_tokens": 4} if kind is FedBPTSettings else {}) for kind in METHODS),
     *((FedKRSOSettings, {"num_seeds": 3, "moments": name}) for name in MOMENTS[1:]),
     (FedKRSOSettings, {"moments": "averaged", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "gaussian", "schedule": "fresh"}),
@@ -67,6 +69,7 @@ CASES: list[Case] = [
     (FedKRSOSettings, {"published_bits": 11, "schedule": "fresh"}),
     *((FedAvgSettings, {"codec": codec}) for codec in CODECS),
     (PeftSettings, {"peft": PromptTuning(num_virtual_tokens=3)}),
+    (FedPepTAOSettings, {"shared_part": 1.0}),
 ]
 
 

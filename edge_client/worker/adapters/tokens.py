@@ -10,7 +10,7 @@ Legend: b texts of a micro-batch, t tokens of the longest, v virtual tokens, n f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from edge_client.worker.model.built import BuiltModel
 from fedcore.config.adapters import PrefixTuning, VirtualTokens
 from fedcore.errors import ModelError
 
-__all__ = ["ATTENTION", "encoder_of", "stand_before"]
+__all__ = ["ATTENTION", "before_keys", "before_texts", "encoder_of", "stand_before"]
 
 ATTENTION = "fedkrso_prefix"
 """What transformers calls `_attention`."""
@@ -74,9 +74,10 @@ def stand_before(model: BuiltModel, adapter: VirtualTokens) -> nn.Module:
     encoder: nn.Module = encoder_of(adapter, model.module.config)
     model.backbone.add_module("virtual_tokens", encoder)
     if isinstance(adapter, PrefixTuning):
-        _before_keys(model, encoder, adapter.num_virtual_tokens)
+        tokens, layers = adapter.num_virtual_tokens, _config_of(model).get_text_config().num_hidden_layers
+        before_keys(model, lambda: tokens, partial(_keys_and_values, encoder, (tokens, 2 * layers)), "method.peft")
     else:
-        _before_texts(model, encoder, adapter.num_virtual_tokens)
+        before_texts(model, lambda: _vectors(encoder, adapter.num_virtual_tokens), adapter.num_virtual_tokens)
     return encoder
 
 
@@ -100,7 +101,14 @@ def _arguments(backbone: nn.Module, args: Sequence[Any], kwargs: dict[str, Any])
     return given
 
 
-def _before_texts(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
+def before_texts(model: BuiltModel, vectors: Callable[[], Tensor], tokens: int) -> None:
+    """Have the backbone of a model see vectors before each text; what it says is of the text's own tokens.
+
+    Args:
+        model: Built.
+        vectors: What stands there now, (v, n).
+        tokens: v.
+    """
     backbone: Any = model.backbone
 
     def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
@@ -108,7 +116,7 @@ def _before_texts(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
         ids, mask, types = (given.pop(name, None) for name in ("input_ids", "attention_mask", "token_type_ids"))
         words = backbone.get_input_embeddings()(ids)  # (b, t, n)
         rows = words.shape[0]
-        own = _vectors(encoder, tokens).to(words.dtype).expand(rows, -1, -1)
+        own = vectors().to(words.dtype).expand(rows, -1, -1)
         given["inputs_embeds"] = torch.cat([own, words], 1)
         if mask is not None:
             given["attention_mask"] = mask = torch.cat([mask.new_ones(rows, tokens), mask], 1)
@@ -126,7 +134,23 @@ def _before_texts(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
     backbone.register_forward_hook(after)
 
 
-def _before_keys(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
+def before_keys(
+    model: BuiltModel,
+    tokens: Callable[[], int],
+    keys_and_values: Callable[[int, int], tuple[Tensor, Tensor] | None],
+    place: str,
+) -> None:
+    """Have each layer of a model see vectors before its keys and values.
+
+    Args:
+        model: Built.
+        tokens: How many there are now: what follows stands so many positions further behind.
+        keys_and_values: Of a layer, by its number and how many heads keys have: (h, v, n / h) each; None for none.
+        place: What errors name.
+
+    Raises:
+        ModelError: The model has no attention that takes them.
+    """
     backbone, config = model.backbone, _config_of(model)
     attentions: list[Any] = [one for one in backbone.modules() if getattr(one, "layer_idx", None) is not None]
     attentions = [one for one in attentions if "Attention" in type(one).__name__]
@@ -134,22 +158,22 @@ def _before_keys(model: BuiltModel, encoder: nn.Module, tokens: int) -> None:
     if layers != set(range(config.get_text_config().num_hidden_layers)) or config._attn_implementation != "sdpa":
         raise ModelError(
             f"{type(model.module).__name__} has no attention that takes a prefix",
-            place="method.peft",
-            remedy='use type = "prompt"',
+            place=place,
+            remedy='use a prompt before the text: name = "fedavg-peft", peft = { type = "prompt" }',
         )
     AttentionInterface.register(ATTENTION, _attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     config._attn_implementation = ATTENTION
     for one in attentions:
-        one.virtual_tokens = partial(_keys_and_values, encoder, (tokens, 2 * len(layers)), one.layer_idx)
+        one.virtual_tokens = partial(keys_and_values, one.layer_idx)
     embeddings = getattr(backbone, "embeddings", None)
     # RoBERTa and its kin count positions from behind the padding's.
     counts_padding = hasattr(embeddings, "create_position_ids_from_input_ids")
-    first = tokens + (int(getattr(embeddings, "padding_idx", 0)) + 1 if counts_padding else 0)
+    behind = int(getattr(embeddings, "padding_idx", 0)) + 1 if counts_padding else 0
 
     def before(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         given = _arguments(backbone, args, kwargs)
-        ids: Tensor = given["input_ids"]
+        ids, first = given["input_ids"], tokens() + behind
         given["position_ids"] = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
         return (), given
 
@@ -171,7 +195,11 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention as transformers computes it, to a prefix too, which every token sees."""
     rows, heads, length, _ = key.shape
-    keys, values = module.virtual_tokens(heads)
+    there = module.virtual_tokens(heads)
+    if there is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        return plain
+    keys, values = there
     tokens = keys.shape[1]
     causal = kwargs.get("is_causal")
     if mask is not None:

@@ -319,8 +319,8 @@ class PublishedWeight(_MovedWeight):
         self.register_buffer("q", None, persistent=False)
         self.register_buffer("scale", None, persistent=False)
 
-    def publish(self, q: NDArray[np.int16], exponent: NDArray[np.int8]) -> None:
-        """Take a published change, int16 (m, n) times 2**exponent (m,). It is shared, not copied, where W is in main
+    def publish(self, q: NDArray[Any], exponent: NDArray[np.int8]) -> None:
+        """Take a published change, integers (m, n) times 2**exponent (m,). It is shared, not copied, where W is in main
         memory."""
         self.q = self.scale = None
         if q.any():

@@ -30,8 +30,7 @@ def traced(command: Trace, route: Route) -> Traced:
     """
     torch.set_num_threads(command.threads)
     plan, folder = command.plan, Path(command.model_folder)
-    adapter = plan.training.adapter
-    require_fitting(folder, max_length=plan.task.max_length, virtual_tokens=adapter.tokens if adapter else 0)
+    require_fitting(folder, max_length=plan.task.max_length, virtual_tokens=plan.training.virtual_tokens)
     examples, held_out = node_examples(command.data, plan.task, plan.evaluation)
     tokenizer = read_tokenizer(folder)
     encoded = encode(examples, plan.task, tokenizer)

@@ -210,7 +210,7 @@ def cached_footprint(
 
 
 # What changes from round to round, or between runs, and memory does not depend on.
-_FREE = ("generation", "run_seed", "learning_rate", "tensor_learning_rate", "share", "trained", "turn")
+_FREE = ("generation", "run_seed", "learning_rate", "tensor_learning_rate", "share", "trained", "turn", "server_rate")
 
 
 def _shape_of(training: Training) -> tuple[object, ...]:

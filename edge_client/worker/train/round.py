@@ -83,7 +83,7 @@ def train_round(
     training, half = plan.training, replica.half
     steps = training.steps_of(rows)
     half.open(plan, node, rank)
-    tensors = [] if training.one_pass else list(replica.tensors.values())
+    tensors = list(replica.tensors.values()) if training.trains_tensors else []
     whole = torch.optim.Adam(tensors, lr=training.tensor_learning_rate) if tensors else None
     restored = finished.restore(replica, whole)
     total = restored[-1].loss if restored else 0.0

@@ -11,6 +11,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `SubspaceTraining` | FedKRSO | a layer's accumulators (m, K r); with averaged moments `<layer>/second` (m, K r) |
 | `DenseTraining` | federated averaging | a layer's change (m, n) |
 | `BlockTraining` | FedCyBGD | those of `DenseTraining`; an update has those of one block |
+| `EvolutionTraining` | FedBPT | `/mean` (1, d), `/sigma` and `/root`; an update has `/mean`, `/fitness` and `/sigmas` |
 | `FactorTraining` | the LoRA family | `<layer>/A` (r, n) and `<layer>/B` (m, r) |
 | `StackedTraining` | FLoRA | `<layer>/up` (m, c) and `<layer>/down` (c, n) |
 | `ResidualTraining` | FedEx-LoRA | those of `FactorTraining`, and those of `StackedTraining` |
@@ -18,6 +19,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `SketchTraining` | Ferret | `<layer>/coefficients` (1, K) |
 | `AdapterTraining` | adapters of PEFT | its tensors, as the schema has them (`ModelSchema.adapter`) |
 | `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
+| `PromptTraining` | FedPepTAO | `/prompts`, a row for each shared layer, and `/scores` (1, layers) |
 | `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
@@ -57,8 +59,10 @@ from fedcore.round.training.base import (
 from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
+from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
+from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
@@ -80,10 +84,12 @@ __all__ = [
     "DenseCodec",
     "DenseTraining",
     "DirectionTraining",
+    "EvolutionTraining",
     "Factor",
     "FactorTraining",
     "HeadTraining",
     "PrivateTraining",
+    "PromptTraining",
     "ResidualTraining",
     "ScalarTraining",
     "SketchTraining",

@@ -144,6 +144,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         return None
 
     @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the method puts before each text, which a model must have positions for."""
+        return 0 if self.adapter is None else self.adapter.tokens
+
+    @property
+    def trains_tensors(self) -> bool:
+        """Whether the tensors trained whole (a task head) get a gradient in the round."""
+        return not self.one_pass
+
+    @property
     def stands_beside(self) -> bool:
         """Whether what is learned stands beside the layers, and is no change of a weight."""
         return self.adapter is not None

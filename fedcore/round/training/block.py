@@ -27,7 +27,7 @@ def blocks_of(layers: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         (('encoder.layer.0.output.dense',), ('encoder.layer.1.output.dense', 'pooler.dense'))
     """
     found: dict[int, list[str]] = {}
-    beside = []
+    beside: list[str] = []
     for name in layers:
         number = next((int(part) for part in name.split(".") if part.isdecimal()), None)
         (beside if number is None else found.setdefault(number, [])).append(name)

@@ -146,6 +146,11 @@ class HeadTraining(Training, frozen=True, kw_only=True, tag_field="method", tag=
         return None if self.then is None else self.then.adapter
 
     @property
+    def virtual_tokens(self) -> int:
+        """In the rounds that follow."""
+        return 0 if self.then is None else self.then.virtual_tokens
+
+    @property
     def artefact_kind(self) -> ArtefactKind | None:
         """Of the run."""
         return None if self.then is None else self.then.artefact_kind

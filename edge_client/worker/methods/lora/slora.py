@@ -25,7 +25,14 @@ from edge_client.worker.methods.named import NamedTensors
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.standin import StandIn
-from edge_client.worker.model.weights import ShiftedWeight, SparselyMovedWeight, Weight, row_blocks, worth_running
+from edge_client.worker.model.weights import (
+    FloatWeight,
+    Int8Weight,
+    SparselyMovedWeight,
+    Weight,
+    row_blocks,
+    worth_running,
+)
 from fedcore.round.training import SparseTraining, Training
 from fedcore.round.training.sparse import SPARSE, per_row
 from fedcore.subspaces.sparse import positions
@@ -90,7 +97,7 @@ class _Moved(nn.Module):
 
     def __init__(self, own: SubspaceLinear, training: SparseTraining) -> None:
         super().__init__()
-        assert not isinstance(own.base, ShiftedWeight | SparselyMovedWeight), "a layer has one method"
+        assert isinstance(own.base, Int8Weight | FloatWeight), "a layer has one method"
         device, k = own.base.device, per_row(own.in_features, training.density)
         self.in_features, self.out_features = own.in_features, own.out_features
         self.values = nn.Parameter(torch.zeros(own.out_features, k, device=device))

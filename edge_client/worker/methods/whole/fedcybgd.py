@@ -109,7 +109,7 @@ class FedCyBGD(OneAdam):
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name in self._block:
             whole = self._layers[name].whole
-            assert whole is not None
+            assert whole is not None and isinstance(whole.weight, nn.Parameter)
             yield name, whole.weight
 
 
