@@ -55,6 +55,7 @@ from fedcore.round.training.base import (
     merged_entries,
 )
 from fedcore.round.training.block import BlockTraining
+from fedcore.round.training.channel import ChannelTraining
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
@@ -77,6 +78,7 @@ __all__ = [
     "AdapterTraining",
     "AnyTraining",
     "BlockTraining",
+    "ChannelTraining",
     "DenseCodec",
     "DenseTraining",
     "DirectionTraining",
