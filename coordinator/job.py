@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from coordinator.rounds.section import RoundSection
+from fedcore.config.channel import ChannelSection
 from fedcore.config.privacy import PrivacySection
 from fedcore.config.safety import SafetySection
 from fedcore.config.sections import BrokerSection, DataSection, HeadSection, PathText, TaskSection, TrustSection
@@ -185,6 +186,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     safety: SafetySection = SafetySection()
     secure_aggregation: SecureSection | None = None
     privacy: PrivacySection = PrivacySection()
+    channel: ChannelSection | None = None
+    """What local training's embeddings come over; without it, nothing disturbs them."""
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     evaluation: EvaluationSection | None = None
@@ -235,6 +238,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             words = f"{self.method.name} has one node train at a time, in turn"
             raise ConfigError(words, place="round.cohort", remedy='write cohort = 1 and order = "cycle" in [round]')
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
+        if self.channel is not None and self.privacy.example is not None:
+            raise ConfigError(
+                "an example's noise depends on which others are in its batch, and that would tell of them",
+                place="channel",
+                remedy="leave it or privacy.example out",
+            )
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
         require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
 

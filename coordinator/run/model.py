@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from coordinator.channel.errors import channel_training
 from coordinator.job import EvaluationSection, SafetySection
 from coordinator.rounds.policy import Outlier, clips_beside, outliers, round_shares
 from coordinator.run.keeping import Keeping
@@ -22,6 +23,7 @@ from coordinator.run.private import Private, require_noise
 from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
+from fedcore.config.channel import ChannelSection
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.errors import BaseDamaged
 from fedcore.fields.types import BaseKind
@@ -59,13 +61,13 @@ class Learning:
         model_folder: The checkpoint's.
         artefact: SHA-256 of the run's artefact in its folder; empty where the method asks for none.
         safety: What one participant may do to a round.
-        evaluation: What is measured, and where; it changes nothing that is learned, but that rows which nodes hold out
-            are not trained on.
+        evaluation: What is measured, and where; of what is learned it changes that rows held out are not trained on.
         run_id: Tells the run from every other of its name.
         head: What a new head begins with.
         secure: How updates are masked; None where they are not.
         private: What is promised of privacy; None for nothing.
         staleness: What updates that are behind count.
+        channel: What local training's embeddings come over; None for nothing.
     """
 
     method: MethodSettings
@@ -82,6 +84,7 @@ class Learning:
     secure: SecureSection | None = None
     private: Private | None = None
     staleness: Staleness = NONE_BEHIND
+    channel: ChannelSection | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, run_id: str) -> Learning:
@@ -102,6 +105,7 @@ class Learning:
             secure=job.secure_aggregation,
             private=prepared.private,
             staleness=job.staleness,
+            channel=job.channel,
         )
 
     def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
@@ -173,8 +177,10 @@ class GlobalModel:
 
     def training(self, server_round: int) -> AnyTraining:
         """What a round trains."""
-        made, private = self._half.training(server_round, self._learning.seed), self._learning.private
-        return made if private is None else msgspec.structs.replace(made, privacy=private.said)
+        learning, made = self._learning, self._half.training(server_round, self._learning.seed)
+        private = None if learning.private is None else learning.private.said
+        over = None if learning.channel is None else channel_training(learning.channel, learning.seed, server_round)
+        return msgspec.structs.replace(made, privacy=private, channel=over)
 
     def begin(self, server_round: int, chunk_bytes: int, damaged: Callable[[str], None]) -> None:
         """Stand where a round starts: where seeds change, with what was learned merged into the base, and a snapshot of
@@ -257,11 +263,8 @@ class GlobalModel:
         share = plan.training.share if rule.weighted else "uniform"
         shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
-        far = outliers(
-            norms,
-            self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase),
-            self._learning.safety,
-        )
+        alike = self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase)
+        far = outliers(norms, alike, self._learning.safety)
         clips = clips_beside({row.header.node: row.clip for row in updates}, far)
         stale = self._learning.staleness.behind(plan.version, {node: one.version for node, one in headers.items()})
         scaled = {node: product(clip, stale[node][1] if node in stale else None) for node, clip in clips.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from coordinator.channel.errors import channel_words
 from coordinator.job import Job
 from coordinator.run.private import Private, private_run
 from coordinator.store.folder import RunFolder, write_job
@@ -38,7 +39,7 @@ class Prepared:
     artefact: str = ""
     """SHA-256 of the run's artefact, where its method asks for one; the file is in the run's folder."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the model, and of privacy."""
+    """What a person should know of the model, of privacy, and of a channel."""
     private: Private | None = None
     """What is promised of privacy; None for nothing. The job is then as it is led: with as many rounds as may be, and
     updates bounded by the clip."""
@@ -93,7 +94,8 @@ def prepare(
     require_solvable(server_half(job.method, head=job.head).training(1, job.seed), schema)
     job, private, told = private_run(job, ledger)
     artefact = _artefact(job, schema, model_folder, folder, ledger, tell)
-    return Prepared(job, schema, model_folder, artefact, (*notes, *told), private)
+    disturbed = () if job.channel is None else (channel_words(job.channel, job.seed),)
+    return Prepared(job, schema, model_folder, artefact, (*notes, *told, *disturbed), private)
 
 
 def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder) -> Job:

@@ -100,6 +100,7 @@ class Trials:
             schema=self.schema,
             model_folder=self.model_folder,
             safety=job.safety,
+            channel=job.channel,
             # As they are tried, so they are told.
             head=HeadSection(start=head, rates=1.0),
         )

@@ -29,6 +29,7 @@ from edge_client.agent.outbox import Outbox
 from edge_client.agent.transfers import Transfers
 from edge_client.node import Node
 from fedcore.config.sections import BrokerSection, DataSection
+from fedcore.errors import WireError
 from fedcore.round.plan import StateObject
 from fedcore.transport.base import Connected, Limits, Received
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
@@ -122,7 +123,11 @@ class CoordinatorSide:
             if isinstance(event, Connected) and self.objects:
                 self.publisher.published_state(1, self.objects)
             elif isinstance(event, Received) and event.payload:
-                body, now = decode(event.payload).body, time.monotonic()
+                try:
+                    body, now = decode(event.payload).body, time.monotonic()
+                except WireError:
+                    # What the gate throws away.
+                    continue
                 if isinstance(body, Offer):
                     self.inbox.offer("n", body, self.folder.update(1, "n"), now)
                 elif isinstance(body, Chunk):
@@ -304,6 +309,19 @@ def test_a_link_that_loses_repeats_and_reorders_brings_every_byte_once(make_link
     check(link, size)
     counts = link.proxy.counts
     assert min(counts["drop"], counts["duplicate"], counts["reorder"]) >= 3, counts
+
+
+def test_a_jammer_of_bytes_costs_time_and_no_bit(make_link: Callable[..., Link]) -> None:
+    """What arrives is right or is sent again: to a transfer, jamming is loss and never noise."""
+    size, chunk = 60_000, 2048
+    jammed = Faults(jam=0.2, topics=("chunk", "/state/"))
+    link = make_link(Script(seed=2, up=jammed, down=jammed))
+    link.turn_until(both_ways(link, size, chunk))
+    check(link, size)
+    assert link.proxy.counts["jam"] >= 6, link.proxy.counts
+    # Each jammed chunk once more, in one direction or the other.
+    again = link.proxy.counts["jam"] * (chunk + ENVELOPE_BYTES)
+    assert link.up_bytes + link.down_bytes > 2 * size + again / 2
 
 
 @pytest.mark.parametrize("persistence", [False, True], ids=["forgets", "remembers"])

@@ -54,6 +54,15 @@ class Stacked(Tiny):
         return re.sub(r"schema_file = .*\n", "", text) if self.method == "fedavg-peft" else text
 
 
+class OverChannel(Stacked):
+    """A run whose training's embeddings come over a jammed channel, after a head start that goes over it too."""
+
+    channel = '[channel]\nscenario = "jammed"\n\n'
+
+    def _job_text(self) -> str:
+        return super()._job_text().replace("[round]", f'[head]\nstart = "ridge"\n\n{self.channel}[round]')
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
@@ -61,10 +70,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWor
     return Workshop(folder, forked_workers)
 
 
-def run(folder: Path, workshop: Workshop, method: str, *, kills: bool) -> tuple[str, dict[str, bytes]]:
+def run(
+    folder: Path, workshop: Workshop, method: str, *, kills: bool, kind: type[Stacked] = Stacked
+) -> tuple[str, dict[str, bytes]]:
     """The digest that everybody ends with, and what stays on each node."""
-    kind = type("Run", (Stacked,), {"method": method})
-    tiny = kind(folder, workshop, Recipe(rounds=ROUNDS))
+    tiny = type("Run", (kind,), {"method": method})(folder, workshop, Recipe(rounds=ROUNDS))
     killed: set[str] = set()
 
     def watch() -> None:
@@ -106,3 +116,14 @@ def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop
         else []
     )
     assert sorted(quiet[1]) == wanted
+
+
+@pytest.mark.slow
+def test_noise_on_embeddings_is_the_same_after_kills(tmp_path: Path, workshop: Workshop) -> None:
+    quiet, killed = (
+        run(tmp_path / name, workshop, "fedkrso", kills=name == "killed", kind=OverChannel)
+        for name in ("quiet", "killed")
+    )
+    assert quiet == killed
+    clean = type("Clean", (OverChannel,), {"channel": ""})
+    assert run(tmp_path / "clean", workshop, "fedkrso", kills=False, kind=clean)[0] != quiet[0]

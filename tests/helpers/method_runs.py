@@ -124,7 +124,7 @@ class Run:
             head=self.head,
         )
         self.keeping = ScratchKeeping(self.files, keep_published=None)
-        self.model = GlobalModel(learning, self.keeping, 0)
+        self.learning, self.model = learning, GlobalModel(learning, self.keeping, 0)
         self.artefact = self.model.artefact
         self.published = [self.model.published]
         self.digests = [model_digest(self.base.digest(), self.published[0])]

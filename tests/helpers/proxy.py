@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scripted proxy between MQTT clients and a real broker: it loses, repeats, reorders and delays PUBLISH packets, cuts
-and slows links.
+"""A scripted proxy between MQTT clients and a real broker: it loses, repeats, reorders, delays and jams PUBLISH packets,
+cuts and slows links.
 
 It understands the framing of MQTT 3.1.1 and 5 and no more. Everything but PUBLISH passes. A PUBLISH with QoS 1 that is
 lost is acknowledged to its sender, as a broker does whose queue is full: that is the fault that only end-to-end
@@ -23,7 +23,7 @@ __all__ = ["Faults", "Proxy", "Script"]
 
 Direction = Literal["up", "down"]
 _CONNECT, _PUBLISH = 1, 3
-_FAULTS = ("drop", "duplicate", "reorder", "delay", "cut", "tear")
+_FAULTS = ("drop", "duplicate", "reorder", "delay", "cut", "tear", "jam")
 # A packet that is held back goes out after the next one, or at the latest after this.
 _HELD_SECONDS = 0.4
 _SLICES_PER_SECOND = 20
@@ -40,6 +40,7 @@ class Faults:
         delay: The direction stands still for up to `delay_seconds` before it goes on.
         cut: Both sides lose the connection before it.
         tear: Half of it arrives, then both sides lose the connection.
+        jam: One bit of its second half, which is payload, arrives as the other one.
         bytes_per_second: Speed of each client's link; None for no limit.
         topics: Only packets are touched whose topic has one of these as a part.
     """
@@ -50,6 +51,7 @@ class Faults:
     delay: float = 0.0
     cut: float = 0.0
     tear: float = 0.0
+    jam: float = 0.0
     delay_seconds: float = 0.3
     bytes_per_second: float | None = None
     topics: tuple[str, ...] = ("",)
@@ -113,6 +115,12 @@ class _Packet:
     def again(self) -> bytes:
         """The packet as it is sent a second time: with the DUP flag where there is one."""
         return bytes([self.data[0] | (8 if self.qos else 0)]) + self.data[1:]
+
+    def jammed(self, chance: Random) -> bytes:
+        """The packet with one bit wrong."""
+        data = bytearray(self.data)
+        data[chance.randrange(len(data) // 2, len(data))] ^= 1 << chance.randrange(8)
+        return bytes(data)
 
     def _text(self, at: int) -> str:
         length = int.from_bytes(self.data[at : at + 2], "big")
@@ -221,7 +229,7 @@ class _Link:
             return False
         if fault == "delay":
             await asyncio.sleep(chance.uniform(0.0, faults.delay_seconds))
-        await lane.send(packet.data)
+        await lane.send(packet.jammed(chance) if fault == "jam" else packet.data)
         if fault == "duplicate":
             self._proxy.passed[direction, topic] += len(packet.data)
             await lane.send(packet.again())

@@ -25,6 +25,7 @@ from edge_client.worker.trace.outline import Outline, untouched
 from edge_client.worker.trace.points import Traces, Tracing
 from edge_client.worker.trace.shapes import fake_model
 from edge_client.worker.trace.trace import Step
+from edge_client.worker.train.channel import receive, unfilled
 from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.trainer import can_checkpoint, set_checkpointing, set_recompute_gates
 from fedcore.config.sections import TaskSection
@@ -117,6 +118,8 @@ def footprint(
     fake_model(model, shapes)
     with shapes.at_work():
         kept = client_half(model, training).outline(training)
+    if training.channel is not None:
+        receive(model, 1.0, unfilled)
     lengths = _lengths(longest, min_length)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)
@@ -215,9 +218,11 @@ _FREE = ("generation", "run_seed", "learning_rate", "tensor_learning_rate", "sha
 
 def _shape_of(training: Training) -> tuple[object, ...]:
     """What of a training decides its memory."""
-    said = {key: value for key, value in msgspec.to_builtins(training).items() if key not in (*_FREE, "seeds", "then")}
+    left_out = (*_FREE, "seeds", "then", "channel")
+    said = {key: value for key, value in msgspec.to_builtins(training).items() if key not in left_out}
     then = () if training.learns is training else _shape_of(training.learns)
-    return len(training.seeds), sorted((key, str(value)) for key, value in said.items()), then
+    over = training.channel is not None
+    return len(training.seeds), sorted((key, str(value)) for key, value in said.items()), over, then
 
 
 def _recompute(model: nn.Module, checkpointing: bool, gates: bool) -> bool:

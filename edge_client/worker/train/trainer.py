@@ -25,6 +25,7 @@ from edge_client.worker.data.tasks import Encoded, batches, in_order, summed_los
 from edge_client.worker.methods.interface import Gathering
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import FusedGatedMLP
+from edge_client.worker.train.channel import StepNoise, over_channel
 from edge_client.worker.train.highwater import give_back_freed_memory
 from edge_client.worker.train.intervals import FinishedIntervals, round_key
 from edge_client.worker.train.private import PrivateSteps, TrainedOnce, private_steps
@@ -92,6 +93,7 @@ class Trainer:
         self._report, self._wanted = hooks.report, hooks.wanted
         self._memory_steps: Sequence[MemoryPlan] = ()
         self._private: PrivateSteps | None = None
+        self._noise: StepNoise | None = None
         self._length = 0
         self.memory_step = 0
 
@@ -125,16 +127,17 @@ class Trainer:
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
         key = round_key(plan, self._run, self._node, len(self._encoded), memory_steps[0].length, computes)
         finished = FinishedIntervals(self._folder, key)
-        trained = train_round(
-            self._replica,
-            plan,
-            self._node,
-            memory_steps[0].rank or plan.training.rank,
-            lambda number: self._whole_batch(stream.batch(number), plan),
-            lambda done, steps, loss: self._report(done, steps, loss, self.memory_step),
-            finished,
-            len(self._encoded),
-        )
+        with over_channel(self._replica.model, plan, self._node) as self._noise:
+            trained = train_round(
+                self._replica,
+                plan,
+                self._node,
+                memory_steps[0].rank or plan.training.rank,
+                lambda number: self._whole_batch(stream.batch(number), number, plan),
+                lambda done, steps, loss: self._report(done, steps, loss, self.memory_step),
+                finished,
+                len(self._encoded),
+            )
         header = UpdateHeader(
             run=self._run,
             run_id=plan.run_id,
@@ -169,11 +172,11 @@ class Trainer:
             return in_order(self._encoded, size)
         return batches(self._encoded, size, plan.training.run_seed, plan.round, self._node)
 
-    def _whole_batch(self, batch: Sequence[Encoded], plan: Plan) -> float:
+    def _whole_batch(self, batch: Sequence[Encoded], number: int, plan: Plan) -> float:
         """Forward and backward of a batch, in micro-batches; repeated on a lower step if memory runs out."""
         while True:
             try:
-                return self._micro_batches(batch, plan)
+                return self._micro_batches(batch, number, plan)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -186,7 +189,7 @@ class Trainer:
                 )
             self._descend(self.memory_step + 1)
 
-    def _micro_batches(self, batch: Sequence[Encoded], plan: Plan) -> float:
+    def _micro_batches(self, batch: Sequence[Encoded], number: int, plan: Plan) -> float:
         half, weight, loss, start = self._replica.half, sum(e.weight for e in batch), 0.0, 0
         private = self._private
         if private is not None:
@@ -196,6 +199,8 @@ class Trainer:
                 self._descend(min(self._wanted(), len(self._memory_steps) - 1))
             size = self._memory_steps[self.memory_step].micro_batch_size
             part = batch[start : start + size]
+            if self._noise is not None:
+                self._noise.see(number, start, part)
             if isinstance(half, Gathering):
                 loss += half.gather(part, plan.task, self._pad_id, self._torch_device, first=start == 0)
             elif private is not None:

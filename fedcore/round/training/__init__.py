@@ -57,6 +57,7 @@ from fedcore.round.training.base import (
     merged_entries,
 )
 from fedcore.round.training.block import BlockTraining
+from fedcore.round.training.channel import ChannelTraining
 from fedcore.round.training.dense import DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.evolution import EvolutionTraining
@@ -81,6 +82,7 @@ __all__ = [
     "AdapterTraining",
     "AnyTraining",
     "BlockTraining",
+    "ChannelTraining",
     "DenseCodec",
     "DenseTraining",
     "DirectionTraining",

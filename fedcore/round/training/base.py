@@ -18,6 +18,7 @@ from fedcore.fields.types import Bits
 from fedcore.numbers.coding import Coding
 from fedcore.round.header import Expected, UpdateHeader
 from fedcore.round.training.artefact import ArtefactKind
+from fedcore.round.training.channel import ChannelTraining
 from fedcore.weights.schema import ModelSchema, TensorSpec
 
 __all__ = [
@@ -113,6 +114,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     """Bits of a published number, but for second moments, which have 16."""
     privacy: PrivateTraining | None = None
     """None where nothing is promised."""
+    channel: ChannelTraining | None = None
+    """None where texts' embeddings are trained on as they are."""
 
     @property
     def method(self) -> str:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from coordinator.channel.errors import channel_training
 from coordinator.job import SafetySection
 from coordinator.rounds.policy import admit
 from coordinator.run.archive import Archive
@@ -22,6 +23,7 @@ from coordinator.run.model import Closed, GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import RoundRow, SqliteLedger, UpdateRow
 from coordinator.store.statefile import save_state
+from fedcore.config.channel import ChannelSection
 from fedcore.config.sections import TaskSection
 from fedcore.errors import RunError
 from fedcore.methods.fedkrso import FedKRSOSettings
@@ -104,6 +106,21 @@ def learning(tmp_path: Path) -> Learning:
         model_folder=model,
         safety=safety,
     )
+
+
+def test_a_round_says_what_its_channel_loses(learning: Learning, tmp_path: Path) -> None:
+    """Each round another draw, the same after a restart; the head's round, and rounds after it, all go over it."""
+    section = ChannelSection(scenario="jammed", users=2)
+    over = replace(learning, channel=section)
+    quiet, one, again = (
+        GlobalModel(kind, ScratchKeeping(RunFolder(tmp_path / name)), 0)
+        for name, kind in (("quiet", learning), ("one", over), ("again", over))
+    )
+    first, second = one.training(1), one.training(2)
+    assert quiet.training(1).channel is None and first.channel is not None and second.channel is not None
+    assert first.channel != second.channel and again.training(2) == second
+    assert msgspec.structs.replace(first, channel=None) == quiet.training(1)
+    assert begun(one, 1).training.channel == first.channel == channel_training(section, 5, 1)
 
 
 def begun(model: GlobalModel, server_round: int) -> Plan:
