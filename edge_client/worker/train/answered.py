@@ -18,7 +18,7 @@ from edge_client.worker.data.tasks import Encoded, Question, worker_task
 from edge_client.worker.generate.batch import Batches
 from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.train.trainer import is_out_of_memory
+from edge_client.worker.train.highwater import is_out_of_memory
 from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import TaskSection
 from fedcore.errors import DataError
