@@ -12,18 +12,20 @@ import torch
 
 from edge_client.worker.answering.context import fitting_context
 from edge_client.worker.answering.finished import Finished, finished
-from edge_client.worker.answering.light import ingredients_of, says_no_labels
+from edge_client.worker.answering.light import ingredients_of, says_no_labels, understands
 from edge_client.worker.answering.mirror import mirrored, take
 from edge_client.worker.architecture.configuration import read_tokenizer
-from edge_client.worker.compiled.recipe import keep_recipe
+from edge_client.worker.compiled.recipe import keep_recipe, kept_recipe
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.generate.recording import recipe_of, same_parts
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.describing import describe
 from edge_client.worker.trace.contexts import footprint_of
 from edge_client.worker.train.highwater import status_bytes
 from edge_client.worker.train.replica import Replica
+from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import DataError
 from fedcore.model.base import Base
@@ -62,7 +64,7 @@ class FullModel:
             config: Any = self._built.module.config
             context = fitting_context(load, positions_of(config), status_bytes("VmRSS"), partial(_fitting, self._built))
             self.writer = Generator(self._built, self.tokenizer, context)
-            if base is not None:
+            if base is not None and understands(load):
                 self._record(self.writer, base, environment)
 
     def take(self, load: Load, held: Held) -> bool:
@@ -97,16 +99,17 @@ class FullModel:
 
     def _record(self, generator: Generator, base: Base, environment: Mapping[str, str]) -> None:
         """Write down how the model answers without torch, where it can."""
-        engine, config = generator.compiled, self._built.module.config
-        if engine is None or any(layer.expert is not None or layer.transposed for layer in base.schema.layers):
+        engine, checkpoint = generator.compiled, base.checkpoint
+        if engine is None or kept_recipe(checkpoint, environment) is not None:
             return
-        ends = generator.end_tokens
-        recipe = recipe_of(base.checkpoint, engine.parts, self.tokenizer, positions_of(config), ends)
+        schema = base.schema if self._replica is None else describe(checkpoint, TaskSection(kind="causal-lm"))
+        limits = positions_of(self._built.module.config), tuple(sorted(generator.end_tokens))
+        recipe = recipe_of(checkpoint, engine.parts, self.tokenizer, schema, *limits)
         if recipe is None:
             return
         holding = None if self._replica is None else self._replica.holding
         if same_parts(ingredients_of(recipe, base, holding).parts(), engine.parts):
-            keep_recipe(base.checkpoint, recipe, environment)
+            keep_recipe(checkpoint, recipe, environment)
 
     def _scores(self, encoded: list[Encoded]) -> Iterator[tuple[float, ...]]:
         module, scale = self._built.module, task_of(self.task).scale

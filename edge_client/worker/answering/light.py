@@ -28,7 +28,7 @@ from fedcore.round.training import SubspaceTraining
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.serving import Classified, Classify, Held, Load
 
-__all__ = ["LightModel", "ingredients_of", "light_model", "says_no_labels"]
+__all__ = ["LightModel", "ingredients_of", "light_model", "says_no_labels", "understands"]
 
 
 class LightModel:
@@ -63,7 +63,7 @@ class LightModel:
         Raises:
             ExactnessError: What lies there is another state than the note says. The model has to be loaded anew.
         """
-        if self._holding is None or not _understands(load) or not take(self._holding, load, held):
+        if self._holding is None or not understands(load) or not take(self._holding, load, held):
             return False
         self.load = load
         self.writer = self._made(self.parts())
@@ -92,7 +92,7 @@ def light_model(load: Load, environment: Mapping[str, str]) -> LightModel | None
     Raises:
         FedkrsoError: It cannot be held; ExactnessError where what lies on the disk is being changed.
     """
-    if not _understands(load):
+    if not understands(load):
         return None
     recipe = kept_recipe(Checkpoint(Path(load.model_folder)), environment)
     kernel = None if recipe is None else kernel_for(environment)
@@ -116,8 +116,9 @@ def says_no_labels() -> DataError:
     return DataError("this model writes sentences, it has no labels", place="model", remedy="ask /v1/chat/completions")
 
 
-def _understands(load: Load) -> bool:
-    """Whether all that is learned is in subspaces, or whole tensors that all nodes share."""
+def understands(load: Load) -> bool:
+    """Whether a model can be answered from without torch, as far as what is asked for tells: all that is learned is in
+    subspaces, or in whole tensors that all nodes share."""
     if (load.torch_device, load.compute_dtype) != ("cpu", "float32"):
         return False
     if load.held is None:

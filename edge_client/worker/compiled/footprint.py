@@ -27,14 +27,12 @@ def answer_bytes(parts: Parts, tokens: int) -> int:
         parts: The model's.
         tokens: Of question and answer together.
     """
-    (words, n), i, d = parts.table.shape, parts.inner, parts.features
+    (words, n), i, d, blocks = parts.table.shape, parts.inner, parts.features, len(parts.blocks)
     heads, keys = parts.heads * d, parts.key_heads * d
-    cache = 2 * len(parts.blocks) * keys * tokens
     # The tokens themselves with their angles, and `Buffers` of `llama.c`.
     row = 2 * n + 4 * d + 2 * heads + 2 * keys + 2 * i + parts.side_width
-    return _FLOAT_BYTES * (cache + row * min(tokens, CHUNK_TOKENS) + parts.heads * tokens) + (
-        _WORD_BYTES * words + _SLACK_BYTES
-    )
+    numbers = 2 * blocks * keys * tokens + row * min(tokens, CHUNK_TOKENS) + parts.heads * tokens
+    return int(_FLOAT_BYTES * numbers + _WORD_BYTES * words + _SLACK_BYTES)
 
 
 def mapped_bytes(parts: Parts) -> int:

@@ -15,9 +15,10 @@ from edge_client.worker.compiled.kernel import floats
 from edge_client.worker.compiled.native import LINEAR, Parts, PartsNorm, Rows
 from edge_client.worker.compiled.recipe import BlockRecipe, LinearRecipe, NormRecipe, Recipe
 from edge_client.worker.compiled.tokenizer import LightTokenizer, TokenizerRecipe
-from edge_client.worker.model.describing import describe, opened
+from edge_client.worker.model.describing import opened
 from fedcore.config.sections import TaskSection
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.schema import ModelSchema
 
 __all__ = ["recipe_of", "same_parts", "tokenizer_recipe"]
 
@@ -42,7 +43,12 @@ _PROBES: Final = ("Hello, world!", " two  spaces\n\tand a line", "äöü 漢字 
 
 
 def recipe_of(
-    checkpoint: Checkpoint, parts: Parts, tokenizer: Any, positions: int, end_tokens: frozenset[int]
+    checkpoint: Checkpoint,
+    parts: Parts,
+    tokenizer: Any,
+    schema: ModelSchema,
+    positions: int,
+    end_tokens: tuple[int, ...],
 ) -> Recipe | None:
     """A model's recipe; None where there is more to it than the names of its tensors, or to its tokenizer than data.
 
@@ -50,6 +56,7 @@ def recipe_of(
         checkpoint: The model folder's tensors.
         parts: Those that the compiled pass has of the model, which gave what transformers gives.
         tokenizer: The folder's, of transformers.
+        schema: Which layers of the folder's model are held in 8 bits.
         positions: Tokens that the model can see.
         end_tokens: Tokens that end an answer.
     """
@@ -75,8 +82,8 @@ def recipe_of(
             features=parts.features,
             scaling=parts.scaling,
             positions=positions,
-            end_tokens=tuple(sorted(end_tokens)),
-            schema=describe(checkpoint, _CAUSAL),
+            end_tokens=end_tokens,
+            schema=schema,
             tokenizer=words,
         )
     except KeyError:

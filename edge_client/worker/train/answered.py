@@ -101,7 +101,7 @@ def answered(
     said, at_once = None, min(at_once, MOST_AT_ONCE)
     generator = Generator(model, tokenizer, positions_of(model.module.config), compiled=compiled)
     # A template may end its turns with another token than the tokenizer has for the end of a text.
-    generator.end_tokens |= {one.answer[-1] for one in asked.questions} & set(tokenizer.all_special_ids)
+    generator.writer.end_tokens |= {one.answer[-1] for one in asked.questions} & set(tokenizer.all_special_ids)
     while said is None:
         try:
             said = generator.batch(prompts, options, Batches(at_once, PASS_TOKENS, wanted))

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from edge_client.worker.answering.full import FullModel
 from edge_client.worker.answering.light import LightModel, light_model
 from edge_client.worker.compiled.native import Parts
+from edge_client.worker.data.chat import prompt_ids
 from edge_client.worker.model.loading import describe
 from edge_client.worker.train.replica import Replica
 from fedcore.config.generation import GenerationOptions
@@ -220,3 +221,17 @@ def test_the_process_imports_neither_torch_nor_transformers(tmp_path: Path, envi
     command = [sys.executable, "-c", PROGRAM, str(folder), str(tmp_path / "scratch")]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [[], [9, 6]]
+
+
+@pytest.mark.slow
+def test_a_real_model_s_answers(smollm_folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    full, light = both(alone(smollm_folder, tmp_path, max_context=512), environment)
+    same_numbers(full, light)
+    assert full.writer is not None
+    for question in ("What is the capital of France?", "Zähle drei Farben auf. 🙂", "Write a line of Python."):
+        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+        prompt = prompt_ids(turns, light.tokenizer)
+        assert prompt == prompt_ids(turns, full.tokenizer)
+        for options in (GREEDY, DRAWN):
+            mine, yours = (list(model.writer.stream(prompt, options)) for model in (light, full) if model.writer)
+            assert mine == yours
