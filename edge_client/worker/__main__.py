@@ -2,8 +2,9 @@
 """The worker: `python -m edge_client.worker COMMANDS_FD EVENTS_FD`. Started by an agent or a coordinator, never by
 hand.
 
-The compute route is measured before torch is loaded here: its processes are then alone with the memory that the worker
-may have."""
+Its first command says which it is: one that answers (`load`), without torch where the model can do so, or one that
+trains. The compute route is measured before torch is loaded here: its processes are then alone with the memory that the
+worker may have."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from edge_client.process.route_probe import chosen_route
 from fedcore.errors import FedkrsoError
 from fedcore.worker.messages import Command, Route, Trace
 from fedcore.worker.process import read_message
+from fedcore.worker.serving import Load
 
 __all__ = ["main"]
 
@@ -26,6 +28,11 @@ def main(commands: BinaryIO, events: BinaryIO) -> None:
     """Serve commands until their stream ends."""
     first: Command | None = read_message(commands, Command)
     if first is None:
+        return
+    if isinstance(first, Load):
+        from edge_client.worker.programs import answer
+
+        answer.main(commands, events, first)
         return
     route = _route(first) if isinstance(first, Trace) and "auto" in (first.torch_device, first.compute_dtype) else None
     from edge_client.worker.programs.lean import hide_optional_packages

@@ -93,11 +93,12 @@ def _serve(path: str) -> None:
     import transformers.models.bert.modeling_bert
 
     from edge_client.worker import __main__ as worker
-    from edge_client.worker.programs import serve
+    from edge_client.worker.answering import full
+    from edge_client.worker.programs import answer, serve
     from edge_client.worker.programs.lean import hide_optional_packages
 
     hide_optional_packages()
-    del transformers, serve
+    del transformers, answer, full, serve
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     server = socket.socket(socket.AF_UNIX)
     server.bind(f"{path}.new")

@@ -31,10 +31,12 @@ class Finished:
     Attributes:
         model: Built.
         task: What it does.
+        base: Of a model that writes.
     """
 
     model: BuiltModel
     task: TaskSection
+    base: Base | None = None
 
 
 def finished(folder: Path, scratch: Path, tokenizer: Any) -> Finished:
@@ -59,7 +61,7 @@ def finished(folder: Path, scratch: Path, tokenizer: Any) -> Finished:
     task, checkpoint = TaskSection(kind="causal-lm"), Checkpoint(folder)
     base = Base(checkpoint, describe(checkpoint, task), "int8", scratch)
     base.store()
-    return Finished(build(base, task, 0, torch.device("cpu"), torch.float32), task)
+    return Finished(build(base, task, 0, torch.device("cpu"), torch.float32), task, base)
 
 
 def _classifier(folder: Path, config: Any, tokenizer: Any) -> Finished:

@@ -8,11 +8,11 @@ answer with it."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from fedcore.errors import DataError, ModelError
 
@@ -36,12 +36,11 @@ class Grammars:
     def __init__(self, tokenizer: Any, end_tokens: Iterable[int]) -> None:
         try:
             import llguidance
-            import llguidance.hf
         except ImportError:
             raise ModelError("structured answers need the package llguidance", remedy=_REMEDY) from None
         self._matcher: Any = llguidance.LLMatcher
         try:
-            self._tokens: Any = llguidance.hf.from_tokenizer(tokenizer, eos_token=sorted(end_tokens))
+            self._tokens: Any = llguidance.LLTokenizer(_serialised(tokenizer), eos_token=sorted(end_tokens))
         except ValueError as error:
             raise ModelError(f"structured answers cannot be made with this tokenizer: {_line(error)}") from None
 
@@ -70,7 +69,7 @@ class Grammars:
 
 
 class SchemaConstraint:
-    """Which tokens may come next in one answer; a `Constraint` of `edge_client.worker.generate`.
+    """Which tokens may come next in one answer; a `Constraint` of `edge_client.worker.compiled`.
 
     Args:
         matcher: Of llguidance, at its beginning.
@@ -79,11 +78,11 @@ class SchemaConstraint:
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> NDArray[np.bool_]:
         """bool (v,): tokens that may come."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._require()
-        return torch.from_numpy(np.unpackbits(bits, bitorder="little").astype(bool))
+        return np.unpackbits(bits, bitorder="little").astype(bool)
 
     def accept(self, token: int) -> None:
         """A token was taken."""
@@ -93,6 +92,22 @@ class SchemaConstraint:
     def _require(self) -> None:
         if self._matcher.is_error():
             raise DataError(f"the answer left its schema: {_line(self._matcher.get_error())}", place="response_format")
+
+
+def _serialised(tokenizer: Any) -> str:
+    """The JSON of `tokenizers`, whichever class it is inside of.
+
+    Raises:
+        ValueError: It is of another kind.
+    """
+    inside = getattr(tokenizer, "backend_tokenizer", None)
+    if inside is None:
+        raise ValueError("only fast tokenizers are supported")
+    one = copy(inside)
+    one.no_padding()
+    one.no_truncation()
+    text: str = one.to_str()
+    return text
 
 
 def _line(error: object) -> str:

@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from edge_client.worker.train.replica import Replica
+from edge_client.worker.train.holding import Holding
 from fedcore.errors import ExactnessError
 from fedcore.round.plan import published_digest
 from fedcore.worker.serving import Held, Load
 
-__all__ = ["linked", "mirrored", "take"]
+if TYPE_CHECKING:
+    import torch
+
+    from edge_client.worker.train.replica import Replica
+
+__all__ = ["linked", "linked_holding", "mirrored", "take"]
 
 _STATE = "state.bin"
 
@@ -36,24 +40,45 @@ def mirrored(load: Load, held: Held, dtype: torch.dtype) -> Replica:
         ExactnessError: What lies there is another state than the note says: it is being changed.
         ModelError: The model folder does not fit.
     """
-    own = Path(load.scratch) / "replica"
-    linked(Path(load.folder), own)
-    artefact = Path(load.artefact) if load.artefact and Path(load.artefact).exists() else None
-    replica = Replica(
-        held.plan,
-        Path(load.model_folder),
-        own,
-        torch.device(load.torch_device),
-        dtype,
-        mapped=load.mapped,
-        artefact=artefact,
-    )
+    import torch
+
+    from edge_client.worker.train.replica import Replica
+
+    own, folder = _linked_folder(load), Path(load.model_folder)
+    device = torch.device(load.torch_device)
+    replica = Replica(held.plan, folder, own, device, dtype, mapped=load.mapped, artefact=_artefact(load))
     _require(replica, held)
     replica.become(held.run, held.node)
     return replica
 
 
-def take(replica: Replica, load: Load, held: Held) -> bool:
+def linked_holding(load: Load, held: Held) -> Holding:
+    """The same as numbers, without torch.
+
+    Args:
+        load: Where it lies, and where ours may.
+        held: What the node says that it holds.
+
+    Raises:
+        ExactnessError: What lies there is another state than the note says: it is being changed.
+        ModelError: The model folder does not fit.
+    """
+    holding = Holding(held.plan, Path(load.model_folder), _linked_folder(load), _artefact(load))
+    _require(holding, held)
+    return holding
+
+
+def _linked_folder(load: Load) -> Path:
+    own = Path(load.scratch) / "replica"
+    linked(Path(load.folder), own)
+    return own
+
+
+def _artefact(load: Load) -> Path | None:
+    return Path(load.artefact) if load.artefact and Path(load.artefact).exists() else None
+
+
+def take(replica: Replica | Holding, load: Load, held: Held) -> bool:
     """Have a replica of ours hold the node's newer state, where it stands on the same base; False: load anew.
 
     Raises:
@@ -106,7 +131,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _require(replica: Replica, held: Held) -> None:
+def _require(replica: Replica | Holding, held: Held) -> None:
     """A merge that training has made since changes the digest, as the plan foretold."""
     version, generation = replica.state.version, replica.base.generation
     if replica.digest() not in (held.digest, published_digest(held.plan, version, generation)):

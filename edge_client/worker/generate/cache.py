@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["PlannedLayer", "cache_bytes", "fitting_tokens", "planned_cache"]
+__all__ = ["PlannedLayer", "cache_bytes", "planned_cache"]
 
 
 class PlannedLayer(DynamicLayer):  # type: ignore[misc]
@@ -79,24 +78,3 @@ def cache_bytes(config: Any, tokens: int) -> int:
         for layer in layers
     ]
     return int(2 * heads * features * torch.float32.itemsize * sum(held))
-
-
-def fitting_tokens(bytes_of: Callable[[int], int], room_bytes: int, most: int) -> int:
-    """How long a context may be to fit a room; 0 where not one token does.
-
-    Args:
-        bytes_of: What a context of so many tokens takes; it grows with them.
-        room_bytes: For that.
-        most: No longer than this.
-
-    Example:
-        >>> fitting_tokens(lambda tokens: 10 + 3 * tokens, 100, 50)
-        30
-    """
-    if bytes_of(most) <= room_bytes:
-        return most
-    fits, too_long = 0, most
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        fits, too_long = (middle, too_long) if bytes_of(middle) <= room_bytes else (fits, middle)
-    return fits

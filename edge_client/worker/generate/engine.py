@@ -9,25 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from edge_client.worker.compiled.engine import CHUNK_TOKENS, CompiledEngine, common_tokens
 from edge_client.worker.generate.cache import PlannedLayer, planned_cache
-from edge_client.worker.generate.kernel import Kernel
-from edge_client.worker.generate.llama import LlamaStep, llama_parts
-from edge_client.worker.generate.native import NativeCache, NativeLlama, native_llama
-from edge_client.worker.generate.products import products_of, replaced
+from edge_client.worker.generate.llama import LlamaStep, llama_parts, product_of
+from edge_client.worker.generate.native import native_parts
+from edge_client.worker.generate.products import LinearProduct, TensorKernel, numbers_of, products_of, replaced
 from edge_client.worker.model.built import BuiltModel
 
-__all__ = ["CHUNK_TOKENS", "Engine"]
+__all__ = ["Engine"]
 
-CHUNK_TOKENS = 256
-"""Of a prompt, tokens that go through the model at a time: what a pass keeps does not grow with the prompt."""
 _TOLERANCE = 1e-4
 """Of the largest number of a hidden state: what two ways to compute it may differ by, in float32."""
 
-_Step = LlamaStep | NativeLlama
+_Step = LlamaStep | CompiledEngine
 _Way = Literal["compiled", "torch", "transformers"]
 """A pass of our own, compiled or of torch's operations, or that of transformers alone."""
 
@@ -41,7 +41,7 @@ class Engine:
         context_tokens: Tokens that an answer's cache has room for.
     """
 
-    def __init__(self, model: BuiltModel, kernel: Kernel | None, context_tokens: int) -> None:
+    def __init__(self, model: BuiltModel, kernel: TensorKernel | None, context_tokens: int) -> None:
         self._model, self._kernel, self._context_tokens = model, kernel, context_tokens
         self._module: Any = model.module
         self._takes = frozenset(inspect.signature(self._module.forward).parameters)
@@ -55,8 +55,8 @@ class Engine:
     def how(self) -> str:
         """How single tokens are computed, for a person."""
         step = self._own_pass()
-        if isinstance(step, NativeLlama):
-            return "compiled, own pass"
+        if isinstance(step, CompiledEngine):
+            return step.how
         products = "products of torch" if self._kernel is None else "compiled products"
         return f"{products}, {'pass of transformers' if step is None else 'own pass'}"
 
@@ -65,17 +65,29 @@ class Engine:
         self._products = products_of(self._model, self._kernel)
         self._cache, self._seen, self._step = None, [], None
 
-    def begin(self, prompt: Sequence[int]) -> Tensor:
+    @property
+    def compiled(self) -> CompiledEngine | None:
+        """The pass that needs no torch, where the model has one that gives what transformers gives."""
+        step = self._own_pass()
+        return step if isinstance(step, CompiledEngine) else None
+
+    @torch.inference_mode()
+    def begin(self, prompt: Sequence[int]) -> NDArray[np.float32]:
         """Logits (v,) after a prompt. What it has in common with what was seen last is not computed again."""
-        self._own_pass()
+        if (own := self.compiled) is not None:
+            own.threads = torch.get_num_threads()
+            return own.begin(prompt)
         kept = self._keep_common(prompt)
         for start in range(kept, len(prompt), CHUNK_TOKENS):
             logits = self._pass(prompt[start : start + CHUNK_TOKENS])
-        return logits
+        return numbers_of(logits.float().cpu())
 
-    def next(self, token: int) -> Tensor:
+    @torch.inference_mode()
+    def next(self, token: int) -> NDArray[np.float32]:
         """Logits (v,) after one more token."""
-        return self._pass([token])
+        if isinstance(self._step, CompiledEngine):
+            return self._step.next(token)
+        return numbers_of(self._pass([token]).float().cpu())
 
     @property
     def pads(self) -> bool:
@@ -116,9 +128,7 @@ class Engine:
         return logits[:, -1].float()
 
     def _pass(self, ids: Sequence[int]) -> Tensor:
-        if isinstance(self._step, NativeLlama):
-            logits = self._logits(self._step(ids, self._cache))
-        elif self._step is not None and self._seen and len(ids) == 1:
+        if isinstance(self._step, LlamaStep) and self._seen and len(ids) == 1:
             logits = self._logits(self._step(ids[0], self._cache.layers))
         else:
             logits = self._of_transformers(ids, self._cache)
@@ -149,23 +159,15 @@ class Engine:
     def _keep_common(self, prompt: Sequence[int]) -> int:
         """Bring the cache to what it has in common with a prompt; how many tokens that is. One at least is left to
         compute."""
-        common = 0
-        if _can_crop(self._cache):
-            while common < min(len(self._seen), len(prompt) - 1) and self._seen[common] == prompt[common]:
-                common += 1
+        common = common_tokens(self._seen, prompt) if _can_crop(self._cache) else 0
         if common == 0:
             # The one before goes first: both at once would be a peak.
             self._cache = None
-            self._cache = self._new_cache(self._context_tokens)
+            self._cache = planned_cache(self._module.config, self._context_tokens)
         else:
             self._cache.crop(common - len(self._seen))
         self._seen = self._seen[:common]
         return common
-
-    def _new_cache(self, tokens: int) -> Any:
-        if isinstance(self._step, NativeLlama):
-            return self._step.cache(tokens)
-        return planned_cache(self._module.config, tokens)
 
     def _own_pass(self) -> _Step | None:
         """The fastest pass of our own; None where there is none. Which way that is, is found out once; what it is made
@@ -185,7 +187,14 @@ class Engine:
             return None
         if way == "torch":
             return LlamaStep(parts)
-        return None if self._kernel is None else native_llama(parts, self._kernel)
+        head = self._module.get_output_embeddings()
+        product = self._products.get(head) or product_of(head)
+        if self._kernel is None or self._kernel.kernel is None or not isinstance(product, LinearProduct):
+            return None
+        native = native_parts(parts, product, self._kernel)
+        if native is None:
+            return None
+        return CompiledEngine(native, self._kernel.kernel, self._context_tokens, torch.get_num_threads())
 
     def _agrees(self, step: _Step | None) -> bool:
         """Whether a pass gives what transformers gives, of a few tokens at once and of the last one alone."""
@@ -198,11 +207,10 @@ class Engine:
         # A model whose cache forgets, such as one with a sliding window, would agree on so few tokens.
         if not _can_crop(parts):
             return False
-        if isinstance(step, NativeLlama):
-            own = step.cache(len(ids))
-            step(ids[:-3], own)
-            step(ids[-3:-1], own)
-            got = self._logits(step(ids[-1:], own))
+        if isinstance(step, CompiledEngine):
+            step.begin(ids[:-3])
+            step.begin(ids[:-1])
+            got = torch.from_numpy(step.next(ids[-1]))
         else:
             got = self._logits(step(ids[-1], parts.layers))
         return bool((expected - got).abs().max() <= _TOLERANCE * expected.abs().max())
@@ -210,6 +218,4 @@ class Engine:
 
 def _can_crop(cache: Any) -> bool:
     """Whether a cache's last tokens can be forgotten: it keeps all that were seen."""
-    if cache is None or isinstance(cache, NativeCache):
-        return cache is not None
-    return bool(cache.layers) and all(type(layer) is PlannedLayer for layer in cache.layers)
+    return cache is not None and bool(cache.layers) and all(type(layer) is PlannedLayer for layer in cache.layers)

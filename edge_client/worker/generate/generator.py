@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from edge_client.worker.compiled.engine import CompiledEngine
+from edge_client.worker.compiled.kernel import kernel_for
+from edge_client.worker.compiled.text import TextStream
+from edge_client.worker.compiled.tokens import Constraint, Token
+from edge_client.worker.compiled.writing import Writer
 from edge_client.worker.generate.batch import Batches, greedy_answers
 from edge_client.worker.generate.engine import Engine
-from edge_client.worker.generate.kernel import kernel_for
-from edge_client.worker.generate.sampling import Picker
-from edge_client.worker.generate.text import TextStream
-from edge_client.worker.generate.tokens import Constraint, Token
+from edge_client.worker.generate.products import TensorKernel
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.generation import GenerationOptions
-from fedcore.errors import ModelError
 
 __all__ = ["Generator", "positions_of"]
 
@@ -39,16 +40,31 @@ class Generator:
     ) -> None:
         self._tokenizer = tokenizer
         positions = positions_of(model.module.config)
-        self.context_tokens = min(context_tokens or positions, positions)
+        context = min(context_tokens or positions, positions)
+        kernel = kernel_for() if compiled else None
+        self._engine = Engine(model, None if kernel is None else TensorKernel(kernel), context)
+        self.writer = Writer(self._engine, tokenizer, context, _end_tokens(model, tokenizer))
+        """Makes one answer after the other."""
+
+    @property
+    def context_tokens(self) -> int:
         """Tokens of prompt and answer together, at most."""
-        self.end_tokens = _end_tokens(model, tokenizer)
+        return self.writer.context_tokens
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
         """Tokens that end an answer."""
-        self._engine = Engine(model, kernel_for() if compiled else None, self.context_tokens)
+        return self.writer.end_tokens
 
     @property
     def how(self) -> str:
         """How single tokens are computed, for a person: `compiled products, own pass`."""
         return self._engine.how
+
+    @property
+    def compiled(self) -> CompiledEngine | None:
+        """The pass that needs no torch, where the model has one that gives what transformers gives."""
+        return self._engine.compiled
 
     def refresh(self) -> None:
         """What the model has learned has changed, or its weights: the next answer is of the new state. To be called
@@ -58,21 +74,8 @@ class Generator:
     def stream(
         self, prompt_ids: Sequence[int], options: GenerationOptions, constraint: Constraint | None = None
     ) -> Iterator[Token]:
-        """An answer, as it is made. To stop it, stop asking and close the iterator.
-
-        Args:
-            prompt_ids: The prompt. What it has in common with the prompt and answer before it is not computed again.
-            options: How to answer.
-            constraint: Which tokens may come, a new one for each answer.
-
-        Yields:
-            The tokens; the last one has a `finish`, and no other.
-
-        Raises:
-            ModelError: The prompt is empty, or too long for the context; at the call, before the first token.
-        """
-        self._check(len(prompt_ids))
-        return self._streamed(list(prompt_ids), options, constraint)
+        """An answer, as it is made (`Writer.stream`)."""
+        return self.writer.stream(prompt_ids, options, constraint)
 
     @torch.inference_mode()
     def batch(
@@ -93,7 +96,7 @@ class Generator:
             ModelError: A prompt is empty, or too long for the context.
         """
         for prompt in prompts:
-            self._check(len(prompt))
+            self.writer.check(len(prompt))
         texts = [TextStream(self._tokenizer, options.stop) for _ in prompts]
 
         def ended(prompt: int, token: int) -> bool:
@@ -108,36 +111,6 @@ class Generator:
         most = [min(options.max_new_tokens, self.context_tokens - len(prompt)) for prompt in prompts]
         with self._engine.at_work():
             return greedy_answers(self._engine, prompts, ended, most, batches)
-
-    def _check(self, prompt_tokens: int) -> None:
-        if not prompt_tokens:
-            raise ModelError("an empty prompt", remedy="give at least one token")
-        if prompt_tokens >= self.context_tokens:
-            raise ModelError(
-                f"a prompt of {prompt_tokens:,} tokens; the context holds {self.context_tokens:,} with the answer",
-                remedy="shorten it",
-            )
-
-    @torch.inference_mode()
-    def _streamed(
-        self, prompt: list[int], options: GenerationOptions, constraint: Constraint | None
-    ) -> Iterator[Token]:
-        picker, text = Picker(options, constraint), TextStream(self._tokenizer, options.stop)
-        left = min(options.max_new_tokens, self.context_tokens - len(prompt))
-        with self._engine.at_work():
-            logits = self._engine.begin(prompt)
-            while True:
-                token = picker.pick(logits)
-                left -= 1
-                if token in self.end_tokens:
-                    yield Token(token, text.rest(), "stop")
-                    return
-                said = text.take(token)
-                if text.stopped or not left:
-                    yield Token(token, said + text.rest(), "stop" if text.stopped else "length")
-                    return
-                yield Token(token, said)
-                logits = self._engine.next(token)
 
 
 def positions_of(config: Any) -> int:

@@ -3,8 +3,8 @@
 
 At one token a step, transformers' own forward pass takes twice the time of the products. Here every layer is a few
 operations on buffers that are there already. A model is taken for one of this shape by its parts, and then by its
-numbers: it is used only where it gives what transformers gives (`engine`). Where there is a compiler, `native` does the
-same in one call.
+numbers: it is used only where it gives what transformers gives (`engine`). Where there is a compiler,
+`edge_client.worker.compiled` does the same in one call.
 
 Legend: n features, h heads, g key-value heads, d features a head, i features inside the MLP, s tokens so far.
 """
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from edge_client.worker.generate.cache import PlannedLayer
 from edge_client.worker.generate.products import LinearProduct, Product, StoredMatrix
 
-__all__ = ["Block", "LlamaParts", "LlamaStep", "Norm", "llama_parts"]
+__all__ = ["Block", "LlamaParts", "LlamaStep", "Norm", "llama_parts", "product_of"]
 
 _BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 _BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -194,7 +194,7 @@ def _block(layer: Any, products: Mapping[nn.Module, Product]) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
 
     def product(module: nn.Module) -> Product:
-        return products.get(module) or _product(module)
+        return products.get(module) or product_of(module)
 
     normed = hasattr(attention, "q_norm")
     return Block(
@@ -217,8 +217,8 @@ def _norm(module: Any) -> Norm:
     return Norm(module.weight, float(eps))
 
 
-def _product(module: nn.Module) -> Product:
-    """Of a module of any kind."""
+def product_of(module: nn.Module) -> Product:
+    """A module's own product, of any kind."""
     if type(module) is nn.Linear and module.weight.dtype == torch.float32:
         return LinearProduct(StoredMatrix(module.weight), module.bias, None, None)
 

@@ -15,22 +15,63 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_client.worker.generate.kernel import Kernel
+from edge_client.worker.compiled.kernel import Kernel
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.weights import FloatWeight, Int8Weight, Scratch, row_blocks
 
-__all__ = ["LinearProduct", "Product", "StoredMatrix", "layer_product", "products_of", "replaced"]
+__all__ = [
+    "LinearProduct",
+    "Product",
+    "StoredMatrix",
+    "TensorKernel",
+    "layer_product",
+    "numbers_of",
+    "products_of",
+    "replaced",
+]
 
 _FEW_ROWS = 4
 """Rows up to which, without a kernel, a layer's own product with its merged blocks is not better."""
 _BLOCK_ROWS = 256
+_KINDS = frozenset((torch.int8, torch.int16, torch.bfloat16, torch.float16, torch.float32))
 
 Product = Callable[[Tensor, Tensor, bool], None]
 """(x (t, n), out (t, m), add): out becomes the module's output, or that is added to it; float32, contiguous."""
+
+
+def numbers_of(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's own memory as an array; bfloat16 as uint16, which NumPy has no type for."""
+    plain = tensor.detach()
+    return plain.view(torch.int16).numpy().view(np.uint16) if plain.dtype == torch.bfloat16 else plain.numpy()
+
+
+class TensorKernel:
+    """The compiled products, of tensors.
+
+    Args:
+        kernel: What has been compiled.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel: Kernel | None = kernel
+
+    def takes(self, weight: Tensor) -> bool:
+        """Whether there is a product for a weight as it is stored: int8, int16 or floating point of 16 or 32 bits, on
+        the processor."""
+        return weight.dtype in _KINDS and weight.device.type == "cpu" and weight.is_contiguous() and weight.ndim == 2
+
+    def product(self, weight: Tensor, scale: Tensor | None, x: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """out (t, m) becomes x W^T scale, or that is added to it (`Kernel.product`); it and x contiguous."""
+        assert self.kernel is not None
+        scales = None if scale is None else numbers_of(scale)
+        arrays = numbers_of(weight), scales, numbers_of(x), numbers_of(out)
+        self.kernel.product(*arrays, add=add, threads=torch.get_num_threads())
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +86,7 @@ class StoredMatrix:
     weight: Tensor
     scale: Tensor | None = None
 
-    def product(self, x: Tensor, out: Tensor, add: bool, kernel: Kernel | None) -> None:
+    def product(self, x: Tensor, out: Tensor, add: bool, kernel: TensorKernel | None) -> None:
         """out (t, m) becomes x W^T, or that is added to it."""
         if kernel is not None and kernel.takes(self.weight):
             kernel.product(self.weight, self.scale, x, out, add=add)
@@ -78,7 +119,7 @@ class LinearProduct:
     weight: StoredMatrix
     bias: Tensor | None
     side: tuple[StoredMatrix, StoredMatrix] | None
-    kernel: Kernel | None
+    kernel: TensorKernel | None
 
     def __call__(self, x: Tensor, out: Tensor, add: bool) -> None:
         """As `Product` says."""
@@ -94,7 +135,7 @@ class LinearProduct:
             up.product(z, out, True, self.kernel)
 
 
-def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, LinearProduct]:
+def products_of(model: BuiltModel, kernel: TensorKernel | None) -> dict[nn.Module, LinearProduct]:
     """Of every target layer that lies on the processor and computes in float32, and of a head that is stored in another
     type than hidden states have; other modules compute as ever."""
     found: dict[nn.Module, LinearProduct] = {}
@@ -109,7 +150,7 @@ def products_of(model: BuiltModel, kernel: Kernel | None) -> dict[nn.Module, Lin
     return found
 
 
-def layer_product(layer: SubspaceLinear, kernel: Kernel | None) -> LinearProduct | None:
+def layer_product(layer: SubspaceLinear, kernel: TensorKernel | None) -> LinearProduct | None:
     """A target layer's; None where it computes in another type or place, or has more than a published state."""
     base = layer.base
     if not isinstance(base, Int8Weight | FloatWeight) or base.device.type != "cpu" or base.mapped:

@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker does with its commands.
-
-They come one at a time and each gets one answer (training also gives progress). A command that fails answers `Failed`
-with the error's own words; the worker lives on. The end of the command stream ends the worker."""
+"""What a worker does with its commands that trains, measures, and works on files; `loop` has how they come, `answer`
+what a worker does that answers."""
 
 from __future__ import annotations
 
-import queue
-import resource
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +11,6 @@ from typing import BinaryIO
 import msgspec
 import torch
 
-from edge_client.worker.answering.answering import Answering
 from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.heldout import node_examples, sampled
@@ -26,6 +20,7 @@ from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.files import artefact_made, imported, written_gguf
+from edge_client.worker.programs.loop import Leave, serve
 from edge_client.worker.programs.tracing import traced
 from edge_client.worker.trace.footprint import TINY_LENGTH
 from edge_client.worker.train.agreement import described
@@ -37,14 +32,12 @@ from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.leftovers import forget_other_runs
 from edge_client.worker.train.measuring import Measurer, held_out_of
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Hooks, Trainer, apply, is_out_of_memory
+from edge_client.worker.train.trainer import Hooks, Trainer, apply
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
-from fedcore.errors import FedkrsoError, OutOfMemory, StorageError, WorkerError
-from fedcore.system.durable import is_full
+from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.exchange import ImportModel, WriteGguf
-from fedcore.worker.failures import failure_of
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
@@ -65,14 +58,10 @@ from fedcore.worker.messages import (
     Train,
     Trained,
 )
-from fedcore.worker.process import read_message, write_message
+from fedcore.worker.process import write_message
 from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
 __all__ = ["Worker", "main"]
-
-
-class _Leave(Exception):
-    """Ends training between two micro-batches, and an answer between two tokens."""
 
 
 class Worker:
@@ -81,7 +70,6 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
-        self.answering = Answering(lambda token: write_message(events, token), read_tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -111,12 +99,10 @@ class Worker:
                 return self._train(command)
             case StepDown() | Stop():
                 return None
-            case Load():
-                return self.answering.load(command)
-            case Generate():
-                return self.answering.generate(command, self._go_on)
-            case Classify():
-                return self.answering.classify(command)
+            case Load() | Generate() | Classify():
+                raise WorkerError(
+                    "a worker that trains does not answer", remedy="start one whose first command is `load`"
+                )
             case Answer(folder, task, texts) if task_of(task).outputs() is None:
                 said = written(Path(folder), task, [text for text, _ in texts], read_tokenizer(Path(folder)))
                 return Answered((), said)
@@ -129,9 +115,11 @@ class Worker:
             case Evaluate(version):
                 return self._evaluate(version)
 
-    def step_down(self, memory_step: int) -> None:
-        """From the thread that reads commands: the next micro-batch takes this step."""
-        self._wanted_memory_step = max(self._wanted_memory_step, memory_step)
+    def overtake(self, command: Command) -> bool:
+        """From the thread that reads commands: have the next micro-batch take the step of a step down."""
+        if isinstance(command, StepDown):
+            self._wanted_memory_step = max(self._wanted_memory_step, command.memory_step)
+        return isinstance(command, StepDown)
 
     def leave(self) -> None:
         """From the thread that reads commands: nobody waits for what is being trained; finished intervals are on
@@ -260,7 +248,7 @@ class Worker:
 
     def _go_on(self) -> None:
         if self._leaving:
-            raise _Leave
+            raise Leave
 
     def _train(self, command: Train) -> Trained:
         self._wanted_memory_step = 0
@@ -290,51 +278,4 @@ def main(
         first: A command that was read already.
         route: How to compute, where `first` left it open; or why that cannot be found.
     """
-    # Each mapped layer holds a file descriptor.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 65_536 else 65_536, hard))
-    worker = Worker(events, route)
-    waiting: queue.Queue[Command | Exception | None] = queue.Queue()
-    if first is not None:
-        waiting.put(first)
-
-    def read() -> None:
-        # A thread, so that a step down reaches a worker that trains.
-        end: Exception | None = None
-        try:
-            while (command := read_message(commands, Command)) is not None:
-                if isinstance(command, StepDown):
-                    worker.step_down(command.memory_step)
-                elif isinstance(command, Stop):
-                    worker.answering.stop(command.answer)
-                else:
-                    waiting.put(command)
-        except (WorkerError, msgspec.DecodeError) as error:
-            end = error
-        worker.leave()
-        waiting.put(end)
-
-    threading.Thread(target=read, name="commands", daemon=True).start()
-    while (command := waiting.get()) is not None:
-        if isinstance(command, Exception):
-            # Of another version's supervisor, or broken: it hears at once that this worker is gone, and why.
-            raise command
-        try:
-            event = worker.answer(command)
-        except FedkrsoError as error:
-            event = failure_of(error)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            place = str(error.filename or "folder")
-            event = failure_of(
-                StorageError(f"the disk is full: {error.strerror}", place=place, remedy="free space there")
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            event = failure_of(OutOfMemory(f"out of memory: {error}", place="memory_budget", remedy="raise it"))
-        except _Leave:
-            return
-        if event is not None:
-            write_message(events, event)
+    serve(Worker(events, route), commands, events, first)

@@ -18,9 +18,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from edge_client.worker.generate.cache import cache_bytes, fitting_tokens
-from edge_client.worker.generate.engine import CHUNK_TOKENS
-from edge_client.worker.generate.kernel import Kernel
+from edge_client.worker.compiled.engine import CHUNK_TOKENS
+from edge_client.worker.compiled.footprint import fitting_tokens
+from edge_client.worker.generate.cache import cache_bytes
+from edge_client.worker.generate.products import TensorKernel
 from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from edge_client.worker.model.loading import build
@@ -192,11 +193,11 @@ def _passes(model: BuiltModel, shapes: Shapes, contexts: Sequence[int]) -> tuple
     return tuple((tokens, working_bytes(model, shapes, tokens)) for tokens in sorted(lengths))
 
 
-class _NoProducts(Kernel):
+class _NoProducts(TensorKernel):
     """Stands for products of single rows: they make nothing."""
 
     def __init__(self) -> None:
-        """Without a library."""
+        self.kernel = None
 
     def takes(self, weight: Tensor) -> bool:
         """All."""

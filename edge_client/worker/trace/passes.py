@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from edge_client.worker.generate.engine import Engine
-from edge_client.worker.generate.kernel import Kernel
+from edge_client.worker.generate.products import TensorKernel
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.trace.blocks import Repetition, repetition, shortened
@@ -35,7 +35,7 @@ def pass_bytes(
     *,
     rows: int = 1,
     padded: bool = False,
-    kernel: Kernel | None = None,
+    kernel: TensorKernel | None = None,
     whole: bool = False,
 ) -> int:
     """The peak of the last pass over a question that fills its context, cache included, beside weights and the layers'
@@ -80,7 +80,7 @@ def _traced(
     lengths: Sequence[int],
     rows: int,
     padded: bool,
-    kernel: Kernel | None,
+    kernel: TensorKernel | None,
     blocks: Sequence[nn.Module],
 ) -> list[Timeline]:
     """A timeline a pass."""

@@ -18,7 +18,7 @@ from edge_client.worker.data.tasks import Encoded, Question, worker_task
 from edge_client.worker.generate.batch import Batches
 from edge_client.worker.generate.generator import Generator, positions_of
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.train.trainer import is_out_of_memory
+from edge_client.worker.train.highwater import is_out_of_memory
 from fedcore.config.generation import GenerationOptions
 from fedcore.config.sections import TaskSection
 from fedcore.errors import DataError
@@ -101,7 +101,7 @@ def answered(
     said, at_once = None, min(at_once, MOST_AT_ONCE)
     generator = Generator(model, tokenizer, positions_of(model.module.config), compiled=compiled)
     # A template may end its turns with another token than the tokenizer has for the end of a text.
-    generator.end_tokens |= {one.answer[-1] for one in asked.questions} & set(tokenizer.all_special_ids)
+    generator.writer.end_tokens |= {one.answer[-1] for one in asked.questions} & set(tokenizer.all_special_ids)
     while said is None:
         try:
             said = generator.batch(prompts, options, Batches(at_once, PASS_TOKENS, wanted))

@@ -7,7 +7,16 @@ import ctypes
 import re
 from pathlib import Path
 
-__all__ = ["begin_peak", "give_back_freed_memory", "peak_bytes", "status_bytes"]
+__all__ = ["begin_peak", "give_back_freed_memory", "is_out_of_memory", "peak_bytes", "status_bytes"]
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "error 12",
+    "nvml_success",
+)
 
 
 def begin_peak() -> None:
@@ -37,3 +46,9 @@ def give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in any of the ways in which torch and drivers say it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(word in str(error).lower() for word in _OUT_OF_MEMORY)

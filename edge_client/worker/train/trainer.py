@@ -26,7 +26,7 @@ from edge_client.worker.methods.interface import Gathering
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import FusedGatedMLP
 from edge_client.worker.train.channel import StepNoise, over_channel
-from edge_client.worker.train.highwater import give_back_freed_memory
+from edge_client.worker.train.highwater import give_back_freed_memory, is_out_of_memory
 from edge_client.worker.train.intervals import FinishedIntervals, round_key
 from edge_client.worker.train.private import PrivateSteps, TrainedOnce, private_steps
 from edge_client.worker.train.replica import Replica
@@ -44,7 +44,6 @@ __all__ = [
     "Trainer",
     "apply",
     "can_checkpoint",
-    "is_out_of_memory",
     "set_checkpointing",
     "set_recompute_gates",
 ]
@@ -281,19 +280,6 @@ def set_recompute_gates(model: nn.Module, on: bool) -> bool:
     for module in found:
         module.recompute_gate = on
     return bool(found)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, in any of the ways in which torch and drivers say it."""
-    words = (
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "not enough memory",
-        "error 12",
-        "nvml_success",
-    )
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _set_allocator(allocator: Allocator) -> None:

@@ -55,7 +55,7 @@ def test_an_argument_and_the_standard_input_are_answered_alike(tiny: Path, tmp_p
         (["x", "--model", "TINY", "--temperature", "-1"], ConfigError, "--temperature"),
         (["  ", "--model", "TINY"], ConfigError, "an empty prompt"),
         (["x" * CONTEXT, "--model", "TINY"], DataError, "the context holds 512"),
-        (["x", "--model", "TINY", "--memory-budget", "150 MiB"], Exception, "memory"),
+        (["x", "--model", "TINY", "--memory-budget", "90 MiB"], Exception, "memory"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(tiny: Path, arguments: list[str], error: type, words: str) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from plans import subspaces
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edge_client.worker.compiled.engine import CHUNK_TOKENS
+from edge_client.worker.compiled.footprint import fitting_tokens
 from edge_client.worker.generate.batch import Batches
-from edge_client.worker.generate.cache import cache_bytes, fitting_tokens, planned_cache
-from edge_client.worker.generate.engine import CHUNK_TOKENS
+from edge_client.worker.generate.cache import cache_bytes, planned_cache
 from edge_client.worker.generate.generator import Generator
 from edge_client.worker.methods import client_half
 from edge_client.worker.model.built import BuiltModel
@@ -113,7 +114,8 @@ def test_what_is_common_with_the_answer_before_is_not_computed_again(
     model = random_model("llama")
     generator, fresh = (Generator(BuiltModel(model), byte_tokenizer(), compiled=compiled) for _ in range(2))
     passed: list[int] = []
-    engine, own = generator._engine, generator._engine._pass
+    engine: Any = generator.compiled or generator._engine
+    own = engine._pass
     monkeypatch.setattr(engine, "_pass", lambda ids: (passed.append(len(ids)), own(ids))[1])
     first = PROMPTS[8]
     answer = streamed(generator, first)
@@ -171,8 +173,8 @@ def test_an_answer_ends_at_the_end_token_and_at_a_stop_text() -> None:
 
         taken = 0
 
-        def allowed(self) -> Tensor:
-            mask = torch.ones(300, dtype=torch.bool)
+        def allowed(self) -> NDArray[np.bool_]:
+            mask = np.ones(300, bool)
             if self.taken == 3:
                 mask[:299] = False
             return mask

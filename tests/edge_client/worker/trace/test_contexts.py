@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaConfig
 
 from edge_client.process.measuring import AnswerRequest, measured_answer, subspace_round
+from edge_client.worker.compiled.engine import CHUNK_TOKENS
 from edge_client.worker.generate.cache import cache_bytes
-from edge_client.worker.generate.engine import CHUNK_TOKENS
 from edge_client.worker.generate.generator import Generator
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.loading import describe

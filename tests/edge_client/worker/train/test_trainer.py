@@ -19,8 +19,9 @@ from edge_client.process.measuring import Request
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.programs.measure import local_plan
+from edge_client.worker.train.highwater import is_out_of_memory
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Hooks, Trainer, is_out_of_memory
+from edge_client.worker.train.trainer import Hooks, Trainer
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import BudgetError

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The products of `rows.c` and the pass of `llama.c`, compiled on this machine where it has a compiler, once, and kept.
 
-Nothing depends on it but speed: whoever gets None computes the same with torch (`products`, `llama`)."""
+Nothing depends on it but speed and memory: whoever gets None computes the same with torch
+(`edge_client.worker.generate`)."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_client.process.route import cache_folder, deciding, key_of
+from fedcore.weights.checkpoint import to_float32
 
-__all__ = ["Kernel", "Matrix", "compiled", "kernel_for"]
+__all__ = ["Kernel", "Matrix", "compiled", "floats", "kernel_for"]
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (_FOLDER / "rows.c", _FOLDER / "llama.c")
@@ -29,11 +32,12 @@ _HEADER = _FOLDER / "rows.h"
 _SUMS = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 _FLAGS = ("-O3", "-march=native", *_SUMS, "-fopenmp", "-shared", "-fPIC")
 _COMPILE_SECONDS = 60
-_KINDS = {torch.int8: 0, torch.int16: 1, torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
+_KINDS: Final = {np.dtype(name): kind for kind, name in enumerate(("i1", "<i2", "<u2", "<f2", "<f4"))}
+"""As `rows.h` numbers them; bfloat16 is carried as its 16 bits, uint16 (`fedcore.weights.checkpoint`)."""
 
 
 class Matrix(ctypes.Structure):
-    """A weight (m, n) as `rows.h` has it; whoever makes one keeps its tensors alive. Empty: there is none."""
+    """A weight (m, n) as `rows.h` has it; whoever makes one keeps its arrays alive. Empty: there is none."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),
@@ -44,9 +48,10 @@ class Matrix(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, weight: Tensor, scale: Tensor | None) -> Matrix:
+    def of(cls, weight: NDArray[Any], scale: NDArray[np.float32] | None) -> Matrix:
         """Of a weight that `Kernel.takes`, and float32 (m,) or None for ones."""
-        return cls(weight.data_ptr(), None if scale is None else scale.data_ptr(), *weight.shape, _KINDS[weight.dtype])
+        scales = None if scale is None else scale.ctypes.data
+        return cls(weight.ctypes.data, scales, *weight.shape, _KINDS[weight.dtype])
 
 
 class Kernel:
@@ -69,12 +74,21 @@ class Kernel:
         """(model, buffers, cache, x, cosines, sines, last, tokens, seen, threads) to 0, or 1 where there is no room."""
         self.llama_pass.argtypes, self.llama_pass.restype = [pointer] * 7 + [size, size, number], number
 
-    def takes(self, weight: Tensor) -> bool:
-        """Whether there is a product for a weight as it is stored: int8, int16 or floating point of 16 or 32 bits, on
-        the processor."""
-        return weight.dtype in _KINDS and weight.device.type == "cpu" and weight.is_contiguous() and weight.ndim == 2
+    def takes(self, weight: NDArray[Any]) -> bool:
+        """Whether there is a product for a weight as it is stored: int8, int16, bfloat16 as uint16, or floating point
+        of 16 or 32 bits."""
+        return weight.dtype in _KINDS and weight.flags.c_contiguous and weight.ndim == 2
 
-    def product(self, weight: Tensor, scale: Tensor | None, x: Tensor, out: Tensor, *, add: bool = False) -> None:
+    def product(
+        self,
+        weight: NDArray[Any],
+        scale: NDArray[np.float32] | None,
+        x: NDArray[np.float32],
+        out: NDArray[np.float32],
+        *,
+        add: bool = False,
+        threads: int = 1,
+    ) -> None:
         """out (t, m) becomes x W^T scale, or that is added to it.
 
         Args:
@@ -83,10 +97,20 @@ class Kernel:
             x: float32 (t, n); it and `out` contiguous.
             out: float32 (t, m).
             add: Add to what is there.
+            threads: To compute with.
         """
         matrix = Matrix.of(weight, scale)
-        rows, threads = x.numel() // weight.shape[1], torch.get_num_threads()
-        self._product(ctypes.byref(matrix), x.data_ptr(), out.data_ptr(), rows, add, threads)
+        self._product(ctypes.byref(matrix), x.ctypes.data, out.ctypes.data, x.size // weight.shape[1], add, threads)
+
+
+def floats(numbers: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers as stored, bfloat16 as uint16, in float32.
+
+    Example:
+        >>> floats(np.array([0x3FC0], np.uint16))
+        array([1.5], dtype=float32)
+    """
+    return to_float32(numbers, "BF16" if numbers.dtype == np.uint16 else "")
 
 
 def kernel_for(environment: Mapping[str, str] | None = None) -> Kernel | None:
@@ -131,13 +155,15 @@ def compiled(library: Path, environment: Mapping[str, str]) -> bool:
 
 def _right(kernel: Kernel) -> bool:
     """Whether it gives what it should, to the bit: of whole numbers every sum is exact, in any order."""
-    scale = torch.tensor([1.0, 0.5, 2.0, 4.0, 0.25])
+    scale = np.array([1.0, 0.5, 2.0, 4.0, 0.25], np.float32)
+    whole = (np.arange(505).reshape(5, 101) % 251 - 125).astype(np.float32)
     for rows in (1, 5):
-        x = torch.arange(-50.0, 51.0) * torch.arange(1.0, 1 + rows)[:, None]
+        x = np.arange(-50, 51).astype(np.float32) * np.arange(1, 1 + rows).astype(np.float32)[:, None]
         for dtype in _KINDS:
-            weight = (torch.arange(505).reshape(5, 101) % 251 - 125).to(dtype)
-            out = torch.ones(rows, 5)
+            # Of whole numbers up to 255 a bfloat16 has all bits.
+            weight = (whole.view(np.uint32) >> 16).astype(dtype) if dtype == np.uint16 else whole.astype(dtype)
+            out = np.ones((rows, 5), np.float32)
             kernel.product(weight, scale, x, out, add=True)
-            if not torch.equal(out, 1 + (x @ weight.float().T) * scale):
+            if not np.array_equal(out, 1 + (x @ whole.T) * scale):
                 return False
     return True

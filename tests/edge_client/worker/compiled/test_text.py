@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from edge_client.worker.generate.text import TextStream
+from edge_client.worker.compiled.text import TextStream
 from tests.causal_models import byte_tokenizer
 
 

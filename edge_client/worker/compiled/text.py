@@ -20,7 +20,7 @@ class TextStream:
     """One answer's text; what may still become a stop text is held back.
 
     Args:
-        tokenizer: Of transformers; special tokens have no text.
+        tokenizer: The model's; special tokens have no text.
         stop: Texts that end the answer.
     """
 

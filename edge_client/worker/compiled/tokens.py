@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Constraint", "Finish", "Token"]
 
@@ -33,7 +34,7 @@ class Token:
 class Constraint(Protocol):
     """Decides which tokens may come next, as a grammar does. One for each answer."""
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> NDArray[np.bool_]:
         """bool (v,), over the tokens that may come next, at least one; v words, or fewer: what is beyond may not come.
         Where the answer may end here, the end-of-text token is among them."""
         ...

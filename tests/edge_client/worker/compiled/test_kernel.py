@@ -7,10 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from edge_client.worker.generate.kernel import Kernel, compiled, kernel_for
+from edge_client.worker.compiled.kernel import Kernel, compiled, floats, kernel_for
+from edge_client.worker.generate.products import numbers_of
 
 WITH_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler here")
 
@@ -21,6 +24,11 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     if not compiled(library, os.environ):
         pytest.skip("no compiler here")
     return Kernel(library)
+
+
+def product(kernel: Kernel, weight: Tensor, scale: Tensor | None, x: Tensor, out: Tensor, **how: int) -> None:
+    scales = None if scale is None else numbers_of(scale)
+    kernel.product(numbers_of(weight), scales, numbers_of(x), numbers_of(out), **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.bfloat16, torch.float16, torch.float32])
@@ -36,15 +44,11 @@ def test_products_of_whole_numbers_are_exact(
     x = torch.randint(-8, 9, (t, n), generator=generator).float()
     scale = 2.0 ** torch.randint(-3, 4, (m,), generator=generator)
     before, out = torch.full((t, m), 5.0), torch.full((t, m), 5.0)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        kernel.product(weight, scale, x, out, add=True)
-        assert torch.equal(out, before + (x @ weight.float().T) * scale)
-        kernel.product(weight, None, x, out)
-        assert torch.equal(out, x @ weight.float().T)
-    finally:
-        torch.set_num_threads(threads_before)
+    product(kernel, weight, scale, x, out, add=True, threads=threads)
+    assert torch.equal(out, before + (x @ weight.float().T) * scale)
+    product(kernel, weight, None, x, out, threads=threads)
+    assert torch.equal(out, x @ weight.float().T)
+    assert np.array_equal(floats(numbers_of(weight)), weight.float().numpy())
 
 
 def test_products_round_as_float32_does(kernel: Kernel) -> None:
@@ -52,7 +56,7 @@ def test_products_round_as_float32_does(kernel: Kernel) -> None:
     weight = torch.randint(-127, 128, (200, 777), dtype=torch.int8, generator=generator)
     scale, x = torch.rand(200, generator=generator), torch.randn(1, 777, generator=generator)
     out = torch.empty(1, 200)
-    kernel.product(weight, scale, x, out)
+    product(kernel, weight, scale, x, out)
     exact = (x.double() @ weight.double().T) * scale
     assert float((out - exact).abs().max() / exact.abs().max()) < 1e-6
 
@@ -68,7 +72,7 @@ def test_numbers_of_16_bits_are_what_torch_makes_of_them(kernel: Kernel, dtype: 
         for column in range(8):
             x = torch.zeros(t, 8)
             x[:, column] = 1
-            kernel.product(some, None, x, out)
+            product(kernel, some, None, x, out)
             assert torch.equal(out, some[:, column].float().expand(t, -1))
 
 
