@@ -19,7 +19,7 @@ from coordinator.reports.result import Result
 from coordinator.reports.summary import summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.examining import examined, require_model
-from coordinator.run.going_on import require_open, with_rounds
+from coordinator.run.going_on import led_alone, with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job, written
@@ -179,12 +179,13 @@ class Coordinator:
         Raises:
             FedkrsoError: The run cannot go on. What was acknowledged is in its folder; `resume` continues.
         """
+        finished_too = not self._resumed or self._rounds is not None
         with written(self.folder):
-            return self._run()
+            self._claim()
+            with led_alone(self._job.run, self.folder, finished_too=finished_too):
+                return self._run()
 
     def _run(self) -> Result:
-        self._claim()
-        require_open(self._job.run, self.folder, finished_too=not self._resumed or self._rounds is not None)
         ledger = SqliteLedger(self.folder.ledger)
         try:
             if self._rounds is not None:
@@ -268,11 +269,11 @@ class Coordinator:
                 Line(f"connecting to {job.broker.url}, for at most {CONNECT_SECONDS:.0f} s", event="connecting")
             )
             # A look first: whoever mistyped a password hears of it before the model has been looked at for a minute.
-            reach(mqtt_settings(job.broker, client_id(job.run, "look")), CONNECT_SECONDS)
+            reach(mqtt_settings(job.broker, client_id(job.full_name, "look")), CONNECT_SECONDS)
             prepared = prepare(job, self._model_folder(), folder, ledger, self._tell_work)
             # Spreads reconnects; decides nothing in the model.
             jitter = random.Random(secrets.randbits(64))  # noqa: S311
-            transport = MqttTransport(mqtt_settings(job.broker, client_id(job.run, "coordinator")), jitter)
+            transport = MqttTransport(mqtt_settings(job.broker, client_id(job.full_name, "coordinator")), jitter)
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))

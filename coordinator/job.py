@@ -176,6 +176,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     run: str
     """Name of the run: its folder, its topics and its digest depend on it."""
+    fleet: str = ""
+    """The fleet whose nodes take part; `fedkrso server` sets it (docs/server.md). Empty: nodes that name this run."""
     seed: int = 0
     """Everything random in the run derives from it."""
     model: ModelSection
@@ -196,12 +198,13 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Text for a method whose run artefact is made from some."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.run):
-            raise ConfigError(
-                f"{self.run!r} cannot be a run's name",
-                place="run",
-                remedy="letters, digits, '.', '_' and '-', at most 64",
-            )
+        for key, name in (("run", self.run), ("fleet", self.fleet or "none")):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+                raise ConfigError(
+                    f"{name!r} cannot be a {key}'s name",
+                    place=key,
+                    remedy="letters, digits, '.', '_' and '-', at most 64",
+                )
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is not an unsigned 64-bit integer", place="seed")
         kind = (training := server_half(self.method).training(1, self.seed)).artefact_kind
@@ -246,6 +249,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             )
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
         require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
+
+    @property
+    def full_name(self) -> str:
+        """The run's name with its fleet's, for whatever must differ from all other runs at a broker."""
+        return f"{self.fleet}-{self.run}" if self.fleet else self.run
 
     @property
     def phases(self) -> dict[int, str]:

@@ -144,6 +144,7 @@ _GROUPS = {
     "coordinator": "The coordinator: run, resume, export.",
     "data": "Look at a node's data before a run.",
     "model": "Look at a model before a run.",
+    "server": "Many runs on one fleet: serve, submit, list, stop, log.",
     "runs": "Runs on this machine: list, show, export, compare, prune.",
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,8 @@ def _lead(
     """Lead a run as the flags say: with a page or a log in the terminal, and a dashboard."""
     from coordinator.terminal.progress import Progress
 
+    # As the end of a service or of a run at `fedkrso server`: what is done is kept, the last word is written.
+    signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
     with _dashboard(address, tokens, names) as dashboard, told_how_to_go_on(coordinator), coordinator:
         progress = Progress(coordinator.job.run, form, as_json=as_json)
         coordinator.show_on(progress)
@@ -154,7 +157,10 @@ def _lead(
             click.echo(dashboard.about, err=True)
         with progress:
             result = coordinator.run()
-        progress.ended(result.summary, result.folder)
+        if result.finished:
+            progress.ended(result.summary, result.folder)
+        else:
+            click.echo(f"stopped: {_how_to_go_on(coordinator)}", err=True)
 
 
 @contextlib.contextmanager
@@ -163,11 +169,15 @@ def told_how_to_go_on(coordinator: Coordinator) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        folder, run = coordinator.folder, coordinator.job.run
-        if folder.ledger.exists():
-            again = f"fedkrso coordinator resume {run} --runs {folder.root.parent}"
-            click.echo(f"interrupted: what nodes have sent is kept in {folder.root}; go on with: {again}", err=True)
+        if coordinator.folder.ledger.exists():
+            click.echo(f"interrupted: {_how_to_go_on(coordinator)}", err=True)
         raise
+
+
+def _how_to_go_on(coordinator: Coordinator) -> str:
+    root = coordinator.folder.root
+    again = f"fedkrso coordinator resume {coordinator.job.run} --runs {root.parent}"
+    return f"what nodes have sent is kept in {root}; go on with: {again}"
 
 
 @click.command(

@@ -96,7 +96,7 @@ class Reception:
         self._run, self._safety, self._folder, self._ledger = job.run, job.safety, kept.folder, kept.ledger
         self._machine, self._objects, self._senders, self._publisher = machine, kept.objects, senders, publisher
         self._view, self._note, self._clocks, self._secure = view, note, clocks, kept.secure
-        self._topics = Topics(job.run)
+        self._topics = Topics(job.run, job.fleet)
         self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
         self._reminders, self._repairs = Reminders(), Repairs(self._send_again, clocks.steady)
         self._meeting = Meeting(publisher, senders, self._node, note, clocks.steady)

@@ -4,7 +4,8 @@ job said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -18,8 +19,27 @@ from coordinator.store.viewfile import read_view, running_coordinator
 from fedcore.errors import RunError
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
+from fedcore.system.locks import owned
 
-__all__ = ["remember", "require_open", "with_rounds"]
+__all__ = ["led_alone", "remember", "require_open", "with_rounds"]
+
+
+@contextlib.contextmanager
+def led_alone(run: str, folder: RunFolder, *, finished_too: bool) -> Iterator[None]:
+    """Lead a run, and be the only one on this machine that does: two that start at the same moment both find nobody,
+    and the kernel's lock on the folder says which of them it is.
+
+    Args:
+        run: Its name.
+        folder: Of the run.
+        finished_too: Whether it may also be finished.
+
+    Raises:
+        RunError: It is finished, or another coordinator leads it.
+    """
+    require_open(run, folder, finished_too=finished_too)
+    with owned(folder.root, f"coordinator of run {run}", remedy="stop that one first"):
+        yield
 
 
 def require_open(run: str, folder: RunFolder, *, finished_too: bool) -> None:

@@ -70,7 +70,7 @@ def prepare(
         job = msgspec.structs.replace(job, head=HeadSection(start="random"))
     if task is None or schema is None:
         if job.model.schema_file is not None:
-            described = msgspec.json.decode(Path(job.model.schema_file).read_bytes(), type=Described)
+            described = _described(Path(job.model.schema_file))
             _require_adapter(job, described.model_schema)
             # The file is about the model: what is said of conversations is the job's alone.
             _require_pooling(job, described.task)
@@ -96,6 +96,16 @@ def prepare(
     artefact = _artefact(job, schema, model_folder, folder, ledger, tell)
     disturbed = () if job.channel is None else (channel_words(job.channel, job.seed),)
     return Prepared(job, schema, model_folder, artefact, (*notes, *told, *disturbed), private)
+
+
+def _described(path: Path) -> Described:
+    """What `fedkrso model describe` has written."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Described)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        remedy = f"fedkrso model describe MODEL > {path}"
+        raise ConfigError(f"cannot be read: {words}", place=f"model.schema_file: {path}", remedy=remedy) from None
 
 
 def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder) -> Job:

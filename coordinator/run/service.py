@@ -96,7 +96,7 @@ class Service:
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
         self._model_folder, self._private = prepared.model_folder, prepared.private
         self._transport, self._clocks = transport, clocks
-        self._topics = Topics(job.run)
+        self._topics = Topics(job.run, job.fleet)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
         senders.run_id, start = begin_life(ledger)
         post = Post(job.run, "", key, start, senders.run_id)

@@ -258,14 +258,23 @@ UP_KINDS: Final = ("offer", "chunk", "missing", "declined", "telemetry", "secure
 
 
 class Topics(msgspec.Struct, frozen=True):
-    """The topics of a run (design 6)."""
+    """The topics of a run (design 6), or of a fleet, whose own are named as a run's are: `plan` has its notice.
+
+    Example:
+        >>> Topics("reviews").plan, Topics("reviews", "homes").plan
+        ('fedkrso/2/reviews/plan', 'fedkrso/2/homes/runs/reviews/plan')
+    """
 
     run: str
+    fleet: str = ""
+    """The fleet whose nodes take part: its runs lie below its own topics, so that rules at a broker hold for all of
+    them. Empty for a run that has nodes of its own."""
 
     @property
     def prefix(self) -> str:
         """Start of all topics."""
-        return f"fedkrso/{_TOPICS_VERSION}/{self.run}"
+        within = f"{self.fleet}/runs/" if self.fleet else ""
+        return f"fedkrso/{_TOPICS_VERSION}/{within}{self.run}"
 
     @property
     def plan(self) -> str:
