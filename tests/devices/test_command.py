@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from recordings import Recording, recording
 
 from devices.detection import detect
 from devices.record import recorded
+from tests.devices.recordings import Recording, recording
 
 if sys.version_info >= (3, 11):
     import tomllib

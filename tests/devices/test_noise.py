@@ -10,12 +10,12 @@ import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from recordings import NAMES, recording
 
 from devices.detection import detect
 from devices.sensors.nvidia_smi import parse_gpus
 from devices.sensors.tegrastats import parse_tegrastats
 from fedcore.device.readings import Readings
+from tests.devices.recordings import NAMES, recording
 
 ABSURD = [
     b"",

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from recordings import recording
 
 from devices.base import Host
 from devices.detection import detect
@@ -19,6 +18,7 @@ from devices.kinds import jetson
 from devices.programs import Seldom, run_program
 from devices.sensors.nvidia_smi import NvidiaGpu
 from devices.sensors.tegrastats import Tegrastats
+from tests.devices.recordings import recording
 
 
 def wait(until: Callable[[], bool], seconds: float = 120.0) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from recordings import NAMES, recording
 
 from devices.catalogue import DEVICES
 from devices.sensors.rails import board_watts
 from devices.sensors.tegrastats import parse_tegrastats
 from fedcore.device.readings import Readings
+from tests.devices.recordings import NAMES, recording
 
 LINES = [name for name in NAMES if recording(name).tegrastats]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from paper_runs import row
 
 from fedcore.config.adapters import PromptTuning
 from fedcore.errors import ConfigError
@@ -22,6 +21,7 @@ from research.runs.methods import parse_methods, settings_of
 from research.runs.presets import PRESETS
 from research.runs.rates import Rates, chosen
 from research.runs.rows import Setup
+from tests.research.paper_runs import row
 
 
 def request(methods: str = "fedkrso,fedavg", preset: str = "small", task: str = "sst2", **others: Any) -> Request:

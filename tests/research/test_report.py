@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from paper_runs import predictions, row, setup, write_run
 
 from fedcore.errors import RunError
 from research.reports.report import write_report
 from research.runs.predictions import PARTS, Predictions
+from tests.research.paper_runs import predictions, row, setup, write_run
 
 
 def table(folder: Path, name: str, stem: str = "sst2-dirichlet-0.5") -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import msgspec
 import torch
 
+from edge_client.worker.answering.scores import scores_of_texts
 from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.heldout import node_examples, sampled
@@ -24,7 +25,6 @@ from edge_client.worker.programs.loop import Leave, serve
 from edge_client.worker.programs.tracing import traced
 from edge_client.worker.trace.footprint import TINY_LENGTH
 from edge_client.worker.train.agreement import described
-from edge_client.worker.train.answer import scores_of_texts
 from edge_client.worker.train.answered import Asked, answered, questions_of
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.evaluate import compares_texts, evaluate, metrics_by_name

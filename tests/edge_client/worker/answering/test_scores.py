@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from edge_client.worker.answering.finished import finished
-from edge_client.worker.train.answer import scores_of_texts
+from edge_client.worker.answering.scores import scores_of_texts
 from fedcore.config.sections import TaskSection
 from fedcore.weights.sentences import HEAD_FILE, HEAD_NAMES, write_sentence_model
 
