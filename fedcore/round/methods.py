@@ -33,6 +33,7 @@ from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
+from fedcore.round.training.threshold import ThresholdTraining
 
 __all__ = ["Method", "client_half_name", "register_method"]
 
@@ -124,6 +125,7 @@ def _own(name: str, training: type[Training], module: str, settings: str, half: 
 _own("fedkrso", SubspaceTraining, "fedkrso", "FedKRSOSettings", "FedKRSO", "fedkrso.half:FedKRSO")
 _own("fedavg", DenseTraining, "whole.fedavg", "FedAvgSettings", "FedAvg", "whole.fedavg:FedAvg")
 _own("fedcybgd", BlockTraining, "whole.fedcybgd", "FedCyBGDSettings", "FedCyBGD", "whole.fedcybgd:FedCyBGD")
+_own("spafl", ThresholdTraining, "whole.spafl", "SpaFLSettings", "SpaFL", "whole.spafl:SpaFL")
 _own("fedit", FactorTraining, "lora.factors", "FedITSettings", "LoRA", "lora.factors:LoRA")
 _own("ffa-lora", FactorTraining, "lora.factors", "FFALoRASettings", "LoRA", "lora.factors:LoRA")
 _own("rolora", FactorTraining, "lora.factors", "RoLoRASettings", "LoRA", "lora.factors:LoRA")

@@ -25,6 +25,7 @@ LONG = (
     "fedcybgd",
     "fedpeptao",
     "fedbpt",
+    "spafl",
 )
 
 
@@ -41,7 +42,7 @@ class Stacked(Tiny):
         }
         rank = (
             ""
-            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd", "fedpeptao")
+            if self.method in ("fedkseed", "fedkseed-pro", "ferret", "fedavg-peft", "fedcybgd", "fedpeptao", "spafl")
             else sizes.get(self.method, "rank = 4\n")
         )
         method = f'[method]\nname = "{self.method}"\n{rank}interval_steps = 2\nsteps = 8\nbatch_size = 4\nlearning_rate = 3e-3\n\n'
@@ -112,7 +113,7 @@ def test_a_run_with_kills_ends_as_one_without(tmp_path: Path, workshop: Workshop
     assert quiet == killed
     wanted = (
         [f"home-{index}/{number}.local" for index in (0, 1) for number in (ROUNDS - 1, ROUNDS)]
-        if method in ("fedsa-lora", "fedpeptao")
+        if method in ("fedsa-lora", "fedpeptao", "spafl")
         else []
     )
     assert sorted(quiet[1]) == wanted

@@ -21,6 +21,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `TensorTrainTraining` | FedTT, FedTT+ | cores `/down/<j>` and `/up/<j>`, a row for each layer |
 | `PromptTraining` | FedPepTAO | `/prompts`, a row for each shared layer, and `/scores` (1, layers) |
 | `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
+| `ThresholdTraining` | SpaFL | `<layer>/threshold` (1, m) |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -67,6 +68,7 @@ from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
+from fedcore.round.training.threshold import ThresholdTraining
 
 __all__ = [
     "AMPLITUDES",
@@ -99,6 +101,7 @@ __all__ = [
     "StackedTraining",
     "SubspaceTraining",
     "TensorTrainTraining",
+    "ThresholdTraining",
     "Training",
     "merged_entries",
     "training_union",

@@ -85,6 +85,7 @@ _LONG = pytest.mark.chaos
         pytest.param("fedtt", {}, 4, False, marks=_LONG),
         pytest.param("slora", {}, 4, False, marks=_LONG),
         pytest.param("fedcybgd", {}, 4, False, marks=_LONG),
+        pytest.param("spafl", {}, 4, False, marks=_LONG),
         pytest.param("fedbpt", {}, 8, False, marks=_LONG),
         pytest.param("fedpeptao", {"shared_part": 1.0}, 4, False, marks=_LONG),
         pytest.param("fedavg-peft", {"peft": IA3()}, 8, False, marks=_LONG),
