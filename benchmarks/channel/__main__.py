@@ -188,7 +188,8 @@ def _world(
     section, tokenizer = chosen.section(max_length), read_tokenizer(folder)
     parts = read_parts(chosen, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
-    apart = encode(parts.held, section, tokenizer)
+    # Batches of like lengths have little padding.
+    apart = sorted(encode(parts.held, section, tokenizer), key=lambda example: len(example.ids))
     settings = settings_by_name()[method](
         steps=steps, interval_steps=steps, learning_rate=learning_rate, tensor_learning_rate=head_rate
     )
