@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from edge_client.worker.answering.context import fitting_context
-from edge_client.worker.answering.mirror import linked_holding, take
+from edge_client.worker.answering.mirror import artefact_of, own_folder, require, take
 from edge_client.worker.compiled.engine import CompiledEngine
 from edge_client.worker.compiled.footprint import answer_bytes, fitting_tokens, mapped_bytes
 from edge_client.worker.compiled.kernel import Kernel, kernel_for
@@ -98,8 +98,11 @@ def light_model(load: Load, environment: Mapping[str, str]) -> LightModel | None
     kernel = None if recipe is None else kernel_for(environment)
     if recipe is None or kernel is None:
         return None
-    held = load.held
-    return LightModel(load, recipe, kernel, None if held is None else linked_holding(load, held))
+    if load.held is None:
+        return LightModel(load, recipe, kernel, None)
+    holding = Holding(load.held.plan, Path(load.model_folder), own_folder(load), artefact_of(load))
+    require(holding, load.held)
+    return LightModel(load, recipe, kernel, holding)
 
 
 def ingredients_of(recipe: Recipe, base: Base, holding: Holding | None) -> Ingredients:
