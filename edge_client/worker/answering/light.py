@@ -18,7 +18,7 @@ from edge_client.worker.compiled.native import Parts
 from edge_client.worker.compiled.recipe import Recipe, kept_recipe
 from edge_client.worker.compiled.tokenizer import LightTokenizer
 from edge_client.worker.compiled.writing import Writer
-from edge_client.worker.train.highwater import status_bytes
+from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.holding import Holding
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
@@ -48,6 +48,8 @@ class LightModel:
         base = _folder_base(load, recipe) if holding is None else holding.base
         self._base = base
         parts = self.parts()
+        # Of what the tokenizer was made from: a tenth of all there is.
+        give_back_freed_memory()
         self._context_tokens = fitting_context(
             load,
             recipe.positions,
