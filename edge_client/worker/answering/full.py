@@ -13,7 +13,7 @@ import torch
 from edge_client.worker.answering.context import fitting_context
 from edge_client.worker.answering.finished import Finished, finished
 from edge_client.worker.answering.light import ingredients_of, says_no_labels, understands
-from edge_client.worker.answering.mirror import mirrored, take
+from edge_client.worker.answering.mirror import artefact_of, own_folder, require, take
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.compiled.recipe import keep_recipe, kept_recipe
 from edge_client.worker.data.reading import Example
@@ -57,7 +57,7 @@ class FullModel:
             found: Finished = finished(folder, Path(load.scratch), self.tokenizer)
             self.task, self._built, base = found.task, found.model, found.base
         else:
-            self._replica = mirrored(load, held, getattr(torch, load.compute_dtype))
+            self._replica = _replica(load, held)
             self.task, self._built, base = held.plan.task, self._replica.model, self._replica.base
         self.writer: Generator | None = None
         if task_of(self.task).outputs() is None:
@@ -124,6 +124,15 @@ class FullModel:
         most = self.task.max_length
         lengths = (len(self.tokenizer(text, pair)["input_ids"]) for text, pair in command.texts)
         return tuple(index for index, length in enumerate(lengths) if length > most)
+
+
+def _replica(load: Load, held: Held) -> Replica:
+    dtype, device = getattr(torch, load.compute_dtype), torch.device(load.torch_device)
+    own, folder = own_folder(load), Path(load.model_folder)
+    replica = Replica(held.plan, folder, own, device, dtype, mapped=load.mapped, artefact=artefact_of(load))
+    require(replica, held)
+    replica.become(held.run, held.node)
+    return replica
 
 
 def _fitting(built: BuiltModel, held_bytes: int, room_bytes: int, most: int) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from edge_client.worker.answering.context import fitting_context
-from edge_client.worker.answering.mirror import linked_holding, take
+from edge_client.worker.answering.mirror import artefact_of, own_folder, require, take
 from edge_client.worker.compiled.engine import CompiledEngine
 from edge_client.worker.compiled.footprint import answer_bytes, fitting_tokens, mapped_bytes
 from edge_client.worker.compiled.kernel import Kernel, kernel_for
@@ -18,7 +18,7 @@ from edge_client.worker.compiled.native import Parts
 from edge_client.worker.compiled.recipe import Recipe, kept_recipe
 from edge_client.worker.compiled.tokenizer import LightTokenizer
 from edge_client.worker.compiled.writing import Writer
-from edge_client.worker.train.highwater import status_bytes
+from edge_client.worker.train.highwater import give_back_freed_memory, status_bytes
 from edge_client.worker.train.holding import Holding
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
@@ -48,6 +48,8 @@ class LightModel:
         base = _folder_base(load, recipe) if holding is None else holding.base
         self._base = base
         parts = self.parts()
+        # Of what the tokenizer was made from: a tenth of all there is.
+        give_back_freed_memory()
         self._context_tokens = fitting_context(
             load,
             recipe.positions,
@@ -98,8 +100,11 @@ def light_model(load: Load, environment: Mapping[str, str]) -> LightModel | None
     kernel = None if recipe is None else kernel_for(environment)
     if recipe is None or kernel is None:
         return None
-    held = load.held
-    return LightModel(load, recipe, kernel, None if held is None else linked_holding(load, held))
+    if load.held is None:
+        return LightModel(load, recipe, kernel, None)
+    holding = Holding(load.held.plan, Path(load.model_folder), own_folder(load), artefact_of(load))
+    require(holding, load.held)
+    return LightModel(load, recipe, kernel, holding)
 
 
 def ingredients_of(recipe: Recipe, base: Base, holding: Holding | None) -> Ingredients:
