@@ -76,7 +76,7 @@ check-all: check
 	for python in $(PYTHONS); do \
 	    command -v $$python || { echo "$$python is not on this machine"; continue; }; \
 	    here=build/light-$$(basename $$python) && $$python -m venv $$here \
-	        && $$here/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coordinator,privacy]' \
+	        && $$here/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coordinator,postgres,privacy]' \
 	            hypothesis pytest pytest-timeout pytest-xdist tomli \
 	        && $$here/bin/python -m compileall -q benchmarks coordinator devices docs edge_client examples fedcore fedkrso research tests \
 	        && $$here/bin/python -m pytest -n $(JOBS) --dist worksteal $(LIGHT_TESTS) || exit 1; \
