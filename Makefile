@@ -70,13 +70,12 @@ LIGHT_TESTS := tests/fedcore tests/devices tests/fuzz tests/test_house.py tests/
     tests/coordinator/rounds tests/coordinator/run tests/coordinator/store tests/coordinator/terminal tests/edge_client/agent \
     tests/edge_client/memory tests/edge_client/owner fedcore devices coordinator edge_client/agent edge_client/memory edge_client/owner \
     --deselect tests/edge_client/agent/test_agent.py::test_200_mb_pass_through_an_agent_of_40_mb \
-    --deselect tests/edge_client/agent/test_agent_rest.py::test_a_worker_that_cannot_import_ends_the_node_at_once \
-    --ignore coordinator/provisioning/amqtt_broker.py
+    --deselect tests/edge_client/agent/test_agent_rest.py::test_a_worker_that_cannot_import_ends_the_node_at_once
 check-all: check
 	for python in $(PYTHONS); do \
 	    command -v $$python || { echo "$$python is not on this machine"; continue; }; \
 	    here=build/light-$$(basename $$python) && $$python -m venv $$here \
-	        && $$here/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coordinator,privacy]' \
+	        && $$here/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coordinator,postgres,privacy]' \
 	            hypothesis pytest pytest-timeout pytest-xdist tomli \
 	        && $$here/bin/python -m compileall -q benchmarks coordinator devices docs edge_client examples fedcore fedkrso research tests \
 	        && $$here/bin/python -m pytest -n $(JOBS) --dist worksteal $(LIGHT_TESTS) || exit 1; \

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole rounds of many simulated nodes on one machine: one mosquitto, the real coordinator, real chunked transfers, no
+"""Whole rounds of many simulated nodes on one machine: one broker, the real coordinator, real chunked transfers, no
 training.
 
-    python -m benchmarks.fleet [--nodes 50,100,200,300] [--rounds 3] [--out fleet.jsonl]
+    python -m benchmarks.fleet [--nodes 50,100,200,300] [--rounds 3] [--broker mosquitto|nats] [--out fleet.jsonl]
 
 Nodes are real agents without a worker (`benchmarks.fleet_node`), some tens in a process. All of them finish "training"
 at the same instant, every round: the worst case. Each row of the output is one run: rounds a minute, megabytes a second
@@ -249,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", default="50,100,200,300")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--broker", choices=["mosquitto", "nats"], default="mosquitto")
     parser.add_argument("--plain", action="store_true", help="Neither TLS nor signatures.")
     parser.add_argument("--folder", type=Path, help="Keep logs and ledgers here.")
     parser.add_argument("--out", type=Path, default=Path("fleet.jsonl"))
@@ -259,7 +260,7 @@ def main() -> None:
             users = ("coordinator", *node_names(nodes))
             with contextlib.ExitStack() as stack:
                 broker = stack.enter_context(
-                    LocalBroker(folder / "broker", users, kind="mosquitto", tls=not options.plain, run="fleet")
+                    LocalBroker(folder / "broker", users, kind=options.broker, tls=not options.plain, run="fleet")
                 )
                 fleet = stack.enter_context(prepared(Load(nodes, options.rounds), folder, broker))
                 row = {"tls": not options.plain, **fleet.run(1200.0)}

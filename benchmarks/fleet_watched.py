@@ -32,8 +32,9 @@ class Watched:
 
 
 def broker_pid() -> int:
-    """The mosquitto that this process started."""
-    return next(child.pid for child in psutil.Process().children() if "mosquitto" in child.name())
+    """The broker that this process started."""
+    names = ("mosquitto", "nats-server")
+    return next(child.pid for child in psutil.Process().children() if child.name() in names)
 
 
 def _high_water_bytes(pid: int) -> int:

@@ -23,12 +23,15 @@ from coordinator.run.going_on import led_alone, with_rounds
 from coordinator.run.prepare import prepare
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder, stored_job, write_job, written
-from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.ledger import RoundRow
+from coordinator.store.places import Database, begin_in, open_ledger, require_package
+from coordinator.store.tables import TableLedger
 from coordinator.store.view import RunView
 from coordinator.store.viewfile import ViewFile
-from coordinator.terminal.story import Story
+from coordinator.terminal.telling import Teller
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section, importable
+from fedcore.config.passwords import read_password
 from fedcore.config.reading import load_config
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError, RunError
@@ -99,6 +102,7 @@ class Coordinator:
         self.folder = RunFolder(Path(runs) / job.run)
         self._on_round, self._on_event, self._screens = on_round, on_event, screens
         self._service: Service | None = None
+        self._ledger: TableLedger | None = None
         self._resumed = self._claimed = self._stopped = False
         self._rounds: int | None = None
 
@@ -153,6 +157,10 @@ class Coordinator:
         """
         require_model(self._job, self._place)
         mqtt_settings(self._job.broker, "check")
+        if (section := self._job.ledger) is not None:
+            require_package()
+            if section.password_file is not None:
+                read_password(Path(section.password_file), "ledger.password_file")
 
     def examine(self) -> tuple[str, ...]:
         """Look at all that the job names, as its workers will: rows, labels, metrics, trained tensors; a line for each.
@@ -186,13 +194,14 @@ class Coordinator:
                 return self._run()
 
     def _run(self) -> Result:
-        ledger = SqliteLedger(self.folder.ledger)
+        ledger = self._ledger = self._opened_ledger()
         try:
             if self._rounds is not None:
                 self._job = with_rounds(self._job, self._rounds, self.folder, ledger)
             view = self._served(ledger)
             summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline)
         finally:
+            self._ledger = None
             ledger.close()
         write_summary(self.folder.summary, summary)
         write_report(self.folder.report, summary)
@@ -203,6 +212,8 @@ class Coordinator:
         self._stopped = True
         if self._service is not None:
             self._service.stop()
+        if (ledger := self._ledger) is not None:
+            ledger.give_up()
 
     def command(self, command: Command, by: str = "program") -> Answer:
         """Obey an operator, while the run goes on: pause, resume, end a round, exclude a node
@@ -225,7 +236,7 @@ class Coordinator:
             return
         self.check()
         if not self._resumed:
-            if self.folder.ledger.exists():
+            if self.folder.has_ledger():
                 runs = self.folder.root.parent
                 raise RunError(
                     f"run {self._job.run!r} is already there",
@@ -236,6 +247,18 @@ class Coordinator:
             self._job = msgspec.structs.replace(self._job, evaluation=self._measured())
             write_job(self.folder, self._job)
         self._claimed = True
+
+    def _opened_ledger(self) -> TableLedger:
+        section, folder = self._job.ledger, self.folder
+        if section is not None and not folder.has_ledger():
+            begin_in(folder, Database(url=section.url, password_file=section.password_file), self._job.run)
+        return open_ledger(folder, leads=True, tell=self._tell_ledger)
+
+    def _tell_ledger(self, words: str, away: bool) -> None:
+        if self._service is None:
+            self._on_event(Line(words, event="ledger", level="warning"))
+        else:
+            self._service.tell("ledger", words, kept=not away)
 
     def _measured(self) -> EvaluationSection | None:
         """The job's `[evaluation]`, with what the program gave in place of it."""
@@ -258,7 +281,7 @@ class Coordinator:
     def _tell_work(self, line: str) -> None:
         self._on_event(Line(line, event="model"))
 
-    def _served(self, ledger: SqliteLedger) -> RunView:
+    def _served(self, ledger: TableLedger) -> RunView:
         job, folder = self._job, self.folder
         if ledger.fact("started_at", float) is None:
             ledger.put_fact("started_at", time.time())
@@ -277,7 +300,7 @@ class Coordinator:
             trust = job.trust
             key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
             senders = Senders(job.run, None if trust.enrolled is None else Path(trust.enrolled))
-            teller = _Teller(self._on_round, self._on_event, job.evaluation)
+            teller = Teller(self._on_round, self._on_event, job.evaluation)
             observers = [teller.observe, *(screen.observe for screen in self._screens), picture.show]
 
             def observe(view: RunView) -> None:
@@ -307,43 +330,3 @@ def _names(metrics: Sequence[str | Callable[..., float]]) -> tuple[str, ...]:
             )
         names.append(name)
     return tuple(names)
-
-
-class _Teller:
-    """Tells a program's callbacks what is new in a view.
-
-    Args:
-        on_round: Gets every round once.
-        on_event: Gets every line.
-        section: A round counts once all is known that is to be measured of it.
-    """
-
-    def __init__(
-        self,
-        on_round: Callable[[RoundRow], None],
-        on_event: Callable[[Line], None],
-        section: EvaluationSection | None,
-    ) -> None:
-        self._on_round, self._on_event, self._section = on_round, on_event, section
-        self._story, self._told = Story(), set[int]()
-        self._all_told = 0
-
-    def observe(self, view: RunView) -> None:
-        """The view changed."""
-        for line in self._story.lines(view):
-            self._on_event(line)
-        rows = view.rows
-        for row in rows[self._all_told :]:
-            if row.round not in self._told and self._is_known(row, view):
-                self._told.add(row.round)
-                self._on_round(row)
-        while self._all_told < len(rows) and rows[self._all_told].round in self._told:
-            self._all_told += 1
-
-    def _is_known(self, row: RoundRow, view: RunView) -> bool:
-        section, newest = self._section, row.round == view.rows[-1].round
-        if section is None:
-            return True
-        # A state that it is not the turn of is measured if it is the last: that shows when another follows, or none.
-        here = row.accuracy is not None or not (section.here and (section.is_due(row.round) or newest))
-        return here and (row.nodes is not None or not section.on_nodes or not newest or view.phase == "finished")

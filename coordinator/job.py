@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,7 +28,15 @@ from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 from fedcore.round.staleness import NONE_BEHIND, Staleness
 
-__all__ = ["CalibrationSection", "EvaluationSection", "Job", "ModelSection", "RoundSection", "SafetySection"]
+__all__ = [
+    "CalibrationSection",
+    "EvaluationSection",
+    "Job",
+    "LedgerSection",
+    "ModelSection",
+    "RoundSection",
+    "SafetySection",
+]
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -171,6 +180,30 @@ class CalibrationSection(DataSection, frozen=True, forbid_unknown_fields=True, k
         return self.alone()
 
 
+class LedgerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[ledger]`: where what decides the model is written down; without it, in a file of SQLite in the run's folder."""
+
+    url: str
+    """`postgresql://user@host:5432/database`, with parameters of libpq after a `?`: a database of PostgreSQL, which may
+    hold many runs."""
+    password_file: PathText | None = None
+    """File that holds the password alone; left out: where libpq looks, `~/.pgpass` above all."""
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            wrong, secret = parts.scheme not in ("postgresql", "postgres"), parts.password is not None
+        except ValueError:
+            wrong, secret, parts = True, False, urlsplit("")
+        if secret or "password=" in parts.query:
+            # It is not repeated: errors are printed and logged.
+            remedy = "write it into a file that only you can read, and name that in ledger.password_file"
+            raise ConfigError("an address has no password in it", place="ledger.url", remedy=remedy)
+        if wrong:
+            remedy = "postgresql://user@host:5432/database; leave the section out for a file in the run's folder"
+            raise ConfigError(f"{self.url[:80]!r} is no address of PostgreSQL", place="ledger.url", remedy=remedy)
+
+
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A job file."""
 
@@ -192,6 +225,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """What local training's embeddings come over; without it, nothing disturbs them."""
     broker: BrokerSection
     trust: TrustSection = TrustSection()
+    ledger: LedgerSection | None = None
+    """Where the run's ledger begins; `fedkrso runs move` changes it later, and `ledger.json` in the run's folder says
+    where it is."""
     evaluation: EvaluationSection | None = None
     """What is measured; without it, nothing is."""
     calibration: CalibrationSection | None = None

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked_workers import ForkedWorkers
@@ -69,6 +70,18 @@ def quick_workers(forked_workers: ForkedWorkers, monkeypatch: pytest.MonkeyPatch
     """Every worker that the test's processes start is a forked one. Not for tests of limits, allocators or starts."""
     for name, value in forked_workers.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A real PostgreSQL (`tests.postgres.Postgres`), which the environment names for other processes too."""
+    from tests.postgres import Postgres, needs_postgres
+
+    needs_postgres()
+    with Postgres() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session")

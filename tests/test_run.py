@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cluster import HOMES, Cluster, check, needs_mosquitto, run, wait_for
+from cluster import HOMES, Cluster, check, needs_mosquitto, needs_nats, run, wait_for
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
@@ -16,17 +16,19 @@ pytestmark = pytest.mark.usefixtures("quick_workers")
 @pytest.mark.chaos
 @pytest.mark.parametrize("base", ["int8", "float32"])
 def test_fresh_seeds_merge_to_the_same_base_everywhere(tmp_path: Path, base: str) -> None:
-    check(run(tmp_path / "one", "amqtt", base=base, method='schedule = "fresh"\n', rounds=3), rounds=3)
+    needs_nats()
+    check(run(tmp_path / "one", "nats", base=base, method='schedule = "fresh"\n', rounds=3), rounds=3)
 
 
 def test_same_seed_same_digest_over_both_brokers_and_after_kills(tmp_path: Path) -> None:
-    """Over mosquitto undisturbed; over amqtt a home is killed and comes back, and the coordinator is, and resumes."""
+    """Over mosquitto undisturbed; over nats-server a home is killed and comes back, and the coordinator is, and resumes."""
     needs_mosquitto()
+    needs_nats()
     undisturbed = check(run(tmp_path / "one", "mosquitto"))
     assert "<svg" in (tmp_path / "one" / "t" / "report.html").read_text()
     folder = tmp_path / "two"
     folder.mkdir()
-    cluster = Cluster(folder, "amqtt")
+    cluster = Cluster(folder, "nats")
     try:
         coordinator = cluster.coordinator()
         homes = [cluster.home(index) for index in range(HOMES)]

@@ -22,7 +22,7 @@ __all__ = ["broker_run"]
     "--user", "users", multiple=True, default=("fedkrso",), show_default=True, help="A user; repeat for more."
 )
 @click.option("--port", default=1883, show_default=True)
-@click.option("--kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one.")
+@click.option("--kind", type=click.Choice(["mosquitto", "nats"]), help="By default mosquitto where there is one.")
 def broker_run(folder: Path, users: tuple[str, ...], port: int, kind: str | None) -> None:
     """Run a broker on the loopback interface, with generated passwords: for a first run on one machine."""
     from coordinator.provisioning.broker import LocalBroker

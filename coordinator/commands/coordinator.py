@@ -169,7 +169,7 @@ def told_how_to_go_on(coordinator: Coordinator) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if coordinator.folder.ledger.exists():
+        if coordinator.folder.has_ledger():
             click.echo(f"interrupted: {_how_to_go_on(coordinator)}", err=True)
         raise
 

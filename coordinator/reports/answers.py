@@ -11,7 +11,7 @@ from pathlib import Path
 
 from coordinator.reports.export import export_run
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import SqliteLedger
+from coordinator.store.places import open_ledger
 from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.worker.asking import ask_worker
@@ -56,7 +56,7 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
     with tempfile.TemporaryDirectory(prefix="asked-", dir=files.root) as folder:
         model = Path(folder) / "model"
         export_run(files, model)
-        ledger = SqliteLedger(files.ledger)
+        ledger = open_ledger(files)
         try:
             task = ledger.fact("task", TaskSection)
         finally:

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from coordinator.reports.lastmodel import LastModel
 from coordinator.store.buffer import counting
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import SqliteLedger
+from coordinator.store.places import open_ledger
 from coordinator.store.rows import PrivacySpent
 from fedcore.config.models import read_source
 from fedcore.config.sections import TaskSection
@@ -63,7 +63,7 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
         last: What is exported.
         adapter: Whether what was learned is alone, and not in the model.
     """
-    ledger = SqliteLedger(files.ledger)
+    ledger = open_ledger(files)
     try:
         row = next(row for row in ledger.rounds() if row.round == last.round)
         plan = ledger.plan(last.round)

@@ -12,7 +12,8 @@ from coordinator.job import Job
 from coordinator.run.archive import Archive
 from coordinator.run.prepare import Prepared, prepare
 from coordinator.store.folder import RunFolder, stored_job
-from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.ledger import Ledger, RoundRow
+from coordinator.store.places import open_ledger
 from coordinator.store.standing import standing_of
 from coordinator.store.statefile import load_state
 from fedcore.config.sections import TaskSection
@@ -70,7 +71,7 @@ def last_model(files: RunFolder, which: Which = "last") -> LastModel:
             damaged.
     """
     job = stored_job(files.root)
-    ledger = SqliteLedger(files.ledger)
+    ledger = open_ledger(files)
     try:
         rows = ledger.rounds()
         if not rows:
@@ -110,7 +111,7 @@ def _chosen(which: Which, rows: list[RoundRow], job: Job, files: RunFolder) -> i
     return which
 
 
-def _kept(files: RunFolder, ledger: SqliteLedger, prepared: Prepared, chosen: int) -> LastModel:
+def _kept(files: RunFolder, ledger: Ledger, prepared: Prepared, chosen: int) -> LastModel:
     """An earlier round's model, made anew from the checkpoint and what is kept of what was published."""
     job, schema = prepared.job, prepared.schema
     archive, plan = Archive(files, ledger, job.round.keep_published, ()), ledger.plan(chosen)

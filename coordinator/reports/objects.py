@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from coordinator.job import Job
 from coordinator.reports.nodes import natural
-from coordinator.reports.runs import LedgerReader, RunRecord, folder_bytes
+from coordinator.reports.runs import RunRecord, folder_bytes
 from coordinator.reports.spread import spread_of
 from coordinator.store.ledger import RoundRow
+from coordinator.store.places import read_ledger
 from coordinator.store.standing import standing_of
 
 __all__ = ["ROUND_COLUMNS", "job_words", "node_objects", "reason_objects", "round_objects", "run_object"]
@@ -121,9 +122,9 @@ def node_objects(record: RunRecord) -> list[dict[str, Any]]:
 
 def reason_objects(record: RunRecord) -> list[dict[str, Any]]:
     """Who was refused, clipped, ... and why, each reason once with how often, the last ones last."""
-    if not record.files.ledger.exists():
+    if not record.files.has_ledger():
         return []
-    with LedgerReader(record.files.ledger) as ledger:
+    with read_ledger(record.files) as ledger:
         rows = ledger.reasons()
     return [
         {"at": at, "kind": kind, "node": node, "text": text, "times": times}

@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,55 +23,20 @@ import msgspec
 
 from coordinator.job import EvaluationSection, Job
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import RoundRow, SqliteLedger
+from coordinator.store.ledger import RoundRow
+from coordinator.store.places import read_ledger
 from coordinator.store.view import NodeView, RunView
 from coordinator.store.viewfile import Seen, read_view
 from fedcore.errors import ConfigError, FedkrsoError, RunError
 from fedcore.fields.prepared import prepared
 from fedcore.system.logs import printable
 
-__all__ = ["LedgerReader", "RunRecord", "State", "choose_run", "find_run", "folder_bytes", "read_run", "scan"]
+__all__ = ["RunRecord", "State", "choose_run", "find_run", "folder_bytes", "read_run", "scan"]
 
 K = TypeVar("K")
 State = Literal["running", "finished", "stopped"]
 # A coordinator whose process cannot be seen from here counts as running while its view is no older.
 _FRESH_SECONDS = 30.0
-
-
-class LedgerReader(SqliteLedger):
-    """A ledger to look at; one moment of it, however long that takes. Close it soon: it keeps the writer's log from
-    being tidied.
-
-    Raises:
-        RunError: It is not there, or cannot be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        if not path.is_file():
-            raise RunError("there is no ledger", place=str(path))
-        log = path.with_name(path.name + "-wal")
-        # Without a log everything is in the file itself. Opened like this SQLite makes no files beside it, which might
-        # then be another user's than the coordinator's.
-        how = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
-        try:
-            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, isolation_level=None, timeout=2.0)
-            self._db.execute("BEGIN")
-        except sqlite3.Error as error:
-            raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
-
-    def __enter__(self) -> LedgerReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def reasons(self) -> list[tuple[float, str, str, str, int]]:
-        """The event log without what it repeats: (last time, kind, node, text, how often), newest last."""
-        rows = self._execute(
-            "SELECT MAX(at), kind, node, text, COUNT(*) FROM events GROUP BY kind, node, text ORDER BY MAX(rowid)"
-        )
-        return list(rows)
 
 
 @dataclass(frozen=True)
@@ -186,8 +150,8 @@ def read_run(root: Path, now: float | None = None) -> RunRecord:
     seen = read_view(files.view)
     rows: list[RoundRow] = []
     started_at, digest, refused = files.job.stat().st_mtime, "", dict[str, int]()
-    if files.ledger.exists():
-        with LedgerReader(files.ledger) as ledger, _readable(files.ledger):
+    if files.has_ledger():
+        with read_ledger(files) as ledger, _readable(files.ledger):
             rows, refused = ledger.rounds(), ledger.counts("refused")
             started_at = ledger.fact("started_at", float) or started_at
             digest = next(
@@ -197,7 +161,7 @@ def read_run(root: Path, now: float | None = None) -> RunRecord:
     view = seen.view if seen is not None else _view_without(_of_job(files.job, Job), rows, files.summary)
     view.rows, view.digest = rows, digest or view.digest
     done = len(rows) >= job.round.rounds and files.summary.exists()
-    state, why = _state(root, seen, started=files.ledger.exists(), done=done, now=now)
+    state, why = _state(root, seen, started=files.has_ledger(), done=done, now=now)
     return RunRecord(root.resolve().name, root, job.evaluation, state, why, view, seen, started_at, refused)
 
 
@@ -242,7 +206,7 @@ def _folders(runs: Path) -> list[Path]:
 
 def _is_run(root: Path) -> bool:
     files = RunFolder(root)
-    return files.job.exists() or files.ledger.exists()
+    return files.job.exists() or files.has_ledger()
 
 
 class _BriefRound(msgspec.Struct, frozen=True):

@@ -188,6 +188,11 @@ class Service:
         """Have `run` return at the next turn of the loop, from any thread; nothing is announced as finished."""
         self._stopping = True
 
+    def tell(self, kind: str, text: str, *, kept: bool) -> None:
+        """Show at once what happened elsewhere than on the wire, from the loop's own thread; `kept`: in the log too."""
+        self._note(kind, "", text) if kept else self._showing.happened(kind, text)
+        self._showing.show()
+
     def _hear(self, event: TransportEvent) -> None:
         """In the transport's thread."""
         if not isinstance(event, Received) or self._gate.admits(event):

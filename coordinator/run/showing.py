@@ -87,6 +87,15 @@ class Showing:
         self._untold = 0
         self._observer(view)
 
+    def happened(self, kind: str, text: str) -> None:
+        """Something happened that the event log does not get: the ledger itself may be away.
+
+        Args:
+            kind: Of the event.
+            text: What.
+        """
+        self.told(EventView(self._clocks.wall(), kind, "", self._machine.round, text))
+
     def told(self, event: EventView) -> None:
         """Something happened: shown with what else is new, before the view has no room for it."""
         self._view.events = [*self._view.events[1 - _EVENTS :], event]

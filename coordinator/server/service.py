@@ -202,7 +202,7 @@ class Server:
 
     def _submit(self, job: Job, by: str) -> Entry:
         folder = RunFolder(self.files.runs / job.run)
-        if job.run in self._queue.entries or folder.job.exists() or folder.ledger.exists():
+        if job.run in self._queue.entries or folder.job.exists() or folder.has_ledger():
             raise RunError(f"run {job.run!r} is already there", place=str(folder.root), remedy="give it another name")
         own = self._settings
         job = msgspec.structs.replace(job, broker=own.broker, trust=own.trust, fleet=own.fleet)

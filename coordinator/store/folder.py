@@ -21,7 +21,7 @@ from fedcore.system.software import software
 
 __all__ = ["FOLDER_VERSION", "RunFolder", "stored_job", "write_job", "written"]
 
-FOLDER_VERSION: Final = 2
+FOLDER_VERSION: Final = 3
 """Of the files in a run's folder and their names; 1 where nobody wrote it down."""
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
@@ -34,8 +34,17 @@ class RunFolder:
 
     @property
     def ledger(self) -> Path:
-        """SQLite."""
+        """SQLite, where the ledger is in no database."""
         return self.root / "ledger.sqlite"
+
+    @property
+    def database(self) -> Path:
+        """Names the database that the ledger is in; whatever else lies there, the ledger is in the database then."""
+        return self.root / "ledger.json"
+
+    def has_ledger(self) -> bool:
+        """Whether the run has begun, as far as the folder says."""
+        return self.ledger.exists() or self.database.exists()
 
     @property
     def job(self) -> Path:

@@ -3,40 +3,36 @@
 
 SQLite in WAL mode with full synchronisation: what `commit` returned from survives a power cut. Large things (updates,
 published states, the exact state) are files, flushed and renamed before their row is written. Another engine is another
-implementation of `Ledger`."""
+implementation of `Ledger`: PostgreSQL is in `coordinator.store.postgres`, and `coordinator.store.places` says which one
+a run has."""
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
-
-import msgspec
+from typing import Any, Final, Protocol, TypeVar
 
 from coordinator.store.rows import EventRow, RoundRow, UpdateRow
+from coordinator.store.tables import Table, TableLedger
 from fedcore.errors import RunError, StorageError
-from fedcore.fields.prepared import prepared
 from fedcore.round.measurement import Measurement
-from fedcore.round.plan import ObjectKind, Plan, StateObject
+from fedcore.round.plan import Plan, StateObject
 
 __all__ = [
     "SCHEMA",
     "VERSION",
     "EventRow",
     "Ledger",
+    "LedgerReader",
     "RoundRow",
     "SqliteLedger",
     "UpdateRow",
     "begin_life",
-    "read_events",
 ]
 
 T = TypeVar("T")
-# As numbers in the column `whole`.
-_KINDS: Final[tuple[ObjectKind, ...]] = ("difference", "whole", "snapshot")
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS plans (round INTEGER PRIMARY KEY, plan BLOB NOT NULL);
@@ -135,7 +131,7 @@ class Ledger(Protocol):
         ...
 
 
-class SqliteLedger:
+class SqliteLedger(TableLedger):
     """The default ledger: one file in the run's folder."""
 
     def __init__(self, path: Path) -> None:
@@ -163,6 +159,10 @@ class SqliteLedger:
                 remedy="go on with the version that began the run, or begin a new one",
             )
 
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
@@ -173,128 +173,105 @@ class SqliteLedger:
                 ) from None
             raise RunError(f"the ledger cannot be used: {error}", place=str(self._path)) from None
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """All that is written within, or nothing."""
+    def _write(self, work: Callable[[], T]) -> T:
+        if self._within():
+            return work()
         self._execute("BEGIN IMMEDIATE")
         try:
-            yield
+            done = work()
             self._execute("COMMIT")
         except BaseException:
-            self._execute("ROLLBACK")
+            # On a full disk SQLite has done so itself.
+            if self._within():
+                self._execute("ROLLBACK")
             raise
+        return done
 
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+    def _within(self) -> bool:
+        return self._db.in_transaction
 
-    def put_fact(self, name: str, value: object) -> None:
-        """See `Ledger`."""
-        self._execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgspec.msgpack.encode(value)))
+    def _read(self, work: Callable[[], T]) -> T:
+        return work()
 
-    def fact(self, name: str, kind: type[T]) -> T | None:
-        """See `Ledger`."""
-        row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else msgspec.msgpack.decode(row[0], type=kind)
+    def _put(self, table: Table, key: tuple[object, ...], value: bytes, *, replace: bool) -> bool:
+        columns, verb = ", ".join((*table.keys, table.value)), "REPLACE" if replace else "IGNORE"
+        marks = ", ".join("?" for _ in (*key, value))
+        statement = f"INSERT OR {verb} INTO {table.name} ({columns}) VALUES ({marks})"  # noqa: S608
+        return self._execute(statement, (*key, value)).rowcount == 1
 
-    def put_plan(self, plan: Plan) -> None:
-        """See `Ledger`."""
-        self._execute("INSERT OR REPLACE INTO plans VALUES (?, ?)", (plan.round, msgspec.msgpack.encode(plan)))
+    def _drop(self, table: Table, key: tuple[object, ...]) -> None:
+        self._execute(f"DELETE FROM {table.name} WHERE {_where(table.keys)}", key)  # noqa: S608
 
-    def plan(self, server_round: int) -> Plan | None:
-        """See `Ledger`."""
-        row = self._execute("SELECT plan FROM plans WHERE round = ?", (server_round,)).fetchone()
-        return None if row is None else msgspec.msgpack.decode(row[0], type=prepared(Plan))
+    def _find(self, table: Table, key: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        given, order = table.keys[: len(key)], ", ".join(table.keys)
+        columns = ", ".join((*table.keys[len(key) :], table.value))
+        statement = f"SELECT {columns} FROM {table.name} WHERE {_where(given)} ORDER BY {order}"  # noqa: S608
+        return self._execute(statement, key).fetchall()
 
-    def put_update(self, row: UpdateRow) -> bool:
-        """See `Ledger`."""
-        done = self._execute(
-            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)",
-            (row.header.round, row.header.node, msgspec.msgpack.encode(row)),
+    def _append(self, lines: Iterable[tuple[float, str, str, str, int]], after: int | None = None) -> None:
+        for at, kind, node, text, server_round in lines:
+            # Without a number it is the next one.
+            number = None if after is None else after + 1
+            after = number
+            self._execute(
+                "INSERT INTO events (rowid, at, kind, node, text, round) VALUES (?, ?, ?, ?, ?, ?)",
+                (number, at, kind, node, text, server_round),
+            )
+
+    def _lines(self, after: int, most: int, *, newest: bool) -> list[EventRow]:
+        order = "number DESC" if newest else "number"
+        statement = (
+            f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
         )
-        return done.rowcount == 1
+        return [EventRow(*row) for row in self._execute(statement, (after, most))]
 
-    def update(self, server_round: int, node: str) -> UpdateRow | None:
-        """See `Ledger`."""
-        row = self._execute("SELECT row FROM updates WHERE round = ? AND node = ?", (server_round, node)).fetchone()
-        return None if row is None else msgspec.msgpack.decode(row[0], type=UpdateRow)
+    def _counted(self, kind: str) -> list[tuple[str, int]]:
+        statement = "SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node"
+        return self._execute(statement, (kind,)).fetchall()
 
-    def updates(self, server_round: int) -> list[UpdateRow]:
-        """See `Ledger`."""
-        rows = self._execute("SELECT row FROM updates WHERE round = ? ORDER BY node", (server_round,))
-        return [msgspec.msgpack.decode(row[0], type=UpdateRow) for row in rows]
-
-    def put_measurement(self, node: str, measurement: Measurement) -> None:
-        """See `Ledger`."""
-        values = measurement.version, node, msgspec.msgpack.encode(measurement)
-        self._execute("INSERT OR IGNORE INTO measurements VALUES (?, ?, ?)", values)
-
-    def measurements(self, version: int) -> dict[str, Measurement]:
-        """See `Ledger`."""
-        rows = self._execute("SELECT node, row FROM measurements WHERE version = ? ORDER BY node", (version,))
-        return {node: msgspec.msgpack.decode(row, type=Measurement) for node, row in rows}
-
-    def put_published(self, objects: list[StateObject], row: RoundRow) -> None:
-        """See `Ledger`."""
-        with self._together():
-            self._put(objects)
-            self.put_round(row)
-
-    def put_objects(self, objects: list[StateObject]) -> None:
-        """See `Ledger`."""
-        with self._together():
-            self._put(objects)
-
-    def drop_objects(self, objects: list[StateObject]) -> None:
-        """See `Ledger`."""
-        with self._together():
-            for obj in objects:
-                self._execute(
-                    "DELETE FROM published WHERE version = ? AND whole = ?", (obj.version, _KINDS.index(obj.kind))
-                )
-
-    def _put(self, objects: list[StateObject]) -> None:
-        for obj in objects:
-            key = (obj.version, _KINDS.index(obj.kind), msgspec.msgpack.encode(obj))
-            self._execute("INSERT OR REPLACE INTO published VALUES (?, ?, ?)", key)
-
-    def published_states(self) -> list[StateObject]:
-        """See `Ledger`."""
-        rows = self._execute("SELECT object FROM published ORDER BY version, whole")
-        return [msgspec.msgpack.decode(row[0], type=StateObject) for row in rows]
-
-    def put_round(self, row: RoundRow) -> None:
-        """See `Ledger`."""
-        self._execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (row.round, msgspec.msgpack.encode(row)))
-
-    def rounds(self) -> list[RoundRow]:
-        """See `Ledger`."""
-        rows = self._execute("SELECT row FROM rounds ORDER BY round")
-        return [msgspec.msgpack.decode(row[0], type=RoundRow) for row in rows]
-
-    def note(self, at: float, kind: str, node: str, text: str, server_round: int = 0) -> None:
-        """See `Ledger`."""
-        self._execute(
-            "INSERT INTO events (at, kind, node, text, round) VALUES (?, ?, ?, ?, ?)",
-            (at, kind, node, text, server_round),
+    def _distinct(self) -> list[tuple[float, str, str, str, int]]:
+        statement = (
+            "SELECT MAX(at), kind, node, text, COUNT(*) FROM events GROUP BY kind, node, text ORDER BY MAX(rowid)"
         )
+        return self._execute(statement).fetchall()
 
-    def put_command(self, facts: Mapping[str, object], at: float, node: str, text: str, server_round: int) -> None:
-        """See `Ledger`."""
-        with self._together():
-            for name, value in facts.items():
-                self.put_fact(name, value)
-            self.note(at, "command", node, text, server_round)
 
-    def events(self) -> list[tuple[float, str, str, str]]:
-        """See `Ledger`."""
-        return list(self._execute("SELECT at, kind, node, text FROM events ORDER BY rowid"))
+class LedgerReader(SqliteLedger):
+    """A ledger to look at; one moment of it, however long that takes. Close it soon: it keeps the writer's log from
+    being tidied.
 
-    def counts(self, kind: str) -> dict[str, int]:
-        """See `Ledger`."""
-        return dict(
-            self._execute("SELECT node, COUNT(*) FROM events WHERE kind = ? GROUP BY node ORDER BY node", (kind,))
-        )
+    Args:
+        path: The ledger's file.
+        patience_seconds: For a writer that is at work.
+
+    Raises:
+        RunError: It is not there, or cannot be read.
+    """
+
+    def __init__(self, path: Path, patience_seconds: float = 2.0) -> None:
+        self._path = path
+        if not path.is_file():
+            raise RunError("there is no ledger", place=str(path))
+        log = path.with_name(path.name + "-wal")
+        # Without a log everything is in the file itself. Opened like this SQLite makes no files beside it, which might
+        # then be another user's than the coordinator's.
+        how = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+        uri = f"{path.absolute().as_uri()}?{how}"
+        try:
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=patience_seconds)
+            self._db.execute("BEGIN")
+        except sqlite3.Error as error:
+            raise RunError(f"the ledger cannot be opened: {error}", place=str(path)) from None
+
+    def __enter__(self) -> LedgerReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _where(columns: tuple[str, ...]) -> str:
+    return " AND ".join(f"{column} = ?" for column in columns) or "TRUE"
 
 
 def begin_life(ledger: Ledger, make_id: Callable[[], str] = lambda: secrets.token_hex(16)) -> tuple[str, int]:
@@ -314,28 +291,3 @@ def begin_life(ledger: Ledger, make_id: Callable[[], str] = lambda: secrets.toke
     start = (ledger.fact("start", int) or 0) + 1
     ledger.put_fact("start", start)
     return run_id, start
-
-
-def read_events(path: Path, after: int, most: int) -> list[EventRow]:
-    """Lines of a ledger's event log, oldest first, beside a coordinator that goes on writing it.
-
-    Args:
-        path: The ledger's file.
-        after: Number of a line; what came later is wanted. 0: the newest lines.
-        most: How many at most.
-
-    Raises:
-        RunError: There is no ledger, or it cannot be read.
-    """
-    order = "number" if after else "number DESC"
-    statement = (
-        f"SELECT rowid AS number, at, kind, node, round, text FROM events WHERE rowid > ? ORDER BY {order} LIMIT ?"  # noqa: S608
-    )
-    try:
-        # Opened for this alone: a connection serves one thread, and one that stays open keeps the log from being
-        # tidied.
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as db:
-            rows = [EventRow(*row) for row in db.execute(statement, (after, most))]
-    except sqlite3.Error as error:
-        raise RunError(f"the ledger cannot be read: {error}", place=str(path)) from None
-    return sorted(rows, key=lambda row: row.number)

@@ -168,7 +168,7 @@ def node_text(
 @click.option("--seed", default=0, show_default=True)
 @click.option("--rows", default=300, show_default=True, help="Of each held-out set, measured at the end.")
 @click.option(
-    "--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one."
+    "--broker", "kind", type=click.Choice(["mosquitto", "nats"]), help="By default mosquitto where there is one."
 )
 def demo(run: str, runs: Path, model: str, rounds: int, homes: int, seed: int, rows: int, kind: str | None) -> None:
     """Four homes teach a language model what their commands mean; no command leaves its home's process."""

@@ -112,7 +112,7 @@ arguments = {{ index = {index}, homes = {homes}, seed = {seed} }}
     help="Of the products.",
 )
 @click.option(
-    "--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one."
+    "--broker", "kind", type=click.Choice(["mosquitto", "nats"]), help="By default mosquitto where there is one."
 )
 def demo(
     run: str, runs: Path, rounds: int, homes: int, seed: int, base: str, schedule: str, dtype: str, kind: str | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedcore.config.passwords import read_password
 from fedcore.config.sections import BrokerSection
 from fedcore.errors import ConfigError
 from fedcore.transport.mqtt import MqttSettings
@@ -21,18 +22,7 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
     """
     password = section.password
     if section.password_file is not None:
-        path = Path(section.password_file).expanduser()
-        try:
-            password = path.read_text(encoding="utf-8").strip()
-            readable_by_others = path.stat().st_mode & 0o077
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}", place=f"broker.password_file: {section.password_file}"
-            ) from None
-        if readable_by_others:
-            raise ConfigError(
-                "others can read this password", place=f"broker.password_file: {path}", remedy=f"chmod 600 {path}"
-            )
+        password = read_password(Path(section.password_file), "broker.password_file")
     settings = MqttSettings(
         section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
     )

@@ -169,7 +169,7 @@ class MqttTransport:
                     and not self._wait_for_answer(_ANSWER_SECONDS)
                     and not self._stopping.is_set()
                 ):
-                    # Brokers that only know 3.1.1 (amqtt) may wait for ever inside a version 5 CONNECT.
+                    # Brokers that only know 3.1.1 may wait for ever inside a version 5 CONNECT.
                     self._other_version()
                 else:
                     self._closed.wait()

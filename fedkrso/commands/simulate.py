@@ -36,7 +36,7 @@ __all__ = ["simulate"]
 @click.option("--run", default="", help="Name of the run, instead of the job's.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option(
-    "--broker", "kind", type=click.Choice(["mosquitto", "amqtt"]), help="By default mosquitto where there is one."
+    "--broker", "kind", type=click.Choice(["mosquitto", "nats"]), help="By default mosquitto where there is one."
 )
 def simulate(
     job_file: Path,

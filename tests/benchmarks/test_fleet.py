@@ -6,18 +6,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster import needs_mosquitto
+import pytest
+from cluster import needs_broker
 
 from benchmarks.fleet import node_names, prepared
 from benchmarks.fleet_row import Load
-from coordinator.provisioning.broker import LocalBroker
+from coordinator.provisioning.broker import BrokerKind, LocalBroker
 
 
-def test_twelve_nodes_over_tls_each_update_counts_exactly_once(tmp_path: Path) -> None:
-    needs_mosquitto()
+@pytest.mark.parametrize("kind", ["mosquitto", "nats"])
+def test_twelve_nodes_over_tls_each_update_counts_exactly_once(tmp_path: Path, kind: BrokerKind) -> None:
+    needs_broker(kind)
     users = ("coordinator", *node_names(12))
     with (
-        LocalBroker(tmp_path / "broker", users, kind="mosquitto", tls=True, run="fleet") as broker,
+        LocalBroker(tmp_path / "broker", users, kind=kind, tls=True, run="fleet") as broker,
         prepared(Load(12, 2), tmp_path, broker) as fleet,
     ):
         row = fleet.run(60.0)

@@ -21,14 +21,28 @@ from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import StateObject
 from tests.contract.journal import JournalLedger
 from tests.coordinator.run.test_control import SCHEMA, TASK, make_model
+from tests.postgres import open_beside
 
-LEDGERS: dict[str, Callable[[Path], Any]] = {"sqlite": SqliteLedger, "journal": JournalLedger}
+LEDGERS: dict[str, Callable[[Path], Any]] = {
+    "sqlite": SqliteLedger,
+    "journal": JournalLedger,
+    "postgresql": open_beside,
+}
 
 
 @pytest.fixture(params=LEDGERS)
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which ledger, with what it needs."""
+    if request.param == "postgresql":
+        request.getfixturevalue("postgres")
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def opened(kind: str, tmp_path: Path) -> Callable[[], Any]:
     """Opens the ledger, again and again."""
-    return lambda: LEDGERS[request.param](tmp_path / "ledger")
+    return lambda: LEDGERS[kind](tmp_path / "ledger")
 
 
 def update(node: str, server_round: int = 1, transfer: str = "t") -> UpdateRow:
@@ -124,7 +138,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("kind", LEDGERS)
 def test_what_a_put_returned_from_survives_a_kill(kind: str, tmp_path: Path) -> None:
     path = os.pathsep.join(sys.path)
     command = [sys.executable, "-c", _KILLED, kind, str(tmp_path / "ledger")]
@@ -135,16 +148,15 @@ def test_what_a_put_returned_from_survives_a_kill(kind: str, tmp_path: Path) -> 
     ledger.close()
 
 
-def test_a_run_on_each_ledger_ends_with_one_digest_also_after_a_kill(tmp_path: Path) -> None:
+def test_a_run_on_each_ledger_ends_with_one_digest_also_after_a_kill(kind: str, tmp_path: Path) -> None:
+    make_model(tmp_path)
     digests = set()
-    for kind, open_ledger in LEDGERS.items():
-        folder = tmp_path / kind
-        folder.mkdir()
-        make_model(folder)
-        leader = Leader(folder / "run", folder / "model", SCHEMA, TASK, rounds=3, every=0, open_ledger=open_ledger)
+    for name, open_ledger in {"sqlite": SqliteLedger, kind: LEDGERS[kind]}.items():
+        folder = tmp_path / name
+        leader = Leader(folder / "run", tmp_path / "model", SCHEMA, TASK, rounds=3, every=0, open_ledger=open_ledger)
         leader.until(2, leader.start())
         leader.kill()
-        leader = Leader(folder / "run", folder / "model", SCHEMA, TASK, rounds=3, every=0, open_ledger=open_ledger)
+        leader = Leader(folder / "run", tmp_path / "model", SCHEMA, TASK, rounds=3, every=0, open_ledger=open_ledger)
         leader.advance(leader.until(3, leader.start()))
         digests.add(leader.coordinator.view.digest)
         leader.kill()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One body of tests that every transport passes: in memory, over amqtt (3.1.1) and over mosquitto (5)."""
+"""One body of tests that every transport passes: in memory, over nats-server (3.1.1) and over mosquitto (5)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import needs_broker, needs_mosquitto
 
-from coordinator.provisioning.broker import LocalBroker, find_mosquitto
+from coordinator.provisioning.broker import LocalBroker
 from fedcore.errors import BrokerRefused, BrokerUnreachable
 from fedcore.transport.base import Connected, Disconnected, Message, Received, Transport
 from fedcore.transport.memory import MemoryBroker
@@ -52,14 +53,13 @@ def publish(transport: Transport, message: Message) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(params=["memory", "amqtt", "mosquitto"], scope="module")
+@pytest.fixture(params=["memory", "nats", "mosquitto"], scope="module")
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One of each kind for all tests: what a test sends is under a topic of its own, from clients of its own."""
     if request.param == "memory":
         yield MemoryBroker()
         return
-    if request.param == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    needs_broker(request.param)
     with LocalBroker(tmp_path_factory.mktemp("broker"), kind=request.param) as local:
         yield local
 
@@ -138,10 +138,9 @@ def test_subscriptions_survive_a_restart_of_the_broker(bench: Bench) -> None:
     assert wait_for(events, Received).payload == b"again"
 
 
-@pytest.mark.parametrize("kind", ["amqtt", "mosquitto"])
+@pytest.mark.parametrize("kind", ["nats", "mosquitto"])
 def test_wrong_password_is_one_clear_refusal(kind: Any, tmp_path: Path) -> None:
-    if kind == "mosquitto" and find_mosquitto() is None:
-        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    needs_broker(kind)
     with LocalBroker(tmp_path / "broker", kind=kind) as broker:
         transport = MqttTransport(MqttSettings(broker.url, "x", "fedkrso", "wrong"), random.Random(0))
         transport.start(lambda event: None)
@@ -152,8 +151,7 @@ def test_wrong_password_is_one_clear_refusal(kind: Any, tmp_path: Path) -> None:
 
 def test_a_broker_that_is_started_again_knows_its_users(tmp_path: Path) -> None:
     """`fedkrso broker run` in the same folder: whoever was connected comes back."""
-    if find_mosquitto() is None:
-        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    needs_mosquitto()
     with LocalBroker(tmp_path / "broker", ["a"], kind="mosquitto") as first:
         passwords, port = first.passwords, first.port
         transport = MqttTransport(first.settings("a", "a"), random.Random(0))
@@ -184,8 +182,7 @@ def test_a_host_that_nobody_knows_is_a_name_and_no_broker() -> None:
 
 
 def test_mosquitto_tells_its_packet_limit(tmp_path: Path) -> None:
-    if find_mosquitto() is None:
-        pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+    needs_mosquitto()
     with LocalBroker(tmp_path / "broker", kind="mosquitto", max_packet_bytes=131_072) as broker:
         transport = MqttTransport(broker.settings("x"), random.Random(0))
         transport.start(lambda event: None)

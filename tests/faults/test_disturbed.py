@@ -5,6 +5,7 @@ runs 200 of them."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,9 @@ from tiny import Recipe, Tiny, run_name, undisturbed
 from workshop import Workshop
 
 from benchmarks.disturbed import series, table
+from coordinator.store.moving import move_ledger
+from coordinator.store.places import database_of
+from tests.postgres import Postgres
 
 # Merges, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
 SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
@@ -68,6 +72,57 @@ def test_a_coordinator_killed_at_the_end_still_hears_everybody_s_last_word(works
     assert {node["digest"] for node in tiny.found()["nodes"].values()} == {digest} and len(
         tiny.found()["nodes"]
     ) == recipe.homes
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_whose_database_is_killed_and_that_is_moved_ends_with_the_undisturbed_digest(
+    seed: int, workshop: Workshop, tmp_path: Path, postgres: Postgres
+) -> None:
+    recipe, chance = Recipe(schedule=("pool", "fresh")[seed % 2]), Random(f"database {seed}")
+    digest, marks = undisturbed(tmp_path / "undisturbed", workshop, recipe)
+    # It begins in a file or in the database, and is moved to the other one at some instant, with a coordinator killed.
+    begins_there = chance.random() < 0.5
+    tiny = Tiny(tmp_path / f"run-{seed}", workshop, recipe, ledger=postgres.section if begins_there else "")
+    instants = sorted(chance.uniform(0.2, marks[-1]) for _ in range(5))
+    what = ["move", *chance.choices(("database", "coordinator"), (3, 1), k=len(instants) - 1)]
+    chance.shuffle(what)
+    done: list[str] = []
+
+    def strike() -> None:
+        name = what[len(done)]
+        if name == "database":
+            postgres.kill()
+            time.sleep(chance.choice((0.0, 0.3, 1.5)))
+            postgres.start()
+        elif not tiny.files.has_ledger():
+            return
+        else:
+            tiny.kill_leader()
+            if name == "move":
+                move_ledger(tiny.files, postgres.database if database_of(tiny.files) is None else None)
+            tiny.lead()
+        done.append(name)
+
+    reached: dict[int, float] = {}
+
+    def watch() -> None:
+        now, mark = time.monotonic(), tiny.mark()
+        for passed in range(mark + 1):
+            reached.setdefault(passed, now)
+        if len(done) < len(instants) and not tiny.ended:
+            at = instants[len(done)]
+            part = max(index for index, begun in enumerate(marks[:-1]) if begun <= at)
+            if part in reached and now >= reached[part] + at - marks[part]:
+                strike()
+
+    try:
+        tiny.finish(watch)
+        assert tiny.check(digest)
+        assert (database_of(tiny.files) is None) is (begins_there is ("move" in done))
+    finally:
+        tiny.close()
+    print(f"seed {seed}: {'database' if begins_there else 'file'} first, {', '.join(done)}")
 
 
 def _disturb(

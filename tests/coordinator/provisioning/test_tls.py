@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import random
 import shutil
 import socket
 import ssl
@@ -16,15 +17,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cluster import needs_nats
 
 from coordinator.provisioning.broker import LocalBroker
 from coordinator.provisioning.provision import Yard, provision
 from edge_client.commands.doctor import doctor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.sections import BrokerSection
-from fedcore.errors import BrokerUnreachable, ConfigError
-from fedcore.transport.mqtt import MqttSettings
-from tests.coordinator.provisioning.clients import USERS, Client, client, refusal
+from fedcore.errors import BrokerUnreachable, ConfigError, TransportError
+from fedcore.transport.base import Denied, Message
+from fedcore.transport.mqtt import MqttSettings, MqttTransport
+from tests.coordinator.provisioning.clients import TOPICS, USERS, Client, client, lost, refusal
 
 
 def test_another_authoritys_certificate_is_refused(shared: LocalBroker, tmp_path: Path) -> None:
@@ -170,13 +173,51 @@ def test_a_plain_broker_needs_to_be_asked_for() -> None:
     assert MqttSettings("MQTTS://h", "x").tls and not MqttSettings("mqtt://h", "x").tls
 
 
-def test_amqtt_serves_tls_with_passwords(tmp_path: Path) -> None:
-    with LocalBroker(tmp_path / "broker", USERS, kind="amqtt", tls=True, run="voice") as broker:
-        with client(broker, "a", "t") as a:
-            a.publish("t", b"hello")
-            assert a.next() == ("t", b"hello")
+def test_nats_serves_tls_with_passwords_and_lets_each_do_what_it_may(tmp_path: Path) -> None:
+    needs_nats()
+    with LocalBroker(tmp_path / "broker", USERS, kind="nats", tls=True, run="voice") as broker:
+        reads = (TOPICS.status("+"), TOPICS.up("+", "#"))
+        with (
+            client(broker, "coordinator", *reads) as coordinator,
+            client(broker, "b", TOPICS.plan, TOPICS.down("b", "#")) as b,
+            client(broker, "a", TOPICS.down("a", "#"), TOPICS.down("b", "#"), TOPICS.up("b", "#"), "#") as a,
+        ):
+            b.ready(coordinator, TOPICS.down("b", "ready"))
+            # This broker says so.
+            denied = set[str]()
+            while len(denied) < 3:
+                if isinstance(event := a.events.get(timeout=120), Denied):
+                    denied.add(event.topic_filter)
+            assert denied == {TOPICS.down("b", "#"), TOPICS.up("b", "#"), "#"}
+            for topic in (TOPICS.status("b"), TOPICS.up("b", "offer"), TOPICS.down("b", "grant"), TOPICS.plan, "else"):
+                a.publish(topic, b"forged")
+            a.publish(TOPICS.status("a"), b"own")
+            assert coordinator.next() == (TOPICS.status("a"), b"own")
+            coordinator.publish(TOPICS.down("b", "grant"), b"private")
+            coordinator.publish(TOPICS.down("a", "grant"), b"for a")
+            coordinator.publish(TOPICS.plan, b"real", retain=True)
+            assert a.next() == (TOPICS.down("a", "grant"), b"for a")
+            assert {b.next(), b.next()} == {(TOPICS.down("b", "grant"), b"private"), (TOPICS.plan, b"real")}
+            # Unlike mosquitto's, sessions are those of a client id alone: docs/deploy.md says so.
+            with client(broker, "b", client_id="a"):
+                assert lost(a.events)
         assert "broker.password" in refusal(replace(broker.settings("a", "a"), password="wrong"))
         assert "not trusted" in refusal(replace(broker.settings("a", "a"), ca_file=None))
+
+
+def test_nats_sends_no_last_will_that_its_client_may_not_say(tmp_path: Path) -> None:
+    needs_nats()
+    with (
+        LocalBroker(tmp_path / "broker", USERS, kind="nats", tls=True, run="voice") as broker,
+        client(broker, "coordinator", TOPICS.status("+")) as coordinator,
+    ):
+        for user in ("b", "a"):
+            transport = MqttTransport(broker.settings("a", "a"), random.Random(0))
+            transport.start(lambda event: None, Message(TOPICS.status(user), b"gone"))
+            with contextlib.suppress(TransportError):
+                transport.wait_connected(5)
+            transport.abandon()
+        assert coordinator.next() == (TOPICS.status("a"), b"gone")
 
 
 def test_a_broker_that_is_started_again_keeps_its_passwords_and_a_running_client_comes_back(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import msgspec
 import pytest
 from made_runs import STARTED_AT, finished_run, killed_run, make_run, row, running_run
 
-from coordinator.reports.runs import LedgerReader, choose_run, find_run, folder_bytes, read_run, scan
-from coordinator.store.ledger import SqliteLedger
+from coordinator.reports.runs import choose_run, find_run, folder_bytes, read_run, scan
+from coordinator.store.ledger import LedgerReader, SqliteLedger
 from coordinator.store.viewfile import Writer
 from fedcore.errors import ConfigError, RunError
 

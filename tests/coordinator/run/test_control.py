@@ -31,7 +31,8 @@ from coordinator.run.control import (
     name_of,
     refuse_all,
 )
-from coordinator.store.ledger import SqliteLedger, read_events
+from coordinator.store.ledger import SqliteLedger
+from coordinator.store.places import read_events
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, RunError
 from fedcore.weights.checkpoint import write_safetensors

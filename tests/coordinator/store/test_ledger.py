@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store.ledger import VERSION, SqliteLedger, read_events
+from coordinator.store.ledger import VERSION, SqliteLedger
+from coordinator.store.places import read_events
 from fedcore.errors import RunError
 
 
@@ -46,7 +47,7 @@ def test_event_lines_are_read_beside_the_ledger(tmp_path: Path) -> None:
     assert [e.number for e in read_events(path, 0, 2)] == [2, 3] and [e.number for e in read_events(path, 1, 1)] == [2]
     assert ledger.events()[0] == (1.0, "refused", "a", "late") and ledger.fact("paused", bool) is True
     ledger.close()
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match="there is no ledger"):
         read_events(tmp_path / "nothing", 0, 9)
 
 

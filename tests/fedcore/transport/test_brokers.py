@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import needs_mosquitto
+from cluster import needs_mosquitto, needs_nats
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from coordinator.provisioning.broker import LocalBroker, free_port
+from coordinator.provisioning.nats import configuration, find_nats
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.sections import BrokerSection
 from fedcore.errors import BrokerRefused, ConfigError
@@ -163,17 +164,17 @@ def test_a_subscription_that_is_denied_is_told_by_its_filter() -> None:
     assert client.events.get_nowait() == Denied("a/+", "Not authorized") and client.events.empty()
 
 
-def test_websockets_carry_the_same() -> None:
-    pytest.importorskip("amqtt")
+def test_websockets_carry_the_same(tmp_path: Path) -> None:
+    needs_nats()
     port = free_port()
-    # The broker that comes with this project: it answers WebSockets too.
-    code = (
-        "import asyncio; from coordinator.provisioning.amqtt_broker import _serve; asyncio.run(_serve({'listeners': "
-        f"{{'default': {{'type': 'ws', 'bind': '127.0.0.1:{port}'}}}}, 'plugins': "
-        "{'amqtt.plugins.authentication.AnonymousAuthPlugin': {'allow_anonymous': True}}}))"
-    )
-    broker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = Client(MqttSettings(f"ws://127.0.0.1:{port}/mqtt", "c"))
+    text = json.loads(configuration(free_port(), tmp_path / "store", {"c": "word"}))
+    # Not in the one that comes with this project: nats-server answers WebSockets too.
+    text["websocket"] = {"host": "127.0.0.1", "port": port, "no_tls": True}
+    text["authorization"]["users"][0]["allowed_connection_types"] = ["MQTT_WS"]
+    (tmp_path / "nats.conf").write_text(json.dumps(text))
+    with (tmp_path / "log").open("wb") as log:
+        broker = subprocess.Popen([find_nats() or "", "-c", tmp_path / "nats.conf"], stdout=log, stderr=log)
+    client = Client(MqttSettings(f"ws://127.0.0.1:{port}/mqtt", "c", "c", "word"))
     try:
         client.start("t", seconds=30)
         assert client.transport.publish(Message("t", b"x" * 100_000))
