@@ -133,7 +133,7 @@ def errors() -> None:
 @_wanted
 def table(**wanted: object) -> None:
     """Trained over no channel and over each scenario, used over each."""
-    world = _world(**wanted)  # type: ignore[arg-type]
+    world = _world(_Wanted(**wanted))  # type: ignore[arg-type]
     last = world.rounds + 1
     used = {
         name: statistics.median(
@@ -159,7 +159,7 @@ def table(**wanted: object) -> None:
 @click.option("--errors", default="0.01,0.1,0.3,1,3,10", show_default=True)
 def curve(errors: str, **wanted: object) -> None:
     """Trained over no channel and over one of each error, used over each."""
-    world, grid = _world(**wanted), [float(text) for text in errors.split(",")]  # type: ignore[arg-type]
+    world, grid = _world(_Wanted(**wanted)), [float(text) for text in errors.split(",")]  # type: ignore[arg-type]
     print(
         "| trained with error | frozen, clean | clean | " + " | ".join(f"{error:g}" for error in grid) + " | seconds |"
     )
@@ -169,34 +169,46 @@ def curve(errors: str, **wanted: object) -> None:
         _print_row(f"{error:g}", world, ChannelSection(error=error), grid)
 
 
-def _world(
-    data: Path,
-    task: str,
-    method: str,
-    model: str,
-    nodes: int,
-    rows: int,
-    held: int,
-    rounds: int,
-    steps: int,
-    learning_rate: float,
-    head_rate: float,
-    rates: float,
-    max_length: int,
-) -> _World:
-    folder, chosen = resolve_model_folder(model, place="--model"), task_by_name(task)
-    section, tokenizer = chosen.section(max_length), read_tokenizer(folder)
-    parts = read_parts(chosen, data, max_length, most_train=rows, most_held=held)
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of the same names."""
+
+    data: Path
+    task: str
+    method: str
+    model: str
+    nodes: int
+    rows: int
+    held: int
+    rounds: int
+    steps: int
+    learning_rate: float
+    head_rate: float
+    rates: float
+    max_length: int
+
+
+def _world(wanted: _Wanted) -> _World:
+    folder, chosen = resolve_model_folder(wanted.model, place="--model"), task_by_name(wanted.task)
+    section, tokenizer = chosen.section(wanted.max_length), read_tokenizer(folder)
+    parts = read_parts(chosen, wanted.data, wanted.max_length, most_train=wanted.rows, most_held=wanted.held)
     train = encode([row.example for row in parts.train], section, tokenizer)
     # Batches of like lengths have little padding.
     apart = sorted(encode(parts.held, section, tokenizer), key=lambda example: len(example.ids))
-    settings = settings_by_name()[method](
-        steps=steps, interval_steps=steps, learning_rate=learning_rate, tensor_learning_rate=head_rate
+    settings = settings_by_name()[wanted.method](
+        steps=wanted.steps,
+        interval_steps=wanted.steps,
+        learning_rate=wanted.learning_rate,
+        tensor_learning_rate=wanted.head_rate,
     )
     most = Counter(example.target for example in apart).most_common(1)[0][1]
-    print(f"{task}, {method}, {nodes} nodes, {len(train)} rows, {len(apart)} held out, a head and {rounds} rounds of")
-    print(f"{steps} steps of {settings.batch_size}; the most frequent label is right of {most / len(apart):.3f}")
-    return _World(folder, section, settings, rounds, rates, [train[i::nodes] for i in range(nodes)], apart)
+    print(
+        f"{wanted.task}, {wanted.method}, {wanted.nodes} nodes, {len(train)} rows, {len(apart)} held out, a head and "
+        f"{wanted.rounds} rounds of\n{wanted.steps} steps of {settings.batch_size}; "
+        f"the most frequent label is right of {most / len(apart):.3f}"
+    )
+    shares = [train[i :: wanted.nodes] for i in range(wanted.nodes)]
+    return _World(folder, section, settings, wanted.rounds, wanted.rates, shares, apart)
 
 
 def _print_row(name: str, world: _World, channel: ChannelSection | None, used: Sequence[float]) -> None:

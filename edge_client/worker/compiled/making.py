@@ -15,7 +15,6 @@ from edge_client.worker.compiled.native import Parts, PartsBlock, PartsLinear, P
 from edge_client.worker.compiled.recipe import BlockRecipe, LinearRecipe, NormRecipe, Recipe
 from fedcore.model.base import Base
 from fedcore.model.state import PublishedState
-from fedcore.subspaces.informed import InformedRows
 from fedcore.subspaces.projection import projection_of
 from fedcore.weights.checkpoint import to_float32
 from fedcore.weights.schema import LayerSpec
@@ -33,14 +32,14 @@ class Ingredients:
         recipe: The model folder's.
         base: Stored (`Base.store`), so that its layers can be mapped.
         state: What was learned in subspaces, or None.
-        artefact: The run's informed rows, where it has some.
+        artefact: The run's, as its method's halves take it, where it has one.
         trained: What tensors trained whole hold now, float32, by name.
     """
 
     recipe: Recipe
     base: Base
     state: PublishedState | None = None
-    artefact: InformedRows | None = None
+    artefact: Any = None
     trained: Mapping[str, _Floats] = field(default_factory=dict)
     _mapped: dict[str, NDArray[Any]] = field(default_factory=dict, init=False)
 
