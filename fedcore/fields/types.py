@@ -28,9 +28,9 @@ Pooling = Literal["auto", "model", "first", "mean", "last", "max"]
 Order = Literal["cycle", "uniform"]
 """How intervals go through the pool's subspaces."""
 
-Moments = Literal["reset", "carried", "averaged"]
+Moments = Literal["reset", "carried", "averaged", "rows"]
 """What Adam's moments do at the end of a FedKRSO interval: begin again, go on within the round, or go on between nodes
-and rounds."""
+and rounds: of every number, or of every row of a weight."""
 
 Start = Annotated[float, Meta(ge=-1e6, le=1e6)]
 """What a new bias holds before the first round."""

@@ -42,7 +42,7 @@ class FedKRSOSettings(
     """`cycle`: without replacement; `uniform`: with replacement, the paper's rule."""
     moments: Moments = "reset"
     """Adam's, at an interval's end: `reset`, the paper's rule; `carried` into the round's next one; `averaged` over
-    nodes, seed by seed."""
+    nodes, seed by seed; or over nodes by `rows` of the weights, one number each."""
     projection: ProjectionName = "coordinate"
     """What rows of subspaces are made of: docs/methods.md."""
     informed_share: float = 1.0
@@ -96,18 +96,22 @@ class FedKRSOSettings(
         """Accumulators of all versions are coefficients of the same rows of P, as long as the seeds stay."""
         if self.schedule == "fresh":
             return 'with schedule = "fresh" seeds change between versions, and what was learned is merged into the base'
-        return 'moments = "averaged" are no changes' if self.moments == "averaged" else ""
+        return f'moments = "{self.moments}" are no changes' if self._shares_moments else ""
+
+    @property
+    def _shares_moments(self) -> bool:
+        return self.moments in ("averaged", "rows")
 
     @property
     def sums_alone(self) -> bool:
-        """Averaged moments are of those alone who used a seed."""
-        return self.moments != "averaged"
+        """Averaged moments are of those alone who used a seed, and no roots may lose their bounds under masks."""
+        return not self._shares_moments
 
     @property
     def not_with_noise(self) -> str:
         """A sum of accumulators is one of changes, whichever subspaces a participant used; roots of second moments are
         a mean over those who have them."""
-        return 'moments = "averaged" are no sums' if self.moments == "averaged" else ""
+        return f'moments = "{self.moments}" are no sums' if self._shares_moments else ""
 
     @property
     def not_by_example(self) -> str:

@@ -53,8 +53,12 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
     reference, training = Reference(run, replica), plan.training
     seeds, rank, stream = training.seeds, training.rank, batches(examples(0), 4, 5, 1, "a")
     sums = {layer.name: torch.zeros(layer.rows, 3 * rank) for layer in run.schema.layers}
-    roots = {name: known.get(name, torch.zeros(1)).clone().expand(value.shape).clone() for name, value in sums.items()}
+    roots = {name: torch.zeros_like(value) for name, value in sums.items()}
+    if moments == "averaged":
+        roots |= {name: value.clone() for name, value in known.items()}
     states: dict[tuple[str, int], dict[str, Any]] = {}
+    # Mean squares of each interval's rows, one interval below the other.
+    rows = {layer.name: torch.zeros(0, layer.rows) for layer in run.schema.layers}
     before: int | None = None
     for interval, k in enumerate(interval_order("cycle", 5, 1, 3, 4, "a")):
         projections, factors, mine = {}, {}, slice(k * rank, (k + 1) * rank)
@@ -65,7 +69,12 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
             projections[layer.name], factor = all_of_them[k], torch.zeros(layer.rows, rank, requires_grad=True)
             factors[layer.name], linear = factor, reference.model.get_submodule(layer.name)
             linear.forward = lambda x, w=linear.weight, b=factor, p=all_of_them[k]: nn.functional.linear(x, w + b @ p)
-            if moments != "carried" or before is None:
+            if moments == "rows":
+                # The published roots; where there are none yet the last interval's, or none.
+                own = rows[layer.name][-1:].sqrt() if len(rows[layer.name]) else torch.zeros(1, layer.rows)
+                row = _filled(known[layer.name], slice(0, None)) if known else own
+                states[layer.name, k] = {"s": row.T.expand(-1, rank)}
+            elif moments != "carried" or before is None:
                 states[layer.name, k] = {"s": _filled(roots[layer.name], mine)}
             elif (layer.name, k) not in states:
                 old = states[layer.name, before]
@@ -77,19 +86,28 @@ def _subspaces(run: Run, moments: str, known: dict[str, Tensor]) -> tuple[dict[s
             for name, factor in factors.items():
                 state = states[name, k]
                 assert factor.grad is not None
-                _adam(factor, factor.grad, step, state, 2.0 if moments == "averaged" else 0.0)
+                prior = 2.0 if moments in ("averaged", "rows") and bool(state["s"].any()) else 0.0
+                _adam(factor, factor.grad, step, state, prior)
                 factor.grad = None
         for name, factor in factors.items():
             sums[name][:, mine] += factor.detach()
-            roots[name][:, mine] = states[name, k]["root"]
+            root = states[name, k]["root"]
+            if moments == "rows":
+                rows[name] = torch.cat([rows[name], root.square().mean(dim=1)[None]])
+            else:
+                roots[name][:, mine] = root
             reference.weights[name].data += (factor @ projections[name]).detach()
         before = k
+    if moments == "rows":
+        roots = {name: found.mean(dim=0, keepdim=True).sqrt() for name, found in rows.items()}
     return sums, roots
 
 
-@pytest.mark.parametrize("moments", MOMENTS)
+@pytest.mark.parametrize(
+    ("moments", "later"), [*((name, True) for name in MOMENTS), ("rows", False)], ids=[*MOMENTS, "rows, first round"]
+)
 def test_fedkrso_equals_its_reference_for_each_choice_of_moments(
-    moments: Any, make_llama: Callable[..., Path], tmp_path: Path
+    moments: Any, later: bool, make_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
     # Four intervals in three subspaces: one comes back.
     settings = FedKRSOSettings(
@@ -105,19 +123,19 @@ def test_fedkrso_equals_its_reference_for_each_choice_of_moments(
     )
     run = Run(settings, make_llama(), tmp_path)
     known: dict[str, Tensor] = {}
-    if moments == "averaged":
+    if moments in ("averaged", "rows") and later:
         # As some round before left them: each row's in its own order of magnitude, one column and one subspace that
-        # nobody has trained.
+        # nobody has trained; or one row.
         for layer in run.schema.layers:
             chance = torch.Generator().manual_seed(len(known))
-            root = (
-                torch.rand(layer.rows, 12, generator=chance) * torch.rand(layer.rows, 1, generator=chance) * 1e-2
-                + 2.0**-20
-            )
+            sizes = torch.rand(layer.rows, 1, generator=chance) * 1e-2
+            root = torch.rand(layer.rows, 12, generator=chance) * sizes + 2.0**-20
             root[:, 5] = root[:, 8:] = 0
-            run.state.sums[f"{layer.name}/second"] = np.rint(np.ldexp(root.numpy().astype(np.float64), 32)).astype(
-                np.int64
-            )
+            if moments == "rows":
+                root = root[:, :1].T.clone()
+                root[:, 3] = 0
+            scaled = np.rint(np.ldexp(root.numpy().astype(np.float64), 32))
+            run.state.sums[f"{layer.name}/second"] = scaled.astype(np.int64)
             known[layer.name] = root
         run.published[0] = run.model.published = run.state.publish()
         known = {
@@ -132,8 +150,8 @@ def test_fedkrso_equals_its_reference_for_each_choice_of_moments(
     sums, roots = _subspaces(run, moments, known)
     for layer in run.schema.layers:
         assert near(found.pop(layer.name), sums[layer.name].numpy())
-        if moments == "averaged":
-            change = roots[layer.name] - known[layer.name]
+        if moments in ("averaged", "rows"):
+            change = roots[layer.name] - known.get(layer.name, torch.zeros(1))
             assert near(found.pop(f"{layer.name}/second"), change.numpy())
     assert not found
 

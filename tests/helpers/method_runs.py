@@ -52,7 +52,7 @@ TASK = TaskSection(kind="causal-lm", max_length=24)
 HEAD_TASK = TaskSection(kind="text-classification", labels=("red", "green", "blue"), max_length=24)
 WHOLE = MemoryPlan(micro_batch_size=4)
 METHODS = list(settings_by_name().values())
-MOMENTS = ("reset", "carried", "averaged")
+MOMENTS = ("reset", "carried", "averaged", "rows")
 CODECS = ("float32", "bfloat16", "top-k")
 # A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.
 Case = tuple[type[MethodSettings], dict[str, Any]]
@@ -60,6 +60,7 @@ CASES: list[Case] = [
     *((kind, {"intrinsic_dim": 12, "num_virtual_tokens": 4} if kind is FedBPTSettings else {}) for kind in METHODS),
     *((FedKRSOSettings, {"num_seeds": 3, "moments": name}) for name in MOMENTS[1:]),
     (FedKRSOSettings, {"moments": "averaged", "schedule": "fresh"}),
+    (FedKRSOSettings, {"moments": "rows", "schedule": "fresh", "order": "uniform"}),
     (FedKRSOSettings, {"projection": "gaussian", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "coordinate", "schedule": "fresh"}),
     (FedKRSOSettings, {"projection": "orthonormal"}),

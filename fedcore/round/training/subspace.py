@@ -18,7 +18,7 @@ from fedcore.round.header import Expected, UpdateHeader
 from fedcore.round.training.artefact import ArtefactKind
 from fedcore.round.training.base import SECOND, SECOND_BITS, Rank, Seed, Shapes, Training, numbers
 from fedcore.subspaces.schedule import pool_seeds
-from fedcore.weights.schema import LayerSpec, ModelSchema
+from fedcore.weights.schema import ModelSchema
 
 if TYPE_CHECKING:
     from fedcore.subspaces.informed import InformedRows
@@ -77,19 +77,28 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
         )
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
-        """K r columns for a layer."""
-        return {
-            name: (layer.rows, len(self.seeds) * self.rank) for layer in schema.layers for name in self._names(layer)
-        }
+        """K r columns for a layer; of `rows` beside it one number for each of its rows, side by side."""
+        columns, shapes = len(self.seeds) * self.rank, dict[str, tuple[int, int]]()
+        for layer in schema.layers:
+            shapes[layer.name] = (layer.rows, columns)
+            if self.shares_moments:
+                shapes[layer.name + SECOND] = (1, layer.rows) if self.moments == "rows" else (layer.rows, columns)
+        return shapes
 
     def expected_layers(self, schema: ModelSchema, header: UpdateHeader) -> dict[str, Expected]:
-        """The columns of the seeds used, and of the rank trained."""
+        """The columns of the seeds used, and of the rank trained; of `rows` all."""
         columns = tuple(k * self.rank + row for k in header.subspaces for row in range(header.rank))
-        return {
-            name: Expected((layer.rows, len(columns)), self.coding(name), columns)
-            for layer in schema.layers
-            for name in self._names(layer)
-        }
+        expected = {}
+        for layer in schema.layers:
+            expected[layer.name] = Expected((layer.rows, len(columns)), self.coding(layer.name), columns)
+            if self.shares_moments:
+                coding = self.coding(layer.name + SECOND)
+                expected[layer.name + SECOND] = (
+                    Expected((1, layer.rows), coding)
+                    if self.moments == "rows"
+                    else Expected((layer.rows, len(columns)), coding, columns)
+                )
+        return expected
 
     def coding(self, name: str) -> Coding:
         """Second moments have bits of their own."""
@@ -98,10 +107,12 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     def averaged_by_column(self, schema: ModelSchema) -> frozenset[str]:
         """Second moments: who did not use a subspace knows nothing of it, where an unused accumulator is known to be
         zero."""
-        return frozenset(layer.name + SECOND for layer in schema.layers) if self.moments == "averaged" else frozenset()
+        return frozenset(layer.name + SECOND for layer in schema.layers) if self.shares_moments else frozenset()
 
-    def _names(self, layer: LayerSpec) -> tuple[str, ...]:
-        return (layer.name, layer.name + SECOND) if self.moments == "averaged" else (layer.name,)
+    @property
+    def shares_moments(self) -> bool:
+        """Whether roots of second moments are entries of the state."""
+        return self.moments in ("averaged", "rows")
 
     def check_header(self, header: UpdateHeader) -> None:
         """Rank and subspaces within the plan's."""
@@ -116,5 +127,5 @@ class SubspaceTraining(Training, frozen=True, kw_only=True, tag_field="method", 
     def interval_numbers(self, schema: ModelSchema) -> int:
         """One accumulator of every layer with the moments that go on, and the whole tensors with theirs."""
         whole = numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
-        kept = 1 + {"reset": 0, "carried": 2, "averaged": 1}[self.moments]
-        return kept * self.rank * sum(layer.rows for layer in schema.layers) + 3 * whole
+        kept = self.rank * (1 + {"reset": 0, "carried": 2, "averaged": 1, "rows": 0}[self.moments])
+        return (kept + (self.moments == "rows")) * sum(layer.rows for layer in schema.layers) + 3 * whole

@@ -66,6 +66,7 @@ def changed(privacy: dict[str, Any], **keys: Any) -> dict[str, Any]:
         (BY_NODE, {"method": {"name": "flora"}}, "privacy.node", "no noise hides a node's part in flora"),
         (BY_NODE, {"method": {"name": "fedkseed"}}, "privacy.node", "in fedkseed"),
         (BY_NODE, {"method": {"moments": "averaged"}}, "privacy.node", 'moments = "averaged" are no sums'),
+        (BY_NODE, {"method": {"moments": "rows"}}, "privacy.node", 'moments = "rows" are no sums'),
         (BY_NODE, {"method": {"name": "fed3r"}}, "method.name", "second moments"),
         (BY_NODE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_EXAMPLE, {"head": {"start": "ridge"}}, "head.start", "second moments"),

@@ -53,6 +53,7 @@ def test_what_sums_alone_can_do_is_taken() -> None:
         ({"evaluation": EvaluationSection(where="nodes")}, "evaluation.where"),
         ({"head": HeadSection(start="ridge")}, "head.start"),
         ({"method": FedKRSOSettings(moments="averaged")}, "method.name"),
+        ({"method": FedKRSOSettings(moments="rows")}, "method.name"),
     ],
 )
 def test_what_needs_somebody_s_update_is_refused_by_name(changes: dict[str, Any], place: str) -> None:

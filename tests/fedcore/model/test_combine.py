@@ -104,6 +104,7 @@ def reference(rule: Rule, said: list[NDArray[np.int64]]) -> NDArray[np.float64]:
 METHODS = [
     KRSO,
     msgspec.structs.replace(KRSO, moments="averaged", bits=4),
+    msgspec.structs.replace(KRSO, moments="rows", bits=4),
     FedAvgSettings(steps=20),
     FedAvgSettings(steps=20, codec="float32"),
     RoLoRASettings(rank=2, steps=20),

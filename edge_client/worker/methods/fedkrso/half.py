@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_client.worker.methods.fedkrso.moments import Moments, moments_of
+from edge_client.worker.methods.fedkrso.moments import Moments
+from edge_client.worker.methods.fedkrso.roots import moments_of
 from edge_client.worker.methods.interface import Kept
 from edge_client.worker.methods.perexample import ExampleGradients
 from edge_client.worker.model.built import BuiltModel
@@ -75,11 +76,14 @@ class FedKRSO:
         rows, columns = sum(layer.out_features for layer in layers), sum(layer.in_features for layer in layers)
         averaged = training.moments == "averaged"
         # Of a number of an accumulator: float32, and what goes on of its moments.
-        used = 4 + {"reset": 0, "carried": 8, "averaged": 4}[training.moments]
+        used = 4 + {"reset": 0, "carried": 8, "averaged": 4, "rows": 0}[training.moments]
+        # Of a row: what was published, as integers and as floats, the sum of the round, and the last interval's.
+        by_row = (2 + 4 + 4 + 4) * (training.moments == "rows")
         return Kept(
             # Signs int8; the state int16 twice, in the layers and as published, published second moments once.
             state_bytes=pool * rank * (columns + (4 + 2 * averaged) * rows)
-            + min(pool, training.intervals) * rank * rows * used,
+            + min(pool, training.intervals) * rank * rows * used
+            + by_row * rows,
             rank_bytes=4 * 4 * rows,
             signs_bytes=max(pool * rank * layer.in_features * layer.compute_dtype.itemsize for layer in layers),
             block_bytes=max(layer.compute_dtype.itemsize for layer in layers),

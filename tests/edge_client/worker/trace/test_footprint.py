@@ -82,6 +82,7 @@ _LONG = pytest.mark.chaos
         pytest.param("ferret", {}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "carried"}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "averaged"}, 8, False, marks=_LONG),
+        pytest.param("fedkrso", {"moments": "rows"}, 8, False, marks=_LONG),
         pytest.param("fedtt", {}, 4, False, marks=_LONG),
         pytest.param("slora", {}, 4, False, marks=_LONG),
         pytest.param("fedcybgd", {}, 4, False, marks=_LONG),
@@ -199,12 +200,13 @@ def test_products_in_16_bits_are_foreseen_too(name: str, make_llama: Callable[..
 def test_what_goes_on_of_moments_is_counted(make_llama: Callable[..., Path]) -> None:
     folder = make_llama(layers=1, width=64)
     rows = sum(layer.rows for layer in describe(Checkpoint(folder), WORDS).layers)
-    reset, carried, averaged = (
+    reset, carried, averaged, by_row = (
         of(folder, training("fedkrso", moments=name, rank=8)).subspaces_bytes
-        for name in ("reset", "carried", "averaged")
+        for name in ("reset", "carried", "averaged", "rows")
     )
-    # One interval of rank 8; five published subspaces.
+    # One interval of rank 8; five published subspaces. By row: an int16 and three floats.
     assert (carried - reset, averaged - reset) == (8 * 8 * rows, (4 + 5 * 2) * 8 * rows)
+    assert by_row - reset == 14 * rows
 
 
 def test_a_method_that_cannot_fit_is_refused_with_the_numbers_and_takes_no_memory_to_find_out(large: Path) -> None:
