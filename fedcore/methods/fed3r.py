@@ -263,7 +263,7 @@ def settled_head(
         ConfigError: A new head would begin at random, and the method never trains it.
     """
     settled = _settled(head, task, training, rule, schema, rounds)
-    untrained = not training.learns.trains_tensors and any(not tensor.in_checkpoint for tensor in schema.tensors)
+    untrained = training.learns.leaves_tensors and any(not tensor.in_checkpoint for tensor in schema.tensors)
     if untrained and settled.start == "random":
         words = f"{training.learns.method} trains no head, and a random one is of no use"
         raise ConfigError(words, place="head.start", remedy='write "ridge", and give the run two rounds or more')

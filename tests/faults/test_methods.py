@@ -34,6 +34,10 @@ class Stacked(Tiny):
 
     method = "flora"
 
+    def invited(self, server_round: int) -> list[str]:
+        """In turn, where one trains at a time."""
+        return [self.names[(server_round - 1) % 2]] if self.method == "fedcybgd" else self.names
+
     def _job_text(self) -> str:
         sizes = {
             "fedbpt": "intrinsic_dim = 12\nnum_virtual_tokens = 4\n",

@@ -154,7 +154,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     @property
     def trains_tensors(self) -> bool:
         """Whether the tensors trained whole (a task head) get a gradient in the round."""
-        return not self.one_pass
+        return not self.one_pass and not self.leaves_tensors
+
+    @property
+    def leaves_tensors(self) -> bool:
+        """Whether they get none in any round of the method: then a new head has to come from sums."""
+        return False
 
     @property
     def stands_beside(self) -> bool:

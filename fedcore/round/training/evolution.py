@@ -50,9 +50,9 @@ class EvolutionTraining(Training, frozen=True, kw_only=True, tag_field="method",
         return self.num_virtual_tokens
 
     @property
-    def trains_tensors(self) -> bool:
+    def leaves_tensors(self) -> bool:
         """A head has no gradient here: it comes from sums, or is the model's own."""
-        return False
+        return True
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """Where the search stands; of no layer."""

@@ -160,6 +160,8 @@ class Masked(nn.Module):
         padding: What the model's layers share about a micro-batch.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, own: SubspaceLinear, padding: Padding) -> None:
         super().__init__()
         device = own.base.device

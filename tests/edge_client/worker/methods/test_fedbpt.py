@@ -20,6 +20,7 @@ from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods.fed3r import settled_head
 from fedcore.methods.prompts.fedbpt import FedBPT, FedBPTSettings
+from fedcore.methods.prompts.fedpeptao import FedPepTAO, FedPepTAOSettings
 from fedcore.numbers.rules import MEAN as PLAIN
 from fedcore.numbers.symmetric import unpacked
 from fedcore.round.training.evolution import FITNESS, MEAN, ROOT, SIGMA, SIGMAS
@@ -147,6 +148,10 @@ def test_a_head_that_nobody_trains_must_come_from_sums() -> None:
     for head, rounds in ((HeadSection(start="random"), 6), (HeadSection(), 1)):
         with pytest.raises(ConfigError, match="fedbpt trains no head"):
             settled_head(head, task, training, PLAIN, schema, rounds)
+    # A round for scores trains none either, but those after it do.
+    scores = FedPepTAO(FedPepTAOSettings()).training(1, 0)
+    assert not scores.trains_tensors
+    assert settled_head(HeadSection(start="random"), task, scores, PLAIN, schema, 6).start == "random"
     own = ModelSchema((), (TensorSpec("score.weight", (2, 8), in_checkpoint=True),))
     assert settled_head(HeadSection(), task, training, PLAIN, own, 6).start == "random"
     for key in ("intrinsic_dim", "population"):

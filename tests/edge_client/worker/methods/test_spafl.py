@@ -149,4 +149,4 @@ def test_what_travels_is_a_number_for_each_row(make_llama: Callable[..., Path], 
     assert training.local_numbers(schema) == weights + rows
     for key, value in (("coefficient", -1.0), ("coefficient", 2.0), ("gradient_clip", 0.0)):
         with pytest.raises(ConfigError, match=key):
-            SpaFLSettings(**{key: value})
+            SpaFLSettings(**{key: value})  # type: ignore[arg-type]
