@@ -35,7 +35,7 @@ def test_the_error_is_what_a_receiver_makes_of_many_numbers() -> None:
     def normal(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.complex128]]:
         return np.asarray((chance.normal(size=shape) + 1j * chance.normal(size=shape)) / np.sqrt(2), np.complex128)
 
-    sent, root, believed = normal(3), normal(3, 3), 0.3 * np.eye(3) + 0j
+    sent, root, believed = normal(3), normal(3, 3), np.asarray(0.3 * np.eye(3), np.complex128)
     there = np.asarray(root @ root.conj().T, np.complex128)
     y = sent[:, None] * (s := normal(200_000)) + root @ normal(3, 200_000)
     found = np.linalg.solve(believed + np.outer(sent, sent.conj()), sent).conj() @ y
