@@ -13,7 +13,7 @@ from coordinator.server.queueing import Entry
 from coordinator.store.folder import RunFolder
 from coordinator.store.viewfile import Seen, read_view
 
-__all__ = ["Needs", "Rows", "RunRow", "row_of"]
+__all__ = ["Needs", "NodeRow", "Rows", "RunRow", "row_of"]
 
 _MOST_REMEMBERED = 500
 
@@ -39,6 +39,19 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 0
     attention: int = 0
     """Nodes that somebody should look at."""
+
+
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of the fleet, for lists. Field names stay."""
+
+    node: str
+    online: bool
+    run: str
+    able: tuple[str, ...]
+    """Runs that it would take part in."""
+    declined: dict[str, str]
+    """Why not, by run."""
+    software: str
 
 
 class Needs(msgspec.Struct, frozen=True):
