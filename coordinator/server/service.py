@@ -241,7 +241,9 @@ class Server:
 
     def _all_rows(self) -> list[RunRow]:
         entries = sorted(self._queue.entries.values(), key=lambda entry: -entry.number)
-        return [self._rows.row(entry) for entry in entries]
+        nodes = self._fleet.nodes()
+        members = {entry.run: frozenset(node.node for node in nodes if node.run == entry.run) for entry in entries}
+        return [self._rows.row(entry, members[entry.run]) for entry in entries]
 
     def _tell(self, entry: Entry, text: str, level: Level = "info") -> None:
         self._say(Line(text, event=f"run_{entry.state}", level=level, about=entry.run))

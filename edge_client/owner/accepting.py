@@ -68,12 +68,13 @@ def why_not(offering: Offering, run: FleetRun) -> str:
         >>> offering = Offering(accept=accept, data=data, models={"minilm": "/models/minilm"})
         >>> run = FleetRun(run="reviews-2", submission="0" * 32, task="regression", method="fedkrso", model="minilm")
         >>> why_not(offering, run), why_not(offering, msgspec.structs.replace(run, run="voice"))
-        ('', "its owner accepts runs named reviews-*, and this is 'voice'")
+        ('', 'its owner accepts no runs but reviews-*')
     """
     accept = offering.accept
-    for what, name, patterns in (("runs named", run.run, accept.runs), ("methods named", run.method, accept.methods)):
-        if not any(fnmatchcase(name, pattern) for pattern in patterns):
-            return f"its owner accepts {what} {', '.join(patterns)}, and this is {name!r}"
+    if not any(fnmatchcase(run.run, pattern) for pattern in accept.runs):
+        return f"its owner accepts no runs but {', '.join(accept.runs)}"
+    if not any(fnmatchcase(run.method, pattern) for pattern in accept.methods):
+        return f"its owner accepts no methods but {', '.join(accept.methods)}, and this is {run.method}"
     if accept.tasks and run.task not in accept.tasks:
         return f"its data is for {', '.join(accept.tasks)}, and this is {run.task!r}"
     if run.privacy not in _PROMISES[offering.privacy]:

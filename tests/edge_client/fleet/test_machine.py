@@ -107,8 +107,8 @@ def test_an_owner_who_changes_the_rules_ends_what_they_forbid() -> None:
 @pytest.mark.parametrize(
     ("offering", "wanted", "words"),
     [
-        ({"accept": AcceptSection(runs=("voice-*",))}, {}, "its owner accepts runs named voice-*, and this is 'a'"),
-        ({"accept": AcceptSection(methods=("fedavg",))}, {}, "methods named fedavg, and this is 'fedkrso'"),
+        ({"accept": AcceptSection(runs=("voice-*",))}, {}, "its owner accepts no runs but voice-*"),
+        ({"accept": AcceptSection(methods=("fedavg",))}, {}, "no methods but fedavg, and this is fedkrso"),
         ({"accept": AcceptSection(tasks=("regression",))}, {}, "its data is for regression"),
         ({}, {"task": "pair-classification"}, "data.text_pair names no column"),
         ({"data": DataSection(source="a.csv", label=None)}, {}, "needs labels, and data.label names no column"),

@@ -4,6 +4,14 @@
 /** Where the run's pages are: at the root of its own dashboard, or below its name at a server of many runs. */
 export const BASE = /^\/runs\/[^/]+/.exec(location.pathname)?.[0] ?? "";
 
+// At a server of many runs a cookie lets look; a run's own dashboard has none.
+let credentials = BASE ? "same-origin" : "omit";
+
+/** Send this origin's cookies with every request. */
+export function sendCookies() {
+  credentials = "same-origin";
+}
+
 const TIMEOUT_MS = 10_000;
 // The coordinator itself gives up on a command after 30 s, and says so.
 const COMMAND_TIMEOUT_MS = 35_000;
@@ -30,8 +38,7 @@ export async function request(path, { token = "", body = null } = {}) {
       headers,
       body: body ? JSON.stringify(body) : undefined,
       cache: "no-store",
-      // At a server of many runs a cookie lets look; a run's own dashboard has none.
-      credentials: BASE ? "same-origin" : "omit",
+      credentials,
       signal: AbortSignal.timeout(body ? COMMAND_TIMEOUT_MS : TIMEOUT_MS),
     });
   } catch (error) {

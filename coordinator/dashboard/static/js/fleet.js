@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // All runs of a server, and the nodes of its fleet.
 
-import { request, RequestError } from "./api.js";
+import { request, RequestError, sendCookies } from "./api.js";
 import { h, head, keyed, setAttribute, setShare, setText, show } from "./dom.js";
 import { DASH } from "./format.js";
 
 const EVERY_MS = 2_000;
-const TOKEN_KEY = "fedkrso-token";
+// Not the one of a run's own dashboard, which would forget a token that is none of its own.
+const TOKEN_KEY = "fedkrso-server-token";
 const ROLES = ["viewer", "operator", "owner"];
 const WORDS = { running: "open", finished: "done", waiting: "paused", stopping: "paused" };
 const HOURS = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "short" });
@@ -100,7 +101,7 @@ function runRow() {
     update(row) {
       name = row.run;
       setText(link, row.run);
-      setAttribute(link, "href", row.nodes || row.rounds_done ? `/runs/${encodeURIComponent(row.run)}/` : null);
+      setAttribute(link, "href", row.method ? `/runs/${encodeURIComponent(row.run)}/` : null);
       setText(state, row.state);
       setAttribute(state, "data-key", row.state === "failed" ? "failed" : WORDS[row.state]);
       setText(rounds, `${row.rounds_done} of ${row.rounds}`);
@@ -173,12 +174,14 @@ async function turn() {
   try {
     session = await request("/api/session", { token: token() });
     if (!session.role && token()) sessionStorage.removeItem(TOKEN_KEY);
-    setText(who, session.name ? `${session.name}${session.role ? `, ${session.role}` : ""}` : "Enter a token");
+    const role = session.role && session.role !== session.name ? `, ${session.role}` : "";
+    setText(who, session.name ? session.name + role : "Enter a token");
     if (!session.look) return document.getElementById("token") ? undefined : enter();
     const [{ runs }, { nodes }] = await Promise.all([request("/api/runs", { token: token() }), request("/api/nodes", { token: token() })]);
     if (document.getElementById("token")) return undefined;
     if (!page) main.replaceChildren((page = runsPage()).element);
     page.update(runs, nodes);
+    show(summary, true);
     if (notice.dataset.key === "bad") show(notice, false);
     setAttribute(notice, "data-key", null);
   } catch (error) {
@@ -190,5 +193,7 @@ async function turn() {
   return undefined;
 }
 
+sendCookies();
+show(summary, false);
 turn();
 setInterval(() => document.hidden || turn(), EVERY_MS);
