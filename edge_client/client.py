@@ -8,7 +8,6 @@ import random
 import secrets
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,12 +16,11 @@ import msgspec
 
 from edge_client.agent.agent import Agent
 from edge_client.agent.lines import Callbacks
-from edge_client.agent.messages import Keys
+from edge_client.agent.making import make_agent
 from edge_client.memory.limits import budget_bytes
 from edge_client.node import Node
 from edge_client.owner.serving import training_bytes
 from edge_client.process.packages import require_training_packages
-from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.data import data_section
 from fedcore.config.fitting import require_fitting
@@ -30,14 +28,12 @@ from fedcore.config.models import find_model
 from fedcore.config.reading import load_config
 from fedcore.config.sections import DataSection
 from fedcore.config.words import converted
-from fedcore.errors import FedkrsoError, RunError
+from fedcore.errors import ConfigError, FedkrsoError, RunError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
 from fedcore.transport.base import CONNECT_SECONDS
 from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
-from fedcore.wire.identity import PublicKey, load_public_key, load_signing_key
-from fedcore.worker.imported import imported_models, model_folder
 from fedcore.worker.looking import Look, look_at
 
 __all__ = ["Client"]
@@ -81,6 +77,9 @@ class Client:
         self._data, self._on_event, self._heartbeat, self._stay = data, on_event, heartbeat, stay
         self._place = "node"
         self.node = node if isinstance(node, Node) else _node(node, data, fields)
+        if self.node.fleet:
+            remedy = "leave fleet out; `fedkrso client run` and edge_client.fleet.FleetClient wait for a fleet's runs"
+            raise ConfigError("a node of one run names no fleet", place="fleet", remedy=remedy)
         self._agent: Agent | None = None
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
@@ -231,30 +230,15 @@ class Client:
         return client_id(self.node.run, self.node.node)
 
     def _made(self) -> Agent:
-        node, trust = self.node, self.node.trust
-        budget = training_bytes(self._whole_budget(), node.serve)
         # Spreads reconnects of many nodes; decides nothing in the model.
         jitter = random.Random(secrets.randbits(64))  # noqa: S311
-        found = model_folder(
-            node.model_folder,
-            imported_models(Path(node.folder)),
-            place=f"{self._place}: model_folder",
-            tell=lambda line: self._on_event(Line(line, event="model")),
-        )
-        return Agent(
-            node,
-            MqttTransport(mqtt_settings(node.broker, self._client_id), jitter),
+        return make_agent(
+            self.node,
+            MqttTransport(mqtt_settings(self.node.broker, self._client_id), jitter),
             jitter,
-            partial(Supervisor, node, found, budget),
-            keys=Keys(
-                None if trust.signing_key is None else load_signing_key(Path(trust.signing_key)),
-                None if trust.coordinator_key is None else load_public_key(trust.coordinator_key),
-                None if trust.authority_key is None else PublicKey(trust.authority_key),
-                bytes.fromhex(trust.enrolment),
-            ),
-            callbacks=Callbacks(
-                lambda line: self._on_event(line if isinstance(line, Line) else Line(line)), self._heartbeat
-            ),
+            training_bytes(self._whole_budget(), self.node.serve),
+            Callbacks(lambda line: self._on_event(line if isinstance(line, Line) else Line(line)), self._heartbeat),
+            place=self._place,
         )
 
     def _run(self) -> None:

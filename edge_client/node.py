@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_client.owner.accepting import AcceptSection
 from edge_client.owner.policy import PolicySection
 from edge_client.owner.serving import ServeSection
 from fedcore.config.sections import BrokerSection, DataSection, PathText, TrustSection
@@ -22,10 +23,16 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     node: str
     """This node's id: its topics, its certificate's name."""
-    run: str
+    run: str = ""
     """The run it takes part in."""
-    model_folder: PathText
+    model_folder: PathText = ""
     """The run's checkpoint on this device, or `package:folder` for one that a Python package carries."""
+    fleet: str = ""
+    """In place of a run: the fleet in whose runs it takes part, one at a time (docs/server.md)."""
+    models: dict[str, PathText] = {}
+    """Of a node of a fleet: checkpoints on this device, by the names that runs give them."""
+    accept: AcceptSection = AcceptSection()
+    """Of a node of a fleet: runs that its owner lets it take part in."""
     data: DataSection
     broker: BrokerSection
     trust: TrustSection = TrustSection()
@@ -92,10 +99,15 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return plan
 
     def __post_init__(self) -> None:
-        for key in ("node", "run"):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", getattr(self, key)):
+        for key in ("run", "model_folder") if not self.fleet else ("models",) if not self.run else ():
+            if not getattr(self, key):
+                remedy = 'add it, or name a fleet: fleet = "NAME"' if key == "run" else "add it"
+                raise ConfigError(f"{key!r} is missing", place=key, remedy=remedy)
+        for key in ("node", "run", "fleet"):
+            name = getattr(self, key)
+            if (name or key == "node") and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
                 raise ConfigError(
-                    f"{getattr(self, key)!r} cannot be a name",
+                    f"{name!r} cannot be a name",
                     place=key,
                     remedy="letters, digits, '.', '_' and '-', at most 64",
                 )

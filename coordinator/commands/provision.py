@@ -23,6 +23,13 @@ __all__ = ["provision", "revoke"]
     metavar="NAME",
     help="A site with a broker of its own, bridged to the central one: the NODEs connect there.",
 )
+@click.option(
+    "--fleet",
+    "at_once",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="RUN is a fleet, whose server leads at most N runs at once: docs/server.md.",
+)
 @click.option("--broker-host", "hosts", multiple=True, help="Name or address that devices connect to; repeat for more.")
 @click.option("--port", type=int, help="Port of the broker; 8883 by default.")
 @click.option(
@@ -55,6 +62,7 @@ def provision(
     nodes: tuple[str, ...],
     folder: Path,
     site: str,
+    at_once: int | None,
     hosts: tuple[str, ...],
     port: int | None,
     broker_folder: str | None,
@@ -77,6 +85,10 @@ def provision(
     done = work.provision(
         folder, run, nodes, hosts=hosts, options=chosen, site=site, central=central, now=now, days=days, renew=renew
     )
+    if at_once is not None:
+        from coordinator.provisioning.fleets import make_fleet
+
+        done.added += make_fleet(folder, run, at_once, now=now, days=days).added
     for what, names in (("made", done.added), ("made anew", done.renewed), ("kept", done.kept)):
         if names:
             click.echo(f"{what}: {', '.join(names)}")

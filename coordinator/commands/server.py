@@ -17,7 +17,7 @@ import click
 
 from fedcore.system.logs import LOG_FORMATS, Line, LogFormat, LogWriter, printable
 
-__all__ = ["server_list", "server_log", "server_run", "server_stop", "server_submit"]
+__all__ = ["server_list", "server_log", "server_nodes", "server_run", "server_stop", "server_submit"]
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _FOLLOW_SECONDS = 0.5
@@ -102,6 +102,23 @@ def server_list(runs: Path, url: str, token_file: Path | None, as_json: bool) ->
     from coordinator.terminal.console import make_console
 
     make_console().print(_table(rows) if rows else "no run was submitted")
+
+
+@click.command()
+@_where
+@_JSON
+def server_nodes(runs: Path, url: str, token_file: Path | None, as_json: bool) -> None:
+    """The fleet's nodes: the run that each is in, runs that it would take part in, and why not in others."""
+    from coordinator.server.asking import Asked
+
+    rows = Asked(runs, url, token_file).get("/api/nodes")["nodes"]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        why = "; ".join(f"{run}: {reason}" for run, reason in row["declined"].items())
+        words = [row["run"] or "waits", "" if row["online"] else "offline", f"not in {why}" if why else ""]
+        click.echo(f"{row['node']:<20} " + "  ".join(printable(word) for word in words if word))
 
 
 @click.command()

@@ -32,7 +32,7 @@ from fedcore.web.entrance import Entrance, TooManyGuesses
 from fedcore.web.names import is_our_page
 from fedcore.web.tokens import Tokens
 
-__all__ = ["Wiring", "make_app"]
+__all__ = ["Wiring", "answer_asset", "make_app"]
 
 """Asks the coordinator's loop to obey somebody."""
 _ANSWER_SECONDS = 30.0
@@ -70,10 +70,10 @@ def make_app(wiring: Wiring) -> ASGIApp:
     api, assets = _Api(wiring), load_assets()
 
     async def page(request: Request) -> Response:
-        return _asset(assets.get("index.html"), request)
+        return answer_asset(assets.get("index.html"), request)
 
     async def static(request: Request) -> Response:
-        return _asset(assets.get(request.path_params["path"]), request)
+        return answer_asset(assets.get(request.path_params["path"]), request)
 
     routes = [
         Route("/", page),
@@ -210,7 +210,12 @@ def _report(command: Commander, text: str) -> None:
     command(Report(text), "dashboard")
 
 
-def _asset(asset: Asset | None, request: Request) -> Response:
+def answer_asset(asset: Asset | None, request: Request) -> Response:
+    """A file of the page, or that its reader has it already.
+
+    Raises:
+        HTTPException: There is none.
+    """
     if asset is None:
         raise HTTPException(404, "no such file")
     # Asked for again each time, and answered without its bytes: a newer version is seen at once.

@@ -20,6 +20,7 @@ __all__ = [
     "access_rules",
     "configuration",
     "connection",
+    "leader",
     "loopback_configuration",
     "rights_of",
     "site_rules",
@@ -83,32 +84,60 @@ def loopback_configuration(
 
 
 def access_rules(
-    nodes: Iterable[str], runs: Sequence[str], sites: Mapping[str, Iterable[str]] = MappingProxyType({})
+    nodes: Iterable[str],
+    runs: Sequence[str],
+    sites: Mapping[str, Iterable[str]] = MappingProxyType({}),
+    fleets: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
     """The central broker's access rules; who is neither among the nodes nor a site may do nothing.
 
     Args:
         nodes: Those that connect here.
-        runs: Their runs.
+        runs: Their runs, and their fleets: a fleet's own topics are named as a run's are.
         sites: For each site's bridge, the nodes that it speaks for.
+        fleets: Which of the runs are fleets, and how many runs of each have a certificate of their own.
     """
-    return _rules(rights_of(nodes, runs) | {name: _client(theirs, runs) for name, theirs in sites.items()})
+    rights = rights_of(nodes, runs, fleets)
+    bridges = {name: list(_client(theirs, _all_topics(runs, fleets))) for name, theirs in sites.items()}
+    return _rules(rights | bridges)
 
 
-def rights_of(nodes: Iterable[str], runs: Sequence[str]) -> dict[str, Iterable[tuple[str, str]]]:
+def rights_of(
+    nodes: Iterable[str], runs: Sequence[str], fleets: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Iterable[tuple[str, str]]]:
     """What the coordinator and each node may do: `read`, `write` or `readwrite`, and with which topics.
 
     Args:
         nodes: Those that connect here.
-        runs: Their runs.
+        runs: Their runs, and their fleets.
+        fleets: Which of the runs are fleets, and how many runs of each have a certificate of their own.
     """
-    return {COORDINATOR: _coordinator(runs), **{name: _client([name], runs) for name in nodes}}
+    leads = list(_coordinator(_all_topics(runs, fleets)))
+    leaders = (COORDINATOR, *(leader(number) for number in range(1, max(fleets.values(), default=0) + 1)))
+    return {
+        **dict.fromkeys(leaders, leads),
+        **{name: list(_client([name], _all_topics(runs, fleets))) for name in nodes},
+    }
 
 
-def site_rules(nodes: Iterable[str], runs: Sequence[str]) -> str:
+def site_rules(nodes: Iterable[str], runs: Sequence[str], fleets: Iterable[str] = ()) -> str:
     """The access rules of a site's broker: its nodes alone. The coordinator is never there, and the bridge is part of
     the broker itself."""
-    return _rules({name: _client([name], runs) for name in nodes})
+    return _rules({name: _client([name], _all_topics(runs, fleets)) for name in nodes})
+
+
+def leader(number: int) -> str:
+    """The common name of the certificate of one of a fleet's runs at once: no node has a slash in its name.
+
+    Args:
+        number: From 1.
+    """
+    return f"{COORDINATOR}/{number}"
+
+
+def _all_topics(runs: Sequence[str], fleets: Iterable[str]) -> list[Topics]:
+    """Of runs and fleets, and of every run of a fleet: which there will be is not known."""
+    return [*map(Topics, runs), *(Topics("+", fleet) for fleet in fleets)]
 
 
 def connection(name: str, broker: BrokerOptions, coordinator_key: str, enrolment: tuple[str, str]) -> str:
@@ -145,18 +174,18 @@ def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
     return _TEMPLATES.get_template("mosquitto.acl").render(users=users)
 
 
-def _coordinator(runs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _coordinator(all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
     """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
-    for topics in map(Topics, runs):
+    for topics in all_topics:
         # It reads its plan too: so it notices a second coordinator, and what an earlier run of the name left.
         yield from (("readwrite", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
         yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
 
 
-def _client(nodes: Iterable[str], runs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
     """What a node, or a bridge that speaks for some nodes, may write and read: nothing outside their own prefixes."""
     nodes = tuple(nodes)
-    for topics in map(Topics, runs):
+    for topics in all_topics:
         yield from (("read", topics.plan), ("read", f"{topics.prefix}/state/#"))
         for node in nodes:
             yield from (

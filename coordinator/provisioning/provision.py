@@ -250,7 +250,7 @@ def _certify(
         if holder.hosts:
             write_durably(holder.certificate, authority.broker(holder.hosts, key, serial, now, days))
         else:
-            write_durably(holder.certificate, authority.client(holder.machine, key, serial, now, days))
+            write_durably(holder.certificate, authority.client(holder.subject, key, serial, now, days))
     (done.kept if there and not renew else done.renewed if there else done.added).append(holder.name)
     return register
 
@@ -277,12 +277,13 @@ def _write_rules(yard: Yard, authority: Authority, register: Register, now: dt.d
         for name, site in register.sites.items()
         if name not in gone
     }
-    rules = access_rules([name for name in allowed if register.site_of(name) is None], register.runs, theirs)
+    here = [name for name in allowed if register.site_of(name) is None]
+    rules = access_rules(here, register.runs, theirs, register.fleets)
     _write_broker(yard.broker, configuration(register.broker, register.runs), rules, revocations)
     for name, own in theirs.items():
         if yard.site(name).exists():
             text = configuration(register.sites[name].broker, register.runs, register.bridge(name))
-            _write_broker(yard.site(name), text, site_rules(own, register.runs), revocations)
+            _write_broker(yard.site(name), text, site_rules(own, register.runs, register.fleets), revocations)
     coordinator = register.public_keys[COORDINATOR]
     enrolment = Enrolment(coordinator, {name: register.public_keys[name] for name in nodes}, register.revoked)
     yard.enrolled.parent.mkdir(mode=0o700, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.provisioning.brokerfiles import BROKER, COORDINATOR, Bridge, BrokerOptions
+from coordinator.provisioning.brokerfiles import BROKER, COORDINATOR, Bridge, BrokerOptions, leader
 from fedcore.errors import ConfigError
 from fedcore.system.durable import write_durably
 
@@ -94,6 +94,8 @@ class Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device."""
     revoked: tuple[str, ...] = ()
     sites: dict[str, Site] = {}
+    fleets: dict[str, int] = {}
+    """Which of the runs are fleets, and how many runs of each have a certificate of their own."""
     enrolling: str = ""
     """Public key of whoever enrols nodes: another one must never take its place, nodes would not believe each other."""
 
@@ -121,6 +123,7 @@ class Holder:
     Attributes:
         hosts: What a broker's certificate is good for; empty for a client's.
         signs: Whether it has a key for signatures too.
+        common_name: Of the certificate; empty for the machine's name.
     """
 
     name: str
@@ -128,6 +131,12 @@ class Holder:
     stem: str = "certificate"
     hosts: tuple[str, ...] = ()
     signs: bool = False
+    common_name: str = ""
+
+    @property
+    def subject(self) -> str:
+        """Common name of the certificate."""
+        return self.common_name or self.machine
 
     @property
     def key(self) -> Path:
@@ -141,7 +150,7 @@ class Holder:
 
     @property
     def machine(self) -> str:
-        """Whose it is, as a certificate's common name."""
+        """Whose it is; a site has two certificates, and the coordinator of a fleet one more for each run at once."""
         return self.name.partition("/")[0]
 
 
@@ -149,6 +158,9 @@ def holders(yard: Yard, register: Register, nodes: Iterable[str]) -> Iterator[Ho
     """Everyone who is to have a certificate."""
     yield Holder(BROKER, yard.broker, "broker", register.broker.hosts)
     yield Holder(COORDINATOR, yard.client(COORDINATOR), signs=True)
+    for number in range(1, max(register.fleets.values(), default=0) + 1):
+        folder = yard.client(COORDINATOR) / "certificates"
+        yield Holder(leader(number), folder, str(number), common_name=leader(number))
     for name, site in sorted(register.sites.items()):
         if name not in register.revoked:
             yield Holder(name, yard.site(name), "broker", site.broker.hosts)

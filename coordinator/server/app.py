@@ -39,7 +39,7 @@ _MOST_BODY_BYTES = 2**20
 _MOST_LOG_BYTES = 2**18
 _MOST_LOOKERS = 1000
 _STATUS = {2: 400, 3: 400, 4: 400, 10: 409}
-COOKIE = "fedkrso_look"
+_COOKIE = "fedkrso_look"
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Lobby:
         """
         person = self.person(request)
         if person is None and role == "viewer":
-            person = self.lookers.get(request.cookies.get(COOKIE, ""))
+            person = self.lookers.get(request.cookies.get(_COOKIE, ""))
             if person is None and self.open_to_all:
                 person = Person("anybody", "viewer")
         if person is None:
@@ -123,6 +123,7 @@ def make_server_app(server: Server, lobby: Lobby, more: list[Any] | None = None)
     routes = [
         Route("/api/runs", api.runs, methods=["GET"]),
         Route("/api/runs", api.submit, methods=["POST"]),
+        Route("/api/nodes", api.nodes),
         Route("/api/runs/{run}/stop", api.stop, methods=["POST"]),
         Route("/api/runs/{run}/log", api.log),
         Route("/api/session", api.session, methods=["GET", "POST"]),
@@ -145,6 +146,11 @@ class _Api:
         """All runs."""
         self._lobby.require(request, "viewer")
         return _json({"runs": await _answer(self._server.rows())})
+
+    async def nodes(self, request: Request) -> Response:
+        """All nodes of the fleet."""
+        self._lobby.require(request, "viewer")
+        return _json({"nodes": await _answer(self._server.nodes())})
 
     async def submit(self, request: Request) -> Response:
         """Queue a run."""
@@ -182,7 +188,7 @@ class _Api:
     async def session(self, request: Request) -> Response:
         """What whoever asks may do; asked for by POST, a cookie that lets look."""
         person = self._lobby.person(request)
-        known = person or self._lobby.lookers.get(request.cookies.get(COOKIE, ""))
+        known = person or self._lobby.lookers.get(request.cookies.get(_COOKIE, ""))
         look = known is not None or self._lobby.open_to_all
         answer = _json(
             {"name": known.name if known else "", "role": person.role if person else "", "look": look},
@@ -191,7 +197,7 @@ class _Api:
             self._lobby.require_own_page(request)
             secure = request.headers.get("x-forwarded-proto", "") == "https"
             value = self._lobby.remember(person)
-            answer.set_cookie(COOKIE, value, httponly=True, samesite="strict", secure=secure)
+            answer.set_cookie(_COOKIE, value, httponly=True, samesite="strict", secure=secure)
         return answer
 
     async def healthz(self, request: Request) -> Response:

@@ -13,10 +13,12 @@ import uvicorn
 
 from coordinator.dashboard.address import address_of
 from coordinator.server.app import Lobby, make_server_app
+from coordinator.server.fleet import fleet_of
 from coordinator.server.keeping import Kept
+from coordinator.server.pages import pages
 from coordinator.server.processes import Processes
 from coordinator.server.roles import Doorkeeper, people_of
-from coordinator.server.service import Fleet, Server
+from coordinator.server.service import Server
 from coordinator.server.settings import ServerFiles, ServerSettings
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import load_config
@@ -67,10 +69,11 @@ def hosted(settings: ServerSettings, say: Callable[[Line], None]) -> Iterator[Se
         remedy = "another address; port 0 takes a free one"
         sock = stack.enter_context(listening(host, port, what="the server", place="address", remedy=remedy))
         kept = stack.enter_context(contextlib.closing(Kept(files.queue)))
-        server = Server(settings, kept, Processes(files), Fleet(), say)
+        server = Server(settings, kept, Processes(files), fleet_of(settings, kept, say), say)
         guesses = lambda text: say(Line(text, event="guesses", level="warning"))  # noqa: E731
         lobby = Lobby(Doorkeeper(people, settings.proxy, guesses), settings.look == "all", settings.names)
-        config = quiet_config(make_server_app(server, lobby), most_connections=_MOST_CONNECTIONS, stop_seconds=2)
+        app = make_server_app(server, lobby, pages(files.runs, lobby))
+        config = quiet_config(app, most_connections=_MOST_CONNECTIONS, stop_seconds=2)
         web = uvicorn.Server(config)
         started = threading.Event()
 

@@ -13,7 +13,7 @@ from coordinator.server.queueing import Entry
 from coordinator.store.folder import RunFolder
 from coordinator.store.viewfile import Seen, read_view
 
-__all__ = ["Needs", "Rows", "RunRow", "row_of"]
+__all__ = ["Needs", "NodeRow", "Rows", "RunRow", "row_of"]
 
 _MOST_REMEMBERED = 500
 
@@ -41,6 +41,19 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that somebody should look at."""
 
 
+class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A node of the fleet, for lists. Field names stay."""
+
+    node: str
+    online: bool
+    run: str
+    able: tuple[str, ...]
+    """Runs that it would take part in."""
+    declined: dict[str, str]
+    """Why not, by run."""
+    software: str
+
+
 class Needs(msgspec.Struct, frozen=True):
     """How many nodes a run's rounds need."""
 
@@ -49,13 +62,14 @@ class Needs(msgspec.Struct, frozen=True):
     rounds: int = 0
 
 
-def row_of(entry: Entry, needs: Needs, seen: Seen | None) -> RunRow:
+def row_of(entry: Entry, needs: Needs, seen: Seen | None, members: frozenset[str] = frozenset()) -> RunRow:
     """A run's row.
 
     Args:
         entry: What the queue says.
         needs: What its job says.
         seen: What its process wrote last; None where none has.
+        members: Nodes that take part now: one that went to another run is not missing here. Empty where nobody says.
     """
     first = RunRow(
         run=entry.run,
@@ -69,6 +83,8 @@ def row_of(entry: Entry, needs: Needs, seen: Seen | None) -> RunRow:
     if seen is None:
         return first
     view = seen.view
+    if members and entry.state == "running":
+        view.nodes = {name: node for name, node in view.nodes.items() if name in members}
     online = sum(node.online for node in view.nodes.values())
     measured = [row.accuracy for row in view.rows if row.accuracy is not None]
     works = entry.state == "running" and not seen.ended
@@ -108,19 +124,24 @@ class Rows:
         self._needs: dict[str, Needs] = {}
         self._made: dict[str, tuple[object, RunRow]] = {}
 
-    def row(self, entry: Entry) -> RunRow:
-        """The row of an entry."""
+    def row(self, entry: Entry, members: frozenset[str] = frozenset()) -> RunRow:
+        """The row of an entry.
+
+        Args:
+            entry: In the queue.
+            members: Nodes that take part now.
+        """
         path = RunFolder(self._runs / entry.run).view
         try:
             stamp = path.stat()
-            key: object = entry, stamp.st_mtime_ns, stamp.st_size
+            key: object = entry, members, stamp.st_mtime_ns, stamp.st_size
         except OSError:
-            key = entry, None
+            key = entry, members, None
         if entry.run in self._made and self._made[entry.run][0] == key:
             return self._made[entry.run][1]
         if len(self._made) > _MOST_REMEMBERED:
             self._made.clear()
-        found = row_of(entry, self._needs_of(entry.run), read_view(path))
+        found = row_of(entry, self._needs_of(entry.run), read_view(path), members)
         self._made[entry.run] = key, found
         return found
 

@@ -22,7 +22,7 @@ from coordinator.run.examining import require_model
 from coordinator.server.keeping import Kept
 from coordinator.server.processes import Processes
 from coordinator.server.queueing import Action, Begin, End, Ending, Entry, Keep, Kill, Queue
-from coordinator.server.rows import Rows, RunRow
+from coordinator.server.rows import NodeRow, Rows, RunRow
 from coordinator.server.settings import ServerFiles, ServerSettings
 from coordinator.store.folder import RunFolder, stored_job, write_job
 from fedcore.errors import ConfigError, FedkrsoError, ModelError, RunError
@@ -43,6 +43,13 @@ class Fleet:
 
     def announce(self, entries: list[Entry]) -> None:
         """The runs that nodes are to take part in, in their order; called again and again with the same ones."""
+
+    def over(self, entry: Entry) -> None:
+        """A run has ended: nothing of it is to be told any more."""
+
+    def nodes(self) -> list[NodeRow]:
+        """The nodes that were heard of."""
+        return []
 
     def end(self) -> None:
         """The server ends; its runs go on."""
@@ -119,6 +126,10 @@ class Server:
         """All runs, the last submitted first."""
         return self._wish(self._all_rows)
 
+    def nodes(self) -> Future[list[NodeRow]]:
+        """All nodes of the fleet, by name."""
+        return self._wish(self._fleet.nodes)
+
     def _wish(self, act: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
 
@@ -158,6 +169,8 @@ class Server:
         text = words.get(new.state, f"{new.state}: {new.words}")
         self._tell(new, f"{entry.run} {text}", "info" if new.state in ("finished", "stopped") else "warning")
         self._do(actions)
+        if new.ended:
+            self._fleet.over(new)
 
     def _found_again(self, entry: Entry) -> None:
         """What an earlier server began: its process is found, or it is looked at as one that has ended."""
@@ -222,11 +235,15 @@ class Server:
             raise RunError(f"run {run!r} was submitted by {entry.by}", remedy="an owner can stop it")
         self._do(self._queue.stop(run, by, self._clock()))
         new = self._queue.entries[run]
+        if new.ended:
+            self._fleet.over(new)
         return f"{run} is {'stopped' if new.ended else 'being stopped'}"
 
     def _all_rows(self) -> list[RunRow]:
         entries = sorted(self._queue.entries.values(), key=lambda entry: -entry.number)
-        return [self._rows.row(entry) for entry in entries]
+        nodes = self._fleet.nodes()
+        members = {entry.run: frozenset(node.node for node in nodes if node.run == entry.run) for entry in entries}
+        return [self._rows.row(entry, members[entry.run]) for entry in entries]
 
     def _tell(self, entry: Entry, text: str, level: Level = "info") -> None:
         self._say(Line(text, event=f"run_{entry.state}", level=level, about=entry.run))

@@ -65,7 +65,7 @@ class Messages:
         coordinator: PublicKey | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.topics = Topics(node.run)
+        self.topics = Topics(node.run, node.fleet)
         self.security = security(tls=is_encrypted(node.broker.url), signed=key is not None and coordinator is not None)
         self.uplink_bytes = self.downlink_bytes = 0
         self._run, self._node, self._transport, self._coordinator = node.run, node.node, transport, coordinator

@@ -24,12 +24,14 @@ __all__ = ["client_run"]
 )
 @click.option("--json", "as_json", is_flag=True, help="As --log-format json.")
 def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_json: bool) -> None:
-    """Take part in a run with this device's own data, until the run is finished.
+    """Take part in a run with this device's own data, until the run is finished; or in the runs of a fleet, one at a
+    time.
 
     NODE.toml names the node, the run, the model folder, the data and the broker. The text never leaves this machine:
     what goes out are accumulators, the number of examples, the mean loss, and readings of memory and sensors. SIGHUP
     reads memory_budget and [policy] anew."""
     from edge_client.client import Client
+    from edge_client.fleet.client import FleetClient
     from edge_client.install.notify import ServiceManager
     from edge_client.memory.allocator import keep_agent_small
     from edge_client.node import Node
@@ -37,9 +39,14 @@ def client_run(node_file: Path, check: bool, stay: bool, form: LogFormat, as_jso
 
     keep_agent_small()
     manager = ServiceManager()
-    client = Client.from_file(node_file, stay=stay, heartbeat=manager.beat, on_event=lambda line: say(line))
-    node = client.node
-    log = LogWriter(sys.stdout, "json" if as_json else form, run=node.run, node=node.node, prefix=f"{node.node}: ")
+    node = load_config(node_file, Node)
+    client: Client | FleetClient
+    if node.fleet:
+        client = FleetClient(node, heartbeat=manager.beat, on_event=lambda line: say(line), place=str(node_file))
+    else:
+        client = Client.from_file(node_file, stay=stay, heartbeat=manager.beat, on_event=lambda line: say(line))
+    run = node.run or node.fleet
+    log = LogWriter(sys.stdout, "json" if as_json else form, run=run, node=node.node, prefix=f"{node.node}: ")
 
     def say(line: str) -> None:
         manager.say(line)

@@ -72,7 +72,9 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
     section = around.broker or (node.broker if node is not None else None)
     if section is None:
         return []
-    settings = mqtt_settings(section, "fedkrso-doctor" if node is None else client_id(node.run, f"{node.node}-doctor"))
+    settings = mqtt_settings(
+        section, "fedkrso-doctor" if node is None else client_id(node.run or node.fleet, f"{node.node}-doctor")
+    )
     limits = reach(settings, _CONNECT_SECONDS)
     largest = (
         "no packet limit told" if limits.max_packet_bytes is None else f"packets up to {limits.max_packet_bytes} bytes"

@@ -84,10 +84,15 @@ def _anchored(value: S, folder: Path) -> S:
             changes[field.name] = _anchored(present, folder)
         elif isinstance(present, str) and any(PATH in get_args(kind) for kind in (field.type, *get_args(field.type))):
             changes[field.name] = _anchored_path(present, folder, field.name)
+        elif isinstance(present, dict) and any(PATH in get_args(kind) for kind in get_args(field.type)):
+            paths = {key: _anchored_path(path, folder, f"{field.name}.{key}") for key, path in present.items()}
+            changes[field.name] = paths
     return msgspec.structs.replace(value, **changes)
 
 
 def _anchored_path(text: str, folder: Path, key: str) -> str:
+    if not text:
+        return text
     try:
         found = folder / Path(text).expanduser()
         # `package:folder`, `package:name.gguf`, `package.module:function` and keys in hexadecimal are no paths.

@@ -100,7 +100,7 @@ def served(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch | None = No
     said: list[str] = []
     if monkeypatch is not None:
         monkeypatch.setattr(hosting, "Processes", NoProcesses)
-        monkeypatch.setattr(hosting, "fleet_of", lambda *_: Fleet(), raising=False)
+        monkeypatch.setattr(hosting, "fleet_of", lambda *_: Fleet())
     with hosting.hosted(settings, said.append) as server:
         thread = threading.Thread(target=server.run)
         thread.start()

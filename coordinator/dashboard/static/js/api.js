@@ -1,6 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The coordinator's HTTP interface: requests with one-line errors, and the stream of views that connects again by itself.
 
+/** Where the run's pages are: at the root of its own dashboard, or below its name at a server of many runs. */
+export const BASE = /^\/runs\/[^/]+/.exec(location.pathname)?.[0] ?? "";
+
+// At a server of many runs a cookie lets look; a run's own dashboard has none.
+let credentials = BASE ? "same-origin" : "omit";
+
+/** Send this origin's cookies with every request. */
+export function sendCookies() {
+  credentials = "same-origin";
+}
+
 const TIMEOUT_MS = 10_000;
 // The coordinator itself gives up on a command after 30 s, and says so.
 const COMMAND_TIMEOUT_MS = 35_000;
@@ -22,12 +33,12 @@ export async function request(path, { token = "", body = null } = {}) {
   if (body) headers["Content-Type"] = "application/json";
   let response;
   try {
-    response = await fetch(path, {
+    response = await fetch(BASE + path, {
       method: body ? "POST" : "GET",
       headers,
       body: body ? JSON.stringify(body) : undefined,
       cache: "no-store",
-      credentials: "omit",
+      credentials,
       signal: AbortSignal.timeout(body ? COMMAND_TIMEOUT_MS : TIMEOUT_MS),
     });
   } catch (error) {
@@ -67,7 +78,7 @@ export class Stream {
   open() {
     clearTimeout(this.timer);
     this.source?.close();
-    this.source = new EventSource(this.path);
+    this.source = new EventSource(BASE + this.path);
     this.source.addEventListener("open", () => this.heard());
     this.source.addEventListener("run", (event) => {
       this.heard();

@@ -4,7 +4,7 @@
 import { request, RequestError, Stream } from "./api.js";
 import * as derive from "./derive.js";
 import { h, setText } from "./dom.js";
-import { listOfHash, nodeOfPath, Store } from "./store.js";
+import { listOfHash, nodeOfPath, pathOfRun, Store } from "./store.js";
 import { barView } from "./views/bar.js";
 import { confirm, controlDialog, helpDialog } from "./views/dialogs.js";
 import { eventsView } from "./views/events.js";
@@ -138,7 +138,7 @@ document.addEventListener("click", (event) => {
   if (!link || event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
   const path = new URL(link.href).pathname;
-  go(path, { back: path === "/" && store.state.node !== null });
+  go(path, { back: path === pathOfRun && store.state.node !== null });
 });
 addEventListener("popstate", () => store.set({ node: nodeOfPath(), list: listOfHash() }));
 addEventListener("hashchange", () => store.set({ list: listOfHash() }));
@@ -148,7 +148,7 @@ history.scrollRestoration = "manual";
 
 function escape() {
   const filter = page?.nodes?.filter;
-  if (store.state.node !== null) return go("/", { back: true });
+  if (store.state.node !== null) return go(pathOfRun, { back: true });
   if (store.state.list.q) store.setList({ q: "" });
   return filter === document.activeElement && filter.blur();
 }

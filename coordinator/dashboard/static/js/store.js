@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The page's state, in one place. Views draw it; at most once a frame.
 
+import { BASE } from "./api.js";
 import { SORTS } from "./derive.js";
 
 const TOKEN_KEY = "fedkrso-token";
@@ -69,7 +70,7 @@ export class Store {
 
 /** The node that a path is about, or null for the run. */
 export function nodeOfPath(path = location.pathname) {
-  const found = /^\/nodes\/([^/]+)$/.exec(path);
+  const found = /^\/nodes\/([^/]+)$/.exec(path.slice(BASE.length));
   try {
     return found ? decodeURIComponent(found[1]) : null;
   } catch {
@@ -77,7 +78,8 @@ export function nodeOfPath(path = location.pathname) {
   }
 }
 
-export const pathOfNode = (node) => `/nodes/${encodeURIComponent(node)}`;
+export const pathOfRun = `${BASE}/`;
+export const pathOfNode = (node) => `${BASE}/nodes/${encodeURIComponent(node)}`;
 
 /** Sorting and filtering from the address; what makes no sense is left out. */
 export function listOfHash(hash = location.hash) {

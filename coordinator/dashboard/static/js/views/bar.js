@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bar at the top: which run, how it stands, whether what is seen is live, and the operator's buttons.
 
+import { BASE } from "../api.js";
 import * as derive from "../derive.js";
 import { h, setAttribute, setText, show } from "../dom.js";
 import * as format from "../format.js";
+import { pathOfRun } from "../store.js";
 
 export function barView(store, bar, notice, { onControl, onHelp, onCommand }) {
-  const run = h("a", { class: "run-name", href: "/", "data-route": true });
+  const run = h("a", { class: "run-name", href: pathOfRun, "data-route": true });
   const round = h("span");
   const word = h("span", { class: "pill-word" });
   const phase = h("span", { class: "pill" }, round, word);
@@ -16,7 +18,8 @@ export function barView(store, bar, notice, { onControl, onHelp, onCommand }) {
   const control = h("button", { type: "button", class: "quiet", on: { click: onControl } });
   const help = h("button", { type: "button", class: "quiet round", "aria-label": "Keyboard help", title: "Keyboard help (?)", on: { click: onHelp } }, "?");
   bar.append(
-    h("a", { class: "brand", href: "/", "data-route": true, "aria-label": "fedkrso, the run" }, h("img", { src: "/static/icon.svg", alt: "", width: 22, height: 22 })),
+    ...(BASE ? [h("a", { class: "all-runs", href: "/" }, "All runs")] : []),
+    h("a", { class: "brand", href: pathOfRun, "data-route": true, "aria-label": "fedkrso, the run" }, h("img", { src: "/static/icon.svg", alt: "", width: 22, height: 22 })),
     h("div", { class: "bar-run" }, run, phase),
     live,
     h("div", { class: "bar-actions" }, pause, end, control, help),

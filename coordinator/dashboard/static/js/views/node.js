@@ -4,6 +4,7 @@
 import * as derive from "../derive.js";
 import { h, setAttribute, setCut, setText, show } from "../dom.js";
 import * as format from "../format.js";
+import { pathOfRun } from "../store.js";
 import { memoryChart, partsList, sensorCharts, historyTable } from "./nodeparts.js";
 import { eventsView } from "./events.js";
 import { memoryMeter } from "./nodes.js";
@@ -81,7 +82,7 @@ function headView(name, onCommand) {
   const exclude = h("button", { type: "button" });
   exclude.addEventListener("click", () => onCommand(exclude.dataset.command, name));
   const notes = h("ul", { class: "notes" });
-  const back = h("a", { href: "/", class: "back", "data-route": true }, "← All nodes");
+  const back = h("a", { href: pathOfRun, class: "back", "data-route": true }, "← All nodes");
   const about = h("div", { class: "node-about" }, badge, detail, exclude);
   const element = h("div", { class: "node-head" }, back, h("div", { class: "node-title" }, title, about), notes);
   return {

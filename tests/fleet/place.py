@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server whose runs, and which itself, are killed: real processes, a real broker, no nodes."""
+"""A server as a process, its broker, and commands to it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,46 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
-from cluster import needs_mosquitto
-from light_model import LABELS, make_light_model
 from workshop import program
 
 from coordinator.provisioning.broker import LocalBroker
+from coordinator.provisioning.fleets import make_fleet
 from coordinator.server.asking import Asked
 from fedcore.command import command
 from fedcore.errors import FedkrsoError
 from fedcore.system.locks import owner_pid
+from tests.fleet.light_model import LABELS, make_light_model
 from tests.patience import until
+
+__all__ = ["Place"]
 
 
 class Place:
-    """A server of a test, and commands to it."""
+    """A server of a test, and commands to it.
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    Args:
+        folder: Its own.
+        users: Nodes. Where there are some, the broker knows everybody by certificate, messages are signed, and access
+            rules hold; without, it has passwords.
+        settings: Other keys of the server file.
+    """
+
+    def __init__(self, folder: Path, users: tuple[str, ...] = (), **settings: object) -> None:
         self.folder, self.runs = folder, folder / "runs"
         self.model, self.schema = make_light_model(folder)
-        self.broker = LocalBroker(folder / "broker", ["coordinator"], kind="mosquitto")
+        everybody, tls = ["coordinator", *users], bool(users)
+        self.broker = LocalBroker(folder / "broker", everybody, kind="mosquitto", tls=tls, run="homes")
         given = {"fleet": "homes", "runs": str(self.runs), "address": "127.0.0.1:0", **settings}
+        if self.broker.yard is not None:
+            now = datetime.now(timezone.utc)
+            make_fleet(self.broker.yard.root, "homes", 3, now=now)
+            self.broker.reload()
+            given |= {"certificates": str(self.broker.yard.client("coordinator") / "certificates"), "at_once": 3}
         lines = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
         (folder / "server.toml").write_text("\n".join([*lines, self.broker.sections("coordinator")]))
         self.log = (folder / "log").open("w+b")
@@ -55,6 +69,9 @@ class Place:
             raise done.exception
         assert done.exit_code == 0, (done.output, done.exception)
         return done.output
+
+    def ask(self, path: str) -> Any:
+        return Asked(self.runs).get(path)
 
     def try_list(self) -> dict[str, Any] | None:
         try:
@@ -96,46 +113,3 @@ class Place:
                 os.kill(pid, signal.SIGKILL)
         self.broker.stop()
         self.log.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    needs_mosquitto()
-    found = Place(tmp_path)
-    yield found
-    found.close()
-
-
-def test_runs_outlive_the_server_and_what_dies_is_begun_again(place: Place) -> None:
-    place.serve()
-    assert place.say("submit", place.job("a")).startswith("a is running")
-    place.until(lambda: place.rows()["a"]["words"] == "waits for nodes: 0 of 2 are there")
-    first = place.pid("a")
-    assert first is not None
-
-    # The server is killed: its run goes on, and the next server begins no second one.
-    place.kill()
-    place.serve()
-    assert place.pid("a") == first and place.rows()["a"]["state"] == "running"
-    assert "a still runs, and goes on" in place.output()
-
-    # The run is killed: it is begun again, by a server that did not start it.
-    os.kill(first, signal.SIGKILL)
-    place.until(lambda: place.pid("a") not in (None, first))
-    assert "without a last word" in place.output()
-
-    # Stopped: in order, with a last word; and a server that comes back leaves it so.
-    assert place.say("stop", "a") == "a is being stopped\n"
-    place.until(lambda: place.rows()["a"]["state"] == "stopped")
-    assert place.pid("a") is None and (place.runs / "a" / "summary.json").exists()
-    assert "unsigned messages" in place.say("log", "a")
-
-
-@pytest.mark.slow
-def test_what_cannot_run_has_failed_with_its_last_line(place: Place) -> None:
-    place.serve()
-    job = place.job("a")
-    place.schema.rename(place.folder / "elsewhere.json")
-    place.say("submit", job)
-    place.until(lambda: place.rows()["a"]["state"] == "failed")
-    assert "schema.json" in place.rows()["a"]["words"]
