@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from cluster import needs_mosquitto
+from cluster import needs_mosquitto, needs_nats
 from forked_workers import ForkedWorkers
 from killer import Killer, Strike, disturbance, run_disturbed
 from proxy import Faults, Script
@@ -46,6 +46,22 @@ def test_a_seed_decides_what_is_done() -> None:
 def test_a_disturbed_run_ends_with_the_undisturbed_digest(seed: int, workshop: Workshop, tmp_path: Path) -> None:
     done = run_disturbed(seed, tmp_path, workshop)
     assert sum(done[key] for key in done if key.startswith("kill")) >= 1, done
+
+
+class _OverNats(Tiny):
+    broker_kind = "nats"
+
+
+# A broker is killed in each of them, with a store that is kept and with one that is not.
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", (4, 16, 19, 20))
+def test_a_disturbed_run_over_nats_ends_with_the_undisturbed_digest(
+    seed: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    needs_nats()
+    done = run_disturbed(seed, tmp_path, workshop, kind=_OverNats)
+    assert done["kill broker"] >= 1, done
+    print(done)
 
 
 def test_lost_statuses_plans_and_commits_are_made_good(workshop: Workshop, tmp_path: Path) -> None:

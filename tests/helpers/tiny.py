@@ -23,7 +23,7 @@ from cluster import Cluster
 from proxy import Proxy, Script
 from workshop import LABELS, Workshop, program
 
-from coordinator.provisioning.broker import LocalBroker
+from coordinator.provisioning.broker import BrokerKind, LocalBroker
 from coordinator.store.folder import RunFolder
 from coordinator.store.places import open_ledger
 from tests.patience import Patience
@@ -68,6 +68,8 @@ class Tiny(Cluster):
 
     chunk_bytes = CHUNK_BYTES
 
+    broker_kind: BrokerKind = "mosquitto"
+
     def __init__(
         self,
         folder: Path,
@@ -81,7 +83,7 @@ class Tiny(Cluster):
         folder.mkdir(parents=True)
         self.folder, self.workshop, self.recipe = folder, workshop, recipe
         users = ["coordinator", *self.names]
-        self.broker = LocalBroker(folder / "broker", users, kind="mosquitto", persistence=persistence)
+        self.broker = LocalBroker(folder / "broker", users, kind=self.broker_kind, persistence=persistence)
         self.proxy = Proxy(self.broker.port, script or Script())
         self.log = (folder / "log").open("w+b")
         self.processes: list[subprocess.Popen[bytes]] = []

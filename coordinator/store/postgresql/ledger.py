@@ -122,7 +122,6 @@ class PostgresLedger(TableLedger):
             except Away as away:
                 self._within = False
                 if self._came_back(away):
-                    self._writes += 1
                     return done[-1]
             finally:
                 self._within = False
@@ -186,6 +185,8 @@ class PostgresLedger(TableLedger):
                 with in_our_words(self._database, waits=True):
                     self._db = connect(self._database)
                     came = self._came_through()
+                # Before anybody is told, who may write it down.
+                self._writes += came
                 break
             except Away as still:
                 now = time.monotonic()

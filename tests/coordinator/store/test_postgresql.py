@@ -135,7 +135,10 @@ def cutter(postgres: Postgres, folder: RunFolder) -> Iterator[Cutter]:
 def test_a_change_whose_answer_was_lost_counts_once(
     postgres: Postgres, folder: RunFolder, cutter: Cutter, when: str
 ) -> None:
-    ledger = open_ledger(folder, leads=True)
+    # Whoever is told that it is back writes that down at once, as a coordinator does.
+    ledger = open_ledger(
+        folder, leads=True, tell=lambda words, away: None if away else ledger.note(9.0, "ledger", "", "back")
+    )
     filled(ledger)
     assert seen(ledger) == EXPECTED
     for number, put in enumerate(
@@ -149,10 +152,11 @@ def test_a_change_whose_answer_was_lost_counts_once(
         cutter.armed = when
         assert put(), f"put {number} is told as new"
         assert cutter.armed == ""
-    assert [event[3] for event in ledger.events()] == ["late", "pause", "lost", "resume"]
+    assert [event[3] for event in ledger.events() if event[1] != "ledger"] == ["late", "pause", "lost", "resume"]
+    assert [event[1] for event in ledger.events()].count("ledger") == 4
     assert [row.round for row in ledger.rounds()] == [1, 2] and ledger.fact("paused", bool) is False
-    # The first change is the taking over, then seven of `filled`; each of these counts once.
-    assert postgres.sql("SELECT writes FROM fedkrso.runs WHERE name = " + _name(folder)) == str(1 + 8 + 4)
+    # The first change is the taking over, then those of `filled`; each of these counts once, and each word about it.
+    assert postgres.sql("SELECT writes FROM fedkrso.runs WHERE name = " + _name(folder)) == str(1 + 8 + 4 + 4)
     ledger.close()
 
 
