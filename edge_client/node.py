@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from edge_client.owner.accepting import AcceptSection
+from edge_client.owner.asking import AskSection
 from edge_client.owner.policy import PolicySection
 from edge_client.owner.serving import ServeSection
 from fedcore.config.sections import BrokerSection, DataSection, PathText, TrustSection
@@ -73,6 +74,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """When it may work."""
     serve: ServeSection = ServeSection()
     """How it answers, where `fedkrso client serve` runs beside it."""
+    ask: AskSection = AskSection()
+    """How it answers with the coordinator's larger model behind it (`fedkrso client ask`)."""
 
     @property
     def rows(self) -> dict[str, DataSection]:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from coordinator.reports.card import CARD_FILE, card_of
 from coordinator.reports.export import export_model
-from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
+from coordinator.reports.lastmodel import Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.errors import ModelError
 from fedcore.weights.checkpoint import Checkpoint, hash_entry, write_safetensors
 from fedcore.weights.offsite import OFFSITE_FILE, OffsiteMap, fingerprint, read_map
 
-__all__ = ["export_plugged_in"]
+__all__ = ["export_plugged_in", "plug_in"]
 
 
 def export_plugged_in(
@@ -45,62 +45,48 @@ def export_plugged_in(
     """
     require_empty(folder, overwrite=overwrite)
     last = last_model(files, which)
-    emulator, whole = last.base.checkpoint, Checkpoint(full)
-    found = read_map(emulator.folder)
-    if found is None:
-        raise ModelError(
-            f"the run's model is no emulator: it has no {OFFSITE_FILE}",
-            place=str(emulator.folder),
-            remedy="export it without --plug-in",
-        )
-    trained = {layer.stored for layer in last.schema.layers}
-    trained |= {tensor.name for tensor in last.schema.tensors if tensor.in_checkpoint}
-    _require_full(found, emulator, whole, trained)
+    emulator = last.base.checkpoint.folder
+    found = _require_full(emulator, full)
     with tempfile.TemporaryDirectory(dir=files.root) as scratch:
         tuned = Path(scratch) / "tuned"
         export_model(last.base, last.state, last.schema, last.task, last.training, tuned, last.artefact)
-        _write(found, last, whole, tuned, folder, trained)
+        plug_in(emulator, tuned, full, folder, last.schema.export_prefix)
     about = f"\nLearned on an emulator ({found.words}) and put into the full model, SHA-256 `{found.full_sha256}`.\n"
     (folder / CARD_FILE).write_text(card_of(files, last) + about, encoding="utf-8")
     return f"{last.schema.architecture} of round {last.round}, plugged into {full}"
 
 
-def _require_full(found: OffsiteMap, emulator: Checkpoint, full: Checkpoint, trained: set[str]) -> None:
-    """Check that a folder is the full model, and that what trained began as it.
+def plug_in(emulator: Path, tuned: Path, full: Path, folder: Path, prefix: str = "") -> None:
+    """Write the full model with the ends of a tuned emulator.
+
+    Args:
+        emulator: As it was before.
+        tuned: Exported.
+        full: The full model.
+        folder: Where it is written.
+        prefix: What the export put before the checkpoint's names.
 
     Raises:
-        ModelError: Both checksums, or the tensor.
+        ModelError: These folders are not of one model.
     """
-    if (there := fingerprint(full)) != found.full_sha256:
-        raise ModelError(
-            f"another model: its tensors' SHA-256 is {there[:12]}, the emulator was made of {found.full_sha256[:12]}",
-            place=str(full.folder),
-            remedy="name the folder that the emulator was made of",
-        )
-    for name in sorted(trained):
-        if hash_entry(emulator.tensors[name]) != hash_entry(full.tensors[found.to_full(name)]):
-            raise ModelError(
-                f"{name} did not begin as the full model's", place=str(emulator.folder), remedy="make it anew"
-            )
-
-
-def _write(found: OffsiteMap, last: LastModel, full: Checkpoint, tuned: Path, folder: Path, trained: set[str]) -> None:
+    found = _require_full(emulator, full)
     shutil.copytree(tuned, folder, ignore=_top_weights(tuned), dirs_exist_ok=True)
     config = json.loads((tuned / "config.json").read_bytes()) | found.config
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    exported, prefix = Checkpoint(tuned), last.schema.export_prefix
+    before, exported, whole = Checkpoint(emulator).tensors, Checkpoint(tuned), Checkpoint(full)
     # Of the output, which tensor of which folder it is.
     sources: dict[str, tuple[Checkpoint, str]] = {}
     for name in exported.tensors:
-        own = name if name in last.base.checkpoint.tensors else name.removeprefix(prefix)
-        if own not in last.base.checkpoint.tensors or own in trained:
-            sources[_prefixed(found.to_full(own), name, own)] = exported, name
-    for name in full.tensors:
+        own = name if name in before else name.removeprefix(prefix)
+        # A new head is in neither; what stands outside of blocks is the full model's wherever it did not train.
+        if own not in before or found.trains(own):
+            sources[name.removesuffix(own) + found.to_full(own)] = exported, name
+    for name in whole.tensors:
         held = found.from_full(name)
         target = name if name.startswith(prefix) else prefix + name
         left_out = held is not None and held not in exported.tensors and prefix + held not in exported.tensors
         if target not in sources and not left_out:
-            sources[target] = full, name
+            sources[target] = whole, name
     table = [(target, at.tensors[name].dtype, at.tensors[name].shape) for target, (at, name) in sources.items()]
 
     def read(target: str) -> NDArray[Any]:
@@ -110,9 +96,29 @@ def _write(found: OffsiteMap, last: LastModel, full: Checkpoint, tuned: Path, fo
     write_safetensors(folder / "model.safetensors", table, read)
 
 
-def _prefixed(full: str, exported: str, own: str) -> str:
-    """The full model's name with what the export put before the emulator's."""
-    return exported.removesuffix(own) + full
+def _require_full(emulator: Path, full: Path) -> OffsiteMap:
+    """An emulator's map, if the full model is the one that it is of.
+
+    Raises:
+        ModelError: No map, both checksums, or a tensor of an end that is not the full model's.
+    """
+    found, own, whole = read_map(emulator), Checkpoint(emulator), Checkpoint(full)
+    if found is None:
+        raise ModelError(
+            f"the run's model is no emulator: it has no {OFFSITE_FILE}",
+            place=str(emulator),
+            remedy="export it without --plug-in",
+        )
+    if (there := fingerprint(whole)) != found.full_sha256:
+        raise ModelError(
+            f"another model: its tensors' SHA-256 is {there[:12]}, the emulator was made of {found.full_sha256[:12]}",
+            place=str(full),
+            remedy="name the folder that the emulator was made of",
+        )
+    for name in filter(found.trains, own.tensors):
+        if hash_entry(own.tensors[name]) != hash_entry(whole.tensors[found.to_full(name)]):
+            raise ModelError(f"{name} did not begin as the full model's", place=str(emulator), remedy="make it anew")
+    return found
 
 
 def _top_weights(tuned: Path) -> Any:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedcore.wire.answers import AnswerTopics
 from fedcore.wire.messages import UP_KINDS, Topics
 
 __all__ = [
@@ -180,6 +181,9 @@ def _coordinator(all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
         # It reads its plan too: so it notices a second coordinator, and what an earlier run of the name left.
         yield from (("readwrite", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
         yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
+    for answers in map(AnswerTopics, runs):
+        yield from (("read", answers.of("+", "up")), ("write", answers.of("+", "down")))
+        yield from (("write", answers.thresholds), ("write", answers.resolved("+")))
 
 
 def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
@@ -194,3 +198,7 @@ def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tupl
                 # By name: what a node retains where it should not is then a few messages.
                 *(("write", topics.up(node, kind)) for kind in UP_KINDS),
             )
+    for answers in map(AnswerTopics, runs):
+        yield from (("read", answers.thresholds), ("read", answers.resolved("+")))
+        for node in nodes:
+            yield from (("read", answers.of(node, "down")), ("write", answers.of(node, "up")))

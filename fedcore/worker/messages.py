@@ -12,6 +12,7 @@ from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.exchange import ArtefactMade, Imported, ImportModel, MakeArtefact, WriteGguf, Written
+from fedcore.worker.parts import Begin, Begun, Finish, Finished, LoadPart, PartLoaded
 from fedcore.worker.serving import (
     Answer,
     Answered,
@@ -192,6 +193,9 @@ Command = (
     | Stop
     | ImportModel
     | WriteGguf
+    | LoadPart
+    | Begin
+    | Finish
 )
 
 
@@ -334,5 +338,8 @@ Event = (
     | Classified
     | Imported
     | Written
+    | PartLoaded
+    | Begun
+    | Finished
     | Failed
 )

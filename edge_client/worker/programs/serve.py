@@ -11,6 +11,7 @@ from typing import BinaryIO
 import msgspec
 import torch
 
+from edge_client.worker.answering.parts import Parts
 from edge_client.worker.answering.scores import scores_of_texts
 from edge_client.worker.answering.written import written
 from edge_client.worker.architecture.configuration import read_tokenizer
@@ -58,6 +59,7 @@ from fedcore.worker.messages import (
     Train,
     Trained,
 )
+from fedcore.worker.parts import Begin, Finish, LoadPart
 from fedcore.worker.process import write_message
 from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
 
@@ -70,6 +72,7 @@ class Worker:
     def __init__(self, events: BinaryIO, route: Route | FedkrsoError | None = None) -> None:
         self._events = events
         self._route = route
+        self.parts = Parts(read_tokenizer)
         self._replica: Replica | None = None
         self._wanted_memory_step = 0
         self._leaving = False
@@ -108,6 +111,12 @@ class Worker:
                 return Answered((), said)
             case Answer(folder, task, texts):
                 return Answered(scores_of_texts(Path(folder), task, texts, read_tokenizer(Path(folder))))
+            case LoadPart():
+                return self.parts.load(command)
+            case Begin():
+                return self.parts.begin(command)
+            case Finish():
+                return self.parts.finish(command)
             case ImportModel(path, folder):
                 return imported(Path(path), Path(folder))
             case WriteGguf(folder, path, stored, description):

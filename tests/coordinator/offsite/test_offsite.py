@@ -15,7 +15,7 @@ from leader import Leader
 from made_runs import fedkrso
 
 from coordinator.offsite.emulator import ARCHITECTURES, blocks_of, write_emulator
-from coordinator.offsite.plugin import export_plugged_in
+from coordinator.offsite.plugin import export_plugged_in, plug_in
 from coordinator.reports.lastmodel import last_model
 from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import SqliteLedger
@@ -222,3 +222,21 @@ def test_blocks_are_found_as_transformers_names_them(name: str, tmp_path: Path) 
     assert found.kept == (0, 2)
     _, loading = hf.AutoModel.from_pretrained(tmp_path / "small", output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
+
+
+def test_an_emulator_whose_ends_were_changed_is_not_plugged_in(tmp_path: Path) -> None:
+    full = full_model("bert", tmp_path)
+    write_emulator(full, tmp_path / "small", first=1, last=1)
+    for name, refused in (("encoder.layer.3.output.dense.bias", True), ("encoder.layer.1.output.dense.bias", False)):
+        changed = shutil.copytree(tmp_path / "small", tmp_path / name)
+        tensors = {key: value + (key == name) for key, value in numbers(changed).items()}
+        table = [(key, "F32", value.shape) for key, value in tensors.items()]
+        write_safetensors(changed / "model.safetensors", table, lambda key, found=tensors: found[key].astype("<f4"))
+        if refused:
+            with pytest.raises(ModelError, match=f"{name} did not begin as the full model's"):
+                plug_in(changed, tmp_path / "small", full, tmp_path / "out")
+        else:
+            # An aligned middle is another one, and nobody takes it for the full model's.
+            plug_in(changed, tmp_path / "small", full, tmp_path / "out")
+    ours, theirs = numbers(tmp_path / "out"), numbers(full)
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
