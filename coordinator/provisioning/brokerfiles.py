@@ -177,18 +177,19 @@ def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
 
 def _coordinator(all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
     """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
+    all_topics = tuple(all_topics)
     for topics in all_topics:
         # It reads its plan too: so it notices a second coordinator, and what an earlier run of the name left.
         yield from (("readwrite", topics.plan), ("write", f"{topics.prefix}/state/#"), ("write", topics.down("+", "#")))
         yield from (("read", topics.status("+")), ("read", topics.up("+", "#")), ("readwrite", topics.probe))
-    for answers in map(AnswerTopics, runs):
+    for answers in _answers(all_topics):
         yield from (("read", answers.of("+", "up")), ("write", answers.of("+", "down")))
         yield from (("write", answers.thresholds), ("write", answers.resolved("+")))
 
 
 def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
     """What a node, or a bridge that speaks for some nodes, may write and read: nothing outside their own prefixes."""
-    nodes = tuple(nodes)
+    nodes, all_topics = tuple(nodes), tuple(all_topics)
     for topics in all_topics:
         yield from (("read", topics.plan), ("read", f"{topics.prefix}/state/#"))
         for node in nodes:
@@ -198,7 +199,12 @@ def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tupl
                 # By name: what a node retains where it should not is then a few messages.
                 *(("write", topics.up(node, kind)) for kind in UP_KINDS),
             )
-    for answers in map(AnswerTopics, runs):
+    for answers in _answers(all_topics):
         yield from (("read", answers.thresholds), ("read", answers.resolved("+")))
         for node in nodes:
             yield from (("read", answers.of(node, "down")), ("write", answers.of(node, "up")))
+
+
+def _answers(all_topics: Iterable[Topics]) -> Iterator[AnswerTopics]:
+    """Beside each run, or fleet: what devices ask a larger model goes by its name."""
+    yield from (AnswerTopics(topics.run) for topics in all_topics if not topics.fleet)

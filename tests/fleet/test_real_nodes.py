@@ -69,8 +69,8 @@ def test_nodes_train_one_run_after_the_other_and_decline_what_their_data_cannot_
         assert all("label" in declined[home]["foreign"] for home in HOMES), declined
         # What a finished run needed is gone from the nodes' disks.
         place.until(lambda: not [*tmp_path.glob("home-*/runs/*")])
-        for home in HOMES:
-            pid = owner_pid(tmp_path / home)
+        for name in HOMES:
+            pid = owner_pid(tmp_path / name)
             assert pid is not None
             os.kill(pid, signal.SIGTERM)
         place.until(lambda: all(home.poll() is not None for home in homes))

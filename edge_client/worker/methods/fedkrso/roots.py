@@ -34,7 +34,7 @@ from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import VALUE_BITS
 from fedcore.round.training import SECOND, SubspaceTraining
 
-__all__ = ["moments_of"]
+__all__ = ["Averaged", "ByRow", "moments_of"]
 
 _LARGEST = 2.0**VALUE_BITS
 
