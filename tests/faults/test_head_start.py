@@ -23,7 +23,7 @@ class HeadFirst(Tiny):
     """A run whose first round is the head's."""
 
     def _job_text(self) -> str:
-        return super()._job_text().replace("[round]", '[head]\nstart = "ridge"\n\n[round]')
+        return super()._job_text().replace('start = "random"', 'start = "ridge"')
 
 
 @pytest.fixture(scope="module")

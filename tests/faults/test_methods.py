@@ -65,7 +65,8 @@ class OverChannel(Stacked):
     channel = '[channel]\nscenario = "jammed"\n\n'
 
     def _job_text(self) -> str:
-        return super()._job_text().replace("[round]", f'[head]\nstart = "ridge"\n\n{self.channel}[round]')
+        text = super()._job_text().replace('start = "random"', 'start = "ridge"')
+        return text.replace("[round]", f"{self.channel}[round]")
 
 
 @pytest.fixture(scope="module")
