@@ -121,9 +121,14 @@ def test_clients_at_once_are_answered_in_turn_and_too_many_refused(server: Serve
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_its_answer(server: Served, stream: bool) -> None:
-    connection = server.connect()
+    assert server.post(CHAT, chat(max_tokens=1)).status == 200
+    connection, worker = server.connect(), server.worker
+    assert worker is not None
     # Its garbage does not end by itself: every token that ends an answer is kept out by the schema.
     endless = {"type": "json_schema", "json_schema": {"schema": {"type": "array", "items": {}, "minItems": 10**4}}}
+    if not stream:
+        # Stopped first, so that it cannot be quicker than we are.
+        worker.suspend()
     server.send(connection, CHAT, chat(max_tokens=CONTEXT - 40, stream=stream, response_format=endless))
     if stream:
         assert connection.getresponse().read(20)
@@ -131,6 +136,7 @@ def test_a_client_that_leaves_stops_its_answer(server: Served, stream: bool) -> 
         until(lambda: server.get("/health").json["answering"], [server.process])
     connection.sock.close()
     connection.close()
+    worker.resume()
     until(lambda: not server.get("/health").json["answering"], [server.process])
     assert server.post(CHAT, chat(max_tokens=4)).status == 200
 
