@@ -141,6 +141,11 @@ def _all_topics(runs: Sequence[str], fleets: Iterable[str]) -> list[Topics]:
     return [*map(Topics, runs), *(Topics("+", fleet) for fleet in fleets)]
 
 
+def _answers(all_topics: Iterable[Topics]) -> list[AnswerTopics]:
+    """Of runs alone: a fleet's nodes answer nobody."""
+    return [AnswerTopics(topics.run) for topics in all_topics if not topics.fleet]
+
+
 def connection(name: str, broker: BrokerOptions, coordinator_key: str, enrolment: tuple[str, str]) -> str:
     """The `[broker]` and `[trust]` sections of the coordinator's job file or of a node's file.
 
@@ -175,7 +180,7 @@ def _rules(rights: Mapping[str, Iterable[tuple[str, str]]]) -> str:
     return _TEMPLATES.get_template("mosquitto.acl").render(users=users)
 
 
-def _coordinator(all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
+def _coordinator(all_topics: Sequence[Topics]) -> Iterator[tuple[str, str]]:
     """What the coordinator may write and read: it speaks for no node, and hears itself on its probe."""
     all_topics = tuple(all_topics)
     for topics in all_topics:
@@ -187,7 +192,7 @@ def _coordinator(all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
         yield from (("write", answers.thresholds), ("write", answers.resolved("+")))
 
 
-def _client(nodes: Iterable[str], all_topics: Iterable[Topics]) -> Iterator[tuple[str, str]]:
+def _client(nodes: Iterable[str], all_topics: Sequence[Topics]) -> Iterator[tuple[str, str]]:
     """What a node, or a bridge that speaks for some nodes, may write and read: nothing outside their own prefixes."""
     nodes, all_topics = tuple(nodes), tuple(all_topics)
     for topics in all_topics:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -74,10 +75,10 @@ class Kept:
 
     def put_places(self, places: Iterable[tuple[str, str]]) -> None:
         """All places as they are now, all or none of them written."""
-        self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("DELETE FROM places")
-        self._db.executemany("INSERT INTO places VALUES (?, ?)", [(node, run.encode()) for node, run in places])
-        self._db.execute("COMMIT")
+        with self._written(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM places")
+            self._db.executemany("INSERT INTO places VALUES (?, ?)", [(node, run.encode()) for node, run in places])
 
     def fact(self, name: str, default: int) -> int:
         """A number."""
@@ -93,8 +94,13 @@ class Kept:
         self._db.close()
 
     def _put(self, table: str, name: str, value: bytes) -> None:
-        try:
+        with self._written():
             self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", [name, value])  # noqa: S608 - our words
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             remedy = "free space there, then start the server again: its runs go on"
             raise StorageError(f"the queue cannot be written: {error}", place=str(self._path), remedy=remedy) from None

@@ -85,6 +85,8 @@ class Processes:
             words = "its process ended without a last word: killed, or the machine went down"
         else:
             words = last_line(self._files.log(run)) or "its process ended without a word"
+        if own and seen is not None and seen.ended == "interrupted":
+            return Ending("interrupted", words, rounds)
         return Ending("hopeless" if code in _HOPELESS else "died", words, rounds)
 
     def end(self, run: str, number: int = signal.SIGTERM) -> None:

@@ -84,12 +84,13 @@ class Ending:
     """How a run's process ended.
 
     Attributes:
-        kind: `finished`: the run is. `hopeless`: another try would end alike. `died`: anything else.
+        kind: `finished`: the run is. `hopeless`: another try would end alike. `interrupted`: somebody ended it, or the
+            machine went down: no try of its own. `died`: anything else.
         words: Its last line.
         rounds: That are published.
     """
 
-    kind: Literal["finished", "hopeless", "died"]
+    kind: Literal["finished", "hopeless", "interrupted", "died"]
     words: str
     rounds: int
 
@@ -226,12 +227,13 @@ class Queue:
         assert len(numbers) == len(set(numbers))
 
     def _again(self, entry: Entry, ending: Ending, now: float) -> Entry:
-        tries = 1 if ending.rounds > entry.rounds else entry.tries + 1
+        before = 0 if ending.rounds > entry.rounds else entry.tries
+        tries = before if ending.kind == "interrupted" else before + 1
         if ending.kind == "hopeless" or tries >= self._tries:
             return self._changed(
                 entry, now, state="failed", slot=0, tries=tries, rounds=ending.rounds, words=ending.words
             )
-        retry_at = now + pause_seconds(tries)
+        retry_at = now + pause_seconds(max(1, tries))
         return self._changed(
             entry, now, state="waiting", tries=tries, rounds=ending.rounds, retry_at=retry_at, words=ending.words
         )

@@ -181,7 +181,10 @@ class Server:
             if entry.state == "stopping":
                 self._processes.end(entry.run)
         else:
-            self._ended(entry, self._processes.ended(entry.run))
+            found = self._processes.ended(entry.run)
+            # It ended with the server, or while nobody looked: that says nothing against it.
+            kind = found.kind if found.kind == "finished" else "interrupted"
+            self._ended(entry, Ending(kind, found.words, found.rounds))
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:

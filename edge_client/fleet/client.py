@@ -34,10 +34,12 @@ from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError, FedkrsoError, TransportError, WireError
 from fedcore.system.locks import owned
 from fedcore.system.logs import Line
+from fedcore.transport.address import is_encrypted
 from fedcore.transport.base import CONNECT_SECONDS, Connected, Denied, Disconnected, Received, TransportEvent
 from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.wire.fleet import FleetRun
+from fedcore.wire.identity import security
 from fedcore.wire.messages import Topics
 from fedcore.worker.looking import Look, look_at
 
@@ -93,6 +95,8 @@ class FleetClient:
         # Spreads reconnects of many nodes; decides nothing in the model.
         self._jitter = random.Random(secrets.randbits(64))  # noqa: S311
         self._agent: Agent | None = None
+        signed = node.trust.signing_key is not None and node.trust.coordinator_key is not None
+        self._security = security(tls=is_encrypted(node.broker.url), signed=signed)
         self._stopping, self._lock, self._refused = False, threading.Lock(), ""
 
     def check(self) -> int:
@@ -218,7 +222,12 @@ class FleetClient:
                 actions = self._machine.handle(Heard(number, notice))
                 self._tidy()
                 return actions
-            case Connected():
+            case Connected(limits):
+                if self._agent is None:
+                    words = (
+                        f"connected ({limits.protocol}; {self._security}), waits for a run of fleet {self.node.fleet}"
+                    )
+                    self._say(Line(words, event="connected"))
                 return [Tell()]
             case Disconnected(reason) if self._agent is None:
                 self._say(Line(reason, event="disconnected", level="warning"))

@@ -73,11 +73,11 @@ def test_nodes_train_one_run_after_the_other_and_decline_what_their_data_cannot_
             pid = owner_pid(tmp_path / name)
             assert pid is not None
             os.kill(pid, signal.SIGTERM)
-        place.until(lambda: all(home.poll() is not None for home in homes))
-        assert [home.returncode for home in homes] == [0, 0]
+        place.until(lambda: all(process.poll() is not None for process in homes))
+        assert [process.returncode for process in homes] == [0, 0]
         place.until(lambda: not any(row["online"] for row in place.ask("/api/nodes")["nodes"]))
     finally:
-        for home in homes:
-            home.kill()
-            home.wait()
+        for process in homes:
+            process.kill()
+            process.wait()
         place.close()

@@ -66,6 +66,15 @@ def test_who_made_a_round_meanwhile_is_tried_anew() -> None:
     assert states(queue)["a"] == "failed"
 
 
+def test_what_somebody_interrupts_is_begun_again_however_often() -> None:
+    queue = Queue(1, 2)
+    submitted(queue, "a")
+    for number in range(20):
+        queue.ended("a", Ending("interrupted", "stopped", 0), 10.0 * number)
+        assert states(queue)["a"] == "waiting" and queue.entries["a"].tries == 0
+        assert [type(action) for action in queue.tick(10.0 * number + 2.0)] == [Keep, Begin]
+
+
 def test_what_no_other_try_would_mend_has_failed_at_once() -> None:
     queue = Queue(1, 5)
     submitted(queue, "a")
@@ -115,7 +124,7 @@ def test_pauses_grow_to_a_longest() -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "stop", "finished", "died", "hopeless", "tick", "restart"]),
+        st.sampled_from(["submit", "stop", "finished", "died", "interrupted", "hopeless", "tick", "restart"]),
         st.integers(0, 6),
         st.floats(0, 400),
     ),
@@ -140,7 +149,7 @@ def test_no_order_of_events_shares_a_slot_or_begins_a_run_twice(
                     actions = queue.submit(name, f"{index:032}", "ann", now)
                 case "stop":
                     actions = queue.stop(name, "bob", now)
-                case "finished" | "died" | "hopeless" if name in alive:
+                case "finished" | "died" | "interrupted" | "hopeless" if name in alive:
                     alive.discard(name)
                     actions = queue.ended(name, Ending(what, "", index), now)  # type: ignore[arg-type]
                 case "tick":
