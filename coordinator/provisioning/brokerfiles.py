@@ -141,11 +141,6 @@ def _all_topics(runs: Sequence[str], fleets: Iterable[str]) -> list[Topics]:
     return [*map(Topics, runs), *(Topics("+", fleet) for fleet in fleets)]
 
 
-def _answers(all_topics: Iterable[Topics]) -> list[AnswerTopics]:
-    """Of runs alone: a fleet's nodes answer nobody."""
-    return [AnswerTopics(topics.run) for topics in all_topics if not topics.fleet]
-
-
 def connection(name: str, broker: BrokerOptions, coordinator_key: str, enrolment: tuple[str, str]) -> str:
     """The `[broker]` and `[trust]` sections of the coordinator's job file or of a node's file.
 
