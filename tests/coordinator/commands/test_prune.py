@@ -53,7 +53,7 @@ def test_without_the_last_state_none_before_it_goes(tmp_path: Path) -> None:
 def test_updates_that_count_in_a_round_to_come_stay(tmp_path: Path) -> None:
     files = finished_run(tmp_path, "done")
     job = stored_job(files.root)
-    buffered = msgspec.structs.replace(job, round=msgspec.structs.replace(job.round, kind="buffered", buffer_size=1))
+    buffered = msgspec.structs.replace(job, round=msgspec.structs.replace(job.round, kind="buffered", buffer_size=2))
     files.job.write_bytes(msgspec.json.encode(buffered))
     assert msgspec.json.decode(files.job.read_bytes())["round"]["kind"] == "buffered"
     paths = fill(files)
