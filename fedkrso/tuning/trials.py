@@ -71,6 +71,9 @@ class Trials:
         model_folder: The checkpoint's.
         rows: On which.
         scratch: For what a trial makes; nothing in it is needed afterwards.
+
+    Attributes:
+        model: What the last trial has come to, while its files are in `scratch`.
     """
 
     job: Job
@@ -78,6 +81,7 @@ class Trials:
     model_folder: Path
     rows: Rows
     scratch: Path
+    model: GlobalModel | None = field(default=None, init=False)
     _sums: dict[str, UpdateRow] = field(default_factory=dict, init=False)
 
     def rounds(self, method: MethodSettings, head: HeadBegin, rounds: int) -> Iterator[Measured]:
@@ -105,6 +109,7 @@ class Trials:
             head=HeadSection(start=head, rates=1.0),
         )
         model, replica = GlobalModel(learning, ScratchKeeping(folder), 0), None
+        self.model = model
         for server_round in range(1, rounds + 1):
             model.begin(server_round, _CHUNK_BYTES, lambda text: None)
             plan = model.plan(server_round, tuple(self.rows.nodes), 0.0, _CHUNK_BYTES)
