@@ -142,19 +142,18 @@ class TableLedger(abc.ABC):
         """See `Ledger`."""
 
         def both() -> None:
-            self.put_objects(objects)
+            self._keep_objects(objects)
             self.put_round(row)
 
         self._write(both)
 
     def put_objects(self, objects: list[StateObject]) -> None:
         """See `Ledger`."""
+        self._write(lambda: self._keep_objects(objects))
 
-        def all_of_them() -> None:
-            for obj in objects:
-                self._keep(_PUBLISHED, _key_of(obj), obj)
-
-        self._write(all_of_them)
+    def _keep_objects(self, objects: list[StateObject]) -> None:
+        for obj in objects:
+            self._keep(_PUBLISHED, _key_of(obj), obj)
 
     def drop_objects(self, objects: list[StateObject]) -> None:
         """See `Ledger`."""

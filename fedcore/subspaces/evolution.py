@@ -76,7 +76,7 @@ class Constants:
 
         Example:
             >>> Constants.of(10, 4).weights.round(2).tolist()
-            [0.8, 0.2, -0.17, -1.05]
+            [0.8, 0.2, -0.55, -1.42]
         """
         n, whole = dimensions, 2 * population if all_parents else population
         raw = math.log((whole + 1) / 2) - np.log(np.arange(1, population + 1))

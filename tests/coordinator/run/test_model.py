@@ -51,7 +51,12 @@ OF_A_ROUND = {
     "aggregate": (ENGINE, BENCH, "fedcore/methods/fed3r.py"),
     "round_shares": (ENGINE,),
     "after_rule": ("fedcore/methods/",),
-    "exact_mean": ("fedcore/methods/seeded/fedkseed.py", "examples/own_method/"),
+    "exact_mean": (
+        "fedcore/methods/seeded/fedkseed.py",
+        "fedcore/methods/whole/fedcybgd.py",
+        "fedcore/methods/prompts/fedpeptao.py",
+        "examples/own_method/",
+    ),
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
     "add_updates": ("fedcore/methods/interface.py", "fedcore/methods/fed3r.py", "fedcore/model/stacking.py"),
