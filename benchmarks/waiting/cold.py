@@ -76,7 +76,9 @@ def start(folder: Path, broker: LocalBroker, model: Path, kind: str, run: str) -
         Seconds from its start to each event, and `processor`, those of agent and worker in all.
     """
     classifies = kind == "text-classification"
-    rows = [{"text": f"row {n} of a small file of texts, read twice", "label": "ab"[n % 2]} for n in range(64)]
+    rows = [{"text": f"row {n} of a small file of texts, read twice"} for n in range(64)]
+    if classifies:
+        rows = [{**row, "label": "ab"[n % 2]} for n, row in enumerate(rows)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     values = {"run": run, "model": model, "kind": kind, "url": broker.url, "folder": folder / "node"}
     values |= {"data": folder / "rows.jsonl", "labels": 'labels = ["a", "b"]' if classifies else ""}
