@@ -28,30 +28,26 @@ import torch
 from coordinator.channel.antennas import Powers, drawn, generator
 from coordinator.channel.errors import channel_training, user_errors
 from coordinator.job import SafetySection
-from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import UpdateRow
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.channel import StepNoise, receive
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer
 from fedcore.config.channel import ChannelSection
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.sections import HeadSection, TaskSection
-from fedcore.device.memoryplan import MemoryPlan
 from fedcore.methods import settings_by_name
 from fedcore.methods.interface import MethodSettings
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
+from fedkrso.tuning.trials import Sender, trained_update
 from research.data.tasks import read_parts, task_by_name
 
 _CPU = torch.device("cpu")
-_MEMORY = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
 _CHUNK_BYTES, _BATCH = 65_536, 32
 _SCENARIOS = ("undisturbed", "protected", "jammed")
 _DRAWS = 100
@@ -230,7 +226,10 @@ def _run(world: _World, channel: ChannelSection | None, used: Sequence[float], s
         if replica is None:
             replica = Replica(plan, world.folder, scratch / "replica", _CPU, torch.float32)
             fuse(replica.model.module)
-        updates = [_update(replica, plan, number, own, learning, scratch) for number, own in enumerate(world.nodes)]
+        updates = []
+        for number, own in enumerate(world.nodes):
+            sender = Sender("r", f"node-{number}", learning.safety)
+            updates.append(trained_update(replica, plan, own, scratch / f"node-{number}.bin", sender))
         closed = model.close(plan, updates, _CHUNK_BYTES)
         model.publish(closed.objects, closed.row)
         taken = closed.objects[-1]
@@ -241,17 +240,6 @@ def _run(world: _World, channel: ChannelSection | None, used: Sequence[float], s
     assert replica is not None
     for error in (None, *used):
         yield _accuracy(replica, plan, world.held, error)
-
-
-def _update(
-    replica: Replica, plan: Plan, number: int, own: Sequence[Encoded], learning: Learning, scratch: Path
-) -> UpdateRow:
-    name = f"node-{number}"
-    path = scratch / f"{name}.bin"
-    trainer = Trainer(replica, own, scratch / "intervals", "r", name, replica.model.pad_id, _CPU)
-    trainer.train(plan, (_MEMORY,), path)
-    found = admit(path, plan, "r", name, learning.safety)
-    return UpdateRow(name, path.name, path.stat().st_size, found.header, found.norm, found.clip)
 
 
 def _accuracy(replica: Replica, plan: Plan, held: Sequence[Encoded], error: float | None) -> float:

@@ -25,25 +25,22 @@ import click
 import torch
 
 from coordinator.job import SafetySection
-from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.private import bounded, private_of
 from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import UpdateRow
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.replica import Replica
-from edge_client.worker.train.trainer import Trainer
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.privacy import ExamplePrivacy, NodePrivacy, PrivacySection
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
+from fedkrso.tuning.trials import Sender, trained_update
 from research.data.tasks import read_parts, task_by_name
 
 _CPU = torch.device("cpu")
@@ -161,7 +158,10 @@ def _row(world: _World, settings: FedKRSOSettings, privacy: PrivacySection, roun
         if replica is None:
             replica = Replica(plan, world.folder, scratch / "replica", _CPU, torch.float32)
             fuse(replica.model.module)
-        updates = [_update(replica, plan, number, own, learning, scratch) for number, own in enumerate(world.nodes)]
+        updates = []
+        for number, own in enumerate(world.nodes):
+            sender = Sender("r", f"node-{number}", learning.safety)
+            updates.append(trained_update(replica, plan, own, scratch / f"node-{number}.bin", sender, _MEMORY))
         closed = model.close(plan, updates, _CHUNK_BYTES)
         model.publish(closed.objects, closed.row)
         done.append(closed.row)
@@ -180,17 +180,6 @@ def _row(world: _World, settings: FedKRSOSettings, privacy: PrivacySection, roun
     divisor = len(world.nodes) if privacy.node is not None else settings.batch_size
     noise = private.noise_multiplier * private.noise.clip * math.sqrt(numbers) / divisor
     return f"| {spent.epsilon:.3g} | {private.noise_multiplier:.3g} | {found} | {noise:.3g} | {seconds:.0f} |"
-
-
-def _update(
-    replica: Replica, plan: Plan, number: int, own: Sequence[Encoded], learning: Learning, scratch: Path
-) -> UpdateRow:
-    name = f"node-{number}"
-    path = scratch / f"{name}.bin"
-    trainer = Trainer(replica, own, scratch / "intervals", "r", name, replica.model.pad_id, _CPU)
-    trainer.train(plan, (_MEMORY,), path)
-    found = admit(path, plan, "r", name, learning.safety)
-    return UpdateRow(name, path.name, path.stat().st_size, found.header, found.norm, found.clip)
 
 
 def _accuracy(replica: Replica, held: Sequence[Encoded]) -> float:

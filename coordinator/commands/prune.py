@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from coordinator.reports.runs import RunRecord, find_run, read_run, scan
-from coordinator.store.pruning import leftovers, prune, weight_bytes
+from coordinator.reports.runs import RunRecord, find_run, folder_bytes, read_run, scan
+from coordinator.store.pruning import leftovers, prune
 from coordinator.terminal.console import megabytes
 from fedcore.errors import ConfigError
 from fedcore.system.logs import printable
@@ -39,7 +39,7 @@ def runs_prune(names: tuple[str, ...], runs: Path, yes: bool, dry_run: bool, as_
         raise ConfigError("a question cannot be answered by a machine", place="--json", remedy="--yes or --dry-run")
     found = {record.root: _leftovers(record) for record in _chosen(names, runs)}
     found = {root: paths for root, paths in found.items() if paths}
-    sizes = {root: sum(map(weight_bytes, paths)) for root, paths in found.items()}
+    sizes = {root: sum(map(_bytes, paths)) for root, paths in found.items()}
     if not as_json:
         for root, paths in found.items():
             what = ", ".join(printable(str(path.relative_to(root))) for path in paths)
@@ -74,6 +74,10 @@ def _chosen(names: tuple[str, ...], runs: Path) -> list[RunRecord]:
                 remedy="leave it out, or let it finish",
             )
     return records
+
+
+def _bytes(path: Path) -> int:
+    return folder_bytes(path) if path.is_dir() else path.lstat().st_size
 
 
 def _leftovers(record: RunRecord) -> list[Path]:

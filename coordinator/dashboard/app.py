@@ -28,6 +28,7 @@ from coordinator.dashboard.metrics import exposition
 from coordinator.run.control import Command, Commander, Report, command_of
 from coordinator.store.places import read_events
 from fedcore.errors import ConfigError, RunError
+from fedcore.web.bodies import json_body
 from fedcore.web.entrance import Entrance, TooManyGuesses
 from fedcore.web.names import is_our_page
 from fedcore.web.tokens import Tokens
@@ -190,13 +191,12 @@ class _Api:
         by = self._operator(request)
         if by is None:
             raise HTTPException(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "a command is JSON: Content-Type: application/json")
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MOST_BODY_BYTES:
-                raise HTTPException(413, "a command is shorter")
+        body = await json_body(
+            request,
+            _MOST_BODY_BYTES,
+            not_json=HTTPException(415, "a command is JSON: Content-Type: application/json"),
+            too_large=HTTPException(413, "a command is shorter"),
+        )
         try:
             wanted = msgspec.json.decode(body, type=_CommandBody)
             return command_of(wanted.command, wanted.node), by

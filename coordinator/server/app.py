@@ -28,6 +28,7 @@ from coordinator.server.service import Server
 from fedcore.config.words import converted
 from fedcore.errors import FedkrsoError
 from fedcore.fields.prepared import prepared
+from fedcore.web.bodies import json_body
 from fedcore.web.entrance import TooManyGuesses
 from fedcore.web.names import is_our_page
 
@@ -214,15 +215,12 @@ async def _answer(asked: Future[T]) -> T:
 
 
 async def _body(request: Request) -> bytes:
-    """JSON, and not endless: a form of a stranger's page is none."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "a command is JSON: Content-Type: application/json")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _MOST_BODY_BYTES:
-            raise HTTPException(413, f"a job has at most {_MOST_BODY_BYTES} bytes")
-    return body
+    return await json_body(
+        request,
+        _MOST_BODY_BYTES,
+        not_json=HTTPException(415, "a command is JSON: Content-Type: application/json"),
+        too_large=HTTPException(413, f"a job has at most {_MOST_BODY_BYTES} bytes"),
+    )
 
 
 def _read(path: Path, after: int) -> tuple[bytes, int]:

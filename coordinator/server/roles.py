@@ -15,14 +15,13 @@ from coordinator.server.settings import ProxySection, ServerFiles, ServerSetting
 from fedcore.errors import ConfigError
 from fedcore.fields.checked import clean_text
 from fedcore.web.entrance import Entrance
-from fedcore.web.tokens import Tokens
+from fedcore.web.tokens import Tokens, require_new, token_lines
 
 __all__ = ["ROLES", "Doorkeeper", "Person", "Role", "load_roles", "owners_token", "people_of"]
 
 Role = Literal["viewer", "operator", "owner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 """Each may do what those before it may."""
-_LEAST_CHARACTERS = 16
 _MOST_NAME = 100
 
 
@@ -102,31 +101,18 @@ def load_roles(path: Path) -> dict[str, Person]:
     Raises:
         ConfigError: It cannot be read, others can read it, or a line of it is something else.
     """
-    place, remedy = str(path), f'(umask 077; echo "owner ann $(openssl rand -hex 24)" > {path})'
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        readable_by_others = path.stat().st_mode & 0o077
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the token file cannot be read: {error}", place=place, remedy=remedy) from None
-    if readable_by_others:
-        raise ConfigError("others can read this token file", place=place, remedy=f"chmod 600 {path}")
+    remedy = f'(umask 077; echo "owner ann $(openssl rand -hex 24)" > {path})'
     people: dict[str, Person] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        where = f"{place}:{number}"
+    for where, words in token_lines(path, remedy=remedy):
         role = next((role for role in ROLES if role == words[0]), None)
         if len(words) != 3 or role is None or len(words[1]) > _MOST_NAME:
             raise ConfigError("not ROLE NAME TOKEN", place=where, remedy=f"a role is one of {', '.join(ROLES)}")
-        if len(words[2]) < _LEAST_CHARACTERS or not words[2].isascii():
-            words_ = f"a token has at least {_LEAST_CHARACTERS} characters"
-            raise ConfigError(words_, place=where, remedy="openssl rand -hex 24")
-        if words[2] in people:
-            raise ConfigError("this token is there twice", place=where)
+        if not words[2].isascii():
+            raise ConfigError("a token is of ASCII characters", place=where, remedy="openssl rand -hex 24")
+        require_new(words[2], people, where)
         people[words[2]] = Person(words[1], role)
     if not people:
-        raise ConfigError("no token in this file", place=place, remedy=remedy)
+        raise ConfigError("no token in this file", place=str(path), remedy=remedy)
     return people
 
 

@@ -4,13 +4,12 @@ exported now, to try its model, or to give it more rounds."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from coordinator.store.folder import RunFolder
 
-__all__ = ["leftovers", "prune", "weight_bytes"]
+__all__ = ["leftovers", "prune"]
 
 
 def leftovers(folder: RunFolder, version: int, *, updates_count_later: bool) -> list[Path]:
@@ -41,19 +40,10 @@ def leftovers(folder: RunFolder, version: int, *, updates_count_later: bool) -> 
     return [path for path in found if path.exists()]
 
 
-def prune(paths: list[Path]) -> int:
-    """Delete what `leftovers` named; the bytes that this gave back."""
-    total = sum(map(weight_bytes, paths))
+def prune(paths: list[Path]) -> None:
+    """Delete what `leftovers` named."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    return total
-
-
-def weight_bytes(path: Path) -> int:
-    """What a file, or a folder's files, come to."""
-    if not path.is_dir():
-        return path.lstat().st_size
-    return sum((Path(root) / name).lstat().st_size for root, _, names in os.walk(path) for name in names)

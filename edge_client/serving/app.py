@@ -24,6 +24,7 @@ from edge_client.serving.replies import Completion, classification
 from edge_client.serving.requests import chat_asked, classify_asked
 from edge_client.serving.streams import EventStream, streamed, whole
 from edge_client.serving.ticket import ClientLeft, Ticket
+from fedcore.web.bodies import json_body
 from fedcore.web.entrance import Entrance
 from fedcore.web.tokens import Tokens
 from fedcore.worker.serving import Classified, Classify, Generate, Loaded
@@ -212,14 +213,12 @@ def _asking(host: Host, command: Generate | Classify, receive: Receive) -> Itera
 
 
 async def _body(request: Request) -> bytes:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "a request is JSON: Content-Type: application/json")
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY_BYTES:
-            raise Refusal(413, f"a request has at most {MOST_BODY_BYTES:,} bytes", code="body_too_large")
-    return body
+    return await json_body(
+        request,
+        MOST_BODY_BYTES,
+        not_json=Refusal(415, "a request is JSON: Content-Type: application/json"),
+        too_large=Refusal(413, f"a request has at most {MOST_BODY_BYTES:,} bytes", code="body_too_large"),
+    )
 
 
 def _fingerprint(standing: Standing) -> str:

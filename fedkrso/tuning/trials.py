@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from coordinator.job import Job
+from coordinator.job import Job, SafetySection
 from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
@@ -33,7 +33,7 @@ from fedcore.methods.interface import MethodSettings
 from fedcore.round.plan import Plan
 from fedcore.weights.schema import ModelSchema
 
-__all__ = ["Measured", "Rows", "Trials"]
+__all__ = ["Measured", "Rows", "Sender", "Trials", "trained_update"]
 
 _CPU = torch.device("cpu")
 _CHUNK_BYTES = 262_144
@@ -59,6 +59,34 @@ class Measured(msgspec.Struct, frozen=True):
     round: int
     accuracy: float
     loss: float
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Whose update it is, and what a job lets one weigh."""
+
+    run: str
+    node: str
+    safety: SafetySection
+
+
+def trained_update(
+    replica: Replica, plan: Plan, rows: Sequence[Encoded], path: Path, sender: Sender, memory: MemoryPlan = _MEMORY
+) -> UpdateRow:
+    """A node's update of a round, trained here and admitted as the coordinator admits it.
+
+    Args:
+        replica: At the round's state; it is there again afterwards.
+        plan: The round.
+        rows: The node's.
+        path: Where the update is written; finished intervals lie beside it, and are gone when it is there.
+        sender: The node.
+        memory: How it is trained; which sums are rounded where depends on its micro-batches.
+    """
+    trainer = Trainer(replica, rows, path.parent / "intervals", sender.run, sender.node, replica.model.pad_id, _CPU)
+    trainer.train(plan, (memory,), path)
+    admitted = admit(path, plan, sender.run, sender.node, sender.safety)
+    return UpdateRow("", path.name, path.stat().st_size, admitted.header, admitted.norm, admitted.clip)
 
 
 @dataclass
@@ -134,11 +162,7 @@ class Trials:
         if kept is not None:
             shutil.copyfile(sums, path)
             return kept
-        intervals = folder.root / "intervals"
-        trainer = Trainer(replica, self.rows.nodes[node], intervals, self.job.run, node, replica.model.pad_id, _CPU)
-        trainer.train(plan, (_MEMORY,), path)
-        admitted = admit(path, plan, self.job.run, node, self.job.safety)
-        row = UpdateRow("", path.name, path.stat().st_size, admitted.header, admitted.norm, admitted.clip)
+        row = trained_update(replica, plan, self.rows.nodes[node], path, Sender(self.job.run, node, self.job.safety))
         if head_round:
             shutil.copyfile(path, sums)
             self._sums[node] = row

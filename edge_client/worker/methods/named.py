@@ -6,7 +6,7 @@ added."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +20,19 @@ from fedcore.model.state import PublishedState
 from fedcore.round.plan import Plan
 from fedcore.round.training import Training
 
-__all__ = ["NamedTensors", "OneAdam"]
+__all__ = ["NamedTensors", "OneAdam", "kept_whole"]
+
+
+def kept_whole(parameters: Iterable[nn.Parameter], model: BuiltModel) -> Kept:
+    """What parameters in float32 take, all of them training: values, gradients, moments, what a round began with, and
+    the state as it came."""
+    numbers = sum(parameter.numel() for parameter in parameters)
+    return Kept(
+        state_bytes=2 * numbers,
+        trained_bytes=(4 + 4 + 4) * numbers,
+        moments_bytes=(4 + 4) * numbers,
+        block_bytes=max(layer.compute_dtype.itemsize for layer in model.layers.values()),
+    )
 
 
 class OneAdam(ABC):
@@ -90,13 +102,7 @@ class NamedTensors(OneAdam):
     def kept_beside(self) -> Kept:
         """What the parameters take, all of them training: values, gradients, moments, what a round began with, and the
         state as it came."""
-        numbers = sum(parameter.numel() for parameter in self._parameters.values())
-        return Kept(
-            state_bytes=2 * numbers,
-            trained_bytes=(4 + 4 + 4) * numbers,
-            moments_bytes=(4 + 4) * numbers,
-            block_bytes=max(layer.compute_dtype.itemsize for layer in self._model.layers.values()),
-        )
+        return kept_whole(self._parameters.values(), self._model)
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:

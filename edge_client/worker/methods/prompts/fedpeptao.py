@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from edge_client.worker.adapters.tokens import before_keys
 from edge_client.worker.methods.interface import Kept
-from edge_client.worker.methods.named import OneAdam
+from edge_client.worker.methods.named import OneAdam, kept_whole
 from edge_client.worker.model.built import BuiltModel
 from fedcore.errors import ModelError
 from fedcore.model.state import PublishedState
@@ -86,13 +86,7 @@ class Prompts(OneAdam):
 
     def outline(self, training: Training) -> Kept:
         """All prompts with gradients and moments, and what a round began with; the published ones as they came."""
-        numbers = sum(one.numel() for one in self._prompts)
-        return Kept(
-            state_bytes=2 * numbers,
-            trained_bytes=(4 + 4 + 4) * numbers,
-            moments_bytes=(4 + 4) * numbers,
-            block_bytes=max(layer.compute_dtype.itemsize for layer in self._model.layers.values()),
-        )
+        return kept_whole(self._prompts, self._model)
 
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:
