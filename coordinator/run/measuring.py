@@ -39,7 +39,7 @@ class Measuring:
         self._job, self._section = job, job.evaluation
         self._ledger, self._archive, self._view = ledger, archive, view
         self._evaluator: Evaluator | None = None
-        self._warned = False
+        self._warned = self._loaded = False
         view.rows, view.start = ledger.rounds(), ledger.fact("measured_start", NodesMeasured)
         self._standings = Standings(self._section)
         view.standing = self._standings.of(view.rows)
@@ -133,10 +133,25 @@ class Measuring:
         """The process is loaded."""
         if self._evaluator is None:
             return
-        if event.too_long:
+        if event.too_long and not self._loaded:
             note = f"measures on {event.examples:,} held-out examples{event.too_long}"
             self._view.notes = (*self._view.notes, note)
+        self._loaded = True
         self._evaluator.ready(event)
+
+    def died(self, event: WorkerDied) -> None:
+        """The process ended.
+
+        Raises:
+            WorkerError: Nobody let it go.
+        """
+        assert self._evaluator is not None
+        self._evaluator.died(event)
+
+    def tick(self) -> None:
+        """Let the process go, where it is long until the next state."""
+        if self._evaluator is not None:
+            self._evaluator.tick()
 
     def published(self, plan: Plan, *, last: bool = False) -> None:
         """Have the newest state measured here, if it is its turn.

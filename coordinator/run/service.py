@@ -34,7 +34,7 @@ from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
 from coordinator.store.view import RunView
-from fedcore.errors import BrokerRefused, WorkerError
+from fedcore.errors import BrokerRefused
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.transport.address import is_encrypted
@@ -227,9 +227,8 @@ class Service:
                 self._judge()
             case Failed():
                 raise error_of(event)
-            case WorkerDied(_, returncode, tail):
-                last = tail.splitlines()[-1] if tail else "no output"
-                raise WorkerError(f"the evaluation process ended with {returncode}: {last}")
+            case WorkerDied():
+                self._measuring.died(event)
             case Ready():
                 self._measuring.ready(event)
             case Asked():
@@ -245,6 +244,7 @@ class Service:
         self._feed(*self._reception.idle(quiet=self._queue.empty()), *self._secure.tick(), e.Tick())
         if found := self._secure.sum():
             self._end(found.plan, self._model.close_sum(found, self._chunk_bytes))
+        self._measuring.tick()
         self._showing.show()
 
     def _feed(self, *events: e.Event) -> None:

@@ -109,10 +109,14 @@ class WorkerProcess:
         except (BrokenPipeError, ValueError):
             return
 
-    def stop(self, timeout_seconds: float = 5.0) -> None:
-        """Close its commands, wait, and kill it if it does not go."""
+    def dismiss(self) -> None:
+        """Close its commands: it ends by itself, and shows as `WorkerDied` when it has."""
         with contextlib.suppress(BrokenPipeError):
             self._commands.close()
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """Close its commands, wait, and kill it if it does not go."""
+        self.dismiss()
         try:
             self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:

@@ -55,9 +55,22 @@ class PooledClassifier(nn.Module):
         device = next(backbone.parameters()).device
         self.classifier = nn.Linear(features, outputs, device=device)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any) -> Said:
-        """As a classifier of transformers takes it and says it."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        row_lengths: tuple[int, ...] = (),
+        **more: Any,
+    ) -> Said:
+        """As a classifier of transformers takes it and says it; texts of `row_lengths` lie end to end, where there are
+        such (`edge_client.worker.model.varlen`)."""
+        if row_lengths:
+            more["row_lengths"] = row_lengths
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+        if row_lengths:
+            texts = (rows[None] for rows in hidden[0].split(row_lengths))
+            each = [pooled_of(text, input_ids.new_ones(text.shape[:2]), self.pooling) for text in texts]
+            return Said(self.classifier(torch.cat(each)))
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return Said(self.classifier(pooled_of(hidden, mask, self.pooling)))
 

@@ -6,6 +6,7 @@ A batch is the same whatever the micro-batch."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,9 @@ def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> di
 
 def outputs(model: BuiltModel, batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> Tensor:
     """Logits (b, labels) or scores (b, 1) of a micro-batch."""
-    logits: Tensor = model.module(**inputs_of(model, batch, pad_id, torch_device)).logits
+    types = None if batch[0].types is None else [encoded.types or () for encoded in batch]
+    inputs = end_to_end(model, [encoded.ids for encoded in batch], torch_device, types)
+    logits: Tensor = model.module(**(inputs or inputs_of(model, batch, pad_id, torch_device))).logits
     return logits
 
 
@@ -117,10 +120,12 @@ def states_and_labels(
 
     Logits are needed nowhere else: the output head, which costs most, sees these states alone."""
     packed = any(encoded.segments for encoded in batch)
-    if packed or (found := end_to_end(model, [encoded.ids for encoded in batch], torch_device)) is None:
-        hidden = model.backbone(**inputs_of(model, batch, pad_id, torch_device)).last_hidden_state  # (b, t, n)
-        found = hidden.flatten(0, 1), [row * hidden.shape[1] for row in range(len(batch))]
-    flat, begins = found
+    inputs = None if packed else end_to_end(model, [encoded.ids for encoded in batch], torch_device)
+    given = inputs_of(model, batch, pad_id, torch_device) if inputs is None else inputs
+    hidden = model.backbone(**given).last_hidden_state  # (b, t, n), or all in one row
+    width = hidden.shape[1]
+    sizes = [len(encoded.ids) for encoded in batch[:-1]] if inputs is not None else [width] * (len(batch) - 1)
+    flat, begins = hidden.flatten(0, 1), [0, *itertools.accumulate(sizes)]
     spans = [(row, span) for row, encoded in enumerate(batch) for span in encoded.spans]
     places = [begins[row] + token - 1 for row, span in spans for token in range(*span)]
     labels = [token for row, (start, stop) in spans for token in batch[row].ids[start:stop]]

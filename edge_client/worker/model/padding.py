@@ -11,6 +11,7 @@ padding left out."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,8 @@ class Padding:
     Attributes:
         room_tokens: Rows that there is memory for; 0 to compute padding like the rest.
         end_to_end: Whether examples lie end to end in one row instead (`edge_client.worker.model.varlen`).
+        first_position: Of an example that does.
+        most_tokens: That it may have; what is longer has padding.
         examples: Of the micro-batch that goes through.
         passes: How many micro-batches there were.
     """
@@ -32,9 +35,16 @@ class Padding:
     def __init__(self) -> None:
         self.room_tokens = 0
         self.end_to_end = False
+        self.first_position, self.most_tokens = 0, sys.maxsize
         self.examples = self.passes = 0
         self._tokens = 0
         self._real: Tensor | None = None
+        self._lengths: tuple[int, ...] = ()
+
+    def see_rows(self, lengths: tuple[int, ...]) -> None:
+        """Take note of a micro-batch whose examples have so many tokens, and lie end to end."""
+        self.examples, self.passes = len(lengths), self.passes + 1
+        self._tokens, self._real, self._lengths = sum(lengths), None, lengths
 
     def see(self, mask: Tensor) -> None:
         """Take note of a micro-batch.
@@ -42,7 +52,7 @@ class Padding:
         Args:
             mask: (b, t), 1 for a real token.
         """
-        self._tokens, self._real = mask.numel(), None
+        self._tokens, self._real, self._lengths = mask.numel(), None, ()
         self.examples, self.passes = mask.shape[0], self.passes + 1
         if self.room_tokens <= self._tokens:
             # No need to look, which would wait for an accelerator.
@@ -63,8 +73,10 @@ class Padding:
         Args:
             rows: As the product sees them: without padding where that is left out.
         """
-        if self.end_to_end or not self.examples:
+        if not self.examples:
             return None
+        if self._lengths:
+            return list(self._lengths) if rows == self._tokens else [1] * rows if rows == self.examples else None
         if self._real is not None and rows == self._real.shape[0]:
             width = self._tokens // self.examples
             found: list[int] = torch.bincount(self._real // width, minlength=self.examples).tolist()

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -192,13 +193,29 @@ def _measure_bitsandbytes(torch_device: str, say: Say) -> None:
     say(Line(begin="int8"))
     timing = Timing(torch_device=torch_device, compute_dtype="int8")
     try:
-        import bitsandbytes as bnb
+        with _nothing_compiled():
+            import bitsandbytes as bnb
 
         for shape in SHAPES:
             timing = _bitsandbytes_at(bnb, shape, timing)
     except Exception as caught:  # noqa: BLE001 - whatever a library throws is the finding
         timing = msgspec.structs.replace(timing, problem=_words(caught))
     say(Line(timing=timing))
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """bitsandbytes has functions of its 4-bit layers and optimisers compiled when it is imported, for which PyTorch
+    loads its compiler for seconds; it takes them as they are where that fails. Its 8-bit layer has none of them."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    compiled, torch.compile = torch.compile, refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiled
 
 
 def _bitsandbytes_at(bnb: Any, shape: Shape, timing: Timing) -> Timing:
@@ -211,7 +228,7 @@ def _bitsandbytes_at(bnb: Any, shape: Shape, timing: Timing) -> Timing:
     x = numbers.x.to(torch_device).requires_grad_()
     gy = numbers.gy.to(torch_device)
     synchronise = _synchroniser(torch_device)
-    best, error = (float("inf"), float("inf")), 0.0
+    best, results = (float("inf"), float("inf")), Results()
     for _ in range(_TURNS):
         x.grad = None
         synchronise()
@@ -222,7 +239,8 @@ def _bitsandbytes_at(bnb: Any, shape: Shape, timing: Timing) -> Timing:
         y.backward(gy)
         synchronise()
         best = min(best[0], middle - start), min(best[1], time.perf_counter() - middle)
-        error = _difference((y.detach(), _gradient(x)), (numbers.x @ weight.T, numbers.gy @ weight))
+        results = y.detach(), _gradient(x)
+    error = _difference(results, (numbers.x @ weight.T, numbers.gy @ weight))
     return msgspec.structs.replace(
         timing,
         forward_seconds=(*timing.forward_seconds, best[0]),

@@ -109,7 +109,7 @@ def footprint(
     model = build(Shape(tracing.outline or Outline(folder, task), schema, kind), task, 0, torch.device("cpu"), dtype)
     fuse(model.module)
     layers = list(model.layers.values())
-    mappable, language = _mappable(model), model.output_weight is not None
+    mappable = _mappable(model)
     others = bytes_of(outside(model))
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
@@ -145,8 +145,7 @@ def footprint(
         tensors_bytes=4 * 4 * trained,
         row_bytes=kept.block_bytes * widest + kept.side_bytes,
         signs_bytes=kept.signs_bytes,
-        # Short rows make it worth its memory, and they are what language models learn.
-        dequantised_bytes=kept.dequantised_bytes if language else 0,
+        dequantised_bytes=kept.dequantised_bytes,
         points=points,
         answering=answering,
     )

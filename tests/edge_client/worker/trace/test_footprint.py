@@ -125,10 +125,17 @@ def test_a_language_model_may_have_its_weights_dequantised(
     assert of(folder, training(name), dtype).dequantised_bytes == times * numbers
 
 
-def test_a_classifier_is_trained_as_before(minilm_folder: Path) -> None:
-    task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=16)
-    schema = describe(Checkpoint(minilm_folder), task)
-    assert footprint(minilm_folder, schema, task, "int8", training("fedkrso"), longest=16).dequantised_bytes == 0
+@pytest.mark.slow
+@pytest.mark.parametrize("dequantised", [False, True])
+def test_texts_end_to_end_are_within_what_is_foreseen(minilm_folder: Path, tmp_path: Path, dequantised: bool) -> None:
+    """A head that pools: what is traced is a micro-batch of full length with padding."""
+    task = TaskSection(kind="text-classification", labels=("a", "b"), pooling="mean", max_length=128)
+    memory = MemoryPlan(micro_batch_size=8, dequantised=dequantised)
+    request = Request(model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory)
+    got = measured(request, tmp_path)
+    beyond = got.peak_bytes - got.traced.runtime_bytes
+    for foreseen in (got.traced, got.predicted):
+        assert abs(foreseen.total_bytes - got.peak_bytes) < 0.1 * beyond < 0.1 * got.peak_bytes
 
 
 @pytest.mark.slow
