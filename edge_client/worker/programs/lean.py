@@ -56,7 +56,9 @@ def _remember(import_utils: ModuleType, name: str) -> None:
 
 def _leave_distributed(import_utils: ModuleType) -> None:
     """As with the PyTorch of a Jetson, which is built without: training across processes is not done here, and brings
-    tensors of its own, and symbolic algebra for their shapes."""
+    tensors of its own, and symbolic algebra for their shapes.
+
+    PyTorch asks of each tensor of shapes only whether it is one of those, and imports them to ask; nothing is."""
     from torch import distributed
 
     available = distributed.is_available
@@ -65,6 +67,8 @@ def _leave_distributed(import_utils: ModuleType) -> None:
         _remember(import_utils, "is_torch_distributed_available")
     finally:
         vars(distributed)["is_available"] = available
+    if (tensors := _postpone("torch.distributed.tensor")) is not None:
+        vars(tensors)["DTensor"] = type("DTensor", (), {})
 
 
 class _Postponed(ModuleType):
