@@ -16,7 +16,7 @@ import msgspec
 from coordinator.job import EvaluationSection, Job
 from coordinator.messages.senders import Senders
 from coordinator.reports.result import Result
-from coordinator.reports.summary import summary_of, write_report, write_summary
+from coordinator.reports.summary import about, summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
 from coordinator.run.examining import examined, require_model
 from coordinator.run.going_on import led_alone, with_rounds
@@ -199,7 +199,8 @@ class Coordinator:
             if self._rounds is not None:
                 self._job = with_rounds(self._job, self._rounds, self.folder, ledger)
             view = self._served(ledger)
-            summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline)
+            told = about(self._job, ledger, view.rows, self.folder.root.parent)
+            summary = summary_of(view, ledger.counts("refused"), task_of(self._job.task).headline, told)
         finally:
             self._ledger = None
             ledger.close()

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader
 
 from coordinator.reports.lastmodel import LastModel
-from coordinator.store.buffer import counting
+from coordinator.reports.summary import examples_of, model_named
 from coordinator.store.folder import RunFolder
 from coordinator.store.places import open_ledger
 from coordinator.store.rows import PrivacySpent
@@ -66,9 +65,7 @@ def card_of(files: RunFolder, last: LastModel, *, adapter: bool = False) -> str:
     ledger = open_ledger(files)
     try:
         row = next(row for row in ledger.rounds() if row.round == last.round)
-        plan = ledger.plan(last.round)
-        rows = counting(ledger, last.round, 0 if plan is None else plan.max_staleness)
-        examples = [update.header.examples for update in rows if update.header.node in row.participants]
+        examples = examples_of(ledger, row)
         digests = [one.digest for one in ledger.published_states() if one.version == last.round]
     finally:
         ledger.close()
@@ -142,9 +139,7 @@ def _base(last: LastModel) -> str:
     if source is not None:
         known = f"{source.words}, SHA-256 `{source.sha256}`"
         return f"{source.name} ({known})" if source.name else known
-    named = last.job.model.folder
-    # Of a path only its end: the rest is of the machine that led the run.
-    return Path(named).name if "/" in named.partition(":")[0] else named
+    return model_named(last.job.model.folder)
 
 
 def _cell(value: Any) -> str:

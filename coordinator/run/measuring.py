@@ -136,6 +136,8 @@ class Measuring:
         if event.too_long and not self._loaded:
             note = f"measures on {event.examples:,} held-out examples{event.too_long}"
             self._view.notes = (*self._view.notes, note)
+        if event.trivial is not None:
+            self._ledger.put_fact("trivial", event.trivial)
         self._loaded = True
         self._evaluator.ready(event)
 

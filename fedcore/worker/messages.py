@@ -245,6 +245,9 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Rows that lost a part because they were too long (`task.too_long`)."""
     left_out: int = 0
     """Rows that were left out for it."""
+    trivial: float | None = None
+    """What the best single answer to all of them scores, by the number called accuracy; None where that compares with
+    nothing."""
 
     @property
     def too_long(self) -> str:

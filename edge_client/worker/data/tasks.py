@@ -178,6 +178,11 @@ class WorkerTask(ABC):
         where that number is no mean over examples."""
         return None
 
+    def trivial(self, encoded: Sequence[Encoded]) -> float | None:
+        """What the number called accuracy is of one answer to all examples, the best such; None where that says nothing
+        (a correlation with what is always the same, a language model's tokens)."""
+        return None
+
     def means(
         self, scores: Scores, encoded: Sequence[Encoded]
     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:

@@ -220,6 +220,7 @@ class Worker:
             held,
             rows.cut,
             rows.left_out,
+            worker_task(task).trivial(self._encoded),
         )
 
     def _evaluate(self, version: int) -> Evaluated:

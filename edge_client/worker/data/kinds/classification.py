@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -40,6 +41,10 @@ class ClassificationAtWork(HeadTask):
         """Right or not."""
         found, labels = self.predictions(scores, encoded)
         return (found == labels).astype(np.float64), np.ones(len(labels), np.int64)
+
+    def trivial(self, encoded: Sequence[Encoded]) -> float:
+        """The share of the commonest label."""
+        return max(Counter(one.target for one in encoded).values()) / len(encoded)
 
     def measures(self, scores: Scores, encoded: Sequence[Encoded], loss: float) -> tuple[float, dict[str, float]]:
         """Of labels."""
