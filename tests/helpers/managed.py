@@ -94,14 +94,13 @@ class Managed:
     Args:
         folder: For the broker's files.
         service: Whose limits.
-        told: Whether the programs are given the service's `settings`.
 
     Attributes:
         broken: How often each limit was.
     """
 
-    def __init__(self, folder: Path, service: Service, *, told: bool = True) -> None:
-        self.service, self._told = service, told
+    def __init__(self, folder: Path, service: Service) -> None:
+        self.service = service
         self.broken: Counter[str] = Counter()
         self.port = 0
         self._broker = Mosquitto(folder, *service.lines)
@@ -117,8 +116,7 @@ class Managed:
 
     def sections(self, user: str) -> str:
         """The `[broker]` section of a user's file."""
-        told = self.service.settings if self._told else ""
-        return f'[broker]\nurl = "{self.url}"\ninsecure = true\nusername = "{user}"\n{told}'
+        return f'[broker]\nurl = "{self.url}"\ninsecure = true\nusername = "{user}"\n{self.service.settings}'
 
     def stop(self) -> None:
         if self._thread.is_alive():
