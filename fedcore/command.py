@@ -167,6 +167,7 @@ def _source_of(point: EntryPoint) -> tuple[Path, str]:
 
 
 # What is imported when a module is: not within a function, nor for a type checker alone.
+_OURS = ("coordinator", "devices", "edge_client", "examples", "fedcore", "fedkrso", "research")
 _IMPORTS = re.compile(r"^(?:from|import) ([\w.]+)", re.MULTILINE)
 
 
@@ -190,6 +191,9 @@ class _Installed:
                     self._there[root] = root in sys.modules or find_spec(root) is not None
                 if not self._there[root]:
                     return str(root)
+                if root not in _OURS:
+                    # Where fedkrso is installed, everybody else's files lie beside ours.
+                    continue
                 beside = f"{self._here}{os.sep}{name.replace('.', os.sep)}"
                 for other in (f"{beside}.py", f"{beside}{os.sep}__init__.py"):
                     if other not in seen and other not in self._complete and os.path.isfile(other):  # noqa: PTH113
@@ -215,7 +219,7 @@ def command() -> click.Command:
 def _distribution(error: ModuleNotFoundError) -> str:
     """Whose module is missing."""
     package = (error.name or "").partition(".")[0]
-    return "fedkrso" if package in ("coordinator", "devices", "edge_client", "examples", "fedcore") else package
+    return "fedkrso" if package in _OURS else package
 
 
 def _not_installed(error: ModuleNotFoundError, point: EntryPoint | None) -> ConfigError:

@@ -32,6 +32,7 @@ __all__ = ["provision", "revoke"]
 )
 @click.option("--broker-host", "hosts", multiple=True, help="Name or address that devices connect to; repeat for more.")
 @click.option("--port", type=int, help="Port of the broker; 8883 by default.")
+@click.option("--websockets", type=int, help="A port for MQTT over WebSockets beside it, such as 443; 0: none again.")
 @click.option(
     "--broker-folder", help="Where broker/ will lie on the broker's machine; /etc/mosquitto/fedkrso by default."
 )
@@ -65,6 +66,7 @@ def provision(
     at_once: int | None,
     hosts: tuple[str, ...],
     port: int | None,
+    websockets: int | None,
     broker_folder: str | None,
     broker_data: str | None,
     central: str,
@@ -79,7 +81,11 @@ def provision(
     from coordinator.provisioning import provision as work
 
     folders = {"folder": broker_folder, "persistence": broker_data}
-    options = {"port": port, **{key: path and path.rstrip("/") for key, path in folders.items()}}
+    options = {
+        "port": port,
+        "websockets": websockets,
+        **{key: path and path.rstrip("/") for key, path in folders.items()},
+    }
     chosen = {key: value for key, value in options.items() if value is not None}
     now = dt.datetime.now(dt.timezone.utc)
     done = work.provision(

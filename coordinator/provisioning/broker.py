@@ -109,7 +109,7 @@ class LocalBroker:
     def settings(self, client_id: str, user: str | None = None) -> MqttSettings:
         """How a client of this broker connects."""
         user = user or self._users[0]
-        files = {
+        files: dict[str, Any] = {
             key: path for key, path in self._files(user).items() if key.endswith("_file") and key != "password_file"
         }
         return MqttSettings(self.url, client_id, user if self.passwords else None, self.passwords.get(user), **files)

@@ -53,6 +53,8 @@ class BrokerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Whom mosquitto runs as when root starts it; `mosquitto` by default."""
     max_packet_bytes: int = 2_000_000
     """The largest message it takes."""
+    websockets: int = 0
+    """The port for MQTT over WebSockets; 0 for none."""
 
 
 class Bridge(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,12 +157,14 @@ def connection(name: str, broker: BrokerOptions, coordinator_key: str, enrolment
     if name != COORDINATOR:
         authority, signature = enrolment
         trust = f'coordinator_key = "{coordinator_key}"\nauthority_key = "{authority}"\nenrolment = "{signature}"'
+    # mosquitto takes any path.
+    other = f'# url = "wss://{host}:{broker.websockets}/mqtt"\n' if broker.websockets else ""
     return f"""\
 # For {"the job file" if name == COORDINATOR else f"the node file of {name}"}. Paths are relative to the file that names
 # them.
 [broker]
 url = "mqtts://{host}:{broker.port}"
-ca_file = "authority.pem"
+{other}ca_file = "authority.pem"
 certificate_file = "certificate.pem"
 key_file = "certificate.key"
 

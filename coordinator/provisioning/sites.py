@@ -74,6 +74,12 @@ def _merged(broker: BrokerOptions, hosts: Sequence[str], options: Mapping[str, A
     broker = msgspec.structs.replace(broker, hosts=known, **options)
     if not 1 <= broker.port <= 65535:
         raise ConfigError(f"{broker.port} is not a port", place="--port", remedy="write 1 to 65535; 8883 is usual")
+    if not 0 <= broker.websockets <= 65535 or broker.websockets == broker.port:
+        raise ConfigError(
+            f"{broker.websockets} is no port for WebSockets",
+            place="--websockets",
+            remedy="write another than --port has; 443 is usual",
+        )
     return broker
 
 

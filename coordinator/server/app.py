@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp
 
 from coordinator.dashboard.guard import Guard
 from coordinator.job import Job
+from coordinator.server.metrics import server_exposition, targets
 from coordinator.server.roles import Doorkeeper, Person, Role
 from coordinator.server.service import Server
 from fedcore.config.words import converted
@@ -128,6 +130,8 @@ def make_server_app(server: Server, lobby: Lobby, more: list[Any] | None = None)
         Route("/api/runs/{run}/stop", api.stop, methods=["POST"]),
         Route("/api/runs/{run}/log", api.log),
         Route("/api/session", api.session, methods=["GET", "POST"]),
+        Route("/api/targets", api.targets),
+        Route("/metrics", api.metrics),
         Route("/healthz", api.healthz),
         *(more or []),
     ]
@@ -152,6 +156,18 @@ class _Api:
         """All nodes of the fleet."""
         self._lobby.require(request, "viewer")
         return _json({"nodes": await _answer(self._server.nodes())})
+
+    async def metrics(self, request: Request) -> Response:
+        """Runs and nodes for Prometheus."""
+        self._lobby.require(request, "viewer")
+        data = server_exposition(await _answer(self._server.rows()), await _answer(self._server.nodes()))
+        return Response(data, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE_LATEST})
+
+    async def targets(self, request: Request) -> Response:
+        """Where Prometheus finds each run's own."""
+        self._lobby.require(request, "viewer")
+        host = request.headers.get("host", "")
+        return _json(targets(await _answer(self._server.rows()), host))
 
     async def submit(self, request: Request) -> Response:
         """Queue a run."""

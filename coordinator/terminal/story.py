@@ -19,7 +19,8 @@ _MOST_NAMES = 12
 # Somebody may have to do something; all else is only told.
 _WARNINGS = {
     *("refused", "declined", "link", "digest", "disk", "clipped", "capped", "revoked"),
-    *("below", "broker", "flood", "ledger", "node_refused", "other_run", "outlier", "rival", "silent", "version"),
+    *("below", "broker", "flood", "ledger", "node_refused", "other_run", "outlier"),
+    *("restored", "rival", "silent", "version"),
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -40,7 +41,7 @@ def doctor(
     quick: bool,
     again: bool,
     as_json: bool,
-    **files: str | None,
+    **files: Any,
 ) -> None:
     """Check this machine, each check with what was found and the remedy. Ends with 1 if any is an error.
 

@@ -16,6 +16,7 @@ from fedcore.config.reading import parse_size
 from fedcore.transport.client import client_id
 from fedcore.transport.lacking import lacking
 from fedcore.transport.reach import reach
+from fedcore.transport.services import limits_untold
 
 __all__ = ["network", "service", "storage"]
 
@@ -83,7 +84,8 @@ def network(around: Surroundings, node: Node | None) -> Sequence[Check]:
     safe = Check("network", "broker", "ok", text)
     plain = Check("network", "broker", "warning", text, "mqtts:// with certificates: docs/deploy.md")
     remedy = "another broker, or live with it: docs/deploy.md"
-    missing = [Check("network", "broker", "warning", words, remedy) for words in lacking(limits)]
+    untold = limits_untold(settings, fleet=node is not None and bool(node.fleet))
+    missing = [Check("network", "broker", "warning", words, remedy) for words in (*lacking(limits), *untold)]
     return [safe if settings.tls else plain, *missing]
 
 

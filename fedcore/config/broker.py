@@ -24,7 +24,15 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
     if section.password_file is not None:
         password = read_password(Path(section.password_file), "broker.password_file")
     settings = MqttSettings(
-        section.url, client_id, section.username, password, section.ca_file, section.certificate_file, section.key_file
+        section.url,
+        client_id,
+        section.username,
+        password,
+        section.ca_file,
+        section.certificate_file,
+        section.key_file,
+        section.messages_per_second,
+        section.bytes_per_second,
     )
     # Wrong addresses and files show here, with the file, and not at the first connection.
     _ = settings.address

@@ -163,9 +163,19 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     certificate_file: PathText | None = None
     key_file: PathText | None = None
     """The client's own certificate and its key; with them there is no password."""
+    messages_per_second: Annotated[float, msgspec.Meta(ge=0, le=1_000_000)] = 0.0
+    """Most messages that this program publishes in a second, where the broker takes no more of a client and drops the
+    rest; 0 for no limit."""
+    bytes_per_second: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 0
+    """Likewise, of bytes."""
 
     def __post_init__(self) -> None:
         check_url(self.url)
+        for key, least in (("messages_per_second", 5), ("bytes_per_second", 65_536)):
+            if 0 < getattr(self, key) < least:
+                raise ConfigError(
+                    f"{getattr(self, key):g} is too slow for a run", place=f"broker.{key}", remedy=f"at least {least}"
+                )
         if not is_encrypted(self.url) and not self.insecure:
             raise ConfigError(
                 f"{self.url} is not encrypted: whoever sees the network's packets can read and change them",

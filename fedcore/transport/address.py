@@ -22,6 +22,7 @@ class MqttSettings:
         username, password: Login.
         ca_file: Certificate authority; the system's by default.
         certificate_file, key_file: The client's own certificate.
+        messages_per_second, bytes_per_second: No more is published than this; 0 for no limit.
     """
 
     url: str
@@ -31,6 +32,8 @@ class MqttSettings:
     ca_file: str | None = None
     certificate_file: str | None = None
     key_file: str | None = None
+    messages_per_second: float = 0.0
+    bytes_per_second: int = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -56,8 +59,9 @@ class MqttSettings:
 
     @property
     def path(self) -> str:
-        """Where the WebSocket is."""
-        return urlsplit(self.url).path or "/mqtt"
+        """Where the WebSocket is; a query, with which some brokers know their clients, is part of it."""
+        parts = urlsplit(self.url)
+        return (parts.path or "/mqtt") + (f"?{parts.query}" if parts.query else "")
 
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}

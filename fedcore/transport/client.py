@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import socket
 from typing import Any, Final
 
 import paho.mqtt.client as paho
@@ -15,10 +18,22 @@ from fedcore.transport.address import MqttSettings
 from fedcore.transport.base import Limits, Message
 from fedcore.transport.tls import client_context
 
-__all__ = ["LONGEST_CLIENT_ID", "client_id", "connect_options", "limits_of", "new_client", "short_client_id"]
+__all__ = [
+    "LACKS_FOR_WILLS",
+    "LONGEST_CLIENT_ID",
+    "client_id",
+    "connect_options",
+    "cut",
+    "limits_of",
+    "new_client",
+    "short_client_id",
+]
 
 LONGEST_CLIENT_ID: Final = 128
 """Of what common managed brokers take; MQTT itself allows 65,535 bytes."""
+_NO_RETAIN, _NO_QOS = 154, 155
+LACKS_FOR_WILLS: Final = frozenset((_NO_RETAIN, _NO_QOS))
+"""With what version 5 refuses whoever wants a retained will, or one that comes at least once, where there is none."""
 _SESSION_SECONDS = 24 * 3600
 
 
@@ -46,7 +61,13 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def new_client(settings: MqttSettings, name: str, protocol: MQTTProtocolVersion, will: Message | None) -> paho.Client:
+def new_client(
+    settings: MqttSettings,
+    name: str,
+    protocol: MQTTProtocolVersion,
+    will: Message | None,
+    lacks: frozenset[int] = frozenset(),
+) -> paho.Client:
     """A client that is not connected yet; certificates are read anew for each.
 
     Args:
@@ -54,6 +75,7 @@ def new_client(settings: MqttSettings, name: str, protocol: MQTTProtocolVersion,
         name: Client id.
         protocol: Version to speak.
         will: What the broker says when the link is lost.
+        lacks: Which of `LACKS_FOR_WILLS` this broker has refused us with.
 
     Raises:
         ConfigError: A certificate or key cannot be used.
@@ -75,8 +97,19 @@ def new_client(settings: MqttSettings, name: str, protocol: MQTTProtocolVersion,
     if settings.tls:
         client.tls_set_context(client_context(settings.ca_file, settings.certificate_file, settings.key_file))
     if will is not None:
-        client.will_set(will.topic, will.payload, qos=1, retain=will.retain)
+        qos, retain = int(_NO_QOS not in lacks), will.retain and _NO_RETAIN not in lacks
+        client.will_set(will.topic, will.payload, qos=qos, retain=retain)
     return client
+
+
+def cut(client: paho.Client) -> None:
+    """End a client's link without a word, as a crash would; its network thread notices."""
+    sock = client.socket()
+    if sock is None:
+        return
+    # By its number, since a WebSocket's wrapper cannot be shut down.
+    with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(sock.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def connect_options(protocol: MQTTProtocolVersion, most_under_way: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ jitter, so ours does it."""
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 import ssl
@@ -22,7 +21,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
 from fedcore.transport.address import MqttSettings
 from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Message, Received, Sink
-from fedcore.transport.client import connect_options, limits_of, new_client, short_client_id
+from fedcore.transport.client import LACKS_FOR_WILLS, connect_options, cut, limits_of, new_client, short_client_id
+from fedcore.transport.pace import Pace
 from fedcore.transport.tls import tls_refusal, told_by_peer
 
 __all__ = ["MqttSettings", "MqttTransport"]
@@ -37,6 +37,10 @@ _WRONG_LOGIN = {4, 5, 134, 135}
 _WRONG_VERSION = {1, 132}
 _WRONG_CLIENT_ID = {2, 133}
 _TAKEN_OVER = 142
+# A full window without an acknowledgement for so long: a broker that throttles may acknowledge nothing, and paho sends
+# nothing again while the link is up.
+_UNANSWERED_SECONDS = 60.0
+_UNANSWERED = "the broker acknowledged nothing any more: if it limits messages a second, set broker.messages_per_second"
 _SHORT_LINK_SECONDS, _MANY_SHORT_LINKS = 3.0, 4
 
 
@@ -54,7 +58,8 @@ class MqttTransport:
         self._host, self._port = settings.address
         self._filters: dict[str, bool] = {}
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._under_way, self._answered_at = 0, 0.0
+        self._pace = Pace(settings.messages_per_second, settings.bytes_per_second)
         self._linked = threading.Event()
         self._stopping = threading.Event()
         self._failure: TransportError | None = None
@@ -70,10 +75,11 @@ class MqttTransport:
         self._takeovers = self._short_links = 0
         self._taken_over, self._linked_at = False, 0.0
         self._at_once = False
-        self._spoken = False
+        self._spoken = self._unanswered = False
         self._client: paho.Client | None = None
         self._sink: Sink = lambda event: None
         self._will: Message | None = None
+        self._lacks: frozenset[int] = frozenset()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self, sink: Sink, will: Message | None = None) -> None:
@@ -103,10 +109,18 @@ class MqttTransport:
                 place=message.topic,
                 remedy="lower round.chunk_bytes",
             )
+        now = time.monotonic()
         with self._lock:
-            if self._under_way >= _MOST_UNDER_WAY:
+            full = self._under_way >= _MOST_UNDER_WAY
+            self._unanswered = full and now - self._answered_at > _UNANSWERED_SECONDS
+            if not full and self._pace.takes(len(message.payload), now):
+                self._answered_at = self._answered_at if self._under_way else now
+                self._under_way += 1
+            elif not self._unanswered:
                 return False
-            self._under_way += 1
+        if self._unanswered:
+            cut(client)
+            return False
         # A broker that keeps nothing ends the link of who asks it to; one without QoS 1 likewise.
         qos, retain = min(1, self._limits.max_qos), message.retain and self._limits.retain
         info = client.publish(message.topic, message.payload, qos=qos, retain=retain)
@@ -138,10 +152,8 @@ class MqttTransport:
     def abandon(self) -> None:
         """See `Transport`."""
         self._stopping.set()
-        sock = self._client.socket() if self._client is not None else None
-        if isinstance(sock, socket.socket):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        if self._client is not None:
+            cut(self._client)
         self._closed.set()
         self._thread.join(5.0)
 
@@ -208,7 +220,7 @@ class MqttTransport:
             self._stopping.wait(0.0 if at_once else pause * self._jitter.uniform(0.5, 1.0))
 
     def _new_client(self) -> paho.Client:
-        client = new_client(self._settings, self._client_id, self._protocol, self._will)
+        client = new_client(self._settings, self._client_id, self._protocol, self._will, self._lacks)
         client.max_inflight_messages_set(_MOST_UNDER_WAY)
         client.on_connect = self._on_connect
         client.on_message = self._on_message
@@ -228,6 +240,9 @@ class MqttTransport:
                 return
             if code in _WRONG_CLIENT_ID and self._client_id == self._settings.client_id:
                 self._client_id, self._at_once = short_client_id(self._client_id), True
+                return
+            if code in LACKS_FOR_WILLS - self._lacks:
+                self._lacks, self._at_once = self._lacks | {code}, True
                 return
             remedy = "check broker.username and broker.password" if code in _WRONG_LOGIN else "see the broker's log"
             self._fail(BrokerRefused(f"the broker refused: {reason}", place=self._place, remedy=remedy))
@@ -271,7 +286,7 @@ class MqttTransport:
         with self._lock:
             # Acknowledgements of an earlier link's messages do not count.
             if client is self._client:
-                self._under_way = max(0, self._under_way - 1)
+                self._under_way, self._answered_at = max(0, self._under_way - 1), time.monotonic()
 
     def _on_disconnect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         del userdata, flags, properties
@@ -288,7 +303,8 @@ class MqttTransport:
             self._takeovers = 0
         # Not every broker says why.
         if not taken and self._short_links < _MANY_SHORT_LINKS:
-            self._sink(Disconnected("the connection was lost"))
+            unanswered, self._unanswered = self._unanswered, False
+            self._sink(Disconnected(_UNANSWERED if unanswered else "the connection was lost"))
             return
         self._takeovers += 1
         words = f"another program with our client id ({self._client_id})"

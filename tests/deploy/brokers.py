@@ -163,12 +163,12 @@ class Bridged:
         """How the coordinator or a node connects; the site's name gives its bridge's certificate at the central
         broker."""
         own, stem = (self.yard.site(user), "bridge") if user == SITE else (self.yard.client(user), "certificate")
-        files = {
-            "certificate_file": own / f"{stem}.pem",
-            "key_file": own / f"{stem}.key",
-            "ca_file": own / "authority.pem",
+        files: dict[str, Any] = {
+            "certificate_file": str(own / f"{stem}.pem"),
+            "key_file": str(own / f"{stem}.key"),
+            "ca_file": str(own / "authority.pem"),
         }
-        return MqttSettings(self._url(user), user, **{key: str(path) for key, path in files.items()})
+        return MqttSettings(self._url(user), user, **files)
 
     def sections(self, user: str) -> str:
         """The `[broker]` and `[trust]` sections of a user's job or node file."""

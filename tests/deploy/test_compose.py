@@ -67,7 +67,13 @@ def test_commands_are_commands_of_fedkrso(services: dict[str, Any]) -> None:
 
 def test_the_dockerfile_has_the_targets_and_every_package() -> None:
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
-    assert re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE) == ["wheel", "base", "coordinator", "agent"]
+    assert re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE) == [
+        "wheel",
+        "base",
+        "coordinator",
+        "agent",
+        "agent-jetson",
+    ]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "examples"}
     seen = {
         line[1:]
@@ -76,9 +82,9 @@ def test_the_dockerfile_has_the_targets_and_every_package() -> None:
     }
     copied = set(re.findall(r"^COPY (\w+) \w+$", dockerfile, re.MULTILINE))
     assert packages == copied and packages <= seen
-    for stage in ("coordinator", "agent"):
+    for stage in ("coordinator", "agent", "agent-jetson"):
         text = dockerfile.split(f" AS {stage}\n")[1].split("\nFROM ")[0]
-        assert text.index("USER fedkrso") < text.index("ENTRYPOINT"), stage
+        assert text.index("USER 10001") < text.index("ENTRYPOINT"), stage
 
 
 def test_what_provision_is_told_in_the_head_fits_the_mounts(services: dict[str, Any]) -> None:

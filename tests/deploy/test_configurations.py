@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from brokers import Client, Mosquitto, eventually, nonce
@@ -123,7 +124,7 @@ def site(fleet: Yard, tmp_path: Path) -> Iterator[tuple[int, int]]:
 def settings(fleet: Yard, user: str, port: int, **changes: str | None) -> MqttSettings:
     own = fleet.client(user)
     files = {"certificate_file": "certificate.pem", "key_file": "certificate.key", "ca_file": "authority.pem"}
-    given: dict[str, str | None] = {key: str(own / name) for key, name in files.items()}
+    given: dict[str, Any] = {key: str(own / name) for key, name in files.items()}
     return MqttSettings(f"mqtts://localhost:{port}", user, **{**given, **changes})
 
 

@@ -41,6 +41,16 @@ def test_what_is_not_installed_is_found_through_other_files(tmp_path: Path) -> N
     assert installed.missing(str(path)) == "torch_of_tomorrow"
 
 
+def test_packages_of_others_that_are_installed_beside_ours_are_not_looked_into(tmp_path: Path) -> None:
+    installed = _Installed()
+    installed._here = str(tmp_path)
+    (tmp_path / "msgspec").mkdir()
+    (tmp_path / "msgspec" / "__init__.py").write_text("from ._core import Struct\nimport only_on_windows\n")
+    path = tmp_path / "one.py"
+    path.write_text("import msgspec\n")
+    assert installed.missing(str(path)) is None
+
+
 def test_a_command_of_a_package_that_is_not_there_says_what_it_needs() -> None:
     lost = EntryPoint("lost", "no_such_package.x:y", ENTRY_POINTS)
     assert _Group("", _Points([lost]))._listed("lost").short_help == "Needs more: pip install no_such_package"

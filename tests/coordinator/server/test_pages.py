@@ -32,7 +32,15 @@ def test_pages_say_nothing_and_what_they_ask_for_needs_a_token(site: Site) -> No
         assert (status, body) == (200, load_assets()[asset].data)
         assert "script-src 'self'" in headers["content-security-policy"] and headers["x-frame-options"] == "DENY"
     assert site.ask("/static/js/fleet.js")[0] == 200
-    for path in ("/api/runs", "/api/nodes", "/runs/voice/api/run", "/runs/voice/api/events", "/runs/voice/metrics"):
+    for path in (
+        "/api/runs",
+        "/api/nodes",
+        "/runs/voice/api/run",
+        "/runs/voice/api/events",
+        "/runs/voice/metrics",
+        "/metrics",
+        "/api/targets",
+    ):
         assert site.ask(path)[0] == 401, path
         assert site.ask(path, "viewer")[0] == 200, path
     cookie = site.ask("/api/session", "viewer", {})[1]["set-cookie"].partition(";")[0]
