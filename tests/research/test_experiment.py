@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import research.experiment as experiment
+from edge_client.worker.train.trainer import Trainer
 from fedcore.methods.fedkrso import FedKRSOSettings
 from research.data.splits import parse_split
 from research.data.tasks import read_parts, task_by_name
@@ -298,3 +299,32 @@ def test_rows_of_a_finished_round_never_change(begin: Begin) -> None:
 
     one, other = first_rows()
     assert lasting([one]) == lasting([other]), "how many rounds follow decides nothing"
+
+
+def test_sums_for_a_head_are_made_once_for_all_methods(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    original = Trainer.train
+
+    def counted(self: Any, plan: Any, *rest: Any) -> Any:
+        trained.append(type(plan.training).__name__)
+        return original(self, plan, *rest)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    changes = {"head": "ridge", "pooling": "mean", "rounds": 2}
+    alone, _ = whole(begin, "alone", **changes)
+    assert trained.count("HeadTraining") == 3
+    for label, more in (("fedavg", 3), ("fedkrso", 0)):
+        place = f"runs/sst2-iid/{label}/seed-1"
+        (tmp_path / place).mkdir(parents=True)
+        trained.clear()
+        rows, _ = whole(begin, place, label=label, **changes)
+        assert trained.count("HeadTraining") == more and len(trained) == 3 + more
+    assert lasting(rows) == lasting(alone) and rows[0].processor_seconds > 0
+    # What is damaged is made again.
+    for path in (tmp_path / "heads").rglob("*.json"):
+        path.write_bytes(b"{")
+    (tmp_path / "runs/sst2-iid/fedkrso/seed-1/rows.jsonl").unlink()
+    again, _ = whole(begin, place, label="fedkrso", **changes)
+    assert lasting(again) == lasting(alone) and trained.count("HeadTraining") == 3
