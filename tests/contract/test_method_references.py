@@ -69,7 +69,9 @@ def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], t
     assert isinstance(training, FactorTraining)
     for layer in run.schema.layers:
         a = nn.Parameter(
-            torch.from_numpy(initial_factor(f"{layer.name}/A", 4, layer.columns, training.first_seed(training.seeds)))
+            torch.from_numpy(
+                initial_factor(f"{layer.name}/A", 4, layer.columns, training.node_seed(training.seeds, "a"))
+            )
         )
         b = nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
