@@ -101,12 +101,13 @@ def test_every_round_gives_the_mean_of_the_participants_models(kind: Any, tmp_pa
         state = half.aggregate(state, plan, updates)
         published = state.publish()
         for layer in SCHEMA.layers:
-            b = np.zeros((layer.rows, RANK))
+            b: Any = np.zeros((layer.rows, RANK))
             mean = np.zeros((layer.rows, layer.columns))
             for update in updates:
                 theirs = changes(update)
-                seed = plan.training.node_seed(plan.training.seeds, update.header.node)
-                a = initial_factor(f"{layer.name}/A", RANK, layer.columns, seed)
+                training: Any = plan.training
+                seed = training.node_seed(training.seeds, update.header.node)
+                a: Any = initial_factor(f"{layer.name}/A", RANK, layer.columns, seed)
                 if kind.name == "fedex-lora":
                     a = a + before.entries[f"{layer.name}/A"].values()
                     b = before.entries[f"{layer.name}/B"].values()
