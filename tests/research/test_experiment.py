@@ -328,3 +328,21 @@ def test_sums_for_a_head_are_made_once_for_all_methods(
     (tmp_path / "runs/sst2-iid/fedkrso/seed-1/rows.jsonl").unlink()
     again, _ = whole(begin, place, label="fedkrso", **changes)
     assert lasting(again) == lasting(alone) and trained.count("HeadTraining") == 3
+
+
+def test_truly_full_fine_tuning_trains_every_tensor_of_the_model(begin: Begin) -> None:
+    changes = {"label": "fedavg", "head": "ridge", "pooling": "mean", "rounds": 2}
+    made, _ = begin("full", trained_tensors=("*",), **changes)
+    names = {tensor.name for tensor in made._schema.tensors}
+    assert {"bert.embeddings.word_embeddings.weight", "bert.embeddings.LayerNorm.bias"} <= names
+    assert sum(name.endswith("bias") for name in names) > len(made._schema.layers) > 4
+    full, usual = (list(one.rows())[-1] for one in (made, begin("usual", **changes)[0]))
+    assert full.uplink_bytes > usual.uplink_bytes and full.digest != usual.digest
+    assert 0 <= full.metrics["dev_own"] <= 1
+
+
+def test_models_of_ones_own_are_measured_for_ones_own_labels(begin: Begin) -> None:
+    made, _ = begin("own", label="fedsa-lora", split="labels", clients=2, rounds=2)
+    rows = list(made.rows())
+    # Each client knows one label and says it of every row: right of all its own, and of half of all rows.
+    assert rows[-1].metrics["dev_own"] > rows[-1].metrics["dev_accuracy"]
