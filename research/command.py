@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from fedcore.errors import ConfigError, RunError
+from fedcore.fields.types import Pooling
 
 __all__ = ["paper", "report"]
 
@@ -37,7 +38,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--task",
     "tasks",
     required=True,
-    help="One or more of sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, shakespeare; with commas.",
+    help="One or more of sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, shakespeare; with commas.",
 )
 @click.option(
     "--methods", required=True, help="With commas; options in brackets: fedkrso[schedule=fresh,rank=4],fedavg"
@@ -46,7 +47,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--split",
     default="dirichlet:0.5",
     show_default=True,
-    help="iid, dirichlet:0.5, or natural (shakespeare: whole speakers).",
+    help="iid, dirichlet:0.5, labels (a node has labels that few others have), or natural (whole speakers).",
 )
 @click.option("--seeds", default="0", show_default=True, help="With commas.")
 @click.option(
@@ -63,7 +64,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--preset",
     default="small",
     show_default=True,
-    type=click.Choice(["small", "long", "paper"]),
+    type=click.Choice(["small", "long", "table", "paper"]),
     help="Sizes: for two cores, or the paper's.",
 )
 @click.option(
@@ -78,6 +79,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     help="Choose each method's learning rate on the tuning rows, and leave: later runs in --out use it.",
 )
 @click.option("--rates-of", help="A tuned task whose learning rates the tasks take that were not tuned.")
+@click.option("--rates-split", help="A split whose tuned learning rates are taken where --split was not tuned.")
 @click.option("--grid", default="", help="Factors on a method's default learning rate that --tune tries, with commas.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of each.")
@@ -113,6 +115,22 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     help="Rows that clients share, 0 for all; instead of the preset's.",
 )
 @click.option("--held-rows", "most_held", type=click.IntRange(1), help="Rows held out; instead of the preset's.")
+@click.option(
+    "--dev-rows", "most_dev", type=click.IntRange(0), help="Of the development set, 0 for all; instead of the preset's."
+)
+@click.option(
+    "--head",
+    default="random",
+    show_default=True,
+    type=click.Choice(["random", "ridge"]),
+    help="What a new head begins with, where a method shares one and its brackets say nothing.",
+)
+@click.option("--pooling", default="model", show_default=True, type=click.Choice(get_args(Pooling)))
+@click.option(
+    "--head-rate",
+    type=click.FloatRange(0.0, 1000.0, min_open=True),
+    help="tensor_learning_rate as a multiple of learning_rate; by default it stays at its own.",
+)
 @click.option("--max-length", type=click.IntRange(2), help="Tokens of an example; instead of the preset's.")
 @click.option(
     "--trained-tensors",
@@ -141,8 +159,12 @@ def paper(
     allocator: str,
     compute: str,
     rates_of: str | None,
+    rates_split: str | None,
     out: Path,
     trained_tensors: tuple[str, ...],
+    head: str,
+    pooling: str,
+    head_rate: float | None,
     **sizes: int | None,
 ) -> None:
     """The paper's experiment: every method on the same clients, data and wire. Ended at any moment, the same command
@@ -154,25 +176,25 @@ def paper(
     from research.data.tasks import task_by_name
     from research.planning import GRID, Request, check_data, planned, planned_tuning
     from research.runner import locked, prepare
-    from research.runs.methods import parse_methods
+    from research.runs.methods import Usual, parse_methods
     from research.runs.presets import PRESETS
     from research.runs.rates import Rates
 
     chosen_tasks = [task_by_name(name) for name in _listed(tasks, str, "--task")]
-    text, folder = _model_of(model, [task.section(2).kind == "causal-lm" for task in chosen_tasks])
+    text, folder = _model_of(model, [task.kind == "causal-lm" for task in chosen_tasks])
     changes: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     request = Request(
         tasks=chosen_tasks,
-        methods=parse_methods(methods),
+        methods=parse_methods(methods, Usual(head, pooling, head_rate, trained_tensors)),  # type: ignore[arg-type]
         split=parse_split(split),
         seeds=_listed(seeds, int, "--seeds"),
         preset=PRESETS[preset].changed(steps, learning_rate_decay),
         base=base,  # type: ignore[arg-type]
         dropouts=_listed(dropout, float, "--dropout"),
         rates_of=task_by_name(rates_of).name if rates_of else None,
+        rates_split=parse_split(rates_split) if rates_split else None,
         changes={
             "model": text,
-            "trained_tensors": trained_tensors,
             "allocator": allocator,
             "compute": compute,
             **changes,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from coordinator.job import SafetySection
@@ -37,7 +38,7 @@ from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
 from fedcore.config.sections import HeadSection
 from fedcore.config.tasks import task_of
-from fedcore.data.splits import Split, deal
+from fedcore.data.splits import Split
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
@@ -45,11 +46,14 @@ from fedcore.methods.fed3r import require_solvable
 from fedcore.model.base import Base
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ObjectKind, Plan, StateObject
+from fedcore.round.training import HeadTraining
 from fedcore.weights.checkpoint import Checkpoint
 from research.artefact import artefact_digest
-from research.data.splits import LEAST_EXAMPLES
+from research.clients import Client, clients_of, label_counts
 from research.data.tasks import Parts, Task
+from research.headsums import HeadSums, Spent
 from research.presence import Downlink, taking_part
+from research.runs.own import own_accuracy
 from research.runs.predictions import Part, Predictions, predictions_of, save_predictions
 from research.runs.rows import Row, RunFiles, Setup, rounds_done
 
@@ -59,12 +63,6 @@ _RUN = "paper"
 _CHUNK_BYTES = 262_144
 # All clients are honest here, and a Dirichlet split deals some of them many times what others have.
 _NO_LIMITS = SafetySection(max_share_ratio=0.0, norm_ratio=0.0)
-
-
-@dataclass
-class _Client:
-    name: str
-    encoded: list[Encoded]
 
 
 @dataclass(frozen=True)
@@ -104,26 +102,23 @@ class Experiment:
         compute_dtype: torch.dtype,
     ) -> None:
         self._setup, self._task, self._files, self._torch_device = setup, task, files, torch_device
-        self._section = task.section(setup.max_length)
+        self._section = parts.section
         if task_of(self._section).outputs() is not None:
             self._section = msgspec.structs.replace(self._section, pooling=setup.pooling)
             self._section, _ = resolved_pooling(model_folder, self._section)
         tokenizer = read_tokenizer(model_folder)
-        dealt = deal([row.group for row in parts.train], setup.clients, split, setup.seed, least=LEAST_EXAMPLES)
-        self._clients = [
-            _Client(
-                f"client-{number}", encode([parts.train[index].example for index in part], self._section, tokenizer)
-            )
-            for number, part in enumerate(dealt)
-        ]
+        self._clients = clients_of(setup, parts, split, tokenizer, self._section)
         self._encoded: dict[Part, list[Encoded]] = {
             "held": encode(parts.tune if setup.tune else parts.held, self._section, tokenizer)
         }
         if not setup.tune:
             self._encoded["dev"] = encode(parts.dev, self._section, tokenizer)
+        self._counts = label_counts(self._clients, self._section)
         # What a coordinator would have as calibration text: tuning rows, whatever their labels.
         self._calibration = encode(parts.tune[: setup.calibration_rows], self._section, tokenizer)
         self._checkpoint, self._folder = Checkpoint(model_folder), RunFolder(files.scratch)
+        self._sums = HeadSums(setup, files.folder)
+        self._borrowed = Spent(0.0, 0.0)
         schema = describe(self._checkpoint, self._section, setup.trained_tensors)
         self._schema = with_adapter(schema, model_folder, self._section, setup.method.adapter)
         self._compute_dtype = compute_dtype
@@ -221,9 +216,10 @@ class Experiment:
         _begin_peaks(self._torch_device)
         started, used = time.monotonic(), time.process_time()
         updates = [self._trained(self._clients[index], plan) for index in present]
-        seconds, processor_seconds, peaks = (
-            time.monotonic() - started,
-            time.process_time() - used,
+        borrowed, self._borrowed = self._borrowed, Spent(0.0, 0.0)
+        seconds = time.monotonic() - started + borrowed.seconds
+        processor_seconds, peaks = (
+            time.process_time() - used + borrowed.processor_seconds,
             _peaks(self._torch_device),
         )
         closed = self._model.close(plan, updates, _CHUNK_BYTES)
@@ -269,7 +265,7 @@ class Experiment:
             digest=self._replica.digest(),
         )
 
-    def _trained(self, client: _Client, plan: Plan) -> UpdateRow:
+    def _trained(self, client: Client, plan: Plan) -> UpdateRow:
         path = self._folder.root / f"{client.name}.bin"
         intervals = self._files.scratch / "intervals"
         trainer = Trainer(self._replica, client.encoded, intervals, _RUN, client.name, self._pad_id, self._torch_device)
@@ -277,7 +273,15 @@ class Experiment:
         # Whole layers at a time where memory is not what is looked at.
         block_rows = 4096 if allocator == "default" else 256
         memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=allocator, block_rows=block_rows)
-        trainer.train(plan, (memory,), path)
+        begun, used = time.monotonic(), time.process_time()
+        heads = isinstance(plan.training, HeadTraining)
+        spent = self._sums.fetch(client.name, path) if heads else None
+        if spent is not None:
+            self._borrowed = Spent(*(a + b for a, b in zip(self._borrowed, spent, strict=True)))
+        else:
+            trainer.train(plan, (memory,), path)
+            if heads:
+                self._sums.keep(client.name, path, Spent(time.monotonic() - begun, time.process_time() - used))
         admitted, size_bytes = admit(path, plan, _RUN, client.name, _NO_LIMITS), path.stat().st_size
         self._uplink_bytes += size_bytes
         return UpdateRow("", path.name, size_bytes, admitted.header, admitted.norm, admitted.clip)
@@ -308,6 +312,10 @@ class Experiment:
         each = [measures(scores, encoded, self._section) for scores in found]
         metrics = [{"accuracy": accuracy, **others} for accuracy, _, others in each]
         means = {name: sum(one[name] for one in metrics) / len(each) for name in metrics[0]}
+        if self._counts.size:
+            wanted = np.array([row.target for row in encoded])
+            said = [scores.outputs.argmax(axis=1) for scores in found]
+            means["own"] = own_accuracy(said, wanted, self._counts)
         return means[self._task.metric], sum(loss for _, loss, _ in each) / len(each), means
 
     def _scores(self, encoded: list[Encoded]) -> Iterator[Scores]:

@@ -34,7 +34,8 @@ def run(folder: Path, data: Path, model: Path) -> None:
     setup = msgspec.json.decode(files.setup.read_bytes(), type=Setup)
     if rounds_done(files.rows()) < setup.rounds:
         task = task_by_name(setup.task)
-        parts = read_parts(task, data, setup.max_length, most_train=setup.most_train, most_held=setup.most_held)
+        sizes = {"most_train": setup.most_train, "most_held": setup.most_held, "most_dev": setup.most_dev}
+        parts = read_parts(task, data, setup.max_length, **sizes)
         on_gpu = torch.cuda.is_available()
         torch_device, dtype = (
             (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), getattr(torch, setup.compute))

@@ -12,7 +12,9 @@ import msgspec
 
 from fedcore.data.splits import Split, deal
 from fedcore.errors import ConfigError
-from fedcore.fields.types import BaseKind
+from fedcore.fields.types import BaseKind, HeadBegin
+from fedcore.methods import server_half
+from fedcore.methods.interface import MethodSettings
 from research.data.splits import LEAST_EXAMPLES, parse_split
 from research.data.tasks import Task, check_split, read_parts, task_by_name
 from research.runs.methods import Named, settings_of
@@ -33,6 +35,7 @@ class Request:
 
     Attributes:
         rates_of: The task whose learning rates those tasks take that were not tuned.
+        rates_split: The split whose learning rates are taken where this one was not tuned.
         changes: Fields of `Setup` that differ from the preset's.
     """
 
@@ -44,6 +47,7 @@ class Request:
     base: BaseKind = "int8"
     dropouts: Sequence[float] = (0.0,)
     rates_of: str | None = None
+    rates_split: Split | None = None
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -104,8 +108,10 @@ def check_data(setups: Sequence[Setup], folder: Path) -> None:
 
 
 def _rate(request: Request, rates: Rates, task: Task, named: Named) -> float | None:
-    found = rates.of(task.name, str(request.split), named)
-    return rates.of(request.rates_of, str(request.split), named) if found is None and request.rates_of else found
+    """Its own, else that of the same task with the other split, else that of the other task."""
+    tasks, splits = (task.name, request.rates_of), (request.split, request.rates_split)
+    places = [(one, str(split)) for one in tasks if one for split in splits if split]
+    return next((rate for place in places if (rate := rates.of(*place, named)) is not None), None)
 
 
 def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float, learning_rate: float | None) -> Setup:
@@ -118,18 +124,21 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         "max_length": preset.max_length,
         "most_train": preset.most_train,
         "most_held": preset.most_held,
+        "most_dev": preset.most_dev,
         "micro_batch_size": preset.micro_batch_size,
         **request.changes,
     }
+    method = settings_of(named, preset.settings(named.name), learning_rate)
     setup = Setup(
         label=named.label,
-        method=settings_of(named, preset.settings(named.name), learning_rate),
+        method=method,
         task=task.name,
         split=str(request.split),
         seed=seed,
         base=named.base or request.base,
-        head=named.head,
-        pooling=named.pooling,
+        head=_head_of(named, method),
+        pooling=named.usual.pooling,
+        trained_tensors=named.usual.trained,
         dropout=dropout,
         **fields,
     )
@@ -140,3 +149,9 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         raise ConfigError(
             str(error).replace("`", "").replace(" - at $.", ", at "), place="fedkrso bench paper"
         ) from None
+
+
+def _head_of(named: Named, method: MethodSettings) -> HeadBegin:
+    """What a new head begins with; a command's `--head` is meant for methods that can have it."""
+    training = server_half(method).training(1, 0)
+    return "random" if not named.own_head and (not training.shares_model or training.one_pass) else named.usual.head

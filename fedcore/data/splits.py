@@ -25,9 +25,11 @@ class Split:
     - `dirichlet`: each class by a Dirichlet draw of `alpha`; smaller is more uneven.
     - `natural`: whole groups (who speaks), so that nobody's examples are at two clients; `column` says whose, where the
       data set does not know it.
+    - `labels`: each client has classes that few others have, or none: where there are fewer classes than clients, a
+      client has one, and clients with the same one have equal parts of it.
     """
 
-    kind: Literal["iid", "dirichlet", "natural"]
+    kind: Literal["iid", "dirichlet", "natural", "labels"]
     alpha: float = 0.0
     column: str = ""
 
@@ -89,7 +91,9 @@ def deal(classes: Sequence[Hashable], clients: int, split: Split, seed: int, *, 
     for _ in range(_DRAWS):
         parts = (
             _whole_groups(by_class, clients, chance)
-            if split.kind == "natural"
+            if split.kind == "natural" or (split.kind == "labels" and len(by_class) >= clients)
+            else _shared_classes(by_class, clients, chance)
+            if split.kind == "labels"
             else _by_dirichlet(by_class, clients, split.alpha, chance)
         )
         if min(map(len, parts)) >= least:
@@ -117,4 +121,16 @@ def _whole_groups(by_class: list[list[int]], clients: int, chance: np.random.Gen
     parts: list[list[int]] = [[] for _ in range(clients)]
     for position, group in enumerate(chance.permutation(len(by_class))):
         parts[position % clients] += by_class[group]
+    return parts
+
+
+def _shared_classes(by_class: list[list[int]], clients: int, chance: np.random.Generator) -> list[list[int]]:
+    """One class a client, fewer classes than clients; which ones have one client more is drawn."""
+    order = chance.permutation(len(by_class))
+    parts: list[list[int]] = []
+    for position, index in enumerate(order):
+        # Clients position, position + classes, position + 2 classes, ...
+        sharing = len(range(position, clients, len(by_class)))
+        own = chance.permutation(by_class[index])
+        parts += [part.tolist() for part in np.array_split(own, sharing)]
     return parts

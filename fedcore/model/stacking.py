@@ -28,7 +28,7 @@ from fedcore.weights.initial import initial_factor
 
 __all__ = ["Offset", "after_stacking", "first_factors"]
 
-Offset = Callable[[str, NDArray[np.int64]], NDArray[np.int64]]
+Offset = Callable[[str, NDArray[np.int64], str], NDArray[np.int64]]
 
 
 def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], offset: Offset) -> ExactState:
@@ -38,8 +38,8 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
         state: As the round began, without a stack.
         plan: The round.
         updates: Of the round; read twice, a few records in memory at a time.
-        offset: From the name of an entry A and the mean of its changes, what is added to each participant's change of
-            it.
+        offset: From the name of an entry A, the mean of its changes and a participant's name, what is added to its
+            change of it.
 
     Raises:
         RunError: The stack would be larger than a published state can be.
@@ -58,11 +58,11 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
     means = dict(total.means())
     stack = {f"{layer.name}{UP}": np.empty((layer.rows, rows), np.int64) for layer in schema.layers}
     stack |= {f"{layer.name}{DOWN}": np.empty((rows, layer.columns), np.int64) for layer in schema.layers}
-    offsets = {layer.name: offset(f"{layer.name}/A", means[f"{layer.name}/A"]) for layer in schema.layers}
     for number, update in enumerate(ordered):
         place = slice(number * training.rank, (number + 1) * training.rank)
         changes = _changes(update, plan)
-        for name, first in offsets.items():
+        for name in (layer.name for layer in schema.layers):
+            first = offset(f"{name}/A", means[f"{name}/A"], update.header.node)
             stack[f"{name}{DOWN}"][place] = changes[f"{name}/A"] + first
             part = mean_fixed(changes[f"{name}/B"] * np.int64(update.weight), total.examples)
             stack[f"{name}{UP}"][:, place] = np.rint(part * (training.alpha / training.rank)).astype(np.int64)
@@ -71,16 +71,16 @@ def after_stacking(state: ExactState, plan: Plan, updates: Iterable[WeightedUpda
     return replace(state, version=state.version + 1, sums=sums, exponents=state.exponents | finest, velocity={})
 
 
-def first_factors(seed: int) -> Offset:
+def first_factors(seed_of: Callable[[str], int]) -> Offset:
     """The values that entries A begin with, in units of 2**-32: what a change is a change of.
 
     Args:
-        seed: Of the generation (`fedcore.round.training.FactorTraining.first_seed`).
+        seed_of: Of a node, in the generation (`fedcore.round.training.FactorTraining.node_seed`).
     """
 
-    def first(name: str, mean: NDArray[np.int64]) -> NDArray[np.int64]:
+    def first(name: str, mean: NDArray[np.int64], node: str) -> NDArray[np.int64]:
         rows, columns = mean.shape
-        values = initial_factor(name, rows, columns, seed)
+        values = initial_factor(name, rows, columns, seed_of(node))
         return np.rint(np.ldexp(values.astype(np.float64), FRACTION_BITS)).astype(np.int64)
 
     return first

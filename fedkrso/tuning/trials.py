@@ -39,6 +39,8 @@ __all__ = ["Measured", "Rows", "Sender", "Trials", "trained_update"]
 _CPU = torch.device("cpu")
 _CHUNK_BYTES = 262_144
 _MEMORY = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
+# As a node plans that has room.
+_ROOMY = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default", dequantised=True)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ class Trials:
         if kept is not None:
             shutil.copyfile(sums, path)
             return kept
-        row = trained_update(replica, plan, self.rows.nodes[node], path, Sender(self.job.run, node, self.job.safety))
+        sender = Sender(self.job.run, node, self.job.safety)
+        row = trained_update(replica, plan, self.rows.nodes[node], path, sender, _ROOMY)
         if head_round:
             shutil.copyfile(path, sums)
             self._sums[node] = row

@@ -14,7 +14,7 @@ LEAST_EXAMPLES = 8
 
 
 def parse_split(text: str) -> Split:
-    """`iid`, `natural` or `dirichlet:0.5`.
+    """`iid`, `natural`, `labels` or `dirichlet:0.5`.
 
     Raises:
         ConfigError: Something else.
@@ -25,6 +25,10 @@ def parse_split(text: str) -> Split:
     """
     if text == "natural":
         return Split("natural")
+    if text == "labels":
+        return Split("labels")
     if text.startswith("by:"):
-        raise ConfigError(f"{text!r} is not a split", place="--split", remedy="write iid, dirichlet:0.5 or natural")
+        raise ConfigError(
+            f"{text!r} is not a split", place="--split", remedy="write iid, dirichlet:0.5, labels or natural"
+        )
     return splits.parse_split(text)

@@ -10,17 +10,31 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, TypeGuard
 
 import numpy as np
 
 from edge_client.worker.data.reading import Example, load_examples
+from edge_client.worker.data.sources import Row, read_rows
 from fedcore.config.sections import DataSection, TaskSection
 from fedcore.data.splits import Split
 from fedcore.errors import ConfigError, DataError
 
-__all__ = ["TASKS", "Dealt", "GlueTask", "Parts", "PlayTask", "Task", "check_split", "read_parts", "task_by_name"]
+__all__ = [
+    "TASKS",
+    "USUAL_FOLDER",
+    "Dealt",
+    "GlueTask",
+    "Parts",
+    "PlayTask",
+    "Task",
+    "check_split",
+    "read_parts",
+    "task_by_name",
+]
 
+USUAL_FOLDER: Final = Path("data")
+"""With one folder for each task."""
 _PARTS_SEED = 2602_03019
 _ENTAILMENT = ("not_entailment", "entailment")
 _INFERENCE = ("entailment", "neutral", "contradiction")
@@ -67,8 +81,21 @@ class Task(Protocol):
         """Whether examples come in groups that a client can have whole."""
         ...
 
-    def section(self, max_length: int) -> TaskSection:
-        """As a job has it."""
+    @property
+    def kind(self) -> str:
+        """As `task.kind` of a job."""
+        ...
+
+    def section(self, max_length: int, folder: Path = USUAL_FOLDER) -> TaskSection:
+        """As a job has it.
+
+        Args:
+            max_length: Tokens.
+            folder: With one folder for each task, where labels are the data's.
+
+        Raises:
+            DataError: A file is not there, or not what it should be.
+        """
         ...
 
     def read(self, folder: Path, section: TaskSection) -> tuple[list[Dealt], list[Example]]:
@@ -86,14 +113,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task of GLUE: where its columns are, and which number says how good a model is."""
+    """A task of GLUE, or one whose files are like its: where its columns are, and which number says how good a model
+    is."""
 
     name: str
     folder: str
     text: str
     text_pair: str | None
     label: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    """None: those of the training file. Empty for a regression."""
     metric: str
     """What rates are chosen by and tables compare; `accuracy` is Spearman's correlation for a regression."""
     beside: str | None = None
@@ -101,31 +130,50 @@ class GlueTask:
     middle: float = 0.0
     """Of a regression's scale."""
     dev: str = "dev"
+    ending: str = "tsv"
     higher_is_better: bool = True
     natural: bool = False
+
+    @property
+    def kind(self) -> str:
+        """As `task.kind` of a job."""
+        if self.labels == ():
+            return "regression"
+        return "pair-classification" if self.text_pair else "text-classification"
 
     @property
     def metric_name(self) -> str:
         """For people."""
         return {"matthews": "Matthews correlation"}.get(
-            self.metric, "accuracy" if self.labels else "Spearman correlation"
+            self.metric, "Spearman correlation" if self.labels == () else "accuracy"
         )
 
-    def section(self, max_length: int) -> TaskSection:
+    def section(self, max_length: int, folder: Path = USUAL_FOLDER) -> TaskSection:
         """As a job has it."""
-        if not self.labels:
-            return TaskSection(kind="regression", max_length=max_length, middle=self.middle)
-        kind = "pair-classification" if self.text_pair else "text-classification"
-        return TaskSection(kind=kind, labels=self.labels, max_length=max_length)
+        if self.labels == ():
+            return TaskSection(kind=self.kind, max_length=max_length, middle=self.middle)
+        labels = self._labels(folder) if self.labels is None else self.labels
+        return TaskSection(kind=self.kind, labels=labels, max_length=max_length)
 
     def read(self, folder: Path, section: TaskSection) -> tuple[list[Dealt], list[Example]]:
         """A row is dealt by its label, or by its score's nearest whole number."""
         rows = load_examples(self._data(folder, "train"), section)
         return [Dealt(row, _class_of(row)) for row in rows], load_examples(self._data(folder, self.dev), section)
 
+    def _labels(self, folder: Path) -> tuple[str, ...]:
+        """In the order of the alphabet."""
+        found = {str(row[self.label]) for _, row in read_rows(self._data(folder, "train")) if _has(row, self.label)}
+        if len(found) < 2:
+            where = str(folder / self.folder)
+            raise DataError(f"no two labels in a column {self.label!r}", place=where, remedy="fetch the file again")
+        return tuple(sorted(found))
+
     def _data(self, folder: Path, name: str) -> DataSection:
         return DataSection(
-            source=str(folder / self.folder / f"{name}.tsv"), text=self.text, text_pair=self.text_pair, label=self.label
+            source=str(folder / self.folder / f"{name}.{self.ending}"),
+            text=self.text,
+            text_pair=self.text_pair,
+            label=self.label,
         )
 
 
@@ -141,10 +189,11 @@ class PlayTask:
     beside: str | None = None
     higher_is_better: bool = False
     natural: bool = True
+    kind: str = "causal-lm"
 
-    def section(self, max_length: int) -> TaskSection:
+    def section(self, max_length: int, folder: Path = USUAL_FOLDER) -> TaskSection:
         """As a job has it."""
-        return TaskSection(kind="causal-lm", max_length=max_length)
+        return TaskSection(kind=self.kind, max_length=max_length)
 
     def read(self, folder: Path, section: TaskSection) -> tuple[list[Dealt], list[Example]]:
         """Blocks between empty lines; the first line of each is the speaker's name and a colon."""
@@ -181,6 +230,7 @@ TASKS: dict[str, Task] = {
         GlueTask("qnli", "QNLI", "question", "sentence", "label", _ENTAILMENT, "accuracy"),
         GlueTask("qqp", "QQP", "question1", "question2", "is_duplicate", ("0", "1"), "accuracy", "f1"),
         GlueTask("mnli", "MNLI", "sentence1", "sentence2", "gold_label", _INFERENCE, "accuracy", dev="dev_matched"),
+        GlueTask("clinc150", "clinc150", "text", None, "intent", None, "accuracy", dev="test", ending="csv"),
         PlayTask("shakespeare", "tinyshakespeare/input.txt"),
     )
 }
@@ -200,15 +250,18 @@ def task_by_name(name: str) -> Task:
 @dataclass(frozen=True)
 class Parts:
     """A task's rows: those that clients train on, those held out of the training file, those to tune on, and the
-    development set."""
+    development set; and the task as a job has it."""
 
+    section: TaskSection
     train: list[Dealt]
     held: list[Example]
     tune: list[Example]
     dev: list[Example]
 
 
-def read_parts(task: Task, folder: Path, max_length: int, *, most_train: int, most_held: int) -> Parts:
+def read_parts(
+    task: Task, folder: Path, max_length: int, *, most_train: int, most_held: int, most_dev: int = 0
+) -> Parts:
     """Read a task; which row goes where depends on the file alone.
 
     Args:
@@ -217,11 +270,13 @@ def read_parts(task: Task, folder: Path, max_length: int, *, most_train: int, mo
         max_length: Tokens.
         most_train: Rows that clients share at most; 0 for all.
         most_held: Rows held out, and as many to tune on; never more than a seventh of the file each.
+        most_dev: Rows of the development set at most; 0 for all.
 
     Raises:
         DataError: A file is not there, or not what it should be.
     """
-    rows, dev = task.read(folder, task.section(max_length))
+    section = task.section(max_length, folder)
+    rows, dev = task.read(folder, section)
     order = np.random.default_rng(_PARTS_SEED).permutation(len(rows))
     held = min(most_held, len(rows) // 7)
     if held < 1:
@@ -230,8 +285,15 @@ def read_parts(task: Task, folder: Path, max_length: int, *, most_train: int, mo
         )
     shuffled = [rows[index] for index in order]
     train = shuffled[2 * held :][: most_train or None]
+    if most_dev and most_dev < len(dev):
+        chosen = np.random.default_rng(_PARTS_SEED).permutation(len(dev))[:most_dev]
+        dev = [dev[index] for index in sorted(chosen)]
     return Parts(
-        train, [row.example for row in shuffled[:held]], [row.example for row in shuffled[held : 2 * held]], dev
+        section,
+        train,
+        [row.example for row in shuffled[:held]],
+        [row.example for row in shuffled[held : 2 * held]],
+        dev,
     )
 
 
@@ -241,10 +303,19 @@ def check_split(task: Task, split: Split) -> None:
     Raises:
         ConfigError: It has no groups of its own.
     """
+    if split.kind == "labels" and "classification" not in task.kind:
+        raise ConfigError(
+            f"{task.name} has no labels to be dealt by", place="--split labels", remedy="use iid or dirichlet:0.5"
+        )
     if split.kind == "natural" and not task.natural:
         raise ConfigError(
             f"{task.name} has no groups to stay whole", place="--split natural", remedy="use iid or dirichlet:0.5"
         )
+
+
+def _has(row: Row | DataError, column: str) -> TypeGuard[Row]:
+    """What is wrong with a row is told where all rows are read."""
+    return not isinstance(row, DataError) and column in row
 
 
 def _class_of(example: Example) -> Hashable:

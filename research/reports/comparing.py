@@ -130,7 +130,7 @@ def differences(group: Group, reference: str, resamples: int) -> dict[str, dict[
     """Of every other label: what the reference is better by in the last round, on each part of the rows; negative where
     it is worse."""
     kind, found = (
-        group.task.section(2).kind,
+        group.task.kind,
         {label: dict[Part, Difference]() for label in group.without_dropout if label != reference},
     )
     sign = 1.0 if group.task.higher_is_better else -1.0

@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import msgspec
@@ -17,11 +17,28 @@ from fedcore.methods.interface import MethodSettings
 from fedcore.methods import AnySettings, settings_by_name
 from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 
-__all__ = ["Named", "parse_methods", "settings_of"]
+__all__ = ["Named", "Usual", "parse_methods", "settings_of"]
 
 _PLACE = "--methods"
 _ONE = re.compile(r"([a-z0-9+-]+)(?:\[([^\[\]]*)\])?")
 _KINDS: dict[str, type[MethodSettings]] = settings_by_name()
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What holds for every method whose brackets say nothing else.
+
+    Attributes:
+        head: What a new head begins with, `random` or `ridge`; methods that do not share theirs begin with a random one.
+        pooling: What of a text it looks at, as `task.pooling` of a job; what all tables of before were measured with.
+        head_rate: `tensor_learning_rate` as a multiple of the learning rate, so that a search moves both; None: its own.
+        trained: Patterns of checkpoint tensors that are trained whole beside the head.
+    """
+
+    head: HeadBegin = "random"
+    pooling: Pooling = "model"
+    head_rate: float | None = None
+    trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,20 +50,24 @@ class Named:
         name: The method's.
         options: What the brackets say, as text.
         base: How target layers are held, where the brackets say so.
-        head: What a new head begins with, `random` or `ridge`.
-        pooling: What of a text it looks at, as `task.pooling` of a job; what all tables of before were measured with.
+        usual: The rest, as the brackets have it, or as it is for all methods.
+        own_head: Whether the brackets say what a head begins with.
     """
 
     label: str
     name: str
     options: Mapping[str, str]
     base: BaseKind | None = None
-    head: HeadBegin = "random"
-    pooling: Pooling = "model"
+    usual: Usual = Usual()
+    own_head: bool = False
 
 
-def parse_methods(text: str) -> tuple[Named, ...]:
+def parse_methods(text: str, usual: Usual = Usual()) -> tuple[Named, ...]:
     """A list separated by commas.
+
+    Args:
+        text: Of the command line.
+        usual: Where brackets say nothing else.
 
     Raises:
         ConfigError: No such method or option, a method twice, or a bracket that is not closed.
@@ -57,7 +78,7 @@ def parse_methods(text: str) -> tuple[Named, ...]:
     """
     compact = "".join(text.split())
     # A comma outside of brackets.
-    found = tuple(_parsed(part) for part in re.split(r",(?![^\[\]]*\])", compact))
+    found = tuple(_parsed(part, usual) for part in re.split(r",(?![^\[\]]*\])", compact))
     labels = [one.label for one in found]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -65,7 +86,7 @@ def parse_methods(text: str) -> tuple[Named, ...]:
     return found
 
 
-def _parsed(text: str) -> Named:
+def _parsed(text: str, usual: Usual) -> Named:
     found = _ONE.fullmatch(text)
     if found is None:
         raise ConfigError(f"{text!r} is not a method", place=_PLACE, remedy="write fedkrso, or fedkrso[rank=4,schedule=fresh]")
@@ -83,18 +104,27 @@ def _parsed(text: str) -> Named:
         if key in options:
             raise ConfigError(f"{key} is there twice", place=f"{_PLACE} {name}")
         options[key] = value
-    base, head, pooling = options.pop("base", None), options.pop("head", "random"), options.pop("pooling", "model")
+    base, own_head = options.pop("base", None), "head" in options
+    own = _usual(options, usual, f"{_PLACE} {name}")
     try:
-        begin = msgspec.convert(head, HeadBegin)
-    except msgspec.ValidationError:
-        raise ConfigError(f"{head!r} is no start of a head", place=f"{_PLACE} {name}", remedy="random or ridge") from None
-    if pooling not in get_args(Pooling):
-        known = ", ".join(get_args(Pooling))
-        raise ConfigError(f"{pooling!r} is no pooling", place=f"{_PLACE} {name}", remedy=f"one of {known}")
-    try:
-        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), begin, pooling)  # type: ignore[arg-type]
+        return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), own, own_head)
     except msgspec.ValidationError:
         raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
+
+
+def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
+    """What brackets say in its place; taken out of the options."""
+    head, pooling = options.pop("head", None), options.pop("pooling", None)
+    rate, trained = options.pop("head_rate", None), options.pop("trained", None)
+    if head is not None and head not in get_args(HeadBegin):
+        raise ConfigError(f"{head!r} is no start of a head", place=place, remedy="random or ridge")
+    if pooling is not None and pooling not in get_args(Pooling):
+        raise ConfigError(f"{pooling!r} is no pooling", place=place, remedy=f"one of {', '.join(get_args(Pooling))}")
+    value = None if rate is None else _value(rate)
+    if isinstance(value, str) or (value is not None and value <= 0):
+        raise ConfigError(f"head_rate {rate} is no factor above 0", place=place, remedy="write head_rate=2")
+    changes: dict[str, Any] = {"head": head, "pooling": pooling, "head_rate": value, "trained": trained and tuple(trained.split("+"))}
+    return replace(usual, **{key: change for key, change in changes.items() if change is not None})
 
 
 def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | None = None) -> AnySettings:
@@ -114,15 +144,19 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     unknown = next((key for key in named.options if key.partition(".")[0] not in kind.__struct_fields__), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling"
+        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained"
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
     if learning_rate is not None:
         fields["learning_rate"] = learning_rate
+    rate = named.usual.head_rate
     for key, value in named.options.items():
         outer, dot, inner = key.partition(".")
         # `peft.type=ia3`: a table of its own.
         fields[outer] = {**fields.get(outer, {}), inner: _value(value)} if dot else _value(value)
+    if rate is not None and "tensor_learning_rate" not in named.options:
+        # Two digits, as learning rates of a search have.
+        fields["tensor_learning_rate"] = float(f"{rate * fields.get('learning_rate', kind().learning_rate):.2g}")
     try:
         settings: Any = msgspec.convert({"name": named.name, **fields}, kind)
     except ConfigError as error:

@@ -41,6 +41,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rows that clients share at most; 0 for all."""
     most_held: Count = 2000
     """Rows held out of the training file at most, and as many to tune on."""
+    most_dev: Annotated[int, Meta(ge=0)] = 0
+    """Rows of the development set at most; 0 for all."""
     calibration_rows: Count = 512
     """Tuning rows whose text, without labels, a method's run artefact is made from."""
     head: HeadBegin = "random"

@@ -36,8 +36,10 @@ class Reference:
             )
             self.weights[layer.name] = linear.weight
 
-    def train(self, run: Run, plan: Plan, trained: list[Tensor], server_round: int = 1) -> None:
-        adam = torch.optim.Adam(trained)
+    def train(
+        self, run: Run, plan: Plan, trained: list[Tensor], server_round: int = 1, optimiser: Any = torch.optim.Adam
+    ) -> None:
+        adam = optimiser(trained, lr=1e-2)
         stream = batches(examples(0), 4, 5, server_round, "a")
         for step in range(8):
             adam.param_groups[0]["lr"] = 1e-2 * learning_rate_factor(step, 8)

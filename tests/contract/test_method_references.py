@@ -69,7 +69,9 @@ def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], t
     assert isinstance(training, FactorTraining)
     for layer in run.schema.layers:
         a = nn.Parameter(
-            torch.from_numpy(initial_factor(f"{layer.name}/A", 4, layer.columns, training.first_seed(training.seeds)))
+            torch.from_numpy(
+                initial_factor(f"{layer.name}/A", 4, layer.columns, training.node_seed(training.seeds, "a"))
+            )
         )
         b = nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
@@ -154,11 +156,19 @@ def test_fedkseed_equals_its_reference(name: str, make_llama: Callable[..., Path
     assert not found
 
 
-@pytest.mark.parametrize("allocation", ["norm", "equal"])
-def test_ferret_equals_its_reference(allocation: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("allocation", "optimiser"), [("norm", "adam"), ("equal", "sgd")])
+def test_ferret_equals_its_reference(
+    allocation: str, optimiser: str, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == "ferret")
     settings = kind(
-        steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, num_directions=12, allocation=allocation
+        steps=8,
+        interval_steps=2,
+        batch_size=4,
+        learning_rate=1e-2,
+        num_directions=12,
+        allocation=allocation,
+        optimiser=optimiser,
     )
     run = Run(settings, make_llama(), tmp_path)
     replica, training = run.replica("a"), run.plan(1).training
@@ -167,7 +177,8 @@ def test_ferret_equals_its_reference(allocation: str, make_llama: Callable[..., 
     start = {name: weight.clone() for name, weight in reference.weights.items()}
     for weight in reference.weights.values():
         weight.requires_grad_(True)
-    reference.train(run, run.plan(1), list(reference.weights.values()))
+    kind_of = torch.optim.SGD if optimiser == "sgd" else torch.optim.Adam
+    reference.train(run, run.plan(1), list(reference.weights.values()), optimiser=kind_of)
     changes = {name: (weight - start[name]).detach().numpy() for name, weight in reference.weights.items()}
     largest = max(np.linalg.norm(change) for change in changes.values())
     found, used = values_of(run.train("a", replica, 0).path), []

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import research.experiment as experiment
+from edge_client.worker.train.trainer import Trainer
 from fedcore.methods.fedkrso import FedKRSOSettings
 from research.data.splits import parse_split
 from research.data.tasks import read_parts, task_by_name
@@ -298,3 +299,50 @@ def test_rows_of_a_finished_round_never_change(begin: Begin) -> None:
 
     one, other = first_rows()
     assert lasting([one]) == lasting([other]), "how many rounds follow decides nothing"
+
+
+def test_sums_for_a_head_are_made_once_for_all_methods(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    original = Trainer.train
+
+    def counted(self: Any, plan: Any, *rest: Any) -> Any:
+        trained.append(type(plan.training).__name__)
+        return original(self, plan, *rest)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    changes = {"head": "ridge", "pooling": "mean", "rounds": 2}
+    alone, _ = whole(begin, "alone", **changes)
+    assert trained.count("HeadTraining") == 3
+    for label, more in (("fedavg", 3), ("fedkrso", 0)):
+        place = f"runs/sst2-iid/{label}/seed-1"
+        (tmp_path / place).mkdir(parents=True)
+        trained.clear()
+        rows, _ = whole(begin, place, label=label, **changes)
+        assert trained.count("HeadTraining") == more and len(trained) == 3 + more
+    assert lasting(rows) == lasting(alone) and rows[0].processor_seconds > 0
+    # What is damaged is made again.
+    for path in (tmp_path / "heads").rglob("*.json"):
+        path.write_bytes(b"{")
+    (tmp_path / "runs/sst2-iid/fedkrso/seed-1/rows.jsonl").unlink()
+    again, _ = whole(begin, place, label="fedkrso", **changes)
+    assert lasting(again) == lasting(alone) and trained.count("HeadTraining") == 3
+
+
+def test_truly_full_fine_tuning_trains_every_tensor_of_the_model(begin: Begin) -> None:
+    changes = {"label": "fedavg", "head": "ridge", "pooling": "mean", "rounds": 2}
+    made, _ = begin("full", trained_tensors=("*",), **changes)
+    names = {tensor.name for tensor in made._schema.tensors}
+    assert {"bert.embeddings.word_embeddings.weight", "bert.embeddings.LayerNorm.bias"} <= names
+    assert sum(name.endswith("bias") for name in names) > len(made._schema.layers) > 4
+    full, usual = (list(one.rows())[-1] for one in (made, begin("usual", **changes)[0]))
+    assert full.uplink_bytes > usual.uplink_bytes and full.digest != usual.digest
+    assert 0 <= full.metrics["dev_own"] <= 1
+
+
+def test_models_of_ones_own_are_measured_for_ones_own_labels(begin: Begin) -> None:
+    made, _ = begin("own", label="fedsa-lora", split="labels", clients=2, rounds=2)
+    rows = list(made.rows())
+    # Each client knows one label and says it of every row: right of all its own, and of half of all rows.
+    assert rows[-1].metrics["dev_own"] > rows[-1].metrics["dev_accuracy"]

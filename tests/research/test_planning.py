@@ -17,9 +17,9 @@ from research.data.splits import parse_split
 from research.data.tasks import task_by_name
 from research.planning import Request, planned, planned_tuning
 from research.runner import prepare
-from research.runs.methods import parse_methods, settings_of
+from research.runs.methods import Usual, parse_methods, settings_of
 from research.runs.presets import PRESETS
-from research.runs.rates import Rates, chosen
+from research.runs.rates import Rate, Rates, chosen
 from research.runs.rows import Setup
 from tests.research.paper_runs import row
 
@@ -62,6 +62,48 @@ def test_a_head_from_sums_is_an_option_of_every_method() -> None:
     assert [setup.pooling for setup in setups] == ["model", "mean"] and setups[0].method == setups[1].method
 
 
+def test_what_holds_for_all_methods_is_said_once_and_brackets_say_otherwise() -> None:
+    usual = Usual(head="ridge", pooling="mean", head_rate=2.0, trained=("pooler.*",))
+    labels = "fedkrso,fedavg[head=random,trained=*,head_rate=0.5],fedsa-lora,fed3r,fedit[tensor_learning_rate=0.1]"
+    asked = replace(request(seeds=(0,)), methods=parse_methods(labels, usual))
+    found = {setup.label.partition("[")[0]: setup for setup in planned(asked, Rates(Path("nowhere")))}
+    # A method without a shared head has none from sums, and one that is a head needs none before it.
+    assert {name: setup.head for name, setup in found.items()} == {
+        "fedkrso": "ridge",
+        "fedavg": "random",
+        "fedsa-lora": "random",
+        "fed3r": "random",
+        "fedit": "ridge",
+    }
+    assert {setup.pooling for setup in found.values()} == {"mean"}
+    assert found["fedkrso"].trained_tensors == ("pooler.*",) and found["fedavg"].trained_tensors == ("*",)
+    rates = {name: setup.method.tensor_learning_rate for name, setup in found.items()}
+    assert (rates["fedkrso"], rates["fedavg"], rates["fedit"]) == (2e-3, 5e-4, 0.1)
+    # A search moves both rates.
+    tried = planned_tuning(replace(asked, methods=asked.methods[:1]), Rates(Path("nowhere")), (0.3, 3.0))
+    assert [setup.method.tensor_learning_rate for setup in tried] == [6e-4, 6e-3]
+
+
+def test_rates_come_from_another_split_and_then_from_another_task(tmp_path: Path) -> None:
+    rates = Rates(tmp_path)
+    asked = replace(
+        request("fedkrso,fedavg", seeds=(0,), split=parse_split("dirichlet:0.1")),
+        rates_split=parse_split("dirichlet:0.5"),
+        rates_of="mrpc",
+    )
+
+    def of(task: str, split: str, rate: float) -> Rate:
+        return Rate(task=task, split=split, label="fedkrso", learning_rate=rate, tried=())
+
+    for rate, own in (
+        (0.3, ("mrpc", "dirichlet:0.5")),
+        (0.2, ("sst2", "dirichlet:0.5")),
+        (0.1, ("sst2", "dirichlet:0.1")),
+    ):
+        rates.add([of(*own, rate)])
+        assert [setup.method.learning_rate for setup in planned(asked, rates)] == [rate, 1e-3]
+
+
 @pytest.mark.parametrize(
     ("text", "said", "remedy"),
     [
@@ -81,6 +123,7 @@ def test_a_head_from_sums_is_an_option_of_every_method() -> None:
         ("fedkrso[learning_rate=nan]", "Expected float, got str", ""),
         ("fedkrso[interval_steps=7]", "20 steps are not a whole number of intervals of 7", "use 14"),
         ("fedkrso[base=int4]", "'int4' is not a base", "int8, float32"),
+        ("fedkrso[head_rate=0]", "head_rate 0 is no factor above 0", "head_rate=2"),
         ("fedkrso[head=flat]", "'flat' is no start of a head", "random or ridge"),
         ("fedkrso[pooling=cls]", "'cls' is no pooling", "one of auto, model, first, mean, last, max"),
     ],

@@ -15,7 +15,14 @@ from fedcore.errors import ConfigError
 from research.data.splits import parse_split
 from research.presence import Downlink, taking_part
 
-SPLITS = (Split("iid"), Split("natural"), Split("dirichlet", 0.25), Split("dirichlet", 0.5), Split("dirichlet", 100.0))
+SPLITS = (
+    Split("iid"),
+    Split("natural"),
+    Split("labels"),
+    Split("dirichlet", 0.25),
+    Split("dirichlet", 0.5),
+    Split("dirichlet", 100.0),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,6 +57,16 @@ def test_a_natural_split_leaves_groups_whole() -> None:
     owners = [{groups[index] for index in part} for part in parts]
     assert all(len(own) == 2 for own in owners) and len(set().union(*owners)) == 8
     assert deal(groups, 4, Split("natural"), 1) != parts
+
+
+def test_a_split_by_labels_gives_a_client_labels_of_its_own_or_its_part_of_one() -> None:
+    two = [index % 2 for index in range(100)]
+    parts = deal(two, 5, parse_split("labels"), 3)
+    owned = [{two[index] for index in part} for part in parts]
+    assert all(len(own) == 1 for own in owned) and sorted(map(len, parts)) in ([16, 17, 17, 25, 25],)
+    many = [index % 30 for index in range(300)]
+    owned = [{many[index] for index in part} for part in deal(many, 4, parse_split("labels"), 0)]
+    assert sorted(map(len, owned)) == [7, 7, 8, 8] and len(set().union(*owned)) == 30
 
 
 def test_a_smaller_alpha_is_more_uneven() -> None:

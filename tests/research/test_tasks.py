@@ -46,6 +46,22 @@ def test_a_speech_is_its_words_without_the_speaker(data_folder: Path) -> None:
     assert len(parts.dev) == 15 and all(row.target is None for row in parts.dev)
 
 
+def test_labels_that_nobody_names_are_those_of_the_training_file(tmp_path: Path) -> None:
+    (tmp_path / "clinc150").mkdir()
+    rows = [f"words {number},{'bca'[number % 3]}" for number in range(30)]
+    for name in ("train", "test"):
+        (tmp_path / f"clinc150/{name}.csv").write_text("\n".join(["text,intent", *rows]) + "\n")
+    task = task_by_name("clinc150")
+    parts = read_parts(task, tmp_path, 16, most_train=0, most_held=4, most_dev=5)
+    assert parts.section.labels == ("a", "b", "c") and {row.group for row in parts.train} == {0, 1, 2}
+    assert (len(parts.held), len(parts.train), len(parts.dev)) == (4, 22, 5)
+    check_split(task, Split("labels"))
+    with pytest.raises(ConfigError, match="stsb has no labels"):
+        check_split(task_by_name("stsb"), Split("labels"))
+    with pytest.raises(DataError, match="no such file"):
+        read_parts(task, tmp_path / "elsewhere", 16, most_train=0, most_held=4)
+
+
 def test_a_task_without_groups_has_no_natural_split() -> None:
     with pytest.raises(ConfigError, match="sst2 has no groups"):
         check_split(task_by_name("sst2"), Split("natural"))
@@ -82,7 +98,7 @@ def test_wrong_files_are_refused_in_one_line(
 
 
 def test_all_tasks_have_names_and_metrics_for_people() -> None:
-    with pytest.raises(FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, shakespeare"):
+    with pytest.raises(FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, shakespeare"):
         task_by_name("sst-2")
     names = {name: task.metric_name for name, task in TASKS.items()}
     assert names["cola"] == "Matthews correlation" and names["stsb"] == "Spearman correlation"

@@ -173,8 +173,10 @@ def adam_state(name: str, parameter: Tensor, adam: torch.optim.Optimizer) -> Ite
 
 
 def restore_adam(name: str, parameter: Tensor, adam: torch.optim.Optimizer, read: Callable[[str], Tensor]) -> None:
-    """Take back what `adam_state` gave."""
+    """Take back what `adam_state` gave; an optimiser without moments has none to take."""
     with torch.no_grad():
         parameter.copy_(read(f"{name}.value"))
+    if not isinstance(adam, torch.optim.Adam):
+        return
     moments = {part: read(f"{name}.{part}").to(parameter.device) for part in ("exp_avg", "exp_avg_sq")}
     adam.state[parameter] = {"step": read(f"{name}.step"), **moments}

@@ -39,13 +39,13 @@ class OneAdam(ABC):
     """Abstract. What parameters do that train whole with one Adam for the round: intervals only say when the disk gets
     them."""
 
-    _adam: torch.optim.Adam | None
+    _adam: torch.optim.Optimizer | None
 
     @abstractmethod
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What trains in this round, by name."""
 
-    def begin(self, interval: int) -> torch.optim.Adam:
+    def begin(self, interval: int) -> torch.optim.Optimizer:
         """The same Adam goes on."""
         assert self._adam is not None
         return self._adam

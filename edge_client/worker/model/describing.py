@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from torch import nn
@@ -29,6 +29,8 @@ from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec, is_target
 
 __all__ = ["describe", "opened", "said_of_head"]
 
+_ALL_ELSE: Final = "*"
+
 
 def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str, ...] = ()) -> ModelSchema:
     """Which layers and tensors of a model are trained for a task.
@@ -36,7 +38,8 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
     Args:
         checkpoint: The model's tensors, or the outline of them.
         task: Decides the head.
-        trained_tensors: Patterns of checkpoint tensors trained whole beside the head.
+        trained_tensors: Patterns of checkpoint tensors trained whole beside the head; `*` is all that is no target
+            layer.
 
     Raises:
         ModelError: The folder cannot serve, or a pattern matches nothing.
@@ -67,7 +70,11 @@ def describe(checkpoint: Tensors, task: TaskSection, trained_tensors: tuple[str,
             tensors.append(TensorSpec(name, shape, in_checkpoint=False, start=_start(model, name, shape, task)))
         elif not trains(stored):
             continue
-        elif stored.single and any(fnmatch.fnmatch(stored.name, pattern) for pattern in trained_tensors):
+        elif stored.single and any(
+            fnmatch.fnmatch(stored.name, pattern)
+            for pattern in trained_tensors
+            if pattern != _ALL_ELSE or name not in layers
+        ):
             tensors.append(TensorSpec(stored.name, shape, in_checkpoint=True))
         elif name in layers:
             trained += layers[name]

@@ -55,4 +55,4 @@ class FedExLoRA:
         """Factors plus the weighted means of their changes, and the residual as stacked factors."""
         from fedcore.model.stacking import after_stacking
 
-        return after_stacking(state, plan, updates, lambda name, mean: -mean)
+        return after_stacking(state, plan, updates, lambda name, mean, node: -mean)

@@ -4,7 +4,8 @@ into the base.
 
 sum over k of p_k B_k A_k is one product of stacked factors, so the round is exact, where the product of averaged
 factors is not. Every replica merges it before the next round, in which A is drawn anew and B is zero: the learned part
-is not bound to rank r over rounds."""
+is not bound to rank r over rounds, and where each node draws its own A, as in the authors' code, not in a round
+either."""
 
 from __future__ import annotations
 
@@ -25,6 +26,11 @@ __all__ = ["FLoRA", "FLoRASettings"]
 
 class FLoRASettings(LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="flora"):
     """`name = "flora"`."""
+
+    own_factors: bool = True
+    """Each node draws its own A in each round, as in the authors' code: what is merged has up to r times as many
+    directions as there are nodes. False: all begin with the same. No byte more travels either way, as the coordinator
+    draws them too."""
 
     @property
     def not_by_coordinate(self) -> str:
@@ -47,7 +53,11 @@ class FLoRA:
         """A generation for each round."""
         settings = self._settings
         generation = generation_of(server_round, settings.merges_every)
-        return StackedTraining(**settings.factors(server_round), **settings.common(server_round, generation, run_seed))
+        return StackedTraining(
+            own=settings.own_factors,
+            **settings.factors(server_round),
+            **settings.common(server_round, generation, run_seed),
+        )
 
     def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
         """Whole factors side by side: what an update says of A is its change, so the first values are added to it."""
@@ -55,4 +65,4 @@ class FLoRA:
 
         training = plan.training
         assert isinstance(training, StackedTraining)
-        return after_stacking(state, plan, updates, first_factors(training.first_seed(state.seeds)))
+        return after_stacking(state, plan, updates, first_factors(lambda node: training.node_seed(state.seeds, node)))

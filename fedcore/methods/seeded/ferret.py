@@ -45,7 +45,10 @@ class FerretSettings(
     """`norm`: a node uses fewer of the directions, drawn at random, for a layer that changed less, as the paper does;
     `equal`: all."""
     server_learning_rate: float = 1.0
-    """Factor on what is rebuilt. At 1 it is right on average; less of it has less random error."""
+    """Factor on what is rebuilt. At 1 it is right on average; less of it has less random error. What the authors' code
+    rebuilds is a third of it on average, since it cuts its normal numbers off."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """Of the weights in a round: `sgd`, plain, is the authors', and wants learning rates of its own."""
     bits: Bits = 16
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Ferret:
             num_directions=settings.num_directions,
             allocation=settings.allocation,
             server_learning_rate=settings.server_learning_rate,
+            optimiser=settings.optimiser,
             **settings.common(server_round, generation, run_seed),
         )
 

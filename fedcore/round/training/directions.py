@@ -82,6 +82,8 @@ class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
     """Whether a layer that changed less gets fewer of the directions."""
     server_learning_rate: LearningRate
     """Factor on what is rebuilt."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """Of the weights in the round; the head has Adam in any case."""
 
     def coefficients(self, layer: LayerSpec) -> str:
         """The state's entry with a layer's coefficients: one of its own for each layer."""
@@ -92,6 +94,7 @@ class SketchTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
         return {self.coefficients(layer): (1, self.num_directions) for layer in schema.layers}
 
     def interval_numbers(self, schema: ModelSchema) -> int:
-        """All weights and whole tensors, with two moments of each."""
+        """All weights and whole tensors, with two moments of each that has Adam."""
         whole = numbers({tensor.name: tensor.matrix for tensor in schema.tensors})
-        return 3 * (sum(layer.rows * layer.columns for layer in schema.layers) + whole)
+        each = 3 if self.optimiser == "adam" else 1
+        return each * sum(layer.rows * layer.columns for layer in schema.layers) + 3 * whole

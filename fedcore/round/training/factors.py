@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -51,6 +52,10 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
         """What the first values of A are drawn from, in a state of these seeds."""
         return self.run_seed
 
+    def node_seed(self, seeds: tuple[int, ...], node: str) -> int:
+        """What the first values of this node's A are drawn from: the same for all, where nothing else is said."""
+        return self.first_seed(seeds)
+
     def shared_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
         """None where a factor stays on its node: its head goes with it."""
         return schema.tensors if self.shares_model else ()
@@ -79,6 +84,9 @@ class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="meth
 
     learned: ClassVar[str] = "fedcore.model.learned:StackedLearned"
 
+    own: bool = False
+    """Whether each node draws an A of its own."""
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """One for each generation: A is drawn from it."""
@@ -87,6 +95,13 @@ class StackedTraining(FactorTraining, frozen=True, kw_only=True, tag_field="meth
     def first_seed(self, seeds: tuple[int, ...]) -> int:
         """New in each generation, so that the sum of all generations' products is not of rank r."""
         return seeds[0]
+
+    def node_seed(self, seeds: tuple[int, ...], node: str) -> int:
+        """Of the generation, and of the node where each has its own: whoever knows both can draw it."""
+        if not self.own:
+            return self.first_seed(seeds)
+        digest = hashlib.sha256(b"fedkrso own factor 1" + seeds[0].to_bytes(8, "little") + node.encode()).digest()
+        return int.from_bytes(digest[:8], "little")
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """The participants' factors, side by side."""

@@ -37,7 +37,11 @@ SCHEMA = ModelSchema(
     (LayerSpec("a.dense", 300, 24), LayerSpec("b.dense", 3, 40)), (TensorSpec("head.bias", (3,), in_checkpoint=False),)
 )
 RANK, ALPHA, SEED = 4, 6.0, 9
-KINDS = [FLoRASettings(rank=RANK, alpha=ALPHA, bits=16), FedExLoRASettings(rank=RANK, alpha=ALPHA, bits=16)]
+KINDS = [
+    FLoRASettings(rank=RANK, alpha=ALPHA, bits=16),
+    FLoRASettings(rank=RANK, alpha=ALPHA, bits=16, own_factors=False),
+    FedExLoRASettings(rank=RANK, alpha=ALPHA, bits=16),
+]
 NODES = {"a": 30, "b": 7, "c": 1}
 
 
@@ -97,15 +101,16 @@ def test_every_round_gives_the_mean_of_the_participants_models(kind: Any, tmp_pa
         state = half.aggregate(state, plan, updates)
         published = state.publish()
         for layer in SCHEMA.layers:
-            a = initial_factor(
-                f"{layer.name}/A", RANK, layer.columns, plan.training.seeds[0] if kind.name == "flora" else SEED
-            )
-            b = np.zeros((layer.rows, RANK))
-            if kind.name == "fedex-lora":
-                a, b = a + before.entries[f"{layer.name}/A"].values(), b + before.entries[f"{layer.name}/B"].values()
+            b: Any = np.zeros((layer.rows, RANK))
             mean = np.zeros((layer.rows, layer.columns))
             for update in updates:
                 theirs = changes(update)
+                training: Any = plan.training
+                seed = training.node_seed(training.seeds, update.header.node)
+                a: Any = initial_factor(f"{layer.name}/A", RANK, layer.columns, seed)
+                if kind.name == "fedex-lora":
+                    a = a + before.entries[f"{layer.name}/A"].values()
+                    b = before.entries[f"{layer.name}/B"].values()
                 product = (b + theirs[f"{layer.name}/B"]) @ (a + theirs[f"{layer.name}/A"])
                 mean += update.weight / sum(NODES.values()) * ALPHA / RANK * product
             found = layer_update(plan.training, published, layer)
@@ -146,7 +151,7 @@ def test_the_order_of_updates_changes_nothing_and_weights_and_clips_count(kind: 
 
 
 def test_one_participant_of_fedex_leaves_no_residual(tmp_path: Path) -> None:
-    half = server_half(KINDS[1])
+    half = server_half(KINDS[-1])
     plan = plan_of(half, 1)
     alone = half.aggregate(ExactState.zero(plan.training, SCHEMA), plan, participants(half, 1, tmp_path)[:1]).publish()
     assert not any(layer_change(alone, layer)(slice(None)).any() for layer in SCHEMA.layers)
@@ -223,3 +228,12 @@ def test_more_participants_than_an_published_state_holds_are_refused(
     monkeypatch.setattr("fedcore.model.stacking.MAX_STACKED", 2 * RANK)
     with pytest.raises(RunError, match="3 participants"):
         half.aggregate(ExactState.zero(plan.training, SCHEMA), plan, participants(half, 1, tmp_path))
+
+
+def test_a_node_has_an_a_of_its_own_in_each_generation_or_all_have_the_same() -> None:
+    seeds: dict[bool, set[int]] = {}
+    for own in (True, False):
+        half = server_half(FLoRASettings(rank=RANK, own_factors=own))
+        trainings: list[Any] = [half.training(server_round, SEED) for server_round in (1, 2)]
+        seeds[own] = {one.node_seed(one.seeds, node) for one in trainings for node in NODES}
+    assert len(seeds[True]) == 2 * len(NODES) and len(seeds[False]) == 2

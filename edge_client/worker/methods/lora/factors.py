@@ -50,7 +50,7 @@ class LoRA(OneAdam):
         config = LoraConfig(r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, bias="none")
         self._factors: dict[str, nn.Parameter] = {}
         self._start: dict[str, Tensor] = {}
-        self._seed = training.first_seed(training.seeds)
+        self._seeds = training.seeds
         for name, own in model.layers.items():
             wrapped = _around(own, config)
             parent, _, last = names[id(own)].rpartition(".")
@@ -91,22 +91,33 @@ class LoRA(OneAdam):
     @torch.no_grad()
     def install(self, state: PublishedState) -> None:
         """First values plus published changes; beside them what the next merge takes, if there is anything."""
-        self._adam, self._seed = None, self._training.first_seed(state.seeds)
+        self._adam, self._seeds = None, state.seeds
+        seed = self._training.first_seed(state.seeds)
         for name, wrapped in self._wrapped.items():
             _stack(wrapped, state.entries.get(name + UP), state.entries.get(name + DOWN))
         for name, parameter in self._factors.items():
-            start = self._first(name)
+            start = self._first(name, seed)
             if name in state.entries:
                 start += torch.from_numpy(state.entries[name].values())
             parameter.copy_(start.to(parameter.device))
             parameter.grad = None
             self._start[name] = start
 
+    @torch.no_grad()
+    def _begin_with_own(self, seed: int) -> None:
+        """An A of this node's own; B is zero, so the model stays as it is."""
+        for name, parameter in self._factors.items():
+            if _factor_of(name) == "A":
+                self._start[name] = self._first(name, seed)
+                parameter.copy_(self._start[name].to(parameter.device))
+
     def open(self, plan: Plan, node: str, rank: int) -> None:
         """One Adam for the factors that train."""
         training = plan.training
         assert isinstance(training, FactorTraining)
         self._training = training
+        if isinstance(training, StackedTraining) and training.own:
+            self._begin_with_own(training.node_seed(self._seeds, node))
         for name, parameter in self._factors.items():
             parameter.requires_grad_(_factor_of(name) in training.trained)
         self._adam = torch.optim.Adam([parameter for _, parameter in self._trained()], lr=training.learning_rate)
@@ -123,11 +134,11 @@ class LoRA(OneAdam):
             (name, parameter) for name, parameter in self._factors.items() if _factor_of(name) in self._training.trained
         )
 
-    def _first(self, name: str) -> Tensor:
+    def _first(self, name: str, seed: int) -> Tensor:
         parameter = self._factors[name]
         if _factor_of(name) == "B":
             return torch.zeros(parameter.shape)
-        return torch.from_numpy(initial_factor(name, parameter.shape[0], parameter.shape[1], self._seed))
+        return torch.from_numpy(initial_factor(name, parameter.shape[0], parameter.shape[1], seed))
 
 
 def _stack(wrapped: LoraLinear, up: RowScaled | None, down: RowScaled | None) -> None:

