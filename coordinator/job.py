@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from coordinator.objects.section import ObjectsSection
 from coordinator.rounds.section import RoundSection
 from fedcore.config.channel import ChannelSection
 from fedcore.config.privacy import PrivacySection
@@ -228,6 +229,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ledger: LedgerSection | None = None
     """Where the run's ledger begins; `fedkrso runs move` changes it later, and `ledger.json` in the run's folder says
     where it is."""
+    objects: ObjectsSection | None = None
+    """A store beside the broker that nodes fetch large published states from."""
     evaluation: EvaluationSection | None = None
     """What is measured; without it, nothing is."""
     calibration: CalibrationSection | None = None
