@@ -106,7 +106,7 @@ class Service:
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there, shelf)
         rows = ledger.rounds()
         self._archive = Archive.of(folder, ledger, job, rows)
-        self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
+        self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows), prepared.adder)
         self._objects = self._archive.objects
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
         part = {node: row.round for row in rows for node in row.participants}
