@@ -15,6 +15,7 @@ import msgspec
 
 from coordinator.job import EvaluationSection, Job
 from coordinator.messages.senders import Senders
+from coordinator.objects.shelf import open_store
 from coordinator.reports.result import Result
 from coordinator.reports.summary import about, summary_of, write_report, write_summary
 from coordinator.run.control import Answer, Command, Commander
@@ -157,6 +158,8 @@ class Coordinator:
         """
         require_model(self._job, self._place)
         mqtt_settings(self._job.broker, "check")
+        if self._job.objects is not None:
+            open_store(self._job.objects)
         if (section := self._job.ledger) is not None:
             require_package()
             if section.password_file is not None:

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from coordinator.rounds.section import RoundSection
+from coordinator.objects.section import ObjectsSection
+from coordinator.rounds.section import AggregationSection, RoundSection
 from fedcore.config.channel import ChannelSection
 from fedcore.config.privacy import PrivacySection
 from fedcore.config.safety import SafetySection
@@ -228,6 +229,10 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ledger: LedgerSection | None = None
     """Where the run's ledger begins; `fedkrso runs move` changes it later, and `ledger.json` in the run's folder says
     where it is."""
+    aggregation: AggregationSection | None = None
+    """Other processes that add updates up; without it, the coordinator does."""
+    objects: ObjectsSection | None = None
+    """A store beside the broker that nodes fetch large published states from."""
     evaluation: EvaluationSection | None = None
     """What is measured; without it, nothing is."""
     calibration: CalibrationSection | None = None
@@ -270,6 +275,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         on_nodes, masked = self.evaluation is not None and self.evaluation.on_nodes, self.secure_aggregation is not None
         if self.secure_aggregation is not None:
             require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
+        if self.aggregation is not None and self.ledger is None:
+            remedy = "add a [ledger] in PostgreSQL, or leave the section out"
+            raise ConfigError("work is handed out through a database", place="aggregation", remedy=remedy)
         if self.round.buffered:
             noise = self.privacy.noise is not None
             require_buffered(self.method, self.safety.rule, masked=masked, noise=noise, on_nodes=on_nodes)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from edge_client.fetching.section import ObjectsSection
 from edge_client.owner.accepting import AcceptSection
 from edge_client.owner.asking import AskSection
 from edge_client.owner.policy import PolicySection
@@ -37,6 +38,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     data: DataSection
     broker: BrokerSection
     trust: TrustSection = TrustSection()
+    objects: ObjectsSection = ObjectsSection()
+    """Servers that published states may be fetched from, beside the broker."""
     memory_budget: str = "auto"
     """Agent and worker together: `2.5 GiB`, `60%` of the device's memory, or `auto` (60 % of what is available)."""
     folder: PathText = "fedkrso-node"

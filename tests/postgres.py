@@ -71,7 +71,7 @@ class Postgres:
         self._data = self.folder / "data"
         options = ["--auth-host=scram-sha-256", "--auth-local=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
         self._run("initdb", "-D", self._data, "-U", _USER, f"--pwfile={self.password_file}", *options)
-        self._server: subprocess.Popen[bytes] | None = None
+        self.server: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
@@ -96,7 +96,7 @@ class Postgres:
         """Start it; returns when it answers."""
         options = ["-c", "shared_buffers=16MB", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=30"]
         with (self.folder / "log").open("ab") as log:
-            self._server = subprocess.Popen(
+            self.server = subprocess.Popen(
                 [self._programs / "postgres", "-D", self._data, "-p", str(self.port), "-k", self.folder, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -106,19 +106,19 @@ class Postgres:
             )
         ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready).returncode:
-            assert self._server.poll() is None, (self.folder / "log").read_text()[-2000:]
+            assert self.server.poll() is None, (self.folder / "log").read_text()[-2000:]
             time.sleep(0.05)
 
     def kill(self) -> None:
         """End all of it at once, as a power cut would."""
-        assert self._server is not None
-        main = psutil.Process(self._server.pid)
+        assert self.server is not None
+        main = psutil.Process(self.server.pid)
         for process in (main, *main.children(recursive=True)):
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self._server.wait()
+        self.server.wait()
         # Its memory and sockets are free once the last of them is gone.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -139,9 +139,9 @@ class Postgres:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None and self._server.poll() is None:
-            self._server.send_signal(signal.SIGINT)
-            self._server.wait()
+        if self.server is not None and self.server.poll() is None:
+            self.server.send_signal(signal.SIGINT)
+            self.server.wait()
         shutil.rmtree(self.folder)
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "examples": {"examples", "fedkrso", "coordinator", "edge_client", "devices", "fedcore"},
 }
 HEAVY = {"torch", "transformers", "bitsandbytes"}
-MAY_BE_MISSING = HEAVY | {"hassil", "home_assistant_intents", "psycopg", "tokenizers"}
+MAY_BE_MISSING = HEAVY | {"hassil", "home_assistant_intents", "obstore", "psycopg", "tokenizers"}
 MAY_IMPORT_HEAVY = (
     "edge_client/worker/",
     "edge_client/doctor/",

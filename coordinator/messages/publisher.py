@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from coordinator.objects.shelf import Shelf
 from coordinator.store.folder import RunFolder
 from fedcore.errors import TransportError
 from fedcore.fields.formats import SPOKEN
@@ -47,6 +48,7 @@ class Publisher:
         folder: Where published states lie.
         keep_published: Versions that stay retained.
         listeners: How many nodes are online now, for the count of bytes.
+        shelf: Where large objects lie beside the broker; by default nowhere.
     """
 
     def __init__(
@@ -57,12 +59,16 @@ class Publisher:
         folder: RunFolder,
         keep_published: int,
         listeners: Callable[[], int],
+        shelf: Shelf | None = None,
     ) -> None:
         self._transport, self._post, self._topics, self._folder = transport, post, topics, folder
         self._keep_published, self._listeners = keep_published, listeners
+        self._shelf = shelf or Shelf(None, "", lambda *told: None, time.monotonic)
         self._unsent: dict[str, Message] = {}
         self._artefact: ArtefactObject | None = None
         self._artefact_retained = False
+        self._announced: Plan | None = None
+        """The last plan, with addresses."""
         self.most_bytes: int | None = None
         """Larger messages do not pass the broker."""
         self.sent_bytes = 0
@@ -80,7 +86,9 @@ class Publisher:
             self._unsent[message.topic] = message
 
     def flush(self) -> bool:
-        """Send what waits; False while something still does."""
+        """Send what waits, and the plan again before its addresses run out; False while something still waits."""
+        if self._announced is not None and self._shelf.due:
+            self.plan(self._announced)
         while self._unsent:
             topic, message = next(iter(self._unsent.items()))
             if not self._transport.publish(message):
@@ -101,7 +109,10 @@ class Publisher:
         """
         self._artefact = plan.artefact
         if plan.artefact is not None and not self._artefact_retained:
-            self._artefact_retained = self._chunks(self._folder.artefact, plan.artefact.manifest, 0)
+            self._artefact_retained = self._lies(self._folder.artefact, plan.artefact.manifest, 0)
+        for obj in plan.objects:
+            self._shelf.takes(self._folder.published_state(obj.version, obj.kind), obj.manifest)
+        self._announced = plan = self._shelf.addressed(plan)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
         if self.most_bytes is not None and len(sealed) > self.most_bytes:
             raise TransportError(
@@ -114,6 +125,8 @@ class Publisher:
 
     def remind(self, node: str, plan: Plan) -> None:
         """The present plan, to a node that has not heard it: a broker may acknowledge a message and lose it."""
+        if self._announced is not None and self._announced.key == plan.key:
+            plan = self._announced
         payload = self._post.seal(plan, plan.round, to=node, expires_at=plan.deadline_at or None)
         self.sent_bytes += len(payload)
         self._transport.publish(Message(self._topics.down(node, "plan"), payload))
@@ -143,13 +156,13 @@ class Publisher:
                 self._broadcast(Message(topic, b"", retain=True))
 
     def published_state(self, version: int, objects: Objects) -> None:
-        """Chunks of the version's smaller object, to all; larger and older objects, and snapshots, go to whoever
-        asks."""
+        """Chunks of the version's smaller object, to all, unless it lies where nodes can fetch it; larger and older
+        objects, and snapshots, go to whoever asks."""
         obj = min(
             (o for o in objects.values() if o.version == version and not o.snapshot),
             key=lambda o: o.manifest.size_bytes,
         )
-        if not self._chunks(self._folder.published_state(version, obj.kind), obj.manifest, version):
+        if not self._lies(self._folder.published_state(version, obj.kind), obj.manifest, version):
             return
         for gone in objects.values():
             if gone.version == version - self._keep_published and not gone.snapshot:
@@ -172,6 +185,10 @@ class Publisher:
         for obj in way:
             if key_of(obj) in objects:
                 self._chunks(self._folder.published_state(obj.version, obj.kind), obj.manifest, obj.version)
+
+    def _lies(self, path: Path, manifest: Manifest, version: int) -> bool:
+        """Have an object be where all nodes find it."""
+        return self._shelf.takes(path, manifest) or self._chunks(path, manifest, version)
 
     def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
         """An object's chunks to all, retained; False without a link: it is published again when there is one."""

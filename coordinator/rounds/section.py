@@ -11,10 +11,27 @@ import msgspec
 from fedcore.errors import ConfigError
 from fedcore.round.staleness import StalenessFactor
 
-__all__ = ["RoundSection"]
+__all__ = ["AggregationSection", "RoundSection"]
 
 # So far behind, 1 / (1 + s) is known to 2 % in 16 bits.
 _MOST_STALENESS = 1000
+
+
+class AggregationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[aggregation]`: a round's sum is cut into pieces, which other processes take (`fedkrso coordinator worker`). The
+    numbers are integers, so the cut changes no bit."""
+
+    pieces: int = 8
+    """Into how many; twice as many as there are workers keep all of them at work."""
+    least_numbers: int = 4_000_000
+    """Of all updates together; a round of fewer is added up by the coordinator, which takes less than to hand it
+    out."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pieces <= 1024:
+            raise ConfigError(f"pieces is {self.pieces}, outside 1 to 1024", place="aggregation.pieces")
+        if self.least_numbers < 0:
+            raise ConfigError("least_numbers is negative", place="aggregation.least_numbers")
 
 
 class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -32,7 +32,7 @@ from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
-from fedcore.model.update import WeightedUpdate
+from fedcore.model.update import Adder, HandedOut, WeightedUpdate, add_updates
 from fedcore.numbers.rules import Mean, Rule
 from fedcore.privacy.noise import NoisyMean
 from fedcore.round.artefact import read_artefact
@@ -150,6 +150,7 @@ class GlobalModel:
         learning: What is learned.
         keeping: What outlives a round.
         published: Rounds that were closed.
+        adder: Who adds updates up.
 
     Attributes:
         base: With what earlier generations learned merged into it.
@@ -161,8 +162,8 @@ class GlobalModel:
         FedkrsoError: The model cannot serve as the base, or what is on disk is not the run's.
     """
 
-    def __init__(self, learning: Learning, keeping: Keeping, published: int) -> None:
-        self._learning, self._keeping, self._folder = learning, keeping, keeping.folder
+    def __init__(self, learning: Learning, keeping: Keeping, published: int, adder: Adder = add_updates) -> None:
+        self._learning, self._keeping, self._folder, self._adder = learning, keeping, keeping.folder, adder
         self._half = server_half(learning.method, learning.artefact, learning.head)
         schema, first = learning.schema, self.training(1)
         self.artefact = read_artefact(self._folder.artefact, first, schema)
@@ -260,8 +261,7 @@ class GlobalModel:
         rule: Rule = self._learning.safety.combining()
         if (private := self._learning.private) is not None:
             rule = private.rule(plan, updates, self._keeping.noise_key(plan.round)) or rule
-        share = plan.training.share if rule.weighted else "uniform"
-        shares = round_shares(claimed, share, self._learning.safety)
+        shares = round_shares(claimed, plan.training.share if rule.weighted else "uniform", self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
         alike = self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase)
         far = outliers(norms, alike, self._learning.safety)
@@ -274,7 +274,7 @@ class GlobalModel:
         ]
         # A method that only has the mean takes no rule: jobs with another one are refused.
         chosen = () if type(rule) is Mean else (rule,)
-        self.state = self._half.aggregate(self.state, plan, weighted, *chosen)
+        self.state = self._half.aggregate(self.state, plan, HandedOut(weighted, self._adder), *chosen)
         if isinstance(rule, NoisyMean):
             require_noise(rule)
         objects = self._write(plan, chunk_bytes)
@@ -340,8 +340,8 @@ class GlobalModel:
 
     def _opened(self, training: Training) -> ExactState:
         """The exact state that a round starts from: the same, or zero layers under new seeds."""
-        same = self.state.seeds == training.seeds
-        return self.state if same else self.state.refreshed(training, self._learning.schema)
+        state = self.state
+        return state if state.seeds == training.seeds else state.refreshed(training, self._learning.schema)
 
     def _start_digest(self, training: Training) -> str:
         """The model digest that a round starts from; empty before its merge."""

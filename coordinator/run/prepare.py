@@ -15,12 +15,14 @@ from coordinator.job import Job
 from coordinator.run.private import Private, private_run
 from coordinator.store.folder import RunFolder, write_job
 from coordinator.store.ledger import Ledger
+from coordinator.sums.adder import adder_of
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
 from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
 from fedcore.methods.fed3r import require_solvable, settled_head
+from fedcore.model.update import Adder, add_updates
 from fedcore.system.durable import sha256_of
 from fedcore.weights.schema import ModelSchema
 from fedcore.worker.asking import ask_worker
@@ -43,6 +45,8 @@ class Prepared:
     private: Private | None = None
     """What is promised of privacy; None for nothing. The job is then as it is led: with as many rounds as may be, and
     updates bounded by the clip."""
+    adder: Adder = add_updates
+    """Who adds up a round's updates."""
 
 
 def prepare(
@@ -95,7 +99,8 @@ def prepare(
     job, private, told = private_run(job, ledger)
     artefact = _artefact(job, schema, model_folder, folder, ledger, tell)
     disturbed = () if job.channel is None else (channel_words(job.channel, job.seed),)
-    return Prepared(job, schema, model_folder, artefact, (*notes, *told, *disturbed), private)
+    adder = adder_of(job.aggregation, folder, tell)
+    return Prepared(job, schema, model_folder, artefact, (*notes, *told, *disturbed), private, adder)
 
 
 def _described(path: Path) -> Described:

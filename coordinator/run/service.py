@@ -19,6 +19,7 @@ from coordinator.messages.probe import settled
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
+from coordinator.objects.shelf import Shelf
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
@@ -94,17 +95,18 @@ class Service:
     ) -> None:
         job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
-        self._model_folder, self._private = prepared.model_folder, prepared.private
-        self._transport, self._clocks = transport, clocks
+        self._model_folder, self._private, self._transport = prepared.model_folder, prepared.private, transport
+        self._clocks = clocks
         self._topics = Topics(job.run, job.fleet)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
         senders.run_id, start = begin_life(ledger)
         post = Post(job.run, "", key, start, senders.run_id)
         there = lambda: len(self._machine.online)  # noqa: E731
-        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there)
+        shelf = Shelf(job.objects, f"{job.full_name}/{senders.run_id}", self._note, clocks.steady)
+        self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there, shelf)
         rows = ledger.rounds()
         self._archive = Archive.of(folder, ledger, job, rows)
-        self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows))
+        self._model = GlobalModel(Learning.of(prepared, senders.run_id), self._archive, len(rows), prepared.adder)
         self._objects = self._archive.objects
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
         part = {node: row.round for row in rows for node in row.participants}
@@ -117,8 +119,7 @@ class Service:
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()
-        self._chunk_bytes = job.round.chunk_bytes
-        self._opened_at = clocks.steady()
+        self._chunk_bytes, self._opened_at = job.round.chunk_bytes, clocks.steady()
         self._ended = self._stopping = False
         self.view = RunView(job.run, job.method.name, job.round.rounds, notes=prepared.notes, phases=job.phases)
         self.view.security = security(tls=is_encrypted(job.broker.url), signed=senders.signed)

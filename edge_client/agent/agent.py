@@ -25,6 +25,7 @@ from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import Telling
 from edge_client.agent.transfers import Transfers
+from edge_client.fetching.downloads import Downloads
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
@@ -33,7 +34,7 @@ from edge_client.process.supervisor import Supervisor
 from edge_client.secure.work import Ways, Work
 from fedcore.errors import FedkrsoError, StorageError
 from fedcore.round.measurement import Measurement
-from fedcore.round.plan import Plan, PublishedObject
+from fedcore.round.plan import Plan, PublishedObject, address_of
 from fedcore.system.durable import flush_folder, is_full, sha256_of
 from fedcore.transport.base import CONNECT_SECONDS, Connected, Denied, Disconnected, Received, Transport, TransportEvent
 from fedcore.transport.events import EventQueue
@@ -94,6 +95,7 @@ class Agent:
         self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied | None] = EventQueue(_WAITING_BYTES)
         told = (lambda sha256: self._feed(s.Fetched(sha256))), self._gone, self._say
         self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
+        self._transfers.downloads = Downloads(node.objects, lambda: self._queue.put(None))
         updates = self._transfers.send, self._transfers.drop_update
         ways = Ways(self._messages.up, self._outbox.path, *updates, self._say)
         required = node.trust.require_secure_aggregation
@@ -282,7 +284,7 @@ class Agent:
 
     def _fetch(self, obj: PublishedObject) -> None:
         self._storage.require(obj.manifest.size_bytes, f"version {obj.version}")
-        self._transfers.fetch(obj, self._steady())
+        self._transfers.fetch(obj, self._steady(), address_of(self.session.heard, obj))
 
     def _train(self, plan: Plan, measured: Measurement | None) -> None:
         self._storage.require(round_bytes(plan), f"round {plan.round}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge_client.agent.events import Decline
+from edge_client.fetching.download import Download
 from fedcore.errors import FedkrsoError
 from fedcore.round.measurement import ACCURACY, LOSS
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
@@ -26,6 +27,7 @@ __all__ = [
     "denied",
     "disconnected",
     "disk_full",
+    "downloaded",
     "loaded",
     "measured",
     "message_refused",
@@ -166,6 +168,16 @@ def artefact_fetched(obj: ArtefactObject) -> Line:
     """The run artefact is on the disk."""
     words, size_bytes = f"run artefact {obj.manifest.sha256[:12]} fetched", obj.manifest.size_bytes
     return Line(words, event="artefact", size_bytes=size_bytes)
+
+
+def downloaded(obj: PublishedObject, download: Download) -> Line:
+    """A server of HTTP sent an object, or did not."""
+    what = f"fetched version {obj.version}" if obj.version else "fetched the run's artefact"
+    megabytes, origin = f"{download.read_bytes / 1e6:.1f} MB", str(download.origin)
+    if not download.why:
+        return Line(f"{what} from {origin}: {megabytes}", event="downloaded", bytes=download.read_bytes)
+    words = f"{what} from {origin}: {download.why} after {megabytes}; the broker brings the rest"
+    return Line(words, event="downloaded", level="warning", bytes=download.read_bytes)
 
 
 def nobody_answers(obj: PublishedObject) -> Line:

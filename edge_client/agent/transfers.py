@@ -11,6 +11,8 @@ from pathlib import Path
 from edge_client.agent import lines
 from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
+from edge_client.fetching.download import Download
+from edge_client.fetching.downloads import Downloads
 from fedcore.round.plan import PublishedObject
 from fedcore.transport.base import Limits, Transport
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
@@ -38,6 +40,9 @@ class Transfers:
         fetched: Told the SHA-256 of an object that is whole and on disk.
         gone: Told (round, refusal or "") when an update needs no more sending.
         say: Gets one line where nobody answers.
+
+    Attributes:
+        downloads: Fetches by HTTP; nothing, unless another is put here.
     """
 
     def __init__(
@@ -58,6 +63,9 @@ class Transfers:
         self._sender: Sender | None = None
         self._round, self._path = 0, inbox
         self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
+        self.downloads = Downloads()
+        self._download: Download | None = None
+        """Has the partial file for itself while it goes on; then the broker brings what is missing."""
 
     def link_came(self, limits: Limits) -> None:
         """The link is up (again): keep to the broker's limit, and offer what is being sent anew."""
@@ -99,8 +107,14 @@ class Transfers:
             self._sender = None
         self._outbox.forget_before(server_round)
 
-    def fetch(self, obj: PublishedObject, now: float) -> None:
-        """Get a published object; repeating the call changes nothing."""
+    def fetch(self, obj: PublishedObject, now: float, address: str = "") -> None:
+        """Get a published object; repeating the call changes nothing.
+
+        Args:
+            obj: Which.
+            now: Steady clock, seconds.
+            address: Where it lies beside the broker, as the plan says; empty for nowhere.
+        """
         if self._fetching is not None and self._fetching[0] == obj:
             return
         self._end_fetch()
@@ -109,15 +123,23 @@ class Transfers:
             if not old.name.startswith(self.object_path(obj).name):
                 old.unlink()
         part = PartialFile(self.object_path(obj), obj.manifest)
+        self._gather(obj, part, now)
+        self._download = self.downloads.begin(address, part, now)
+        if self._download is None:
+            self._listen(obj)
+
+    def _gather(self, obj: PublishedObject, part: PartialFile, now: float) -> None:
         self._fetching = obj, Gather(obj.manifest, part.bitmap.tobytes(), now, self._jitter), part
         self._moved_at, self._told = now, False
+
+    def _listen(self, obj: PublishedObject) -> None:
         # After a reconnect only what is missing is asked for: all chunks again would fill a slow link.
         self._transport.subscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"), again=False)
 
     def handle(self, body: Grant | Ack | Commit | Refuse | Chunk, now: float) -> None:
         """A message about a transfer."""
         if isinstance(body, Chunk):
-            if self._fetching is not None:
+            if self._fetching is not None and self._download is None:
                 actions = self._fetching[1].handle(body, now)
                 self._moved_at = now if actions else self._moved_at
                 self._run_gather(actions)
@@ -133,14 +155,37 @@ class Transfers:
         """Time has passed."""
         if self._sender is not None:
             self._run_sender(self._sender, self._sender.tick(now))
+        if self._download is not None and self._download.ended:
+            self._take_over(self._download, now)
+        if self._download is not None:
+            return
         if self._fetching is not None:
             self._run_gather(self._fetching[1].tick(now))
         if self._fetching is not None and not self._told and now - self._moved_at > _SILENT_SECONDS:
             self._told = True
             self._say(lines.nobody_answers(self._fetching[0]))
 
+    def _take_over(self, download: Download, now: float) -> None:
+        """A download is over: the broker brings what is still missing, also where what came is not what it should be.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        assert self._fetching is not None
+        self._download = None
+        obj, _, part = self._fetching
+        self.downloads.ended(download, now)
+        self._messages.downlink_bytes += download.read_bytes
+        self._say(lines.downloaded(obj, download))
+        self._gather(obj, part, now)
+        if download.full is not None:
+            raise download.full
+        if not part.bitmap.full:
+            self._listen(obj)
+
     def pause(self) -> None:
         """Stop fetching without another write; what was flushed stays, and another `fetch` goes on from there."""
+        self._end_download()
         if self._fetching is not None:
             obj, _, part = self._fetching
             self._transport.unsubscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"))
@@ -187,7 +232,13 @@ class Transfers:
                         self._end_fetch()
                         self._fetched(obj.manifest.sha256)
 
+    def _end_download(self) -> None:
+        if self._download is not None:
+            self._download.stop()
+        self._download = None
+
     def _end_fetch(self) -> None:
+        self._end_download()
         if self._fetching is not None:
             obj, _, part = self._fetching
             self._transport.unsubscribe(self._messages.topics.published_state(obj.manifest.sha256[:16], "+"))

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_CHUNK_BYTES",
     "MAX_OBJECT_BYTES",
+    "Address",
     "Addressee",
     "Bytes",
     "Checksum",
@@ -55,6 +56,8 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OptionalSha256 = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 RunId = Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
 """Tells a run from every other of its name; empty where nobody has made one."""
+Address = Annotated[str, Meta(max_length=2048)]
+"""Of HTTP; whoever would follow it looks at it first (`fedcore.web.origins`)."""
 Checksum = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 RoundNumber = Annotated[int, Meta(ge=0, le=2**31 - 1)]

@@ -294,7 +294,7 @@ def after_rule(
     """
     from fedcore.model.combine import Combined
     from fedcore.model.lanes import Unmasked
-    from fedcore.model.update import add_updates
+    from fedcore.model.update import HandedOut, add_updates
     from fedcore.numbers.accumulator import RunningSum
 
     training, schema = plan.training, plan.model_schema
@@ -304,5 +304,8 @@ def after_rule(
     if not isinstance(rule, Mean):
         return state.after(Combined(list(updates), plan, rule), step=step, momentum=momentum, plain=known)
     total = RunningSum(training.shapes(schema), known)
-    add_updates(updates, plan, total)
+    if isinstance(updates, HandedOut):
+        updates.adder(updates, plan, total)
+    else:
+        add_updates(updates, plan, total)
     return state.after(rule.of(total), step=step, momentum=momentum, plain=known)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import reprlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,8 +28,10 @@ from fedcore.round.measurement import check_measurement
 from fedcore.round.plan import Plan
 
 __all__ = [
+    "Adder",
     "CheckedUpdate",
     "Columns",
+    "HandedOut",
     "IndexedUpdate",
     "WeightedUpdate",
     "add_updates",
@@ -78,6 +80,23 @@ class WeightedUpdate:
     header: UpdateHeader
     weight: int
     clip: Clip | None = None
+
+
+Adder = Callable[[Sequence[WeightedUpdate], Plan, RunningSum], None]
+"""Adds updates to a round's exact sum, as `add_updates` does and to the same bits, whoever does the work."""
+
+
+class HandedOut(list[WeightedUpdate]):
+    """A round's updates, with who adds them up.
+
+    Args:
+        updates: In any order.
+        adder: Who.
+    """
+
+    def __init__(self, updates: Iterable[WeightedUpdate], adder: Adder) -> None:
+        super().__init__(updates)
+        self.adder = adder
 
 
 def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:

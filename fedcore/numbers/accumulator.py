@@ -264,6 +264,24 @@ class RunningSum:
             parts = [share.part for share in those if isinstance(share.part, RowScaled)]
             _add_scaled(total[:, start:stop], parts, [share.weight for share in those])
 
+    def take(self, name: str, total: NDArray[np.int64], having: NDArray[np.int64] | None = None) -> None:
+        """Add what another sum of the same round has of entry `name`: of other participants, whose examples are counted
+        here.
+
+        Args:
+            name: The entry.
+            total: As `sums` has it.
+            having: As `having` has it.
+        """
+        self._sums[name] += total
+        if having is not None:
+            self._having[name] += having
+
+    @property
+    def having(self) -> Mapping[str, NDArray[np.int64]]:
+        """Of entries whose mean is by column: how much those weigh together who have each column."""
+        return self._having
+
     def sums(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
         """Each entry's weighted sum in units of 2**-32, which is not to be changed."""
         yield from self._sums.items()

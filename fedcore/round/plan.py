@@ -10,7 +10,17 @@ import msgspec
 
 from fedcore.config.sections import TaskSection
 from fedcore.errors import MalformedMessage
-from fedcore.fields.checked import Checksum, ChunkBytes, Name, OptionalSha256, RoundNumber, RunId, Sha256, UnixSeconds
+from fedcore.fields.checked import (
+    Address,
+    Checksum,
+    ChunkBytes,
+    Name,
+    OptionalSha256,
+    RoundNumber,
+    RunId,
+    Sha256,
+    UnixSeconds,
+)
 from fedcore.fields.manifest import Manifest
 from fedcore.fields.types import BaseKind
 from fedcore.round.measurement import NodeEvaluation
@@ -25,6 +35,7 @@ __all__ = [
     "Position",
     "PublishedObject",
     "StateObject",
+    "address_of",
     "cheapest_way",
     "objects_needed",
     "published_digest",
@@ -108,6 +119,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """The file that `training` names, in methods that ask for one."""
     evaluation: NodeEvaluation | None = None
     """What nodes hold out and measure; None where they do not."""
+    addresses: dict[Sha256, Address] = {}
+    """Where some of the objects also lie, by their hash: to be fetched from there by whoever trusts the server, and
+    for as long as the address holds."""
     run_id: RunId = ""
     """Tells this run from every other of its name; empty where all participants are in one process."""
     secure: SecureRound | None = None
@@ -153,6 +167,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
                 f"a matrix of the state has more than {_MAX_NUMBERS:,} numbers",
                 remedy="lower method.num_seeds or method.rank",
             )
+
+
+def address_of(plan: Plan | None, obj: PublishedObject) -> str:
+    """Where an object lies beside the broker, as a plan says; empty where it does not.
+
+    Args:
+        plan: The newest; None before there is one.
+        obj: Of the plan, or of one before.
+    """
+    return "" if plan is None else plan.addresses.get(obj.manifest.sha256, "")
 
 
 Position = tuple[int, int]

@@ -20,7 +20,7 @@ from coordinator.store.tables import TABLES
 from fedcore.config.passwords import read_password
 from fedcore.errors import ConfigError, RunError, StorageError
 
-__all__ = ["SCHEMA", "Away", "Connection", "begin_run", "connect", "in_our_words"]
+__all__ = ["SCHEMA", "Away", "Connection", "begin_run", "connect", "in_our_words", "make_table"]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 _TYPES: Final = {"name": 'text COLLATE "C"', "node": 'text COLLATE "C"'}
@@ -206,6 +206,23 @@ def begin_run(database: Database, name: str) -> Database:
             remedy="another name; or, where its folder is gone and nobody needs it, delete its row of fedkrso.runs",
         )
     return msgspec.structs.replace(database, key=key)
+
+
+def make_table(db: Connection, statement: str) -> None:
+    """Make one more table in the schema, where it is not there.
+
+    Args:
+        db: Outside of a transaction.
+        statement: That makes it, unless it is there.
+
+    Raises:
+        psycopg.Error: This user may not (`in_our_words`).
+    """
+    with db.transaction():
+        db.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
+        if db.execute("SELECT to_regnamespace('fedkrso') IS NULL").fetchone() == (True,):
+            db.execute("CREATE SCHEMA fedkrso")
+        db.execute(statement)
 
 
 def _make_tables(db: Connection) -> None:

@@ -59,8 +59,21 @@ OF_A_ROUND = {
     ),
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
-    "add_updates": ("fedcore/methods/interface.py", "fedcore/methods/fed3r.py", "fedcore/model/stacking.py"),
-    "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/lanes.py", "fedcore/model/stacking.py"),
+    # A round's whole sum, or one that is handed out to nobody.
+    "add_updates": (
+        "fedcore/methods/interface.py",
+        "fedcore/methods/fed3r.py",
+        "fedcore/model/stacking.py",
+        "coordinator/sums/adder.py",
+    ),
+    "WeightedUpdate": (
+        ENGINE,
+        BENCH,
+        "fedcore/model/lanes.py",
+        "fedcore/model/stacking.py",
+        # As a worker finds them written.
+        "coordinator/sums/task.py",
+    ),
     "check_update": ("coordinator/rounds/policy.py", "fedcore/model/lanes.py"),
     "clip_for": ("coordinator/rounds/policy.py",),
     "admit": ("coordinator/messages/reception.py", TRIALS, "research/experiment.py"),
