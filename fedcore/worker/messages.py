@@ -25,6 +25,7 @@ from fedcore.worker.serving import (
     Stop,
     Token,
 )
+from fedcore.worker.work import Work, Worked
 
 __all__ = [
     "Adopt",
@@ -50,6 +51,8 @@ __all__ = [
     "Traced",
     "Train",
     "Trained",
+    "Work",
+    "Worked",
 ]
 
 
@@ -196,6 +199,7 @@ Command = (
     | LoadPart
     | Begin
     | Finish
+    | Work
 )
 
 
@@ -341,5 +345,6 @@ Event = (
     | PartLoaded
     | Begun
     | Finished
+    | Worked
     | Failed
 )
