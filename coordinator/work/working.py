@@ -18,17 +18,22 @@ from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Event, Failed, Worked
 from fedcore.worker.process import WorkerDied, WorkerProcess
 
-__all__ = ["Working", "performed"]
+__all__ = ["Done", "Working", "performed"]
 
 _FACT = "work"
 
 
-class _Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True):
     """What the ledger has of the last work: floats decide it, so a run that goes on reads it and does it no second
     time."""
 
     key: str
     sha256: str
+
+    @classmethod
+    def of(cls, order: Order) -> Done:
+        """As it lies on the disk."""
+        return cls(order.command.key, sha256_of(order.path))
 
 
 class Working:
@@ -47,10 +52,8 @@ class Working:
     def begin(self, order: Order) -> None:
         """Start it; where an earlier life of the coordinator had it done, it is done."""
         self._order = order
-        known = self._ledger.fact(_FACT, _Done)
-        if known is not None and known.key == order.command.key:
-            if order.path.exists() and sha256_of(order.path) == known.sha256:
-                return
+        if order.path.exists() and self._ledger.fact(_FACT, Done) == Done.of(order):
+            return
         self._worker = WorkerProcess(
             self._events.put, order.log, prepare=limited(order.memory_bytes, order.command.threads)
         )
@@ -81,7 +84,7 @@ class Working:
             if not isinstance(event, Worked):
                 return None
             self.stop()
-            self._ledger.put_fact(_FACT, _Done(order.command.key, sha256_of(order.path)))
+            self._ledger.put_fact(_FACT, Done.of(order))
         self._order = None
         return order
 

@@ -23,8 +23,7 @@ from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
 from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
-from fedcore.round.training.block import BlockTraining
-from fedcore.round.training.dense import DenseTraining
+from fedcore.round.training.dense import BlockTraining, DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining

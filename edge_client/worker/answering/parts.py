@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_client.worker.answering.finished import finished
+from edge_client.worker.architecture.cut import blocks_in, put_out, taken_in, without_weights
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.cut import blocks_in, put_out, taken_in, without_weights
 from fedcore.config.tasks import task_of
 from fedcore.errors import DataError, ModelError, WorkerError
 from fedcore.weights.checkpoint import Checkpoint, Tensors, feed_entry

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Split learning's halves. On a node the front: its texts go through the model's first blocks, once, without gradients,
 and what comes out is rounded and kept for the update. At the coordinator the back: all other layers train, in float32,
-on what nodes sent (`edge_client.worker.train.back` gives it to them, text by text).
+on what nodes sent (`edge_client.worker.programs.back` gives it to them, text by text).
 
 Either computes the whole model with a published state where it is measured. The back's weights lie on a node's disk and
 are not read there in a round (`Training.untouched`).
@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edge_client.worker.architecture.cut import blocks_in, passing_on, taken_in, without_weights
 from edge_client.worker.data.batches import portions
 from edge_client.worker.data.tasks import Encoded, outputs
 from edge_client.worker.methods.interface import ClientHalf, Kept
 from edge_client.worker.methods.whole.some import SomeLayers
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.cut import blocks_in, passing_on, taken_in, without_weights
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ModelError
 from fedcore.numbers.accumulator import RowScaled, quantise_rows

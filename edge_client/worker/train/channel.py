@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from edge_client.worker.architecture.cut import blocks_in, put_out
 from edge_client.worker.data.batches import Encoded
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
-from edge_client.worker.model.cut import blocks_in, put_out
 from fedcore.errors import ModelError
 from fedcore.round.plan import Plan
 from fedcore.subspaces.rows.gaussian import GAUSSIAN_SQUARES, QUANTILES

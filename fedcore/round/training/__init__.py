@@ -58,9 +58,8 @@ from fedcore.round.training.base import (
     Training,
     merged_entries,
 )
-from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.channel import ChannelTraining
-from fedcore.round.training.dense import DenseCodec, DenseTraining
+from fedcore.round.training.dense import BlockTraining, DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining

@@ -4,6 +4,7 @@ is; what comes out of them, the activations, goes up, and the rest of the model,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -18,8 +19,8 @@ from fedcore.fields.checked import Positive
 from fedcore.numbers.coding import Coding
 from fedcore.round.header import UpdateHeader
 from fedcore.round.training.base import Shapes, Training
-from fedcore.round.training.block import blocks_of
 from fedcore.round.training.channel import ChannelTraining
+from fedcore.round.training.dense import blocks_of
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
 __all__ = [
@@ -73,7 +74,7 @@ class SplitTraining(Training, frozen=True, kw_only=True, tag_field="method", tag
     @property
     def work(self) -> str:
         """Trains the back."""
-        return "edge_client.worker.train.back:trained_back"
+        return "edge_client.worker.programs.back:trained_back"
 
     @property
     def worked(self) -> SplitTraining:
@@ -157,7 +158,7 @@ class SplitTraining(Training, frozen=True, kw_only=True, tag_field="method", tag
         end = next((place for place, mark in enumerate(marks) if not mark), len(marks))
         begins = [place for place, mark in enumerate(marks[:end]) if mark == BEGINS]
         whole = set(marks[:end]) <= {BEGINS, GOES_ON} and not any(marks[end:]) and begins[:1] == [0]
-        longest = max((stop - start for start, stop in zip(begins, [*begins[1:], end], strict=True)), default=0)
+        longest = max((stop - start for start, stop in itertools.pairwise([*begins, end])), default=0)
         if not whole or len(begins) != header.examples or longest > task.max_length:
             words = f"{len(begins)} texts of up to {longest} tokens where {header.examples} were announced"
             raise UpdateRefused(words, place=header.node)

@@ -45,6 +45,8 @@ CHUNK_BYTES = 4096
 ENGINE = "coordinator/run/model.py"
 # It times what the engine calls.
 BENCH = "coordinator/commands/bench_aggregate.py"
+# It makes one update of many.
+BACK = "edge_client/worker/programs/back.py"
 # It tries settings by the engine.
 TRIALS = "fedkrso/tuning/trials.py"
 OF_A_ROUND = {
@@ -60,8 +62,9 @@ OF_A_ROUND = {
     "Combined": ("fedcore/methods/interface.py",),
     "after_stacking": ("fedcore/methods/",),
     "add_updates": ("fedcore/methods/interface.py", "fedcore/methods/fed3r.py", "fedcore/model/stacking.py"),
-    "WeightedUpdate": (ENGINE, BENCH, "fedcore/model/lanes.py", "fedcore/model/stacking.py"),
-    "check_update": ("coordinator/rounds/policy.py", "fedcore/model/lanes.py"),
+    "WeightedUpdate": (ENGINE, BENCH, BACK, "fedcore/model/lanes.py", "fedcore/model/stacking.py"),
+    # The engine reads what a worker of its own made.
+    "check_update": ("coordinator/rounds/policy.py", ENGINE, "fedcore/model/lanes.py"),
     "clip_for": ("coordinator/rounds/policy.py",),
     "admit": ("coordinator/messages/reception.py", TRIALS, "research/experiment.py"),
     "GlobalModel": ("coordinator/run/service.py", TRIALS, "research/experiment.py"),

@@ -8,7 +8,7 @@ from edge_client.worker.methods.interface import Kept
 from edge_client.worker.methods.whole.some import SomeLayers
 from edge_client.worker.model.built import BuiltModel
 from fedcore.round.training import BlockTraining, Training
-from fedcore.round.training.block import blocks_of
+from fedcore.round.training.dense import blocks_of
 
 __all__ = ["FedCyBGD"]
 

@@ -88,6 +88,7 @@ _LONG = pytest.mark.chaos
         pytest.param("fedcybgd", {}, 4, False, marks=_LONG),
         pytest.param("spafl", {}, 4, False, marks=_LONG),
         pytest.param("fedbpt", {}, 8, False, marks=_LONG),
+        pytest.param("split", {"front": 2, "tokens": 1024}, 8, False, marks=_LONG),
         pytest.param("fedpeptao", {"shared_part": 1.0}, 4, False, marks=_LONG),
         pytest.param("fedavg-peft", {"peft": IA3()}, 8, False, marks=_LONG),
         pytest.param("fedavg-peft", {"peft": VeRA()}, 4, False, marks=_LONG),
@@ -161,9 +162,9 @@ def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> Non
     # So few words that the loss is small beside the layers.
     folder = make_llama(layers=2, width=64, vocabulary=256)
     numbers = sum(layer.rows * layer.columns for layer in describe(Checkpoint(folder), WORDS).layers)
-    # All but the one that needs a head: tests/contract/test_head_start.py.
+    # All but those that need a head.
     names = [
-        kind.__struct_config__.tag for kind in settings_by_name().values() if kind.__struct_config__.tag != "fed3r"
+        tag for kind in settings_by_name().values() if (tag := kind.__struct_config__.tag) not in ("fed3r", "split")
     ]
     found = {str(name): of(folder, training(str(name))) for name in names}
 

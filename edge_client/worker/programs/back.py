@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edge_client.worker.architecture.cut import put_out
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.split import SplitBack
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.cut import put_out
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
