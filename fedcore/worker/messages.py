@@ -11,7 +11,7 @@ from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.weights.schema import ModelSchema
-from fedcore.worker.exchange import ArtefactMade, Imported, ImportModel, MakeArtefact, WriteGguf, Written
+from fedcore.worker.exchange import ArtefactMade, FileCommand, FileEvent, MakeArtefact
 from fedcore.worker.parts import Begin, Begun, Finish, Finished, LoadPart, PartLoaded
 from fedcore.worker.serving import (
     Answer,
@@ -188,14 +188,12 @@ Command = (
     | Train
     | StepDown
     | Evaluate
-    | MakeArtefact
+    | FileCommand
     | Answer
     | Load
     | Generate
     | Classify
     | Stop
-    | ImportModel
-    | WriteGguf
     | LoadPart
     | Begin
     | Finish
@@ -334,14 +332,12 @@ Event = (
     | Progress
     | Trained
     | Evaluated
-    | ArtefactMade
+    | FileEvent
     | Answered
     | Loaded
     | Token
     | Generated
     | Classified
-    | Imported
-    | Written
     | PartLoaded
     | Begun
     | Finished

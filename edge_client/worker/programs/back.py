@@ -70,6 +70,8 @@ def trained_back(work: Work) -> Worked:
         _, trained = trainer.train(plan, _memory_steps(plan), Path(work.path))
     finally:
         handle.remove()
+        # Not kept beside the updates, which have a time to go.
+        texts.path.unlink(missing_ok=True)
     return Worked(trained.loss, time.monotonic() - started, peak_bytes())
 
 
@@ -103,7 +105,7 @@ class _Texts:
 
     def __init__(self, work: Work, path: Path) -> None:
         plan = work.plan
-        self._path, self._task = path, plan.task
+        self.path, self._task = path, plan.task
         self._kind = np.int8 if plan.training.bits <= 8 else np.int16
         self._spans: list[tuple[int, int]] = []
         self._targets: list[float] = []

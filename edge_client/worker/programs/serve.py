@@ -38,7 +38,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.weights.checkpoint import Checkpoint
-from fedcore.worker.exchange import ImportModel, WriteGguf
+from fedcore.worker.exchange import AlignEmulator, ImportModel, WriteGguf
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
@@ -120,6 +120,10 @@ class Worker:
                 return self.parts.finish(command)
             case Work():
                 return worked(command)
+            case AlignEmulator():
+                from edge_client.worker.programs.align import aligned
+
+                return aligned(command)
             case ImportModel(path, folder):
                 return imported(Path(path), Path(folder))
             case WriteGguf(folder, path, stored, description):

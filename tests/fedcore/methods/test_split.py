@@ -145,7 +145,11 @@ def test_keys_that_mean_nothing_are_refused(keys: str, words: str, tmp_path: Pat
         ("[broker]", '[head]\nstart = "ridge"\n[broker]', "trains the head at the coordinator"),
         ("[broker]", '[safety]\nrule = "median"\n[broker]', "each of a text that no other node has"),
         ("[broker]", '[round]\nkind = "buffered"\nbuffer_size = 1\n[broker]', "buffered"),
-        ("[broker]", "[privacy.node]\nclip = 0.5\ndelta = 1e-3\nnoise_multiplier = 1.0\n[broker]", "each of a text that no other node has"),
+        (
+            "[broker]",
+            "[privacy.node]\nclip = 0.5\ndelta = 1e-3\nnoise_multiplier = 1.0\n[broker]",
+            "each of a text that no other node has",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(old: str, new: str, words: str, tmp_path: Path) -> None:

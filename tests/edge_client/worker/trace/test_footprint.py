@@ -84,6 +84,9 @@ _LONG = pytest.mark.chaos
         pytest.param("fedkrso", {"moments": "averaged"}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "rows"}, 8, False, marks=_LONG),
         pytest.param("fedtt", {}, 4, False, marks=_LONG),
+        # A core of U trains, then one of D.
+        pytest.param("fedtt+", {}, 8, False, marks=_LONG),
+        pytest.param("fedtt+", {"server_round": 2}, 8, False, marks=_LONG),
         pytest.param("slora", {}, 4, False, marks=_LONG),
         pytest.param("fedcybgd", {}, 4, False, marks=_LONG),
         pytest.param("spafl", {}, 4, False, marks=_LONG),
@@ -104,7 +107,8 @@ def test_the_prediction_is_close_to_real_steps_of_each_method(
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=128)
     # RoLoRA trains A, which keeps what B does not, in even rounds: the plan is for those. Measured rounds are the
     # first.
-    found = training(name, 2 if name == "rolora" else 1, batch_size=8, **settings)
+    settings = {"server_round": 2 if name == "rolora" else 1, "batch_size": 8, **settings}
+    found = training(name, **settings)
     memory = MemoryPlan(micro_batch_size=micro_batch_size, checkpointing=checkpointing)
     request = Request(
         model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory, training=found
