@@ -43,7 +43,7 @@ def pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def without_weights(block: nn.Module) -> None:
     """Have a block give out what it gets, for good, and let go of its weights."""
-    block.forward = pass_on  # type: ignore[assignment]
+    block.forward = pass_on
     for parameter in block.parameters():
         parameter.data = parameter.data.new_empty(0)
 
@@ -52,7 +52,7 @@ def without_weights(block: nn.Module) -> None:
 def passing_on(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Inside, blocks give out what they get."""
     for block in blocks:
-        block.forward = pass_on  # type: ignore[assignment]
+        block.forward = pass_on
     try:
         yield
     finally:

@@ -110,7 +110,8 @@ class _Middle:
             said = block(hidden, *rest, **named)
             hidden = said[0] if isinstance(said, tuple) else said
         real = inputs["attention_mask"].bool()
-        return (hidden[real] - wanted[real]).square().mean() / wanted[real].square().mean()
+        found: Tensor = (hidden[real] - wanted[real]).square().mean() / wanted[real].square().mean()
+        return found
 
     @contextmanager
     def _seen(self) -> Iterator[tuple[list[tuple[tuple[Any, ...], dict[str, Any]]], list[Tensor]]]:
