@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcore.errors import ModelError
 
-__all__ = ["blocks_in", "pass_on", "passing_on", "put_out", "taken_in", "without_weights"]
+__all__ = ["blocks_in", "each_text", "pass_on", "passing_on", "put_out", "taken_in", "without_weights"]
 
 
 def blocks_in(module: nn.Module, place: str) -> nn.ModuleList:
@@ -34,6 +34,18 @@ def blocks_in(module: nn.Module, place: str) -> nn.ModuleList:
         if isinstance(found, nn.ModuleList) and len(found) == count:
             return found
     raise ModelError(f"its {count} blocks are in no list", place=place)
+
+
+def each_text(hidden: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """The hidden states (t, n) of each text of a micro-batch, as views.
+
+    Args:
+        hidden: Of texts side by side (b, t, n), with padding behind them, or end to end in one row (1, t, n).
+        lengths: Tokens of each.
+    """
+    if tuple(hidden.shape[:2]) == (1, sum(lengths)):
+        return list(hidden[0].split(list(lengths)))
+    return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
 
 def pass_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_client.worker.architecture.cut import blocks_in, passing_on, taken_in, without_weights
+from edge_client.worker.architecture.cut import blocks_in, each_text, passing_on, taken_in, without_weights
 from edge_client.worker.data.batches import portions
 from edge_client.worker.data.tasks import Encoded, outputs
 from edge_client.worker.methods.interface import ClientHalf, Kept
@@ -157,11 +157,11 @@ class SplitFront(SomeLayers):
                 outputs(self._model, batch, pad_id, torch_device)
         finally:
             handle.remove()
-        states = seen[0].float().cpu().numpy()
+        states = seen[0].float().cpu()
         if states.shape[2] != self._width:
             raise ModelError(f"hidden states have {states.shape[2]} numbers, not {self._width}", place="method.name")
-        for row, hidden in zip(batch, states, strict=True):
-            rounded = quantise_rows(hidden[: len(row.ids)] / np.float32(ACTIVATION_UNIT), self._bits, place=ACTIVATIONS)
+        for row, hidden in zip(batch, each_text(states, [len(row.ids) for row in batch]), strict=True):
+            rounded = quantise_rows(hidden.numpy() / np.float32(ACTIVATION_UNIT), self._bits, place=ACTIVATIONS)
             self._found.numbers.append(rounded.q.astype(np.int8 if self._bits <= 8 else np.int16))
             self._found.exponents.append(rounded.exponent)
             assert isinstance(row.target, int | float)

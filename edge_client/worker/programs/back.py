@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_client.worker.architecture.cut import put_out
+from edge_client.worker.architecture.cut import each_text, put_out
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.split import SplitBack
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.fused import fuse
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer
@@ -60,6 +61,7 @@ def trained_back(work: Work) -> Worked:
     assert isinstance(half, SplitBack)
     # Norms and activations as nodes compute them, also where these have the back.
     fuse(replica.model.module)
+    leave_padding_out(replica.model, _CPU)
     texts = _Texts(work, folder / "activations.bin")
     rows = texts.rows(replica.model)
     handle = put_out(half.last, texts.given)
@@ -151,11 +153,11 @@ class _Texts:
         self._part = part
 
     def given(self, said: Tensor) -> Tensor:
-        """Their activations (b, t, n), in the place of what the front gives out."""
+        """Their activations, in the place of what the front gives out, (b, t, n) or all in one row."""
         given = torch.zeros_like(said)
-        for place, row in enumerate(self._part):
-            start, stop = self._spans[self._of[id(row)]]
-            given[place, : stop - start] = self._numbers[start:stop].to(said.dtype) * self._scales[start:stop, None]
+        for view, row in zip(each_text(given, [len(row.ids) for row in self._part]), self._part, strict=True):
+            rows = slice(*self._spans[self._of[id(row)]])
+            view.copy_(self._numbers[rows].to(said.dtype) * self._scales[rows, None])
         return given
 
     def _leave_out(self, part: Part, texts: int, plan: Plan) -> None:

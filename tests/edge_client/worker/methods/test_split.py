@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from method_runs import CPU, WHOLE, Run, values_of
+from method_runs import CPU, HEAD_TASK, WHOLE, Run, values_of
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -22,6 +22,7 @@ from edge_client.worker.architecture.cut import put_out
 from edge_client.worker.data.batches import portions
 from edge_client.worker.data.tasks import Encoded, batches, outputs
 from edge_client.worker.methods.split import SplitBack, SplitFront
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs import back
 from edge_client.worker.programs.back import _Texts
 from edge_client.worker.programs.files import worked
@@ -35,6 +36,7 @@ from fedcore.methods.split import SplitSettings
 from fedcore.round.training.split import ACTIVATION_UNIT, TARGET_UNIT
 from fedcore.weights.quantise import dequantise_weight, quantise_weight
 from tests.contract.reference import near
+from tests.edge_client.worker.answering.two_parts import two_parts
 
 LAYERS, FRONT = 3, 1
 
@@ -254,3 +256,22 @@ def test_who_may_weigh_less_has_fewer_texts_taken(run: Run, tmp_path: Path) -> N
 def test_a_front_that_leaves_no_block_is_refused(make_llama: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"method.front: 2 blocks on a node.*none is left to train \(lower it to 1"):
         Run(settings(front=2), make_llama(layers=2), tmp_path)
+
+
+def test_texts_end_to_end_have_the_activations_that_they_have_with_padding(tmp_path: Path) -> None:
+    folder = two_parts("bert", tmp_path)[1]
+    task = msgspec.structs.replace(HEAD_TASK, pooling="mean")
+    run = Run(settings(front=2), folder, tmp_path / "run", of_task=task)
+    rows = [Encoded(tuple(range(4, 5 + size)), (0,) * (size + 1), size % 3) for size in (2, 9, 5, 14)]
+    replica, found = run.replica("a"), []
+    half = replica.half
+    assert isinstance(half, SplitFront)
+    for end_to_end in (False, True):
+        assert leave_padding_out(replica.model, CPU) if end_to_end else True
+        half.open(run.plan(1), "a", 0)
+        half.gather(rows, task, replica.model.pad_id, CPU, first=True)
+        half.measure(0, lambda: 0.0)
+        found.append(dict(half.changes()))
+    assert replica.model.padding.end_to_end and np.array_equal(found[0]["/texts"], found[1]["/texts"])
+    one, other = (values["/activations/0"] for values in found)
+    assert one.any() and np.abs(one - other).max() < 1e-3 * np.abs(one).max()
