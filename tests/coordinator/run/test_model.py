@@ -55,6 +55,7 @@ OF_A_ROUND = {
     "after_rule": ("fedcore/methods/",),
     "exact_mean": (
         "fedcore/methods/seeded/fedkseed.py",
+        "fedcore/methods/split.py",
         "fedcore/methods/whole/fedcybgd.py",
         "fedcore/methods/prompts/fedpeptao.py",
         "examples/own_method/",
