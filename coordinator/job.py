@@ -256,6 +256,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.calibration is not None and not made_from_text:
             words = f"{self.method.name} as it is here needs no text"
             raise ConfigError(words, place="calibration", remedy="leave it out")
+        if (why := self.method.needs_head) and task_of(self.task).outputs() is None:
+            remedy = "use another method, or a task with labels"
+            raise ConfigError(f"{self.task.kind} has no new head: {why}", place="method.name", remedy=remedy)
         if self.task.pack and self.method.virtual_tokens:
             words = "virtual tokens stand before one text, not before several in one row"
             raise ConfigError(words, place="task.pack", remedy="leave it out")

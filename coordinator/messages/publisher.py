@@ -100,6 +100,20 @@ class Publisher:
         """The broker may have lost what it was to retain."""
         self._artefact_retained = False
 
+    def again(self, plan: Plan | None, published: int, objects: Objects) -> None:
+        """The link is there again: a broker without persistence has forgotten what was retained.
+
+        Args:
+            plan: The present one.
+            published: Round of the newest published state; 0 for none.
+            objects: All published objects.
+        """
+        self.forgotten()
+        if published and objects:
+            self.published_state(published, objects)
+        if plan is not None:
+            self.plan(plan)
+
     def plan(self, plan: Plan) -> None:
         """The present plan, to all; before the first one the run's artefact, which a node needs before it loads a
         model.

@@ -9,109 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from coordinator.channel.errors import channel_training
-from coordinator.job import EvaluationSection, SafetySection
-from coordinator.rounds.policy import Outlier, clips_beside, outliers, round_shares
+from coordinator.rounds.policy import Outlier, Shares, clips_beside, outliers, round_shares
 from coordinator.run.keeping import Keeping
+from coordinator.run.learning import Learning
 from coordinator.run.measured import pooled
-from coordinator.run.prepare import Prepared
-from coordinator.run.private import Private, require_noise
+from coordinator.run.private import require_noise
 from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
-from fedcore.config.channel import ChannelSection
-from fedcore.config.sections import HeadSection, TaskSection
+from coordinator.work.order import Order, order_of
+from coordinator.work.working import performed
 from fedcore.errors import BaseDamaged
-from fedcore.fields.types import BaseKind
 from fedcore.methods import server_half
-from fedcore.methods.beside.secure import SecureSection
-from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.model.state import ExactState, PublishedState, model_digest
-from fedcore.model.update import Adder, HandedOut, WeightedUpdate, add_updates
+from fedcore.model.update import Adder, HandedOut, WeightedUpdate, add_updates, check_update
+from fedcore.numbers.clip import Clip
 from fedcore.numbers.rules import Mean, Rule
 from fedcore.privacy.noise import NoisyMean
 from fedcore.round.artefact import read_artefact
 from fedcore.round.checksums import checksums
+from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
-from fedcore.round.secure import SecureRound
-from fedcore.round.staleness import NONE_BEHIND, Staleness, product
+from fedcore.round.staleness import product
 from fedcore.round.training import AnyTraining, Training
 from fedcore.weights.checkpoint import Checkpoint
-from fedcore.weights.schema import ModelSchema
 from fedcore.wire.files import manifest_of
+from fedcore.worker.work import WORKS
 
 __all__ = ["Closed", "GlobalModel", "Learning"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Learning:
-    """What is learned, and how: all that decides a round's result beside the updates.
-
-    Attributes:
-        method: Settings.
-        seed: Of the run.
-        task: What the model does; labels are a list.
-        base_kind: How the frozen base is held.
-        schema: What of the model is trained.
-        model_folder: The checkpoint's.
-        artefact: SHA-256 of the run's artefact in its folder; empty where the method asks for none.
-        safety: What one participant may do to a round.
-        evaluation: What is measured, and where; of what is learned it changes that rows held out are not trained on.
-        run_id: Tells the run from every other of its name.
-        head: What a new head begins with.
-        secure: How updates are masked; None where they are not.
-        private: What is promised of privacy; None for nothing.
-        staleness: What updates that are behind count.
-        channel: What local training's embeddings come over; None for nothing.
-    """
-
-    method: MethodSettings
-    seed: int
-    task: TaskSection
-    base_kind: BaseKind
-    schema: ModelSchema
-    model_folder: Path
-    artefact: str = ""
-    safety: SafetySection = SafetySection()
-    evaluation: EvaluationSection | None = None
-    run_id: str = ""
-    head: HeadSection = HeadSection()
-    secure: SecureSection | None = None
-    private: Private | None = None
-    staleness: Staleness = NONE_BEHIND
-    channel: ChannelSection | None = None
-
-    @classmethod
-    def of(cls, prepared: Prepared, run_id: str) -> Learning:
-        """Of a job."""
-        job = prepared.job
-        return cls(
-            method=job.method,
-            seed=job.seed,
-            task=job.task,
-            base_kind=job.model.base,
-            schema=prepared.schema,
-            model_folder=prepared.model_folder,
-            artefact=prepared.artefact,
-            safety=job.safety,
-            evaluation=job.evaluation,
-            run_id=run_id,
-            head=job.head,
-            secure=job.secure_aggregation,
-            private=prepared.private,
-            staleness=job.staleness,
-            channel=job.channel,
-        )
-
-    def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
-        """What a plan for so many nodes says of masks."""
-        limits = self.safety.norm_bound, self.safety.max_examples
-        return None if self.secure is None else self.secure.asked(nodes, *limits, training.share)
 
 
 @dataclass(frozen=True)
@@ -141,6 +72,19 @@ class Closed:
         for node, far in self.outliers.items():
             words = f"norm {far.norm:.6g} where the median is {far.median:.6g}: scaled by {far.clip.factor:.6g}"
             yield "outlier", node, f"round {self.row.round}: {words}"
+
+
+class _Counted(NamedTuple):
+    """What a round's updates count, by participant: `weighted` has it all, the rest is for the round's row."""
+
+    headers: dict[str, UpdateHeader]
+    rule: Rule
+    shares: Shares
+    norms: dict[str, float]
+    far: Mapping[str, Outlier]
+    clips: Mapping[str, Clip | None]
+    stale: Mapping[str, tuple[int, Clip | None]]
+    weighted: list[WeightedUpdate]
 
 
 class GlobalModel:
@@ -244,24 +188,75 @@ class GlobalModel:
         self._keeping.save_state(self.state)
         return Closed(objects, RoundRow(plan.round, people, 0, 0, 0.0, found.unmasked.loss / max(1, len(people))), 0)
 
-    def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int) -> Closed:
-        """Take a round's updates into the state, each with its share, and write its published state and the state to
-        disk.
+    def order(self, plan: Plan, updates: Sequence[UpdateRow]) -> Order | None:
+        """What a worker has to do before a round can be closed; None where the sum of its updates is what it comes to.
+
+        Args:
+            plan: The round's.
+            updates: Of the participants, as they were admitted.
+        """
+        if not plan.training.work:
+            return None
+        learning, start = self._learning, self.start_state(plan.training)
+        weighted, digest = self._counted(plan, updates).weighted, model_digest(self.base.digest(), start)
+        folder, room = self._folder.root / "work", learning.method.work_memory_bytes
+        return order_of(plan, updates, weighted, (start, digest), learning.model_folder, folder, room)
+
+    def close(self, plan: Plan, updates: Sequence[UpdateRow], chunk_bytes: int, done: Order | None = None) -> Closed:
+        """Take a round's updates into the state, each with its share, or what work made of them, and write its
+        published state and the state to disk.
 
         Args:
             plan: The round's.
             updates: Of the participants, as they were admitted.
             chunk_bytes: Of transfers.
+            done: `order`, where there is one and it is done; else it is done here.
 
         Raises:
             UpdateRefused: An update's file is not what was admitted any more.
         """
+        found = self._counted(plan, updates)
+        headers, said, weighted = found.headers, plan, found.weighted
+        loss = sum(header.loss for header in headers.values()) / len(headers)
+        if (order := done or self.order(plan, updates)) is not None:
+            order = done or performed(order)
+            said = msgspec.structs.replace(plan, training=plan.training.worked)
+            header = check_update(order.path, said, WORKS, WORKS).header
+            weighted, loss = [WeightedUpdate(order.path, header, 1)], header.loss
+        # A method that only has the mean takes no rule: jobs with another one are refused.
+        chosen = () if type(found.rule) is Mean else (found.rule,)
+        self.state = self._half.aggregate(self.state, said, HandedOut(weighted, self._adder), *chosen)
+        if isinstance(found.rule, NoisyMean):
+            require_noise(found.rule)
+        objects = self._write(plan, chunk_bytes)
+        self._keeping.save_state(self.state)
+        row = RoundRow(
+            plan.round,
+            participants=tuple(headers),
+            uplink_bytes=0,
+            downlink_bytes=0,
+            seconds=0.0,
+            train_loss=loss,
+            norms=found.norms,
+            clipped={node: clip.factor for node, clip in found.clips.items() if clip is not None},
+            capped={node: (headers[node].examples, found.shares.weights[node]) for node in found.shares.capped},
+            stale={
+                node: (behind, 1.0 if clip is None else clip.factor) for node, (behind, clip) in found.stale.items()
+            },
+        )
+        measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
+        pool = pooled(measured, self._learning.safety, self._learning.task)
+        return Closed(objects, row, found.shares.limit, pool, found.far)
+
+    def _counted(self, plan: Plan, updates: Sequence[UpdateRow]) -> _Counted:
+        """What each of a round's updates counts, and why."""
         headers = {row.header.node: row.header for row in updates}
-        claimed = {node: header.examples for node, header in headers.items()}
         rule: Rule = self._learning.safety.combining()
         if (private := self._learning.private) is not None:
             rule = private.rule(plan, updates, self._keeping.noise_key(plan.round)) or rule
-        shares = round_shares(claimed, plan.training.share if rule.weighted else "uniform", self._learning.safety)
+        share = plan.training.share if rule.weighted else "uniform"
+        claimed = {node: header.examples for node, header in headers.items()}
+        shares = round_shares(claimed, share, self._learning.safety)
         norms = {row.header.node: row.norm for row in updates if row.norm is not None}
         alike = self._keeping.norms(lambda number: self.training(number).phase == plan.training.phase)
         far = outliers(norms, alike, self._learning.safety)
@@ -272,27 +267,7 @@ class GlobalModel:
             WeightedUpdate(self._folder.root / row.file, row.header, shares.weights[node], scaled[node])
             for node, row in zip(headers, updates, strict=True)
         ]
-        # A method that only has the mean takes no rule: jobs with another one are refused.
-        chosen = () if type(rule) is Mean else (rule,)
-        self.state = self._half.aggregate(self.state, plan, HandedOut(weighted, self._adder), *chosen)
-        if isinstance(rule, NoisyMean):
-            require_noise(rule)
-        objects = self._write(plan, chunk_bytes)
-        self._keeping.save_state(self.state)
-        row = RoundRow(
-            plan.round,
-            participants=tuple(headers),
-            uplink_bytes=0,
-            downlink_bytes=0,
-            seconds=0.0,
-            train_loss=sum(header.loss for header in headers.values()) / len(headers),
-            norms=norms,
-            clipped={node: clip.factor for node, clip in clips.items() if clip is not None},
-            capped={node: (claimed[node], shares.weights[node]) for node in shares.capped},
-            stale={node: (behind, 1.0 if clip is None else clip.factor) for node, (behind, clip) in stale.items()},
-        )
-        measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
-        return Closed(objects, row, shares.limit, pooled(measured, self._learning.safety, self._learning.task), far)
+        return _Counted(headers, rule, shares, norms, far, clips, stale, weighted)
 
     def publish(self, objects: list[StateObject], row: RoundRow) -> None:
         """Have a closed round count. What comes before it is repeated after a kill, what comes after it may be told.

@@ -35,6 +35,7 @@ from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
 from coordinator.store.view import RunView
+from coordinator.work.working import Working
 from fedcore.errors import BrokerRefused
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
@@ -131,6 +132,7 @@ class Service:
         self._control = Control(
             ledger, self._machine, self.view, clocks, do=self._do, show=showing.show, tell=showing.told
         )
+        self._working = Working(ledger)
         self._secure = Leading(job, ledger, self._publisher.reply, self._note, clocks.steady)
         kept = Kept(folder, ledger, self._objects, self._secure)
         self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)
@@ -155,6 +157,7 @@ class Service:
                     self._turn()
         finally:
             self._measuring.stop()
+            self._working.stop()
             self._transport.stop()
             refuse_all(self._queue)
         return self.view
@@ -212,12 +215,7 @@ class Service:
                 self._gate.taken(event)
                 self._feed(*self._reception.received(topic, payload))
             case Connected():
-                # A broker without persistence has forgotten what was retained.
-                self._publisher.forgotten()
-                if self._machine.published and self._objects:
-                    self._publisher.published_state(self._machine.published, self._objects)
-                if self._plan is not None:
-                    self._publisher.plan(self._plan)
+                self._publisher.again(self._plan, self._machine.published, self._objects)
             case Disconnected(reason):
                 self._note("link", "", reason)
             case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
@@ -245,6 +243,8 @@ class Service:
         self._feed(*self._reception.idle(quiet=self._queue.empty()), *self._secure.tick(), e.Tick())
         if found := self._secure.sum():
             self._end(found.plan, self._model.close_sum(found, self._chunk_bytes))
+        if done := self._working.done():
+            self._end(done.plan, self._model.close(done.plan, done.updates, self._chunk_bytes, done))
         self._measuring.tick()
         self._showing.show()
 
@@ -306,17 +306,18 @@ class Service:
     def _close(self, server_round: int, participants: tuple[str, ...]) -> None:
         plan = self._plan
         assert plan is not None
-        # A large sum takes seconds: whoever looks sees why nothing else changes.
-        self._showing.show()
+        self._showing.show()  # A large sum takes seconds: whoever looks sees why nothing else changes.
         self._reception.round_over()
         counted = frozenset(participants)
         rows = counting(self._ledger, server_round, plan.max_staleness)
         updates = [row for row in rows if row.header.node in counted]
-        if plan.secure is None:
-            self._end(plan, self._model.close(plan, updates, self._chunk_bytes))
-        else:
+        if plan.secure is not None:
             # The rest comes with the nodes' answers.
             self._secure.close({row.header.node: self._folder.root / row.file for row in updates})
+        elif (order := self._model.order(plan, updates)) is not None:
+            self._working.begin(order)
+        else:
+            self._end(plan, self._model.close(plan, updates, self._chunk_bytes))
 
     def _end(self, plan: Plan, closed: Closed) -> None:
         row = msgspec.structs.replace(

@@ -7,7 +7,7 @@ registry (`fedcore.round.methods`).
 - `adapters`: small tensors beside frozen layers.
 - `prompts`: vectors before texts, or before keys and values.
 - `seeded`: coefficients of directions that every machine makes from a seed.
-- `fedkrso`, `fed3r`: without family.
+- `fedkrso`, `fed3r`, `split`: without family.
 - `beside`: what a job may have beside its method (buffered rounds, noise, masks), and what does not go together."""
 
 from __future__ import annotations

@@ -209,6 +209,9 @@ def require_head_start(head: HeadSection, task: TaskSection, training: AnyTraini
         return
     if isinstance(training, HeadTraining):
         raise ConfigError("fed3r is a head start already", place=place, remedy="leave it out")
+    if training.one_pass:
+        words = f"{training.method!r} trains the head at the coordinator"
+        raise ConfigError(words, place=place, remedy=_NO_HEAD)
     if not training.shares_model:
         raise ConfigError(f"with {training.method!r} every node keeps a head of its own", place=place, remedy=_NO_HEAD)
     if not isinstance(rule, Mean):

@@ -118,6 +118,16 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return ""
 
     @property
+    def needs_head(self) -> str:
+        """Why only tasks with a new head can be learned by it; empty where all can."""
+        return ""
+
+    @property
+    def work_memory_bytes(self) -> int:
+        """What a worker of the coordinator may take for a round's work (`Training.work`); 0 where there is none."""
+        return 0
+
+    @property
     def merges_every(self) -> int:
         """Rounds between merges of what was learned into the base; 0 for never."""
         return 0

@@ -32,6 +32,7 @@ __all__ = [
     "FactorLearned",
     "HeadLearned",
     "Learned",
+    "PartLearned",
     "ResidualLearned",
     "SparseLearned",
     "StackedLearned",
@@ -99,6 +100,16 @@ class DenseLearned(Learned[Training]):
     def change(self, layer: LayerSpec) -> NDArray[np.float32]:
         """The entry."""
         return self.state.entries[layer.name].values()
+
+
+class PartLearned(Learned[Training]):
+    """An entry of the layer's name that is its change, of some layers; the others stay as they are."""
+
+    def change(self, layer: LayerSpec) -> NDArray[np.float32]:
+        """The entry, or zero."""
+        if (entry := self.state.entries.get(layer.name)) is None:
+            return np.zeros((layer.rows, layer.columns), np.float32)
+        return entry.values()
 
 
 class BesideLearned(Learned[Training]):

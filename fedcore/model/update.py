@@ -106,8 +106,12 @@ def check_update(path: Path, plan: Plan, run: str, node: str) -> CheckedUpdate:
         UpdateRefused: Not an update for this round, with values outside the plan's bounds or those of exact sums, or a
             record is missing, foreign, repeated, damaged, or has another shape or precision than the plan says.
     """
-    header = _read_header(path, plan, run, node)
-    return CheckedUpdate(header, sum(squared_norm(record.part) for record, _ in _Records(path, plan, header).read()))
+    header, squared, training = _read_header(path, plan, run, node), 0, plan.training
+    for record, _ in _Records(path, plan, header).read():
+        squared += squared_norm(record.part)
+        if record.name in training.looked_at:
+            training.look(record.part.values().tolist(), plan.task, header)
+    return CheckedUpdate(header, squared)
 
 
 def add_updates(updates: Iterable[WeightedUpdate], plan: Plan, total: RunningSum) -> None:

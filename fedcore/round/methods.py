@@ -23,14 +23,14 @@ from fedcore.errors import ConfigError
 from fedcore.registry import METHODS
 from fedcore.round.training.adapter import AdapterTraining
 from fedcore.round.training.base import Training
-from fedcore.round.training.block import BlockTraining
-from fedcore.round.training.dense import DenseTraining
+from fedcore.round.training.dense import BlockTraining, DenseTraining
 from fedcore.round.training.directions import ScalarTraining, SketchTraining
 from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
 from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
+from fedcore.round.training.split import SplitTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
 from fedcore.round.training.threshold import ThresholdTraining
@@ -141,4 +141,5 @@ _own("fedbpt", EvolutionTraining, "prompts.fedbpt", "FedBPTSettings", "FedBPT", 
 _own("fedkseed", ScalarTraining, "seeded.fedkseed", "FedKSeedSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
 _own("fedkseed-pro", ScalarTraining, "seeded.fedkseed", "FedKSeedProSettings", "FedKSeed", "seeded.fedkseed:FedKSeed")
 _own("ferret", SketchTraining, "seeded.ferret", "FerretSettings", "Ferret", "seeded.ferret:Ferret")
+_own("split", SplitTraining, "split", "SplitSettings", "Split", "split:split_half")
 _own("fed3r", HeadTraining, "fed3r", "Fed3RSettings", "Fed3R", "fed3r:Fed3R")

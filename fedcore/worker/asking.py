@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from fedcore.errors import WorkerError
+from fedcore.system.processes import die_with_parent
 from fedcore.worker.failures import error_of
 from fedcore.worker.messages import Command, Event, Failed
 from fedcore.worker.process import WorkerDied, WorkerProcess
@@ -19,7 +21,9 @@ __all__ = ["ask_worker"]
 _WORKING_SHARE = 0.01
 
 
-def ask_worker(command: Command, log: Path, quiet_seconds: float = 300.0) -> Event:
+def ask_worker(
+    command: Command, log: Path, quiet_seconds: float = 300.0, prepare: Callable[[], None] = die_with_parent
+) -> Event:
     """One command to a fresh worker; its answer.
 
     A slow machine is waited for as long as it works: only who does nothing for a while is given up.
@@ -28,22 +32,20 @@ def ask_worker(command: Command, log: Path, quiet_seconds: float = 300.0) -> Eve
         command: What it is to do.
         log: File for the worker's own output.
         quiet_seconds: How long it may neither answer nor work.
+        prepare: Called in the child before the program starts.
 
     Raises:
         FedkrsoError: What the worker could not do, or that it died or hangs.
     """
     events: queue.Queue[Event | WorkerDied] = queue.Queue()
-    worker = WorkerProcess(events.put, log)
+    worker = WorkerProcess(events.put, log, prepare=prepare)
     try:
         worker.send(command)
         answer = _answer(events, worker.pid, quiet_seconds, log)
     finally:
         worker.stop()
     if isinstance(answer, WorkerDied):
-        last = answer.tail.splitlines()[-1] if answer.tail else "no output"
-        raise WorkerError(
-            f"the worker ended with {answer.returncode}: {last}", place=str(log), remedy="pip install 'fedkrso[train]'"
-        )
+        raise WorkerError(f"the worker {answer.words}", place=str(log), remedy="pip install 'fedkrso[train]'")
     if isinstance(answer, Failed):
         raise error_of(answer)
     return answer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker is asked that makes files: models in and out as GGUF, and a run's artefact."""
+"""What a worker is asked that makes files: models in and out as GGUF, emulators, and a run's artefact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from fedcore.fields.types import BaseKind
 from fedcore.round.training import AnyTraining
 from fedcore.weights.schema import ModelSchema
 
-__all__ = ["ArtefactMade", "ImportModel", "Imported", "MakeArtefact", "WriteGguf", "Written"]
+__all__ = [
+    "AlignEmulator",
+    "ArtefactMade",
+    "EmulatorAligned",
+    "FileCommand",
+    "FileEvent",
+    "ImportModel",
+    "Imported",
+    "MakeArtefact",
+    "WriteGguf",
+    "Written",
+]
 
 
 class ImportModel(msgspec.Struct, frozen=True, tag="import_model"):
@@ -71,3 +82,34 @@ class ArtefactMade(msgspec.Struct, frozen=True, tag="artefact_made"):
 
     texts: int
     tokens: int
+
+
+class AlignEmulator(msgspec.Struct, frozen=True, kw_only=True, tag="align_emulator"):
+    """Bring an emulator's middle nearer to the full model's, on text; its folder is written anew."""
+
+    full: str
+    folder: str
+    data: DataSection
+    rows: int
+    """Texts at most."""
+    steps: int
+    learning_rate: float
+    max_length: int = 128
+    """Tokens of a text."""
+    seed: int = 0
+    threads: int = 1
+
+
+class EmulatorAligned(msgspec.Struct, frozen=True, tag="emulator_aligned"):
+    """Answer to `AlignEmulator`."""
+
+    before: float
+    """Error of what comes out of the middle, in units of its mean square, on texts that nothing was aligned with."""
+    after: float
+    texts: int
+    """That it was aligned with."""
+    seconds: float
+
+
+FileCommand = ImportModel | WriteGguf | MakeArtefact | AlignEmulator
+FileEvent = Imported | Written | ArtefactMade | EmulatorAligned

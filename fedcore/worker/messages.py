@@ -11,7 +11,7 @@ from fedcore.device.memoryplan import Footprint, MemoryPlan
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, Measurement
 from fedcore.round.plan import ObjectKind, Plan
 from fedcore.weights.schema import ModelSchema
-from fedcore.worker.exchange import ArtefactMade, Imported, ImportModel, MakeArtefact, WriteGguf, Written
+from fedcore.worker.exchange import ArtefactMade, FileCommand, FileEvent, MakeArtefact
 from fedcore.worker.parts import Begin, Begun, Finish, Finished, LoadPart, PartLoaded
 from fedcore.worker.serving import (
     Answer,
@@ -25,6 +25,7 @@ from fedcore.worker.serving import (
     Stop,
     Token,
 )
+from fedcore.worker.work import Work, Worked
 
 __all__ = [
     "Adopt",
@@ -50,6 +51,8 @@ __all__ = [
     "Traced",
     "Train",
     "Trained",
+    "Work",
+    "Worked",
 ]
 
 
@@ -185,17 +188,16 @@ Command = (
     | Train
     | StepDown
     | Evaluate
-    | MakeArtefact
+    | FileCommand
     | Answer
     | Load
     | Generate
     | Classify
     | Stop
-    | ImportModel
-    | WriteGguf
     | LoadPart
     | Begin
     | Finish
+    | Work
 )
 
 
@@ -333,16 +335,15 @@ Event = (
     | Progress
     | Trained
     | Evaluated
-    | ArtefactMade
+    | FileEvent
     | Answered
     | Loaded
     | Token
     | Generated
     | Classified
-    | Imported
-    | Written
     | PartLoaded
     | Begun
     | Finished
+    | Worked
     | Failed
 )

@@ -35,6 +35,11 @@ class WorkerDied(msgspec.Struct, frozen=True):
     returncode: int
     tail: str
 
+    @property
+    def words(self) -> str:
+        """How, going on a sentence: with what, and its last words."""
+        return f"ended with {self.returncode}: {self.tail.splitlines()[-1] if self.tail else 'no output'}"
+
 
 def write_message(stream: BinaryIO, message: Any) -> None:
     """One message: four bytes of length, little-endian, then msgpack."""

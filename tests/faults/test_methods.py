@@ -26,6 +26,7 @@ LONG = (
     "fedpeptao",
     "fedbpt",
     "spafl",
+    "split",
 )
 
 
@@ -42,6 +43,7 @@ class Stacked(Tiny):
         sizes = {
             "fedbpt": "intrinsic_dim = 12\nnum_virtual_tokens = 4\n",
             "fedtt+": "bottleneck = 8\nrank = 2\n",
+            "split": "front = 1\ntokens = 4096\n",
             "slora": "rank = 4\nsparse_rounds = 2\n",
         }
         rank = (

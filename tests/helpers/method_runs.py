@@ -22,6 +22,7 @@ from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.artefact import ArtefactSources
 from edge_client.worker.model.loading import describe
+from edge_client.worker.programs.files import worked
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer
 from fedcore.config.adapters import Adapter, PromptTuning
@@ -35,6 +36,7 @@ from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.methods.interface import MethodSettings
 from fedcore.methods.prompts.fedbpt import FedBPTSettings
 from fedcore.methods.prompts.fedpeptao import FedPepTAOSettings
+from fedcore.methods.split import SplitSettings
 from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.model.base import Base
 from fedcore.model.snapshot import write_snapshot
@@ -56,8 +58,12 @@ MOMENTS = ("reset", "carried", "averaged", "rows")
 CODECS = ("float32", "bfloat16", "top-k")
 # A method, and keys beside its defaults: choices that change what travels, or what an interval keeps.
 Case = tuple[type[MethodSettings], dict[str, Any]]
+SMALL: dict[type[MethodSettings], dict[str, Any]] = {
+    FedBPTSettings: {"intrinsic_dim": 12, "num_virtual_tokens": 4},
+    SplitSettings: {"front": 1, "tokens": 1400},
+}
 CASES: list[Case] = [
-    *((kind, {"intrinsic_dim": 12, "num_virtual_tokens": 4} if kind is FedBPTSettings else {}) for kind in METHODS),
+    *((kind, SMALL.get(kind, {})) for kind in METHODS),
     *((FedKRSOSettings, {"num_seeds": 3, "moments": name}) for name in MOMENTS[1:]),
     (FedKRSOSettings, {"moments": "averaged", "schedule": "fresh"}),
     (FedKRSOSettings, {"moments": "rows", "schedule": "fresh", "order": "uniform"}),
@@ -101,8 +107,7 @@ class Run:
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
         checkpoint, self.files = Checkpoint(self.folder), RunFolder(self.own)
-        headed = self.only_head or self.head.start == "ridge"
-        self.task = self.of_task or (HEAD_TASK if headed else TASK)
+        self.task = self.of_task or (HEAD_TASK if self.headed or self.head.start == "ridge" else TASK)
         self.schema = with_adapter(describe(checkpoint, self.task), self.folder, self.task, self.settings.adapter)
         sources = ArtefactSources(
             training=server_half(self.settings).training(1, 5),
@@ -135,6 +140,11 @@ class Run:
     def only_head(self) -> bool:
         """Whether no layer learns anything: then there is a task with labels."""
         return isinstance(self.settings, Fed3RSettings)
+
+    @property
+    def headed(self) -> bool:
+        """Whether the method has a task with labels, whatever the run begins with."""
+        return self.only_head or bool(self.settings.needs_head)
 
     @property
     def beside(self) -> bool:
@@ -191,7 +201,12 @@ class Run:
         for update in updates:
             file, size_bytes = str(update.path.relative_to(self.own)), update.path.stat().st_size
             rows.append(UpdateRow("", file, size_bytes, update.header, clip=update.clip))
-        closed = self.model.close(self.plan(server_round), rows, _CHUNK_BYTES)
+        plan = self.plan(server_round)
+        order = self.model.order(plan, rows)
+        if order is not None:
+            # In this process: one with torch of its own takes seconds to start.
+            worked(order.command)
+        closed = self.model.close(plan, rows, _CHUNK_BYTES, order)
         self.model.publish(closed.objects, closed.row)
         self.published.append(self.model.published)
         self.digests.append(closed.objects[0].digest)

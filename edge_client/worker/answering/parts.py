@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_client.worker.answering.finished import finished
+from edge_client.worker.architecture.cut import blocks_in, put_out, taken_in, without_weights
 from edge_client.worker.data.reading import Example
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.built import BuiltModel
@@ -61,16 +62,16 @@ class Parts:
         if not task_of(found.task).outputs() or task_of(found.task).scale or len(labels) < 2:
             raise ModelError("no classifier with two labels or more", place=str(folder), remedy="export one of a run")
         module = found.model.module.eval()
-        blocks = _blocks_of(module, str(folder))
+        blocks = blocks_in(module, str(folder))
         mine = command.blocks or len(blocks)
         if not 0 < mine <= len(blocks) or (command.blocks and mine == len(blocks)):
             raise ModelError(f"{command.blocks} blocks on devices, of a model of {len(blocks)}", place=str(folder))
         if command.blocks:
             for block in blocks[:mine]:
-                _pass_on(block)
-            blocks[mine].register_forward_pre_hook(self._put_in, with_kwargs=True)
+                without_weights(block)
+            taken_in(blocks[mine], self._put_in)
         else:
-            blocks[-1].register_forward_hook(self._capture)
+            put_out(blocks[-1], self._capture)
         self._model, self._task, self._tokenizer, self._front = found.model, found.task, tokenizer, not command.blocks
         config: Any = module.config
         self._width = int(config.get_text_config().hidden_size)
@@ -133,34 +134,13 @@ class Parts:
             said = outputs(model, batch, model.pad_id, torch.device("cpu")).float().softmax(-1)
         return [tuple(row) for row in said.tolist()]
 
-    def _capture(self, block: nn.Module, arguments: Any, said: Any) -> None:
-        self._captured = said[0] if isinstance(said, tuple) else said
+    def _capture(self, said: Tensor) -> Tensor:
+        self._captured = said
+        return said
 
-    def _put_in(self, block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def _put_in(self, hidden: Tensor) -> Tensor:
         assert self._given is not None
-        if arguments:
-            return (self._given.to(arguments[0].dtype), *arguments[1:]), named
-        return arguments, named | {"hidden_states": self._given}
-
-
-def _blocks_of(module: nn.Module, place: str) -> nn.ModuleList:
-    config: Any = module.config
-    count = config.get_text_config().num_hidden_layers
-    for found in module.modules():
-        if isinstance(found, nn.ModuleList) and len(found) == count:
-            return found
-    raise ModelError(f"its {count} blocks are in no list", place=place)
-
-
-def _pass_on(block: nn.Module) -> None:
-    """Have a block give out what it gets, and let go of its weights."""
-
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
-
-    block.forward = forward
-    for parameter in block.parameters():
-        parameter.data = parameter.data.new_empty(0)
+        return self._given.to(hidden.dtype)
 
 
 def quantised(states: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

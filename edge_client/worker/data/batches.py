@@ -17,8 +17,9 @@ from torch import Tensor
 from edge_client.worker.model.built import BuiltModel
 from edge_client.worker.model.varlen import end_to_end
 from fedcore.config.tasks import Target
+from fedcore.errors import DataError
 
-__all__ = ["Encoded", "batches", "in_order", "inputs_of", "outputs", "pad", "states_and_labels"]
+__all__ = ["Encoded", "batches", "in_order", "inputs_of", "outputs", "pad", "portions", "states_and_labels"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,39 @@ def batches(encoded: Sequence[Encoded], batch_size: int, *words: object) -> Iter
 def in_order(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
     """Batches of one pass over all examples as they lie; the last one may be smaller."""
     return (list(encoded[start : start + batch_size]) for start in range(0, len(encoded), batch_size))
+
+
+def portions(encoded: Sequence[Encoded], most_tokens: int, *words: object) -> list[list[Encoded]]:
+    """All examples in portions of so many tokens at most, in an order that `words` (run seed, node) decide.
+
+    Args:
+        encoded: At least one.
+        most_tokens: Of a portion; an example that is longer alone is in none.
+        words: Decide the order.
+
+    Example:
+        >>> one, other = Encoded((1, 2), None, 0), Encoded((3, 4, 5), None, 1)
+        >>> [len(portion) for portion in portions([one, one, other], 4, 0, "kitchen")]
+        [1, 2]
+
+    Raises:
+        DataError: All of them are.
+    """
+    digest = hashlib.sha256("/".join(["fedkrso portions 1", *map(str, words)]).encode()).digest()
+    chance = random.Random(int.from_bytes(digest, "little"))  # noqa: S311 - an order, not a secret
+    found, room = list[list[Encoded]](), 0
+    for place in chance.sample(range(len(encoded)), len(encoded)):
+        one = encoded[place]
+        if (size := len(one.ids)) > most_tokens:
+            continue
+        if size > room:
+            found.append([])
+            room = most_tokens
+        found[-1].append(one)
+        room -= size
+    if not found:
+        raise DataError(f"no text has {most_tokens} tokens or fewer", place="method.tokens", remedy="raise it")
+    return found
 
 
 def pad(batch: Sequence[Encoded], pad_id: int, torch_device: torch.device) -> dict[str, Tensor]:

@@ -93,6 +93,10 @@ class Fed3R:
     def begin(self, interval: int) -> None:
         """Nothing is trained."""
 
+    def taken(self, encoded: Sequence[Encoded], plan: Plan, node: str) -> Sequence[Encoded]:
+        """All of them."""
+        return encoded
+
     def gather(
         self, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device, *, first: bool
     ) -> float:

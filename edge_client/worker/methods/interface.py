@@ -142,6 +142,16 @@ class Gathering(Protocol):
     then: ClientHalf | None
     """The half that trains in the rounds that follow; it has installed what this one has."""
 
+    def taken(self, encoded: Sequence[Encoded], plan: Plan, node: str) -> Sequence[Encoded]:
+        """The rows of a node that a round goes over, in order.
+
+        Args:
+            encoded: All of them.
+            plan: The round.
+            node: Its name.
+        """
+        ...
+
     def gather(
         self, batch: Sequence[Encoded], task: TaskSection, pad_id: int, torch_device: torch.device, *, first: bool
     ) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections import defaultdict
+from collections.abc import Container
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -69,11 +70,13 @@ def build(
     compute_dtype: torch.dtype,
     *,
     mapped: bool = False,
+    away: Container[str] = (),
 ) -> BuiltModel:
     """The task's model on a base: target layers frozen behind `SubspaceLinear`, schema tensors trainable, the rest
     frozen.
 
-    Large embeddings stay in the dtype that they are stored in. With `mapped`, they and the target layers stay on disk.
+    Large embeddings stay in the dtype that they are stored in. With `mapped`, they and the target layers stay on disk;
+    target layers named in `away` do in any case.
 
     Returns:
         The model in training mode, without dropout.
@@ -81,7 +84,7 @@ def build(
     Raises:
         ModelError: The folder does not have what the schema trains, or is of a kind that is refused.
     """
-    return _Building(base, task, run_seed, torch_device, compute_dtype, mapped).model()
+    return _Building(base, task, run_seed, torch_device, compute_dtype, mapped, away).model()
 
 
 class _Building:
@@ -93,11 +96,13 @@ class _Building:
         torch_device: torch.device,
         compute_dtype: torch.dtype,
         mapped: bool,
+        away: Container[str],
     ) -> None:
         self._base, self._task, self._run_seed = base, task, run_seed
         self._torch_device, self._compute_dtype = torch_device, compute_dtype
         # Another device gets copies: there is nothing to be mapped.
         self._mapped = mapped and torch_device.type == "cpu"
+        self._away: Container[str] = away if torch_device.type == "cpu" else ()
         self._checkpoint, schema = base.checkpoint, base.schema
         pad = None if schema.pad_token_id is msgspec.UNSET else schema.pad_token_id
         self._module, self._names = opened(base.checkpoint, task, pad_token_id=pad)
@@ -181,7 +186,8 @@ class _Building:
             _replace(self._module, other, own)
 
     def _layer(self, spec: LayerSpec, bias: Tensor | None, *, padding: Padding | None) -> SubspaceLinear:
-        weight = float_weight(self._base.layer(spec, mapped=self._mapped), self._torch_device)
+        mapped = self._mapped or spec.name in self._away
+        weight = float_weight(self._base.layer(spec, mapped=mapped), self._torch_device)
         own = SubspaceLinear(
             spec.name, weight, bias, compute_dtype=self._compute_dtype, scratch=self._scratch, padding=padding
         )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that a worker makes on command, whatever model it holds: the run's artefact, and models from and to GGUF."""
+"""Files that a worker makes on command, whatever model it holds: the run's artefact, what a round comes to, and models
+from and to GGUF."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from edge_client.worker.data.reading import load_texts
 from edge_client.worker.data.tasks import encode
 from edge_client.worker.methods.artefact import ArtefactSources, make_artefact
 from fedcore.model.base import Base
+from fedcore.registry import resolve
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.exchange import Imported, Written
 from fedcore.worker.messages import ArtefactMade, MakeArtefact
+from fedcore.worker.work import Work, Worked
 
-__all__ = ["artefact_made", "imported", "written_gguf"]
+__all__ = ["artefact_made", "imported", "worked", "written_gguf"]
 
 
 def artefact_made(command: MakeArtefact) -> ArtefactMade:
@@ -30,6 +33,14 @@ def artefact_made(command: MakeArtefact) -> ArtefactMade:
     sources = ArtefactSources(training=command.training, base=base, task=task, texts=texts, torch_device=cpu)
     make_artefact(Path(command.path), sources)
     return ArtefactMade(len(texts), sum(len(one.ids) for one in texts))
+
+
+def worked(command: Work) -> Worked:
+    """Make a round's one update."""
+    torch.set_num_threads(command.threads)
+    training = command.plan.training
+    found: Worked = resolve(training.work, place=f"method {training.method}")(command)
+    return found
 
 
 def imported(path: Path, folder: Path) -> Imported:

@@ -21,7 +21,7 @@ from edge_client.worker.data.reading import resolved_task
 from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.varlen import leave_padding_out
-from edge_client.worker.programs.files import artefact_made, imported, written_gguf
+from edge_client.worker.programs.files import artefact_made, imported, worked, written_gguf
 from edge_client.worker.programs.loop import Leave, serve
 from edge_client.worker.programs.tracing import traced
 from edge_client.worker.trace.footprint import TINY_LENGTH
@@ -38,7 +38,7 @@ from fedcore.config.sections import TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import FedkrsoError, WorkerError
 from fedcore.weights.checkpoint import Checkpoint
-from fedcore.worker.exchange import ImportModel, WriteGguf
+from fedcore.worker.exchange import AlignEmulator, ImportModel, WriteGguf
 from fedcore.worker.messages import (
     Adopt,
     Adopted,
@@ -62,6 +62,7 @@ from fedcore.worker.messages import (
 from fedcore.worker.parts import Begin, Finish, LoadPart
 from fedcore.worker.process import write_message
 from fedcore.worker.serving import Answer, Answered, Classify, Generate, Load, Stop
+from fedcore.worker.work import Work
 
 __all__ = ["Worker", "main"]
 
@@ -117,6 +118,12 @@ class Worker:
                 return self.parts.begin(command)
             case Finish():
                 return self.parts.finish(command)
+            case Work():
+                return worked(command)
+            case AlignEmulator():
+                from edge_client.worker.programs.align import aligned
+
+                return aligned(command)
             case ImportModel(path, folder):
                 return imported(Path(path), Path(folder))
             case WriteGguf(folder, path, stored, description):

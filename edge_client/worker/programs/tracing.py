@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import torch
 
 from edge_client.worker.architecture.configuration import read_tokenizer
@@ -49,4 +50,10 @@ def traced(command: Trace, route: Route) -> Traced:
         compute_dtype=route.compute_dtype,
         answers=(asked.longest_prompt, asked.max_new_tokens) if asked.questions else None,
     )
+    if route.torch_device != "cpu":
+        # An accelerator has copies of what stays on the disk elsewhere.
+        away = plan.training.untouched(plan.model_schema)
+        numbers = sum(layer.rows * layer.columns for layer in plan.model_schema.layers if layer.name in away)
+        weights = found.weights_bytes + numbers * {"int8": 1, "float32": 4}.get(plan.base_kind, 2)
+        found = msgspec.structs.replace(found, weights_bytes=weights)
     return Traced(found, len(encoded), route)

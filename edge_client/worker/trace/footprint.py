@@ -114,12 +114,13 @@ def footprint(
     widest = max(layer.in_features for layer in layers)
     kernels = 0 if dtype == torch.float32 else _KERNELS_BYTES * len({layer.base.shape for layer in layers})
     trained = sum(math.prod(spec.shape) for spec in schema.tensors)
-    weights = [bytes_of(list(layer.base.buffers())) for layer in layers]
+    away = training.untouched(schema)
+    weights = [bytes_of(list(layer.base.buffers())) for layer in layers if layer.name not in away]
     fake_model(model, shapes)
     with shapes.at_work():
         kept = client_half(model, training).outline(training)
     if training.channel is not None:
-        receive(model, 1.0, unfilled)
+        receive(model, 1.0, unfilled, training.before_channel)
     lengths = _lengths(longest, min_length)
     tiny = 0 if TINY_LENGTH in lengths else TINY_LENGTH
     step = Step(task, batch_size=training.batch_size, after_bytes=kept.after_bytes, tiny_length=tiny)

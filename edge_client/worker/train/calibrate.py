@@ -7,7 +7,7 @@ import msgspec
 import torch
 
 from edge_client.worker.data.tasks import summed_loss, worker_task
-from edge_client.worker.methods.interface import trained_by
+from edge_client.worker.methods.interface import Gathering, trained_by
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
 from edge_client.worker.train.replica import Replica
 from fedcore.round.plan import Plan
@@ -35,10 +35,13 @@ def calibrate(
     for size in (1, 1, 2):
         static = status_bytes("VmRSS")
         begin_peak()
-        loss = summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device)
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        del loss
+        if isinstance(half, Gathering):
+            half.gather([example] * size, plan.task, pad_id, torch_device, first=True)
+        else:
+            loss = summed_loss(replica.model, [example] * size, plan.task, pad_id, torch_device)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            del loss
         peak = peak_bytes()
         replica.model.module.zero_grad(set_to_none=True)
         if static is not None and peak is not None:

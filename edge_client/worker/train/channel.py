@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from edge_client.worker.architecture.cut import blocks_in, put_out
 from edge_client.worker.data.batches import Encoded
 from edge_client.worker.model.built import CANNOT_RUN, BuiltModel
 from fedcore.errors import ModelError
@@ -137,27 +138,35 @@ def embeddings_of(model: BuiltModel) -> nn.Module:
     raise ModelError(f"{type(model.module).__name__} has no embeddings that noise could be added to", place="channel")
 
 
-def receive(model: BuiltModel, error: float, drawing: Drawing) -> RemovableHandle:
-    """Have noise on what a model's embeddings say, until the handle is removed.
+def receive(model: BuiltModel, error: float, drawing: Drawing, blocks: int = 0) -> RemovableHandle:
+    """Have noise on what a model's embeddings say, or what comes out of its first blocks, until the handle is removed.
 
     Args:
         model: Built.
         error: Mean squared error of a number, in units of the mean square of its token's.
         drawing: Makes the noise.
+        blocks: That come before the channel (`fedcore.round.training.Training.before_channel`).
 
     Raises:
-        ModelError: It has no embeddings.
+        ModelError: It has no embeddings, or its blocks are in no list.
     """
     amplitude = math.sqrt(error)
 
-    def received(module: nn.Module, _: Any, said: Any) -> Tensor:
-        if not isinstance(said, Tensor):
-            raise ModelError(f"what {type(module).__name__} says is no tensor", place="channel")
+    def received(said: Tensor) -> Tensor:
         size = said.detach().float().square().mean(-1, keepdim=True).sqrt().mul_(amplitude)
         found: Tensor = said + drawing(said).to(said.device).mul_(size).to(said.dtype)
         return found
 
-    return embeddings_of(model).register_forward_hook(received)
+    if blocks:
+        return put_out(blocks_in(model.module, "channel")[blocks - 1], received)
+    place = embeddings_of(model)
+
+    def after(module: nn.Module, _: Any, said: Any) -> Tensor:
+        if not isinstance(said, Tensor):
+            raise ModelError(f"what {type(module).__name__} says is no tensor", place="channel")
+        return received(said)
+
+    return place.register_forward_hook(after)
 
 
 @contextmanager
@@ -178,7 +187,8 @@ def over_channel(model: BuiltModel, plan: Plan, node: str) -> Iterator[StepNoise
         yield None
         return
     noise_of_steps = StepNoise(plan, node)
-    handle = receive(model, channel.error(plan.training.run_seed, plan.round, node), noise_of_steps)
+    training = plan.training
+    handle = receive(model, channel.error(training.run_seed, plan.round, node), noise_of_steps, training.before_channel)
     try:
         yield noise_of_steps
     finally:

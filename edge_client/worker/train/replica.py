@@ -63,7 +63,9 @@ class Replica:
         """What is on the disk of it."""
         self._schema, self.compute_dtype = plan.model_schema, compute_dtype
         self._mapped = mapped
-        self.model = build(self.base, plan.task, plan.training.run_seed, torch_device, compute_dtype, mapped=mapped)
+        away = plan.training.untouched(plan.model_schema)
+        seed = plan.training.run_seed
+        self.model = build(self.base, plan.task, seed, torch_device, compute_dtype, mapped=mapped, away=away)
         self.half = client_half(self.model, plan.training, self.holding.artefact)
         self._folder = folder
         self._local = self._local_of("", "")

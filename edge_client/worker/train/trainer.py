@@ -56,10 +56,12 @@ class Hooks:
     Attributes:
         report: Called after every step with (step from 1, steps, loss, step of the memory plan).
         wanted: Asked before every micro-batch for the lowest step of the memory plan that was asked for from outside.
+        see: Told of every micro-batch before it goes through the model.
     """
 
     report: Callable[[int, int, float, int], None] = lambda done, steps, loss, memory_step: None
     wanted: Callable[[], int] = lambda: 0
+    see: Callable[[Sequence[Encoded]], None] = lambda part: None
 
 
 class Trainer:
@@ -89,7 +91,7 @@ class Trainer:
     ) -> None:
         self._replica, self._encoded, self._folder = replica, encoded, folder
         self._run, self._node, self._pad_id, self._torch_device = run, node, pad_id, torch_device
-        self._report, self._wanted = hooks.report, hooks.wanted
+        self._report, self._wanted, self._see = hooks.report, hooks.wanted, hooks.see
         self._memory_steps: Sequence[MemoryPlan] = ()
         self._private: PrivateSteps | None = None
         self._noise: StepNoise | None = None
@@ -119,12 +121,14 @@ class Trainer:
         self._replica.open(plan)
         self._descend(0)
         once = TrainedOnce(self._folder.parent, self._run, plan.run_id, self._node)
-        self._private = private_steps(self._replica.model, self._replica.half, plan, len(self._encoded))
+        half = self._replica.half
+        rows = half.taken(self._encoded, plan, self._node) if isinstance(half, Gathering) else self._encoded
+        self._private = private_steps(self._replica.model, half, plan, len(rows))
         if self._private is not None:
             once.require(plan.round)
-        stream = _Numbered(self._stream(plan))
+        stream = _Numbered(self._stream(plan, rows))
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
-        key = round_key(plan, self._run, self._node, len(self._encoded), memory_steps[0].length, computes)
+        key = round_key(plan, self._run, self._node, len(rows), memory_steps[0].length, computes)
         finished = FinishedIntervals(self._folder, key)
         with over_channel(self._replica.model, plan, self._node) as self._noise:
             trained = train_round(
@@ -135,7 +139,7 @@ class Trainer:
                 lambda number: self._whole_batch(stream.batch(number), number, plan),
                 lambda done, steps, loss: self._report(done, steps, loss, self.memory_step),
                 finished,
-                len(self._encoded),
+                len(rows),
             )
         header = UpdateHeader(
             run=self._run,
@@ -143,7 +147,7 @@ class Trainer:
             round=plan.round,
             node=self._node,
             version=plan.version,
-            examples=sum(row.examples for row in self._encoded),
+            examples=sum(row.examples for row in rows),
             rank=self._replica.half.rank,
             subspaces=self._replica.half.subspaces,
             loss=trained.loss,
@@ -163,13 +167,13 @@ class Trainer:
         self._replica.restore()
         return header, trained
 
-    def _stream(self, plan: Plan) -> Iterator[list[Encoded]]:
+    def _stream(self, plan: Plan, rows: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         size = plan.training.batch_size
         if self._private is not None:
-            return self._private.batches(self._encoded)
+            return self._private.batches(rows)
         if plan.training.one_pass:
-            return in_order(self._encoded, size)
-        return batches(self._encoded, size, plan.training.run_seed, plan.round, self._node)
+            return in_order(rows, size)
+        return batches(rows, size, plan.training.run_seed, plan.round, self._node)
 
     def _whole_batch(self, batch: Sequence[Encoded], number: int, plan: Plan) -> float:
         """Forward and backward of a batch, in micro-batches; repeated on a lower step if memory runs out."""
@@ -198,6 +202,7 @@ class Trainer:
                 self._descend(min(self._wanted(), len(self._memory_steps) - 1))
             size = self._memory_steps[self.memory_step].micro_batch_size
             part = batch[start : start + size]
+            self._see(part)
             if self._noise is not None:
                 self._noise.see(number, start, part)
             if isinstance(half, Gathering):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fedcore.methods.interface import MethodSettings, exact_mean
 from fedcore.round.plan import Plan
 from fedcore.round.training import BlockTraining
-from fedcore.round.training.block import BlockOrder
+from fedcore.round.training.dense import BlockOrder
 
 if TYPE_CHECKING:
     from fedcore.model.state import ExactState

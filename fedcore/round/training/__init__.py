@@ -22,6 +22,7 @@ says here which entries there are, of what shape, and which of them one particip
 | `PromptTraining` | FedPepTAO | `/prompts`, a row for each shared layer, and `/scores` (1, layers) |
 | `SparseTraining` | SLoRA | `<layer>/sparse` (m, k), and those of `FactorTraining` |
 | `ThresholdTraining` | SpaFL | `<layer>/threshold` (1, m) |
+| `SplitTraining` | split learning | those of `DenseTraining`, of the back; an update has `/activations/<i>`, `/texts` |
 | `HeadTraining` | Fed3R, and before any other method | those of what follows; an update has `/moments` alone |
 
 Every method has one entry more for each tensor that is trained whole and shared.
@@ -57,15 +58,15 @@ from fedcore.round.training.base import (
     Training,
     merged_entries,
 )
-from fedcore.round.training.block import BlockTraining
 from fedcore.round.training.channel import ChannelTraining
-from fedcore.round.training.dense import DenseCodec, DenseTraining
+from fedcore.round.training.dense import BlockTraining, DenseCodec, DenseTraining
 from fedcore.round.training.directions import DirectionTraining, ScalarTraining, SketchTraining
 from fedcore.round.training.evolution import EvolutionTraining
 from fedcore.round.training.factors import Factor, FactorTraining, ResidualTraining, StackedTraining
 from fedcore.round.training.head import HeadTraining
 from fedcore.round.training.prompts import PromptTraining
 from fedcore.round.training.sparse import SparseTraining
+from fedcore.round.training.split import SplitTraining
 from fedcore.round.training.subspace import SubspaceTraining
 from fedcore.round.training.tensortrain import TensorTrainTraining
 from fedcore.round.training.threshold import ThresholdTraining
@@ -98,6 +99,7 @@ __all__ = [
     "ScalarTraining",
     "SketchTraining",
     "SparseTraining",
+    "SplitTraining",
     "StackedTraining",
     "SubspaceTraining",
     "TensorTrainTraining",

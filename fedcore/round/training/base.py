@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import reprlib
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -12,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from fedcore.config.adapters import AnyAdapter
+from fedcore.config.sections import TaskSection
 from fedcore.errors import UpdateRefused
 from fedcore.fields.checked import Positive, RoundNumber
 from fedcore.fields.types import Bits
@@ -218,6 +220,43 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
         """Whether a round is one pass over all of a node's rows, in their order, instead of `steps` batches of
         shuffled ones."""
         return False
+
+    @property
+    def work(self) -> str:
+        """`package.module:function` of what a worker process of the coordinator makes of a round's updates: one update,
+        which the round is then closed with alone (`fedcore.worker.work.Work`). Empty where their sum is enough."""
+        return ""
+
+    @property
+    def worked(self) -> Training:
+        """What that update is of."""
+        return self
+
+    def untouched(self, schema: ModelSchema) -> frozenset[str]:
+        """Layers that a node's rounds compute nothing with: their weights stay on its disk."""
+        return frozenset()
+
+    @property
+    def before_channel(self) -> int:
+        """Blocks that a text goes through before it comes over a channel; 0: embeddings do."""
+        return 0
+
+    @property
+    def looked_at(self) -> frozenset[str]:
+        """Entries of an update whose numbers mean more than exact sums ask of them (`look`)."""
+        return frozenset()
+
+    def look(self, rows: Sequence[Sequence[float]], task: TaskSection, header: UpdateHeader) -> None:
+        """Check the numbers of such an entry.
+
+        Args:
+            rows: As they arrived.
+            task: Of the plan.
+            header: Of the update.
+
+        Raises:
+            UpdateRefused: They mean nothing.
+        """
 
     def steps_of(self, rows: int) -> int:
         """Batches that a node with so many rows goes through in a round."""

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,12 +23,15 @@ from coordinator.store.ledger import SqliteLedger
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.layer import Int8Weight, SubspaceLinear
 from edge_client.worker.model.loading import build
-from fedcore.config.sections import TaskSection
-from fedcore.errors import ModelError
+from edge_client.worker.programs.align import aligned
+from fedcore.config.sections import DataSection, TaskSection
+from fedcore.errors import DataError, ModelError
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update
 from fedcore.weights.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
 from fedcore.weights.offsite import OFFSITE_FILE, read_map
+from fedcore.worker.exchange import AlignEmulator
+from tests.edge_client.worker.answering.two_parts import two_parts
 from tests.edge_client.worker.exchange.gguf_models import write_model
 
 TASKS = {
@@ -240,3 +244,34 @@ def test_an_emulator_whose_ends_were_changed_is_not_plugged_in(tmp_path: Path) -
             plug_in(changed, tmp_path / "small", full, tmp_path / "out")
     ours, theirs = numbers(tmp_path / "out"), numbers(full)
     assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_middle_that_is_aligned_says_more_of_what_the_full_one_says(tmp_path: Path) -> None:
+    full = two_parts("bert", tmp_path)[1]
+    write_emulator(full, tmp_path / "emulator", first=1, last=1, middle=1)
+    before = numbers(tmp_path / "emulator")
+    words = [f"word{index % 20} word{index % 7} left word{index % 11}" for index in range(120)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text", *words]))
+    data = DataSection(source=str(tmp_path / "texts.csv"))
+    command = AlignEmulator(
+        full=str(full), folder=str(tmp_path / "emulator"), data=data, rows=1000, steps=30, learning_rate=1e-2
+    )
+    done = aligned(command)
+    assert done.texts == 120 - 64 and done.after < 0.7 * done.before
+    after, found = numbers(tmp_path / "emulator"), read_map(tmp_path / "emulator")
+    assert found is not None and after.keys() == before.keys()
+    changed = {name for name in after if not np.array_equal(after[name], before[name])}
+    assert changed and not any(found.trains(name) for name in changed), "the middle, and nothing else"
+    assert {name.split(".")[3] for name in changed} == {"1"}
+    # By the model's own forward pass: what goes into the full middle, through the emulator's block.
+    hf_full, hf_own = (hf.AutoModel.from_pretrained(folder).eval() for folder in (full, tmp_path / "emulator"))
+    ids = torch.tensor([[2, 5, 9, 4, 3]])
+    with torch.no_grad():
+        states = [model(ids, output_hidden_states=True).hidden_states for model in (hf_full, hf_own)]
+    assert torch.equal(states[0][1], states[1][1])
+    off = (states[1][2] - states[0][3]).square().mean() / states[0][3].square().mean()
+    assert float(off) < done.before
+    with pytest.raises(ModelError, match="no middle that could be aligned"):
+        aligned(msgspec.structs.replace(command, folder=str(full)))
+    with pytest.raises(DataError, match="fewer than 80 texts"):
+        aligned(msgspec.structs.replace(command, rows=70))

@@ -45,6 +45,8 @@ CHUNK_BYTES = 4096
 ENGINE = "coordinator/run/model.py"
 # It times what the engine calls.
 BENCH = "coordinator/commands/bench_aggregate.py"
+# It makes one update of many.
+BACK = "edge_client/worker/programs/back.py"
 # It tries settings by the engine.
 TRIALS = "fedkrso/tuning/trials.py"
 OF_A_ROUND = {
@@ -53,6 +55,7 @@ OF_A_ROUND = {
     "after_rule": ("fedcore/methods/",),
     "exact_mean": (
         "fedcore/methods/seeded/fedkseed.py",
+        "fedcore/methods/split.py",
         "fedcore/methods/whole/fedcybgd.py",
         "fedcore/methods/prompts/fedpeptao.py",
         "examples/own_method/",
@@ -69,12 +72,14 @@ OF_A_ROUND = {
     "WeightedUpdate": (
         ENGINE,
         BENCH,
+        BACK,
         "fedcore/model/lanes.py",
         "fedcore/model/stacking.py",
         # As a worker finds them written.
         "coordinator/sums/task.py",
     ),
-    "check_update": ("coordinator/rounds/policy.py", "fedcore/model/lanes.py"),
+    # The engine reads what a worker of its own made.
+    "check_update": ("coordinator/rounds/policy.py", ENGINE, "fedcore/model/lanes.py"),
     "clip_for": ("coordinator/rounds/policy.py",),
     "admit": ("coordinator/messages/reception.py", TRIALS, "research/experiment.py"),
     "GlobalModel": ("coordinator/run/service.py", TRIALS, "research/experiment.py"),

@@ -76,7 +76,12 @@ class TensorTrains(NamedTensors):
         return made
 
     def outline(self, training: Training) -> Kept:
-        """All cores, as if all trained: there are so few of them."""
+        """All cores, as if all trained: there are so few of them. Where they train in turn, the passes are those of a
+        round of D's: its products keep h, those of U what the bottleneck has, which is less."""
+        assert isinstance(training, TensorTrainTraining)
+        if len(training.trained) < len(ALL_CORES):
+            for name, parameter in self._parameters.items():
+                parameter.requires_grad_(name.startswith("/down/"))
         return self.kept_beside()
 
     def trains(self, name: str, training: Training) -> bool:

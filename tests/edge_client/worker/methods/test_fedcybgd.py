@@ -14,7 +14,7 @@ from method_runs import Run, values_of
 
 from edge_client.worker.model.weights import Int8Weight, PublishedWeight
 from fedcore.methods.whole.fedcybgd import FedCyBGD, FedCyBGDSettings
-from fedcore.round.training.block import BlockOrder, blocks_of
+from fedcore.round.training.dense import BlockOrder, blocks_of
 from tests.contract.reference import Reference, near
 
 SIZES: dict[str, Any] = {"steps": 8, "interval_steps": 2, "batch_size": 4, "learning_rate": 1e-2, "bits": 16}

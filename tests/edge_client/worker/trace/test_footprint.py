@@ -84,10 +84,14 @@ _LONG = pytest.mark.chaos
         pytest.param("fedkrso", {"moments": "averaged"}, 8, False, marks=_LONG),
         pytest.param("fedkrso", {"moments": "rows"}, 8, False, marks=_LONG),
         pytest.param("fedtt", {}, 4, False, marks=_LONG),
+        # A core of U trains, then one of D.
+        pytest.param("fedtt+", {}, 8, False, marks=_LONG),
+        pytest.param("fedtt+", {"server_round": 2}, 8, False, marks=_LONG),
         pytest.param("slora", {}, 4, False, marks=_LONG),
         pytest.param("fedcybgd", {}, 4, False, marks=_LONG),
         pytest.param("spafl", {}, 4, False, marks=_LONG),
         pytest.param("fedbpt", {}, 8, False, marks=_LONG),
+        pytest.param("split", {"front": 2, "tokens": 1024}, 8, False, marks=_LONG),
         pytest.param("fedpeptao", {"shared_part": 1.0}, 4, False, marks=_LONG),
         pytest.param("fedavg-peft", {"peft": IA3()}, 8, False, marks=_LONG),
         pytest.param("fedavg-peft", {"peft": VeRA()}, 4, False, marks=_LONG),
@@ -103,7 +107,8 @@ def test_the_prediction_is_close_to_real_steps_of_each_method(
     task = TaskSection(kind="text-classification", labels=("a", "b"), max_length=128)
     # RoLoRA trains A, which keeps what B does not, in even rounds: the plan is for those. Measured rounds are the
     # first.
-    found = training(name, 2 if name == "rolora" else 1, batch_size=8, **settings)
+    settings = {"server_round": 2 if name == "rolora" else 1, "batch_size": 8, **settings}
+    found = training(name, **settings)
     memory = MemoryPlan(micro_batch_size=micro_batch_size, checkpointing=checkpointing)
     request = Request(
         model_folder=str(minilm_folder), task=task, batch_size=8, length=128, memory=memory, training=found
@@ -161,9 +166,9 @@ def test_every_method_says_what_it_keeps(make_llama: Callable[..., Path]) -> Non
     # So few words that the loss is small beside the layers.
     folder = make_llama(layers=2, width=64, vocabulary=256)
     numbers = sum(layer.rows * layer.columns for layer in describe(Checkpoint(folder), WORDS).layers)
-    # All but the one that needs a head: tests/contract/test_head_start.py.
+    # All but those that need a head.
     names = [
-        kind.__struct_config__.tag for kind in settings_by_name().values() if kind.__struct_config__.tag != "fed3r"
+        tag for kind in settings_by_name().values() if (tag := kind.__struct_config__.tag) not in ("fed3r", "split")
     ]
     found = {str(name): of(folder, training(str(name))) for name in names}
 
