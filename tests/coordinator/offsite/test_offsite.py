@@ -28,6 +28,7 @@ from fedcore.config.sections import DataSection, TaskSection
 from fedcore.errors import DataError, ModelError
 from fedcore.model.base import Base
 from fedcore.model.learned import layer_update
+from fedcore.round.training.head import linear_head
 from fedcore.weights.checkpoint import Checkpoint, from_float32, to_float32, write_safetensors
 from fedcore.weights.offsite import OFFSITE_FILE, read_map
 from fedcore.worker.exchange import AlignEmulator
@@ -102,6 +103,19 @@ def test_an_emulator_is_the_full_model_without_some_blocks(kind: str, tmp_path: 
         whole.model.layers, whole.config.num_hidden_layers = kept, len(kept)
     with torch.no_grad():
         assert torch.equal(small(ids)[0], whole(ids, use_cache=False)[0])
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_front_alone_begins_with_a_new_head(kind: str, last: int, tmp_path: Path) -> None:
+    """What a tuned head says is of the last block; first blocks that answer by themselves get one of their own."""
+    task = TaskSection(kind="text-classification", labels=("off", "on"), max_length=16)
+    config = hf.AutoConfig.from_pretrained(full_model(kind, tmp_path), num_labels=2, pad_token_id=0)
+    config.id2label = {0: "off", 1: "on"}
+    hf.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "tuned")
+    write_emulator(tmp_path / "tuned", tmp_path / "front", first=2, last=last, middle=0)
+    schema = describe(Checkpoint(tmp_path / "front"), task)
+    assert {tensor.in_checkpoint for tensor in schema.tensors} == {last == 1}
+    assert isinstance(linear_head(schema), str) == (last == 1)
 
 
 def test_frozen_blocks_have_no_entry_and_are_held_in_eight_bits(kind: str, tmp_path: Path) -> None:
