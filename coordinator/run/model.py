@@ -19,7 +19,7 @@ from coordinator.rounds.policy import Outlier, clips_beside, outliers, round_sha
 from coordinator.run.keeping import Keeping
 from coordinator.run.measured import pooled
 from coordinator.run.prepare import Prepared
-from coordinator.run.private import Private, require_noise
+from coordinator.run.private import Private, masks_of, require_noise
 from coordinator.secure.leading import Sum
 from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
@@ -111,7 +111,7 @@ class Learning:
     def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
         """What a plan for so many nodes says of masks."""
         limits = self.safety.norm_bound, self.safety.max_examples
-        return None if self.secure is None else self.secure.asked(nodes, *limits, training.share)
+        return None if self.secure is None else masks_of(self.secure, self.private, nodes, limits, training.share)
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,6 @@ def require_nothing_beside(
     trained_tensors: tuple[str, ...],
     *,
     on_nodes: bool,
-    masked: bool,
 ) -> None:
     """Check that nothing else in a job would tell what noise hides.
 
@@ -91,7 +90,6 @@ def require_nothing_beside(
         norm_bound: Of `[safety]`; 0 for none.
         trained_tensors: Of `[model]`.
         on_nodes: Whether they measure published states.
-        masked: Whether their updates are (`[secure_aggregation]`).
 
     Raises:
         ConfigError: Something would.
@@ -103,12 +101,6 @@ def require_nothing_beside(
             remedy='write "coordinator", with rows of its own, or leave the section out',
         )
     if section.node is not None:
-        if masked:
-            raise ConfigError(
-                "sums of masked updates get no noise yet",
-                place="privacy.node",
-                remedy="leave it or [secure_aggregation] out, or use privacy.example beside it",
-            )
         if norm_bound not in (0, section.node.clip):
             raise ConfigError(
                 "two bounds on an update's norm",
