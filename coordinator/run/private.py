@@ -176,7 +176,7 @@ def private_of(section: PrivacySection, settings: MethodSettings, rounds: int, k
     noise = section.noise
     if noise is None:
         return None
-    if section.example is None:
+    if section.example is None or settings.told_once:
         each = Releases(1)
     else:
         each = Releases(settings.steps, settings.batch_size / section.example.least_examples)
@@ -273,7 +273,7 @@ def require_noise(rule: NoisyMean) -> None:
 def _said(plan: Plan, updates: Sequence[UpdateRow]) -> dict[str, NDArray[np.bool_]]:
     """By entry, which columns anybody may say something of, whatever the texts are: those of the subspaces and ranks
     that participants say they trained. The others are zero in every update, and need no noise."""
-    shapes = plan.training.shapes(plan.model_schema)
+    shapes = plan.training.update_shapes(plan.model_schema)
     found: dict[str, NDArray[np.bool_]] = {}
     for row in updates:
         for name, want in plan.training.expected(plan.model_schema, row.header).items():

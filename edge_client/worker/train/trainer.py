@@ -120,7 +120,8 @@ class Trainer:
         self._descend(0)
         once = TrainedOnce(self._folder.parent, self._run, plan.run_id, self._node)
         self._private = private_steps(self._replica.model, self._replica.half, plan, len(self._encoded))
-        if self._private is not None:
+        hides = plan.training.privacy is not None and plan.training.privacy.level == "example"
+        if hides:
             once.require(plan.round)
         stream = _Numbered(self._stream(plan))
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
@@ -150,7 +151,7 @@ class Trainer:
             seconds=time.monotonic() - started,
             measured=measured,
         )
-        if self._private is not None:
+        if hides:
             once.begin(plan.round)
         plain = path if plan.secure is None else path.with_suffix(".plain")
         write_update(plain, header, update_records(self._replica, plan))

@@ -31,18 +31,17 @@ def require_private(
     if section.noise is None:
         return
     place = f"privacy.{section.level}"
-    if head.start == "ridge" or settings.name == "fed3r":
-        ridge = head.start == "ridge"
+    if head.start == "ridge":
         raise ConfigError(
-            "a head from sums would tell second moments of texts' features, without noise",
-            place="head.start" if ridge else "method.name",
-            remedy='write "random"' if ridge else "use another method",
+            "a head start would tell second moments of texts' features, and its noise is not counted with the rounds'",
+            place="head.start",
+            remedy='write "random"; or use the method fed3r, whose sums have noise',
         )
     if section.node is not None:
         _require_sums(settings, rule, place)
     if section.example is not None:
         _require_examples(settings, task, place)
-        if settings.batch_size > section.example.least_examples:
+        if not settings.told_once and settings.batch_size > section.example.least_examples:
             raise ConfigError(
                 f"a batch of {settings.batch_size} cannot be drawn from {section.example.least_examples} examples",
                 place=f"{place}.least_examples",

@@ -24,6 +24,7 @@ from coordinator.store.rows import RoundRow
 from fedcore.config.privacy import ExamplePrivacy, NodePrivacy, PrivacySection
 from fedcore.errors import ConfigError, ExactnessError
 from fedcore.fields.prepared import prepared
+from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
 from fedcore.model.state import ExactState
 from fedcore.privacy.noise import sigma_of
@@ -68,7 +69,6 @@ def changed(privacy: dict[str, Any], **keys: Any) -> dict[str, Any]:
         (BY_NODE, {"method": {"name": "fedkseed"}}, "privacy.node", "in fedkseed"),
         (BY_NODE, {"method": {"moments": "averaged"}}, "privacy.node", 'moments = "averaged" are no sums'),
         (BY_NODE, {"method": {"moments": "rows"}}, "privacy.node", 'moments = "rows" are no sums'),
-        (BY_NODE, {"method": {"name": "fed3r"}}, "method.name", "second moments"),
         (BY_NODE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_EXAMPLE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_NODE, {"safety": {"rule": "median"}, "round": {"quorum": 3}}, "safety.rule", "median"),
@@ -98,6 +98,20 @@ def test_jobs_that_can_keep_it_are_taken() -> None:
         assert job_of(BY_NODE, method={"name": name}).privacy.level == "node"
     assert job_of(BY_EXAMPLE, safety={"rule": "median"}, round={"quorum": 3}).privacy.level == "example"
     assert job_of({}).privacy.noise is None
+    assert job_of(BY_NODE, method={"name": "fed3r"}).privacy.level == "node"
+    # Sums over all rows have no batches.
+    assert job_of(changed(BY_EXAMPLE, least_examples=4), method={"name": "fed3r"}).privacy.level == "example"
+
+
+def test_a_head_from_sums_tells_of_each_example_once_in_a_round() -> None:
+    example = msgspec.convert(BY_EXAMPLE["example"], ExamplePrivacy)
+    private = private_of(PrivacySection(example=example), Fed3RSettings(), 3, 1.5)
+    assert private is not None
+    row = RoundRow(1, participants=("a",), uplink_bytes=0, downlink_bytes=0, seconds=0.0, train_loss=0.0)
+    spent = private.spent([row] * 2, ("a",))
+    accountant = rdp.RdpAccountant()
+    accountant.compose(SelfComposedDpEvent(GaussianDpEvent(1.5), 3))
+    assert spent.epsilon == pytest.approx(accountant.get_epsilon(1e-4)) and (spent.releases, spent.sampled) == (3, 1.0)
 
 
 MASKED: dict[str, dict[str, Any]] = {
