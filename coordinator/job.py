@@ -295,7 +295,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 remedy="leave it or privacy.example out",
             )
         nodes, whole = max(self.round.min_nodes, self.round.cohort), self.model.trained_tensors
-        require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes, masked=masked)
+        require_nothing_beside(self.privacy, nodes, self.safety.norm_bound, whole, on_nodes=on_nodes)
 
     @property
     def full_name(self) -> str:

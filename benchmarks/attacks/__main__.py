@@ -18,8 +18,9 @@ import torch
 from benchmarks.attacks.cells import NODES, Kept, cells, table
 from benchmarks.attacks.heads import head_data, head_run
 from benchmarks.attacks.texts import read_texts
+from benchmarks.attacks.whole import WholeModel
 
-_SHARES = (0.1, 0.2, 0.3, 0.4)
+_SHARES = (0.2, 0.4, 0.1, 0.3)
 
 
 @click.command()
@@ -29,17 +30,29 @@ _SHARES = (0.1, 0.2, 0.3, 0.4)
 @click.option("--held", default=500, show_default=True, help="Held-out rows.")
 @click.option("--max-length", default=48, show_default=True)
 @click.option("--split", default="iid", show_default=True, type=click.Choice(["iid", "dirichlet"]))
-def main(data: Path, out: Path, rows: int, held: int, max_length: int, split: str) -> None:
+@click.option("--nodes", default=NODES, show_default=True)
+@click.option("--rounds", default=0, show_default=True, help="Of the whole model; 0: ten of the head alone.")
+@click.option("--only", default="", help="Of the whole model: cells as ATTACK:LIARS:RULE, with commas between.")
+def main(
+    data: Path, out: Path, rows: int, held: int, max_length: int, split: str, nodes: int, rounds: int, only: str
+) -> None:
     """Measure what is not there yet, then print the table."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     texts, kept = read_texts(data, rows, held, max_length), Kept(out / "results.jsonl")
-    liars = [round(share * NODES) for share in _SHARES]
-    if left := kept.left(cells(split, liars)):
+    liars = [round(share * nodes) for share in _SHARES]
+    wanted = list(cells(split, liars, nodes, rounds))
+    if only:
+        wanted = [cell for cell in wanted if f"{cell.attack}:{cell.liars}:{cell.rule}" in only.split(",")]
+    if (left := kept.left(wanted)) and rounds:
+        whole = WholeModel(texts, out, split, nodes)
+        for cell in left:
+            kept.add(whole.run(cell))
+    elif left:
         own = head_data(texts, split, out)
         for cell in left:
             kept.add(head_run(cell, texts, own))
-    for line in table(kept, split, liars):
+    for line in table(kept, split, liars, nodes, rounds):
         click.echo(line)
 
 

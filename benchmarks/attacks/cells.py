@@ -41,12 +41,16 @@ class Cell(msgspec.Struct, frozen=True):
         rule: In `RULES`.
         attack: In `ATTACKS`; empty where nobody lies.
         liars: How many of the nodes.
+        nodes: How many there are.
+        rounds: Of the whole model after which it is measured; 0 for the head alone.
     """
 
     split: str
     rule: str
     attack: str
     liars: int
+    nodes: int = NODES
+    rounds: int = 0
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -65,25 +69,25 @@ class Found(msgspec.Struct, frozen=True):
     before: float
 
 
-def cells(split: str, liars: Sequence[int]) -> Iterator[Cell]:
-    """All of a split: every rule with nobody lying, then every attack."""
+def cells(split: str, liars: Sequence[int], nodes: int = NODES, rounds: int = 0) -> Iterator[Cell]:
+    """All of a split: every rule with nobody lying, then every attack by so many liars, and by others."""
     for rule in RULES:
-        yield Cell(split, rule, "", 0)
-    for attack in ATTACKS:
-        for count in liars:
-            yield from (Cell(split, rule, attack, count) for rule in RULES)
+        yield Cell(split, rule, "", 0, nodes, rounds)
+    for count in liars:
+        for attack in ATTACKS:
+            yield from (Cell(split, rule, attack, count, nodes, rounds) for rule in RULES)
 
 
 def safety_of(cell: Cell) -> SafetySection:
     """A job's `[safety]`, told how many lie where a rule asks for it."""
     told: dict[str, Any] = {**RULES[cell.rule], "liars": max(1, cell.liars)}
-    return SafetySection(**told, trim=min(0.45, max(1, cell.liars) / NODES))
+    return SafetySection(**told, trim=min(0.45, max(1, cell.liars) / cell.nodes))
 
 
 def withstands(cell: Cell) -> bool:
     """Whether the rule says that it does."""
     rule = safety_of(cell).combining()
-    return not isinstance(rule, Mean) and rule.withstands(NODES) >= cell.liars
+    return not isinstance(rule, Mean) and rule.withstands(cell.nodes) >= cell.liars
 
 
 class Kept:
@@ -129,15 +133,15 @@ def measured(cell: Cell, said: Sequence[NDArray[np.int64]], labels: NDArray[np.i
     )
 
 
-def table(kept: Kept, split: str, liars: Sequence[int]) -> Iterator[str]:
+def table(kept: Kept, split: str, liars: Sequence[int], nodes: int = NODES, rounds: int = 0) -> Iterator[str]:
     """Accuracy of each attack and share of liars by rule; of the backdoor what the word does, too. In brackets where a
     rule does not withstand so many."""
-    shown = [name for name in RULES if Cell(split, name, "", 0) in kept.found]
-    yield f"| attack | liars of {NODES} | {' | '.join(shown)} |"
+    shown = [name for name in RULES if Cell(split, name, "", 0, nodes, rounds) in kept.found]
+    yield f"| attack | liars of {nodes} | {' | '.join(shown)} |"
     yield "|---" * (len(shown) + 2) + "|"
     for attack in ("", *ATTACKS):
-        for count in liars if attack else (0,):
-            row = [kept.found.get(Cell(split, rule, attack, count)) for rule in shown]
+        for count in sorted(liars) if attack else (0,):
+            row = [kept.found.get(Cell(split, rule, attack, count, nodes, rounds)) for rule in shown]
             if not any(row):
                 continue
             numbers = [_shown(one) for one in row]

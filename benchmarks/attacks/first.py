@@ -19,7 +19,7 @@ from coordinator.rounds.policy import admit
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel
 from coordinator.store.folder import RunFolder
-from edge_client.worker.data.tasks import Encoded
+from edge_client.worker.data.tasks import Encoded, Scores
 from edge_client.worker.train.evaluate import scores_of
 from edge_client.worker.train.trainer import Trainer
 from fedcore.device.memoryplan import MemoryPlan
@@ -27,6 +27,7 @@ from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import quantise_rows
 from fedcore.round.header import UpdateHeader
+from fedcore.round.plan import Plan
 
 __all__ = ["CHUNK_BYTES", "METHOD", "FirstRound", "node_name"]
 
@@ -42,16 +43,18 @@ class FirstRound:
     Args:
         texts: The task and the model.
         folder: Of the coordinator's side and the model.
+        method: What is trained; None for `METHOD`.
+        nodes: How many there are.
 
     Attributes:
         plan: The round's.
         replica: At the state before the round, or at what it has adopted since.
     """
 
-    def __init__(self, texts: Texts, folder: Path) -> None:
-        self._texts, self._folder = texts, folder
+    def __init__(self, texts: Texts, folder: Path, method: FedKRSOSettings | None = None, nodes: int = NODES) -> None:
+        self._texts, self._folder, self._method = texts, folder, method or METHOD
         model = self.model(SafetySection())
-        plan = model.plan(1, tuple(node_name(node) for node in range(NODES)), 0, CHUNK_BYTES)
+        plan = model.plan(1, tuple(node_name(node) for node in range(nodes)), 0, CHUNK_BYTES)
         self.plan = msgspec.structs.replace(plan, start_digest="", checkpoint_digest="")
         self.replica = replica_of(plan, texts, folder / "replica")
         self._start = self.replica.state = model.published
@@ -59,27 +62,36 @@ class FirstRound:
     def model(self, safety: SafetySection) -> GlobalModel:
         """The coordinator's side as the round begins."""
         keeping = ScratchKeeping(RunFolder(self._folder))
-        model = GlobalModel(learning_of(self._texts, METHOD, safety), keeping, 0)
+        model = GlobalModel(learning_of(self._texts, self._method, safety), keeping, 0)
         model.begin(1, CHUNK_BYTES, lambda text: None)
         return model
 
-    def train(self, rows: Sequence[Encoded], node: str, path: Path) -> None:
-        """Write what a node with these rows sends, unless it is there."""
+    def train(
+        self,
+        rows: Sequence[Encoded],
+        node: str,
+        path: Path,
+        plan: Plan | None = None,
+        state: PublishedState | None = None,
+    ) -> None:
+        """Write what a node with these rows sends, unless it is there; in the first round, or in a later one from the
+        state before it."""
         if path.exists():
             return
-        self.replica.state = self._start
+        plan = plan or self.plan
+        self.replica.state = state or self._start
         pad_id, intervals = self.replica.model.pad_id, self._folder / "intervals"
         trainer = Trainer(self.replica, rows, intervals, "r", node, pad_id, CPU)
-        trainer.train(self.plan, (_MEMORY,), path.with_suffix(".part"))
+        trainer.train(plan, (_MEMORY,), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
 
-    def header(self, path: Path, node: str) -> UpdateHeader:
+    def header(self, path: Path, node: str, plan: Plan | None = None) -> UpdateHeader:
         """What an update says of itself."""
-        return admit(path, self.plan, "r", node, SafetySection()).header
+        return admit(path, plan or self.plan, "r", node, SafetySection()).header
 
-    def numbers(self, path: Path, node: str) -> NDArray[np.float64]:
+    def numbers(self, path: Path, node: str, plan: Plan | None = None) -> NDArray[np.float64]:
         """All numbers of an update end to end."""
-        return flat_update(path, self.header(path, node), self.plan)
+        return flat_update(path, self.header(path, node, plan), plan or self.plan)
 
     def parts(self, numbers: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         """The same, entry by entry."""
@@ -92,17 +104,24 @@ class FirstRound:
 
     def losses(self, rows: Sequence[Encoded], numbers: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Each row's loss by the model before the round, or with what numbers change put on it."""
-        self.replica.state = self._start
+        state = self._start
         if numbers is not None:
             entries = {name: quantise_rows(part.astype(np.float32), 16) for name, part in self.parts(numbers).items()}
-            start = self._start
-            self.replica.state = PublishedState(start.version, start.seeds, start.rank, entries, start.rows_from)
+            state = PublishedState(state.version, state.seeds, state.rank, entries, state.rows_from)
+        return self._scores(rows, state).losses
+
+    def labels(self, rows: Sequence[Encoded], state: PublishedState) -> NDArray[np.int64]:
+        """What a state has the model say of each row."""
+        return np.asarray(self._scores(rows, state).outputs.argmax(axis=1), np.int64)
+
+    def _scores(self, rows: Sequence[Encoded], state: PublishedState) -> Scores:
+        self.replica.state = state
         self.replica.restore()
         # Rows of one length together: little is padded.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-        some, found = [rows[index] for index in order], np.zeros(len(rows))
-        found[order] = scores_of(self.replica.model, some, self._texts.section, self.replica.model.pad_id, CPU).losses
-        return found
+        some, back = [rows[index] for index in order], np.argsort(order)
+        found = scores_of(self.replica.model, some, self._texts.section, self.replica.model.pad_id, CPU)
+        return Scores(found.losses[back], found.weights[back], found.outputs[back])
 
 
 def node_name(node: int) -> str:

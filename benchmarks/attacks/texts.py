@@ -59,11 +59,11 @@ class Texts:
     held_triggered: list[Encoded]
     word: tuple[int, ...]
 
-    def dealt(self, split: str) -> list[list[int]]:
+    def dealt(self, split: str, nodes: int = NODES) -> list[list[int]]:
         """Places of each node's rows: `iid`, or by labels, `dirichlet`."""
         labels = [row.target for row in self.train]
         how = Split("iid") if split == "iid" else Split("dirichlet", 0.5)
-        return [list(part) for part in deal(labels, NODES, how, 0, least=8)]
+        return [list(part) for part in deal(labels, nodes, how, 0, least=8)]
 
 
 def read_texts(data: Path, rows: int, held: int, max_length: int) -> Texts:

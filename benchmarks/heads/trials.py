@@ -41,7 +41,7 @@ _NODES = 4
 
 
 @dataclass(frozen=True)
-class _Dealing:
+class Dealing:
     """How rows come to nodes: the options of the same names."""
 
     rows: int
@@ -64,8 +64,8 @@ def main(data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds:
     """Print a line for each trial: accuracy and loss of each round."""
     torch.set_num_threads(1)
     folder = resolve_model_folder(_MODEL, place="model")
-    how = _Dealing(**dealing)
-    task, nodes, apart = _voice(pooling) if data_set == "voice" else _dealt(data_set, data, pooling, how)
+    how = Dealing(**dealing)
+    task, nodes, apart = _voice(pooling) if data_set == "voice" else dealt_rows(data_set, data, pooling, how)
     task, _ = resolved_pooling(folder, task)
     tokenizer, checkpoint = read_tokenizer(folder), Checkpoint(folder)
     found = Rows({name: encode(own, task, tokenizer) for name, own in nodes.items()}, encode(apart, task, tokenizer))
@@ -101,9 +101,10 @@ def _voice(pooling: str) -> tuple[TaskSection, dict[str, list[Example]], list[Ex
     return task, {f"home-{index}": of(home(index)) for index in range(_NODES)}, of(held_out())
 
 
-def _dealt(
-    name: str, data: Path, pooling: str, how: _Dealing
+def dealt_rows(
+    name: str, data: Path, pooling: str, how: Dealing
 ) -> tuple[TaskSection, dict[str, list[Example]], list[Example]]:
+    """A data set's task, rows of each of four nodes, and those that are measured on."""
     labels: tuple[str, ...]
     if name == "sst2":
         labels, files, text, label = ("0", "1"), ("SST-2/train.tsv", "SST-2/dev.tsv"), "sentence", "label"

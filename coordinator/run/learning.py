@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.job import EvaluationSection, SafetySection
 from coordinator.run.prepare import Prepared
-from coordinator.run.private import Private
+from coordinator.run.private import Private, masks_of
 from fedcore.config.channel import ChannelSection
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.fields.types import BaseKind
@@ -85,4 +85,4 @@ class Learning:
     def asked(self, nodes: int, training: AnyTraining) -> SecureRound | None:
         """What a plan for so many nodes says of masks."""
         limits = self.safety.norm_bound, self.safety.max_examples
-        return None if self.secure is None else self.secure.asked(nodes, *limits, training.share)
+        return None if self.secure is None else masks_of(self.secure, self.private, nodes, limits, training.share)

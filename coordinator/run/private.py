@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -16,14 +18,17 @@ from coordinator.store.ledger import Ledger, UpdateRow
 from coordinator.store.rows import PrivacySpent, RoundRow
 from fedcore.config.privacy import Noise, PrivacySection
 from fedcore.errors import ConfigError, ExactnessError
+from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.interface import MethodSettings
 from fedcore.privacy.accounting import Releases, epsilon_of, noise_for, releases_within
 from fedcore.privacy.gaussian import LARGEST_SIGMA
-from fedcore.privacy.noise import NoisyMean, sigma_of
+from fedcore.privacy.noise import FRACTION_BITS, NoisyMean, sigma_of
+from fedcore.privacy.shares import LEAST_SHARE, share_sigma
 from fedcore.round.plan import Plan
+from fedcore.round.secure import SecureRound
 from fedcore.round.training import PrivateTraining
 
-__all__ = ["Private", "bounded", "private_of", "private_run", "require_noise"]
+__all__ = ["Private", "bounded", "masks_of", "private_of", "private_run", "require_noise"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,13 @@ class Private:
         section: `[privacy]` of the job, with one of the levels.
         noise_multiplier: The job's, or found for it; the same in all rounds.
         each: Releases of a round, as far as one that takes part in it is concerned.
+        least: Where updates are masked, with how many a round is opened at least.
     """
 
     section: PrivacySection
     noise_multiplier: float
     each: Releases
+    least: int = 0
 
     @property
     def noise(self) -> Noise:
@@ -57,6 +64,27 @@ class Private:
             delta=self.noise.delta,
             least_examples=0 if example is None else example.least_examples,
         )
+
+    def parts(self, fraction_bits: int) -> tuple[int, int]:
+        """Where updates are masked: with how many a round is opened, and the noise that each node adds; nothing where
+        noise is of examples.
+
+        Args:
+            fraction_bits: Of masked numbers.
+
+        Raises:
+            ConfigError: It is so little that whole numbers make another distribution of it.
+        """
+        if self.section.node is None:
+            return 0, 0
+        found = share_sigma(self.noise_multiplier, self.noise.clip, self.least, fraction_bits)
+        if found < LEAST_SHARE:
+            raise ConfigError(
+                f"a node's part of the noise comes to {found} steps of 2**-{fraction_bits}, fewer than {LEAST_SHARE}",
+                place="secure_aggregation.fraction_bits",
+                remedy=f"raise it, to {min(FRACTION_BITS, fraction_bits + 5)} or more",
+            )
+        return self.least, found
 
     def rule(self, plan: Plan, updates: Sequence[UpdateRow], key: bytes) -> NoisyMean | None:
         """What becomes of a round's updates; None where their noise is in them.
@@ -148,7 +176,7 @@ def private_of(section: PrivacySection, settings: MethodSettings, rounds: int, k
     noise = section.noise
     if noise is None:
         return None
-    if section.example is None:
+    if section.example is None or settings.told_once:
         each = Releases(1)
     else:
         each = Releases(settings.steps, settings.batch_size / section.example.least_examples)
@@ -177,6 +205,26 @@ def bounded(safety: SafetySection, section: PrivacySection) -> SafetySection:
     return msgspec.structs.replace(safety, norm_bound=section.node.clip, norm_policy="clip", norm_ratio=0.0)
 
 
+def masks_of(
+    secure: SecureSection,
+    private: Private | None,
+    nodes: int,
+    limits: tuple[float, int],
+    share: Literal["examples", "uniform"],
+) -> SecureRound:
+    """What a plan says of masks, with room for the noise that nodes add.
+
+    Args:
+        secure: `[secure_aggregation]`.
+        private: The run's.
+        nodes: How many are invited.
+        limits: `norm_bound` and `max_examples` of `[safety]`.
+        share: Of the method.
+    """
+    noise = (0, 0) if private is None else private.parts(secure.fraction_bits)
+    return secure.asked(nodes, *limits, share, noise)
+
+
 def private_run(job: Job, ledger: Ledger) -> tuple[Job, Private | None, tuple[str, ...]]:
     """A job as it is led where privacy is promised, the promise, and what a person should know of it.
 
@@ -200,6 +248,9 @@ def private_run(job: Job, ledger: Ledger) -> tuple[Job, Private | None, tuple[st
             place=f"privacy.{job.privacy.level}.target_epsilon",
             remedy="raise it, or noise_multiplier",
         )
+    if job.secure_aggregation is not None:
+        private = dataclasses.replace(private, least=job.round.quorum)
+        private.parts(job.secure_aggregation.fraction_bits)
     ledger.put_fact("noise_multiplier", private.noise_multiplier)
     led = msgspec.structs.replace(
         job,
@@ -222,7 +273,7 @@ def require_noise(rule: NoisyMean) -> None:
 def _said(plan: Plan, updates: Sequence[UpdateRow]) -> dict[str, NDArray[np.bool_]]:
     """By entry, which columns anybody may say something of, whatever the texts are: those of the subspaces and ranks
     that participants say they trained. The others are zero in every update, and need no noise."""
-    shapes = plan.training.shapes(plan.model_schema)
+    shapes = plan.training.update_shapes(plan.model_schema)
     found: dict[str, NDArray[np.bool_]] = {}
     for row in updates:
         for name, want in plan.training.expected(plan.model_schema, row.header).items():

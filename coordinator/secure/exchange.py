@@ -177,8 +177,8 @@ class Exchange:
                 sorted(place for node, place in self._places.items() if node in participants and place in masked)
             )
         few = min((len(self._holders(place) & set(survivors)) for place in masked), default=0)
-        if len(survivors) < _LEAST_NODES or few < self._threshold:
-            least = max(self._threshold, _LEAST_NODES)
+        least = max(self._threshold, _LEAST_NODES, self.settings.least)
+        if len(survivors) < max(_LEAST_NODES, self.settings.least) or few < self._threshold:
             words = f"{len(survivors)} of {len(masked)} masked updates are in"
             self._fail(f"{words}, and the masks of those that are lost take {least} nodes to be taken off")
             return []

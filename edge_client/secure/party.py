@@ -12,7 +12,8 @@ A coordinator that lies cannot have a single update: a node
 - takes keys into account that their nodes have signed, whom the authority has enrolled (`Trust`);
 - shares its secrets under a threshold above half of the holders, with enough neighbours for the number of nodes;
 - signs one list of survivors in an attempt, and opens nothing unless as many holders have signed the same;
-- opens at most one attempt of a round."""
+- opens at most one attempt of a round;
+- opens no sum of fewer than the plan's `least`, for which its noise was sized where it has added some."""
 
 from __future__ import annotations
 
@@ -65,6 +66,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of the update that was masked: masks hide one, and the difference of two would be bare."""
     opened: int = 0
     """The last round of the run of which something was revealed."""
+    least: int | None = None
+    """Of the run's first plan that this node masked for: noise that lies in an update was sized for it."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,8 @@ class Party:
         if list(places) != sorted(set(places)) or self._place not in places:
             raise SecureError("a list of survivors that this node is not on")
         holders = {*self._near, self._place} & set(places)
-        if places[-1] >= len(self.kept.roster.members) or len(places) < LEAST_NODES or len(holders) < self._threshold:
+        least = max(LEAST_NODES, self._settings.least)
+        if places[-1] >= len(self.kept.roster.members) or len(places) < least or len(holders) < self._threshold:
             raise SecureError(f"a list of {len(places)} survivors, too few to hide this node's update among")
         self._keep(survivors=places)
 

@@ -122,9 +122,15 @@ class Work:
         kept = self._read()
         if kept.seed and (kept.run_id, kept.attempt) != (plan.run_id, plan.key):
             # What an attempt's secrets could still open ends with it.
-            kept = Kept(run_id=kept.run_id, opened=kept.opened)
+            kept = Kept(run_id=kept.run_id, opened=kept.opened, least=kept.least)
             self._write(kept)
         if plan.secure is None or plan.phase != "train" or self._node not in plan.cohort:
+            return
+        least = plan.secure.least
+        if kept.run_id == plan.run_id and kept.least not in (None, least):
+            # An update that lies here may have noise for more nodes than are now to be in the sum.
+            words = f"nodes' noise was sized for a sum of {kept.least} updates, and now one of {least} is asked for"
+            self._ends(plan, SecureError(words))
             return
         if not kept.seed:
             if not able:
@@ -134,7 +140,7 @@ class Work:
                 self._ends(plan, SecureError("this round was opened once: a second time could betray an update"))
                 return
             fresh = secrets.token_bytes(SEED_BYTES)
-            kept = Kept(run_id=plan.run_id, attempt=plan.key, round=plan.round, seed=fresh, opened=opened)
+            kept = Kept(run_id=plan.run_id, attempt=plan.key, round=plan.round, seed=fresh, opened=opened, least=least)
             self._write(kept)
             if self._trust.authority is None:
                 self._ways.say(Line(_UNCHECKED, event="secure", level="warning", round=plan.round))

@@ -11,7 +11,8 @@ Sources: Fanì et al., arXiv 2402.00353 (Fed3R); Kumar et al., arXiv 2202.10054 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -23,8 +24,15 @@ from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings, ServerHalf
 from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
-from fedcore.round.training import AnyTraining, HeadTraining
-from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, linear_head, require_linear_head, target_scale
+from fedcore.round.training import AnyTraining, HeadTraining, PrivateTraining
+from fedcore.round.training.head import (
+    FEATURE_UNIT,
+    MOMENTS,
+    hidden_units,
+    linear_head,
+    require_linear_head,
+    target_scale,
+)
 from fedcore.weights.schema import ModelSchema
 
 if TYPE_CHECKING:
@@ -61,6 +69,21 @@ class Fed3RSettings(
         """Sums over rows are no votes."""
         return "it adds sums up: what each node says of a number is right for its own rows alone"
 
+    @property
+    def not_with_noise(self) -> str:
+        """A sum of sums is one."""
+        return ""
+
+    @property
+    def not_by_example(self) -> str:
+        """What each row adds to the sums is cut and hidden, gradients or not."""
+        return ""
+
+    @property
+    def told_once(self) -> bool:
+        """In one sum over all rows."""
+        return True
+
     def described(self) -> str:
         """For a person, in short."""
         return f"{self.name}, {self.codec if self.codec == 'float32' else f'int{self.bits}'}"
@@ -78,9 +101,11 @@ class Fed3R:
         # Sums of all rows, whatever a mean of changes would take.
         return HeadTraining(**{**common, "share": "examples", "codec": self._settings.codec})
 
-    def aggregate(self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+    def aggregate(
+        self, state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN
+    ) -> ExactState:
         """The state with the head in place of the one that it had."""
-        return _after_sums(state, plan, updates)
+        return _after_sums(state, plan, updates, rule)
 
 
 class HeadStart:
@@ -129,13 +154,14 @@ class HeadStart:
         return self._half.aggregate(state, plan, updates, *chosen)
 
 
-def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]) -> ExactState:
+def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule = MEAN) -> ExactState:
     """The state with the head that the sums of a round lead to; all else is as it was.
 
     Args:
         state: Before the round.
         plan: The round's, with a `HeadTraining`.
         updates: In any order.
+        rule: A mean, with noise where it hides nodes.
     """
     import numpy as np
 
@@ -146,13 +172,17 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
 
     training, schema = plan.training, plan.model_schema
     total = RunningSum(training.update_shapes(schema))
-    add_updates(updates, plan, total)
-    packed = dict(total.means())[MOMENTS]
+    assert isinstance(rule, Mean), "sums over rows are no votes: a job with another rule is refused"
+    weights = list[int]()
+    add_updates(_counted(updates, weights), plan, total)
+    packed = dict(rule.of(total).means())[MOMENTS]
     head, aims = require_linear_head(schema), task_of(plan.task).aims
     assert aims != "", "a job whose task has none is refused"
-    moments = _moments(np.ldexp(packed.astype(np.float64), -FRACTION_BITS), head.weight.shape[1], total.examples)
+    means, noise = np.ldexp(packed.astype(np.float64), -FRACTION_BITS), _noise_of(training.privacy, weights)
+    hidden = training.privacy is not None
+    moments, noise = _moments(means, head.weight.shape[1], total.examples, noise, hidden=hidden)
     middle, unit = target_scale(plan.task)
-    fitted = ridge_head(moments, aims, bias=head.bias is not None, middle=middle / unit)
+    fitted = ridge_head(moments, aims, bias=head.bias is not None, middle=middle / unit, noise=noise)
     # Scores are in units of their own; classes have none.
     weight, bias = fitted.weight * unit, fitted.bias * unit
     solved = {head.weight: weight} | ({} if head.bias is None else {head.bias: bias})
@@ -163,19 +193,42 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
     return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity={})
 
 
-def _moments(packed: NDArray[np.float64], features: int, rows: int) -> Moments:
-    """What travelled, in the features' own units. Sums that were scaled down weigh less: the mean of ones says how
-    much."""
+def _counted(updates: Iterable[WeightedUpdate], weights: list[int]) -> Iterator[WeightedUpdate]:
+    """Updates as they are, and what each weighs."""
+    for update in updates:
+        weights.append(update.weight)
+        yield update
+
+
+def _noise_of(privacy: PrivateTraining | None, weights: Sequence[int]) -> float:
+    """The standard deviation of the noise on a number of the mean; 0 for none. A node that hides its rows adds it to
+    its sum, so to its mean as much as its rows are many; one on a sum of nodes is there once."""
+    if privacy is None:
+        return 0.0
+    times = len(weights) if privacy.level == "example" else 1
+    return privacy.noise_multiplier * privacy.clip * math.sqrt(times) / max(1, sum(weights))
+
+
+def _moments(
+    packed: NDArray[np.float64], features: int, rows: int, noise: float, *, hidden: bool
+) -> tuple[Moments, float]:
+    """What travelled, in the features' own units, and its noise. Sums that were scaled down weigh less: the mean of
+    ones says how much."""
     import numpy as np
 
     from fedcore.numbers.ridge import Moments
     from fedcore.numbers.symmetric import unpacked
 
     whole = unpacked(packed)
-    whole = whole / whole[features, features] if whole[features, features] > 0 else whole
     units = np.ones(len(whole))
     units[:features] = FEATURE_UNIT
-    return Moments(whole * np.outer(units, units), features, rows)
+    if hidden:
+        units /= hidden_units(features, len(whole) - features - 1)
+    whole, noise = whole * np.outer(units, units), noise * float(units[0]) ** 2
+    ones = float(whole[features, features])
+    return (
+        (Moments(whole / ones, features, rows), noise / ones) if ones > 0 else (Moments(whole, features, rows), noise)
+    )
 
 
 def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:

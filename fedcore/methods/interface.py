@@ -103,6 +103,11 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return "its gradients are not kept by example"
 
     @property
+    def told_once(self) -> bool:
+        """Whether a round tells of each example once, with all of its node's; False where it is drawn into batches."""
+        return False
+
+    @property
     def adapter(self) -> AnyAdapter | None:
         """The adapter that it trains, as `fedcore.round.training.Training.adapter`."""
         return None

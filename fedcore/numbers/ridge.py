@@ -104,7 +104,13 @@ class Fitted:
 
 
 def ridge_head(
-    moments: Moments, aims: Aims, *, bias: bool = True, strength: float | None = None, middle: float = 0.0
+    moments: Moments,
+    aims: Aims,
+    *,
+    bias: bool = True,
+    strength: float | None = None,
+    middle: float = 0.0,
+    noise: float = 0.0,
 ) -> Fitted:
     """The head that moments lead to.
 
@@ -115,6 +121,10 @@ def ridge_head(
             hidden states of language models have a direction of their own.
         strength: k; None for the one that generalised cross-validation finds.
         middle: Added to what scores come out as.
+        noise: Standard deviation of noise on the features' moments; 0 for none. Then the strength is what a matrix of
+            such noise alone has as half its largest eigenvalue, sqrt(n) times the noise: cross-validation by moments
+            would not see it. Nor can covariances of scores be trusted, so that logits are the scores times two, by
+            which, of two classes, a probability rises as a score does.
 
     Example:
         Three rows, x = 1, 2, 3 and y = 2 x:
@@ -131,12 +141,16 @@ def ridge_head(
     if not values[-1] > 0:
         strength = 1.0
     turned = vectors.T @ (moments.xy - np.outer(x, y))
+    if noise and strength is None:
+        strength = noise * math.sqrt(moments.features)
     if strength is None:
         strength = _strength(values, turned, float((moments.squares_y - y**2).sum()), moments.rows, bias=bias)
     leverage = _freedom(values, strength, bias=bias) / moments.rows
     weight = vectors @ (turned / (values + strength)[:, None])
     offset = (moments.mean_y - moments.mean_x @ weight if bias else np.zeros(len(y))) + middle
-    if aims == "classes":
+    if aims == "classes" and noise:
+        weight, offset = 2 * (weight - weight.mean(axis=1, keepdims=True)), 2 * (offset - offset.mean())
+    elif aims == "classes":
         weight, offset = _logits(moments, weight, offset, min(leverage, 0.9))
     if not bias:
         one = vectors @ ((vectors.T @ moments.mean_x) / (values + strength))

@@ -5,9 +5,8 @@ The sum of all participants' numbers, integers in units of 2**-32, gets a discre
 and is then divided by how many there were (McMahan et al., arXiv 1710.06963; the integers: Kairouz et al., arXiv
 2102.06387). With every update's norm at most C, sigma = z C is what one participant hides behind, whatever it sent.
 
-Here who holds the sum adds the noise. Where nobody holds the sum of few, as under secure aggregation, each of n
-participants would add its own with sigma / sqrt(n) before it is masked (Kairouz et al., section 4): the same class,
-called by the other side, with that sigma."""
+Here who holds the sum adds the noise. Where updates are masked each participant adds a part of it before
+(`fedcore.privacy.shares`)."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 
     from fedcore.numbers.accumulator import Means, RunningSum
 
-__all__ = ["NoisyMean", "sigma_of"]
+__all__ = ["FRACTION_BITS", "NoisyMean", "sigma_of"]
 
-_FRACTION_BITS: Final = 32
+FRACTION_BITS: Final = 32
 _MOST_BITS: Final = 39
 
 
@@ -43,7 +42,7 @@ def sigma_of(noise_multiplier: float, clip: float) -> int:
         True
     """
     (top, bottom), (clip_top, clip_bottom) = noise_multiplier.as_integer_ratio(), clip.as_integer_ratio()
-    return -(-(top * clip_top << _FRACTION_BITS) // (bottom * clip_bottom))
+    return -(-(top * clip_top << FRACTION_BITS) // (bottom * clip_bottom))
 
 
 @dataclass(frozen=True)

@@ -38,23 +38,28 @@ class SecureRound(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: Annotated[int, Meta(ge=0, le=100_000)] = 0
     """Nodes mask with at least so many others, beside what the number of nodes asks for
     (`fedcore.secure.graph.degree_for`)."""
+    least: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """With fewer updates than this nothing is opened; 0: with as few as masks allow. Where nodes add noise, their parts
+    are sized for it (`fedcore.privacy.shares`), and it is the same in all attempts of a run."""
 
-    def require_room(self, nodes: Positive, *, uniform: bool) -> None:
+    def require_room(self, nodes: Positive, *, uniform: bool, noise: int = 0) -> None:
         """Return if no sum of so many nodes can go round.
 
         Args:
             nodes: How many may take part.
             uniform: All weigh one.
+            noise: Of their sum, at most, in units of 2**-fraction_bits.
 
         Raises:
             SecureError: One can: what comes of it would be another number.
         """
-        needed = lane_bytes_for(nodes, self.fraction_bits, self.norm_bound, 1 if uniform else self.most_examples)
+        weight = 1 if uniform else self.most_examples
+        needed = lane_bytes_for(nodes, self.fraction_bits, self.norm_bound, weight, noise)
         if self.lane_bytes < needed:
             raise SecureError(f"the sum of {nodes} nodes needs {needed} bytes a number, and has {self.lane_bytes}")
 
 
-def lane_bytes_for(nodes: int, fraction_bits: int, norm_bound: float, most_weight: int) -> int:
+def lane_bytes_for(nodes: int, fraction_bits: int, norm_bound: float, most_weight: int, noise: int = 0) -> int:
     """The fewest bytes that hold any sum of weighted numbers, with its sign.
 
     Args:
@@ -62,6 +67,7 @@ def lane_bytes_for(nodes: int, fraction_bits: int, norm_bound: float, most_weigh
         fraction_bits: Of the numbers.
         norm_bound: Of an update, and so of each of its numbers; 0: they are at most 2**7.
         most_weight: Of a node; together they are never more than `MOST_WEIGHT`.
+        noise: Of the sum, at most, in units of 2**-fraction_bits.
 
     Example:
         >>> lane_bytes_for(16, 32, 0.0, MOST_WEIGHT), lane_bytes_for(16, 32, 0.0, 1), lane_bytes_for(16, 20, 1.0, 1)
@@ -71,5 +77,5 @@ def lane_bytes_for(nodes: int, fraction_bits: int, norm_bound: float, most_weigh
     if norm_bound:
         while largest > 1 and norm_bound <= largest / 2:
             largest //= 2
-    total = min(MOST_WEIGHT, nodes * most_weight) * (largest << fraction_bits)
+    total = min(MOST_WEIGHT, nodes * most_weight) * (largest << fraction_bits) + noise
     return max(4, min(8, -(-(total.bit_length() + 1) // 8)))

@@ -221,7 +221,7 @@ def test_bytes_and_memory_are_foreseen(run: Run) -> None:
     )
     half: Any = run.replica("c").half
     half.open(plan, "c", 0)
-    sums = sum(block.numel() * block.element_size() for block in half._blocks)
+    sums = sum(block.numel() * block.element_size() for block in half._sums.blocks)
     assert head.subspaces_bytes - then.subspaces_bytes == sums
     assert head.rank_bytes == then.rank_bytes and head.trained_bytes == then.trained_bytes
     largest = max(point.activations_bytes for point in then.points)

@@ -11,6 +11,7 @@ import pytest
 from cluster import needs_mosquitto
 from dp_accounting import DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent, rdp
 from forked_workers import ForkedWorkers
+from masked import Masked
 from tiny import Recipe, Tiny
 from workshop import Workshop
 
@@ -41,6 +42,10 @@ class PrivateOfExamples(Private):
         return text.replace("threads = 1\n", 'threads = 1\nprivacy = "example"\n')
 
 
+class PrivateAndMasked(Private, Masked):
+    """A run whose nodes add the noise themselves, before they mask."""
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWorkers) -> Workshop:
     needs_mosquitto()
@@ -53,9 +58,11 @@ def epsilon(event: DpEvent, count: int, delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-def run(kind: type[Private], folder: Path, workshop: Workshop, *, kill: bool) -> tuple[dict[str, Any], str, str]:
+def run(
+    kind: type[Private], folder: Path, workshop: Workshop, *, kill: bool, homes: int = HOMES
+) -> tuple[dict[str, Any], str, str]:
     """Summary, report, and all that was said."""
-    tiny, killed = kind(folder, workshop, Recipe(homes=HOMES, rounds=ROUNDS)), list[bool]()
+    tiny, killed = kind(folder, workshop, Recipe(homes=homes, rounds=ROUNDS)), list[bool]()
 
     def watch() -> None:
         if kill and not killed and tiny.mark() == ROUNDS:
@@ -85,6 +92,16 @@ def test_a_run_that_hides_nodes_ends_where_its_target_is_spent(tmp_path: Path, w
     assert not any(row["capped"] for row in summary["rounds"])
     assert "the run ends there, since round 3 of 4 would take epsilon to" in output
     assert spent["words"] in output and spent["words"] in report
+
+
+@pytest.mark.slow
+def test_nodes_that_add_the_noise_themselves_spend_the_same(tmp_path: Path, workshop: Workshop) -> None:
+    """Masks and noise together, with the coordinator killed: it learns no update, and what it learns has its noise."""
+    summary, report, output = run(PrivateAndMasked, tmp_path / "run", workshop, kill=True, homes=3)
+    spent = summary["privacy"]
+    assert spent["epsilon"] == pytest.approx(epsilon(GaussianDpEvent(2.0), ROUNDS, 1e-2))
+    assert spent["words"] in output and spent["words"] in report
+    assert f"round {ROUNDS}: masked with 2 nodes" in output and not any(row["norms"] for row in summary["rounds"])
 
 
 @pytest.mark.slow

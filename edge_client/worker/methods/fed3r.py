@@ -2,9 +2,9 @@
 """Fed3R's client half: one pass over the node's rows, without gradients, and of each row the products of what goes into
 the head and of its target.
 
-Sums are float64 and lie in main memory, the upper half of a symmetric matrix in blocks of rows. Where other rounds
-follow, the half that trains in them is inside this one: it installs published states, so that a model computes with
-what was learned whatever the round is, and it is there when its rounds begin."""
+Sums (`edge_client.worker.methods.sums`) lie in main memory. Where other rounds follow, the half that trains in them is
+inside this one: it installs published states, so that a model computes with what was learned whatever the round is, and
+it is there when its rounds begin."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ from torch.nn import functional as F
 from edge_client.worker.data.tasks import Encoded, HeadTask, outputs, worker_task
 from edge_client.worker.methods import client_half
 from edge_client.worker.methods.interface import ClientHalf, Kept
+from edge_client.worker.methods.sums import MomentSums, shapes_of
 from edge_client.worker.model.built import BuiltModel
 from fedcore.config.sections import TaskSection
-from fedcore.errors import ModelError, WorkerError
+from fedcore.errors import ModelError
 from fedcore.model.state import PublishedState
-from fedcore.numbers.accumulator import VALUE_BITS
-from fedcore.numbers.symmetric import pack_rows
 from fedcore.round.plan import Plan
 from fedcore.round.training import HeadTraining
 from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, target_scale
 
 __all__ = ["Fed3R"]
 
-_BLOCK_ROWS = 256
 _PACKING_BYTES = 4 + 4 + 4
 """A number of the update while it is written: packed, as float32, as bytes."""
 
@@ -58,8 +56,7 @@ class Fed3R:
         head = model.module.get_submodule(self._name)
         assert isinstance(head, nn.Linear)
         self._head, self._side = head, head.in_features + 1 + head.out_features
-        self._blocks: list[Tensor] = []
-        self._rows = 0
+        self._opened: MomentSums | None = None
         # Of the batch that is going through, micro-batch by micro-batch.
         self._found: list[Tensor] = []
 
@@ -71,7 +68,7 @@ class Fed3R:
     def outline(self, training: HeadTraining) -> Kept:
         """All that the rounds after this one keep, as far as they keep it between passes, and the sums."""
         inside = Kept() if self.then is None or training.then is None else self.then.outline(training.then)
-        numbers = sum(rows * columns for rows, columns in self._shapes())
+        numbers = sum(rows * columns for rows, columns in shapes_of(self._side))
         packing = _PACKING_BYTES * self._side * (self._side + 1) // 2
         return replace(
             inside,
@@ -83,12 +80,13 @@ class Fed3R:
         """Whatever was learned of layers; the head is installed with the tensors trained whole."""
         if self.then is not None:
             self.then.install(state)
-        self._blocks, self._rows, self._found = [], 0, []
+        self._opened, self._found = None, []
 
     def open(self, plan: Plan, node: str, rank: int) -> None:
         """Sums of nothing."""
-        self._blocks = [torch.zeros(shape, dtype=torch.float64) for shape in self._shapes()]
-        self._rows, self._found = 0, []
+        privacy = plan.training.privacy
+        self._opened = MomentSums(self._head.in_features, self._head.out_features, privacy)
+        self._found = []
 
     def begin(self, interval: int) -> None:
         """Nothing is trained."""
@@ -120,27 +118,23 @@ class Fed3R:
         """One pass forward; its rows count once it is through."""
         loss = run()
         rows, self._found = torch.cat(self._found), []
-        start = 0
-        for block in self._blocks:
-            stop = start + block.shape[0]
-            block.addmm_(rows[:, start:stop].T, rows[:, start:])
-            start = stop
-        self._rows += len(rows)
-        return loss
+        self._sums.add(rows)
+        # A loss has no noise: where rows are hidden it is not told.
+        return 0.0 if self._sums.hides_rows else loss
 
     def finish(self, interval: int) -> None:
         """Nothing to do."""
 
     def kept(self, interval: int) -> Iterator[tuple[str, Tensor]]:
         """The sums as they are: the halves of each float64 as two float32, bit for bit."""
-        yield "rows", torch.tensor([self._rows], dtype=torch.float64).view(torch.float32)
-        for number, block in enumerate(self._blocks):
+        yield "rows", torch.tensor([self._sums.rows], dtype=torch.float64).view(torch.float32)
+        for number, block in enumerate(self._sums.blocks):
             yield f"moments/{number}", block.view(torch.float32)
 
     def restore(self, interval: int, rank: int, read: Callable[[str], Tensor]) -> None:
         """Take the sums back."""
-        self._rows = int(_doubles(read("rows"))[0])
-        self._blocks = [_doubles(read(f"moments/{number}")) for number in range(len(self._shapes()))]
+        self._sums.rows = int(_doubles(read("rows"))[0])
+        self._sums.blocks = [_doubles(read(f"moments/{number}")) for number in range(len(self._sums.blocks))]
 
     def changes(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """The means over this node's rows, packed.
@@ -148,26 +142,12 @@ class Fed3R:
         Raises:
             WorkerError: A number is larger than exact sums hold.
         """
-        numbers = [block.numpy() for block in self._blocks]
+        yield MOMENTS, self._sums.packed()
 
-        def row(i: int) -> NDArray[np.float64]:
-            mean: NDArray[np.float64] = numbers[i // _BLOCK_ROWS][i % _BLOCK_ROWS, i % _BLOCK_ROWS :] / self._rows
-            return mean
-
-        packed = pack_rows(self._side, row, np.float32)
-        largest = float(np.abs(packed).max())
-        if not largest <= 2**VALUE_BITS:
-            raise WorkerError(
-                f"second moments of features or targets reach {largest:.3g} in units that end at {2**VALUE_BITS}",
-                place="head.start",
-                remedy='set it to "random"; of a regression, set task.middle to the middle of the scale',
-            )
-        yield MOMENTS, packed
-
-    def _shapes(self) -> list[tuple[int, int]]:
-        """Of the blocks of rows, from the diagonal's first number on."""
-        starts = range(0, self._side, _BLOCK_ROWS)
-        return [(min(_BLOCK_ROWS, self._side - start), self._side - start) for start in starts]
+    @property
+    def _sums(self) -> MomentSums:
+        assert self._opened is not None, "the round is open"
+        return self._opened
 
     @contextmanager
     def _without_head(self) -> Iterator[None]:

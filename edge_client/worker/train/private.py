@@ -31,7 +31,7 @@ from edge_client.worker.methods.perexample import ByExample, ExampleGradients
 from edge_client.worker.model.built import BuiltModel
 from fedcore.errors import ConfigError, DataError, WorkerError
 from fedcore.round.plan import Plan
-from fedcore.round.training import PrivateTraining
+from fedcore.round.training import HeadTraining, PrivateTraining
 from fedcore.system.durable import write_durably
 
 __all__ = ["PrivateSteps", "TrainedOnce", "poisson_batches", "private_steps", "require_enough", "secret_generator"]
@@ -120,7 +120,8 @@ class TrainedOnce:
 
 
 def private_steps(model: BuiltModel, half: ClientHalf, plan: Plan, examples: int) -> PrivateSteps | None:
-    """What a round's steps go through where it hides examples; else None.
+    """What a round's steps go through where it hides examples; else None, and where sums are told in which the half
+    hides them itself.
 
     Args:
         model: Built.
@@ -136,6 +137,8 @@ def private_steps(model: BuiltModel, half: ClientHalf, plan: Plan, examples: int
     if privacy is None or privacy.level != "example":
         return None
     require_enough(privacy, examples)
+    if isinstance(plan.training, HeadTraining):
+        return None
     task = worker_task(plan.task)
     if not isinstance(task, HeadTask) or not isinstance(half, ByExample):
         raise ConfigError(

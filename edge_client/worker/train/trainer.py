@@ -124,7 +124,8 @@ class Trainer:
         half = self._replica.half
         rows = half.taken(self._encoded, plan, self._node) if isinstance(half, Gathering) else self._encoded
         self._private = private_steps(self._replica.model, half, plan, len(rows))
-        if self._private is not None:
+        hides = plan.training.privacy is not None and plan.training.privacy.level == "example"
+        if hides:
             once.require(plan.round)
         stream = _Numbered(self._stream(plan, rows))
         computes = f"{self._replica.compute_dtype} on {self._torch_device.type}"
@@ -154,7 +155,7 @@ class Trainer:
             seconds=time.monotonic() - started,
             measured=measured,
         )
-        if self._private is not None:
+        if hides:
             once.begin(plan.round)
         plain = path if plan.secure is None else path.with_suffix(".plain")
         write_update(plain, header, update_records(self._replica, plan))

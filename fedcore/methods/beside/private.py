@@ -31,18 +31,17 @@ def require_private(
     if section.noise is None:
         return
     place = f"privacy.{section.level}"
-    if head.start == "ridge" or settings.name == "fed3r":
-        ridge = head.start == "ridge"
+    if head.start == "ridge":
         raise ConfigError(
-            "a head from sums would tell second moments of texts' features, without noise",
-            place="head.start" if ridge else "method.name",
-            remedy='write "random"' if ridge else "use another method",
+            "a head start would tell second moments of texts' features, and its noise is not counted with the rounds'",
+            place="head.start",
+            remedy='write "random"; or use the method fed3r, whose sums have noise',
         )
     if section.node is not None:
         _require_sums(settings, rule, place)
     if section.example is not None:
         _require_examples(settings, task, place)
-        if settings.batch_size > section.example.least_examples:
+        if not settings.told_once and settings.batch_size > section.example.least_examples:
             raise ConfigError(
                 f"a batch of {settings.batch_size} cannot be drawn from {section.example.least_examples} examples",
                 place=f"{place}.least_examples",
@@ -81,7 +80,6 @@ def require_nothing_beside(
     trained_tensors: tuple[str, ...],
     *,
     on_nodes: bool,
-    masked: bool,
 ) -> None:
     """Check that nothing else in a job would tell what noise hides.
 
@@ -91,7 +89,6 @@ def require_nothing_beside(
         norm_bound: Of `[safety]`; 0 for none.
         trained_tensors: Of `[model]`.
         on_nodes: Whether they measure published states.
-        masked: Whether their updates are (`[secure_aggregation]`).
 
     Raises:
         ConfigError: Something would.
@@ -103,12 +100,6 @@ def require_nothing_beside(
             remedy='write "coordinator", with rows of its own, or leave the section out',
         )
     if section.node is not None:
-        if masked:
-            raise ConfigError(
-                "sums of masked updates get no noise yet",
-                place="privacy.node",
-                remedy="leave it or [secure_aggregation] out, or use privacy.example beside it",
-            )
         if norm_bound not in (0, section.node.clip):
             raise ConfigError(
                 "two bounds on an update's norm",

@@ -9,6 +9,7 @@ import msgspec
 
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings
+from fedcore.privacy.shares import spread
 from fedcore.round.secure import FRACTION_BITS, MOST_WEIGHT, SecureRound, lane_bytes_for
 
 __all__ = ["LEAST_QUORUM", "SecureSection", "require_secure"]
@@ -59,7 +60,12 @@ class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             )
 
     def asked(
-        self, nodes: int, norm_bound: float, max_examples: int, share: Literal["examples", "uniform"]
+        self,
+        nodes: int,
+        norm_bound: float,
+        max_examples: int,
+        share: Literal["examples", "uniform"],
+        noise: tuple[int, int] = (0, 0),
     ) -> SecureRound:
         """What a plan says of it.
 
@@ -68,16 +74,20 @@ class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             norm_bound: Of `[safety]`.
             max_examples: Of `[safety]`.
             share: Of the method.
+            noise: Where nodes add some: with how many updates a round is opened at least, and sigma of each node's.
         """
+        least, sigma = noise
         most = min(max_examples or MOST_WEIGHT, MOST_WEIGHT // max(1, nodes))
-        weight = 1 if share == "uniform" else most
+        # Noise hides one of as many as there are: all count the same.
+        weight = 1 if share == "uniform" or least else most
         return SecureRound(
-            lane_bytes=lane_bytes_for(max(1, nodes), self.fraction_bits, norm_bound, weight),
+            lane_bytes=lane_bytes_for(max(1, nodes), self.fraction_bits, norm_bound, weight, spread(sigma, nodes)),
             fraction_bits=self.fraction_bits,
             norm_bound=norm_bound,
             most_examples=most,
             threshold=self.threshold,
             neighbours=self.neighbours,
+            least=least,
         )
 
 

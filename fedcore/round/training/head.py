@@ -19,6 +19,9 @@ from fedcore.round.training.base import Shapes, Training
 from fedcore.weights.schema import ModelSchema, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     AnyTraining = Training
 else:
     # As in the package's own module, which imports this one.
@@ -29,6 +32,7 @@ __all__ = [
     "MOMENTS",
     "HeadTraining",
     "LinearHead",
+    "hidden_units",
     "linear_head",
     "require_linear_head",
     "target_scale",
@@ -38,6 +42,18 @@ MOMENTS: Final = "/moments"
 """The entry of an update: second moments, packed (`fedcore.numbers.symmetric`)."""
 FEATURE_UNIT: Final = 8.0
 """Features travel in units of this, so that exact sums, which end at 2**7, hold second moments of up to 2**13."""
+
+
+_HIDDEN: Final = (1.5, 0.5, 1.0)
+"""What a row's features, its one and its targets count in the norm that is clipped where noise hides rows or nodes:
+the one is known of every row, and most of what is learned is in the features."""
+
+
+def hidden_units(features: int, outputs: int) -> NDArray[np.float64]:
+    """By what the numbers of a row are multiplied before they are cut and hidden, (features + 1 + outputs,)."""
+    import numpy as np
+
+    return np.repeat(_HIDDEN, (features, 1, outputs))
 
 
 class LinearHead(NamedTuple):

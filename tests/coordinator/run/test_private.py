@@ -24,8 +24,10 @@ from coordinator.store.rows import RoundRow
 from fedcore.config.privacy import ExamplePrivacy, NodePrivacy, PrivacySection
 from fedcore.errors import ConfigError, ExactnessError
 from fedcore.fields.prepared import prepared
+from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedkrso import FedKRSO, FedKRSOSettings
 from fedcore.model.state import ExactState
+from fedcore.privacy.noise import sigma_of
 from tests.coordinator.run.test_model import METHOD, begun, closed
 from tests.coordinator.run.test_model import learning as learning  # a fixture
 
@@ -67,21 +69,10 @@ def changed(privacy: dict[str, Any], **keys: Any) -> dict[str, Any]:
         (BY_NODE, {"method": {"name": "fedkseed"}}, "privacy.node", "in fedkseed"),
         (BY_NODE, {"method": {"moments": "averaged"}}, "privacy.node", 'moments = "averaged" are no sums'),
         (BY_NODE, {"method": {"moments": "rows"}}, "privacy.node", 'moments = "rows" are no sums'),
-        (BY_NODE, {"method": {"name": "fed3r"}}, "method.name", "second moments"),
         (BY_NODE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_EXAMPLE, {"head": {"start": "ridge"}}, "head.start", "second moments"),
         (BY_NODE, {"safety": {"rule": "median"}, "round": {"quorum": 3}}, "safety.rule", "median"),
         (BY_NODE, {"safety": {"norm_bound": 3.0}}, "safety.norm_bound", "two bounds"),
-        (
-            BY_NODE,
-            {
-                "secure_aggregation": {},
-                "safety": {"norm_ratio": 0.0, "max_share_ratio": 0.0},
-                "round": {"quorum": 3, "min_nodes": 3},
-            },
-            "privacy.node",
-            "masked updates",
-        ),
         (BY_NODE, {"evaluation": {"where": "nodes"}}, "evaluation.where", "no noise, and is told"),
         (BY_EXAMPLE, {"evaluation": {"where": "both", "source": "s"}}, "evaluation.where", "no noise, and is told"),
         (BY_EXAMPLE, {"method": {"name": "fedavg"}}, "privacy.example", "in fedavg"),
@@ -107,6 +98,40 @@ def test_jobs_that_can_keep_it_are_taken() -> None:
         assert job_of(BY_NODE, method={"name": name}).privacy.level == "node"
     assert job_of(BY_EXAMPLE, safety={"rule": "median"}, round={"quorum": 3}).privacy.level == "example"
     assert job_of({}).privacy.noise is None
+    assert job_of(BY_NODE, method={"name": "fed3r"}).privacy.level == "node"
+    # Sums over all rows have no batches.
+    assert job_of(changed(BY_EXAMPLE, least_examples=4), method={"name": "fed3r"}).privacy.level == "example"
+
+
+def test_a_head_from_sums_tells_of_each_example_once_in_a_round() -> None:
+    example = msgspec.convert(BY_EXAMPLE["example"], ExamplePrivacy)
+    private = private_of(PrivacySection(example=example), Fed3RSettings(), 3, 1.5)
+    assert private is not None
+    row = RoundRow(1, participants=("a",), uplink_bytes=0, downlink_bytes=0, seconds=0.0, train_loss=0.0)
+    spent = private.spent([row] * 2, ("a",))
+    accountant = rdp.RdpAccountant()
+    accountant.compose(SelfComposedDpEvent(GaussianDpEvent(1.5), 3))
+    assert spent.epsilon == pytest.approx(accountant.get_epsilon(1e-4)) and (spent.releases, spent.sampled) == (3, 1.0)
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "secure_aggregation": {},
+    "safety": {"norm_ratio": 0.0, "max_share_ratio": 0.0},
+    "round": {"quorum": 5, "min_nodes": 6},
+}
+
+
+def test_with_masks_each_node_s_noise_is_sized_for_the_quorum(tmp_path: Path) -> None:
+    job = job_of(BY_NODE, **MASKED)
+    with contextlib.closing(SqliteLedger(tmp_path / "ledger")) as ledger:
+        led, private, _ = private_run(job, ledger)
+    assert private is not None and private.least == 5 and led.safety.norm_bound == 1.0
+    # Of five one may tell what it has added: four times the square of a node's is the square of the sum's.
+    assert private.parts(32) == (5, 2**32) == (5, sigma_of(2.0, 1.0) // 2)
+    few = job_of(changed(BY_NODE, clip=0.01), **{**MASKED, "secure_aggregation": {"fraction_bits": 10}})
+    with contextlib.closing(SqliteLedger(tmp_path / "other")) as ledger, pytest.raises(ConfigError) as raised:
+        private_run(few, ledger)
+    assert raised.value.place == "secure_aggregation.fraction_bits" and "11 steps of 2**-10" in raised.value.one_line()
 
 
 def test_no_bound_depends_on_others_updates() -> None:

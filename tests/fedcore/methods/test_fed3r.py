@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -24,10 +24,14 @@ from fedcore.model.update import WeightedUpdate, write_update
 from fedcore.numbers.clip import Clip
 from fedcore.numbers.codecs import encoded
 from fedcore.numbers.records import Record
+from fedcore.numbers.ridge import Moments, ridge_head
+from fedcore.numbers.rules import MEAN
 from fedcore.numbers.symmetric import pack_rows
+from fedcore.privacy.noise import NoisyMean
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import Plan
-from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, target_scale
+from fedcore.round.training import PrivateTraining
+from fedcore.round.training.head import FEATURE_UNIT, MOMENTS, hidden_units, target_scale
 from fedcore.weights.initial import initial_tensor
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 
@@ -163,3 +167,65 @@ def test_the_state_is_published_and_read_as_that_of_the_rounds_that_follow(tmp_p
     # What a node keeps of a plan that it does not know the method of is no plan at all.
     raw = msgspec.msgpack.encode(plan)
     assert msgspec.msgpack.decode(raw, type=Plan).training == plan.training
+
+
+def hidden_update(folder: Path, plan: Plan, node: str, x: Floats, y: Floats) -> WeightedUpdate:
+    """As a node makes it where rows or nodes are hidden: in units of its own, and what `update` would have no longer
+    fits."""
+    middle, unit = target_scale(plan.task)
+    rows = np.concatenate([x / FEATURE_UNIT, np.ones((len(x), 1)), (y - middle) / unit], axis=1)
+    rows = rows * hidden_units(FEATURES, y.shape[1])
+    whole = rows.T @ rows / len(x)
+    packed = pack_rows(len(whole), lambda i: whole[i, i:], np.float32)
+    header = UpdateHeader(run="r", round=1, node=node, version=0, examples=len(x), loss=0.5, seconds=1.0)
+    coding, privacy = plan.training.coding(MOMENTS), plan.training.privacy
+    write_update(folder / node, header, [Record(MOMENTS, encoded(packed, coding, MOMENTS), 32, kind=coding.kind)])
+    assert privacy is not None
+    return WeightedUpdate(folder / node, header, len(x) if privacy.level == "example" else 1)
+
+
+@pytest.mark.parametrize("level", ["example", "node"])
+def test_a_hidden_head_is_that_of_a_ridge_as_strong_as_its_noise(
+    level: Literal["example", "node"], tmp_path: Path
+) -> None:
+    """With next to no noise, so that what is left is the strength: known, and no larger than the noise asks for."""
+    privacy = PrivateTraining(level=level, clip=2.0, noise_multiplier=1e-3, delta=1e-3)
+    plan = plan_of(SCORES)
+    plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, privacy=privacy))
+    x, y = data(1, 1)
+    parts = np.array_split(np.arange(len(y)), 4)
+    updates = [hidden_update(tmp_path, plan, f"n{at}", x[part], y[part]) for at, part in enumerate(parts)]
+    rule: Any = MEAN
+    if level == "node":
+        side = FEATURES + 2
+        columns = {MOMENTS: np.ones(side + 1, np.bool_)}
+        rule = NoisyMean(sigma=1, key=bytes(32), columns=columns, about="a")
+    half: Any = server_half(Fed3RSettings())
+    state = half.aggregate(ExactState.zero(plan.training, plan.model_schema), plan, updates, rule)
+    # The noise on a number of the mean, in the features' own units, which are 8 / 1.5.
+    times, count = (2.0, len(x)) if level == "example" else (1.0, 4)
+    strength = 1e-3 * 2.0 * times / count * (8 / 1.5) ** 2 * np.sqrt(FEATURES)
+    centred = x - x.mean(axis=0)
+    whole = centred.T @ centred / len(x) + strength * np.eye(FEATURES)
+    wanted = np.linalg.solve(whole, centred.T @ (y - y.mean()) / len(x))
+    found = head_of(state, plan)["score.weight"]
+    assert np.abs(found - wanted.T).max() < 2e-3 * np.abs(wanted).max()
+    if level == "node":
+        assert rule.used == {MOMENTS}
+
+
+def test_hidden_classes_are_told_apart_by_scores_and_not_by_covariances_of_noise() -> None:
+    x, y = data(3, 3, rows=2000)
+    rows = np.concatenate([x, np.ones((len(x), 1)), y], axis=1)
+    chance = np.random.default_rng(0)
+    noise = np.triu(chance.normal(size=(14, 14)) * 0.02)
+    moments = Moments(rows.T @ rows / len(x) + noise + np.triu(noise, 1).T, FEATURES, len(x))
+    right = {}
+    for name, fitted in (
+        ("blind", ridge_head(moments, "classes")),
+        ("told", ridge_head(moments, "classes", noise=0.02)),
+    ):
+        said = (x @ fitted.weight.T + fitted.bias).argmax(axis=1)
+        right[name] = float((said == y.argmax(axis=1)).mean())
+    assert right["told"] > 0.7
+    assert ridge_head(moments, "classes", noise=0.02).strength == pytest.approx(0.02 * np.sqrt(FEATURES))

@@ -28,6 +28,7 @@ from edge_client.worker.train.trainer import Trainer, set_checkpointing
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError, DataError, WorkerError
+from fedcore.methods.fed3r import Fed3R, Fed3RSettings
 from fedcore.numbers.records import read_records
 from fedcore.round.plan import Plan
 from fedcore.round.training import PrivateTraining
@@ -217,6 +218,28 @@ def test_a_round_is_trained_once_and_two_nodes_with_the_same_texts_say_something
     many = Trainer(replica, encoded * 100, tmp_path / "intervals", "r", "d", 0, CPU)
     with pytest.raises(DataError, match=r"a delta of 0.001 means nothing for 1200 examples"):
         many.train(plan, (WHOLE,), tmp_path / "many.bin")
+
+
+def test_sums_for_a_head_are_hidden_row_by_row_and_told_once(minilm_folder: Path, tmp_path: Path) -> None:
+    """One pass over the node's rows by the method that trains nothing: what it tells is hidden like gradients are."""
+    plan = plan_of(minilm_folder)
+    privacy = msgspec.structs.replace(PRIVACY, noise_multiplier=1.0, clip=1.5)
+    training = msgspec.structs.replace(Fed3R(Fed3RSettings()).training(1, 5), privacy=privacy, batch_size=4)
+    plan = msgspec.structs.replace(plan, training=training, checksums=())
+    replica = Replica(plan, minilm_folder, tmp_path, CPU, torch.float32)
+    encoded, found = examples(replica, 12), []
+    for node in ("a", "b"):
+        trainer = Trainer(replica, encoded, tmp_path / "intervals", "r", node, 0, CPU)
+        header, _ = trainer.train(plan, (WHOLE,), tmp_path / f"{node}.bin")
+        assert header.loss == 0.0 and header.examples == 12, "a loss has no noise, and is not told"
+        found.append(next(iter(read_records(tmp_path / f"{node}.bin", kinds={"floats"}))).part.values())
+        with pytest.raises(WorkerError, match="round 1 was trained here before"):
+            trainer.train(plan, (WHOLE,), tmp_path / "again.bin")
+    # The same rows: what differs is the noise of both, over 12 rows.
+    assert (found[0] - found[1])[:, :-1].std() == pytest.approx(2**0.5 * 1.5 / 12, rel=0.1)
+    few = Trainer(replica, encoded[:3], tmp_path / "intervals", "r", "c", 0, CPU)
+    with pytest.raises(DataError, match="3 examples are here"):
+        few.train(plan, (WHOLE,), tmp_path / "few.bin")
 
 
 def test_what_is_no_linear_layer_cannot_be_trained_whole(minilm_folder: Path, tmp_path: Path) -> None:
