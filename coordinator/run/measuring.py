@@ -129,9 +129,15 @@ class Measuring:
             f" (round {head}); lower the learning rates, or ask fedkrso tune"
         )
 
-    def ready(self, event: Ready) -> None:
-        """The process is loaded."""
-        if self._evaluator is None:
+    def heard(self, event: Ready | WorkerDied) -> None:
+        """The process is loaded, or ended.
+
+        Raises:
+            WorkerError: It ended, and nobody let it go.
+        """
+        assert self._evaluator is not None
+        if isinstance(event, WorkerDied):
+            self._evaluator.died(event)
             return
         if event.too_long and not self._loaded:
             note = f"measures on {event.examples:,} held-out examples{event.too_long}"
@@ -140,15 +146,6 @@ class Measuring:
             self._ledger.put_fact("trivial", event.trivial)
         self._loaded = True
         self._evaluator.ready(event)
-
-    def died(self, event: WorkerDied) -> None:
-        """The process ended.
-
-        Raises:
-            WorkerError: Nobody let it go.
-        """
-        assert self._evaluator is not None
-        self._evaluator.died(event)
 
     def tick(self) -> None:
         """Let the process go, where it is long until the next state."""

@@ -226,10 +226,8 @@ class Service:
                 self._judge()
             case Failed():
                 raise error_of(event)
-            case WorkerDied():
-                self._measuring.died(event)
-            case Ready():
-                self._measuring.ready(event)
+            case Ready() | WorkerDied():
+                self._measuring.heard(event)
             case Asked():
                 self._control.obey(event)
         # However much is coming in, deadlines are looked at.
