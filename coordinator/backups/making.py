@@ -142,7 +142,7 @@ def _add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> tuple[int, str]:
     entry.size, entry.mode = source.tell(), 0o600
     source.seek(0)
     hashed = _Hashed(source)
-    tar.addfile(entry, hashed)  # type: ignore[arg-type]
+    tar.addfile(entry, hashed)
     return entry.size, hashed.found.hexdigest()
 
 

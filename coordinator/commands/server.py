@@ -117,7 +117,9 @@ def server_nodes(runs: Path, url: str, token_file: Path | None, as_json: bool) -
         return
     for row in rows:
         why = "; ".join(f"{run}: {reason}" for run, reason in row["declined"].items())
-        words = [row["run"] or "waits", "" if row["online"] else "offline", f"not in {why}" if why else ""]
+        wanted = row["release"]
+        version = row["software"] + (f", is to run {wanted}" if wanted not in ("", row["software"]) else "")
+        words = [row["run"] or "waits", "" if row["online"] else "offline", version, f"not in {why}" if why else ""]
         click.echo(f"{row['node']:<20} " + "  ".join(printable(word) for word in words if word))
 
 

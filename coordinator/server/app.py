@@ -160,14 +160,16 @@ class _Api:
     async def metrics(self, request: Request) -> Response:
         """Runs and nodes for Prometheus."""
         self._lobby.require(request, "viewer")
-        data = server_exposition(await _answer(self._server.rows()), await _answer(self._server.nodes()))
+        rows, nodes = await _answer(self._server.rows()), await _answer(self._server.nodes())
+        data = server_exposition(rows, nodes)
         return Response(data, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE_LATEST})
 
     async def targets(self, request: Request) -> Response:
         """Where Prometheus finds each run's own."""
         self._lobby.require(request, "viewer")
         host = request.headers.get("host", "")
-        return _json(targets(await _answer(self._server.rows()), host))
+        rows = await _answer(self._server.rows())
+        return _json(targets(rows, host))
 
     async def submit(self, request: Request) -> Response:
         """Queue a run."""

@@ -37,7 +37,7 @@ from fedcore.transport.base import (
 )
 from fedcore.transport.client import client_id
 from fedcore.transport.mqtt import MqttTransport
-from fedcore.wire.fleet import MOST_RUNS, Candidate, FleetPost, FleetRun, Notice, opened, start_of_number
+from fedcore.wire.fleet import MOST_RUNS, Candidate, FleetPost, FleetRun, Notice, Release, opened, start_of_number
 from fedcore.wire.identity import Enrolment, load_signing_key
 from fedcore.wire.messages import Topics
 
@@ -141,6 +141,9 @@ class MqttFleet(Fleet):
         self._least: dict[str, int] = {}
         self._said: Notice | None = None
         self._refused = ""
+        self._release = None
+        if (said := settings.release) is not None:
+            self._release = Release(version=said.version, sha256=said.sha256, permille=round(said.share * 1000))
 
     def begin(self) -> None:
         """See `Fleet`; returns when the link is up."""
@@ -164,7 +167,8 @@ class MqttFleet(Fleet):
             self._kept.put_places(places.items())
             self._places = places
         named = {run.run: tuple(sorted(node for node, place in places.items() if place == run.run)) for run in runs}
-        self._tell(Notice(tuple(msgspec.structs.replace(run, nodes=named[run.run]) for run in runs)))
+        told = tuple(msgspec.structs.replace(run, nodes=named[run.run]) for run in runs)
+        self._tell(Notice(told, self._release))
 
     def over(self, entry: Entry) -> None:
         """See `Fleet`: the plan and the states of the run are not to lie at the broker for ever."""
@@ -195,6 +199,7 @@ class MqttFleet(Fleet):
                 able=tuple(known[one] for one in word.able if one in known),
                 declined=word.declined,
                 software=word.software,
+                release=self._release.version if self._release is not None and self._release.names(node) else "",
             )
             for node, word in sorted(self._candidates.words.items())
         ]

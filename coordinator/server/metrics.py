@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -74,7 +74,7 @@ class _Server(Collector):
         return {"yes": online, "no": len(self._nodes) - online}
 
 
-def _labelled(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+def _labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     family = GaugeMetricFamily(f"fedkrso_server_{name}", text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], float(value))

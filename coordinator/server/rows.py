@@ -52,6 +52,8 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     declined: dict[str, str]
     """Why not, by run."""
     software: str
+    release: str = ""
+    """The version that the server wants it to run; empty where it wants none."""
 
 
 class Needs(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from coordinator.dashboard.address import address_of
 from fedcore.config.sections import BrokerSection, PathText, TrustSection
 from fedcore.errors import ConfigError
 
-__all__ = ["ProxySection", "ServerFiles", "ServerSettings"]
+__all__ = ["ProxySection", "ReleaseSection", "ServerFiles", "ServerSettings"]
 
 _MOST_AT_ONCE = 64
 
@@ -49,6 +49,24 @@ class ProxySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 _NOT_A_NAME = {"authorization", "host", "origin", "cookie", "user-agent", "referer", "content-type"}
 
 
+class ReleaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[release]`: a version of fedkrso that a share of the nodes is to run, where their owners accept it."""
+
+    version: str
+    sha256: str
+    """Of its wheel: 64 hexadecimal characters."""
+    share: float = 0.1
+    """Of the nodes, 0 to 1. A larger one has all nodes of a smaller one."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-z.+!]{1,64}", self.version):
+            raise ConfigError(f"{self.version!r} is no version", place="release.version", remedy="such as 0.3.0")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ConfigError("not 64 hexadecimal characters", place="release.sha256", remedy="sha256sum of the wheel")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"{self.share:g} is no share", place="release.share", remedy="0 to 1, such as 0.1")
+
+
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server file."""
 
@@ -74,6 +92,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     broker: BrokerSection
     trust: TrustSection = TrustSection()
     proxy: ProxySection | None = None
+    release: ReleaseSection | None = None
+    """Which version of fedkrso nodes are to run."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.fleet):

@@ -98,6 +98,7 @@ class FleetClient:
         signed = node.trust.signing_key is not None and node.trust.coordinator_key is not None
         self._security = security(tls=is_encrypted(node.broker.url), signed=signed)
         self._stopping, self._lock, self._refused = False, threading.Lock(), ""
+        self._wanted = ""
 
     def check(self) -> int:
         """Look at what the node names on this machine; its memory budget in bytes.
@@ -221,6 +222,9 @@ class FleetClient:
                     return []
                 actions = self._machine.handle(Heard(number, notice))
                 self._tidy()
+                if self._speaking.wanted and self._speaking.wanted != self._wanted:
+                    self._wanted = self._speaking.wanted
+                    self._say(Line(f"the server wants version {self._wanted.split()[0]} here", event="release"))
                 return actions
             case Connected(limits):
                 if self._agent is None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from edge_client.agent.messages import Keys
 from edge_client.node import Node
+from edge_client.owner.accepting import RELEASE_FILE
 from fedcore.errors import ForgedMessage
-from fedcore.system.durable import DurableNumber
+from fedcore.system.durable import DurableNumber, write_durably
 from fedcore.transport.base import Message
 from fedcore.wire.fleet import Candidate, FleetPost, Notice, opened
 from fedcore.wire.messages import Topics
@@ -25,12 +26,18 @@ class Speaking:
         keys: What it signs and believes by.
 
     Attributes:
+        wanted: Version and hash that the server wants to run here; empty for none, None before a notice.
         number: Of the newest notice that counted; kept on the disk where notices are signed. Whoever can write an
             unsigned one could otherwise silence the fleet for good.
     """
 
     def __init__(self, node: Node, keys: Keys) -> None:
         folder = Path(node.folder)
+        # Whoever may change what runs here reads it, and looks at the signature again.
+        self._release_file = folder / RELEASE_FILE
+        self._accepts = node.accept.releases and keys.coordinator is not None
+        self.wanted: str | None = None
+        self._node = node.node
         start, self._kept = DurableNumber(folder / "fleet-start"), DurableNumber(folder / "fleet-notice")
         start.set(start.value + 1)
         self._fleet, self._server = node.fleet, keys.coordinator
@@ -62,4 +69,16 @@ class Speaking:
         if self._server is not None and envelope.number > self._kept.value:
             self._kept.set(envelope.number)
         self.number = envelope.number
+        self._keep_release(payload, envelope.body)
         return envelope.number, envelope.body
+
+    def _keep_release(self, payload: bytes, notice: Notice) -> None:
+        """Keep the notice, as it came, where it says for the first time which version is to run here."""
+        release = notice.release
+        wanted = "" if release is None or not release.names(self._node) else f"{release.version} {release.sha256}"
+        if not self._accepts or wanted == self.wanted:
+            return
+        # One that is wanted no more must be known to be.
+        if wanted or self._release_file.exists():
+            write_durably(self._release_file, payload)
+        self.wanted = wanted

@@ -14,7 +14,10 @@ from fedcore.errors import ConfigError
 from fedcore.registry import TASKS
 from fedcore.wire.fleet import FleetRun
 
-__all__ = ["AcceptSection", "Offering", "why_not"]
+__all__ = ["RELEASE_FILE", "AcceptSection", "Offering", "why_not"]
+
+RELEASE_FILE: Final = "fleet-release"
+"""In a node's folder: the server's signed notice of the version that is to run here, as it came."""
 
 _PROMISES: Final = {"": ("", "node", "example"), "node": ("node", "example"), "example": ("example",)}
 
@@ -29,6 +32,9 @@ class AcceptSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Kinds of task that the data is for; left out: each that its columns can serve."""
     methods: tuple[str, ...] = ("*",)
     """Methods, with `*` and `?`."""
+    releases: bool = False
+    """Whether the fleet's server may say which version of fedkrso runs here, by the wheel's hash: whoever leads the
+    fleet then decides which program runs on this device. `fedkrso client upgrade --wanted` does it."""
 
     def __post_init__(self) -> None:
         for key in ("runs", "methods"):

@@ -6,6 +6,7 @@ envelope of their own, so that no message of a run can be taken for one of a fle
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Final, Literal
 
 import msgpack
@@ -27,6 +28,7 @@ __all__ = [
     "FleetPost",
     "FleetRun",
     "Notice",
+    "Release",
     "opened",
     "start_of_number",
 ]
@@ -63,10 +65,36 @@ class FleetRun(msgspec.Struct, frozen=True, kw_only=True):
     """Who is to take part in it, of those that said they can."""
 
 
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of fedkrso that a share of the fleet's nodes is to run, as far as their owners let them."""
+
+    version: Annotated[str, Meta(max_length=64, pattern=r"^[0-9a-z.+!]+$")]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    """Of its wheel."""
+    permille: Annotated[int, Meta(ge=0, le=1000)]
+    """How many of a thousand nodes."""
+
+    def names(self, node: str) -> bool:
+        """Whether a node is in the share. Which nodes are first follows from the wheel and the node's name; a larger
+        share has all nodes of a smaller one.
+
+        Args:
+            node: Its id.
+
+        Example:
+            >>> release = Release(version="0.3.0", sha256="0" * 64, permille=300)
+            >>> [node for node in ("kitchen", "garden", "attic", "barn", "den") if release.names(node)]
+            ['attic', 'barn']
+        """
+        lot = int.from_bytes(hashlib.sha256(f"{self.sha256}/{node}".encode()).digest()[:8], "big")
+        return lot * 1000 < self.permille << 64
+
+
 class Notice(msgspec.Struct, frozen=True, tag="notice"):
     """All runs of a fleet that nodes are to take part in: one that is not here is over."""
 
     runs: Annotated[tuple[FleetRun, ...], Meta(max_length=MOST_RUNS)]
+    release: Release | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):

@@ -74,7 +74,8 @@ def test_a_restored_run_comes_to_the_same_model(tmp_path: Path, model: Path, eve
 
 def test_backups_that_are_taken_all_the_time_are_all_whole(tmp_path: Path, model: Path) -> None:
     leader = led(tmp_path / "runs" / "t", model)
-    plan, over, made = leader.start(), threading.Event(), []
+    plan, over = leader.start(), threading.Event()
+    made: list[Index] = []
 
     def take() -> None:
         while not over.is_set():
