@@ -138,6 +138,7 @@ def ran(folder: Path, service: Service, load: Load) -> tuple[Any, Managed]:
     return row, broker
 
 
+@pytest.mark.slow
 def test_a_run_within_the_limits_of_aws_iot_core(tmp_path: Path) -> None:
     row, broker = ran(tmp_path, AWS_IOT_CORE, Load(2, 1))
     assert not +broker.broken and row["chunk_bytes"] < 131_072
