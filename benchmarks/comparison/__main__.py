@@ -130,7 +130,8 @@ def table(cells: Path) -> None:
         *(curve(found, task, _SPLITS, [FROZEN, "FedKRSO", *_BESIDE]) for task in tasks),
         *(paired(found, name, "FedKRSO", every) for name in _BESIDE[:-1]),
     ):
-        print("\n".join(lines), end="\n\n")
+        if text := "\n".join(lines):
+            print(text, end="\n\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ __all__ = ["costs", "curve", "paired", "results"]
 _OWN = ", own rows"
 _TARGET = 0.99
 """Of full fine-tuning's best."""
+_UNKNOWN = "not known | | "
 
 
 def results(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -49,7 +50,7 @@ def costs(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str
             if not (found := cells.of(task, split, method)):
                 continue
             up, down = (_mean([getattr(cell, way)[-1] for cell in found], 3) for way in ("up", "down"))
-            reached = _reached(found, _TARGET * statistics.fmean(full)) if full else "–"
+            reached = _reached(found, _TARGET * statistics.fmean(full)) if full else _UNKNOWN
             yield f"| {method} | {task}, {_split(split)} | {up} | {down} | {reached} |"
 
 
@@ -62,18 +63,25 @@ def _reached(found: Sequence[Cell], target: float) -> str:
     return "not reached | | "
 
 
+def _any(cells: Cells, method: str, task: str, splits: Sequence[str]) -> bool:
+    return any(cells.of(task, split, method) for split in splits)
+
+
 def curve(cells: Cells, task: str, splits: Sequence[str], methods: Sequence[str]) -> Iterator[str]:
     """Held-out / development accuracy by skew."""
     yield f"| {task} | {' | '.join(map(_split, splits))} |"
     yield f"|---|{'---|' * len(splits)}"
     for method in methods:
-        yield f"| {method} | {' | '.join(_quality(cells.of(task, split, method)) for split in splits)} |"
+        if _any(cells, method, task, splits):
+            yield f"| {method} | {' | '.join(_quality(cells.of(task, split, method)) for split in splits)} |"
 
 
 def paired(cells: Cells, method: str, reference: str, columns: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What a method is better by, seed by seed, in points of held-out and development accuracy after the last round."""
-    yield f"| {method} minus {reference} | held-out, by seed | mean | development, by seed | mean |"
-    yield "|---|---|---|---|---|"
+    """What a method is better by, seed by seed, in points of held-out and development accuracy after the last round;
+    nothing where it was not run."""
+    if any(cells.of(*column, method) for column in columns):
+        yield f"| {method} minus {reference} | held-out, by seed | mean | development, by seed | mean |"
+        yield "|---|---|---|---|---|"
     for task, split in columns:
         by_seed = {cell.seed: cell for cell in cells.of(task, split, reference)}
         pairs = [(cell, by_seed[cell.seed]) for cell in cells.of(task, split, method) if cell.seed in by_seed]

@@ -70,6 +70,8 @@ def test_tables_say_means_over_seeds_costs_and_pairs(tmp_path: Path) -> None:
         "| FedKRSO | sst2, Dirichlet 0.5 | 1.000 | 2.000 | 4 | 3.00 | 20 |"
     ]
     assert list(curve(cells, "sst2", [RATES_SPLIT], ["FedKRSO"]))[2] == "| FedKRSO | 0.830 / 0.810 (3) |"
+    assert not list(paired(cells, "FedIT", FULL, columns))
+    assert len(list(curve(cells, "sst2", [RATES_SPLIT], ["FedKRSO", "FedIT"]))) == 3
     (line,) = list(paired(cells, "FedKRSO", FULL, columns))[2:]
     assert line == "| sst2, Dirichlet 0.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 |"
 
