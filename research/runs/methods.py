@@ -13,9 +13,9 @@ from typing import Any, get_args
 import msgspec
 
 from fedcore.errors import ConfigError
-from fedcore.methods.interface import MethodSettings
-from fedcore.methods import AnySettings, settings_by_name
 from fedcore.fields.types import BaseKind, HeadBegin, Pooling
+from fedcore.methods import AnySettings, settings_by_name
+from fedcore.methods.interface import MethodSettings
 
 __all__ = ["Named", "Usual", "parse_methods", "settings_of"]
 
@@ -29,9 +29,9 @@ class Usual:
     """What holds for every method whose brackets say nothing else.
 
     Attributes:
-        head: What a new head begins with, `random` or `ridge`; methods that do not share theirs begin with a random one.
+        head: What a new head begins with, `random` or `ridge`; methods that do not share theirs have a random one.
         pooling: What of a text it looks at, as `task.pooling` of a job; what all tables of before were measured with.
-        head_rate: `tensor_learning_rate` as a multiple of the learning rate, so that a search moves both; None: its own.
+        head_rate: `tensor_learning_rate` as a multiple of the learning rate: a search moves both; None: its own.
         trained: Patterns of checkpoint tensors that are trained whole beside the head.
     """
 
@@ -89,12 +89,16 @@ def parse_methods(text: str, usual: Usual = Usual()) -> tuple[Named, ...]:
 def _parsed(text: str, usual: Usual) -> Named:
     found = _ONE.fullmatch(text)
     if found is None:
-        raise ConfigError(f"{text!r} is not a method", place=_PLACE, remedy="write fedkrso, or fedkrso[rank=4,schedule=fresh]")
+        raise ConfigError(
+            f"{text!r} is not a method", place=_PLACE, remedy="write fedkrso, or fedkrso[rank=4,schedule=fresh]"
+        )
     name, inner = found.groups()
     if name not in _KINDS:
         near = difflib.get_close_matches(name, _KINDS, 1)
         raise ConfigError(
-            f"no method {name!r}", place=_PLACE, remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(_KINDS)}"
+            f"no method {name!r}",
+            place=_PLACE,
+            remedy=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(_KINDS)}",
         )
     options: dict[str, str] = {}
     for option in inner.split(",") if inner else ():
@@ -109,7 +113,9 @@ def _parsed(text: str, usual: Usual) -> Named:
     try:
         return Named(text, name, options, None if base is None else msgspec.convert(base, BaseKind), own, own_head)
     except msgspec.ValidationError:
-        raise ConfigError(f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16") from None
+        raise ConfigError(
+            f"{base!r} is not a base", place=f"{_PLACE} {name}", remedy="int8, float32, bfloat16 or float16"
+        ) from None
 
 
 def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
@@ -123,7 +129,12 @@ def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
     value = None if rate is None else _value(rate)
     if isinstance(value, str) or (value is not None and value <= 0):
         raise ConfigError(f"head_rate {rate} is no factor above 0", place=place, remedy="write head_rate=2")
-    changes: dict[str, Any] = {"head": head, "pooling": pooling, "head_rate": value, "trained": trained and tuple(trained.split("+"))}
+    changes: dict[str, Any] = {
+        "head": head,
+        "pooling": pooling,
+        "head_rate": value,
+        "trained": trained and tuple(trained.split("+")),
+    }
     return replace(usual, **{key: change for key, change in changes.items() if change is not None})
 
 
@@ -144,7 +155,11 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     unknown = next((key for key in named.options if key.partition(".")[0] not in kind.__struct_fields__), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, kind.__struct_fields__, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained"
+        remedy = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained"
+        )
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
     if learning_rate is not None:
@@ -160,7 +175,9 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
     try:
         settings: Any = msgspec.convert({"name": named.name, **fields}, kind)
     except ConfigError as error:
-        raise ConfigError(error.message, place=f"{place}: {error.place.removeprefix('method.')}", remedy=error.remedy) from None
+        raise ConfigError(
+            error.message, place=f"{place}: {error.place.removeprefix('method.')}", remedy=error.remedy
+        ) from None
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).replace("`", "").replace(" - at $.", ", at "), place=place) from None
     made: AnySettings = settings

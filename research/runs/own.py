@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 __all__ = ["own_accuracy"]
 
 
-def own_accuracy(
-    said: Sequence[NDArray[np.int64]], wanted: NDArray[np.int64], counts: NDArray[np.int64]
-) -> float:
+def own_accuracy(said: Sequence[NDArray[np.int64]], wanted: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
     """The accuracy that clients would see on rows dealt as their own are: of each its accuracy by label, weighted by
     how many of its rows have the label. No rows are drawn for it, so nothing is left to chance.
 

@@ -87,7 +87,9 @@ PRESETS = {
     "small": _SMALL,
     # As many steps in all, for tasks that take a model more of them one after the other: half the clients, twice the
     # rounds.
-    "long": replace(_SMALL, clients=5, rounds=20, measure_every=4, common={**_SMALL.common, "learning_rate_decay": 0.9}),
+    "long": replace(
+        _SMALL, clients=5, rounds=20, measure_every=4, common={**_SMALL.common, "learning_rate_decay": 0.9}
+    ),
     # Small enough for every method, task and split on two cores, from a head of sums: round 1 is the head's.
     "table": Preset(
         clients=4,

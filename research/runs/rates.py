@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from fedcore.errors import ConfigError
+from fedcore.system.durable import write_durably
+from research.data.tasks import task_by_name
 from research.runs.methods import Named
 from research.runs.rows import Row, Setup, rounds_done
-from research.data.tasks import task_by_name
-from fedcore.system.durable import write_durably
-from fedcore.errors import ConfigError
 
 __all__ = ["Rate", "Rates", "Tried", "chosen"]
 
@@ -62,7 +62,9 @@ class Rates:
         except FileNotFoundError:
             self.all = []
         except (msgspec.DecodeError, OSError) as error:
-            raise ConfigError(f"cannot be read: {error}", place=str(self._path), remedy="delete it and tune again") from None
+            raise ConfigError(
+                f"cannot be read: {error}", place=str(self._path), remedy="delete it and tune again"
+            ) from None
 
     def has(self, task: str, split: str, label: str) -> bool:
         """Whether this very label was tuned."""
@@ -95,7 +97,11 @@ def chosen(runs: Sequence[tuple[Setup, Sequence[Row]]]) -> list[Rate]:
     groups: dict[tuple[str, str, str], list[Tried]] = {}
     for setup, rows in runs:
         whole = rounds_done(rows) == setup.rounds and math.isfinite(rows[-1].held)
-        tried = Tried(setup.method.learning_rate, rows[-1].held, rows[-1].loss) if whole else Tried(setup.method.learning_rate, None)
+        tried = (
+            Tried(setup.method.learning_rate, rows[-1].held, rows[-1].loss)
+            if whole
+            else Tried(setup.method.learning_rate, None)
+        )
         groups.setdefault((setup.task, setup.split, setup.label), []).append(tried)
     found = []
     for (task, split, label), tried_ones in groups.items():

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from fedcore.device.memoryplan import Allocator
-from fedcore.methods import AnySettings
 from fedcore.fields.types import BaseKind, HeadBegin, Pooling
+from fedcore.methods import AnySettings
 
 __all__ = ["ComputeDtype", "Count", "Row", "RunFiles", "Setup", "rounds_done"]
 
@@ -77,7 +77,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         label = self.label.replace("[", "-").replace("]", "").replace(",", "-")
         dropout = f"-dropout-{self.dropout:g}" if self.dropout else ""
         tune = f"-rate-{self.method.learning_rate:g}" if self.tune else ""
-        return f"{'tuning' if self.tune else 'runs'}/{self.task}-{self.split.replace(':', '-')}/{label}/seed-{self.seed}{dropout}{tune}"
+        folder = f"{'tuning' if self.tune else 'runs'}/{self.task}-{self.split.replace(':', '-')}"
+        return f"{folder}/{label}/seed-{self.seed}{dropout}{tune}"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
