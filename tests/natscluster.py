@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +21,7 @@ from coordinator.provisioning.broker import free_port
 from fedcore.errors import TransportError
 from fedcore.system.processes import die_with_parent
 from fedcore.transport.address import MqttSettings
-from fedcore.transport.base import Message, Received
+from fedcore.transport.base import Message, Received, TransportEvent
 from fedcore.transport.mqtt import MqttTransport
 from fedcore.transport.reach import reach
 
@@ -28,6 +29,11 @@ __all__ = ["NatsCluster"]
 
 _SERVERS = 3
 _START_SECONDS = 120.0
+
+
+def _hear(heard: set[bytes], event: TransportEvent) -> None:
+    if isinstance(event, Received):
+        heard.add(event.payload)
 
 
 class NatsCluster:
@@ -113,9 +119,7 @@ class NatsCluster:
                 settings = MqttSettings(self.url(number), f"settle-{number}", user, self.passwords[user])
                 link = MqttTransport(settings, random.Random(number))
                 link.subscribe("settle/#")
-                link.start(
-                    lambda event, here=heard[number]: here.add(event.payload) if isinstance(event, Received) else None
-                )
+                link.start(partial(_hear, heard[number]))
                 stack.callback(link.stop)
                 links.append(link)
             names = {bytes([number]) for number in range(_SERVERS)}

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -84,6 +85,16 @@ def _updates(folder: Path, plan: Plan, nodes: int) -> list[WeightedUpdate]:
     return found
 
 
+def _own() -> float:
+    """Processor seconds of this process."""
+    return sum(os.times()[:2])
+
+
+def _theirs(processes: list[psutil.Process]) -> float:
+    """Processor seconds of others together."""
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+
+
 def _timed(
     adder: Adder, updates: list[WeightedUpdate], plan: Plan, seconds: Callable[[], float]
 ) -> tuple[str, float, float]:
@@ -110,8 +121,7 @@ def main() -> None:
     ):
         files = RunFolder(Path(temporary) / "runs" / "fleet")
         updates = _updates(files.updates / "1", plan, options.nodes)
-        own = lambda: sum(os.times()[:2])  # noqa: E731
-        one = _timed(add_updates, updates, plan, own)
+        one = _timed(add_updates, updates, plan, _own)
         command = [
             sys.executable,
             "-c",
@@ -127,18 +137,17 @@ def main() -> None:
                 assert worker.stdout is not None
                 worker.stdout.readline()
             processes = [psutil.Process(worker.pid) for worker in workers]
-            theirs = lambda: sum(sum(process.cpu_times()[:2]) for process in processes)  # noqa: E731
             section = AggregationSection(pieces=options.pieces, least_numbers=0)
             adder = WorkersAdd(section, files, postgres.database, print, patience_seconds=3600.0)
-            before = own()
-            several = _timed(adder, updates, plan, theirs)
+            before = _own()
+            several = _timed(adder, updates, plan, partial(_theirs, processes))
             row = {
                 "nodes": options.nodes,
                 "update_mb": round(updates[0].path.stat().st_size / 1e6, 3),
                 "the_same_bits": one[0] == several[0],
                 "one: seconds, processor": [round(number, 2) for number in one[1:]],
                 "workers: seconds, processor": [round(number, 2) for number in several[1:]],
-                "coordinator beside them, processor": round(own() - before, 2),
+                "coordinator beside them, processor": round(_own() - before, 2),
                 "pieces_of_workers": adder.taken,
                 "worker_peak_mb": [round(process.memory_info().rss / 1e6, 1) for process in processes],
             }
