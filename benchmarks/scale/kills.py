@@ -29,12 +29,13 @@ from benchmarks.fleet_node import Counts
 from benchmarks.fleet_row import Load
 from benchmarks.scale.engines import Several
 from benchmarks.scale.run import ScaleRun, Shape
-from fedcore.errors import RunError
+from fedcore.errors import RunError, TransportError
 
 __all__ = ["KillRun", "main"]
 
 _KINDS = ("coordinator", "nats", "worker", "s3", "postgres")
 _AGAIN, _MOST_AGAIN = "coordinator begun again", 10
+_PASSES = (RunError.exit_code, TransportError.exit_code)
 _WORKERS, _PIECES_OF_WORK_SECONDS = 2, 1.0
 _STRIKES, _WITHIN_SECONDS = (3, 6), 12.0
 
@@ -73,9 +74,10 @@ class KillRun(ScaleRun):
                 break
             if self._strikes and time.monotonic() - began >= self._strikes[0][0]:
                 self._strike(self._strikes.pop(0)[1], over=summary.exists())
-            if self._leader.poll() == RunError.exit_code and self.done[_AGAIN] < _MOST_AGAIN:
-                # It waits for a database that goes away, but not without end for one that is away as it starts:
-                # whatever looks after it begins it again.
+            if self._leader.poll() in _PASSES and self.done[_AGAIN] < _MOST_AGAIN:
+                # It waits for a database that goes away, but not without end for one that is away as it starts; and
+                # nats-servers without a leader refuse subscriptions as if they were forbidden. Whatever looks after it
+                # begins it again.
                 self.done[_AGAIN] += 1
                 self._lead()
             if nodes.poll() not in (None, 0) or self._leader.poll() not in (None, 0, -signal.SIGKILL):
