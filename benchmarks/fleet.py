@@ -73,7 +73,7 @@ chunk_bytes = {chunk_bytes}
 
 _NODE = """\
 node = "{node}"
-run = "fleet"
+run = "{run}"
 model_folder = "{model}"
 folder = "{folder}"
 [data]
@@ -103,7 +103,12 @@ class Fleet:
         broker: Running, with a user `coordinator` and those of `node_names`.
         flags: For the coordinator's command line.
         nodes_nice: How much the nodes yield the processor to coordinator and broker.
+
+    Attributes:
+        name: Of the run.
     """
+
+    name = "fleet"
 
     def __init__(
         self,
@@ -203,9 +208,9 @@ class Fleet:
         files = []
         for name in node_names(self.load.nodes)[first : first + _NODES_PER_PROCESS]:
             file = self.folder / f"{name}.toml"
-            file.write_text(
-                _NODE.format(node=name, model=_MODEL, folder=self._disks / name, broker=self._broker.sections(name))
-            )
+            broker = self._broker.sections(name)
+            text = _NODE.format(node=name, run=self.name, model=_MODEL, folder=self._disks / name, broker=broker)
+            file.write_text(text)
             files.append(str(file))
         counts, spec = self.folder / f"counts-{first}.json", self.folder / f"nodes-{first}.json"
         spec.write_bytes(

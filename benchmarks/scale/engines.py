@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engines of a run with very many nodes: one of each, or several processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from coordinator.provisioning.broker import LocalBroker
+from tests.natscluster import NatsCluster
+from tests.postgres import Postgres
+from tests.s3 import S3
+
+__all__ = ["Engines", "One", "Several"]
+
+_AGGREGATION = "\n[aggregation]\npieces = {pieces}\nleast_numbers = 0\n"
+
+
+class Engines(Protocol):
+    """What a run needs beside coordinator and nodes."""
+
+    def sections(self, user: str) -> str:
+        """What a user's file says of them."""
+        ...
+
+    def processes(self) -> dict[str, int]:
+        """Process numbers by name."""
+        ...
+
+    def stop(self) -> None:
+        """End all of them."""
+        ...
+
+
+class One:
+    """One nats-server; the ledger is a file, and the coordinator does all else.
+
+    Args:
+        folder: For the broker's files.
+        users: Their names.
+    """
+
+    def __init__(self, folder: Path, users: Sequence[str]) -> None:
+        self._broker = LocalBroker(folder / "broker", users, kind="nats", run="fleet")
+
+    def sections(self, user: str) -> str:
+        """See `Engines`."""
+        return self._broker.sections(user)
+
+    def processes(self) -> dict[str, int]:
+        """See `Engines`."""
+        return {"nats": self._broker.pid}
+
+    def stop(self) -> None:
+        """See `Engines`."""
+        self._broker.stop()
+
+
+class Several:
+    """Three nats-servers, PostgreSQL, an S3 server, and workers.
+
+    Args:
+        folder: The coordinator's folder of runs, and for logs.
+        users: Their names, the coordinator's first.
+        workers: How many.
+        replicas: On how many nats-servers sessions and what is retained lie.
+    """
+
+    def __init__(self, folder: Path, users: Sequence[str], workers: int, replicas: int = 3) -> None:
+        self._folder, self._count = folder, workers
+        self.postgres, self.s3 = Postgres(), S3()
+        self.nats = NatsCluster(folder / "nats", users, replicas)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(workers):
+            self.start_worker()
+
+    def start_worker(self) -> None:
+        """One more."""
+        words = ["-c", "from fedcore.command import main; main()", "coordinator", "worker", self.postgres.url]
+        words += ["--password-file", str(self.postgres.password_file), "--runs", str(self._folder)]
+        with (self._folder / "workers.log").open("ab") as log:
+            self.workers.append(subprocess.Popen([sys.executable, *words], stdout=log, stderr=log))
+
+    def sections(self, user: str) -> str:
+        """See `Engines`."""
+        broker = self.nats.sections(user)
+        if user != "coordinator":
+            return broker + self.s3.allowed
+        return broker + self.postgres.section + self.s3.section() + _AGGREGATION.format(pieces=2 * self._count)
+
+    def processes(self) -> dict[str, int]:
+        """See `Engines`."""
+        assert self.s3.server is not None and self.postgres.server is not None
+        found = {f"nats {number}": process.pid for number, process in enumerate(self.nats.processes) if process}
+        found |= {f"worker {number}": process.pid for number, process in enumerate(self.workers)}
+        return found | {"s3": self.s3.server.pid, "postgres": self.postgres.server.pid}
+
+    def stop(self) -> None:
+        """See `Engines`."""
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.nats.stop()
+        self.s3.__exit__(None, None, None)
+        self.postgres.__exit__(None, None, None)
