@@ -44,9 +44,10 @@ from edge_client.worker.train.channel import StepNoise, receive
 from edge_client.worker.train.replica import Replica
 from fedcore.config.channel import ChannelSection
 from fedcore.config.models import resolve_model_folder
-from fedcore.config.sections import DataSection, TaskSection
+from fedcore.config.sections import DataSection, HeadSection, TaskSection
 from fedcore.data.splits import deal, parse_split
 from fedcore.device.memoryplan import MemoryPlan
+from fedcore.fields.types import HeadBegin
 from fedcore.methods import server_half, settings_by_name
 from fedcore.methods.interface import MethodSettings
 from fedcore.round.plan import Plan
@@ -108,6 +109,7 @@ def _run(
     used: Sequence[float],
     blocks: int,
     scratch: Path,
+    head: HeadBegin = "random",
 ) -> Iterator[_Done]:
     """Rounds of a method, each measured clean and over channels with errors behind so many blocks."""
     learning = Learning(
@@ -120,6 +122,7 @@ def _run(
         # No node lies here.
         safety=SafetySection(norm_ratio=0.0, max_share_ratio=0.0),
         channel=channel,
+        head=HeadSection(start=head, rates=1.0),
     )
     keeping = ScratchKeeping(RunFolder(scratch))
     model, replica = GlobalModel(learning, keeping, 0), None
@@ -195,7 +198,8 @@ def main() -> None:
 @click.option("--fronts", default="2,4", show_default=True)
 @click.option("--rates", default="1e-4,3e-4", show_default=True, help="Of layers; of the head twenty times as much.")
 @click.option("--rounds", default=2, show_default=True, help="Of fedavg: its steps are dealt to them.")
-def depth(data: Path, rows: int, measured: int, steps: int, fronts: str, rates: str, rounds: int) -> None:
+@click.option("--sums", is_flag=True, help="Of fedavg: a round before for the head, whose rate is then only twice.")
+def depth(data: Path, rows: int, measured: int, steps: int, fronts: str, rates: str, rounds: int, sums: bool) -> None:
     """Accuracy, bytes and seconds against the blocks on nodes."""
     world = _World.read(data, rows, measured)
     print(f"{rows} rows, {_NODES} nodes of {[len(own) for own in world.nodes]} rows, {len(world.dev)} to measure on")
@@ -205,16 +209,23 @@ def depth(data: Path, rows: int, measured: int, steps: int, fronts: str, rates: 
     _print("frozen features, head from sums", "", world, _settings("fed3r", **own), 1)
     for rate in map(float, rates.split(",")):
         keys = {"batch_size": 16, "learning_rate": rate, "tensor_learning_rate": 20 * rate}
-        for front in map(int, fronts.split(",")):
+        for front in map(int, filter(None, fronts.split(","))):
             method = _settings("split", front=front, tokens=2**15, steps=steps, interval_steps=steps, **keys)
             _print(f"`split`, front {front}", f"{rate:g}", world, method, 1)
         each = max(1, round(steps / rounds / _NODES))
-        _print("`fedavg`", f"{rate:g}", world, _settings("fedavg", steps=each, interval_steps=each, **keys), rounds)
+        if not sums:
+            method = _settings("fedavg", steps=each, interval_steps=each, **keys)
+            _print("`fedavg`", f"{rate:g}", world, method, rounds)
+            continue
+        method = _settings("fedavg", steps=each, interval_steps=each, **{**keys, "tensor_learning_rate": 2 * rate})
+        _print("`fedavg`, head from sums", f"{rate:g}", world, method, rounds + 1, "ridge")
 
 
-def _print(name: str, rate: str, world: _World, method: MethodSettings, rounds: int) -> None:
+def _print(
+    name: str, rate: str, world: _World, method: MethodSettings, rounds: int, head: HeadBegin = "random"
+) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        done = list(_run(world, method, rounds, None, (), 0, Path(scratch)))
+        done = list(_run(world, method, rounds, None, (), 0, Path(scratch), head))
     accuracy = ", ".join(f"{one.accuracy[0]:.3f}" for one in done)
     up, down, node, coordinator = (
         sum(getattr(one, key) for one in done)

@@ -132,7 +132,7 @@ class Service:
         self._control = Control(
             ledger, self._machine, self.view, clocks, do=self._do, show=showing.show, tell=showing.told
         )
-        self._working = Working(ledger)
+        self._working = Working(ledger, lambda line: self.tell("work", line, kept=False))
         self._secure = Leading(job, ledger, self._publisher.reply, self._note, clocks.steady)
         kept = Kept(folder, ledger, self._objects, self._secure)
         self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)

@@ -5,6 +5,7 @@ round is closed with it. The coordinator's loop goes on meanwhile."""
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 
 import msgspec
 
@@ -41,10 +42,11 @@ class Working:
 
     Args:
         ledger: Keeps what was done.
+        tell: Gets a line for a person when work begins, and when it is done.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, tell: Callable[[str], None] = lambda line: None) -> None:
+        self._ledger, self._tell = ledger, tell
         self._order: Order | None = None
         self._worker: WorkerProcess | None = None
         self._events: queue.Queue[Event | WorkerDied] = queue.Queue()
@@ -54,6 +56,7 @@ class Working:
         self._order = order
         if order.path.exists() and self._ledger.fact(_FACT, Done) == Done.of(order):
             return
+        self._tell(f"round {order.plan.round}: a worker makes its outcome of {len(order.command.parts)} updates")
         self._worker = WorkerProcess(
             self._events.put, order.log, prepare=limited(order.memory_bytes, order.command.threads)
         )
@@ -84,6 +87,7 @@ class Working:
             if not isinstance(event, Worked):
                 return None
             self.stop()
+            self._tell(f"round {order.plan.round}: {event.words}")
             self._ledger.put_fact(_FACT, Done.of(order))
         self._order = None
         return order

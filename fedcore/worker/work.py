@@ -52,3 +52,14 @@ class Worked(msgspec.Struct, frozen=True, tag="worked"):
     seconds: float
     peak_bytes: int | None = None
     """Highest resident size of the worker."""
+
+    @property
+    def words(self) -> str:
+        """For a person.
+
+        Example:
+            >>> Worked(0.25, 12.3, 700_000_000).words
+            'worked for 12 s, in 668 MiB at most; training loss 0.2500'
+        """
+        peak = "" if self.peak_bytes is None else f", in {self.peak_bytes / 2**20:,.0f} MiB at most"
+        return f"worked for {self.seconds:.0f} s{peak}; training loss {self.loss:.4f}"

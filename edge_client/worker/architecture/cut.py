@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -44,7 +45,7 @@ def each_text(hidden: Tensor, lengths: Sequence[int]) -> list[Tensor]:
         lengths: Tokens of each.
     """
     if tuple(hidden.shape[:2]) == (1, sum(lengths)):
-        return list(hidden[0].split(list(lengths)))
+        return list(torch.split(hidden[0], list(lengths)))
     return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
 
 

@@ -83,8 +83,8 @@ def portions(encoded: Sequence[Encoded], most_tokens: int, *words: object) -> li
 
     Example:
         >>> one, other = Encoded((1, 2), None, 0), Encoded((3, 4, 5), None, 1)
-        >>> [len(portion) for portion in portions([one, one, other], 4, 0, "kitchen")]
-        [1, 2]
+        >>> [[len(some) for some in portions(texts, 4, 0, "kitchen")] for texts in ([one, one], [other, other])]
+        [[2], [1, 1]]
 
     Raises:
         DataError: All of them are.

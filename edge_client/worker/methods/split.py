@@ -161,7 +161,8 @@ class SplitFront(SomeLayers):
         if states.shape[2] != self._width:
             raise ModelError(f"hidden states have {states.shape[2]} numbers, not {self._width}", place="method.name")
         for row, hidden in zip(batch, each_text(states, [len(row.ids) for row in batch]), strict=True):
-            rounded = quantise_rows(hidden.numpy() / np.float32(ACTIVATION_UNIT), self._bits, place=ACTIVATIONS)
+            scaled: NDArray[np.float32] = (hidden / ACTIVATION_UNIT).numpy()
+            rounded = quantise_rows(scaled, self._bits, place=ACTIVATIONS)
             self._found.numbers.append(rounded.q.astype(np.int8 if self._bits <= 8 else np.int16))
             self._found.exponents.append(rounded.exponent)
             assert isinstance(row.target, int | float)

@@ -21,24 +21,26 @@ from fedcore.numbers.clip import Clip
 from tests.patience import until
 
 
-def order_of(make_llama: Callable[..., Path], folder: Path, share: str = "examples", clip: Clip | None = None) -> Order:
-    settings = SplitSettings(
-        front=1,
-        tokens=1400,
-        steps=8,
-        interval_steps=2,
-        batch_size=4,
-        learning_rate=1e-2,
-        share=share,  # type: ignore[arg-type]
-    )
+def orders_of(make_llama: Callable[..., Path], folder: Path) -> Callable[..., Order]:
+    """Makes orders of one round's updates, as a job's share and limits would have them."""
+    settings = SplitSettings(front=1, tokens=1400, steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2)
     run = Run(settings, make_llama(), folder)
-    rows = []
-    for number, name in enumerate(("a", "b")):
-        update = run.train(name, run.replica(name), number)
-        rows.append(UpdateRow("", str(update.path.relative_to(run.own)), 1, update.header, clip=clip))
-    order = run.model.order(run.plan(1), rows[::-1])
-    assert order is not None
-    return order
+    updates = [run.train(name, run.replica(name), number) for number, name in enumerate(("a", "b"))]
+
+    def made(share: str = "examples", clip: Clip | None = None) -> Order:
+        files = [str(update.path.relative_to(run.own)) for update in updates]
+        rows = [UpdateRow("", file, 1, one.header, clip=clip) for file, one in zip(files, updates, strict=True)]
+        plan = run.plan(1)
+        training = msgspec.structs.replace(plan.training, share=share)
+        order = run.model.order(msgspec.structs.replace(plan, training=training), rows[::-1])
+        assert order is not None
+        return order
+
+    return made
+
+
+def order_of(make_llama: Callable[..., Path], folder: Path) -> Order:
+    return orders_of(make_llama, folder)()
 
 
 def waited(working: Working) -> Order:
@@ -50,11 +52,10 @@ def waited(working: Working) -> Order:
 def test_what_the_job_lets_a_node_weigh_is_how_many_of_its_texts_count(
     make_llama: Callable[..., Path], tmp_path: Path
 ) -> None:
-    plain = order_of(make_llama, tmp_path / "plain")
+    made = orders_of(make_llama, tmp_path)
+    plain, uniform, clipped = made(), made("uniform"), made(clip=Clip(1, 2))
     assert [(part.header.node, part.examples) for part in plain.command.parts] == [("a", 32), ("b", 34)]
-    uniform = order_of(make_llama, tmp_path / "uniform", share="uniform")
     assert [part.examples for part in uniform.command.parts] == [32, 32]
-    clipped = order_of(make_llama, tmp_path / "clipped", clip=Clip(1, 2))
     assert [part.examples for part in clipped.command.parts] == [8, 8]
     assert len({order.command.key for order in (plain, uniform, clipped)}) == 3
 

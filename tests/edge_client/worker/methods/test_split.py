@@ -216,12 +216,11 @@ def test_activations_come_over_the_channel_and_embeddings_do_not(
     for name, channel in (("clean", None), ("over", ChannelSection(error=0.25))):
         run = Run(settings(), folder, tmp_path / name)
         run.model = GlobalModel(replace(run.learning, channel=channel), run.keeping, 0)
-        for node in ("a", "again"):
-            run.trainer("a", run.replica(node), run.examples(0))[0].train(run.plan(1), (WHOLE,), run.own / "a-1.bin")
+        memories = {"a": WHOLE, "again": WHOLE, "small": MemoryPlan(micro_batch_size=3)}
+        for node in memories if channel else ("a",):
+            trainer, _ = run.trainer("a", run.replica(node), run.examples(0))
+            trainer.train(run.plan(1), (memories[node],), run.own / "a-1.bin")
             found[name, node] = sent(run, run.own / "a-1.bin")
-        small = run.trainer("a", run.replica("small"), run.examples(0))[0]
-        small.train(run.plan(1), (MemoryPlan(micro_batch_size=3),), run.own / "a-1.bin")
-        found[name, "small"] = sent(run, run.own / "a-1.bin")
     clean, over = (torch.cat([hidden for hidden, _ in found[name, "a"]]) for name in ("clean", "over"))
     shares = (over - clean).square().mean(1) / clean.square().mean(1)
     assert float(shares.mean()) == pytest.approx(0.25, rel=0.05)
@@ -230,6 +229,7 @@ def test_activations_come_over_the_channel_and_embeddings_do_not(
     assert torch.allclose(over, torch.cat([hidden for hidden, _ in found["over", "small"]]), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_noise_in_training_is_the_backs_own(run: Run, tmp_path: Path) -> None:
     command, found = order_of(run).command, []
     for noise in (0.0, 1.0, 1.0):
