@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedcore.data.splits import deal
 from research.data.splits import LEAST_EXAMPLES, parse_split
 from research.data.tasks import read_parts, task_by_name
-from research.runs.predictions import Predictions, load_predictions
+from research.runs.predictions import PARTS, Predictions, load_predictions
 from research.runs.rows import RunFiles, Setup
 
 
@@ -35,7 +35,7 @@ def main(out: Path, data: Path) -> None:
     for setup, files in _finished(out):
         shares = _shares(setup, data)
         said = load_predictions(files.predictions)
-        cells = [f"{value:.3f}" for part in ("held", "dev") for value in _both(said[part], shares)]  # type: ignore[index]
+        cells = [f"{value:.3f}" for part in PARTS for value in _both(said[part], shares)]
         print(f"| {setup.name} | {' | '.join(cells)} | {shares.max(axis=1).mean():.3f} |", flush=True)
 
 
