@@ -74,7 +74,8 @@ def _texts(tokenizer: Any, text: str, count: int) -> Tensor:
 def _states(model: Any, blocks: int, texts: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Of a few texts at a time: tokens, what the first blocks make of each (their length taken out, and a one), and
     what the last one's norm gives."""
-    for batch in texts.split(_AT_ONCE):
+    for start in range(0, len(texts), _AT_ONCE):
+        batch = texts[start : start + _AT_ONCE]
         with torch.inference_mode():
             states = model.model(batch[:, :-1], output_hidden_states=True, use_cache=False).hidden_states
         x, y = states[blocks].float(), states[-1].float()
@@ -91,7 +92,8 @@ def _fitted(model: Any, blocks: int, texts: Tensor) -> Tensor:
         squares += flat.T @ flat
         products += flat.T @ y.flatten(0, 1).double()
     penalty = _PENALTY * squares.diagonal().mean()
-    return torch.linalg.solve(squares + penalty * torch.eye(n + 1).double(), products).float()
+    solved: Tensor = torch.linalg.solve(squares + penalty * torch.eye(n + 1).double(), products)
+    return solved.float()
 
 
 def _judged(model: Any, blocks: int, map_: Tensor, texts: Tensor) -> tuple[Judged, Judged]:

@@ -38,7 +38,7 @@ def through_a_broker(small: Path, large: Path, blocks: int, texts: Sequence[str]
         options = [str(folder / "job.toml"), "--model", str(large), "--blocks", str(blocks), "--runs", str(folder)]
         oracle = subprocess.Popen(program + options)
         try:
-            print(f"\n| {len(texts)} texts, one after the other | by | seconds, median | 90 of 100 | bytes up | bytes down |")
+            print(f"\n| {len(texts)} texts, one by one | by | seconds, median | 90 of 100 | bytes up | bytes down |")
             print("|---|---|---|---|---|---|")
             for words, section in (
                 ("the small model alone", AskSection(model=str(small), threshold=1.0)),

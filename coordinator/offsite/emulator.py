@@ -43,7 +43,7 @@ _BY_PLACE: Final = ("scale_attn_by_inverse_layer_idx", "use_sliding_window")
 _LISTS: Final = ("layer_types",)
 """Settings that say something of each block."""
 _HEAD: Final = re.compile(r"(score|classifier|pre_classifier)\.")
-"""Of a tuned classifier, as transformers names it; a sentence model's lies in a file of its own, which is not copied."""
+"""Of a tuned classifier, as transformers names it; a sentence model's is in a file of its own, which is not copied."""
 _NOT_COPIED: Final = (".safetensors", ".bin", ".index.json", ".md", ".gguf", ".onnx", ".h5", ".msgpack")
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 import transformers as hf
 
-from edge_client.worker.answering.parts import Parts
+from edge_client.worker.answering.parts import Parts, embedding_of, quantised
 from edge_client.worker.architecture.configuration import read_tokenizer
+from fedcore.answers.resolved import cosine
 from fedcore.errors import DataError, ModelError, WorkerError
 from fedcore.weights.checkpoint import Checkpoint, write_safetensors
 from fedcore.worker.parts import Begin, Finish, LoadPart
@@ -94,3 +95,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         table = [(key, "F32", value.shape) for key, value in tensors.items()]
         write_safetensors(changed / "model.safetensors", table, lambda key, found=tensors: found[key].astype("<f4"))
         assert (Parts(read_tokenizer).load(LoadPart(model_folder=str(changed))).front == mine.front) == same
+
+
+def test_texts_are_compared_by_more_than_a_few_large_numbers() -> None:
+    """As a decoder's: three numbers of its states are the same in every text, and many times the others."""
+    draw = np.random.default_rng(0)
+    one, other = (draw.normal(size=(9, 64)).astype(np.float32) for _ in range(2))
+    sizes = np.array([60, -40, 30], np.float32)
+    one[:, :3] = other[:, :3] = sizes
+    nearly = one.copy()
+    nearly[-1] = np.concatenate([sizes, draw.normal(size=61)])
+    a, b, c = (embedding_of(*quantised(states)) for states in (one, other, nearly))
+
+    def plain(left: np.ndarray, right: np.ndarray) -> float:
+        left, right = left.mean(0), right.mean(0)
+        return float(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
+
+    assert plain(one, other) > 0.99
+    assert cosine(a, b) < 0.75
+    assert cosine(a, c) > cosine(a, b) + 0.2

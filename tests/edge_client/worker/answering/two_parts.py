@@ -43,4 +43,8 @@ def two_parts(kind: str, folder: Path) -> tuple[Path, Path]:
     ).save_pretrained(folder / "large")
     # The large one's own head on its second block: no good one, but one.
     write_emulator(folder / "large", folder / "small", first=BLOCKS, last=0, middle=0)
+    small = hf.AutoModelForSequenceClassification.from_pretrained(folder / "small")
+    head = {name: value for name, value in model.state_dict().items() if name.startswith(("score.", "classifier."))}
+    small.load_state_dict(head, strict=False)
+    small.save_pretrained(folder / "small")
     return folder / "small", folder / "large"
