@@ -23,11 +23,9 @@ from benchmarks.attacks.texts import Texts
 from benchmarks.attacks.whole import METHOD as WHOLE
 from benchmarks.attacks.whole import WholeModel
 from benchmarks.leaks.guessing import advantage, area, head_change, hits, label_guesses, moved, ranked
-from coordinator.job import SafetySection
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
 from fedcore.config.sections import TaskSection
-from fedcore.model.state import PublishedState
 
 SECTION = TaskSection(kind="text-classification", labels=("0", "1"), max_length=16)
 LIARS = 6
@@ -167,8 +165,8 @@ def test_whole_rounds_take_updates_once_and_liars_have_their_way_with_a_mean(
 ) -> None:
     method = msgspec.structs.replace(WHOLE, rank=2, num_seeds=2, steps=4, interval_steps=2, batch_size=4)
     whole = WholeModel(texts, tmp_path, "iid", 5, method)
-    before = {name: part.q.copy() for name, part in whole.round.model(SafetySection()).published.entries.items()}
     honest = whole.run(Cell("iid", "mean", "", 0, 5, 1))
+    assert 0 <= whole.head_alone(honest.cell).accuracy <= 1
     trained = whole.honest_numbers()
     monkeypatch.setattr(FirstRound, "train", lambda self, rows, node, path, plan, state: _there(path))
     assert np.array_equal(whole.honest_numbers(), trained) and whole.run(honest.cell) == honest
@@ -177,7 +175,7 @@ def test_whole_rounds_take_updates_once_and_liars_have_their_way_with_a_mean(
     assert np.abs(means["median"]).max() <= np.abs(trained[2:]).max() + 1e-6 < np.abs(means["mean, any norm"]).max()
     monkeypatch.undo()
     again = whole.run(Cell("iid", "median", "label flip", 1, 5, 2))
-    assert again.cell.rounds == 2 and 0 <= again.accuracy <= 1 and before.keys() == whole.round.parts(trained[0]).keys()
+    assert again.cell.rounds == 2 and 0 <= again.accuracy <= 1
 
 
 def _there(path: Path) -> None:
@@ -186,13 +184,7 @@ def _there(path: Path) -> None:
 
 def _change(whole: WholeModel, cell: Cell) -> NDArray[np.float64]:
     """What a round publishes."""
-    found: list[PublishedState] = []
-    whole.measured = lambda cell, state: found.append(state) or Found(cell, 0.0, 0.0, 0.0)  # type: ignore[method-assign,func-returns-value]
-    try:
-        whole.run(cell)
-    finally:
-        del whole.measured
-    return np.concatenate([part.values().reshape(-1) for part in found[0].entries.values()])
+    return np.concatenate([part.values().reshape(-1) for part in whole.state(cell).entries.values()])
 
 
 def test_a_guess_of_a_text_is_checked_by_training_on_it(texts: Texts, round_: FirstRound, tmp_path: Path) -> None:
