@@ -60,6 +60,10 @@ class WholeModel:
 
     def run(self, cell: Cell) -> Found:
         """A cell, measured after its rounds."""
+        return self.measured(cell, self.state(cell))
+
+    def state(self, cell: Cell) -> PublishedState:
+        """What a cell's last round publishes."""
         safety = safety_of(cell)
         model = self.round.model(safety)
         for server_round in range(1, cell.rounds + 1):
@@ -72,7 +76,7 @@ class WholeModel:
                 updates = list(self._updates(cell, plan, safety, model.published, Path(scratch)))
                 closed = model.close(plan, updates, CHUNK_BYTES)
             model.publish(closed.objects, closed.row)
-        return self.measured(cell, model.published)
+        return model.published
 
     def measured(self, cell: Cell, state: PublishedState) -> Found:
         """Accuracy of a state, and what the word does to it."""
@@ -81,8 +85,9 @@ class WholeModel:
         words = self.round.labels(self._texts.held_triggered, state) if cell.attack == "backdoor" else np.zeros(1, int)
         return measured(cell, [held, words], labels)
 
-    def head_alone(self, cell: Cell, state: PublishedState) -> Found:
-        """The same, of what the layers learned nothing: what the head by itself has come to."""
+    def head_alone(self, cell: Cell) -> Found:
+        """A cell, measured without what layers learned: how much the head by itself has come to."""
+        state = self.state(cell)
         tensors = {spec.name for spec in self.round.plan.model_schema.tensors}
         still = PublishedState.zero(self.round.plan.training, self.round.plan.model_schema)
         entries = {name: part if name in tensors else still.entries[name] for name, part in state.entries.items()}

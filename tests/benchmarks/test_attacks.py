@@ -16,9 +16,12 @@ from transformers import BertConfig
 from benchmarks.attacks import first, heads
 from benchmarks.attacks.cells import ATTACKS, RULES, Cell, Found, Kept, cells, measured, safety_of, table
 from benchmarks.attacks.first import FirstRound, node_name
+from benchmarks.attacks.flower import compared
 from benchmarks.attacks.heads import HeadData, head_run
 from benchmarks.attacks.lies import OF_ROWS, OF_UPDATES, backdoored, little_is_enough, triggered, write_numbers
 from benchmarks.attacks.texts import Texts
+from benchmarks.attacks.whole import METHOD as WHOLE
+from benchmarks.attacks.whole import WholeModel
 from benchmarks.leaks.guessing import advantage, area, head_change, hits, label_guesses, moved, ranked
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.trace.outline import Outline, write_random_checkpoint
@@ -141,6 +144,47 @@ def test_an_update_with_other_numbers_is_as_well_formed_as_the_honest_one(
     assert np.array_equal(round_.numbers(lie, node_name(0)), numbers)
     write_numbers(lie, header, round_.plan, -4 * numbers)
     assert np.array_equal(round_.numbers(lie, node_name(0)), -4 * numbers)
+
+
+def test_flower_makes_the_same_of_a_whole_model_s_updates(texts: Texts, round_: FirstRound, tmp_path: Path) -> None:
+    """Where Flower is installed: rules of the same name on the same update files, two of seven lying."""
+    pytest.importorskip("flwr.server.strategy.aggregate")
+    paths = [tmp_path / f"{node}.bin" for node in range(7)]
+    for node, path in enumerate(paths):
+        round_.train(texts.train[node * 5 : node * 5 + 5], node_name(node), path)
+    for node in (0, 1):
+        numbers, header = round_.numbers(paths[node], node_name(node)), round_.header(paths[node], node_name(node))
+        write_numbers(paths[node], header, round_.plan, -4 * numbers)
+    # Ours are rounded to whole units, half to even; theirs are floats of as many digits.
+    found = {name: apart for name, apart, _ in compared(round_, paths, 2)}
+    assert found.keys() == {"median", "trimmed-mean", "krum", "multi-krum"} and max(found.values()) <= 0.501
+
+
+def test_whole_rounds_take_updates_once_and_liars_have_their_way_with_a_mean(
+    texts: Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = msgspec.structs.replace(WHOLE, rank=2, num_seeds=2, steps=4, interval_steps=2, batch_size=4)
+    whole = WholeModel(texts, tmp_path, "iid", 5, method)
+    honest = whole.run(Cell("iid", "mean", "", 0, 5, 1))
+    assert 0 <= whole.head_alone(honest.cell).accuracy <= 1
+    trained = whole.honest_numbers()
+    monkeypatch.setattr(FirstRound, "train", lambda self, rows, node, path, plan, state: _there(path))
+    assert np.array_equal(whole.honest_numbers(), trained) and whole.run(honest.cell) == honest
+    # A median of five keeps what two large lies would have: theirs is the only way that the mean goes.
+    means = {rule: _change(whole, Cell("iid", rule, "colluding", 2, 5, 1)) for rule in ("mean, any norm", "median")}
+    assert np.abs(means["median"]).max() <= np.abs(trained[2:]).max() + 1e-6 < np.abs(means["mean, any norm"]).max()
+    monkeypatch.undo()
+    again = whole.run(Cell("iid", "median", "label flip", 1, 5, 2))
+    assert again.cell.rounds == 2 and 0 <= again.accuracy <= 1
+
+
+def _there(path: Path) -> None:
+    assert path.exists(), "trained a second time"
+
+
+def _change(whole: WholeModel, cell: Cell) -> NDArray[np.float64]:
+    """What a round publishes."""
+    return np.concatenate([part.values().reshape(-1) for part in whole.state(cell).entries.values()])
 
 
 def test_a_guess_of_a_text_is_checked_by_training_on_it(texts: Texts, round_: FirstRound, tmp_path: Path) -> None:
