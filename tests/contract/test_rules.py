@@ -34,7 +34,7 @@ from fedcore.wire.files import manifest_of
 SCHEMA = ModelSchema((LayerSpec("0.o_proj", 12, 16),), (TensorSpec("head", (3, 4), False),))
 REFUSED = (
     *("fed3r", "flora", "fedex-lora", "fedkseed", "fedkseed-pro", "ferret", "fedavg-top-k", "fedcybgd"),
-    *("fedpeptao", "fedpeptao-1.0", "fedbpt-12-4", "fedkrso-rows-fresh-uniform"),
+    *("fedpeptao", "fedpeptao-1.0", "fedbpt-12-4", "fedkrso-rows-fresh-uniform", "split-1-1400"),
 )
 JOB = """
 run = "r"
