@@ -48,7 +48,7 @@ class NatsCluster:
     def __init__(self, folder: Path, users: Sequence[str], replicas: int = _SERVERS) -> None:
         program = nats.find_nats()
         assert program is not None, "needs_nats"
-        self._program, self.folder = program, folder
+        self._program, self.folder, version = program, folder, nats.version_of(program)
         folder.mkdir(parents=True, exist_ok=True)
         self.passwords = {user: secrets.token_urlsafe(12) for user in users}
         self._server_of = {user: number % _SERVERS for number, user in enumerate(users)}
@@ -58,7 +58,7 @@ class NatsCluster:
         self.ports = [free_port() for _ in range(_SERVERS)]
         routes = [free_port() for _ in range(_SERVERS)]
         for number, port in enumerate(self.ports):
-            made = json.loads(nats.configuration(port, folder / f"store-{number}", self.passwords))
+            made = json.loads(nats.configuration(port, folder / f"store-{number}", self.passwords, version=version))
             made["server_name"] = f"fedkrso-{number}"
             made["cluster"] = {
                 "name": "fedkrso",

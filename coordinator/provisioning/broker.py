@@ -306,6 +306,7 @@ class LocalBroker:
             rights=rights,
             tls=tls,
             max_packet_bytes=self._max_packet_bytes,
+            version=nats.version_of(self._program),
         )
 
 

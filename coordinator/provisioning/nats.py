@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["ENVIRONMENT", "configuration", "find_nats", "subject_of"]
+__all__ = ["ENVIRONMENT", "configuration", "find_nats", "subject_of", "version_of"]
 
 _LEAST: Final = (2, 10)
 """Older ones take no topic with a dot in it, which names of runs and nodes may have."""
@@ -26,6 +27,9 @@ _MOST_UNDER_WAY: Final = 64
 """What is on its way to one client without its acknowledgement: two windows of a client's own 32."""
 _STORE_BYTES: Final = 4 * 2**30
 _SESSION: Final = "24h"
+_BOUNDED: Final = (2, 15)
+"""From here on a stream takes 1,000 consumers, unless it is told otherwise: a node has three, all of one stream."""
+_MOST_CONSUMERS: Final = 100_000
 
 
 def find_nats() -> str | None:
@@ -35,9 +39,15 @@ def find_nats() -> str | None:
     found = shutil.which("nats-server", path=os.pathsep.join(places))
     if found is None:
         return None
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"v(\d+)\.(\d+)", said)
-    return found if version is not None and (int(version[1]), int(version[2])) >= _LEAST else None
+    return found if version_of(found) >= _LEAST else None
+
+
+@cache
+def version_of(program: str) -> tuple[int, int]:
+    """A binary's version; (0, 0) where it says none."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"v(\d+)\.(\d+)", said)
+    return (0, 0) if found is None else (int(found[1]), int(found[2]))
 
 
 def configuration(
@@ -48,6 +58,7 @@ def configuration(
     rights: Mapping[str, Iterable[tuple[str, str]]] | None = None,
     tls: tuple[Path, Path] | None = None,
     max_packet_bytes: int | None = None,
+    version: tuple[int, int] = _LEAST,
 ) -> str:
     """Its configuration file, on the loopback interface alone.
 
@@ -58,6 +69,7 @@ def configuration(
         rights: By user, which topics it may `read`, `write` or `readwrite`; None: all.
         tls: Certificate and its key; None for none.
         max_packet_bytes: The largest message it takes; 8 MB by default.
+        version: Of the binary that reads it: one refuses what it does not know.
     """
     users = [_user(name, word, None if rights is None else rights.get(name, ())) for name, word in passwords.items()]
     mqtt: dict[str, Any] = {
@@ -69,12 +81,15 @@ def configuration(
     }
     if tls is not None:
         mqtt["tls"] = {"cert_file": str(tls[0]), "key_file": str(tls[1])}
+    jetstream: dict[str, Any] = {"store_dir": str(store), "max_file_store": _STORE_BYTES}
+    if version >= _BOUNDED:
+        jetstream["limits"] = {"default_max_consumers": _MOST_CONSUMERS}
     found = {
         "server_name": "fedkrso",
         "host": "127.0.0.1",
         "port": -1,
         "max_payload": max_packet_bytes or 8_000_000,
-        "jetstream": {"store_dir": str(store), "max_file_store": _STORE_BYTES},
+        "jetstream": jetstream,
         "mqtt": mqtt,
         "authorization": {"users": users},
     }

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from cluster import needs_mosquitto, needs_nats
+from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -162,6 +164,30 @@ def test_a_subscription_that_is_denied_is_told_by_its_filter() -> None:
     for number, code in ((7, 135), (8, 1), (9, 135)):
         client.transport._on_subscribe(None, None, number, [ReasonCode(PacketTypes.SUBACK, identifier=code)], None)  # type: ignore[arg-type]
     assert client.events.get_nowait() == Denied("a/+", "Not authorized") and client.events.empty()
+
+
+def test_a_broker_of_nats_takes_more_subscriptions_than_its_streams_do_by_themselves(tmp_path: Path) -> None:
+    """A fleet of 350 has 1,050, all of one stream."""
+    needs_nats()
+    older = json.loads(configuration(1, tmp_path, {}))
+    assert "limits" not in older["jetstream"], "2.10 refuses words that it does not know"
+    with LocalBroker(tmp_path / "broker", ["c"], kind="nats") as broker:
+        for number in range(5):
+            answered: queue.Queue[list[int]] = queue.Queue()
+            # Its session, and with it its subscriptions, stay when it goes.
+            client = PahoClient(
+                CallbackAPIVersion.VERSION2, f"c{number}", clean_session=False, protocol=MQTTProtocolVersion.MQTTv311
+            )
+            client.username_pw_set("c", broker.passwords["c"])
+            client.on_subscribe = lambda *said, told=answered: told.put([code.value for code in said[3]])
+            client.connect("127.0.0.1", broker.port)
+            client.loop_start()
+            try:
+                # A session's own limit is some 1,000.
+                client.subscribe([(f"node/{number}/{place}", 1) for place in range(210)])
+                assert answered.get(timeout=120) == [1] * 210
+            finally:
+                client.loop_stop()
 
 
 def test_websockets_carry_the_same(tmp_path: Path) -> None:
