@@ -29,9 +29,7 @@ from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.architecture.pooled import resolved_pooling
 from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.artefact import ArtefactSources
-from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
-from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
@@ -189,8 +187,7 @@ class Experiment:
             self._compute_dtype,
             artefact=folder.artefact,
         )
-        fuse(self._replica.model.module)
-        leave_padding_out(self._replica.model, self._torch_device)
+        self._replica.lighten()
         self._pad_id = self._replica.model.pad_id
         if done:
             start = scratch / "start.bin"

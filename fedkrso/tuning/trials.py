@@ -22,8 +22,6 @@ from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.rows import UpdateRow
 from edge_client.worker.data.tasks import Encoded
-from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.train.evaluate import measures, scores_of
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
@@ -146,8 +144,7 @@ class Trials:
             plan = model.plan(server_round, tuple(self.rows.nodes), 0.0, _CHUNK_BYTES)
             if replica is None:
                 replica = Replica(plan, self.model_folder, folder.root / "replica", _CPU, torch.float32)
-                fuse(replica.model.module)
-                leave_padding_out(replica.model, _CPU)
+                replica.lighten()
             # One replica is never behind, and nobody looks whether it is.
             plan = msgspec.structs.replace(plan, start_digest="", checkpoint_digest="")
             head_round = head == "ridge" and server_round == 1

@@ -24,8 +24,6 @@ from edge_client.worker.architecture.cut import each_text, put_out
 from edge_client.worker.data.tasks import Encoded
 from edge_client.worker.methods.split import SplitBack
 from edge_client.worker.model.built import BuiltModel
-from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Hooks, Trainer
@@ -60,8 +58,7 @@ def trained_back(work: Work) -> Worked:
     half = replica.half
     assert isinstance(half, SplitBack)
     # Norms and activations as nodes compute them, also where these have the back.
-    fuse(replica.model.module)
-    leave_padding_out(replica.model, _CPU)
+    replica.lighten()
     texts = _Texts(work, folder / "activations.bin")
     rows = texts.rows(replica.model)
     handle = put_out(half.last, texts.given)

@@ -23,9 +23,7 @@ from edge_client.memory.planner import Calibration, calibrated, predict
 from edge_client.process.measuring import Measurement, Request
 from edge_client.worker.adapters.attaching import with_adapter
 from edge_client.worker.data.tasks import Encoded, worker_task
-from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.loading import describe
-from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.trace.footprint import TINY_LENGTH, footprint
 from edge_client.worker.train.calibrate import calibrate
 from edge_client.worker.train.highwater import begin_peak, peak_bytes, status_bytes
@@ -92,8 +90,7 @@ def measure(request: Request, scratch: Path) -> Measurement:
     replica = Replica(plan, folder, scratch, torch.device("cpu"), dtype, mapped=memory.mapped)
     loading = peak_bytes() or 0
     _learn(replica)
-    fuse(replica.model.module)
-    leave_padding_out(replica.model, torch.device("cpu"))
+    replica.lighten()
     apply(replica.model, memory)
     measured = calibrate(replica, plan, min(request.length, TINY_LENGTH), 0, torch.device("cpu"))
     calibration = calibrated(trace, memory, measured, rank=training.rank, before=Calibration())

@@ -19,8 +19,6 @@ from edge_client.worker.data.heldout import node_examples, sampled
 from edge_client.worker.data.packing import check_apart
 from edge_client.worker.data.reading import resolved_task
 from edge_client.worker.data.tasks import Encoded, encoded_rows, worker_task
-from edge_client.worker.model.fused import fuse
-from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.programs.files import artefact_made, imported, worked, written_gguf
 from edge_client.worker.programs.loop import Leave, serve
 from edge_client.worker.programs.tracing import traced
@@ -187,8 +185,7 @@ class Worker:
             command.plan, folder, own, self._torch_device, dtype, mapped=command.memory.mapped, artefact=artefact
         )
         self._pad_id = self._replica.model.pad_id
-        fuse(self._replica.model.module)
-        leave_padding_out(self._replica.model, self._torch_device)
+        self._replica.lighten()
         apply(self._replica.model, command.memory)
         self._trainer = Trainer(
             self._replica,

@@ -16,8 +16,10 @@ from torch import nn
 from edge_client.worker.methods import client_half
 from edge_client.worker.methods.interface import trained_by
 from edge_client.worker.model.built import BuiltModel
+from edge_client.worker.model.fused import fuse
 from edge_client.worker.model.layer import SubspaceLinear
 from edge_client.worker.model.loading import build, install_weight
+from edge_client.worker.model.varlen import leave_padding_out
 from edge_client.worker.train.holding import Holding
 from edge_client.worker.train.local import LocalTensors
 from fedcore.errors import BaseDamaged, ExactnessError
@@ -66,6 +68,7 @@ class Replica:
         away = plan.training.untouched(plan.model_schema)
         seed = plan.training.run_seed
         self.model = build(self.base, plan.task, seed, torch_device, compute_dtype, mapped=mapped, away=away)
+        self._torch_device = torch_device
         self.half = client_half(self.model, plan.training, self.holding.artefact)
         self._folder = folder
         self._local = self._local_of("", "")
@@ -99,6 +102,12 @@ class Replica:
     def digest(self) -> str:
         """The model digest of what is held now."""
         return self.holding.digest()
+
+    def lighten(self) -> None:
+        """Have the model keep less for the backward pass, and leave padding out, where that gives the same numbers:
+        before it trains or is measured."""
+        fuse(self.model.module)
+        leave_padding_out(self.model, self._torch_device)
 
     def adopt(self, path: Path, generation: int, kind: ObjectKind, digest: str) -> None:
         """Take a published object from a file (`Holding.adopt`), and compute with it.
