@@ -8,32 +8,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, needs_mosquitto
+from cluster import Cluster
 
 from examples.voice_intents.data import home
 from tests.edge_client.install.booted import BootedDevice, needs_booting
 
 pytestmark = [pytest.mark.chaos, needs_booting]
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[BootedDevice]:
-    needs_mosquitto()
-    made = BootedDevice(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    (tmp_path / "run").mkdir()
-    made = Cluster(tmp_path / "run", "mosquitto")
-    yield made
-    made.close()
 
 
 def install(device: BootedDevice, cluster: Cluster, model: Path, *more: str) -> str:

@@ -8,11 +8,10 @@ import json
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, needs_mosquitto
+from cluster import Cluster
 
 from tests.edge_client.install.booted import BootedDevice, needs_booting
 from tests.edge_client.upgrade.wheels import built, other_version, sha256
@@ -22,22 +21,6 @@ pytestmark = [pytest.mark.chaos, needs_booting]
 ROOT = Path(__file__).resolve().parents[3]
 BASE, SLOTS = Path("/opt/fedkrso"), Path("/opt/fedkrso-slots")
 BROKEN = 'raise RuntimeError("not today")\n'
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[BootedDevice]:
-    needs_mosquitto()
-    made = BootedDevice(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    (tmp_path / "run").mkdir()
-    made = Cluster(tmp_path / "run", "mosquitto")
-    yield made
-    made.close()
 
 
 def test_versions_come_and_go_as_systemd_says(
