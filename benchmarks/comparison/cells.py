@@ -15,11 +15,15 @@ from fedcore.system.durable import write_durably
 from research.runs.rates import Rate, Tried
 from research.runs.rows import Row, Setup
 
-__all__ = ["CELLS", "RATES_SPLIT", "Cell", "Cells", "cell_of"]
+__all__ = ["RATES_SPLIT", "Cell", "Cells", "cell_of", "cells_of"]
 
-CELLS: Final = Path(__file__).with_name("cells.csv")
 RATES_SPLIT: Final = "dirichlet:0.5"
 """On which learning rates are chosen, for all splits."""
+
+
+def cells_of(preset: str) -> Path:
+    """The file of the runs of one size."""
+    return Path(__file__).with_name(f"{preset}.csv")
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +100,7 @@ class Cells:
         path: Of it.
     """
 
-    def __init__(self, path: Path = CELLS) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[tuple[str, str, str, int], Cell] = {}
         if path.exists():

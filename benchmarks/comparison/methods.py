@@ -9,6 +9,7 @@ from typing import Final
 
 from fedcore.fields.types import HeadBegin
 from research.runs.methods import Named, Usual, parse_methods
+from research.runs.presets import Preset
 
 __all__ = ["COMPARED", "FROZEN", "FULL", "Compared", "compared"]
 
@@ -29,6 +30,7 @@ class Compared:
         head_rate: Learning rate of the head and of all else that is trained whole, as a multiple of the method's.
         head: What the head begins with.
         rounds: Of a run; 0 for the preset's.
+        steps: Of a round, as a multiple of the preset's, where a step is another thing than that of others.
     """
 
     name: str
@@ -38,6 +40,11 @@ class Compared:
     head_rate: float = 2.0
     head: HeadBegin = "ridge"
     rounds: int = 0
+    steps: float = 1.0
+
+    def sized(self, preset: Preset) -> Preset:
+        """The preset with its steps."""
+        return preset.changed(steps=round(preset.common["steps"] * self.steps))
 
     @property
     def named(self) -> Named:
@@ -70,7 +77,7 @@ COMPARED: Final = {
         # Its head is each node's own: there is none that all sums could lead to.
         Compared("FedSA-LoRA, own rows", "fedsa-lora", _LORA_FEW, _LORA_MANY, 1.0, head="random"),
         # A step is two passes forward, where the others' is one forward and one, twice as dear, backward.
-        Compared("FedKSeed", "fedkseed[steps=18,interval_steps=18]", _LORA_FEW, _LORA_FEW, _LORA_HEAD),
+        Compared("FedKSeed", "fedkseed", _LORA_FEW, _LORA_FEW, _LORA_HEAD, steps=1.5),
         # Plain SGD in the round and a third of what is rebuilt, as in the authors' code; SGD's rates may lie anywhere.
         Compared(
             "Ferret",

@@ -104,6 +104,20 @@ PRESETS = {
         own={name: {**steady, "published_bits": 16} for name, steady in _STEADY.items()},
         measure_every=2,
     ),
+    # Ten times as long, where more is learned than a head: 1,440 steps of 16 rows from all that there is.
+    "learn": Preset(
+        clients=4,
+        rounds=13,
+        tune_rounds=5,
+        max_length=48,
+        most_train=16000,
+        most_held=1000,
+        most_dev=1000,
+        micro_batch_size=16,
+        common={"steps": 30, "interval_steps": 30, "batch_size": 16, "learning_rate_decay": 0.9, "published_bits": 8},
+        own={name: {**steady, "published_bits": 16} for name, steady in _STEADY.items()},
+        measure_every=3,
+    ),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.
     "paper": Preset(
         clients=10,

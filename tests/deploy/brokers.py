@@ -64,14 +64,14 @@ class Mosquitto:
         eventually(lambda: self.text().count("Reloading config") > before, self.text)
 
     def stop(self) -> None:
+        """As the product ends its own: mosquitto 2.0 with WebSockets was seen to stay after SIGTERM, once in 400 times."""
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(120)
+                self._process.wait(20)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-                raise
 
     def __enter__(self) -> Mosquitto:
         return self
