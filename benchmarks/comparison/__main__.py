@@ -3,11 +3,12 @@
 
     python -m benchmarks.comparison run --data DATA --out OUT --tasks sst2,clinc150 --splits dirichlet:0.5 --seeds 0
     python -m benchmarks.comparison table
+    python -m benchmarks.comparison central --data DATA --task cola --rates 3e-5,1e-4 --epochs 4
 
 The first line runs what the file of cells does not have: a learning rate of three is chosen on Dirichlet 0.5 and tuning
 rows of another seed, once for each task and method, and then each split and seed is a run. `--preset` is a size of
 `fedkrso bench paper`, each with a file of its own and a folder OUT of its own. Ended at any moment, it goes on. The
-second line prints the tables from the file alone."""
+second line prints the tables from the file alone, the third trains the same model at one place."""
 
 from __future__ import annotations
 
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import torch
 
 from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
+from benchmarks.comparison.central import Central, measured
 from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
 from benchmarks.comparison.tables import costs, curve, paired, results
 from fedcore.config.models import resolve_model_folder
@@ -150,6 +153,40 @@ def table(preset: str, cells: Path | None) -> None:
     ):
         if text := "\n".join(lines):
             print(text, end="\n\n")
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--task", required=True)
+@click.option("--model", default=_MODEL, show_default=True)
+@click.option("--rates", default="3e-5,1e-4", show_default=True)
+@click.option("--epochs", default=3, show_default=True)
+@click.option("--rows", default=0, help="Of the training file at most; 0 for all.")
+@click.option("--held", default=1000, show_default=True, help="Rows held out, and as many to choose a rate by.")
+@click.option("--dev", default=0, help="Rows of the development set at most; 0 for all.")
+@click.option("--max-length", default=128, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def central(
+    data: Path,
+    task: str,
+    model: str,
+    rates: str,
+    epochs: int,
+    rows: int,
+    held: int,
+    dev: int,
+    max_length: int,
+    seed: int,
+) -> None:
+    """Print what one machine with all rows comes to, epoch by epoch."""
+    torch.set_num_threads(1)
+    folder = resolve_model_folder(model, place="--model")
+    print("| learning rate | epoch | tuning rows | held-out | development | seconds |\n|---|---|---|---|---|---|")
+    for rate in map(float, rates.split(",")):
+        run = Central(task, rate, epochs, rows, held, dev, max_length, seed=seed)
+        for found in measured(run, data, folder):
+            numbers = " | ".join(f"{found[name]:.3f}" for name in ("tune", "held", "dev"))
+            print(f"| {rate:g} | {found['epoch']:.0f} | {numbers} | {found['seconds']:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

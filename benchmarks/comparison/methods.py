@@ -91,6 +91,7 @@ COMPARED: Final = {
         Compared("FedKRSO, head at a tenth", "fedkrso[head_rate=0.2]", _KRSO_FEW, _KRSO_MANY, head_rate=0.2),
         Compared("FedKRSO, head held", "fedkrso[head_rate=0.001]", _KRSO_FEW, _KRSO_MANY, head_rate=0.001),
         Compared("FedKRSO, server momentum", "fedkrso[server_momentum=0.5]", _KRSO_FEW, _KRSO_MANY),
+        Compared("FFA-LoRA, coordinate A", "ffa-lora[projection=coordinate]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared(f"{FULL}, random head", "fedavg[trained=*,head=random]", _KRSO_FEW, _KRSO_FEW, 1.0, head="random"),
     )
 }

@@ -164,7 +164,7 @@ class FactorLearned(Learned[FactorTraining]):
     def _both(self, layer: LayerSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         require_shared_model(self.training)
         name, entries = f"{layer.name}/A", self.state.entries
-        a = initial_factor(name, self.training.rank, layer.columns, self.training.first_seed(self.state.seeds))
+        a = self.training.first_factor(name, layer.columns, self.training.first_seed(self.state.seeds))
         if name in entries:
             a = a + entries[name].values()
         return entries[f"{layer.name}/B"].values(), a

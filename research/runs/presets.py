@@ -108,7 +108,7 @@ PRESETS = {
     "learn": Preset(
         clients=4,
         rounds=13,
-        tune_rounds=5,
+        tune_rounds=3,
         max_length=48,
         most_train=16000,
         most_held=1000,

@@ -23,6 +23,7 @@ from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.training import DirectionTraining, FactorTraining
 from fedcore.subspaces.projection import projection_of
 from fedcore.subspaces.rows import KINDS
+from fedcore.subspaces.rows.coordinate import coordinate
 from fedcore.subspaces.schedule import step_directions
 from fedcore.weights.initial import initial_factor
 from fedcore.weights.schema import LayerSpec
@@ -53,11 +54,19 @@ def test_full_fine_tuning_equals_its_reference(codec: Any, make_llama: Callable[
         assert near(found[name], change)
 
 
-@pytest.mark.parametrize("name", ["fedit", "ffa-lora", "rolora", "fedsa-lora", "flora", "fedex-lora"])
-def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("fedit", "ffa-lora", "rolora", "fedsa-lora", "flora", "fedex-lora")),
+        ("ffa-lora", {"projection": "coordinate"}),
+    ],
+)
+def test_lora_equals_its_reference(
+    name: str, options: dict[str, Any], make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
     kind: Any = next(kind for kind in METHODS if kind.__struct_config__.tag == name)
     run = Run(
-        kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, rank=4, alpha=8.0),
+        kind(steps=8, interval_steps=2, batch_size=4, learning_rate=1e-2, bits=16, rank=4, alpha=8.0, **options),
         make_llama(),
         tmp_path,
     )
@@ -68,11 +77,11 @@ def test_lora_equals_its_reference(name: str, make_llama: Callable[..., Path], t
     training = run.plan(1).training
     assert isinstance(training, FactorTraining)
     for layer in run.schema.layers:
-        a = nn.Parameter(
-            torch.from_numpy(
-                initial_factor(f"{layer.name}/A", 4, layer.columns, training.node_seed(training.seeds, "a"))
-            )
-        )
+        seed, entry = training.node_seed(training.seeds, "a"), f"{layer.name}/A"
+        drawn = initial_factor(entry, 4, layer.columns, seed)
+        if options:
+            drawn = (coordinate(seed, entry, 4, layer.columns) / 3**0.5).astype(np.float32)
+        a = nn.Parameter(torch.from_numpy(drawn))
         b = nn.Parameter(torch.zeros(layer.rows, 4))
         linear = reference.model.get_submodule(layer.name)
         linear.forward = lambda x, linear=linear, a=a, b=b: nn.functional.linear(x, linear.weight) + 2 * (x @ a.T) @ b.T

@@ -15,7 +15,7 @@ Those that repair FedIT by stacking factors are files of their own: `flora`, `fe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedcore.methods.interface import MethodSettings, after_rule, require_within
 from fedcore.numbers.rules import MEAN, Rule
@@ -72,6 +72,14 @@ class FFALoRASettings(
     LoRASettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="ffa-lora"
 ):
     """`name = "ffa-lora"`."""
+
+    projection: Literal["uniform", "coordinate"] = "uniform"
+    """A's rows: uniform numbers, as the authors draw them, or signed rows of the identity, as FedKRSO's are: with these
+    it is FedKRSO with one subspace that never changes, and tells what K of them are worth."""
+
+    def factors(self, server_round: int) -> dict[str, Any]:
+        """With A's rows."""
+        return {**super().factors(server_round), "coordinates": self.projection == "coordinate"}
 
     @property
     def shared(self) -> tuple[Factor, ...]:

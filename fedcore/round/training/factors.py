@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, ClassVar, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
 from fedcore.round.training.base import DOWN, UP, Rank, Shapes, Training, numbers
 from fedcore.subspaces.schedule import pool_seeds
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Factor", "FactorTraining", "ResidualTraining", "StackedTraining"]
 
@@ -29,6 +34,8 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
     """In this round."""
     shared: Annotated[tuple[Factor, ...], Meta(min_length=1, max_length=2)]
     """In the state. A factor that trains and is not shared stays on its node, with its task head."""
+    coordinates: bool = False
+    """Whether A begins with signed rows of the identity."""
 
     def layer_shapes(self, schema: ModelSchema) -> Shapes:
         """Shapes of the factors that all participants share, by entry."""
@@ -55,6 +62,27 @@ class FactorTraining(Training, frozen=True, kw_only=True, tag_field="method", ta
     def node_seed(self, seeds: tuple[int, ...], node: str) -> int:
         """What the first values of this node's A are drawn from: the same for all, where nothing else is said."""
         return self.first_seed(seeds)
+
+    def first_factor(self, name: str, columns: int, seed: int) -> NDArray[np.float32]:
+        """A (r, n) before anything is learned. Rows of the identity are as long as uniform ones, 1 / sqrt(3), so that
+        rates and alpha mean the same.
+
+        Args:
+            name: Of the entry.
+            columns: Of the layer, n.
+            seed: `first_seed`, or `node_seed`.
+
+        Raises:
+            ConfigError: More rows of the identity than it has.
+        """
+        import numpy as np
+
+        from fedcore.subspaces.rows.coordinate import coordinate
+        from fedcore.weights.initial import initial_factor
+
+        if self.coordinates:
+            return np.asarray(coordinate(seed, name, self.rank, columns) * np.float32(1 / math.sqrt(3)))
+        return initial_factor(name, self.rank, columns, seed)
 
     def shared_tensors(self, schema: ModelSchema) -> tuple[TensorSpec, ...]:
         """None where a factor stays on its node: its head goes with it."""

@@ -27,7 +27,6 @@ from fedcore.model.state import PublishedState
 from fedcore.numbers.accumulator import RowScaled
 from fedcore.round.plan import Plan
 from fedcore.round.training import DOWN, UP, Factor, FactorTraining, StackedTraining, Training
-from fedcore.weights.initial import initial_factor
 
 __all__ = ["LoRA"]
 
@@ -138,7 +137,7 @@ class LoRA(OneAdam):
         parameter = self._factors[name]
         if _factor_of(name) == "B":
             return torch.zeros(parameter.shape)
-        return torch.from_numpy(initial_factor(name, parameter.shape[0], parameter.shape[1], seed))
+        return torch.from_numpy(self._training.first_factor(name, parameter.shape[1], seed))
 
 
 def _stack(wrapped: LoraLinear, up: RowScaled | None, down: RowScaled | None) -> None:
