@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
 from fedcore.config.adapters import PromptTuning
 from fedcore.errors import ConfigError
 from fedcore.methods import settings_by_name
+from research.command import paper
 from research.data.splits import parse_split
 from research.data.tasks import task_by_name
 from research.planning import Request, planned, planned_tuning
@@ -148,6 +150,11 @@ def test_the_papers_preset_is_the_papers() -> None:
     )
     other: Any = setups[1].method
     assert (other.rank, other.alpha, other.steps, other.batch_size) == (4, 8.0, 100, 32)
+
+
+def test_the_command_offers_every_preset() -> None:
+    (option,) = (one for one in paper.params if one.name == "preset")
+    assert isinstance(option.type, click.Choice) and list(option.type.choices) == list(PRESETS)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
