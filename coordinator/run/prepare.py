@@ -114,17 +114,18 @@ def _described(path: Path) -> Described:
 
 
 def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder) -> Job:
-    """The job with what `auto` means for its head, kept as the run's own: whoever goes on with it, or looks at it,
-    finds what it began with."""
+    """The job with what `auto` means for its head, and with how its learning rates fall, kept as the run's own: whoever
+    goes on with it, or looks at it, finds what it began with."""
     training = server_half(job.method).training(1, job.seed)
     # Sums for a head have neither masks nor noise.
     hidden = job.secure_aggregation is not None or job.privacy.noise is not None
     wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
     head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
-    if head != job.head:
-        job = msgspec.structs.replace(job, head=head)
-        write_job(folder, job)
-    return job
+    own = job.round.rounds - (head.start == "ridge")
+    found = msgspec.structs.replace(job, head=head, method=job.method.settled(own))
+    if found != job:
+        write_job(folder, found)
+    return found
 
 
 def _require_pooling(job: Job, found: TaskSection) -> None:

@@ -11,7 +11,7 @@ Settings are read by whoever looks at a job: NumPy is loaded by the sums of a ro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -36,8 +36,12 @@ __all__ = [
     "require_within",
 ]
 
+M = TypeVar("M", bound="MethodSettings")
+
 _FEWEST: Final = 3
 """Updates of which one may lie, for a rule that is not told how many do."""
+_LAST_RATE: Final = 1 / 3
+"""Of a run's last round, of the first's."""
 _MOST_UPDATES: Final = 2**21
 """Beyond what buckets of the largest size and the most liars need."""
 
@@ -54,8 +58,9 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     learning_rate: float = 1e-3
     tensor_learning_rate: float = 2e-3
     """For tensors trained whole, such as the task head."""
-    learning_rate_decay: float = 1.0
-    """Factor on both learning rates from each round to the next."""
+    learning_rate_decay: float | None = None
+    """Factor on both learning rates from each round to the next. Left out, what makes those of the run's last round a
+    third of those of its first (`settled`); without a run, 1."""
     bits: Bits = 8
     """Bits of an update's numbers on the wire: 4, 8 or 16."""
     published_bits: int = 16
@@ -73,7 +78,8 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             learning_rate=1e6,
             tensor_learning_rate=1e6,
         )
-        require_within(self, learning_rate_decay=1)
+        if self.learning_rate_decay is not None:
+            require_within(self, learning_rate_decay=1)
         if not 8 <= self.published_bits <= 16:
             raise ConfigError(
                 f"published_bits is {self.published_bits}, outside 8 to 16", place="method.published_bits"
@@ -89,6 +95,29 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     def name(self) -> str:
         """The method's."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def steady_rates(self) -> bool:
+        """Whether its learning rates must be the same in all rounds."""
+        return False
+
+    def settled(self: M, rounds: int) -> M:
+        """Itself, with what a decay that was left out is in a run.
+
+        Args:
+            rounds: Of the method in it.
+
+        Example:
+            >>> from fedcore.methods.fedkrso import FedKRSOSettings
+            >>> [round(FedKRSOSettings().settled(rounds).learning_rate_decay, 3) for rounds in (1, 2, 6, 100)]
+            [1.0, 0.333, 0.803, 0.989]
+            >>> FedKRSOSettings(learning_rate_decay=1.0).settled(6).learning_rate_decay
+            1.0
+        """
+        if self.learning_rate_decay is not None:
+            return self
+        falls = rounds > 1 and not self.steady_rates
+        return msgspec.structs.replace(self, learning_rate_decay=_LAST_RATE ** (1 / (rounds - 1)) if falls else 1.0)
 
     @property
     def not_with_noise(self) -> str:
@@ -167,7 +196,7 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def common(self, server_round: int, generation: int, run_seed: int) -> dict[str, Any]:
         """What every plan says of them, as `fedcore.round.training.Training` has it."""
-        decayed = self.learning_rate_decay ** (server_round - 1)
+        decayed = (self.learning_rate_decay or 1.0) ** (server_round - 1)
         return {
             "generation": generation,
             "intervals": self.steps // self.interval_steps,

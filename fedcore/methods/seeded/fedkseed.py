@@ -44,12 +44,17 @@ class FedKSeedSettings(
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
         require_within(self, num_seeds=MAX_DIRECTIONS, perturbation=1.0)
-        if self.learning_rate_decay != 1.0:
+        if self.learning_rate_decay not in (None, 1.0):
             raise ConfigError(
                 "coefficients are in units of the learning rate, which must stay",
                 place="method.learning_rate_decay",
                 remedy="leave it out",
             )
+
+    @property
+    def steady_rates(self) -> bool:
+        """Coefficients are in units of them."""
+        return True
 
     @property
     def not_by_coordinate(self) -> str:

@@ -173,6 +173,12 @@ def test_a_head_begins_with_sums_wherever_it_can(
         # Two labels: every node pulls towards the one that it has most of.
         assert prepared.job.head.rates == (0.1 if start == "ridge" else None) == stored_job(tmp_path).head.rates
         assert prepared.job.phases == ({1: "head"} if start == "ridge" else {})
+        # Rates fall to a third over the method's own rounds.
+        own = job.round.rounds - (start == "ridge")
+        assert prepared.job.method.learning_rate_decay == pytest.approx((1 / 3) ** (1 / (own - 1)) if own > 1 else 1)
+        assert stored_job(tmp_path).method == prepared.job.method
+        again = msgspec.structs.replace(stored_job(tmp_path), round=msgspec.structs.replace(job.round, rounds=50))
+        assert prepare(again, tmp_path, folder, ledger).job.method == prepared.job.method
         assert prepare(stored_job(tmp_path), tmp_path, folder, ledger).job.head.start == start
         # A run from before there was a choice has the ledger's facts, and a job that says nothing.
         assert prepare(job, tmp_path, folder, ledger).job.head.start == "random"

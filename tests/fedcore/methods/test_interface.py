@@ -25,6 +25,15 @@ def test_both_learning_rates_fall_from_round_to_round(kind: type) -> None:
     assert rates == [(0.5, 0.25), (0.25, 0.125), (0.0625, 0.03125)]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_left_out_rates_fall_to_a_third_in_a_run_and_what_is_said_stays(name: str) -> None:
+    kind = KINDS[name]
+    rates = [server_half(kind().settled(5)).training(t, 7).learning_rate for t in (1, 3, 5)]
+    falls = name not in CONSTANT
+    assert rates == pytest.approx([rates[0], rates[0] * (3**-0.5 if falls else 1), rates[0] / (3 if falls else 1)])
+    assert kind().settled(1).learning_rate_decay == kind(learning_rate_decay=1.0).settled(5).learning_rate_decay == 1.0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
