@@ -218,8 +218,10 @@ class Service:
                 self._publisher.again(self._plan, self._machine.published, self._objects)
             case Disconnected(reason):
                 self._note("link", "", reason)
-            case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
-                raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
+            case Denied(topic_filter, reason, lasting) if topic_filter != self._topics.plan:
+                if lasting:
+                    raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
+                self._note("link", "", f"the broker does not let us read {topic_filter} now ({reason}): asked again")
             case Evaluated():
                 self._measuring.evaluated(event)
                 self._showing.show()

@@ -26,7 +26,7 @@ from fedcore.config.broker import mqtt_settings
 from fedcore.config.sections import BrokerSection
 from fedcore.errors import BrokerRefused, ConfigError
 from fedcore.transport.address import MqttSettings
-from fedcore.transport.base import Denied, Disconnected, Limits, Message, Received
+from fedcore.transport.base import Disconnected, Limits, Message, Received
 from fedcore.transport.client import client_id, short_client_id
 from fedcore.transport.lacking import lacking
 from fedcore.transport.mqtt import MqttTransport
@@ -155,15 +155,6 @@ def test_a_broker_without_qos_1_is_named_and_used_all_the_same(odd: Any) -> None
     assert client.limits.max_qos == 0 and len(lacking(client.limits)) == 1
     assert client.transport.publish(Message("t", b"x"))
     assert client.next(Received).payload == b"x"
-
-
-def test_a_subscription_that_is_denied_is_told_by_its_filter() -> None:
-    client = Client(MqttSettings("mqtt://h", "c"))
-    client.transport._sink = client.events.put
-    client.transport._asked |= {7: "a/+", 8: "b"}
-    for number, code in ((7, 135), (8, 1), (9, 135)):
-        client.transport._on_subscribe(None, None, number, [ReasonCode(PacketTypes.SUBACK, identifier=code)], None)  # type: ignore[arg-type]
-    assert client.events.get_nowait() == Denied("a/+", "Not authorized") and client.events.empty()
 
 
 def test_a_broker_of_nats_takes_more_subscriptions_than_its_streams_do_by_themselves(tmp_path: Path) -> None:
