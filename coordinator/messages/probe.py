@@ -17,7 +17,7 @@ from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Mess
 from fedcore.transport.filters import PATIENCE_SECONDS
 from fedcore.transport.lacking import lacking
 
-__all__ = ["largest_message", "look_at", "settled", "usable_chunk_bytes"]
+__all__ = ["denied", "largest_message", "look_at", "settled", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
@@ -49,16 +49,14 @@ def usable_chunk_bytes(
     if limits.max_packet_bytes is not None:
         wanted = min(wanted, limits.max_packet_bytes - 2 * _ENVELOPE_BYTES)
     others: list[Any] = []
-    # Retained, as published states are: some brokers take less then.
-    probe = lambda size: Message(topic, nonce + bytes(size + _ENVELOPE_BYTES - len(nonce)), retain=True)  # noqa: E731
     size, proven = wanted, False
     transport.subscribe(topic)
     try:
         while size >= _LEAST_BYTES:
-            if _comes_back(transport, events, probe(size), others, _ECHO_SECONDS):
+            if _comes_back(transport, events, _probe(topic, size, nonce), others, _ECHO_SECONDS):
                 return size
             began = time.monotonic()
-            if not proven and not _comes_anew(transport, events, probe(_LEAST_BYTES), others):
+            if not proven and not _comes_anew(transport, events, _probe(topic, _LEAST_BYTES, nonce), others):
                 break
             # Where small messages took their time too, the broker was not ready: that says nothing about the size.
             ready, proven = proven or time.monotonic() - began < _AGAIN_SECONDS, True
@@ -119,6 +117,22 @@ def settled(
     return usable, largest_message(limits, usable, wanted)
 
 
+def denied(event: Denied, note: Callable[[str, str, str], None]) -> None:
+    """The broker does not let us hear something that a coordinator cannot do without.
+
+    Args:
+        event: What it refuses.
+        note: Adds (kind, node, text) to the event log.
+
+    Raises:
+        BrokerRefused: It is to stay so. Everything acknowledged is in the ledger.
+    """
+    if event.lasting:
+        words, place = f"the broker does not let us read: {event.reason}", event.topic_filter
+        raise BrokerRefused(words, place=place, remedy=_ALLOW)
+    note("link", "", f"the broker does not let us read {event.topic_filter} now ({event.reason}): asked again")
+
+
 def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
     """What is certainly too large for the broker begins above this, in bytes; None where nothing is known to be.
 
@@ -135,6 +149,11 @@ def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
     # Twice as much was lost.
     tried = None if usable >= wanted else 2 * (usable + _ENVELOPE_BYTES)
     return min((size for size in (told, tried) if size is not None), default=None)
+
+
+def _probe(topic: str, chunk_bytes: int, nonce: bytes) -> Message:
+    # Retained, as published states are: some brokers take less then.
+    return Message(topic, nonce + bytes(chunk_bytes + _ENVELOPE_BYTES - len(nonce)), retain=True)
 
 
 def _comes_anew(transport: Transport, events: queue.Queue[Any], small: Message, others: list[Any]) -> bool:
@@ -167,9 +186,8 @@ def _comes_back(
                 others.append(event)
                 cuts += sent
                 sent, deadline = False, float("inf")
-            case Denied(probe.topic, reason, lasting):
-                if lasting:
-                    raise BrokerRefused(f"the broker does not let us read: {reason}", place=probe.topic, remedy=_ALLOW)
+            case Denied(probe.topic):
+                denied(event, lambda *said: None)
                 # It is asked again for so long; the size is not what it refuses.
                 deadline = time.monotonic() + PATIENCE_SECONDS + _ECHO_SECONDS
             case Connected():
