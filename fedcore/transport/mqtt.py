@@ -242,7 +242,8 @@ class MqttTransport:
         if reason.is_failure:
             self._close()
             code = int(reason.value)
-            if code in _WRONG_VERSION and self._protocol == MQTTProtocolVersion.MQTTv5:
+            if code in _WRONG_VERSION and client.protocol == MQTTProtocolVersion.MQTTv5:
+                # Perhaps late, when the other version is asked for already.
                 self._other_version()
                 return
             if code in _WRONG_CLIENT_ID and self._client_id == self._settings.client_id:
@@ -254,7 +255,7 @@ class MqttTransport:
             remedy = "check broker.username and broker.password" if code in _WRONG_LOGIN else "see the broker's log"
             self._fail(BrokerRefused(f"the broker refused: {reason}", place=self._place, remedy=remedy))
             return
-        self._limits, self._linked_at = limits_of(properties, self._protocol), time.monotonic()
+        self._limits, self._linked_at = limits_of(properties, client.protocol), time.monotonic()
         for topic_filter in self._filters.linked():
             self._subscribe(client, topic_filter)
         self._failure, self._lost_for = None, ""

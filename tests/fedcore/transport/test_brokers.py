@@ -157,6 +157,15 @@ def test_a_broker_without_qos_1_is_named_and_used_all_the_same(odd: Any) -> None
     assert client.next(Received).payload == b"x"
 
 
+def test_a_version_that_is_refused_when_the_other_one_is_asked_for_already_refuses_nothing() -> None:
+    client = Client(MqttSettings("mqtt://h", "c"))
+    late = PahoClient(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    client.transport._other_version()
+    reason = ReasonCode(PacketTypes.CONNACK, identifier=132)
+    client.transport._on_connect(late, None, None, reason, None)
+    assert client.transport._failure is None and client.transport._protocol == MQTTProtocolVersion.MQTTv311
+
+
 def test_a_broker_of_nats_takes_more_subscriptions_than_its_streams_do_by_themselves(tmp_path: Path) -> None:
     """A fleet of 350 has 1,050, all of one stream."""
     needs_nats()
