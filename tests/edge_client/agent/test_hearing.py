@@ -62,6 +62,17 @@ def test_a_node_that_works_tells_each_second() -> None:
     assert all(pace.due(second, NUMBERS, working=True) for second in range(60))
 
 
+def test_a_thousand_that_work_tell_a_hundred_times_a_second_together_and_a_change_at_once() -> None:
+    paces = [Pace(random.Random(number)) for number in range(1000)]
+    told = [sum(pace.due(second, NUMBERS, working=True, invited=1000) for pace in paces) for second in range(60)]
+    assert told[0] == 1000 and 80 < sum(told[1:]) / 59 < 110
+    # Spread over time after the first word, which is of a change.
+    assert max(told[20:]) < 200
+    changed = msgspec.structs.replace(NUMBERS, version=4)
+    assert paces[0].due(60.1, changed, working=True, invited=1000)
+    assert not paces[0].due(61.2, changed, working=True, invited=1000)
+
+
 def hearing(folder: Path) -> tuple[Hearing, Messages, list[str]]:
     data, broker = DataSection(source="x.csv"), BrokerSection(url="mqtts://broker")
     node = Node(node="n", run="r", model_folder="m", data=data, broker=broker, folder=str(folder))
