@@ -16,6 +16,7 @@ from edge_client.agent.telemetry import Pace
 from edge_client.node import Node
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.fields.formats import PROTOCOL, SPOKEN
+from fedcore.transport.base import Denied
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import encode
 from fedcore.wire.messages import Commit, Envelope, Telemetry, Topics, Welcome
@@ -78,6 +79,16 @@ def hearing(folder: Path) -> tuple[Hearing, Messages, list[str]]:
     node = Node(node="n", run="r", model_folder="m", data=data, broker=broker, folder=str(folder))
     messages, said = Messages(node, folder, MemoryBroker().connect()), list[str]()
     return Hearing(messages, "n", lambda line: said.append(str(line))), messages, said
+
+
+def test_a_node_says_whether_the_broker_will_be_asked_again(tmp_path: Path) -> None:
+    own, _, said = hearing(tmp_path)
+    own.deaf(Denied("t/+", "Not authorized", lasting=True))
+    own.deaf(Denied("t/+", "Unspecified error", lasting=False))
+    assert said == [
+        "the broker does not let us read t/+: Not authorized (see its access rules)",
+        "the broker does not let us read t/+: Unspecified error (asked again)",
+    ]
 
 
 def test_a_run_is_entered_by_its_first_plan_or_by_an_answer_and_told(tmp_path: Path) -> None:
