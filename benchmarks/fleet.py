@@ -213,8 +213,16 @@ class Fleet:
             file.write_text(text)
             files.append(str(file))
         counts, spec = self.folder / f"counts-{first}.json", self.folder / f"nodes-{first}.json"
+        load = self.load
         spec.write_bytes(
-            msgspec.json.encode(FleetSpec(node_files=files, train_seconds=self.load.train_seconds, counts=str(counts)))
+            msgspec.json.encode(
+                FleetSpec(
+                    node_files=files,
+                    train_seconds=load.train_seconds,
+                    spread_seconds=load.spread_seconds,
+                    counts=str(counts),
+                )
+            )
         )
         self._start(f"nodes-{first}", "-m", "benchmarks.fleet_node", str(spec))
         return counts

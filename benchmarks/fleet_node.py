@@ -16,6 +16,7 @@ import random
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +37,7 @@ from edge_client.process.supervisor import Supervisor
 from fedcore.config.broker import mqtt_settings
 from fedcore.config.reading import load_config
 from fedcore.device.readings import Readings
-from fedcore.errors import FedkrsoError
+from fedcore.errors import FedkrsoError, TransportError
 from fedcore.round.header import UpdateHeader
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import Plan
@@ -46,6 +47,7 @@ from fedcore.wire.identity import load_public_key, load_signing_key
 from fedcore.worker.messages import Adopt, Adopted, Event, Ready, Trained
 from fedcore.worker.process import WorkerDied
 
+_MOST_STARTS = 50
 _TROUBLE = re.compile("refused|declined|malformed|disconnected|error|room|full")
 
 _READINGS = Readings(
@@ -72,6 +74,8 @@ class FleetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How long "training" takes."""
     counts: str
     """File for what was counted."""
+    spread_seconds: float = 0.0
+    """Nodes log in for the first time at instants drawn from so long."""
 
 
 class Counts(msgspec.Struct):
@@ -87,6 +91,8 @@ class Counts(msgspec.Struct):
     """Chunks of the objects that were adopted."""
     adopted: int = 0
     processor_seconds: float = 0.0
+    begun_again: int = 0
+    """Agents that the broker did not let in, and that were begun again, as a service is."""
     trouble: list[str] = msgspec.field(default_factory=list)
     """Lines of agents that ended with an error, and refusals."""
 
@@ -201,28 +207,39 @@ def run_nodes(spec: FleetSpec) -> Counts:
                 counts.trouble.append(str(line))
 
     def serve(node: Node) -> None:
-        try:
-            trust = node.trust
-            key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
-            coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
-            # Spreads this node's requests as a device's own clock and noise would.
-            jitter = random.Random(node.node)  # noqa: S311
-            transport = CountingTransport(
-                mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}"), jitter, counts, lock
-            )
-            # One machine stands for many: its own sensors are nobody's. These numbers are as many as a board has.
-            device = Simulated([Step(0.0, _READINGS)])
-            Agent(
-                node,
-                transport,
-                jitter,
-                partial(supervise, node, Path(), 2**30),
-                keys=Keys(key, coordinator),
-                callbacks=Callbacks(say),
-                surroundings=Surroundings(device),
-            ).run()
-        except FedkrsoError as error:
-            say(f"error: {error.one_line()}")
+        # Spreads this node's requests as a device's own clock and noise would.
+        jitter = random.Random(node.node)  # noqa: S311
+        if spec.spread_seconds:
+            # Nobody switches a whole fleet on at one instant.
+            time.sleep(jitter.uniform(0.0, spec.spread_seconds))
+        for left in reversed(range(_MOST_STARTS)):
+            try:
+                live(node, jitter)
+                return
+            except FedkrsoError as error:
+                if not left or not isinstance(error, TransportError):
+                    say(f"error: {error.one_line()}")
+                    return
+                # A broker that lets nobody in: whatever looks after the agent begins it again.
+                with lock:
+                    counts.begun_again += 1
+
+    def live(node: Node, jitter: random.Random) -> None:
+        trust = node.trust
+        key = None if trust.signing_key is None else load_signing_key(Path(trust.signing_key))
+        coordinator = None if trust.coordinator_key is None else load_public_key(trust.coordinator_key)
+        settings = mqtt_settings(node.broker, f"fedkrso-{node.run}-{node.node}")
+        # One machine stands for many: its own sensors are nobody's. These numbers are as many as a board has.
+        device = Simulated([Step(0.0, _READINGS)])
+        Agent(
+            node,
+            CountingTransport(settings, jitter, counts, lock),
+            jitter,
+            partial(supervise, node, Path(), 2**30),
+            keys=Keys(key, coordinator),
+            callbacks=Callbacks(say),
+            surroundings=Surroundings(device),
+        ).run()
 
     # Read here: msgspec's first look into a type is not safe in several threads (see `fedcore.wire.codec`).
     nodes = [load_config(Path(file), Node) for file in spec.node_files]

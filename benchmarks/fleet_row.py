@@ -34,12 +34,14 @@ class Load:
         rounds: How many.
         quorum: Updates that make a round; those of all nodes by default.
         train_seconds: How long "training" takes.
+        spread_seconds: Nodes come at instants drawn from so long; by default all at once.
     """
 
     nodes: int
     rounds: int
     quorum: int | None = None
     train_seconds: float = 0.0
+    spread_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

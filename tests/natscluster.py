@@ -28,7 +28,9 @@ from fedcore.transport.reach import reach
 __all__ = ["NatsCluster"]
 
 _SERVERS = 3
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
+# On a busy machine a login alone may take ten.
+_LOGIN_SECONDS = 30.0
 
 
 def _hear(heard: set[bytes], event: TransportEvent) -> None:
@@ -103,7 +105,7 @@ class NatsCluster:
             assert process is not None and process.poll() is None, self.said(number)
             settings = MqttSettings(self.url(number), f"look-{number}", user, self.passwords[user])
             try:
-                reach(settings, 5.0)
+                reach(settings, _LOGIN_SECONDS)
                 return
             except TransportError:
                 assert time.monotonic() < until, self.said(number)

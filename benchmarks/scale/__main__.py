@@ -4,6 +4,7 @@ nats-servers as one broker, PostgreSQL for the ledger, workers that add updates 
 states.
 
     python -m benchmarks.scale [--nodes 1000] [--rounds 2] [--workers 4] [--rank 2] [--seeds 1] [--bits 4]
+        [--spread 300]
 
 Nodes are those of `benchmarks.fleet_node`: real agents without a worker. With `--one` the same fleet goes through one
 nats-server, SQLite and a coordinator that does all by itself. A line of JSON: rounds a minute, memory and processor
@@ -41,11 +42,13 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8, 16))
     parser.add_argument("--replicas", type=int, default=3, help="Of what the nats-servers keep.")
     parser.add_argument("--one", action="store_true", help="One broker, SQLite, no workers, no S3.")
+    parser.add_argument("--spread", type=float, default=0.0, help="Seconds within which nodes log in; 0: at once.")
     parser.add_argument("--folder", type=Path, help="Keep logs and ledgers here.")
     parser.add_argument("--seconds", type=float, default=1800.0, help="After which it is given up.")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    load, shape = Load(options.nodes, options.rounds), Shape(options.rank, options.seeds, options.bits)
+    load = Load(options.nodes, options.rounds, spread_seconds=options.spread)
+    shape = Shape(options.rank, options.seeds, options.bits)
     users = ["coordinator", *node_names(options.nodes)]
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -37,6 +37,7 @@ _KINDS = ("coordinator", "nats", "worker", "s3", "postgres")
 _AGAIN, _MOST_AGAIN = "coordinator begun again", 10
 _PASSES = (RunError.exit_code, TransportError.exit_code)
 _WORKERS, _PIECES_OF_WORK_SECONDS = 2, 1.0
+_RUNS_OF_ENGINES = 5
 _STRIKES, _WITHIN_SECONDS = (3, 6), 12.0
 
 
@@ -75,9 +76,8 @@ class KillRun(ScaleRun):
             if self._strikes and time.monotonic() - began >= self._strikes[0][0]:
                 self._strike(self._strikes.pop(0)[1], over=summary.exists())
             if self._leader.poll() in _PASSES and self.done[_AGAIN] < _MOST_AGAIN:
-                # It waits for a database that goes away, but not without end for one that is away as it starts; and
-                # nats-servers without a leader refuse subscriptions as if they were forbidden. Whatever looks after it
-                # begins it again.
+                # It waits for a database that goes away, but not without end for one that is away as it starts; nor
+                # for nats-servers that do not let it in. Whatever looks after it begins it again.
                 self.done[_AGAIN] += 1
                 self._lead()
             if nodes.poll() not in (None, 0) or self._leader.poll() not in (None, 0, -signal.SIGKILL):
@@ -156,18 +156,19 @@ def main() -> None:
     users = ["coordinator", *node_names(options.nodes)]
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     known = {row["seed"] for row in map(json.loads, lines) if "error" not in row}
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = Path(temporary)
-        engines = Several(folder, users, _WORKERS)
-        stack.callback(engines.stop)
-        for seed in range(options.first, options.first + options.runs):
-            if seed in known:
-                continue
-            row = _one(seed, load, folder, engines, options.seconds)
-            with options.out.open("a") as out:
-                out.write(json.dumps(row) + "\n")
-            sys.stdout.write(json.dumps(row) + "\n")
-            sys.stdout.flush()
+    left = [seed for seed in range(options.first, options.first + options.runs) if seed not in known]
+    # nats-servers keep the sessions of earlier runs, three groups of Raft for each node's subscription.
+    for first in range(0, len(left), _RUNS_OF_ENGINES):
+        with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+            folder = Path(temporary)
+            engines = Several(folder, users, _WORKERS)
+            stack.callback(engines.stop)
+            for seed in left[first : first + _RUNS_OF_ENGINES]:
+                row = _one(seed, load, folder, engines, options.seconds)
+                with options.out.open("a") as out:
+                    out.write(json.dumps(row) + "\n")
+                sys.stdout.write(json.dumps(row) + "\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -168,5 +168,6 @@ class ScaleRun(Fleet):
             "digest_of_one_process": summary["final"]["digest"] == digest,
             "nodes_with_the_digest": sum(node["digest"] == digest for node in summary["nodes"].values()),
             "events": dict(events),
+            "begun_again": sum(part.begun_again for part in counts),
             "trouble": [line for part in counts for line in part.trouble][:5],
         }

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from fedcore.errors import BrokerRefused, TransportError
-from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Transport
+from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Message, Received, Transport
+from fedcore.transport.filters import PATIENCE_SECONDS
 from fedcore.transport.lacking import lacking
 
-__all__ = ["largest_message", "look_at", "settled", "usable_chunk_bytes"]
+__all__ = ["denied", "largest_message", "look_at", "settled", "usable_chunk_bytes"]
 
 # Room for signature and envelope around a chunk, and as much again for the packet's own head.
 _ENVELOPE_BYTES = 1024
@@ -25,6 +26,7 @@ _LEAST_BYTES = 1024
 _HEAD_BYTES = 256
 _ECHO_SECONDS, _AGAIN_SECONDS = 5.0, 1.0
 _CUTS = 3
+_ALLOW = "allow the coordinator to write and read its run's topics at the broker"
 
 
 def usable_chunk_bytes(
@@ -41,29 +43,30 @@ def usable_chunk_bytes(
         nonce: Tells our probes from those of an earlier start.
 
     Raises:
+        BrokerRefused: The broker does not let us read the topic.
         TransportError: Not even small messages come back: no right to write or read the topic.
     """
     if limits.max_packet_bytes is not None:
         wanted = min(wanted, limits.max_packet_bytes - 2 * _ENVELOPE_BYTES)
     others: list[Any] = []
-    size = wanted
+    size, proven = wanted, False
     transport.subscribe(topic)
     try:
         while size >= _LEAST_BYTES:
-            probe = nonce + bytes(size + _ENVELOPE_BYTES - len(nonce))
-            # Retained, as published states are: some brokers take less then.
-            if _comes_back(transport, events, Message(topic, probe, retain=True), others):
+            if _comes_back(transport, events, _probe(topic, size, nonce), others, _ECHO_SECONDS):
                 return size
-            size //= 2
+            began = time.monotonic()
+            if not proven and not _comes_anew(transport, events, _probe(topic, _LEAST_BYTES, nonce), others):
+                break
+            # Where small messages took their time too, the broker was not ready: that says nothing about the size.
+            ready, proven = proven or time.monotonic() - began < _AGAIN_SECONDS, True
+            size = size // 2 if ready else size
     finally:
         transport.unsubscribe(topic)
         transport.publish(Message(topic, b"", retain=True))
         for event in others:
             events.put(event)
-    raise TransportError(
-        f"messages on {topic} do not come back",
-        remedy="allow the coordinator to write and read its run's topics at the broker",
-    )
+    raise TransportError(f"messages on {topic} do not come back", remedy=_ALLOW)
 
 
 def look_at(limits: Limits, note: Callable[[str, str, str], None]) -> None:
@@ -114,6 +117,22 @@ def settled(
     return usable, largest_message(limits, usable, wanted)
 
 
+def denied(event: Denied, note: Callable[[str, str, str], None]) -> None:
+    """The broker does not let us hear something that a coordinator cannot do without.
+
+    Args:
+        event: What it refuses.
+        note: Adds (kind, node, text) to the event log.
+
+    Raises:
+        BrokerRefused: It is to stay so. Everything acknowledged is in the ledger.
+    """
+    if event.lasting:
+        words, place = f"the broker does not let us read: {event.reason}", event.topic_filter
+        raise BrokerRefused(words, place=place, remedy=_ALLOW)
+    note("link", "", f"the broker does not let us read {event.topic_filter} now ({event.reason}): asked again")
+
+
 def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
     """What is certainly too large for the broker begins above this, in bytes; None where nothing is known to be.
 
@@ -132,9 +151,24 @@ def largest_message(limits: Limits, usable: int, wanted: int) -> int | None:
     return min((size for size in (told, tried) if size is not None), default=None)
 
 
-def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any]) -> bool:
+def _probe(topic: str, chunk_bytes: int, nonce: bytes) -> Message:
+    # Retained, as published states are: some brokers take less then.
+    return Message(topic, nonce + bytes(chunk_bytes + _ENVELOPE_BYTES - len(nonce)), retain=True)
+
+
+def _comes_anew(transport: Transport, events: queue.Queue[Any], small: Message, others: list[Any]) -> bool:
+    """Whether a small message comes back, by another subscription: a cluster of brokers without a leader may grant one
+    that hears nothing."""
+    transport.unsubscribe(small.topic)
+    transport.subscribe(small.topic)
+    return _comes_back(transport, events, small, others, PATIENCE_SECONDS)
+
+
+def _comes_back(
+    transport: Transport, events: queue.Queue[Any], probe: Message, others: list[Any], patience_seconds: float
+) -> bool:
     now = time.monotonic()
-    deadline, again_at, cuts = now + _ECHO_SECONDS, now, 0
+    deadline, again_at, cuts = now + patience_seconds, now, 0
     sent = False
     while (now := time.monotonic()) < deadline:
         # One message may be lost, and one link: neither says anything about sizes.
@@ -152,12 +186,16 @@ def _comes_back(transport: Transport, events: queue.Queue[Any], probe: Message, 
                 others.append(event)
                 cuts += sent
                 sent, deadline = False, float("inf")
+            case Denied(probe.topic):
+                denied(event, lambda *said: None)
+                # It is asked again for so long; the size is not what it refuses.
+                deadline = time.monotonic() + PATIENCE_SECONDS + _ECHO_SECONDS
             case Connected():
                 others.append(event)
                 if cuts == _CUTS:
                     # Refused together with the link, again and again.
                     return False
-                deadline, again_at = time.monotonic() + _ECHO_SECONDS, 0.0
+                deadline, again_at = time.monotonic() + patience_seconds, 0.0
             case _:
                 others.append(event)
     return False

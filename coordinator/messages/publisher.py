@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the coordinator sends: plans and published states to all, retained; grants, acknowledgements and repairs to one
-node."""
+node. What is for all goes out step by step, so that a slow broker, or a slow store, holds nothing else up; its order
+stays: an object is where nodes find it before a plan names it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
+from coordinator.messages.outbox import Outbox
 from coordinator.objects.shelf import Shelf
 from coordinator.store.folder import RunFolder
 from fedcore.errors import TransportError
@@ -28,7 +31,6 @@ Objects = Mapping[Key, StateObject]
 """Published objects by version and kind."""
 # A node asks for one window at a time; more in one request would turn a small message into many large ones.
 _MOST_REPAIRS = 8
-_BROADCAST_SECONDS = 2.0
 _MOST_WITHDRAWN = 2000
 _MOST_LAST_BYTES = 64 * 2**20
 
@@ -65,6 +67,8 @@ class Publisher:
         self._keep_published, self._listeners = keep_published, listeners
         self._shelf = shelf or Shelf(None, "", lambda *told: None, time.monotonic)
         self._unsent: dict[str, Message] = {}
+        self._outbox = Outbox(transport, self._count)
+        self._then: Callable[[], None] | None = None
         self._artefact: ArtefactObject | None = None
         self._artefact_retained = False
         self._announced: Plan | None = None
@@ -86,46 +90,59 @@ class Publisher:
             self._unsent[message.topic] = message
 
     def flush(self) -> bool:
-        """Send what waits, and the plan again before its addresses run out; False while something still waits."""
-        if self._announced is not None and self._shelf.due:
+        """Send what waits, and the plan again before its addresses run out; False while the transport takes no more."""
+        if self._announced is not None and self._shelf.due and not self._outbox.has("plan"):
             self.plan(self._announced)
         while self._unsent:
             topic, message = next(iter(self._unsent.items()))
             if not self._transport.publish(message):
                 return False
             del self._unsent[topic]
-        return True
+        sent = self._outbox.flush()
+        if self._then is not None and self._outbox.empty:
+            then, self._then = self._then, None
+            then()
+        return sent
+
+    @property
+    def over(self) -> bool:
+        """Whether all that is for all is out, as far as a broker that may be away takes it."""
+        return self._outbox.empty or self._outbox.stuck
 
     def forgotten(self) -> None:
         """The broker may have lost what it was to retain."""
         self._artefact_retained = False
 
-    def again(self, plan: Plan | None, published: int, objects: Objects) -> None:
+    def again(self, plan: Plan | None, objects: Objects) -> None:
         """The link is there again: a broker without persistence has forgotten what was retained.
 
         Args:
             plan: The present one.
-            published: Round of the newest published state; 0 for none.
             objects: All published objects.
         """
         self.forgotten()
-        if published and objects:
+        if published := max((obj.version for obj in objects.values() if not obj.snapshot), default=0):
             self.published_state(published, objects)
         if plan is not None:
             self.plan(plan)
 
     def plan(self, plan: Plan) -> None:
-        """The present plan, to all; before the first one the run's artefact, which a node needs before it loads a
-        model.
+        """The present plan, to all, in place of one that is not out yet; before the first one the run's artefact, which
+        a node needs before it loads a model.
 
         Raises:
             TransportError: It is larger than what passes the broker.
         """
         self._artefact = plan.artefact
+        self._outbox.add("plan", self._plan(plan))
+
+    def _plan(self, plan: Plan) -> Iterator[Message | None]:
         if plan.artefact is not None and not self._artefact_retained:
-            self._artefact_retained = self._lies(self._folder.artefact, plan.artefact.manifest, 0)
-        for obj in plan.objects:
-            self._shelf.takes(self._folder.published_state(obj.version, obj.kind), obj.manifest)
+            yield from self._lies(self._folder.artefact, plan.artefact.manifest, 0)
+            self._artefact_retained = True
+        files = [(self._folder.published_state(obj.version, obj.kind), obj.manifest) for obj in plan.objects]
+        while not self._shelf.settled(files):
+            yield None
         self._announced = plan = self._shelf.addressed(plan)
         sealed = self._post.seal(plan, plan.round, expires_at=plan.deadline_at or None)
         if self.most_bytes is not None and len(sealed) > self.most_bytes:
@@ -135,12 +152,14 @@ class Publisher:
                 place=self._topics.plan,
                 remedy="set round.cohort to fewer nodes, or raise the broker's limit",
             )
-        self._broadcast(Message(self._topics.plan, sealed, retain=True))
+        yield Message(self._topics.plan, sealed, retain=True)
 
     def remind(self, node: str, plan: Plan) -> None:
-        """The present plan, to a node that has not heard it: a broker may acknowledge a message and lose it."""
-        if self._announced is not None and self._announced.key == plan.key:
-            plan = self._announced
+        """The present plan, if it is out, to a node that has not heard it: a broker may acknowledge a message and lose
+        it."""
+        if self._announced is None or self._announced.key != plan.key:
+            return
+        plan = self._announced
         payload = self._post.seal(plan, plan.round, to=node, expires_at=plan.deadline_at or None)
         self.sent_bytes += len(payload)
         self._transport.publish(Message(self._topics.down(node, "plan"), payload))
@@ -163,27 +182,28 @@ class Publisher:
         Args:
             plan: The earlier run's.
         """
-        self._broadcast(Message(self._topics.plan, b"", retain=True))
-        for obj in plan.objects:
-            for index in range(min(obj.manifest.chunks, _MOST_WITHDRAWN)):
-                topic = self._topics.published_state(obj.manifest.sha256[:16], index)
-                self._broadcast(Message(topic, b"", retain=True))
+        gone = [(obj.manifest.sha256, min(obj.manifest.chunks, _MOST_WITHDRAWN)) for obj in plan.objects]
+        self._outbox.add("withdrawn", iter((Message(self._topics.plan, b"", retain=True), *self._cleared(gone))))
 
-    def published_state(self, version: int, objects: Objects) -> None:
+    def published_state(self, version: int, objects: Objects, then: Callable[[], None] | None = None) -> None:
         """Chunks of the version's smaller object, to all, unless it lies where nodes can fetch it; larger and older
-        objects, and snapshots, go to whoever asks."""
+        objects, and snapshots, go to whoever asks.
+
+        Args:
+            version: Of the state.
+            objects: All published objects.
+            then: Called, by this or a later `flush`, when all that is for all is out.
+        """
         obj = min(
             (o for o in objects.values() if o.version == version and not o.snapshot),
             key=lambda o: o.manifest.size_bytes,
         )
-        if not self._lies(self._folder.published_state(version, obj.kind), obj.manifest, version):
-            return
-        for gone in objects.values():
-            if gone.version == version - self._keep_published and not gone.snapshot:
-                for index in range(gone.manifest.chunks):
-                    self._broadcast(
-                        Message(self._topics.published_state(gone.manifest.sha256[:16], index), b"", retain=True)
-                    )
+        old = version - self._keep_published
+        gone = [(o.manifest.sha256, o.manifest.chunks) for o in objects.values() if o.version == old and not o.snapshot]
+        lies = self._lies(self._folder.published_state(version, obj.kind), obj.manifest, version)
+        self._then = then or self._then
+        self._outbox.add("state", chain(lies, self._cleared(gone)))
+        self.flush()
 
     def last_state(self, plan: Plan, objects: Objects) -> None:
         """At a run's end: all that leads a node that has nothing to the last state, retained, unless that is too large
@@ -196,22 +216,32 @@ class Publisher:
         way = objects_needed(plan, 0, 0) or ()
         if sum(obj.manifest.size_bytes for obj in way) > _MOST_LAST_BYTES:
             return
-        for obj in way:
-            if key_of(obj) in objects:
-                self._chunks(self._folder.published_state(obj.version, obj.kind), obj.manifest, obj.version)
+        chunks = [
+            self._chunks(self._folder.published_state(obj.version, obj.kind), obj.manifest, obj.version)
+            for obj in way
+            if key_of(obj) in objects
+        ]
+        self._outbox.add("last", chain.from_iterable(chunks))
 
-    def _lies(self, path: Path, manifest: Manifest, version: int) -> bool:
+    def _lies(self, path: Path, manifest: Manifest, version: int) -> Iterator[Message | None]:
         """Have an object be where all nodes find it."""
-        return self._shelf.takes(path, manifest) or self._chunks(path, manifest, version)
+        while not self._shelf.settled([(path, manifest)]):
+            yield None
+        if not self._shelf.has(manifest):
+            yield from self._chunks(path, manifest, version)
 
-    def _chunks(self, path: Path, manifest: Manifest, version: int) -> bool:
-        """An object's chunks to all, retained; False without a link: it is published again when there is one."""
+    def _chunks(self, path: Path, manifest: Manifest, version: int) -> Iterator[Message | None]:
+        """An object's chunks to all, retained."""
         for index in range(manifest.chunks):
             chunk = read_chunk(path, manifest.sha256, index, manifest.chunk_bytes)
             topic = self._topics.published_state(manifest.sha256[:16], index)
-            if not self._broadcast(Message(topic, self._post.seal(chunk, version), retain=True)):
-                return False
-        return True
+            yield Message(topic, self._post.seal(chunk, version), retain=True)
+
+    def _cleared(self, gone: Iterable[tuple[str, int]]) -> Iterator[Message | None]:
+        """Chunks of objects, by hash and number, that are retained no more."""
+        for sha256, chunks in gone:
+            for index in range(chunks):
+                yield Message(self._topics.published_state(sha256[:16], index), b"", retain=True)
 
     def repair(self, node: str, sha256: str, indices: tuple[int, ...], objects: Objects) -> bool:
         """Chunks of a published object again, to the node that misses them; False if there is no such object."""
@@ -229,10 +259,5 @@ class Publisher:
         for (version, kind), obj in objects.items():
             yield obj, self._folder.published_state(version, kind)
 
-    def _broadcast(self, message: Message) -> bool:
+    def _count(self, message: Message) -> None:
         self.sent_bytes += len(message.payload) * self._listeners()
-        deadline = time.monotonic() + _BROADCAST_SECONDS
-        # The transport takes a window at a time; what is lost all the same is asked for by the nodes.
-        while not (sent := self._transport.publish(message)) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return sent

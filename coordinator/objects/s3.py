@@ -83,8 +83,6 @@ class S3Store:
         try:
             yield
         except (BaseError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
             raise StorageError(_words(error), place=self.place) from None
 
 

@@ -2,17 +2,20 @@
 """A run's published objects in an object store: what of them lies there, under which addresses, and since when.
 
 The run's folder has everything, and the broker brings everything: a store only takes large objects off the broker. So
-one that fails costs nothing but that, and is left alone for a while."""
+one that fails costs nothing but that, and is left alone for a while. A slow one holds back what names its objects, and
+nothing else: it is spoken to beside the coordinator's loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
+from coordinator.objects.aside import Aside
 from coordinator.objects.base import ObjectStore
 from coordinator.objects.folder import FolderStore
 from coordinator.objects.s3 import S3Store
@@ -48,6 +51,7 @@ class Shelf:
         note: Adds to the event log, by kind, node and words: when the store fails, and when it serves again.
         steady: Seconds of a clock that never goes back.
         opened: Opens the store.
+        woken: Called, in another thread, when `settled` may say something else.
 
     Raises:
         ConfigError: It cannot be spoken to from here.
@@ -61,41 +65,47 @@ class Shelf:
         steady: Callable[[], float],
         *,
         opened: Callable[[ObjectsSection], ObjectStore] = open_store,
+        woken: Callable[[], None] = lambda: None,
     ) -> None:
         self._section, self._prefix, self._note, self._steady = section, prefix, note, steady
         self._store = None if section is None else opened(section)
+        self._aside: Aside[Iterable[str]] = Aside(woken)
         self._there: set[str] | None = None
         """Hashes of what is there; None before the store was asked."""
         self._lately: tuple[frozenset[str], frozenset[str]] = frozenset(), frozenset()
         self._rests_until, self._signed_at, self._failed = float("-inf"), float("inf"), False
 
-    def takes(self, path: Path, manifest: Manifest) -> bool:
-        """Have an object lie there; whether it does. It is put there if it is large enough.
+    def settled(self, objects: Iterable[tuple[Path, Manifest]]) -> bool:
+        """Have objects lie there, of those that are large enough; whether it is known of all of them that they do, or
+        will not. To be asked again until it is.
 
         Args:
-            path: Its file.
-            manifest: What it is.
+            objects: Files, and what they are.
         """
         section, store = self._section, self._store
-        if section is None or store is None or manifest.size_bytes < section.least_bytes:
-            return False
-        if self._there is not None and manifest.sha256 in self._there:
+        if section is None or store is None:
             return True
-        if self._steady() < self._rests_until:
-            return False
-        try:
-            if self._there is None:
-                self._there = {name.rpartition("/")[2] for name in store.names(self._prefix)}
-            if manifest.sha256 not in self._there:
-                store.put(self._name(manifest.sha256), path)
-                self._there.add(manifest.sha256)
-        except StorageError as error:
-            self._fails(store, error)
-            return False
-        if self._failed:
-            self._failed = False
-            self._note(_KIND, "", f"{store.place}: serves again")
-        return True
+        self._aside.collect()
+        wanted = [
+            (path, manifest.sha256)
+            for path, manifest in objects
+            if manifest.size_bytes >= section.least_bytes and not self.has(manifest)
+        ]
+        if not wanted or self._steady() < self._rests_until:
+            return True
+        if not self._aside.busy:
+            path, sha256 = wanted[0]
+            job = self._names if self._there is None else partial(self._put, store, path, sha256)
+            self._aside.begin(job, partial(self._found, store))
+        return False
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether an object lies there.
+
+        Args:
+            manifest: What it is.
+        """
+        return self._there is not None and manifest.sha256 in self._there
 
     def addressed(self, plan: Plan) -> Plan:
         """A plan, with the addresses of what lies there of its objects; what neither it nor the plan before names is
@@ -131,17 +141,41 @@ class Shelf:
         """Who follows the plan before fetches what that one names."""
         if named != self._lately[1]:
             self._lately = self._lately[1], named
-        self._drop(store, (self._there or set()) - self._lately[0] - self._lately[1])
+        assert self._there is not None, "asked before"
+        gone = self._there - self._lately[0] - self._lately[1]
+        # Another time, where it is busy.
+        if gone and not self._aside.busy:
+            self._there -= gone
+            self._aside.begin(partial(self._drop, store, sorted(gone)), partial(self._dropped, store, gone))
 
-    def _drop(self, store: ObjectStore, gone: Iterable[str]) -> None:
-        for sha256 in sorted(gone):
-            try:
-                store.drop(self._name(sha256))
-            except StorageError as error:
-                self._fails(store, error)
-                return
-            assert self._there is not None, "what is there goes"
-            self._there.discard(sha256)
+    def _names(self) -> Iterable[str]:
+        assert self._store is not None, "asked before"
+        return [name.rpartition("/")[2] for name in self._store.names(self._prefix)]
+
+    def _put(self, store: ObjectStore, path: Path, sha256: str) -> Iterable[str]:
+        store.put(self._name(sha256), path)
+        return [sha256]
+
+    def _drop(self, store: ObjectStore, gone: Iterable[str]) -> Iterable[str]:
+        for sha256 in gone:
+            store.drop(self._name(sha256))
+        return ()
+
+    def _dropped(self, store: ObjectStore, gone: set[str], result: Iterable[str] | StorageError) -> None:
+        if isinstance(result, StorageError):
+            assert self._there is not None, "something was there"
+            self._there |= gone
+        self._found(store, result)
+
+    def _found(self, store: ObjectStore, result: Iterable[str] | StorageError) -> None:
+        """What the store answered: what it holds besides, or that it does not serve."""
+        if isinstance(result, StorageError):
+            self._fails(store, result)
+            return
+        self._there = (self._there or set()) | set(result)
+        if self._failed:
+            self._failed = False
+            self._note(_KIND, "", f"{store.place}: serves again")
 
     def _name(self, sha256: str) -> str:
         return f"{self._prefix}/{sha256}"

@@ -30,6 +30,9 @@ _SESSION: Final = "24h"
 _BOUNDED: Final = (2, 15)
 """From here on a stream takes 1,000 consumers, unless it is told otherwise: a node has three, all of one stream."""
 _MOST_CONSUMERS: Final = 100_000
+_PATIENCE: Final = "30s"
+"""Of each step of a login or a message in its own store; after 5 s by themselves they throw the client off, which comes
+again and is more to do."""
 
 
 def find_nats() -> str | None:
@@ -83,6 +86,7 @@ def configuration(
         mqtt["tls"] = {"cert_file": str(tls[0]), "key_file": str(tls[1])}
     jetstream: dict[str, Any] = {"store_dir": str(store), "max_file_store": _STORE_BYTES}
     if version >= _BOUNDED:
+        mqtt["js_api_timeout"] = _PATIENCE
         jetstream["limits"] = {"default_max_consumers": _MOST_CONSUMERS}
     found = {
         "server_name": "fedkrso",

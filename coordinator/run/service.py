@@ -15,7 +15,7 @@ import msgspec
 
 import coordinator.rounds.events as e
 from coordinator.messages.gate import Gate
-from coordinator.messages.probe import settled
+from coordinator.messages.probe import denied, settled
 from coordinator.messages.publisher import Publisher
 from coordinator.messages.reception import Kept, Reception
 from coordinator.messages.senders import Senders
@@ -34,9 +34,9 @@ from coordinator.store.buffer import counting
 from coordinator.store.eventlog import EventLog
 from coordinator.store.folder import RunFolder, written
 from coordinator.store.ledger import Ledger, begin_life
+from coordinator.store.rows import RoundRow
 from coordinator.store.view import RunView
 from coordinator.work.working import Working
-from fedcore.errors import BrokerRefused
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.transport.address import is_encrypted
@@ -60,7 +60,6 @@ from fedcore.worker.process import WorkerDied
 
 __all__ = ["Service"]
 
-_ALLOW = "allow the coordinator to read its run's topics at the broker"
 # Until the transport takes more, when it took not all.
 _FLUSH_SECONDS = 0.01
 
@@ -97,13 +96,14 @@ class Service:
         job, clocks = prepared.job, clocks or Clocks()
         self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
         self._model_folder, self._private, self._transport = prepared.model_folder, prepared.private, transport
-        self._clocks = clocks
-        self._topics = Topics(job.run, job.fleet)
+        self._clocks, self._topics = clocks, Topics(job.run, job.fleet)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
         senders.run_id, start = begin_life(ledger)
         post = Post(job.run, "", key, start, senders.run_id)
         there = lambda: len(self._machine.online)  # noqa: E731
-        shelf = Shelf(job.objects, f"{job.full_name}/{senders.run_id}", self._note, clocks.steady)
+        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked | None] = queue.Queue()
+        named = f"{job.full_name}/{senders.run_id}"
+        shelf = Shelf(job.objects, named, self._note, clocks.steady, woken=lambda: self._queue.put(None))
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there, shelf)
         rows = ledger.rounds()
         self._archive = Archive.of(folder, ledger, job, rows)
@@ -112,13 +112,11 @@ class Service:
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
         part = {node: row.round for row in rows for node in row.participants}
         # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
-        self._machine: RoundMachine = RoundMachine(
-            job.round, job.seed, len(rows), seen=set(part), untimed=len(job.phases)
-        )
+        untimed = len(job.phases)
+        self._machine: RoundMachine = RoundMachine(job.round, job.seed, len(rows), seen=set(part), untimed=untimed)
         self._machine.turns = part
         self._machine.masked = job.secure_aggregation is not None
         self._plan: Plan | None = ledger.plan(len(rows) + 1)
-        self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked] = queue.Queue()
         self._pace = Pace()
         self._chunk_bytes, self._opened_at = job.round.chunk_bytes, clocks.steady()
         self._ended = self._stopping = False
@@ -153,7 +151,7 @@ class Service:
         try:
             with written(self._folder):
                 self._begin(self._transport.wait_connected(CONNECT_SECONDS), first)
-                while not self._stopping and not (self._ended and not self._measuring.pending):
+                while not self._stopping and not (self._ended and self._publisher.over and not self._measuring.pending):
                     self._turn()
         finally:
             self._measuring.stop()
@@ -215,11 +213,11 @@ class Service:
                 self._gate.taken(event)
                 self._feed(*self._reception.received(topic, payload))
             case Connected():
-                self._publisher.again(self._plan, self._machine.published, self._objects)
+                self._publisher.again(self._plan, self._objects)
             case Disconnected(reason):
                 self._note("link", "", reason)
-            case Denied(topic_filter, reason) if topic_filter != self._topics.plan:
-                raise BrokerRefused(f"the broker does not let us read: {reason}", place=topic_filter, remedy=_ALLOW)
+            case Denied(topic_filter) if topic_filter != self._topics.plan:
+                denied(event, self._note)
             case Evaluated():
                 self._measuring.evaluated(event)
                 self._showing.show()
@@ -330,7 +328,10 @@ class Service:
         self.view.digest = closed.objects[0].digest
         for note in closed.notes():
             self._note(*note)
-        self._publisher.published_state(plan.round, self._objects)
+        self._publisher.published_state(plan.round, self._objects, lambda: self._is_out(plan, row))
+
+    def _is_out(self, plan: Plan, row: RoundRow) -> None:
+        """The state that a round came to lies where nodes find it."""
         self._measuring.take(msgspec.structs.replace(row, downlink_bytes=self._publisher.sent_bytes))
         self._measuring.published(plan)
         self._judge()

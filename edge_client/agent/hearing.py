@@ -66,7 +66,7 @@ class Hearing:
     def deaf(self, event: Disconnected | Denied) -> None:
         """The link is lost, or the broker does not let us hear something."""
         if isinstance(event, Denied):
-            self._say(lines.denied(event.topic_filter, event.reason))
+            self._say(lines.denied(event.topic_filter, event.reason, lasting=event.lasting))
         else:
             self._say(lines.disconnected(event.reason))
 

@@ -64,10 +64,11 @@ def connected(limits: Limits, security: str, run: str = "") -> list[Line]:
     return [first, *(Line(f"the broker: {lacks}", event="broker", level="warning") for lacks in words)]
 
 
-def denied(topic_filter: str, reason: str) -> Line:
-    """The broker does not let this node hear what it needs."""
-    words = f"the broker does not let us read {topic_filter}: {reason} (see its access rules)"
-    return Line(words, event="denied", level="error")
+def denied(topic_filter: str, reason: str, *, lasting: bool) -> Line:
+    """The broker does not let this node hear what it needs: for good, or for now."""
+    what = "see its access rules" if lasting else "asked again"
+    words = f"the broker does not let us read {topic_filter}: {reason} ({what})"
+    return Line(words, event="denied", level="error" if lasting else "warning")
 
 
 def disconnected(reason: str) -> Line:

@@ -25,12 +25,14 @@ __all__ = ["Pace", "Telling", "held_of", "last_word", "status", "telemetry"]
 
 
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 1.0, 45.0
+_MOST_A_SECOND = 100.0
 
 
 class Pace:
-    """When a node's numbers are due: each time they are taken while it works; else when something has changed that the
-    coordinator goes by, and then again after pauses that double, since any message may be lost. So an idle node costs
-    a metered link about a megabyte a day.
+    """When a node's numbers are due: when something has changed that the coordinator goes by; each time they are taken
+    while it works, or as often as leaves a hundred a second of all who are invited with it; and else again after pauses
+    that double, since any message may be lost. So an idle node costs a metered link about a megabyte a day, and a
+    thousand that train no broker more than a hundred do.
 
     Args:
         jitter: Spreads the messages of many nodes.
@@ -45,14 +47,16 @@ class Pace:
         """Somebody waits for them: a plan was heard, perhaps not for the first time."""
         self._said = ()
 
-    def due(self, now: float, numbers: Telemetry, *, working: bool) -> bool:
+    def due(self, now: float, numbers: Telemetry, *, working: bool, invited: int = 1) -> bool:
         """Whether to send numbers that were just taken.
 
         Args:
             now: Steady clock, seconds.
             numbers: What would be sent.
             working: The node trains, loads, fetches or sends.
+            invited: How many nodes are in the round.
         """
+        least = max(_SHORTEST_SECONDS, invited / _MOST_A_SECOND) if working else _SHORTEST_SECONDS
         said = (
             numbers.state,
             numbers.version,
@@ -63,11 +67,11 @@ class Pace:
             numbers.budget_bytes,
         )
         if said != self._said:
-            self._said, self._pause = said, _SHORTEST_SECONDS
-        elif not working and now < self._due_at:
+            self._said, self._pause = said, least
+        elif now < self._due_at and (not working or least > _SHORTEST_SECONDS):
             return False
         self._due_at = now + self._pause * self._jitter.uniform(0.75, 1.25)
-        self._pause = _SHORTEST_SECONDS if working else min(2 * self._pause, _LONGEST_SECONDS)
+        self._pause = least if working else min(2 * self._pause, _LONGEST_SECONDS)
         return True
 
 
@@ -230,5 +234,6 @@ class Telling:
         """
         session, reading = self._session, self._supervisor.sample(now)
         numbers = telemetry(session, self._supervisor, reading, readings, self._messages, refused)
-        if self._pace.due(now, numbers, working=session.busy or session.state == "sending"):
-            self._messages.up("telemetry", numbers, session.plan.round if session.plan else 0)
+        plan, working = session.plan, session.busy or session.state == "sending"
+        if self._pace.due(now, numbers, working=working, invited=len(plan.cohort) if plan else 1):
+            self._messages.up("telemetry", numbers, plan.round if plan else 0)

@@ -69,10 +69,12 @@ class Disconnected:
 
 @dataclass(frozen=True)
 class Denied:
-    """The broker does not let us subscribe."""
+    """The broker does not let us subscribe. Where it did not say why, it is asked again, and that is told once."""
 
     topic_filter: str
     reason: str
+    lasting: bool = True
+    """Whether it is to stay so: the broker says that it is forbidden, or has refused for long what it never granted."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from fedcore.errors import BrokerUnreachable
 from fedcore.transport.address import MqttSettings
 from fedcore.transport.base import Limits, Message
 from fedcore.transport.tls import client_context
@@ -27,6 +28,7 @@ __all__ = [
     "limits_of",
     "new_client",
     "short_client_id",
+    "unreachable",
 ]
 
 LONGEST_CLIENT_ID: Final = 128
@@ -110,6 +112,26 @@ def cut(client: paho.Client) -> None:
     # By its number, since a WebSocket's wrapper cannot be shut down.
     with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(sock.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)
+
+
+def unreachable(error: OSError | None, place: str, *, tls: bool) -> BrokerUnreachable:
+    """Why there is no link, as one line with the remedy.
+
+    Args:
+        error: What connecting raised; None where the broker closed the connection without a word.
+        place: The broker's host and port.
+        tls: Whether the link was to be encrypted.
+    """
+    if error is None:
+        doubt = "it may not take our certificate" if tls else "if it wants TLS, write mqtts:// in broker.url"
+        words, remedy = "the broker closed the connection", f"see the broker's log; {doubt}"
+        return BrokerUnreachable(words, place=place, remedy=remedy)
+    remedy = "is the broker running there?"
+    if tls and isinstance(error, ConnectionResetError):
+        remedy = "is the broker running there, and is this its port for TLS?"
+    elif isinstance(error, socket.gaierror):
+        remedy = "is its name right in broker.url, and known in this network?"
+    return BrokerUnreachable(f"{error.strerror or error}", place=place, remedy=remedy)
 
 
 def connect_options(protocol: MQTTProtocolVersion, most_under_way: int) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 
 paho's habits that matter here: callbacks run on its network thread and must not wait, so they only forward to the sink;
 it resends its whole queue after a reconnect, so no more than one window is ever handed to it; its reconnect has no
-jitter, so ours does it."""
+jitter, so ours does it, and grows its pauses until a link has all of its subscriptions: a broker that many come to at
+once may let them in and then throw them off."""
 
 from __future__ import annotations
 
 import random
-import socket
 import ssl
 import threading
 import time
@@ -20,8 +20,18 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedcore.errors import BrokerRefused, BrokerUnreachable, ConfigError, TransportError
 from fedcore.transport.address import MqttSettings
-from fedcore.transport.base import Connected, Denied, Disconnected, Limits, Message, Received, Sink
-from fedcore.transport.client import LACKS_FOR_WILLS, connect_options, cut, limits_of, new_client, short_client_id
+from fedcore.transport.backoff import Backoff
+from fedcore.transport.base import Connected, Disconnected, Limits, Message, Received, Sink
+from fedcore.transport.client import (
+    LACKS_FOR_WILLS,
+    connect_options,
+    cut,
+    limits_of,
+    new_client,
+    short_client_id,
+    unreachable,
+)
+from fedcore.transport.filters import PATIENCE_SECONDS, Filters
 from fedcore.transport.pace import Pace
 from fedcore.transport.tls import tls_refusal, told_by_peer
 
@@ -31,7 +41,7 @@ __all__ = ["MqttSettings", "MqttTransport"]
 _MOST_UNDER_WAY = 32
 _KEEPALIVE_SECONDS = 60
 _ANSWER_SECONDS = 2.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # CONNACK codes (3.1.1 and 5) for a wrong user or password and for missing rights.
 _WRONG_LOGIN = {4, 5, 134, 135}
 _WRONG_VERSION = {1, 132}
@@ -50,32 +60,30 @@ class MqttTransport:
     Args:
         settings: Broker and login.
         jitter: Spreads reconnects of many nodes over time.
+        patience_seconds: See `fedcore.transport.filters`.
     """
 
-    def __init__(self, settings: MqttSettings, jitter: random.Random) -> None:
+    def __init__(
+        self, settings: MqttSettings, jitter: random.Random, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         self._settings = settings
-        self._jitter = jitter
+        self._backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, jitter)
         self._host, self._port = settings.address
-        self._filters: dict[str, bool] = {}
+        self._filters = Filters(jitter, patience_seconds)
         self._lock = threading.Lock()
         self._under_way, self._answered_at = 0, 0.0
         self._pace = Pace(settings.messages_per_second, settings.bytes_per_second)
         self._linked = threading.Event()
         self._stopping = threading.Event()
         self._failure: TransportError | None = None
-        self._explained = False
         self._lost_for: str | None = None
-        self._closed = threading.Event()
+        self._closed, self._stirred = threading.Event(), threading.Event()
         self._limits = Limits(None, "")
         self._protocol = MQTTProtocolVersion.MQTTv5
-        self._client_id = settings.client_id
-        self._asked: dict[int, str] = {}
-        # The answer to a subscription may come before we have its number.
-        self._asking = threading.Lock()
+        self._client_id, self._at_once = settings.client_id, False
         self._takeovers = self._short_links = 0
         self._taken_over, self._linked_at = False, 0.0
-        self._at_once = False
-        self._spoken = self._unanswered = False
+        self._spoken = self._unanswered = self._explained = False
         self._client: paho.Client | None = None
         self._sink: Sink = lambda event: None
         self._will: Message | None = None
@@ -128,13 +136,13 @@ class MqttTransport:
 
     def subscribe(self, topic_filter: str, *, again: bool = True) -> None:
         """See `Transport`; `again` needs version 5."""
-        self._filters[topic_filter] = again
+        self._filters.add(topic_filter, again=again)
         if self._client is not None and self._linked.is_set():
             self._subscribe(self._client, topic_filter)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """See `Transport`."""
-        self._filters.pop(topic_filter, None)
+        self._filters.remove(topic_filter)
         if self._client is not None and self._linked.is_set():
             self._client.unsubscribe(topic_filter)
 
@@ -146,7 +154,7 @@ class MqttTransport:
         self._stopping.set()
         if self._client is not None:
             self._client.disconnect()
-        self._closed.set()
+        self._close()
         self._thread.join(5.0)
 
     def abandon(self) -> None:
@@ -154,7 +162,7 @@ class MqttTransport:
         self._stopping.set()
         if self._client is not None:
             cut(self._client)
-        self._closed.set()
+        self._close()
         self._thread.join(5.0)
 
     @property
@@ -163,7 +171,6 @@ class MqttTransport:
 
     def _run(self) -> None:
         """Connect, serve, and after a loss connect again with a growing, jittered pause."""
-        pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             self._under_way = 0
             connected = self._explained = False
@@ -174,17 +181,12 @@ class MqttTransport:
                 client.connect(self._host, self._port, keepalive=_KEEPALIVE_SECONDS, **options)
                 # paho's own loop thread, because only then does publish leave the writing to it.
                 client.loop_start()
-                five = self._protocol == MQTTProtocolVersion.MQTTv5
-                if (
-                    five
-                    and not self._spoken
-                    and not self._wait_for_answer(_ANSWER_SECONDS)
-                    and not self._stopping.is_set()
-                ):
+                first = self._protocol == MQTTProtocolVersion.MQTTv5 and not self._spoken
+                if first and not self._wait_for_answer(_ANSWER_SECONDS) and not self._stopping.is_set():
                     # Brokers that only know 3.1.1 may wait for ever inside a version 5 CONNECT.
                     self._other_version()
                 else:
-                    self._closed.wait()
+                    self._serve(client)
                 client.loop_stop()
                 connected = self._linked.is_set()
             except ssl.SSLError as error:
@@ -193,15 +195,7 @@ class MqttTransport:
                 # A file that is being renewed, or is gone: the next attempt reads it again.
                 self._fail(BrokerRefused(error.message, place=error.place, remedy=error.remedy))
             except OSError as error:
-                reset = self._settings.tls and isinstance(error, ConnectionResetError)
-                remedy = (
-                    "is the broker running there, and is this its port for TLS?"
-                    if reset
-                    else "is its name right in broker.url, and known in this network?"
-                    if isinstance(error, socket.gaierror)
-                    else "is the broker running there?"
-                )
-                self._fail(BrokerUnreachable(f"{error.strerror or error}", place=self._place, remedy=remedy))
+                self._fail(unreachable(error, self._place, tls=self._settings.tls))
             else:
                 self._no_answer(connected)
             if self._linked.is_set():
@@ -213,11 +207,24 @@ class MqttTransport:
                 # Why it does not come back: revoked meanwhile, another certificate there. Once for each reason.
                 self._lost_for = self._failure.one_line()
                 self._sink(Disconnected(self._lost_for))
-            pause = _FIRST_PAUSE_SECONDS if connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            # Two that take the link from each other without end would leave it to neither.
-            pause = min(pause * 2 ** min(self._takeovers, 4), _LONGEST_PAUSE_SECONDS)
+            if connected and self._filters.granted:
+                self._backoff.begin()
             at_once, self._at_once = self._at_once, False
-            self._stopping.wait(0.0 if at_once else pause * self._jitter.uniform(0.5, 1.0))
+            # Two that take the link from each other without end would leave it to neither.
+            self._stopping.wait(0.0 if at_once else self._backoff.next_seconds(2 ** min(self._takeovers, 4)))
+
+    def _serve(self, client: paho.Client) -> None:
+        """Until the link is closed; what the broker refused is asked for again when its time has come."""
+        while not self._closed.is_set():
+            for topic_filter in self._filters.due(time.monotonic()):
+                self._subscribe(client, topic_filter)
+            self._stirred.wait(self._filters.wait_seconds(time.monotonic()))
+            self._stirred.clear()
+
+    def _close(self) -> None:
+        """The link is over."""
+        self._closed.set()
+        self._stirred.set()
 
     def _new_client(self) -> paho.Client:
         client = new_client(self._settings, self._client_id, self._protocol, self._will, self._lacks)
@@ -233,9 +240,10 @@ class MqttTransport:
     def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         del userdata, flags
         if reason.is_failure:
-            self._closed.set()
+            self._close()
             code = int(reason.value)
-            if code in _WRONG_VERSION and self._protocol == MQTTProtocolVersion.MQTTv5:
+            if code in _WRONG_VERSION and client.protocol == MQTTProtocolVersion.MQTTv5:
+                # Perhaps late, when the other version is asked for already.
                 self._other_version()
                 return
             if code in _WRONG_CLIENT_ID and self._client_id == self._settings.client_id:
@@ -247,8 +255,8 @@ class MqttTransport:
             remedy = "check broker.username and broker.password" if code in _WRONG_LOGIN else "see the broker's log"
             self._fail(BrokerRefused(f"the broker refused: {reason}", place=self._place, remedy=remedy))
             return
-        self._limits, self._linked_at = limits_of(properties, self._protocol), time.monotonic()
-        for topic_filter in list(self._filters):
+        self._limits, self._linked_at = limits_of(properties, client.protocol), time.monotonic()
+        for topic_filter in self._filters.linked():
             self._subscribe(client, topic_filter)
         self._failure, self._lost_for = None, ""
         # A broker that has answered once is not asked for its version again: a slow link must not cost the limits that
@@ -259,23 +267,21 @@ class MqttTransport:
 
     def _subscribe(self, client: paho.Client, topic_filter: str) -> None:
         if self._protocol != MQTTProtocolVersion.MQTTv5:
-            with self._asking:
-                self._asked[client.subscribe(topic_filter, qos=1)[1] or 0] = topic_filter
+            self._filters.ask(topic_filter, lambda: client.subscribe(topic_filter, qos=1)[1])
             return
         handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
-        if not self._filters.get(topic_filter, True):
+        if not self._filters.again(topic_filter):
             handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
         options = SubscribeOptions(qos=1, retainHandling=handling)
-        with self._asking:
-            self._asked[client.subscribe(topic_filter, options=options)[1] or 0] = topic_filter
+        self._filters.ask(topic_filter, lambda: client.subscribe(topic_filter, options=options)[1])
 
     def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         del client, userdata, properties
-        with self._asking:
-            topic_filter = self._asked.pop(mid, None)
         for reason in reasons:
-            if reason.is_failure and topic_filter is not None:
-                self._sink(Denied(topic_filter, str(reason)))
+            denied = self._filters.answered(mid, int(reason.value), str(reason), time.monotonic())
+            if denied is not None:
+                self._sink(denied)
+        self._stirred.set()
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata
@@ -292,7 +298,7 @@ class MqttTransport:
         del userdata, flags, properties
         if client is self._client:
             self._taken_over = int(reason.value) == _TAKEN_OVER
-            self._closed.set()
+            self._close()
 
     def _tell_loss(self) -> None:
         """The link was lost; another program that took our session is named once, however often it does."""
@@ -327,13 +333,7 @@ class MqttTransport:
             if not self._spoken:
                 # Perhaps nobody was there behind a relay: the next attempt begins with version 5 again.
                 self._protocol = MQTTProtocolVersion.MQTTv5
-            doubt = (
-                "it may not take our certificate"
-                if self._settings.tls
-                else "if it wants TLS, write mqtts:// in broker.url"
-            )
-            remedy = f"see the broker's log; {doubt}"
-            self._fail(BrokerUnreachable("the broker closed the connection", place=self._place, remedy=remedy))
+            self._fail(unreachable(None, self._place, tls=self._settings.tls))
 
     def _other_version(self) -> None:
         self._protocol = MQTTProtocolVersion.MQTTv311

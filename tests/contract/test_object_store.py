@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -84,6 +85,11 @@ def test_what_is_put_is_there_until_it_is_dropped(bench: Bench, tmp_path: Path) 
     assert list(store.names("run/id")) == [] and list(store.names("run/id2")) == ["run/id2/b"]
     with pytest.raises(urllib.error.HTTPError, match="404"):
         got(store.address("run/id/a", 60))
+
+
+def test_a_file_that_is_gone_is_an_error_like_any_other(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=re.escape(bench.store.place)):
+        bench.store.put("run/id/gone", tmp_path / "gone")
 
 
 def test_a_store_that_does_not_serve_says_so_in_one_line(bench: Bench, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ what a cut costs."""
 from __future__ import annotations
 
 import datetime as dt
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_while_the_link_is_down_each_side_waits_for_the_other(pair: Bridged) -> 
         coordinator.say(TOPICS.plan, b"next", retain=True)
         coordinator.say(TOPICS.down("far", "grant"), down := nonce())
         # A node that goes now: its last will is the site broker's to say, and waits with the rest.
-        will = MqttTransport(pair.settings("other"), far.transport._jitter)
+        will = MqttTransport(pair.settings("other"), random.Random(0))
         will.start(lambda event: None, Message(TOPICS.status("other"), lost := nonce(), retain=True))
         will.wait_connected(60)
         will.abandon()

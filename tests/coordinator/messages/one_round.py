@@ -16,6 +16,7 @@ import numpy as np
 
 from coordinator.job import EvaluationSection, Job, ModelSection, RoundSection, SafetySection
 from coordinator.messages.senders import Senders
+from coordinator.objects.section import ObjectsSection
 from coordinator.run.prepare import Prepared
 from coordinator.run.service import Service
 from coordinator.store.folder import RunFolder
@@ -155,6 +156,7 @@ class Run:
         self.ledger = SqliteLedger(self.files.ledger)
         self.nodes: dict[str, Node] = {}
         self.clocks = Clocks()
+        self.objects: ObjectsSection | None = None
         self.observe: Callable[[RunView], None] = lambda view: None
         self.watch: Callable[[MemoryBroker], None] = lambda broker: None
         """Given the broker before anybody speaks."""
@@ -185,6 +187,7 @@ class Run:
             safety=safety,
             round=RoundSection(rounds=1, min_nodes=len(names), quorum=2, chunk_bytes=4096),
             evaluation=evaluation,
+            objects=self.objects,
         )
 
         def observe(view: RunView) -> None:

@@ -75,6 +75,7 @@ def test_other_events_stay_in_order_and_old_probes_do_not_count() -> None:
 
 def test_a_topic_that_may_not_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.messages.probe._ECHO_SECONDS", 0.1)
+    monkeypatch.setattr("coordinator.messages.probe.PATIENCE_SECONDS", 0.1)
     client, events = MemoryBroker(max_packet_bytes=100).connect(), queue.Queue[Any]()
     client.start(events.put)
     with pytest.raises(TransportError, match=r"probe do not come back.*allow the coordinator"):

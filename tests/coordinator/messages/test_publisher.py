@@ -13,7 +13,7 @@ from plans import make_plan, with_artefact
 from coordinator.messages.publisher import Publisher, key_of
 from coordinator.store.folder import RunFolder
 from fedcore.errors import TransportError
-from fedcore.round.plan import ArtefactObject, StateObject
+from fedcore.round.plan import ArtefactObject, Plan, StateObject
 from fedcore.transport.base import Message
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import decode
@@ -116,3 +116,43 @@ def test_a_plan_that_does_not_pass_the_broker_is_named_with_the_number_of_nodes(
     names = tuple(hashlib.sha256(bytes([number % 256, number // 256])).hexdigest()[:40] for number in range(1000))
     with pytest.raises(TransportError, match=r"for 1000 nodes does not pass the broker.*round\.cohort"):
         publisher.plan(make_plan(cohort=names))
+
+
+def test_a_state_that_goes_out_slowly_holds_no_answer_up_and_the_plan_comes_after_it(tmp_path: Path) -> None:
+    narrow, folder, topics = Narrow(), RunFolder(tmp_path), Topics("r")
+    publisher = Publisher(narrow, Post("r", "", None, 1), topics, folder, 2, lambda: 2)  # type: ignore[arg-type]
+    path = folder.published_state(1, "whole")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(5000))
+    obj, done = StateObject(1, 0, None, "", manifest_of(path, 1024)), list[str]()
+    narrow.room = 1
+    publisher.published_state(1, {key_of(obj): obj}, lambda: done.append("out"))
+    earlier, plan = make_plan(1), make_plan(2)
+    publisher.plan(earlier)
+    publisher.plan(plan)
+    publisher.remind("a", plan)
+    publisher.reply("a", 1, Ack("t", b"\x01"))
+    narrow.room = 2
+    assert not publisher.flush() and not publisher.over and not done
+    state, ack = topics.published_state(obj.manifest.sha256[:16], 0)[:-1], topics.down("a", "ack")
+    assert [message.topic for message in narrow.taken] == [f"{state}0", ack, f"{state}1"]
+    narrow.room = 10
+    assert publisher.flush() and publisher.over and done == ["out"] and publisher.flush()
+    assert [message.topic for message in narrow.taken[3:]] == [f"{state}2", f"{state}3", f"{state}4", topics.plan]
+    body = decode(narrow.taken[-1].payload).body
+    assert isinstance(body, Plan) and body.key == plan.key != earlier.key
+    chunks = sum(len(message.payload) for message in narrow.taken if message.topic != ack)
+    assert publisher.sent_bytes == 2 * chunks + len(narrow.taken[1].payload)
+    publisher.remind("a", plan)
+    assert narrow.taken[-1].topic == topics.down("a", "plan")
+
+
+def test_a_run_that_has_ended_does_not_wait_for_a_broker_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = Narrow()
+    publisher = Publisher(narrow, Post("r", "", None, 1), Topics("r"), RunFolder(tmp_path), 2, lambda: 0)  # type: ignore[arg-type]
+    publisher.plan(make_plan())
+    assert not publisher.over
+    monkeypatch.setattr("coordinator.messages.outbox._STUCK_SECONDS", -1.0)
+    assert publisher.over and not publisher.flush()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from coordinator.objects.shelf import Shelf
 from fedcore.errors import StorageError
 from fedcore.round.plan import Plan, StateObject
 from fedcore.wire.files import manifest_of
+from tests.patience import until
 
 
 class _Recorded:
@@ -24,8 +26,11 @@ class _Recorded:
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
         self.fails, self.asked, self.signed = False, 0, 0
+        self.answers = threading.Event()
+        self.answers.set()
 
     def _ask(self) -> None:
+        assert self.answers.wait(60)
         self.asked += 1
         if self.fails:
             raise StorageError("does not serve", place=self.place)
@@ -60,10 +65,14 @@ class _Bench:
         return StateObject(version, 0, None, "0" * 64, manifest_of(path, 1024))
 
     def takes(self, obj: StateObject) -> bool:
-        return self.shelf.takes(self.folder / str(obj.version), obj.manifest)
+        until(lambda: self.shelf.settled([(self.folder / str(obj.version), obj.manifest)]))
+        return self.shelf.has(obj.manifest)
 
     def plan(self, *objects: StateObject) -> Plan:
-        return self.shelf.addressed(make_plan(objects=objects))
+        plan = self.shelf.addressed(make_plan(objects=objects))
+        # What is taken away goes beside.
+        until(lambda: self.shelf.settled(()) and not self.shelf._aside.busy)
+        return plan
 
 
 @pytest.fixture
@@ -112,6 +121,29 @@ def test_a_store_that_fails_is_left_alone_for_a_while_and_named_nowhere(bench: _
     assert [note.partition(" ")[0] for note in bench.notes] == ["store:", "store:"] and "again" in bench.notes[1]
 
 
+def test_a_slow_store_holds_nobody_up_and_is_asked_for_one_thing_at_a_time(bench: _Bench) -> None:
+    one, two = bench.object(1), bench.object(2)
+    files = [(bench.folder / str(obj.version), obj.manifest) for obj in (one, two)]
+    bench.store.answers.clear()
+    assert not any(bench.shelf.settled(files) for _ in range(5)) and not bench.shelf.has(one.manifest)
+    assert bench.store.asked == 0 and bench.shelf.addressed(make_plan(objects=(one, two))).addresses == {}
+    bench.store.answers.set()
+    until(lambda: bench.shelf.settled(files))
+    assert bench.store.asked == 3 and len(bench.plan(one, two).addresses) == 2
+
+
+def test_what_could_not_be_taken_away_is_taken_away_later(bench: _Bench) -> None:
+    one, two, three = (bench.object(version) for version in (1, 2, 3))
+    for obj in (one, two, three):
+        assert bench.takes(obj)
+        bench.store.fails = obj is three
+        bench.plan(obj)
+    assert len(bench.store.held) == 3 and "does not serve" in bench.notes[0]
+    bench.store.fails, bench.now = False, 61.0
+    bench.plan(three)
+    assert len(bench.store.held) == 2
+
+
 def test_addresses_are_renewed_before_they_run_out(bench: _Bench) -> None:
     obj = bench.object(1)
     assert not bench.shelf.due and bench.takes(obj)
@@ -127,4 +159,5 @@ def test_without_a_section_nothing_is_taken_and_nothing_said(tmp_path: Path) -> 
     obj = _Bench(tmp_path).object(1)
     shelf = Shelf(None, "run/id", lambda *told: pytest.fail(str(told)), lambda: 0.0)
     plan = make_plan(objects=(obj,))
-    assert not shelf.takes(tmp_path / "1", obj.manifest) and shelf.addressed(plan) is plan and not shelf.due
+    assert shelf.settled([(tmp_path / "1", obj.manifest)]) and not shelf.has(obj.manifest)
+    assert shelf.addressed(plan) is plan and not shelf.due

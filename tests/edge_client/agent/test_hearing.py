@@ -16,6 +16,7 @@ from edge_client.agent.telemetry import Pace
 from edge_client.node import Node
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.fields.formats import PROTOCOL, SPOKEN
+from fedcore.transport.base import Denied
 from fedcore.transport.memory import MemoryBroker
 from fedcore.wire.codec import encode
 from fedcore.wire.messages import Commit, Envelope, Telemetry, Topics, Welcome
@@ -62,11 +63,32 @@ def test_a_node_that_works_tells_each_second() -> None:
     assert all(pace.due(second, NUMBERS, working=True) for second in range(60))
 
 
+def test_a_thousand_that_work_tell_a_hundred_times_a_second_together_and_a_change_at_once() -> None:
+    paces = [Pace(random.Random(number)) for number in range(1000)]
+    told = [sum(pace.due(second, NUMBERS, working=True, invited=1000) for pace in paces) for second in range(60)]
+    assert told[0] == 1000 and 80 < sum(told[1:]) / 59 < 110
+    # Spread over time after the first word, which is of a change.
+    assert max(told[20:]) < 200
+    changed = msgspec.structs.replace(NUMBERS, version=4)
+    assert paces[0].due(60.1, changed, working=True, invited=1000)
+    assert not paces[0].due(61.2, changed, working=True, invited=1000)
+
+
 def hearing(folder: Path) -> tuple[Hearing, Messages, list[str]]:
     data, broker = DataSection(source="x.csv"), BrokerSection(url="mqtts://broker")
     node = Node(node="n", run="r", model_folder="m", data=data, broker=broker, folder=str(folder))
     messages, said = Messages(node, folder, MemoryBroker().connect()), list[str]()
     return Hearing(messages, "n", lambda line: said.append(str(line))), messages, said
+
+
+def test_a_node_says_whether_the_broker_will_be_asked_again(tmp_path: Path) -> None:
+    own, _, said = hearing(tmp_path)
+    own.deaf(Denied("t/+", "Not authorized", lasting=True))
+    own.deaf(Denied("t/+", "Unspecified error", lasting=False))
+    assert said == [
+        "the broker does not let us read t/+: Not authorized (see its access rules)",
+        "the broker does not let us read t/+: Unspecified error (asked again)",
+    ]
 
 
 def test_a_run_is_entered_by_its_first_plan_or_by_an_answer_and_told(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fedcore.config.broker import mqtt_settings
 from fedcore.config.sections import BrokerSection
 from fedcore.errors import BrokerRefused, ConfigError
 from fedcore.transport.address import MqttSettings
-from fedcore.transport.base import Denied, Disconnected, Limits, Message, Received
+from fedcore.transport.base import Disconnected, Limits, Message, Received
 from fedcore.transport.client import client_id, short_client_id
 from fedcore.transport.lacking import lacking
 from fedcore.transport.mqtt import MqttTransport
@@ -157,20 +157,21 @@ def test_a_broker_without_qos_1_is_named_and_used_all_the_same(odd: Any) -> None
     assert client.next(Received).payload == b"x"
 
 
-def test_a_subscription_that_is_denied_is_told_by_its_filter() -> None:
+def test_a_version_that_is_refused_when_the_other_one_is_asked_for_already_refuses_nothing() -> None:
     client = Client(MqttSettings("mqtt://h", "c"))
-    client.transport._sink = client.events.put
-    client.transport._asked |= {7: "a/+", 8: "b"}
-    for number, code in ((7, 135), (8, 1), (9, 135)):
-        client.transport._on_subscribe(None, None, number, [ReasonCode(PacketTypes.SUBACK, identifier=code)], None)  # type: ignore[arg-type]
-    assert client.events.get_nowait() == Denied("a/+", "Not authorized") and client.events.empty()
+    late = PahoClient(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    client.transport._other_version()
+    reason = ReasonCode(PacketTypes.CONNACK, identifier=132)
+    client.transport._on_connect(late, None, None, reason, None)
+    assert client.transport._failure is None and client.transport._protocol == MQTTProtocolVersion.MQTTv311
 
 
 def test_a_broker_of_nats_takes_more_subscriptions_than_its_streams_do_by_themselves(tmp_path: Path) -> None:
     """A fleet of 350 has 1,050, all of one stream."""
     needs_nats()
     older = json.loads(configuration(1, tmp_path, {}))
-    assert "limits" not in older["jetstream"], "2.10 refuses words that it does not know"
+    known = "limits" in older["jetstream"] or "js_api_timeout" in older["mqtt"]
+    assert not known, "2.10 refuses words that it does not know"
     with LocalBroker(tmp_path / "broker", ["c"], kind="nats") as broker:
         for number in range(5):
             answered: queue.Queue[list[int]] = queue.Queue()
