@@ -313,6 +313,7 @@ def memory(fronts: str) -> None:
     ]
     for name, method in [
         *runs,
+        ("`fed3r`", _settings("fed3r", **_ROUND)),
         ("`fedkrso`", _settings("fedkrso", **_ROUND)),
         ("`fedavg`", _settings("fedavg", **_ROUND)),
     ]:
