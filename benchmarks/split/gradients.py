@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ def both_ways(model: BuiltModel, blocks: int, up: float, down: float, seed: int)
     draws = torch.Generator().manual_seed(seed)
 
     def cut(said: Tensor) -> Tensor:
+        sent: Any = said
         if said.requires_grad and down:
-            said.register_hook(lambda gradient: disturbed(gradient, down, draws))
+            sent.register_hook(lambda gradient: disturbed(gradient, down, draws))
         return disturbed(said, up, draws)
 
     handle = put_out(blocks_in(model.module, "channel")[blocks - 1], cut)

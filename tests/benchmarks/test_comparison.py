@@ -84,9 +84,10 @@ def test_every_method_can_be_planned_and_searches_three_rates(name: str, tmp_pat
     (made,) = planned(runner._request(one, "sst2", "labels", 3), Rates(tmp_path))
     assert made.pooling == "mean" and made.seed == 3 and made.split == "labels"
     assert (made.head == "ridge") == (one.head == "ridge" and name != FROZEN)
-    assert all(len(one.grid(labels)) == (1 if name == FROZEN else 3) for labels in (0, 2, 150))
+    assert all(len(one.grid(labels)) == (1 if name in (FROZEN, "FedBPT") else 3) for labels in (0, 2, 150))
     # All take as many steps of as many rows, but where a step is another thing.
-    assert made.method.batch_size == 8 and made.method.steps == (18 if name == "FedKSeed" else 12)
+    steps = {"FedKSeed": (18, 8), "FedBPT": (8, 16)}
+    assert (made.method.steps, made.method.batch_size) == steps.get(name, (12, 8))
     assert made.rounds == (one.rounds or 1 + 3 * one.turns)
 
 
