@@ -24,8 +24,8 @@ SYSTEMS: Final = {
         Compared("SLoRA", "slora", (0.3, 1.0, 3.0), (1.0, 3.0, 10.0), 0.2),
         # Its rate's default is 1e-2. Prompts of half of the layers are each node's own, and so is its head.
         Compared("FedPepTAO, own rows", "fedpeptao", (1.0, 3.0, 10.0), (1.0, 3.0, 10.0), 0.1, head="random"),
-        # The same; SGD, and a model of each node's own.
-        Compared("SpaFL, own rows", "spafl", (1.0, 3.0, 10.0), (1.0, 3.0, 10.0), 1.0, head="random"),
+        # The same, with a model of each node's own; SGD, but Adam for the head.
+        Compared("SpaFL, own rows", "spafl", (1.0, 3.0, 10.0), (1.0, 3.0, 10.0), 0.1, head="random"),
         # No rate to search: the step size that was best on Shakespeare. 768 rows go forward in a
         # round; the others have 96 with gradients.
         Compared(
