@@ -146,7 +146,8 @@ def table(preset: str, cells: Path | None) -> None:
     )
     columns = [(task, split) for task in tasks for split in ("dirichlet:0.5", "dirichlet:0.1")]
     every = [(task, split) for task in tasks for split in _SPLITS]
-    methods = [*_TABLE, *(name for name in SYSTEMS if any(cell.method == name for cell in found))]
+    there = {cell.method for cell in found}
+    methods = [name for name in (*_TABLE, *SYSTEMS) if name in there]
     for lines in (
         results(found, methods, columns),
         costs(found, methods, columns),
