@@ -22,6 +22,7 @@ import torch
 from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
 from benchmarks.comparison.central import Central, measured
 from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
+from benchmarks.comparison.systems import SYSTEMS
 from benchmarks.comparison.tables import costs, curve, paired, results
 from fedcore.config.models import resolve_model_folder
 from research.data.splits import parse_split
@@ -130,7 +131,7 @@ def run(
             for task in tasks.split(","):
                 for name in methods.split(";"):
                     for split in splits.split(","):
-                        runner.run(COMPARED[name], task, split, seed)
+                        runner.run((COMPARED | SYSTEMS)[name], task, split, seed)
 
 
 @main.command()
@@ -145,9 +146,11 @@ def table(preset: str, cells: Path | None) -> None:
     )
     columns = [(task, split) for task in tasks for split in ("dirichlet:0.5", "dirichlet:0.1")]
     every = [(task, split) for task in tasks for split in _SPLITS]
+    there = {cell.method for cell in found}
+    methods = [name for name in (*_TABLE, *SYSTEMS) if name in there]
     for lines in (
-        results(found, _TABLE, columns),
-        costs(found, _TABLE, columns),
+        results(found, methods, columns),
+        costs(found, methods, columns),
         *(curve(found, task, _SPLITS, [FROZEN, "FedKRSO", *_BESIDE]) for task in tasks),
         *(paired(found, name, "FedKRSO", every) for name in _BESIDE[:-1]),
     ):

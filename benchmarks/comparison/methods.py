@@ -4,7 +4,7 @@ that nothing else sees."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fedcore.fields.types import HeadBegin
@@ -31,6 +31,7 @@ class Compared:
         head: What the head begins with.
         rounds: Of a run; 0 for the preset's.
         steps: Of a round, as a multiple of the preset's, where a step is another thing than that of others.
+        turns: Rounds that are as many steps as one of others', where nodes train one after the other.
     """
 
     name: str
@@ -41,10 +42,17 @@ class Compared:
     head: HeadBegin = "ridge"
     rounds: int = 0
     steps: float = 1.0
+    turns: int = 1
 
     def sized(self, preset: Preset) -> Preset:
-        """The preset with its steps."""
-        return preset.changed(steps=round(preset.common["steps"] * self.steps))
+        """The preset with its steps and turns; the head's round stays one."""
+        decay = float(f"{preset.common['learning_rate_decay'] ** (1 / self.turns):.3g}")
+        return replace(
+            preset.changed(steps=round(preset.common["steps"] * self.steps), learning_rate_decay=decay),
+            rounds=1 + (preset.rounds - 1) * self.turns,
+            tune_rounds=1 + (preset.tune_rounds - 1) * self.turns,
+            measure_every=preset.measure_every * self.turns,
+        )
 
     @property
     def named(self) -> Named:

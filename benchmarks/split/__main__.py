@@ -4,6 +4,7 @@ channel does that activations come over (R-SFLLM's setting):
 
     python -m benchmarks.split depth --data DATA
     python -m benchmarks.split channel --data DATA
+    python -m benchmarks.split gradients --data DATA
     python -m benchmarks.split memory
 
 `depth` prints a row for each front, and for full fine-tuning (`fedavg`) and a head on frozen features (`fed3r`) of the
@@ -18,7 +19,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.split.gradients import both_ways
 from coordinator.channel.errors import channel_training
 from coordinator.job import SafetySection
 from coordinator.run.keeping import ScratchKeeping
@@ -110,8 +113,10 @@ def _run(
     blocks: int,
     scratch: Path,
     head: HeadBegin = "random",
+    cut: tuple[float, float] = (0.0, 0.0),
 ) -> Iterator[_Done]:
-    """Rounds of a method, each measured clean and over channels with errors behind so many blocks."""
+    """Rounds of a method, each measured clean and over channels with errors behind so many blocks; `cut`: trained with
+    those errors there, of activations and of gradients."""
     learning = Learning(
         method=method,
         seed=0,
@@ -135,7 +140,9 @@ def _run(
         started, updates = time.process_time(), []
         for number, own in enumerate(world.nodes):
             sender = Sender("r", f"node-{number}", learning.safety)
-            updates.append(trained_update(replica, plan, own, scratch / f"node-{number}.bin", sender))
+            over = both_ways(replica.model, blocks, *cut, number) if any(cut) else nullcontext()
+            with over:
+                updates.append(trained_update(replica, plan, own, scratch / f"node-{number}.bin", sender))
         trained = time.process_time()
         order = model.order(plan, updates)
         if order is not None:
@@ -245,10 +252,7 @@ def _print(
 def channel(data: Path, rows: int, measured: int, steps: int, front: int, rate: float, noises: str) -> None:
     """Accuracy where activations come over a channel, in training and in use."""
     world = _World.read(data, rows, measured)
-    used = {
-        name: statistics.median(channel_training(ChannelSection(scenario=name), 0, 1).errors)  # type: ignore[arg-type]
-        for name in _SCENARIOS
-    }
+    used = _errors()
     others = [float(text) for text in noises.split(",")]
     columns = [used["protected"], min(others), used["jammed"]]
     print(f"{rows} rows, {_NODES} nodes, {len(world.dev)} rows to measure on, errors {used}")
@@ -267,6 +271,34 @@ def channel(data: Path, rows: int, measured: int, steps: int, front: int, rate: 
         )
 
 
+def _errors() -> dict[str, float]:
+    """Of each scenario, the median of its three places."""
+    return {
+        name: statistics.median(channel_training(ChannelSection(scenario=name), 0, 1).errors)  # type: ignore[arg-type]
+        for name in _SCENARIOS
+    }
+
+
+@main.command()
+@_wanted
+@click.option("--front", default=2, show_default=True)
+@click.option("--rate", default=1e-4, show_default=True)
+def gradients(data: Path, rows: int, measured: int, steps: int, front: int, rate: float) -> None:
+    """Accuracy where the front trains too, and activations, gradients or both are disturbed at the cut."""
+    world, errors = _World.read(data, rows, measured), _errors()
+    together = replace(world, nodes=[[row for own in world.nodes for row in own]])
+    print(f"{rows} rows at one place, {len(world.dev)} rows to measure on, errors {errors}")
+    print("| activations | gradients | used clean | used protected | used jammed |\n|---|---|---|---|---|", flush=True)
+    keys = {"batch_size": 16, "learning_rate": rate, "tensor_learning_rate": 20 * rate}
+    method = _settings("fedavg", steps=steps, interval_steps=steps, **keys)
+    calm, hard = "undisturbed", "jammed"
+    for up, down in ((calm, calm), ("protected", "protected"), (hard, calm), (calm, hard), (hard, hard)):
+        with tempfile.TemporaryDirectory() as scratch:
+            used, cut = (errors["protected"], errors[hard]), (errors[up], errors[down])
+            (done,) = _run(together, method, 1, None, used, front, Path(scratch), cut=cut)
+        print(f"| {up} | {down} | " + " | ".join(f"{one:.3f}" for one in done.accuracy) + " |", flush=True)
+
+
 @main.command()
 @click.option("--fronts", default="2,4", show_default=True)
 def memory(fronts: str) -> None:
@@ -281,6 +313,7 @@ def memory(fronts: str) -> None:
     ]
     for name, method in [
         *runs,
+        ("`fed3r`", _settings("fed3r", **_ROUND)),
         ("`fedkrso`", _settings("fedkrso", **_ROUND)),
         ("`fedavg`", _settings("fedavg", **_ROUND)),
     ]:

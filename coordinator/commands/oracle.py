@@ -22,10 +22,13 @@ __all__ = ["coordinator_oracle"]
     "--clusters", type=click.IntRange(min=1), default=1, show_default=True, help="Of devices ([ask] cluster)."
 )
 @click.option("--quorum", type=click.IntRange(min=1), default=2, show_default=True, help="Devices to make a threshold.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Of the model; 0: as many as there are cores.")
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
 )
-def coordinator_oracle(job_file: Path, model: str, blocks: int, clusters: int, quorum: int, runs: Path) -> None:
+def coordinator_oracle(
+    job_file: Path, model: str, blocks: int, clusters: int, quorum: int, threads: int, runs: Path
+) -> None:
     """Answer what devices are unsure of, over the broker of JOB.toml, until interrupted.
 
     Devices (`fedkrso client ask`) have the model's first blocks and send what these made of a text, not the text."""
@@ -37,7 +40,7 @@ def coordinator_oracle(job_file: Path, model: str, blocks: int, clusters: int, q
 
     job, folder = load_config(job_file, Job), resolve_model_folder(model, place="--model")
     with Oracle(job, runs / job.run / "oracle", Limits(quorum=quorum), lambda line: click.echo(line)) as oracle:
-        loaded = oracle.load(folder, blocks, clusters)
+        loaded = oracle.load(folder, blocks, clusters, threads)
         click.echo(f"answering for run {job.run}: {', '.join(loaded.labels)}; {blocks} blocks are on devices")
         try:
             oracle.run()

@@ -74,13 +74,15 @@ class Oracle:
         self._working: list[Work] = []
         self._stopped = False
 
-    def load(self, model: Path, blocks: int, clusters: int) -> PartLoaded:
+    def load(self, model: Path, blocks: int, clusters: int, threads: int = 0) -> PartLoaded:
         """Have the large model in a worker.
 
         Args:
             model: Its folder.
             blocks: How many of its blocks devices have.
             clusters: Of devices.
+            threads: Of the model; 0: as many as there are cores. Where other programs keep cores busy, fewer are
+                quicker: threads wait for each other.
 
         Raises:
             FedkrsoError: It cannot be held.
@@ -89,7 +91,7 @@ class Oracle:
         self._kept = Kept.begin(self._path, clusters)
         self._sequence = self._kept.starts << _START_BITS
         self._worker = WorkerProcess(self._events.put, self._folder / "oracle.log")
-        self._worker.send(LoadPart(model_folder=str(model), blocks=blocks, threads=os.cpu_count() or 1))
+        self._worker.send(LoadPart(model_folder=str(model), blocks=blocks, threads=threads or os.cpu_count() or 1))
         loaded = self._events.get()
         if isinstance(loaded, Failed):
             raise error_of(loaded)

@@ -36,6 +36,9 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     peft_type: ClassVar[str] = ""
     """As `adapter_config.json` says it."""
+    learning_rate: ClassVar[float] = 1e-3
+    """A method's default with it: what searches found for those that have been searched
+    (docs/details/other-methods.md), LoRA's for the others."""
 
     @property
     def name(self) -> str:
@@ -86,6 +89,7 @@ class IA3(LayerAdapter, frozen=True, kw_only=True, forbid_unknown_fields=True, t
     """(IA)3 (Liu et al., arXiv 2205.05638): a factor on each number that goes out of a layer, one at first."""
 
     peft_type: ClassVar[str] = "IA3"
+    learning_rate: ClassVar[float] = 3e-2
 
     feedforward_modules: tuple[str, ...] = ()
     """Ends of names of layers that have a factor on each number that goes in instead."""
@@ -161,6 +165,7 @@ class PromptTuning(
     """Prompt tuning (Lester et al., arXiv 2104.08691): virtual tokens before each text."""
 
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    learning_rate: ClassVar[float] = 1e-1
 
 
 class PrefixTuning(
@@ -169,6 +174,7 @@ class PrefixTuning(
     """Prefix tuning (Li and Liang, arXiv 2101.00190): virtual tokens before the keys and values of each layer."""
 
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    learning_rate: ClassVar[float] = 3e-2
 
 
 class PTuning(VirtualTokens, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="p-tuning"):

@@ -169,9 +169,6 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
         outer, dot, inner = key.partition(".")
         # `peft.type=ia3`: a table of its own.
         fields[outer] = {**fields.get(outer, {}), inner: _value(value)} if dot else _value(value)
-    if rate is not None and "tensor_learning_rate" not in named.options:
-        # Two digits, as learning rates of a search have.
-        fields["tensor_learning_rate"] = float(f"{rate * fields.get('learning_rate', kind().learning_rate):.2g}")
     try:
         settings: Any = msgspec.convert({"name": named.name, **fields}, kind)
     except ConfigError as error:
@@ -180,6 +177,10 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
         ) from None
     except msgspec.ValidationError as error:
         raise ConfigError(str(error).replace("`", "").replace(" - at $.", ", at "), place=place) from None
+    if rate is not None and "tensor_learning_rate" not in named.options:
+        # Two digits, as learning rates of a search have.
+        own = float(f"{rate * settings.learning_rate:.2g}")
+        settings = msgspec.structs.replace(settings, tensor_learning_rate=own)
     made: AnySettings = settings
     return made
 

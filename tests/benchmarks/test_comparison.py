@@ -11,8 +11,9 @@ from click.testing import CliRunner
 import benchmarks.comparison.__main__ as comparison
 from benchmarks.comparison.cells import RATES_SPLIT, Cell, Cells, cell_of
 from benchmarks.comparison.methods import COMPARED, FROZEN, FULL
+from benchmarks.comparison.systems import SYSTEMS
 from benchmarks.comparison.tables import costs, curve, paired, results
-from research.planning import planned
+from research.planning import planned, planned_tuning
 from research.runs.rates import Rate, Rates, Tried
 from tests.research.paper_runs import row, setup
 
@@ -76,16 +77,36 @@ def test_tables_say_means_over_seeds_costs_and_pairs(tmp_path: Path) -> None:
     assert line == "| sst2, Dirichlet 0.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 | +2.0, -1.0, +5.0 | +2.0 ± 3.5 |"
 
 
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", [*COMPARED, *SYSTEMS])
 def test_every_method_can_be_planned_and_searches_three_rates(name: str, tmp_path: Path) -> None:
-    one = COMPARED[name]
+    one = (COMPARED | SYSTEMS)[name]
     runner = comparison._Runner(Cells(tmp_path / "cells.csv"), tmp_path, tmp_path, 1)
     (made,) = planned(runner._request(one, "sst2", "labels", 3), Rates(tmp_path))
     assert made.pooling == "mean" and made.seed == 3 and made.split == "labels"
     assert (made.head == "ridge") == (one.head == "ridge" and name != FROZEN)
-    assert all(len(one.grid(labels)) == (1 if name == FROZEN else 3) for labels in (0, 2, 150))
+    assert all(len(one.grid(labels)) == (1 if name in (FROZEN, "FedBPT") else 3) for labels in (0, 2, 150))
     # All take as many steps of as many rows, but where a step is another thing.
-    assert made.method.batch_size == 8 and made.method.steps == (18 if name == "FedKSeed" else 12)
+    steps = {"FedKSeed": (18, 8), "FedBPT": (8, 16)}
+    assert (made.method.steps, made.method.batch_size) == steps.get(name, (12, 8))
+    assert made.rounds == (one.rounds or 1 + 3 * one.turns)
+
+
+def test_what_is_searched_lies_around_a_systems_own_default(tmp_path: Path) -> None:
+    runner = comparison._Runner(Cells(tmp_path / "cells.csv"), tmp_path, tmp_path, 1)
+    found = {
+        name: [
+            one.method.learning_rate
+            for one in planned_tuning(runner._request(SYSTEMS[name], "sst2", RATES_SPLIT, 0), Rates(tmp_path), grid)
+        ]
+        for name in ("IA3", "prompts", "FedTT+", "FedCyBGD")
+        for grid in (SYSTEMS[name].few,)
+    }
+    assert found == {
+        "IA3": [3e-3, 1e-2, 3e-2],
+        "prompts": [1e-2, 3e-2, 1e-1],
+        "FedTT+": [1e-2, 3e-2, 1e-1],
+        "FedCyBGD": [3e-5, 1e-4, 3e-4],
+    }
 
 
 def test_a_cell_that_is_there_is_not_run_and_its_rate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

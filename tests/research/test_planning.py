@@ -84,6 +84,9 @@ def test_what_holds_for_all_methods_is_said_once_and_brackets_say_otherwise() ->
     # A search moves both rates.
     tried = planned_tuning(replace(asked, methods=asked.methods[:1]), Rates(Path("nowhere")), (0.3, 3.0))
     assert [setup.method.tensor_learning_rate for setup in tried] == [6e-4, 6e-3]
+    # An adapter's default is its own.
+    prompts = settings_of(parse_methods("fedavg-peft[peft.type=prompt]", replace(usual, head_rate=0.01))[0], {})
+    assert (prompts.learning_rate, prompts.tensor_learning_rate) == (1e-1, 1e-3)
 
 
 def test_rates_come_from_another_split_and_then_from_another_task(tmp_path: Path) -> None:

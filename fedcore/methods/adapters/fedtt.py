@@ -40,6 +40,7 @@ class FedTTSettings(
     """Of the tensor trains."""
     target_modules: tuple[str, ...] = BEHIND
     """Ends of names of the layers that have an adapter behind them."""
+    learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
@@ -65,6 +66,8 @@ class FedTTPlusSettings(
     FedTTSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedtt+"
 ):
     """`name = "fedtt+"`."""
+
+    learning_rate: float = 3e-2
 
     def trained(self, server_round: int) -> tuple[str, ...]:
         """One, in turn: up's from the last to the first, between them down's from the first to the last.

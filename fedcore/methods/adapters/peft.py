@@ -9,7 +9,9 @@ with FedIT."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from fedcore.config.adapters import IA3, AnyAdapter
 from fedcore.methods.interface import MethodSettings, after_rule
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Peft", "PeftSettings"]
 
+_ADAPTERS: Final = float(0)
+"""Stands for a rate that was left out: this object, and no other zero, which is refused."""
+
 
 class PeftSettings(
     MethodSettings, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name", tag="fedavg-peft"
@@ -31,6 +36,18 @@ class PeftSettings(
 
     peft: AnyAdapter = IA3()
     """Which adapter, with its keys."""
+    learning_rate: float = _ADAPTERS
+    """Left out: the adapter's (`fedcore.config.adapters.Adapter.learning_rate`).
+
+    Example:
+        >>> PeftSettings().learning_rate, PeftSettings(learning_rate=1e-2).learning_rate
+        (0.03, 0.01)
+    """
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is _ADAPTERS:
+            msgspec.structs.force_setattr(self, "learning_rate", self.peft.learning_rate)
+        MethodSettings.__post_init__(self)
 
     @property
     def adapter(self) -> AnyAdapter:

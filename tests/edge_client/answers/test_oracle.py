@@ -82,7 +82,17 @@ class Site:
         return transport, heard
 
     def begin(self) -> None:
-        words = ("coordinator", "oracle", self.folder / "job.toml", "--model", self.large, "--blocks", BLOCKS)
+        words = (
+            "coordinator",
+            "oracle",
+            self.folder / "job.toml",
+            "--model",
+            self.large,
+            "--blocks",
+            BLOCKS,
+            "--threads",
+            1,
+        )
         before = self.said().count(READY)
         with self.log.open("ab") as log:
             self.oracle = subprocess.Popen(

@@ -41,6 +41,21 @@ def test_the_keys_are_pefts_own(tmp_path: Path) -> None:
     assert job.method.not_with_answers and read(tmp_path, "").method.adapter == IA3()
 
 
+def test_a_rate_that_is_left_out_is_the_adapters_and_is_kept_as_a_number(tmp_path: Path) -> None:
+    rates = {
+        kind: read(tmp_path, f'peft = {{ type = "{kind}" }}').method.learning_rate
+        for kind in ("ia3", "prompt", "prefix", "dora", "vera", "p-tuning")
+    }
+    assert rates == {"ia3": 3e-2, "prompt": 1e-1, "prefix": 3e-2, "dora": 1e-3, "vera": 1e-3, "p-tuning": 1e-3}
+    assert read(tmp_path, "").method.learning_rate == 3e-2
+    assert read(tmp_path, "learning_rate = 0.01").method.learning_rate == 1e-2
+    # A run's own job file says it, whatever a later version's default is.
+    kept = msgspec.json.encode(read(tmp_path, 'peft = { type = "prompt" }').method)
+    assert msgspec.json.decode(kept)["learning_rate"] == 1e-1
+    with pytest.raises(ConfigError, match="learning_rate is 0.0, it must be positive"):
+        read(tmp_path, "learning_rate = 0.0")
+
+
 @pytest.mark.parametrize(
     ("peft", "said"),
     [
