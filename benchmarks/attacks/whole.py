@@ -64,6 +64,11 @@ class WholeModel:
 
     def state(self, cell: Cell) -> PublishedState:
         """What a cell's last round publishes."""
+        *_, last = self.states(cell)
+        return last
+
+    def states(self, cell: Cell) -> Iterator[PublishedState]:
+        """What each of a cell's rounds publishes."""
         safety = safety_of(cell)
         model = self.round.model(safety)
         for server_round in range(1, cell.rounds + 1):
@@ -76,7 +81,7 @@ class WholeModel:
                 updates = list(self._updates(cell, plan, safety, model.published, Path(scratch)))
                 closed = model.close(plan, updates, CHUNK_BYTES)
             model.publish(closed.objects, closed.row)
-        return model.published
+            yield model.published
 
     def measured(self, cell: Cell, state: PublishedState) -> Found:
         """Accuracy of a state, and what the word does to it."""
