@@ -34,7 +34,7 @@ __all__ = ["CHUNK_BYTES", "METHOD", "FirstRound", "node_name"]
 CHUNK_BYTES: Final = 65_536
 # Every node uses every subspace: a rule counts who leaves one out as saying zero.
 METHOD: Final = FedKRSOSettings(steps=20, interval_steps=4, batch_size=8, learning_rate=1e-3, tensor_learning_rate=1e-2)
-_MEMORY: Final = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
+_MEMORY: Final = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default", dequantised=True)
 
 
 class FirstRound:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several rounds of FedKRSO on the whole model with the same liars in each: SST-2 with MiniLM, ten nodes.
+"""Several rounds of FedKRSO on layers and head with the same liars in each: SST-2, ten nodes, and MiniLM's first blocks,
+since every round after the first is trained anew for every rule and attack.
 
     python -m benchmarks.attacks.rounds --data DATA --out FOLDER
 
@@ -17,7 +18,7 @@ import msgspec
 import torch
 
 from benchmarks.attacks.cells import RULES, Cell, Found, withstands
-from benchmarks.attacks.texts import Texts, read_texts
+from benchmarks.attacks.texts import Texts, first_blocks, read_texts
 from benchmarks.attacks.whole import WholeModel
 from fedcore.methods.fedkrso import FedKRSOSettings
 
@@ -48,6 +49,7 @@ class Course(msgspec.Struct, frozen=True):
 @click.option("--nodes", default=10, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--steps", default=6, show_default=True, help="Of a node in a round, of 16 rows.")
+@click.option("--blocks", default=2, show_default=True, help="Of MiniLM's six.")
 @click.option("--rule", "rules", multiple=True, type=click.Choice(tuple(RULES)), default=_RULES, show_default=True)
 @click.option("--attack", "attacks", multiple=True, default=_ATTACKS, show_default=True)
 @click.option("--share", "shares", multiple=True, type=float, default=(0.3, 0.2), show_default=True, help="Of liars.")
@@ -59,6 +61,7 @@ def main(
     nodes: int,
     rounds: int,
     steps: int,
+    blocks: int,
     rules: Sequence[str],
     attacks: Sequence[str],
     shares: Sequence[float],
@@ -76,7 +79,8 @@ def main(
         for rule in rules
     ]
     if left := [cell for cell in wanted if cell not in known]:
-        whole = _whole(read_texts(data, rows, held, 48), out, nodes, steps)
+        texts = read_texts(data, rows, held, 48, first_blocks(blocks, out / f"blocks-{blocks}"))
+        whole = _whole(texts, out, nodes, steps)
         for cell in left:
             known[cell] = course(whole, cell)
             with path.open("ab") as file:

