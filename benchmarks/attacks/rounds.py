@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several rounds of FedKRSO on layers and head with the same liars in each: SST-2, ten nodes, and MiniLM's first blocks,
+"""Several rounds of FedKRSO on layers and head with the same liars in each: SST-2, ten nodes, MiniLM's first blocks,
 since every round after the first is trained anew for every rule and attack.
 
     python -m benchmarks.attacks.rounds --data DATA --out FOLDER
