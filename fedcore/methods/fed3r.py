@@ -12,7 +12,7 @@ Sources: Fanì et al., arXiv 2402.00353 (Fed3R); Kumar et al., arXiv 2202.10054 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -82,6 +82,11 @@ class Fed3RSettings(
     @property
     def told_once(self) -> bool:
         """In one sum over all rows."""
+        return True
+
+    @property
+    def sums_alone(self) -> bool:
+        """It takes nothing else."""
         return True
 
     def described(self) -> str:
@@ -165,22 +170,19 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
     """
     import numpy as np
 
-    from fedcore.model.update import add_updates
-    from fedcore.numbers.accumulator import FRACTION_BITS, RunningSum
+    from fedcore.numbers.accumulator import FRACTION_BITS
     from fedcore.numbers.ridge import ridge_head
     from fedcore.weights.initial import initial_tensor
 
     training, schema = plan.training, plan.model_schema
-    total = RunningSum(training.update_shapes(schema))
-    assert isinstance(rule, Mean), "sums over rows are no votes: a job with another rule is refused"
-    weights = list[int]()
-    add_updates(_counted(updates, weights), plan, total)
-    packed = dict(rule.of(total).means())[MOMENTS]
+    packed, rows, noise = _summed(plan, updates, rule)
+    if not rows:
+        # Of masked updates, of which too few are left: the round comes to nothing.
+        return replace(state, version=state.version + 1)
     head, aims = require_linear_head(schema), task_of(plan.task).aims
     assert aims != "", "a job whose task has none is refused"
-    means, noise = np.ldexp(packed.astype(np.float64), -FRACTION_BITS), _noise_of(training.privacy, weights)
-    hidden = training.privacy is not None
-    moments, noise = _moments(means, head.weight.shape[1], total.examples, noise, hidden=hidden)
+    means, hidden = np.ldexp(packed.astype(np.float64), -FRACTION_BITS), training.privacy is not None
+    moments, noise = _moments(means, head.weight.shape[1], rows, noise, hidden=hidden)
     middle, unit = target_scale(plan.task)
     fitted = ridge_head(moments, aims, bias=head.bias is not None, middle=middle / unit, noise=noise)
     # Scores are in units of their own; classes have none.
@@ -193,6 +195,23 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
     return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity={})
 
 
+def _summed(plan: Plan, updates: Iterable[WeightedUpdate], rule: Rule) -> tuple[NDArray[np.int64], int, float]:
+    """The mean of what nodes say, in units of 2**-32; how many rows it is of; the standard deviation of its noise."""
+    from fedcore.model.lanes import Unmasked
+    from fedcore.model.update import add_updates
+    from fedcore.numbers.accumulator import RunningSum
+
+    privacy = plan.training.privacy
+    if isinstance(updates, Unmasked):
+        noise = updates.noise or _noise_of(privacy, updates.nodes, updates.weight)
+        return dict(updates.means())[MOMENTS], updates.weight, noise
+    total = RunningSum(plan.training.update_shapes(plan.model_schema))
+    assert isinstance(rule, Mean), "sums over rows are no votes: a job with another rule is refused"
+    weights = list[int]()
+    add_updates(_counted(updates, weights), plan, total)
+    return dict(rule.of(total).means())[MOMENTS], total.examples, _noise_of(privacy, len(weights), total.examples)
+
+
 def _counted(updates: Iterable[WeightedUpdate], weights: list[int]) -> Iterator[WeightedUpdate]:
     """Updates as they are, and what each weighs."""
     for update in updates:
@@ -200,13 +219,13 @@ def _counted(updates: Iterable[WeightedUpdate], weights: list[int]) -> Iterator[
         yield update
 
 
-def _noise_of(privacy: PrivateTraining | None, weights: Sequence[int]) -> float:
+def _noise_of(privacy: PrivateTraining | None, nodes: int, weight: int) -> float:
     """The standard deviation of the noise on a number of the mean; 0 for none. A node that hides its rows adds it to
     its sum, so to its mean as much as its rows are many; one on a sum of nodes is there once."""
     if privacy is None:
         return 0.0
-    times = len(weights) if privacy.level == "example" else 1
-    return privacy.noise_multiplier * privacy.clip * math.sqrt(times) / max(1, sum(weights))
+    times = nodes if privacy.level == "example" else 1
+    return privacy.noise_multiplier * privacy.clip * math.sqrt(times) / max(1, weight)
 
 
 def _moments(

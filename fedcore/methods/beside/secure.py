@@ -16,6 +16,8 @@ __all__ = ["LEAST_QUORUM", "SecureSection", "require_secure"]
 
 LEAST_QUORUM = 3
 """Of two updates, each node knows the other's from the sum."""
+_HEAD_BITS = 20
+"""Of second moments of features: with fewer, of small features little is left."""
 
 
 class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +60,11 @@ class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 f"wait_seconds is {self.wait_seconds:g}, it must be from 1 to 86400",
                 place="secure_aggregation.wait_seconds",
             )
+
+    @property
+    def holds_moments(self) -> bool:
+        """Whether a head from sums is what it is without masks, or nearly."""
+        return self.fraction_bits >= _HEAD_BITS
 
     def asked(
         self,
@@ -115,10 +122,13 @@ class _Safety(Protocol):
         ...
 
 
-def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head: str, *, on_nodes: bool) -> None:
+def require_secure(
+    section: SecureSection, settings: MethodSettings, safety: _Safety, quorum: int, head: str, *, on_nodes: bool
+) -> None:
     """Check that a job with secure aggregation asks for nothing for which somebody has to see a node's update.
 
     Args:
+        section: Of the job.
         settings: Of the method.
         safety: Of the job.
         quorum: Least number of updates that makes a round.
@@ -133,7 +143,8 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
         raise ConfigError(
             f"{settings.name} as it is here needs more of updates than their sum",
             place="method.name",
-            remedy='use "fedkrso" (with moments "reset" or "carried") or "fedavg", or leave [secure_aggregation] out',
+            remedy='use "fedkrso" (with moments "reset" or "carried"), "fedavg" or "fed3r", or leave '
+            "[secure_aggregation] out",
         )
     if safety.rule != "mean":
         raise ConfigError(f"{safety.rule!r} compares updates: {why}", place="safety.rule", remedy='use "mean"')
@@ -156,5 +167,10 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
         raise ConfigError(
             "what nodes measure says something of each by name", place="evaluation.where", remedy='use "coordinator"'
         )
-    if head == "ridge":
-        raise ConfigError("a head start takes sums that are not masked", place="head.start", remedy='write "random"')
+    if (head == "ridge" or settings.told_once) and not section.holds_moments:
+        raise ConfigError(
+            f"second moments of features are too small for {section.fraction_bits} bits behind the point",
+            place="secure_aggregation.fraction_bits",
+            remedy=f"raise it to {_HEAD_BITS} or more"
+            + ("" if settings.told_once else ', or write start = "random" in [head]'),
+        )
