@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.attacks.lies import flat_update
 from benchmarks.privacy.heads import Frozen, Sent, accuracy_of, frozen_features, head_round
 from coordinator.job import SafetySection
 from coordinator.run.keeping import ScratchKeeping
@@ -58,6 +59,8 @@ _HEAD_CLIPS: Final = {"example": 1.6, "node": 1.2}
 _DELTAS: Final = {"example": 1e-5, "node": 1e-4}
 _NODE_ROWS: Final = 8
 _NO_NOISE: Final = 1e-9
+_SAFETY: Final = SafetySection(norm_ratio=0.0, max_share_ratio=0.0)
+"""No node lies here."""
 Sums = Mapping[str, NDArray[np.int64]]
 
 
@@ -69,13 +72,13 @@ class _Asked:
         epsilon: Of head and round together; None for no privacy at all, infinite for the clip without noise.
         times: By which all noise is smaller.
         head: Whether a head from sums comes first.
-        rate: Of layers; the head's is twice it.
+        rates: Of layers and head.
     """
 
     epsilon: float | None
     times: float = 1.0
     head: bool = True
-    rate: float = 1e-3
+    rates: tuple[float, float] = (1e-3, 2e-3)
 
 
 class _World:
@@ -138,8 +141,8 @@ class _World:
             steps=self.steps,
             interval_steps=self.steps,
             batch_size=self.batch,
-            learning_rate=asked.rate,
-            tensor_learning_rate=2 * asked.rate,
+            learning_rate=asked.rates[0],
+            tensor_learning_rate=asked.rates[1],
             bits=8,
             share="uniform",
         )
@@ -154,10 +157,10 @@ class _World:
             base_kind="int8",
             schema=self.schema,
             model_folder=self.frozen.folder,
-            # No node lies here.
-            safety=bounded(SafetySection(norm_ratio=0.0, max_share_ratio=0.0), section),
+            safety=bounded(_SAFETY, section),
             private=private,
         )
+        scratch.mkdir(exist_ok=True)
         model = GlobalModel(learning, ScratchKeeping(RunFolder(scratch)), 0)
         model.state = dataclasses.replace(model.state, sums={**model.state.sums, **start})
         model.published = model.state.publish()
@@ -201,9 +204,7 @@ class _World:
 @click.option("--batch", default=150, show_default=True)
 @click.option("--clip", default=1.0, show_default=True)
 @click.option("--head-share", default=0.9, show_default=True, help="The head alone is worth so much of epsilon.")
-@click.option(
-    "--line", "lines", multiple=True, help="EPSILON:TIMES:HEAD:RATE, such as 8:1:sums:1e-3 or none:1:random:1e-3."
-)
+@click.option("--line", "lines", multiple=True, help="EPSILON:TIMES:sums|random:RATE,RATE of layers and head.")
 def main(data: Path, out: Path, level: str, rows: int, lines: Sequence[str], **options: float) -> None:
     """Print the signal, then a table."""
     torch.set_num_threads(1)
@@ -217,11 +218,14 @@ def main(data: Path, out: Path, level: str, rows: int, lines: Sequence[str], **o
     )
     print("|---|---|---|---|---|---|---|")
     for line in lines:
-        epsilon, times, head, rate = line.split(":")
-        asked = _Asked(None if epsilon == "none" else float(epsilon), float(times), head == "sums", float(rate))
+        epsilon, times, head, said = line.split(":")
+        rates = [float(rate) for rate in said.split(",")]
+        asked = _Asked(
+            None if epsilon == "none" else float(epsilon), float(times), head == "sums", (rates[0], rates[1])
+        )
         started = time.process_time()
-        said = _line(world, asked)
-        print(f"| {line} | {said} | {time.process_time() - started:.0f} |", flush=True)
+        found = _line(world, asked)
+        print(f"| {line} | {found} | {time.process_time() - started:.0f} |", flush=True)
 
 
 def _line(world: _World, asked: _Asked) -> str:
@@ -240,31 +244,50 @@ def _line(world: _World, asked: _Asked) -> str:
     first, start = world.head(of_head) if asked.head else ((0.0, 0.0), {})
     with tempfile.TemporaryDirectory() as scratch:
         model, plan = world.begun(Path(scratch), asked, of_layers, start)
-        signal = _round(world, model, plan, Path(scratch))
-        after = world.accuracy(model)
+        if world.level == "node":
+            signal, after = _nodes_round(world, asked, (model, plan, start), Path(scratch))
+        else:
+            sender = Sender("r", "n", _SAFETY)
+            updates = [trained_update(world.stand(model), plan, world.train, Path(scratch) / "u", sender, _MEMORY)]
+            world.close(model, plan, updates)
+            signal, after = "", f"{world.accuracy(model):.3f}"
     noise = "–" if of_layers is None else f"{of_head or 0:.3g}, {of_layers:.3g}"
     said = [statistics.mean(one[some] for one in alone) for some in (0, 1)]
-    return f"{said[0]:.3f}, {said[1]:.3f} | {first[1]:.3f} | {after:.3f} | {noise}{signal}"
+    return f"{said[0]:.3f}, {said[1]:.3f} | {first[1]:.3f} | {after} | {noise}{signal}"
 
 
-def _round(world: _World, model: GlobalModel, plan: Plan, scratch: Path) -> str:
-    """The layers' round; at the level of nodes with what their updates have in common."""
-    replica, safety = world.stand(model), SafetySection(norm_ratio=0.0, max_share_ratio=0.0)
-    if world.level == "example":
-        update = trained_update(replica, plan, world.train, scratch / "u.bin", Sender("r", "n", safety), _MEMORY)
-        world.close(model, plan, [update])
-        return ""
-    if plan.training.privacy is not None:
-        safety = bounded(safety, PrivacySection(node=NodePrivacy(clip=world.clip, delta=1e-4, noise_multiplier=1.0)))
-    updates = []
+def _nodes_round(world: _World, asked: _Asked, begun: tuple[GlobalModel, Plan, Sums], scratch: Path) -> tuple[str, str]:
+    """What nodes' updates have in common, and what the layers' round comes to by how many nodes its noise is of; the
+    start is the same for all."""
+    model, plan, start = begun
+    replica, safety, privacy = world.stand(model), _SAFETY, plan.training.privacy
+    if privacy is not None:
+        safety = bounded(safety, world.privacy(world.clip, privacy.noise_multiplier))
+    updates, norms, halves = [], list[tuple[float, float]](), [np.zeros(0), np.zeros(0)]
     for node in range(world.nodes):
-        rows = world.train[node * _NODE_ROWS : (node + 1) * _NODE_ROWS]
-        updates.append(
-            trained_update(replica, plan, rows, scratch / f"{node}.bin", Sender("r", f"n{node}", safety), _MEMORY)
-        )
-    world.close(model, plan, updates)
-    norm = statistics.median(row.norm or 0.0 for row in updates)
-    return f", norm {norm:.3g}"
+        rows, path = world.train[node * _NODE_ROWS : (node + 1) * _NODE_ROWS], scratch / f"{node}.bin"
+        row = trained_update(replica, plan, rows, path, Sender("r", f"n{node}", safety), _MEMORY)
+        updates.append(msgspec.structs.replace(row, file=str(path)))
+        numbers = flat_update(path, row.header, plan) * (1.0 if row.clip is None else row.clip.factor)
+        halves[node % 2] = numbers + (halves[node % 2] if halves[node % 2].size else 0.0)
+        norms.append((row.norm or 0.0, float(np.linalg.norm(numbers))))
+    common = float(halves[0] @ halves[1]) / (world.nodes // 2) ** 2
+    common = math.copysign(math.sqrt(abs(common)), common)
+    median = [statistics.median(one[some] for one in norms) for some in (0, 1)]
+    words = f"; norms {median[0]:.3g}, clipped {median[1]:.3g}, in common {common:.3g}"
+    if privacy is None or asked.epsilon is None:
+        world.close(model, plan, updates)
+        return words, f"{world.accuracy(model):.3f}"
+    noise = world.noises(asked.epsilon)[1] * world.clip * math.sqrt(halves[0].size)
+    words += f", as large as the noise of {noise / abs(common):.0f} nodes"
+    found = []
+    for times in (1.0, 10.0, 100.0, 1000.0, 1e9):
+        nodes = times * world.of_head
+        multiplier = world.noises(asked.epsilon)[1] * world.nodes / nodes
+        other, again = world.begun(scratch / f"{times:g}", asked, multiplier, start)
+        world.close(other, again, updates)
+        found.append(f"{nodes:.0f} nodes: {world.accuracy(other):.3f}")
+    return words, ", ".join(found)
 
 
 def _signal_by_example(world: _World) -> list[str]:
