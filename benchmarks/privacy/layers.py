@@ -31,17 +31,15 @@ from numpy.typing import NDArray
 
 from benchmarks.attacks.lies import flat_update
 from benchmarks.privacy.heads import Frozen, Sent, accuracy_of, frozen_features, head_round
+from benchmarks.privacy.signal import gradients
 from coordinator.job import SafetySection
 from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.run.private import bounded, private_of
 from coordinator.store.folder import RunFolder
 from coordinator.store.rows import UpdateRow
-from edge_client.worker.data.tasks import Encoded, HeadTask, worker_task
-from edge_client.worker.methods.perexample import ByExample
 from edge_client.worker.model.describing import describe
 from edge_client.worker.train.evaluate import measures, scores_of
-from edge_client.worker.train.private import PrivateSteps
 from edge_client.worker.train.replica import Replica
 from fedcore.config.privacy import ExamplePrivacy, NodePrivacy, PrivacySection
 from fedcore.device.memoryplan import MemoryPlan
@@ -298,7 +296,7 @@ def _signal_by_example(world: _World) -> list[str]:
         with tempfile.TemporaryDirectory() as scratch:
             _, plan = world.begun(Path(scratch), _Asked(8.0), world.noises(8.0)[1], start)
             assert world.replica is not None and plan.training.privacy is not None
-            halves, norms = _gradients(world.replica, plan, world.train[:240], world.train[240:480])
+            halves, norms = gradients(world.replica, plan, world.train[:240], world.train[240:480])
             world.replica.restore()
         layers = [name for name in halves[0] if name in world.replica.layers]
         for part, names in (("layers", layers), ("head", [name for name in halves[0] if name not in layers])):
@@ -311,39 +309,6 @@ def _signal_by_example(world: _World) -> list[str]:
                 f"noise on a step at epsilon 8 {noise_norm:.3g}"
             )
     return found
-
-
-def _gradients(
-    replica: Replica, plan: Plan, *halves: Sequence[Encoded]
-) -> tuple[list[dict[str, NDArray[np.float64]]], dict[str, NDArray[np.float64]]]:
-    """Mean clipped gradients of each half by name, and norms of examples, of layers and the head."""
-    privacy, task = plan.training.privacy, worker_task(plan.task)
-    assert privacy is not None and isinstance(task, HeadTask)
-    replica.become("r", "n")
-    replica.open(plan)
-    half = replica.half
-    half.open(plan, "n", 1)
-    half.begin(0)
-    assert isinstance(half, ByExample) and half.examples is not None
-    quiet = msgspec.structs.replace(privacy, noise_multiplier=_NO_NOISE)
-    means, norms = [], {"layers": list[float](), "head": list[float]()}
-    for rows in halves:
-        steps = PrivateSteps(replica.model, half, task, quiet, len(rows), np.random.default_rng(0))
-        steps.begin()
-        for at in range(0, len(rows), 30):
-            steps.micro_batch(rows[at : at + 30], replica.model.pad_id, _CPU)
-            own = half.examples.found()
-            for part in norms:
-                some = [value for name, value in own.items() if (name in replica.layers) == (part == "layers")]
-                norms[part] += torch.stack([one.flatten(1).square().sum(dim=1) for one in some]).sum(0).sqrt().tolist()
-        steps.finish()
-        means.append({name: _numbers(value.grad) for name, value in half.examples.parameters()})
-    return means, {part: np.array(value) for part, value in norms.items()}
-
-
-def _numbers(gradient: torch.Tensor | None) -> NDArray[np.float64]:
-    assert gradient is not None
-    return np.asarray(gradient.detach().double().numpy())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from fedcore.errors import ConfigError
 
-__all__ = ["LEAST_NOISE", "MOST_NOISE", "Releases", "epsilon_of", "noise_for", "releases_within"]
+__all__ = ["LEAST_NOISE", "MOST_NOISE", "Releases", "Told", "epsilon_of", "noise_for", "releases_within"]
 
 LEAST_NOISE: Final = 0.1
 MOST_NOISE: Final = 1000.0

@@ -122,8 +122,22 @@ class _Safety(Protocol):
         ...
 
 
+class _Round(Protocol):
+    """Of `[round]`, the same."""
+
+    @property
+    def quorum(self) -> int:
+        """Least number of updates that makes a round."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How many there are."""
+        ...
+
+
 def require_secure(
-    section: SecureSection, settings: MethodSettings, safety: _Safety, quorum: int, head: str, *, on_nodes: bool
+    section: SecureSection, settings: MethodSettings, safety: _Safety, rounds: _Round, head: str, *, on_nodes: bool
 ) -> None:
     """Check that a job with secure aggregation asks for nothing for which somebody has to see a node's update.
 
@@ -131,7 +145,7 @@ def require_secure(
         section: Of the job.
         settings: Of the method.
         safety: Of the job.
-        quorum: Least number of updates that makes a round.
+        rounds: Of the job.
         head: What a new head begins with.
         on_nodes: Nodes measure states, each by name.
 
@@ -157,9 +171,9 @@ def require_secure(
             )
     if safety.norm_policy != "clip":
         raise ConfigError(f"a norm is refused that nobody sees: {why}", place="safety.norm_policy", remedy='use "clip"')
-    if quorum < LEAST_QUORUM:
+    if rounds.quorum < LEAST_QUORUM:
         raise ConfigError(
-            f"a sum of {quorum} updates tells one node the other's",
+            f"a sum of {rounds.quorum} updates tells one node the other's",
             place="round.quorum",
             remedy=f"set it and round.min_nodes to {LEAST_QUORUM} or more",
         )
@@ -173,4 +187,10 @@ def require_secure(
             place="secure_aggregation.fraction_bits",
             remedy=f"raise it to {_HEAD_BITS} or more"
             + ("" if settings.told_once else ', or write start = "random" in [head]'),
+        )
+    if settings.told_once and rounds.rounds > 1:
+        raise ConfigError(
+            "a node's sums are the same in each round: two rounds with one node more or less tell that node's",
+            place="round.rounds",
+            remedy="write rounds = 1: the second comes to the head of the first",
         )

@@ -19,7 +19,7 @@ from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.secure import MOST_WEIGHT
 
 SAFETY = SafetySection(norm_ratio=0, max_share_ratio=0)
-ROUND = RoundSection(quorum=3, min_nodes=3)
+ROUND, ONCE = RoundSection(quorum=3, min_nodes=3), RoundSection(quorum=3, min_nodes=3, rounds=1)
 
 
 def job(**changes: Any) -> Job:
@@ -40,7 +40,7 @@ def test_what_sums_alone_can_do_is_taken() -> None:
         assert job(method=method).secure_aggregation == SecureSection()
     job(safety=SafetySection(norm_ratio=0, max_share_ratio=0, norm_bound=1.0, max_examples=10))
     job(head=HeadSection(start="ridge"), secure_aggregation=SecureSection(fraction_bits=20))
-    job(method=Fed3RSettings())
+    job(method=Fed3RSettings(), round=ONCE)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,10 @@ def test_what_sums_alone_can_do_is_taken() -> None:
             "secure_aggregation.fraction_bits",
         ),
         (
-            {"method": Fed3RSettings(), "secure_aggregation": SecureSection(fraction_bits=16)},
+            {"method": Fed3RSettings(), "round": ONCE, "secure_aggregation": SecureSection(fraction_bits=16)},
             "secure_aggregation.fraction_bits",
         ),
+        ({"method": Fed3RSettings(), "round": RoundSection(quorum=3, min_nodes=3, rounds=2)}, "round.rounds"),
         ({"method": FerretSettings()}, "method.name"),
         ({"method": FedKRSOSettings(moments="averaged")}, "method.name"),
         ({"method": FedKRSOSettings(moments="rows")}, "method.name"),
