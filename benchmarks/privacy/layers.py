@@ -8,7 +8,8 @@ A head from sums with noise (`benchmarks.privacy.heads`), then a round of FedKRS
 within one epsilon (`fedcore.privacy.accounting`, which composes them); beside it the head alone, with all of epsilon.
 Everything is a round's own path. `times` is what there would be with so many times as many rows (or nodes) of the same
 epsilon: all noise is so many times smaller, and the signal is that of the rows that there are, which is the least that
-more would give. The signal is measured without noise: the inner product of the means of two halves, which noise of
+more would give. Private heads say scores rather than log-odds: `sums8` multiplies one by eight, which changes no label.
+The signal is measured without noise: the inner product of the means of two halves, which noise of
 sampling does not add to."""
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.privacy.accounting import Releases, epsilon_of, noise_for
 from fedcore.round.plan import Plan
 from fedcore.weights.checkpoint import Checkpoint
+from fedcore.weights.initial import initial_tensor
 from fedcore.weights.schema import ModelSchema
 from fedkrso.tuning.trials import Sender, trained_update
 
@@ -69,13 +71,13 @@ class _Asked:
     Attributes:
         epsilon: Of head and round together; None for no privacy at all, infinite for the clip without noise.
         times: By which all noise is smaller.
-        head: Whether a head from sums comes first.
+        head: By what a head from sums is multiplied, which comes first; 0 for a random one.
         rates: Of layers and head.
     """
 
     epsilon: float | None
     times: float = 1.0
-    head: bool = True
+    head: float = 1.0
     rates: tuple[float, float] = (1e-3, 2e-3)
 
 
@@ -121,13 +123,17 @@ class _World:
         assert epsilon_of(layers, delta, self.releases, [(head, Releases(1))]) <= epsilon
         return head, layers
 
-    def head(self, noise: float | None) -> tuple[tuple[float, float], Sums]:
-        """Accuracy of a head from sums, on all held-out rows and on those that layers are measured on; its numbers."""
+    def head(self, noise: float | None, times: float = 1.0) -> tuple[tuple[float, float], Sums]:
+        """Accuracy of a head from sums, on all held-out rows and on those that layers are measured on; and so many times
+        its numbers."""
         section = PrivacySection() if noise is None else self.privacy(_HEAD_CLIPS[self.level], noise)
         with tempfile.TemporaryDirectory() as scratch:
             model, plan = head_round(self.frozen, self.of_head, section, self._sent, Path(scratch), noise)
-            tensors = {spec.name for spec in plan.model_schema.tensors}
-            sums = {name: value for name, value in model.state.sums.items() if name in tensors}
+            sums = {}
+            for spec in plan.model_schema.tensors:
+                begin = initial_tensor(spec.name, spec.shape, plan.training.run_seed, bias=spec.start)
+                start = np.ldexp(begin.reshape(spec.matrix).astype(np.float64), 32)
+                sums[spec.name] = np.rint(times * (start + model.state.sums[spec.name]) - start).astype(np.int64)
             found = [accuracy_of(self.frozen, model, plan, most) for most in (None, len(self.held))]
             return (found[0], found[1]), sums
 
@@ -202,7 +208,7 @@ class _World:
 @click.option("--batch", default=150, show_default=True)
 @click.option("--clip", default=1.0, show_default=True)
 @click.option("--head-share", default=0.9, show_default=True, help="The head alone is worth so much of epsilon.")
-@click.option("--line", "lines", multiple=True, help="EPSILON:TIMES:sums|random:RATE,RATE of layers and head.")
+@click.option("--line", "lines", multiple=True, help="EPSILON:TIMES:sums[FACTOR]|random:RATE,RATE of layers and head.")
 def main(data: Path, out: Path, level: str, rows: int, lines: Sequence[str], **options: float) -> None:
     """Print the signal, then a table."""
     torch.set_num_threads(1)
@@ -217,10 +223,8 @@ def main(data: Path, out: Path, level: str, rows: int, lines: Sequence[str], **o
     print("|---|---|---|---|---|---|---|")
     for line in lines:
         epsilon, times, head, said = line.split(":")
-        rates = [float(rate) for rate in said.split(",")]
-        asked = _Asked(
-            None if epsilon == "none" else float(epsilon), float(times), head == "sums", (rates[0], rates[1])
-        )
+        rates, factor = [float(rate) for rate in said.split(",")], 0.0 if head == "random" else float(head[4:] or 1)
+        asked = _Asked(None if epsilon == "none" else float(epsilon), float(times), factor, (rates[0], rates[1]))
         started = time.process_time()
         found = _line(world, asked)
         print(f"| {line} | {found} | {time.process_time() - started:.0f} |", flush=True)
@@ -239,7 +243,7 @@ def _line(world: _World, asked: _Asked) -> str:
         else:
             of_head, of_layers = None, noise_for(asked.epsilon, _DELTAS[world.level], world.releases) / asked.times
     alone = [world.head(whole)[0] for _ in range(1 if whole is None else 2)]
-    first, start = world.head(of_head) if asked.head else ((0.0, 0.0), {})
+    first, start = world.head(of_head, asked.head) if asked.head else ((0.0, 0.0), {})
     with tempfile.TemporaryDirectory() as scratch:
         model, plan = world.begun(Path(scratch), asked, of_layers, start)
         if world.level == "node":
@@ -291,8 +295,9 @@ def _nodes_round(world: _World, asked: _Asked, begun: tuple[GlobalModel, Plan, S
 def _signal_by_example(world: _World) -> list[str]:
     """Of a step's gradient: norms of examples, what two halves of them have in common, and the noise on it."""
     found = []
-    for words, noise in (("head of epsilon 8", world.noises(8.0)[0]), ("head without noise", None)):
-        _, start = world.head(noise)
+    heads = (("head of epsilon 8", world.noises(8.0)[0], 1.0), ("ten times it", world.noises(8.0)[0], 10.0))
+    for words, noise, times in (*heads, ("head without noise", None, 1.0)):
+        _, start = world.head(noise, times)
         with tempfile.TemporaryDirectory() as scratch:
             _, plan = world.begun(Path(scratch), _Asked(8.0), world.noises(8.0)[1], start)
             assert world.replica is not None and plan.training.privacy is not None
