@@ -124,7 +124,7 @@ class _World:
         return head, layers
 
     def head(self, noise: float | None, times: float = 1.0) -> tuple[tuple[float, float], Sums]:
-        """Accuracy of a head from sums, on all held-out rows and on those that layers are measured on; and its numbers, so
+        """Accuracy of a head from sums, on all held-out rows and on those that layers are measured on; its numbers, so
         many times as large."""
         section = PrivacySection() if noise is None else self.privacy(_HEAD_CLIPS[self.level], noise)
         with tempfile.TemporaryDirectory() as scratch:
