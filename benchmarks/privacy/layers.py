@@ -208,13 +208,14 @@ class _World:
 @click.option("--batch", default=150, show_default=True)
 @click.option("--clip", default=1.0, show_default=True)
 @click.option("--head-share", default=0.9, show_default=True, help="The head alone is worth so much of epsilon.")
+@click.option("--signal/--no-signal", default=True, help="Of examples, before the table.")
 @click.option("--line", "lines", multiple=True, help="EPSILON:TIMES:sums[FACTOR]|random:RATE,RATE of layers and head.")
-def main(data: Path, out: Path, level: str, rows: int, lines: Sequence[str], **options: float) -> None:
+def main(data: Path, out: Path, level: str, rows: int, signal: bool, lines: Sequence[str], **options: float) -> None:
     """Print the signal, then a table."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     world = _World(frozen_features("clinc150", rows, data, out), level, options, out)
-    if level == "example":
+    if signal and level == "example":
         for words in _signal_by_example(world):
             print(words, flush=True)
     print(
