@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether training layers gives anything over a head alone, where both are private: CLINC150 with MiniLM.
 
-    python -m benchmarks.privacy.layers --data DATA --out FOLDER --level example
-    python -m benchmarks.privacy.layers --data DATA --out FOLDER --level node
+    python -m benchmarks.privacy.layers --data DATA --out FOLDER --level example --line 8:1:sums:1e-3,2e-3
+    python -m benchmarks.privacy.layers --data DATA --out FOLDER --level node --steps 1 --clip 0.3
 
 A head from sums with noise (`benchmarks.privacy.heads`), then a round of FedKRSO on layers and head with noise, both
 within one epsilon (`fedcore.privacy.accounting`, which composes them); beside it the head alone, with all of epsilon.
@@ -19,7 +19,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -128,7 +128,8 @@ class _World:
         many times as large."""
         section = PrivacySection() if noise is None else self.privacy(_HEAD_CLIPS[self.level], noise)
         with tempfile.TemporaryDirectory() as scratch:
-            model, plan = head_round(self.frozen, self.of_head, section, self._sent, Path(scratch), noise)
+            count = 1 if noise is None else self.of_head
+            model, plan = head_round(self.frozen, count, section, self._sent, Path(scratch), noise)
             sums = {}
             for spec in plan.model_schema.tensors:
                 begin = initial_tensor(spec.name, spec.shape, plan.training.run_seed, bias=spec.start)
@@ -202,7 +203,7 @@ class _World:
 @click.option("--rows", default=6000, show_default=True)
 @click.option("--held", default=500, show_default=True, help="Rows that layers are measured on; heads: on 1,500.")
 @click.option(
-    "--nodes", default=200, show_default=True, help="Of 8 rows each, that train layers; at the level of nodes."
+    "--nodes", default=100, show_default=True, help="Of 8 rows each, that train layers; at the level of nodes."
 )
 @click.option("--steps", default=8, show_default=True)
 @click.option("--batch", default=150, show_default=True)
@@ -215,7 +216,11 @@ def main(data: Path, out: Path, level: str, rows: int, signal: bool, lines: Sequ
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     world = _World(frozen_features("clinc150", rows, data, out), level, options, out)
-    if signal and level == "example":
+    if level == "node":
+        for words in _by_nodes(world, (1e-3, 2e-3)):
+            print(words, flush=True)
+        return
+    if signal:
         for words in _signal_by_example(world):
             print(words, flush=True)
     print(
@@ -247,50 +252,42 @@ def _line(world: _World, asked: _Asked) -> str:
     first, start = world.head(of_head, asked.head) if asked.head else ((0.0, 0.0), {})
     with tempfile.TemporaryDirectory() as scratch:
         model, plan = world.begun(Path(scratch), asked, of_layers, start)
-        if world.level == "node":
-            signal, after = _nodes_round(world, asked, (model, plan, start), Path(scratch))
-        else:
-            sender = Sender("r", "n", _SAFETY)
-            updates = [trained_update(world.stand(model), plan, world.train, Path(scratch) / "u", sender, _MEMORY)]
-            world.close(model, plan, updates)
-            signal, after = "", f"{world.accuracy(model):.3f}"
+        sender = Sender("r", "n", _SAFETY)
+        updates = [trained_update(world.stand(model), plan, world.train, Path(scratch) / "u", sender, _MEMORY)]
+        world.close(model, plan, updates)
+        after = world.accuracy(model)
     noise = "–" if of_layers is None else f"{of_head or 0:.3g}, {of_layers:.3g}"
     said = [statistics.mean(one[some] for one in alone) for some in (0, 1)]
-    return f"{said[0]:.3f}, {said[1]:.3f} | {first[1]:.3f} | {after} | {noise}{signal}"
+    return f"{said[0]:.3f}, {said[1]:.3f} | {first[1]:.3f} | {after:.3f} | {noise}"
 
 
-def _nodes_round(world: _World, asked: _Asked, begun: tuple[GlobalModel, Plan, Sums], scratch: Path) -> tuple[str, str]:
-    """What nodes' updates have in common, and what the layers' round comes to by how many nodes its noise is of; the
-    start is the same for all."""
-    model, plan, start = begun
-    replica, safety, privacy = world.stand(model), _SAFETY, plan.training.privacy
-    if privacy is not None:
-        safety = bounded(safety, world.privacy(world.clip, privacy.noise_multiplier))
-    updates, norms, halves = [], list[tuple[float, float]](), [np.zeros(0), np.zeros(0)]
-    for node in range(world.nodes):
-        rows, path = world.train[node * _NODE_ROWS : (node + 1) * _NODE_ROWS], scratch / f"{node}.bin"
-        row = trained_update(replica, plan, rows, path, Sender("r", f"n{node}", safety), _MEMORY)
-        updates.append(msgspec.structs.replace(row, file=str(path)))
-        numbers = flat_update(path, row.header, plan) * (1.0 if row.clip is None else row.clip.factor)
-        halves[node % 2] = numbers + (halves[node % 2] if halves[node % 2].size else 0.0)
-        norms.append((row.norm or 0.0, float(np.linalg.norm(numbers))))
-    common = float(halves[0] @ halves[1]) / (world.nodes // 2) ** 2
-    common = math.copysign(math.sqrt(abs(common)), common)
-    median = [statistics.median(one[some] for one in norms) for some in (0, 1)]
-    words = f"; norms {median[0]:.3g}, clipped {median[1]:.3g}, in common {common:.3g}"
-    if privacy is None or asked.epsilon is None:
-        world.close(model, plan, updates)
-        return words, f"{world.accuracy(model):.3f}"
-    noise = world.noises(asked.epsilon)[1] * world.clip * math.sqrt(halves[0].size)
-    words += f", as large as the noise of {noise / abs(common):.0f} nodes"
-    found = []
-    for times in (1.0, 10.0, 100.0, 1000.0, 1e9):
-        nodes = times * world.of_head
-        multiplier = world.noises(asked.epsilon)[1] * world.nodes / nodes
-        other, again = world.begun(scratch / f"{times:g}", asked, multiplier, start)
-        world.close(other, again, updates)
-        found.append(f"{nodes:.0f} nodes: {world.accuracy(other):.3f}")
-    return words, ", ".join(found)
+def _by_nodes(world: _World, rates: tuple[float, float]) -> Iterator[str]:
+    """What nodes' updates of one round have in common, from a head that has no noise, and what the round comes to by how
+    many nodes its noise is of: that of an epsilon of 8, all of it for this round."""
+    first, start = world.head(None)
+    yield f"head without privacy: {first[1]:.3f} of {len(world.held)}"
+    needed = {epsilon: noise_for(epsilon, _DELTAS["node"], Releases(1)) for epsilon in (1.0, 3.0, 8.0)}
+    asked, updates, norms, halves = _Asked(8.0, rates=rates), [], list[float](), [np.zeros(1), np.zeros(1)]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model, plan = world.begun(scratch / "first", asked, _NO_NOISE, start)
+        replica, safety = world.stand(model), bounded(_SAFETY, world.privacy(world.clip, 1.0))
+        for node in range(world.nodes):
+            rows, path = world.train[node * _NODE_ROWS : (node + 1) * _NODE_ROWS], scratch / f"{node}.bin"
+            row = trained_update(replica, plan, rows, path, Sender("r", f"n{node}", safety), _MEMORY)
+            updates.append(msgspec.structs.replace(row, file=str(path)))
+            numbers = flat_update(path, row.header, plan) * (1.0 if row.clip is None else row.clip.factor)
+            halves[node % 2] = halves[node % 2] + numbers
+            norms.append(float(np.linalg.norm(numbers)))
+        square = float(halves[0] @ halves[1]) / (world.nodes // 2) ** 2
+        common, size = math.copysign(math.sqrt(abs(square)), square), math.sqrt(numbers.size)
+        counts = [f"{noise * world.clip * size / common:,.0f} at {epsilon:g}" for epsilon, noise in needed.items()]
+        yield f"{numbers.size} numbers, norm {np.median(norms):.3g}, in common {common:.3g}; as large as the noise of "
+        yield f"so many nodes at an epsilon: {', '.join(counts)}"
+        for nodes in (*(750 * 10**power for power in range(4)), 10**12):
+            other, again = world.begun(scratch / f"{nodes}", asked, needed[8.0] * world.nodes / nodes, start)
+            world.close(other, again, updates)
+            yield f"noise of {nodes:,} nodes: {world.accuracy(other):.3f}"
 
 
 def _signal_by_example(world: _World) -> list[str]:
