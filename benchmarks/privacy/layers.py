@@ -262,8 +262,8 @@ def _line(world: _World, asked: _Asked) -> str:
 
 
 def _by_nodes(world: _World, rates: tuple[float, float]) -> Iterator[str]:
-    """What nodes' updates of one round have in common, from a head that has no noise, and what the round comes to by the
-    nodes that its noise is of: that of an epsilon of 8, all of it for this round."""
+    """What nodes' updates of one round have in common, from a head that has no noise, and what the round comes to by
+    the nodes that its noise is of: that of an epsilon of 8, all of it for this round."""
     first, start = world.head(None)
     yield f"head without privacy: {first[1]:.3f} of {len(world.held)}"
     needed = {epsilon: noise_for(epsilon, _DELTAS["node"], Releases(1)) for epsilon in (1.0, 3.0, 8.0)}
