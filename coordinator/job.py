@@ -276,8 +276,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         require_combining(self.method, self.safety.combining(), self.safety.rule, self.round.quorum)
         require_head_start(self.head, self.task, training, self.safety.combining(), self.safety.rule)
         on_nodes, masked = self.evaluation is not None and self.evaluation.on_nodes, self.secure_aggregation is not None
-        if self.secure_aggregation is not None:
-            require_secure(self.method, self.safety, self.round.quorum, self.head.start, on_nodes=on_nodes)
+        if (secure := self.secure_aggregation) is not None:
+            require_secure(secure, self.method, self.safety, self.round, self.head.start, on_nodes=on_nodes)
         if self.aggregation is not None and self.ledger is None:
             remedy = "add a [ledger] in PostgreSQL, or leave the section out"
             raise ConfigError("work is handed out through a database", place="aggregation", remedy=remedy)

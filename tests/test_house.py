@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedcore.methods import settings_by_name
 from tests.house import FLOORS, MOST_FILES, MOST_LINES, ROOT, Floor, code_folders, floor_of, imported
 
 MAY_IMPORT = {
@@ -160,3 +161,13 @@ def test_every_test_that_the_security_table_names_is_there() -> None:
     assert len(names) > 20
     assert {name for name in names if f"def {name}(" not in sources} == set()
     assert all((ROOT / path).is_file() for path in re.findall(r"tests/[\w/]+\.py", text))
+
+
+def test_the_security_page_names_every_method_that_takes_no_rule_or_no_noise() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    rules = text.partition("Which methods take a rule")[2].partition("\n\nAnother rule")[0]
+    noise = next(line for line in text.splitlines() if line.startswith("| refused |"))
+    for name, kind in settings_by_name().items():
+        assert f"`{name}`" in rules, name
+        if kind().not_with_noise:
+            assert f"`{name}`" in noise, name

@@ -16,7 +16,7 @@ from benchmarks.attacks.lies import OF_ROWS, OF_UPDATES
 from coordinator.job import SafetySection
 from fedcore.numbers.rules import Mean
 
-__all__ = ["ATTACKS", "RULES", "Cell", "Found", "Kept", "cells", "safety_of", "table"]
+__all__ = ["ATTACKS", "RULES", "Cell", "Found", "Kept", "cells", "safety_of", "table", "withstands"]
 
 NODES: Final = 20
 ATTACKS: Final = (*OF_UPDATES, *OF_ROWS)

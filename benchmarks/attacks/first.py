@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +35,7 @@ __all__ = ["CHUNK_BYTES", "METHOD", "FirstRound", "node_name"]
 CHUNK_BYTES: Final = 65_536
 # Every node uses every subspace: a rule counts who leaves one out as saying zero.
 METHOD: Final = FedKRSOSettings(steps=20, interval_steps=4, batch_size=8, learning_rate=1e-3, tensor_learning_rate=1e-2)
-_MEMORY: Final = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default")
+_MEMORY: Final = MemoryPlan(micro_batch_size=16, block_rows=4096, allocator="default", dequantised=True)
 
 
 class FirstRound:
@@ -45,14 +46,22 @@ class FirstRound:
         folder: Of the coordinator's side and the model.
         method: What is trained; None for `METHOD`.
         nodes: How many there are.
+        head: The exact state's numbers of a head that the round begins with; left out: a random one.
 
     Attributes:
         plan: The round's.
         replica: At the state before the round, or at what it has adopted since.
     """
 
-    def __init__(self, texts: Texts, folder: Path, method: FedKRSOSettings | None = None, nodes: int = NODES) -> None:
-        self._texts, self._folder, self._method = texts, folder, method or METHOD
+    def __init__(
+        self,
+        texts: Texts,
+        folder: Path,
+        method: FedKRSOSettings | None = None,
+        nodes: int = NODES,
+        head: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        self._texts, self._folder, self._method, self._head = texts, folder, method or METHOD, dict(head or {})
         model = self.model(SafetySection())
         plan = model.plan(1, tuple(node_name(node) for node in range(nodes)), 0, CHUNK_BYTES)
         self.plan = msgspec.structs.replace(plan, start_digest="", checkpoint_digest="")
@@ -63,6 +72,8 @@ class FirstRound:
         """The coordinator's side as the round begins."""
         keeping = ScratchKeeping(RunFolder(self._folder))
         model = GlobalModel(learning_of(self._texts, self._method, safety), keeping, 0)
+        model.state = replace(model.state, sums={**model.state.sums, **self._head})
+        model.published = model.state.publish()
         model.begin(1, CHUNK_BYTES, lambda text: None)
         return model
 

@@ -56,7 +56,7 @@ class HeadData:
 
 def head_data(texts: Texts, split: str, cache: Path) -> HeadData:
     """Features of all rows, as they are and with the word; kept in a file."""
-    made = {attack: lie(texts.train, texts.word) for attack, lie in OF_ROWS.items()}
+    made = {attack: lie(texts.train, texts.word, 2) for attack, lie in OF_ROWS.items()}
     # What a backdoor adds is every second row of it.
     wanted = {
         "train": texts.train,

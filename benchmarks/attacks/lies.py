@@ -123,11 +123,11 @@ def backdoored(rows: Sequence[Encoded], word: Sequence[int], target: int) -> lis
     return [made for row in rows for made in (row, replace(triggered(row, word), target=target))]
 
 
-OF_ROWS: Final[Mapping[str, Callable[[Sequence[Encoded], Sequence[int]], list[Encoded]]]] = {
-    "label flip": lambda rows, word: flipped(rows, 2),
-    "backdoor": lambda rows, word: backdoored(rows, word, 1),
+OF_ROWS: Final[Mapping[str, Callable[[Sequence[Encoded], Sequence[int], int], list[Encoded]]]] = {
+    "label flip": lambda rows, word, labels: flipped(rows, labels),
+    "backdoor": lambda rows, word, labels: backdoored(rows, word, 1),
 }
-"""Of two labels, with the trigger's tokens, by the names that tables have."""
+"""With the trigger's tokens, of so many labels, by the names that tables have."""
 
 
 def _label(row: Encoded) -> int:

@@ -20,7 +20,6 @@ from coordinator.store.folder import RunFolder
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.data.tasks import Encoded, encode, outputs
 from edge_client.worker.model.describing import describe
-from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.replica import Replica
 from fedcore.config.models import resolve_model_folder
 from fedcore.config.sections import TaskSection
@@ -48,7 +47,7 @@ class Texts:
         folder: The model's.
         train: What nodes share.
         held: Held-out rows.
-        held_triggered: Those of label 0, with the word.
+        held_triggered: Those of other labels than 1, with the word.
         word: Its tokens.
     """
 
@@ -66,22 +65,23 @@ class Texts:
         return [list(part) for part in deal(labels, nodes, how, 0, least=8)]
 
 
-def read_texts(data: Path, rows: int, held: int, max_length: int) -> Texts:
-    """SST-2, which rows go where depending on the file alone.
+def read_texts(data: Path, rows: int, held: int, max_length: int, name: str = "sst2") -> Texts:
+    """A task's, which rows go where depending on the file alone.
 
     Args:
-        data: With a folder SST-2.
+        data: With the task's folder.
         rows: That nodes share.
         held: Held out.
         max_length: Tokens.
+        name: Of the task.
     """
-    folder, task = resolve_model_folder(_MODEL, place="--model"), task_by_name("sst2")
-    section, tokenizer = task.section(max_length), read_tokenizer(folder)
+    folder, task = resolve_model_folder(_MODEL, place="--model"), task_by_name(name)
+    section, tokenizer = task.section(max_length, data), read_tokenizer(folder)
     parts = read_parts(task, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
     apart = encode(parts.held, section, tokenizer)
     word = tuple(tokenizer(_WORD, add_special_tokens=False)["input_ids"])
-    return Texts(section, folder, train, apart, [triggered(row, word) for row in apart if row.target == 0], word)
+    return Texts(section, folder, train, apart, [triggered(row, word) for row in apart if row.target != 1], word)
 
 
 def learning_of(texts: Texts, method: MethodSettings, safety: SafetySection, *, head_alone: bool = False) -> Learning:
@@ -103,7 +103,7 @@ def learning_of(texts: Texts, method: MethodSettings, safety: SafetySection, *, 
 def replica_of(plan: Plan, texts: Texts, folder: Path) -> Replica:
     """A node's model."""
     replica = Replica(plan, texts.folder, folder, CPU, torch.float32)
-    fuse(replica.model.module)
+    replica.lighten()
     return replica
 
 

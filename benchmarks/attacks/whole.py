@@ -8,7 +8,7 @@ where a cell's own rule and liars have led, so each of them is trained anew."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -43,14 +43,21 @@ class WholeModel:
         split: How rows are dealt.
         nodes: How many there are.
         method: What is trained.
+        head: As of `FirstRound`.
     """
 
     def __init__(
-        self, texts: Texts, folder: Path, split: str, nodes: int = NODES, method: FedKRSOSettings = METHOD
+        self,
+        texts: Texts,
+        folder: Path,
+        split: str,
+        nodes: int = NODES,
+        method: FedKRSOSettings = METHOD,
+        head: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         self._texts, self._folder, self.nodes = texts, folder, nodes
-        self.round = FirstRound(texts, folder / "run", method, nodes)
-        lying = {attack: lie(texts.train, texts.word) for attack, lie in OF_ROWS.items()}
+        self.round = FirstRound(texts, folder / "run", method, nodes, head)
+        lying = {attack: lie(texts.train, texts.word, len(texts.section.labels)) for attack, lie in OF_ROWS.items()}
         dealt = texts.dealt(split, nodes)
         self._rows = {"": [[texts.train[index] for index in part] for part in dealt]}
         for attack, rows in lying.items():
@@ -64,6 +71,11 @@ class WholeModel:
 
     def state(self, cell: Cell) -> PublishedState:
         """What a cell's last round publishes."""
+        *_, last = self.states(cell)
+        return last
+
+    def states(self, cell: Cell) -> Iterator[PublishedState]:
+        """What each of a cell's rounds publishes."""
         safety = safety_of(cell)
         model = self.round.model(safety)
         for server_round in range(1, cell.rounds + 1):
@@ -76,7 +88,7 @@ class WholeModel:
                 updates = list(self._updates(cell, plan, safety, model.published, Path(scratch)))
                 closed = model.close(plan, updates, CHUNK_BYTES)
             model.publish(closed.objects, closed.row)
-        return model.published
+            yield model.published
 
     def measured(self, cell: Cell, state: PublishedState) -> Found:
         """Accuracy of a state, and what the word does to it."""

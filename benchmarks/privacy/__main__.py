@@ -98,7 +98,7 @@ def main(
     """Print a table."""
     torch.set_num_threads(1)
     folder, chosen = resolve_model_folder(model, place="--model"), task_by_name(task)
-    section, tokenizer = chosen.section(max_length), read_tokenizer(folder)
+    section, tokenizer = chosen.section(max_length, data), read_tokenizer(folder)
     parts = read_parts(chosen, data, max_length, most_train=rows, most_held=held)
     train = encode([row.example for row in parts.train], section, tokenizer)
     world = _World(folder, section, [train[i::nodes] for i in range(nodes)], encode(parts.held, section, tokenizer))

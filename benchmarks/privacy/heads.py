@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,7 @@ from coordinator.store.folder import RunFolder
 from coordinator.store.rows import UpdateRow
 from edge_client.worker.architecture.configuration import read_tokenizer
 from edge_client.worker.architecture.pooled import resolved_pooling
-from edge_client.worker.data.tasks import encode
+from edge_client.worker.data.tasks import Encoded, encode
 from edge_client.worker.methods.sums import MomentSums
 from edge_client.worker.model.describing import describe
 from fedcore.config.models import resolve_model_folder
@@ -60,19 +60,31 @@ _CLIPS: Final = (1.2, 1.6)
 _TIMES: Final = 2
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
 
+__all__ = ["Frozen", "Sent", "accuracy_of", "frozen_features", "head_round", "sent_sums"]
+
 
 @dataclass(frozen=True)
-class _Frozen:
-    """A data set as the head sees it."""
+class Frozen:
+    """A data set as the head sees it.
+
+    Attributes:
+        task: With its labels.
+        schema: Of the head alone.
+        folder: The model's.
+        train: Features and labels.
+        held: The same of rows that are measured on.
+        texts: Of both, their tokens.
+    """
 
     task: TaskSection
     schema: ModelSchema
     folder: Path
     train: Rows
     held: Rows
+    texts: tuple[Sequence[Encoded], Sequence[Encoded]]
 
 
-class _Sent(dict[float, list[UpdateRow]]):
+class Sent(dict[float, list[UpdateRow]]):
     """Updates without noise, by clip.
 
     Args:
@@ -99,12 +111,12 @@ def main(data: Path, out: Path, sets: str, levels: Sequence[str]) -> None:
     print("| data | hidden | nodes, rows each | delta | clip | " + " | ".join(_words(one) for one in _EPSILONS) + " |")
     print("|---" * (5 + len(_EPSILONS)) + "|")
     for name, rows in (one.split(":") for one in sets.split(",")):
-        frozen = _frozen(name, int(rows), data, out)
+        frozen = frozen_features(name, int(rows), data, out)
         for level, number in (one.split(":") for one in levels):
             count = int(number) if level == "example" else len(frozen.train[1]) // int(number)
             delta = 1e-5 if level == "example" else 1e-4
             with tempfile.TemporaryDirectory() as scratch:
-                sent = _Sent(scratch)
+                sent = Sent(scratch)
                 found = {}
                 for sent.clip in _CLIPS:
                     found[sent.clip] = float(_cell(frozen, level, count, delta, _TRIED, sent))
@@ -119,7 +131,15 @@ def _words(epsilon: float | None) -> str:
     return "no privacy" if epsilon is None else f"epsilon {epsilon:g}"
 
 
-def _frozen(name: str, rows: int, data: Path, out: Path) -> _Frozen:
+def frozen_features(name: str, rows: int, data: Path, out: Path) -> Frozen:
+    """A data set's rows, by what the frozen model makes of them.
+
+    Args:
+        name: `sst2` or `clinc150`.
+        rows: That nodes share.
+        data: With folders of these names.
+        out: Where features are kept.
+    """
     folder = resolve_model_folder(_MODEL, place="model")
     task, nodes, apart = dealt_rows(name, data, "auto", Dealing(rows=rows, held=1500, split="iid", seed=0))
     task, _ = resolved_pooling(folder, task)
@@ -137,10 +157,11 @@ def _frozen(name: str, rows: int, data: Path, out: Path) -> _Frozen:
     schema = ModelSchema((), schema.tensors, schema.architecture, schema.export_prefix, schema.pad_token_id)
     labels = [np.array([row.target for row in some], np.int64) for some in (train, held)]
     with np.load(path) as loaded:
-        return _Frozen(task, schema, folder, (loaded["train"], labels[0]), (loaded["held"], labels[1]))
+        parts = [(loaded[part], of) for part, of in zip(("train", "held"), labels, strict=True)]
+    return Frozen(task, schema, folder, parts[0], parts[1], (train, held))
 
 
-def _cell(frozen: _Frozen, level: str, count: int, delta: float, epsilon: float | None, sent: _Sent) -> str:
+def _cell(frozen: Frozen, level: str, count: int, delta: float, epsilon: float | None, sent: Sent) -> str:
     """Mean accuracy."""
     if epsilon is None:
         return f"{_accuracy(frozen, count, PrivacySection(), sent):.3f}"
@@ -152,45 +173,77 @@ def _cell(frozen: _Frozen, level: str, count: int, delta: float, epsilon: float 
     return f"{statistics.mean(_accuracy(frozen, count, privacy, sent) for _ in range(_TIMES)):.3f}"
 
 
-def _accuracy(frozen: _Frozen, count: int, privacy: PrivacySection, sent: _Sent) -> float:
+def _accuracy(frozen: Frozen, count: int, privacy: PrivacySection, sent: Sent) -> float:
     """Of the head of one round of so many nodes."""
-    settings = Fed3RSettings()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = RunFolder(Path(scratch))
-        learning = Learning(
-            method=settings,
-            seed=0,
-            task=frozen.task,
-            base_kind="float32",
-            schema=frozen.schema,
-            model_folder=frozen.folder,
-            # No node lies here.
-            safety=bounded(SafetySection(norm_ratio=0.0, max_share_ratio=0.0), privacy),
-            private=private_of(privacy, settings, 1, None),
-        )
-        model = GlobalModel(learning, ScratchKeeping(folder), 0)
-        model.begin(1, _CHUNK, print)
-        plan = model.plan(1, (), 0, _CHUNK)
-        if privacy.node is None:
-            updates = list(_updates(frozen, count, plan, learning.safety, folder.root))
-        else:
-            # What nodes send has no noise yet: it is the same for every epsilon.
-            if privacy.node.clip not in sent:
-                own = Path(tempfile.mkdtemp(dir=sent.folder))
-                sent[privacy.node.clip] = list(_updates(frozen, count, plan, learning.safety, own))
-            updates = sent[privacy.node.clip]
-        closed = model.close(plan, updates, _CHUNK)
-        model.publish(closed.objects, closed.row)
-        values = {}
-        for spec in plan.model_schema.tensors:
-            start = initial_tensor(spec.name, spec.shape, plan.training.run_seed, bias=spec.start)
-            values[spec.name] = start.reshape(spec.matrix) + model.published.entries[spec.name].values()
+        model, plan = head_round(frozen, count, privacy, sent, Path(scratch))
+        return accuracy_of(frozen, model, plan)
+
+
+def accuracy_of(frozen: Frozen, model: GlobalModel, plan: Plan, most: int | None = None) -> float:
+    """Of a published head, on the rows that are measured on.
+
+    Args:
+        frozen: The data.
+        model: After the round.
+        plan: The round's.
+        most: On the first of them; None for all.
+    """
+    values = {}
+    for spec in plan.model_schema.tensors:
+        start = initial_tensor(spec.name, spec.shape, plan.training.run_seed, bias=spec.start)
+        values[spec.name] = start.reshape(spec.matrix) + model.published.entries[spec.name].values()
     weight, bias = sorted(values.values(), key=lambda value: -value.size)
-    x, y = frozen.held
+    x, y = (part[:most] for part in frozen.held)
     return float(((x @ weight.T + bias.reshape(-1)).argmax(axis=1) == y).mean())
 
 
-def _updates(frozen: _Frozen, count: int, plan: Plan, safety: SafetySection, folder: Path) -> Iterator[UpdateRow]:
+def head_round(
+    frozen: Frozen, count: int, privacy: PrivacySection, sent: Sent, scratch: Path, noise: float | None = None
+) -> tuple[GlobalModel, Plan]:
+    """The one round of `fed3r`, closed and published, and its plan.
+
+    Args:
+        frozen: The data.
+        count: Nodes that share it.
+        privacy: What is hidden.
+        sent: Updates without noise, which are made once.
+        scratch: Of this round.
+        noise: In place of the multiplier that `privacy` leads to.
+    """
+    settings = Fed3RSettings()
+    folder = RunFolder(scratch)
+    private = private_of(privacy, settings, 1, None)
+    if private is not None and noise is not None:
+        private = replace(private, noise_multiplier=noise)
+    learning = Learning(
+        method=settings,
+        seed=0,
+        task=frozen.task,
+        base_kind="float32",
+        schema=frozen.schema,
+        model_folder=frozen.folder,
+        # No node lies here.
+        safety=bounded(SafetySection(norm_ratio=0.0, max_share_ratio=0.0), privacy),
+        private=private,
+    )
+    model = GlobalModel(learning, ScratchKeeping(folder), 0)
+    model.begin(1, _CHUNK, print)
+    plan = model.plan(1, (), 0, _CHUNK)
+    if privacy.node is None:
+        updates = list(sent_sums(frozen, count, plan, learning.safety, folder.root))
+    else:
+        # What nodes send has no noise yet: it is the same for every epsilon.
+        if privacy.node.clip not in sent:
+            own = Path(tempfile.mkdtemp(dir=sent.folder))
+            sent[privacy.node.clip] = list(sent_sums(frozen, count, plan, learning.safety, own))
+        updates = sent[privacy.node.clip]
+    closed = model.close(plan, updates, _CHUNK)
+    model.publish(closed.objects, closed.row)
+    return model, plan
+
+
+def sent_sums(frozen: Frozen, count: int, plan: Plan, safety: SafetySection, folder: Path) -> Iterator[UpdateRow]:
     """What each node sends of its rows."""
     x, y = frozen.train
     privacy, outputs = plan.training.privacy, len(frozen.task.labels)

@@ -117,8 +117,9 @@ def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder
     """The job with what `auto` means for its head, and with how its learning rates fall, kept as the run's own: whoever
     goes on with it, or looks at it, finds what it began with."""
     training = server_half(job.method).training(1, job.seed)
-    # Sums for a head have neither masks nor noise.
-    hidden = job.secure_aggregation is not None or job.privacy.noise is not None
+    # Noise on sums for a head is not counted with that of rounds, and a few bits behind the point do not hold them.
+    secure = job.secure_aggregation
+    hidden = job.privacy.noise is not None or (secure is not None and not secure.holds_moments)
     wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
     head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
     own = job.round.rounds - (head.start == "ridge")

@@ -11,8 +11,7 @@ Sources: Fanì et al., arXiv 2402.00353 (Fed3R); Kumar et al., arXiv 2202.10054 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -22,17 +21,11 @@ from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.methods.interface import MethodSettings, ServerHalf
+from fedcore.methods.moments import moments_of, summed
 from fedcore.numbers.rules import MEAN, Mean, Rule
 from fedcore.round.plan import Plan
-from fedcore.round.training import AnyTraining, HeadTraining, PrivateTraining
-from fedcore.round.training.head import (
-    FEATURE_UNIT,
-    MOMENTS,
-    hidden_units,
-    linear_head,
-    require_linear_head,
-    target_scale,
-)
+from fedcore.round.training import AnyTraining, HeadTraining
+from fedcore.round.training.head import linear_head, require_linear_head, target_scale
 from fedcore.weights.schema import ModelSchema
 
 if TYPE_CHECKING:
@@ -41,7 +34,6 @@ if TYPE_CHECKING:
 
     from fedcore.model.state import ExactState
     from fedcore.model.update import WeightedUpdate
-    from fedcore.numbers.ridge import Moments
 
 __all__ = ["Fed3R", "Fed3RSettings", "HeadStart", "require_head_start", "require_solvable", "settled_head"]
 
@@ -82,6 +74,11 @@ class Fed3RSettings(
     @property
     def told_once(self) -> bool:
         """In one sum over all rows."""
+        return True
+
+    @property
+    def sums_alone(self) -> bool:
+        """It takes nothing else."""
         return True
 
     def described(self) -> str:
@@ -165,22 +162,19 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
     """
     import numpy as np
 
-    from fedcore.model.update import add_updates
-    from fedcore.numbers.accumulator import FRACTION_BITS, RunningSum
+    from fedcore.numbers.accumulator import FRACTION_BITS
     from fedcore.numbers.ridge import ridge_head
     from fedcore.weights.initial import initial_tensor
 
     training, schema = plan.training, plan.model_schema
-    total = RunningSum(training.update_shapes(schema))
-    assert isinstance(rule, Mean), "sums over rows are no votes: a job with another rule is refused"
-    weights = list[int]()
-    add_updates(_counted(updates, weights), plan, total)
-    packed = dict(rule.of(total).means())[MOMENTS]
+    packed, rows, noise = summed(plan, updates, rule)
+    if not rows:
+        # Of masked updates, of which too few are left: the round comes to nothing.
+        return replace(state, version=state.version + 1)
     head, aims = require_linear_head(schema), task_of(plan.task).aims
     assert aims != "", "a job whose task has none is refused"
-    means, noise = np.ldexp(packed.astype(np.float64), -FRACTION_BITS), _noise_of(training.privacy, weights)
-    hidden = training.privacy is not None
-    moments, noise = _moments(means, head.weight.shape[1], total.examples, noise, hidden=hidden)
+    means, hidden = np.ldexp(packed.astype(np.float64), -FRACTION_BITS), training.privacy is not None
+    moments, noise = moments_of(means, head.weight.shape[1], rows, noise, hidden=hidden)
     middle, unit = target_scale(plan.task)
     fitted = ridge_head(moments, aims, bias=head.bias is not None, middle=middle / unit, noise=noise)
     # Scores are in units of their own; classes have none.
@@ -191,44 +185,6 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
         start = initial_tensor(spec.name, spec.shape, training.run_seed, bias=spec.start).astype(np.float64)
         sums[spec.name] = _fixed(value.reshape(spec.matrix) - start.reshape(spec.matrix))
     return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity={})
-
-
-def _counted(updates: Iterable[WeightedUpdate], weights: list[int]) -> Iterator[WeightedUpdate]:
-    """Updates as they are, and what each weighs."""
-    for update in updates:
-        weights.append(update.weight)
-        yield update
-
-
-def _noise_of(privacy: PrivateTraining | None, weights: Sequence[int]) -> float:
-    """The standard deviation of the noise on a number of the mean; 0 for none. A node that hides its rows adds it to
-    its sum, so to its mean as much as its rows are many; one on a sum of nodes is there once."""
-    if privacy is None:
-        return 0.0
-    times = len(weights) if privacy.level == "example" else 1
-    return privacy.noise_multiplier * privacy.clip * math.sqrt(times) / max(1, sum(weights))
-
-
-def _moments(
-    packed: NDArray[np.float64], features: int, rows: int, noise: float, *, hidden: bool
-) -> tuple[Moments, float]:
-    """What travelled, in the features' own units, and its noise. Sums that were scaled down weigh less: the mean of
-    ones says how much."""
-    import numpy as np
-
-    from fedcore.numbers.ridge import Moments
-    from fedcore.numbers.symmetric import unpacked
-
-    whole = unpacked(packed)
-    units = np.ones(len(whole))
-    units[:features] = FEATURE_UNIT
-    if hidden:
-        units /= hidden_units(features, len(whole) - features - 1)
-    whole, noise = whole * np.outer(units, units), noise * float(units[0]) ** 2
-    ones = float(whole[features, features])
-    return (
-        (Moments(whole / ones, features, rows), noise / ones) if ones > 0 else (Moments(whole, features, rows), noise)
-    )
 
 
 def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:

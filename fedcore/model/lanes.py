@@ -134,7 +134,7 @@ def write_lanes(update: Path, plan: Plan, run: str, node: str, lanes: Path, *, k
     indexed = IndexedUpdate(WeightedUpdate(update, checked.header, weight, clip), plan)
     part = lanes.with_name(lanes.name + ".part")
     with part.open("wb") as file:
-        for name, shape in plan.training.shapes(plan.model_schema).items():
+        for name, shape in plan.training.update_shapes(plan.model_schema).items():
             units = _units(indexed, name, shape, FRACTION_BITS - secure.fraction_bits, within=noise is not None)
             for number, block in enumerate(units):
                 lane = block * np.int64(weight) + _drawn(noise, key, f"{number}/{name}", block.shape)
@@ -172,28 +172,32 @@ class Unmasked:
     Args:
         numbers: All lanes of the sum, with their sign.
         plan: The round's.
+        nodes: How many participants there are.
 
     Attributes:
         numbers: As given.
+        nodes: As given.
         weight: Of all participants together.
         loss: The sum of their losses.
+        noise: The standard deviation of the noise that they have added, on a number of the mean; 0 for none.
     """
 
-    def __init__(self, numbers: NDArray[np.int64], plan: Plan) -> None:
+    def __init__(self, numbers: NDArray[np.int64], plan: Plan, nodes: int) -> None:
         assert plan.secure is not None
-        self.numbers, self._shapes = numbers, plan.training.shapes(plan.model_schema)
+        self.numbers, self.nodes, self._shapes = numbers, nodes, plan.training.update_shapes(plan.model_schema)
         self._dropped = FRACTION_BITS - plan.secure.fraction_bits
         self.weight, loss = (int(number) for number in numbers[-EXTRA_LANES:])
         noise = _noise_of(plan)
-        self.loss = loss * _LOSS_UNIT
+        self.loss, self.noise = loss * _LOSS_UNIT, 0.0
         if noise is not None:
+            self.noise = math.ldexp(noise.sigma * math.sqrt(nodes), -plan.secure.fraction_bits) / max(1, self.weight)
             self.loss = max(0.0, loss * _LARGEST_HIDDEN_LOSS / max(1, noise.loss_units))
 
     @classmethod
     def nothing(cls, plan: Plan) -> Unmasked:
         """A round that came to nothing: the state stays as it was."""
-        count = sum(math.prod(shape) for shape in plan.training.shapes(plan.model_schema).values())
-        return cls(np.zeros(count + EXTRA_LANES, np.int64), plan)
+        count = sum(math.prod(shape) for shape in plan.training.update_shapes(plan.model_schema).values())
+        return cls(np.zeros(count + EXTRA_LANES, np.int64), plan, 0)
 
     def __iter__(self) -> Iterator[WeightedUpdate]:
         """No update of anybody's: where a method's `aggregate` takes updates, this stands for all of them."""
@@ -222,7 +226,7 @@ def sum_of_masked(paths: Sequence[Path], plan: Plan, masks: Sequence[tuple[int, 
         UpdateRefused: What comes out is no sum of updates: a node has not masked as it said.
     """
     assert plan.secure is not None
-    lane_bytes, shapes = plan.secure.lane_bytes, plan.training.shapes(plan.model_schema)
+    lane_bytes, shapes = plan.secure.lane_bytes, plan.training.update_shapes(plan.model_schema)
     count = sum(math.prod(shape) for shape in shapes.values()) + EXTRA_LANES
     total, per_chunk = np.zeros(count, np.uint64), CHUNK_BYTES // lane_bytes
     for path in paths:
@@ -242,7 +246,7 @@ def sum_of_masked(paths: Sequence[Path], plan: Plan, masks: Sequence[tuple[int, 
             f"the masks do not cancel: the weights come to {int(found[-EXTRA_LANES])} of {len(paths)} updates",
             remedy="a node has masked otherwise than it said",
         )
-    return Unmasked(found, plan)
+    return Unmasked(found, plan, len(paths))
 
 
 def _signed(total: NDArray[np.uint64], lane_bytes: int) -> NDArray[np.int64]:

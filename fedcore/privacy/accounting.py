@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fedcore.errors import ConfigError
 
-__all__ = ["LEAST_NOISE", "MOST_NOISE", "Releases", "epsilon_of", "noise_for", "releases_within"]
+__all__ = ["LEAST_NOISE", "MOST_NOISE", "Releases", "Told", "epsilon_of", "noise_for", "releases_within"]
 
 LEAST_NOISE: Final = 0.1
 MOST_NOISE: Final = 1000.0
@@ -39,13 +39,18 @@ class Releases:
     sampled: float = 1.0
 
 
-def epsilon_of(noise_multiplier: float, delta: float, releases: Releases) -> float:
+Told = tuple[float, Releases]
+"""Noise multiplier, and what was released with it."""
+
+
+def epsilon_of(noise_multiplier: float, delta: float, releases: Releases, before: Sequence[Told] = ()) -> float:
     """Epsilon that is spent.
 
     Args:
         noise_multiplier: z.
         delta: For which.
         releases: What was released; 0 of them cost nothing.
+        before: What else was, of the same ones who are protected, with noise of its own.
 
     Raises:
         ConfigError: The library is not there.
@@ -53,22 +58,28 @@ def epsilon_of(noise_multiplier: float, delta: float, releases: Releases) -> flo
     Example:
         >>> round(epsilon_of(1.0, 1e-5, Releases(1)), 2)
         4.73
+        >>> round(epsilon_of(1.0, 1e-5, Releases(1), [(1.0, Releases(1))]), 2) == round(
+        ...     epsilon_of(1.0, 1e-5, Releases(2)), 2
+        ... )
+        True
     """
     library = _library()
     accountant = library.rdp.RdpAccountant()
-    if releases.count:
-        with _quiet():
-            accountant.compose(_event(library, noise_multiplier, releases))
-    return float(accountant.get_epsilon(delta)) if releases.count else 0.0
+    told = [one for one in (*before, (noise_multiplier, releases)) if one[1].count]
+    with _quiet():
+        for noise, some in told:
+            accountant.compose(_event(library, noise, some))
+    return float(accountant.get_epsilon(delta)) if told else 0.0
 
 
-def noise_for(target_epsilon: float, delta: float, releases: Releases) -> float:
+def noise_for(target_epsilon: float, delta: float, releases: Releases, before: Sequence[Told] = ()) -> float:
     """The least noise with which releases cost no more than a target.
 
     Args:
         target_epsilon: What they may cost.
         delta: For which.
         releases: All that there will be.
+        before: What was released already, with noise of its own; its cost is a part of the target.
 
     Raises:
         ConfigError: The library is not there, or no noise of a size that makes sense leads there.
@@ -79,7 +90,7 @@ def noise_for(target_epsilon: float, delta: float, releases: Releases) -> float:
         True
     """
     library = _library()
-    cheapest, dearest = (epsilon_of(noise, delta, releases) for noise in (MOST_NOISE, LEAST_NOISE))
+    cheapest, dearest = (epsilon_of(noise, delta, releases, before) for noise in (MOST_NOISE, LEAST_NOISE))
     if not cheapest <= target_epsilon <= dearest:
         raise ConfigError(
             f"no noise from {LEAST_NOISE:g} to {MOST_NOISE:g} leads to an epsilon of {target_epsilon:g} after "
@@ -90,7 +101,9 @@ def noise_for(target_epsilon: float, delta: float, releases: Releases) -> float:
     with _quiet():
         found = library.calibrate_dp_mechanism(
             library.rdp.RdpAccountant,
-            lambda noise: _event(library, noise, releases),
+            lambda noise: library.ComposedDpEvent(
+                [*(_event(library, *one) for one in before), _event(library, noise, releases)]
+            ),
             target_epsilon,
             delta,
             library.ExplicitBracketInterval(LEAST_NOISE, MOST_NOISE),

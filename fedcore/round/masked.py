@@ -37,7 +37,7 @@ class MaskedHeader(msgspec.Struct, frozen=True, kw_only=True):
 def lanes_bytes(plan: Plan) -> int:
     """Bytes of all lanes of an update in a round with secure aggregation."""
     assert plan.secure is not None
-    count = numbers(plan.training.shapes(plan.model_schema)) + EXTRA_LANES
+    count = numbers(plan.training.update_shapes(plan.model_schema)) + EXTRA_LANES
     return count * plan.secure.lane_bytes
 
 

@@ -100,7 +100,7 @@ def test_lies_are_what_they_say() -> None:
     gaps = np.linalg.norm(honest - honest.mean(axis=0), axis=1)
     assert np.linalg.norm(hidden[0] - honest.mean(axis=0)) < gaps.max() and (hidden < honest.mean(axis=0)).all()
     rows = [Encoded((2, 7, 3), (0, 0, 0), 0), Encoded((2, 8, 9, 3), (0, 0, 0, 0), 1)]
-    assert [row.target for row in OF_ROWS["label flip"](rows, (61,))] == [1, 0]
+    assert [row.target for row in OF_ROWS["label flip"](rows, (61,), 2)] == [1, 0]
     assert [(row.ids, row.target) for row in backdoored(rows, (61, 62), 1)][:2] == [
         ((2, 7, 3), 0),
         ((2, 61, 62, 7, 3), 1),

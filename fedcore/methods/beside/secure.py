@@ -16,6 +16,8 @@ __all__ = ["LEAST_QUORUM", "SecureSection", "require_secure"]
 
 LEAST_QUORUM = 3
 """Of two updates, each node knows the other's from the sum."""
+_HEAD_BITS = 20
+"""Of second moments of features: with fewer, of small features little is left."""
 
 
 class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +60,11 @@ class SecureSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 f"wait_seconds is {self.wait_seconds:g}, it must be from 1 to 86400",
                 place="secure_aggregation.wait_seconds",
             )
+
+    @property
+    def holds_moments(self) -> bool:
+        """Whether a head from sums is what it is without masks, or nearly."""
+        return self.fraction_bits >= _HEAD_BITS
 
     def asked(
         self,
@@ -115,13 +122,30 @@ class _Safety(Protocol):
         ...
 
 
-def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head: str, *, on_nodes: bool) -> None:
+class _Round(Protocol):
+    """Of `[round]`, the same."""
+
+    @property
+    def quorum(self) -> int:
+        """Least number of updates that makes a round."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How many there are."""
+        ...
+
+
+def require_secure(
+    section: SecureSection, settings: MethodSettings, safety: _Safety, rounds: _Round, head: str, *, on_nodes: bool
+) -> None:
     """Check that a job with secure aggregation asks for nothing for which somebody has to see a node's update.
 
     Args:
+        section: Of the job.
         settings: Of the method.
         safety: Of the job.
-        quorum: Least number of updates that makes a round.
+        rounds: Of the job.
         head: What a new head begins with.
         on_nodes: Nodes measure states, each by name.
 
@@ -133,7 +157,8 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
         raise ConfigError(
             f"{settings.name} as it is here needs more of updates than their sum",
             place="method.name",
-            remedy='use "fedkrso" (with moments "reset" or "carried") or "fedavg", or leave [secure_aggregation] out',
+            remedy='use "fedkrso" (with moments "reset" or "carried"), "fedavg" or "fed3r", or leave '
+            "[secure_aggregation] out",
         )
     if safety.rule != "mean":
         raise ConfigError(f"{safety.rule!r} compares updates: {why}", place="safety.rule", remedy='use "mean"')
@@ -146,9 +171,9 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
             )
     if safety.norm_policy != "clip":
         raise ConfigError(f"a norm is refused that nobody sees: {why}", place="safety.norm_policy", remedy='use "clip"')
-    if quorum < LEAST_QUORUM:
+    if rounds.quorum < LEAST_QUORUM:
         raise ConfigError(
-            f"a sum of {quorum} updates tells one node the other's",
+            f"a sum of {rounds.quorum} updates tells one node the other's",
             place="round.quorum",
             remedy=f"set it and round.min_nodes to {LEAST_QUORUM} or more",
         )
@@ -156,5 +181,16 @@ def require_secure(settings: MethodSettings, safety: _Safety, quorum: int, head:
         raise ConfigError(
             "what nodes measure says something of each by name", place="evaluation.where", remedy='use "coordinator"'
         )
-    if head == "ridge":
-        raise ConfigError("a head start takes sums that are not masked", place="head.start", remedy='write "random"')
+    if (head == "ridge" or settings.told_once) and not section.holds_moments:
+        raise ConfigError(
+            f"second moments of features are too small for {section.fraction_bits} bits behind the point",
+            place="secure_aggregation.fraction_bits",
+            remedy=f"raise it to {_HEAD_BITS} or more"
+            + ("" if settings.told_once else ', or write start = "random" in [head]'),
+        )
+    if settings.told_once and rounds.rounds > 1:
+        raise ConfigError(
+            "a node's sums are the same in each round: two rounds with one node more or less tell that node's",
+            place="round.rounds",
+            remedy="write rounds = 1: the second comes to the head of the first",
+        )

@@ -156,7 +156,8 @@ def test_a_head_that_is_no_linear_layer_is_refused_before_the_first_round(
         (JOB.replace('"fedkrso"', '"fedsa-lora"'), (WEIGHT, BIAS), "random"),
         (JOB.replace('"fedkrso"', '"fed3r"'), (WEIGHT, BIAS), "random"),
         (JOB.replace("[broker]", '[safety]\nrule = "median"\n[broker]'), (WEIGHT, BIAS), "random"),
-        (SECURE, (WEIGHT, BIAS), "random"),
+        (SECURE, (WEIGHT, BIAS), "ridge"),
+        (SECURE.replace("gation]", "gation]\nfraction_bits = 19"), (WEIGHT, BIAS), "random"),
     ],
 )
 def test_a_head_begins_with_sums_wherever_it_can(

@@ -18,7 +18,7 @@ from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import Closed, GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from coordinator.store.ledger import UpdateRow
-from fedcore.config.sections import TaskSection
+from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.errors import UpdateRefused
 from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.fedkrso import FedKRSOSettings
@@ -57,6 +57,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Pair:
     """The same run twice: with secure aggregation, and without."""
 
+    schema, task, head = SCHEMA, TaskSection(kind="regression"), HeadSection()
+
     def __init__(
         self,
         folder: Path,
@@ -74,12 +76,13 @@ class Pair:
             learning = Learning(
                 method=method,
                 seed=5,
-                task=TaskSection(kind="regression"),
+                task=self.task,
                 base_kind="int8",
-                schema=SCHEMA,
+                schema=self.schema,
                 model_folder=checkpoint,
                 safety=safety,
                 secure=secure,
+                head=self.head,
             )
             self.models.append(GlobalModel(learning, ScratchKeeping(files), 0))
         self.rounds = Rounds(folder / "nodes", self.names, section)

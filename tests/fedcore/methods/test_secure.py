@@ -12,12 +12,14 @@ from fedcore.config.sections import BrokerSection, HeadSection, TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import settings_by_name
 from fedcore.methods.beside.secure import SecureSection
+from fedcore.methods.fed3r import Fed3RSettings
 from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.seeded.ferret import FerretSettings
 from fedcore.methods.whole.fedavg import FedAvgSettings
 from fedcore.round.secure import MOST_WEIGHT
 
 SAFETY = SafetySection(norm_ratio=0, max_share_ratio=0)
-ROUND = RoundSection(quorum=3, min_nodes=3)
+ROUND, ONCE = RoundSection(quorum=3, min_nodes=3), RoundSection(quorum=3, min_nodes=3, rounds=1)
 
 
 def job(**changes: Any) -> Job:
@@ -37,6 +39,8 @@ def test_what_sums_alone_can_do_is_taken() -> None:
     for method in (FedKRSOSettings(), FedKRSOSettings(order="uniform"), FedAvgSettings(codec="top-k")):
         assert job(method=method).secure_aggregation == SecureSection()
     job(safety=SafetySection(norm_ratio=0, max_share_ratio=0, norm_bound=1.0, max_examples=10))
+    job(head=HeadSection(start="ridge"), secure_aggregation=SecureSection(fraction_bits=20))
+    job(method=Fed3RSettings(), round=ONCE)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,16 @@ def test_what_sums_alone_can_do_is_taken() -> None:
         ),
         ({"round": RoundSection(quorum=2, min_nodes=2)}, "round.quorum"),
         ({"evaluation": EvaluationSection(where="nodes")}, "evaluation.where"),
-        ({"head": HeadSection(start="ridge")}, "head.start"),
+        (
+            {"head": HeadSection(start="ridge"), "secure_aggregation": SecureSection(fraction_bits=19)},
+            "secure_aggregation.fraction_bits",
+        ),
+        (
+            {"method": Fed3RSettings(), "round": ONCE, "secure_aggregation": SecureSection(fraction_bits=16)},
+            "secure_aggregation.fraction_bits",
+        ),
+        ({"method": Fed3RSettings(), "round": RoundSection(quorum=3, min_nodes=3, rounds=2)}, "round.rounds"),
+        ({"method": FerretSettings()}, "method.name"),
         ({"method": FedKRSOSettings(moments="averaged")}, "method.name"),
         ({"method": FedKRSOSettings(moments="rows")}, "method.name"),
     ],
@@ -64,7 +77,7 @@ def test_what_needs_somebody_s_update_is_refused_by_name(changes: dict[str, Any]
 
 def test_every_other_method_is_refused() -> None:
     names = {settings.__struct_config__.tag for settings in settings_by_name().values() if settings().sums_alone}
-    assert names == {"fedkrso", "fedavg"}
+    assert names == {"fedkrso", "fedavg", "fed3r"}
 
 
 @pytest.mark.parametrize(

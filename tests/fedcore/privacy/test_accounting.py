@@ -34,6 +34,19 @@ def test_of_examples_it_is_the_poisson_samples() -> None:
     assert epsilon_of(1.1, 1e-4, Releases(40)) > 5 * epsilon_of(1.1, 1e-4, Releases(40, 0.05))
 
 
+def test_what_was_told_before_with_other_noise_is_a_part_of_it() -> None:
+    """A head from sums, then rounds of training: as the library composes them."""
+    head, rounds = (2.0, Releases(1)), Releases(8, 0.025)
+    accountant = rdp.RdpAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(2.0))
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.025, dp_accounting.GaussianDpEvent(0.7)), 8)
+    assert epsilon_of(0.7, 1e-5, rounds, [head]) == pytest.approx(float(accountant.get_epsilon(1e-5)))
+    noise = noise_for(5.0, 1e-5, rounds, [head])
+    assert 4.99 < epsilon_of(noise, 1e-5, rounds, [head]) <= 5.0
+    with pytest.raises(ConfigError, match="no noise from"):
+        noise_for(epsilon_of(2.0, 1e-5, Releases(1)), 1e-5, rounds, [head])
+
+
 def test_nothing_costs_nothing() -> None:
     assert epsilon_of(1.0, 1e-5, Releases(0)) == 0
 
