@@ -22,9 +22,9 @@ from fedcore.methods import AnySettings, server_half
 from fedcore.methods.beside.buffered import require_buffered
 from fedcore.methods.beside.private import require_nothing_beside, require_private
 from fedcore.methods.beside.secure import SecureSection, require_secure
+from fedcore.methods.combining import require_combining
 from fedcore.methods.fed3r import require_head_start
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.methods.interface import require_combining
 from fedcore.registry import METRICS, metric_kind
 from fedcore.round.measurement import DEFAULT_NEW_TOKENS, NodeEvaluation
 from fedcore.round.staleness import NONE_BEHIND, Staleness

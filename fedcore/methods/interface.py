@@ -32,18 +32,13 @@ __all__ = [
     "SteppedSettings",
     "after_rule",
     "exact_mean",
-    "require_combining",
     "require_within",
 ]
 
 M = TypeVar("M", bound="MethodSettings")
 
-_FEWEST: Final = 3
-"""Updates of which one may lie, for a rule that is not told how many do."""
 _LAST_RATE: Final = 1 / 3
 """Of a run's last round, of the first's."""
-_MOST_UPDATES: Final = 2**21
-"""Beyond what buckets of the largest size and the most liars need."""
 
 
 class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="name"):
@@ -241,43 +236,6 @@ def require_within(settings: MethodSettings, **most: float) -> None:
             raise ConfigError(f"{key} is {value}, it must be positive", place=f"method.{key}")
         if value > limit:
             raise ConfigError(f"{key} is {value}, more than {limit:,}", place=f"method.{key}")
-
-
-def require_combining(settings: MethodSettings, rule: Rule, name: str, quorum: int) -> None:
-    """Check that a rule means something for a method, and for a round of so few updates.
-
-    Args:
-        settings: Of the method.
-        rule: Of the job.
-        name: The rule's.
-        quorum: Least number of updates that makes a round.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if isinstance(rule, Mean):
-        return
-    if why := settings.not_by_coordinate:
-        raise ConfigError(
-            f"{name!r} means nothing for {settings.name}: {why}",
-            place="safety.rule",
-            remedy='use "mean", or another method',
-        )
-    if not rule.withstands(quorum):
-        least = next((count for count in range(quorum, _MOST_UPDATES) if rule.withstands(count)), 3)
-        raise ConfigError(
-            f"{name!r} of {_counted(quorum, rule)} cannot tell which of them lies",
-            place="round.quorum",
-            remedy=f"set it and round.min_nodes to {least} or more",
-        )
-
-
-def _counted(quorum: int, rule: Rule) -> str:
-    """What a rule that is too few has, and what beside the quorum makes it need more."""
-    words = f"{quorum} updates"
-    if rule.bucket > 1:
-        words += f" in buckets of {rule.bucket}"
-    return words if rule.withstands(_FEWEST * rule.bucket) else f"{words} with liars = {rule.liars}"
 
 
 class ServerHalf(Protocol):

@@ -18,7 +18,8 @@ from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
-from fedcore.methods.interface import MethodSettings, require_combining
+from fedcore.methods.combining import require_combining
+from fedcore.methods.interface import MethodSettings
 from fedcore.model.state import ExactState
 from fedcore.model.update import WeightedUpdate, write_update
 from fedcore.numbers.choosing import Krum

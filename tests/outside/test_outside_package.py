@@ -156,7 +156,7 @@ def test_a_job_may_ask_for_a_rule_of_it(beside: Path) -> None:
 import numpy as np
 from coordinator.job import SafetySection
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.methods.interface import require_combining
+from fedcore.methods.combining import require_combining
 rule = SafetySection(rule="weighted-median").combining()
 require_combining(FedKRSOSettings(), rule, "weighted-median", 3)
 print(rule.weighted, rule.combine(np.array([[5, 1], [4, 2], [9, 3]]), np.array([1, 1, 3])).tolist())

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedcore.errors import ConfigError
+from fedcore.methods.combining import require_combining
 from fedcore.methods.fedkrso import FedKRSOSettings
-from fedcore.methods.interface import require_combining
 from fedcore.numbers.choosing import Choosing, GeometricMedian, Krum, MultiKrum
 from fedcore.numbers.rules import MEAN, Median, Rule, TrimmedMean, rule_of
 
