@@ -60,7 +60,7 @@ _CLIPS: Final = (1.2, 1.6)
 _TIMES: Final = 2
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-__all__ = ["Frozen", "Sent", "accuracy_of", "frozen_features", "head_round", "sent_sums"]
+__all__ = ["Frozen", "Sent", "accuracy_of", "frozen_features", "head_of", "head_round", "sent_sums"]
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,24 @@ def accuracy_of(frozen: Frozen, model: GlobalModel, plan: Plan, most: int | None
         plan: The round's.
         most: On the first of them; None for all.
     """
+    weight, bias = head_of(model, plan)
+    x, y = (part[:most] for part in frozen.held)
+    return float(((x @ weight.T + bias).argmax(axis=1) == y).mean())
+
+
+def head_of(model: GlobalModel, plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A published head: weight (labels, features) and bias.
+
+    Args:
+        model: After the round.
+        plan: The round's.
+    """
     values = {}
     for spec in plan.model_schema.tensors:
         start = initial_tensor(spec.name, spec.shape, plan.training.run_seed, bias=spec.start)
         values[spec.name] = start.reshape(spec.matrix) + model.published.entries[spec.name].values()
     weight, bias = sorted(values.values(), key=lambda value: -value.size)
-    x, y = (part[:most] for part in frozen.held)
-    return float(((x @ weight.T + bias.reshape(-1)).argmax(axis=1) == y).mean())
+    return weight.astype(np.float64), bias.reshape(-1).astype(np.float64)
 
 
 def head_round(

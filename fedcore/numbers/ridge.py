@@ -123,8 +123,9 @@ def ridge_head(
         middle: Added to what scores come out as.
         noise: Standard deviation of noise on the features' moments; 0 for none. Then the strength is what a matrix of
             such noise alone has as half its largest eigenvalue, sqrt(n) times the noise: cross-validation by moments
-            would not see it. Nor can covariances of scores be trusted, so that logits are the scores times two, by
-            which, of two classes, a probability rises as a score does.
+            would not see it. Nor can covariances of scores be trusted, so that logits are the scores times
+            2 sqrt(2 o): of two classes 4, which is linear discriminant analysis' factor 1 / (p (1 - p)) for classes as
+            frequent as each other; of more than two as measured (docs/details/benchmarks.md).
 
     Example:
         Three rows, x = 1, 2, 3 and y = 2 x:
@@ -149,7 +150,8 @@ def ridge_head(
     weight = vectors @ (turned / (values + strength)[:, None])
     offset = (moments.mean_y - moments.mean_x @ weight if bias else np.zeros(len(y))) + middle
     if aims == "classes" and noise:
-        weight, offset = 2 * (weight - weight.mean(axis=1, keepdims=True)), 2 * (offset - offset.mean())
+        steep = 2 * math.sqrt(2 * len(offset))
+        weight, offset = steep * (weight - weight.mean(axis=1, keepdims=True)), steep * (offset - offset.mean())
     elif aims == "classes":
         weight, offset = _logits(moments, weight, offset, min(leverage, 0.9))
     if not bias:

@@ -19,6 +19,8 @@ from benchmarks.attacks.first import FirstRound, node_name
 from benchmarks.attacks.flower import compared
 from benchmarks.attacks.heads import HeadData, head_run
 from benchmarks.attacks.lies import OF_ROWS, OF_UPDATES, backdoored, little_is_enough, triggered, write_numbers
+from benchmarks.attacks.rounds import Course
+from benchmarks.attacks.rounds import table as rounds_table
 from benchmarks.attacks.texts import Texts
 from benchmarks.attacks.whole import METHOD as WHOLE
 from benchmarks.attacks.whole import WholeModel
@@ -222,3 +224,22 @@ def test_guesses_are_scored_against_the_trivial_one() -> None:
     others = chance.normal(size=500)
     assert abs(area(chance.normal(size=500), others) - 0.5) < 0.05 and advantage(chance.normal(size=500), others) < 0.1
     assert area(others + 9, others) == 1.0 == advantage(others + 20, others)
+
+
+def test_a_course_is_a_row_with_each_round_and_brackets_where_there_is_no_promise() -> None:
+    def one(rule: str, attack: str, liars: int, *accuracies: float) -> Course:
+        cell = Cell("iid", rule, attack, liars, 10, len(accuracies))
+        return Course(cell, tuple(Found(cell, accuracy, 0.5, 0.25) for accuracy in accuracies))
+
+    courses = [
+        one("mean", "", 0, 0.8, 0.9),
+        one("mean", "sign flip", 3, 0.4, 0.3),
+        one("median", "sign flip", 3, 0.7, 0.6),
+        one("median", "backdoor", 3, 0.7, 0.6),
+    ]
+    lines = list(rounds_table({course.cell: course for course in courses}, ("mean", "median")))
+    assert lines[2:] == [
+        "| none | – | 0.800, 0.900 |  |",
+        "| backdoor | 3 |  | 0.700, 0.600; word 0.25 → 0.50 |",
+        "| sign flip | 3 | (0.400, 0.300) | 0.700, 0.600 |",
+    ]

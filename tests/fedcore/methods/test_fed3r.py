@@ -229,3 +229,26 @@ def test_hidden_classes_are_told_apart_by_scores_and_not_by_covariances_of_noise
         right[name] = float((said == y.argmax(axis=1)).mean())
     assert right["told"] > 0.7
     assert ridge_head(moments, "classes", noise=0.02).strength == pytest.approx(0.02 * np.sqrt(FEATURES))
+
+
+@pytest.mark.parametrize("labels", [2, 40])
+def test_a_hidden_head_is_as_steep_as_its_labels_are_many(labels: int) -> None:
+    """So that probabilities are of use, on rows that it has not seen; which label is the likeliest stays."""
+    chance, features = np.random.default_rng(labels), 32
+    middles = chance.normal(size=(labels, features))
+    y = chance.integers(0, labels, 6000)
+    x = middles[y] + chance.normal(size=(len(y), features))
+    train, held = slice(0, 3000), slice(3000, None)
+    rows = np.concatenate([x[train], np.ones((3000, 1)), np.eye(labels)[y[train]]], axis=1)
+    noise = np.triu(chance.normal(size=(rows.shape[1],) * 2) * 0.003)
+    moments = Moments(rows.T @ rows / 3000 + noise + np.triu(noise, 1).T, features, 3000)
+    told = ridge_head(moments, "classes", noise=0.003)
+    plain = ridge_head(moments, "scores", strength=told.strength)
+    assert told.weight == pytest.approx(2 * np.sqrt(2 * labels) * (plain.weight - plain.weight.mean(axis=0)))
+
+    def loss(factor: float) -> float:
+        logits = factor * (x[held] @ plain.weight.T + plain.bias)
+        logits -= logits.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(3000), y[held]]).mean())
+
+    assert loss(2 * np.sqrt(2 * labels)) < min(loss(2), 0.5 * np.log(labels))
