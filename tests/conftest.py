@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from forked_workers import ForkedWorkers
 
@@ -21,6 +22,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # interrupted by a test would never hear of it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run: a test that fails does so for whoever changed something. New ones are looked for with
+# `HYPOTHESIS_PROFILE=explore make test-all`.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Needs atheris, which only `make fuzz` installs.
 collect_ignore = ["fuzz/run_atheris.py"]

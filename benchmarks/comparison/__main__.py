@@ -23,7 +23,7 @@ from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
 from benchmarks.comparison.central import Central, measured
 from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
 from benchmarks.comparison.systems import SYSTEMS
-from benchmarks.comparison.tables import costs, curve, paired, results
+from benchmarks.comparison.tables import costs, curve, paired, results, searched
 from fedcore.config.models import resolve_model_folder
 from research.data.splits import parse_split
 from research.data.tasks import task_by_name
@@ -150,6 +150,7 @@ def table(preset: str, cells: Path | None) -> None:
     methods = [name for name in (*_TABLE, *SYSTEMS) if name in there]
     for lines in (
         results(found, methods, columns),
+        searched(found, methods, columns),
         costs(found, methods, columns),
         *(curve(found, task, _SPLITS, [FROZEN, "FedKRSO", *_BESIDE]) for task in tasks),
         *(paired(found, name, "FedKRSO", every) for name in _BESIDE[:-1]),

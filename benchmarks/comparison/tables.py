@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.comparison.cells import Cell, Cells
 from benchmarks.comparison.methods import FULL
 
-__all__ = ["costs", "curve", "paired", "results"]
+__all__ = ["costs", "curve", "paired", "results", "searched"]
 
 _OWN = ", own rows"
 _TARGET = 0.99
@@ -38,6 +38,30 @@ def _quality(found: Sequence[Cell]) -> str:
     held = "" if own else f"{_mean([cell.held[-1] for cell in found])} / "
     dev = _mean([(cell.own if own else cell.dev)[-1] for cell in found])
     return f"{held}{dev}{f' ({len(found)})' if len(found) > 1 else ''}"
+
+
+def searched(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Each run with what was tried before it: a row for each method, column and seed.
+
+    Args:
+        cells: All.
+        methods: Whose.
+        columns: Task and split.
+    """
+    yield "| | column, seed | held-out / development | rates tried: metric on tuning rows | MB up / down | seconds |"
+    yield "|---|---|---|---|---|---|"
+    for task, split in columns:
+        for cell in (cell for method in methods for cell in cells.of(task, split, method)):
+            tried = ", ".join(_tried(one, cell.learning_rate) for one in cell.tried)
+            size = f"{cell.up[-1]:.2f} / {cell.down[-1]:.2f}"
+            where = f"{task}, {_split(split)}, {cell.seed}"
+            yield f"| {cell.method} | {where} | {_quality([cell])} | {tried} | {size} | {cell.seconds[-1]:.0f} |"
+
+
+def _tried(one: str, chosen: float) -> str:
+    rate, metric = map(float, one.split(":"))
+    text = f"{rate:g}: {metric:.3f}"
+    return f"**{text}**" if rate == chosen else text
 
 
 def costs(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -115,14 +115,16 @@ class FleetNode:
             case Looked(submission, reason):
                 if submission == self.looking:
                     self.looking = ""
-                if submission in {run.submission for run in self.notice.runs}:
+                # A look says nothing against what a notice, or the owner, has said meanwhile.
+                if submission in self._known and not self.verdicts.get(submission):
                     self.verdicts[submission] = reason
             case Left(reason, over):
                 assert self.current is not None
-                if reason:
-                    self.verdicts[self.current.submission] = reason
-                if over:
-                    self.over.add(self.current.submission)
+                submission = self.current.submission
+                if reason and submission in self._known:
+                    self.verdicts[submission] = reason
+                if over and submission in self._known:
+                    self.over.add(submission)
                 self.current, self.leaving = None, False
         # Who has just left waits for a notice: it may be the last one of a run that is over.
         actions = self._next(begin=not isinstance(event, Left))
@@ -147,14 +149,18 @@ class FleetNode:
 
     def check(self) -> None:
         """Invariants that hold between events; tests call it after each."""
-        known = {run.submission for run in self.notice.runs}
-        assert self.verdicts.keys() <= known and self.over <= known
+        assert self.verdicts.keys() <= self._known and self.over <= self._known
         assert self.current is not None or not self.leaving
         assert not (self.current and self.verdicts.get(self.current.submission)) or self.leaving
 
+    @property
+    def _known(self) -> set[str]:
+        """Submissions of the newest notice."""
+        return {run.submission for run in self.notice.runs}
+
     def _notice(self, notice: Notice) -> None:
         self.notice = notice
-        known = {run.submission for run in notice.runs}
+        known = self._known
         self.verdicts = {submission: why for submission, why in self.verdicts.items() if submission in known}
         self.over &= known
         for run in notice.runs:

@@ -12,7 +12,7 @@ import benchmarks.comparison.__main__ as comparison
 from benchmarks.comparison.cells import RATES_SPLIT, Cell, Cells, cell_of
 from benchmarks.comparison.methods import COMPARED, FROZEN, FULL
 from benchmarks.comparison.systems import SYSTEMS
-from benchmarks.comparison.tables import costs, curve, paired, results
+from benchmarks.comparison.tables import costs, curve, paired, results, searched
 from research.planning import planned, planned_tuning
 from research.runs.rates import Rate, Rates, Tried
 from tests.research.paper_runs import row, setup
@@ -67,6 +67,9 @@ def test_tables_say_means_over_seeds_costs_and_pairs(tmp_path: Path) -> None:
     lines = list(results(cells, ["FedKRSO", "FedSA-LoRA, own rows", "FedIT"], columns))
     assert lines[0] == "| | sst2, Dirichlet 0.5 | sst2, a label a node |"
     assert lines[2:] == ["| FedKRSO | 0.830 / 0.810 (3) |  |", "| FedSA-LoRA, own rows | 0.900 |  |", "| FedIT |  |  |"]
+    assert list(searched(cells, ["FedKRSO", "FedIT"], columns))[3] == (
+        "| FedKRSO | sst2, Dirichlet 0.5, 1 | 0.810 / 0.790 | 0.0003: 0.700, **0.001: 0.800** | 1.00 / 2.00 | 20 |"
+    )
     assert list(costs(cells, ["FedKRSO", "FedIT"], columns))[2:] == [
         "| FedKRSO | sst2, Dirichlet 0.5 | 1.000 | 2.000 | 4 | 3.00 | 20 |"
     ]

@@ -72,8 +72,10 @@ class Node:
     broker: MemoryBroker
     inbox: queue.Queue[object] = field(default_factory=queue.Queue)
     start: int = 1
+    told: tuple[int, str, Measurement | None] = (0, "", None)
 
     def __post_init__(self) -> None:
+        self.lock = threading.Lock()
         self.transport = self.broker.connect()
         self.post = Post("t", self.name, None, self.start)
         self.transport.subscribe(TOPICS.down(self.name, "#"))
@@ -82,12 +84,20 @@ class Node:
 
     def _heard(self, envelope: Envelope) -> None:
         if isinstance(envelope.body, Welcome):
-            self.post.run_id = envelope.run_id
-            self.tell()
+            with self.lock:
+                self.post.run_id = envelope.run_id
+                # As an agent does: what holds now, however late the welcome is.
+                self._tell()
         else:
             self.inbox.put(envelope.body)
 
     def tell(self, version: int = 0, digest: str = "", found: Measurement | None = None) -> None:
+        with self.lock:
+            self.told = version, digest, found
+            self._tell()
+
+    def _tell(self) -> None:
+        version, digest, found = self.told
         status = self.post.seal(Status(online=True, version=version, digest=digest, measured=found))
         self.transport.publish(Message(TOPICS.status(self.name), status, retain=True))
 

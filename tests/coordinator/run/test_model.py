@@ -65,7 +65,7 @@ OF_A_ROUND = {
     # A round's whole sum, or one that is handed out to nobody.
     "add_updates": (
         "fedcore/methods/interface.py",
-        "fedcore/methods/fed3r.py",
+        "fedcore/methods/moments.py",
         "fedcore/model/stacking.py",
         "coordinator/sums/adder.py",
     ),

@@ -131,6 +131,26 @@ def test_rules_that_accept_nothing_are_refused() -> None:
         AcceptSection(runs=())
 
 
+def test_a_look_that_ends_late_takes_nothing_back_that_was_refused_meanwhile() -> None:
+    node = FleetNode("n", OFFERING)
+    node.handle(Heard(1, Notice((run("b"),))))
+    node.handle(Heard(2, Notice((run("b", "n", model="other"),))))
+    assert not any(isinstance(action, TakePart) for action in node.handle(Looked(node.looking, "")))
+    assert node.current is None and "b" in node.candidate().declined
+
+
+def test_a_run_that_left_the_notice_is_forgotten_also_by_who_was_in_it() -> None:
+    for left in (Left("", over=True), Left("no room")):
+        node = FleetNode("n", OFFERING)
+        node.handle(Heard(1, Notice((run("a", "n"),))))
+        node.handle(Looked(node.looking, ""))
+        assert node.current is not None
+        node.handle(Heard(2, Notice(())))
+        node.handle(left)
+        node.check()
+        assert node.current is None and not node.over and not node.verdicts
+
+
 NOTICES = st.lists(
     st.tuples(
         st.sampled_from(["notice", "good", "bad", "left", "over", "failed"]),
