@@ -246,8 +246,20 @@ class Archive:
                 return
         if plan is None:
             base.reset()
-        else:
+        elif not (ahead and self._merged(base, plan)):
             self._rebuild(base, plan)
+
+    def _merged(self, base: Base, plan: Plan) -> bool:
+        """Make a base the one of the merge after a closed round, if there is a snapshot of it: what the round itself
+        stood on may be dropped then, and the plan that knows the base is not in a backup."""
+        training = plan.training
+        snapshot = _last_snapshot(self.objects, training.generation + 1)
+        if snapshot is None or snapshot.generation <= training.generation:
+            return False
+        with contextlib.suppress(OSError, WireError):
+            state = take_snapshot(self.path(snapshot), base, training.at(snapshot.generation))
+            return model_digest(base.digest(), state) == snapshot.digest
+        return False
 
     def _is_of(self, base: Base, plan: Plan | None) -> bool:
         digest = base.digest()
