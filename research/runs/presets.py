@@ -83,6 +83,21 @@ _SMALL = Preset(
     own=_STEADY,
 )
 
+# Small enough for every method, task and split on two cores, from a head of sums: round 1 is the head's.
+_TABLE = Preset(
+    clients=4,
+    rounds=4,
+    tune_rounds=3,
+    max_length=48,
+    most_train=1600,
+    most_held=500,
+    most_dev=500,
+    micro_batch_size=8,
+    common={"steps": 12, "interval_steps": 12, "batch_size": 8, "learning_rate_decay": 0.8, "published_bits": 8},
+    own={name: {**steady, "published_bits": 16} for name, steady in _STEADY.items()},
+    measure_every=2,
+)
+
 PRESETS = {
     "small": _SMALL,
     # As many steps in all, for tasks that take a model more of them one after the other: half the clients, twice the
@@ -90,32 +105,16 @@ PRESETS = {
     "long": replace(
         _SMALL, clients=5, rounds=20, measure_every=4, common={**_SMALL.common, "learning_rate_decay": 0.9}
     ),
-    # Small enough for every method, task and split on two cores, from a head of sums: round 1 is the head's.
-    "table": Preset(
-        clients=4,
-        rounds=4,
-        tune_rounds=3,
-        max_length=48,
-        most_train=1600,
-        most_held=500,
-        most_dev=500,
-        micro_batch_size=8,
-        common={"steps": 12, "interval_steps": 12, "batch_size": 8, "learning_rate_decay": 0.8, "published_bits": 8},
-        own={name: {**steady, "published_bits": 16} for name, steady in _STEADY.items()},
-        measure_every=2,
-    ),
+    "table": _TABLE,
     # Ten times as long, where more is learned than a head: 1,440 steps of 16 rows from all that there is.
-    "learn": Preset(
-        clients=4,
+    "learn": replace(
+        _TABLE,
         rounds=13,
-        tune_rounds=3,
-        max_length=48,
         most_train=16000,
         most_held=1000,
         most_dev=1000,
         micro_batch_size=16,
-        common={"steps": 30, "interval_steps": 30, "batch_size": 16, "learning_rate_decay": 0.9, "published_bits": 8},
-        own={name: {**steady, "published_bits": 16} for name, steady in _STEADY.items()},
+        common={**_TABLE.common, "steps": 30, "interval_steps": 30, "batch_size": 16, "learning_rate_decay": 0.9},
         measure_every=3,
     ),
     # arXiv 2602.03019; LoRA's alpha as in the authors' code.

@@ -89,14 +89,7 @@ def test_the_digest_is_that_without_masks_in_the_head_s_round_and_after(
         plan = pair.begin(number)
         assert isinstance(plan.training, HeadTraining) == (number == 1)
         exchanged(pair, plan)
-        gone = pair.names[number : number + lost]
-        alive = [name for name in pair.names if name not in gone]
-        updates = pair.rounds.masked(plan, alive)
-        for name in gone:
-            pair.rounds.members[name].lost = True
-        pair.end(plan, updates, alive=alive)
-        for name in gone:
-            pair.rounds.members[name].lost = False
+        pair.end_without(plan, pair.names[number : number + lost])
         assert pair.models[1].published.digest() != before
         before = pair.models[1].published.digest()
     assert pair.models[1].state.sums["score.weight"].any()

@@ -88,6 +88,16 @@ class Pair:
         self.rounds = Rounds(folder / "nodes", self.names, section)
         self.plain = dict[str, UpdateRow]()
 
+    def end_without(self, plan: Plan, gone: Sequence[str]) -> None:
+        """End a round whose keys are exchanged, with nodes that are lost until it is over."""
+        alive = [name for name in self.names if name not in gone]
+        updates = self.rounds.masked(plan, alive)
+        for name in gone:
+            self.rounds.members[name].lost = True
+        self.end(plan, updates, alive=alive)
+        for name in gone:
+            self.rounds.members[name].lost = False
+
     def begin(self, number: int, deadline_at: float = 0) -> Plan:
         """A round, open at both; and every node's update, as lanes too."""
         plans = []
@@ -155,14 +165,7 @@ def test_the_digest_is_that_without_for_every_number_of_lost_nodes(lost: int, tm
     for number in (1, 2):
         plan = pair.begin(number)
         exchanged(pair, plan)
-        gone = pair.names[number : number + lost]
-        alive = [name for name in pair.names if name not in gone]
-        updates = pair.rounds.masked(plan, alive)
-        for name in gone:
-            pair.rounds.members[name].lost = True
-        pair.end(plan, updates, alive=alive)
-        for name in gone:
-            pair.rounds.members[name].lost = False
+        pair.end_without(plan, pair.names[number : number + lost])
     assert not [note for note in pair.rounds.notes if note[0] != "declined"]
 
 
