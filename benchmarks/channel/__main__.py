@@ -8,11 +8,14 @@
 `errors` prints what the simulated antennas leave. `table` trains over no channel and over each scenario, and uses each
 model over each of them; `curve` does the same with fixed errors. A run begins with a head from sums, whose model is the
 frozen one: everything of it goes over the channel too. Everything of a round is its own path (plan, trainer, update
-file, exact sums, published state), in one process; held-out rows are of the training file."""
+file, exact sums, published state), in one process; held-out rows are of the training file. With a causal model
+(`--task shakespeare --model stories260K --rates 1`) there is no head, the frozen model is the untouched one, and
+numbers are perplexities."""
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import tempfile
 import time
@@ -32,10 +35,11 @@ from coordinator.run.keeping import ScratchKeeping
 from coordinator.run.model import GlobalModel, Learning
 from coordinator.store.folder import RunFolder
 from edge_client.worker.architecture.configuration import read_tokenizer
-from edge_client.worker.data.tasks import Encoded, encode, outputs
+from edge_client.worker.data.tasks import Encoded, Scores, encode
 from edge_client.worker.model.describing import describe
 from edge_client.worker.model.fused import fuse
 from edge_client.worker.train.channel import StepNoise, receive
+from edge_client.worker.train.evaluate import measures, scores_of
 from edge_client.worker.train.replica import Replica
 from fedcore.config.channel import ChannelSection
 from fedcore.config.models import resolve_model_folder
@@ -76,9 +80,14 @@ class _World:
             model_folder=self.folder,
             # No node lies here.
             safety=SafetySection(norm_ratio=0.0, max_share_ratio=0.0),
-            head=HeadSection(start="ridge", rates=self.rates),
+            head=HeadSection(start="random" if self.causal else "ridge", rates=self.rates),
             channel=channel,
         )
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model says the next token, and has no head."""
+        return self.section.kind == "causal-lm"
 
 
 def _wanted(command: Callable[..., None]) -> Callable[..., None]:
@@ -186,6 +195,8 @@ class _Wanted:
 
 def _world(wanted: _Wanted) -> _World:
     folder, chosen = resolve_model_folder(wanted.model, place="--model"), task_by_name(wanted.task)
+    if chosen.kind == "causal-lm" and not wanted.rounds:
+        raise click.UsageError("a causal model has no head to learn: --rounds 1 or more")
     section, tokenizer = chosen.section(wanted.max_length), read_tokenizer(folder)
     parts = read_parts(chosen, wanted.data, wanted.max_length, most_train=wanted.rows, most_held=wanted.held)
     train = encode([row.example for row in parts.train], section, tokenizer)
@@ -197,14 +208,16 @@ def _world(wanted: _Wanted) -> _World:
         learning_rate=wanted.learning_rate,
         tensor_learning_rate=wanted.head_rate,
     )
-    most = Counter(example.target for example in apart).most_common(1)[0][1]
-    print(
-        f"{wanted.task}, {wanted.method}, {wanted.nodes} nodes, {len(train)} rows, {len(apart)} held out, a head and "
-        f"{wanted.rounds} rounds of\n{wanted.steps} steps of {settings.batch_size}; "
-        f"the most frequent label is right of {most / len(apart):.3f}"
-    )
     shares = [train[i :: wanted.nodes] for i in range(wanted.nodes)]
-    return _World(folder, section, settings, wanted.rounds, wanted.rates, shares, apart)
+    world = _World(folder, section, settings, wanted.rounds, wanted.rates, shares, apart)
+    most = Counter(example.target for example in apart).most_common(1)[0][1]
+    beside = "perplexity" if world.causal else f"the most frequent label is right of {most / len(apart):.3f}"
+    print(
+        f"{wanted.task}, {wanted.method}, {wanted.nodes} nodes, {len(train)} rows, {len(apart)} held out, "
+        f"{'' if world.causal else 'a head and '}{wanted.rounds} rounds of\n{wanted.steps} steps of "
+        f"{settings.batch_size}; {beside}"
+    )
+    return world
 
 
 def _print_row(name: str, world: _World, channel: ChannelSection | None, used: Sequence[float]) -> None:
@@ -216,16 +229,19 @@ def _print_row(name: str, world: _World, channel: ChannelSection | None, used: S
 
 
 def _run(world: _World, channel: ChannelSection | None, used: Sequence[float], scratch: Path) -> Iterator[float]:
-    """Accuracy of the frozen model with its head, of the last model, and of that over a channel with each error."""
+    """What the frozen model with its head is worth, the last model, and that over a channel with each error."""
     learning, keeping = world.learning(channel), ScratchKeeping(RunFolder(scratch))
     model = GlobalModel(learning, keeping, 0)
     replica: Replica | None = None
-    for server_round in range(1, world.rounds + 2):
+    first = 1 if world.causal else 2
+    for server_round in range(1, world.rounds + first):
         model.begin(server_round, _CHUNK_BYTES, print)
         plan = model.plan(server_round, (), 0, _CHUNK_BYTES)
         if replica is None:
             replica = Replica(plan, world.folder, scratch / "replica", _CPU, torch.float32)
             fuse(replica.model.module)
+        if server_round == first:
+            yield _worth(replica, plan, world, None)
         updates = []
         for number, own in enumerate(world.nodes):
             sender = Sender("r", f"node-{number}", learning.safety)
@@ -235,26 +251,27 @@ def _run(world: _World, channel: ChannelSection | None, used: Sequence[float], s
         taken = closed.objects[-1]
         path = keeping.folder.published_state(taken.version, taken.kind)
         replica.adopt(path, taken.generation, taken.kind, taken.digest)
-        if server_round == 1:
-            yield _accuracy(replica, plan, world.held, None)
     assert replica is not None
+    if world.rounds < 1:
+        yield _worth(replica, plan, world, None)
     for error in (None, *used):
-        yield _accuracy(replica, plan, world.held, error)
+        yield _worth(replica, plan, world, error)
 
 
-def _accuracy(replica: Replica, plan: Plan, held: Sequence[Encoded], error: float | None) -> float:
-    """Of held-out rows, over a channel with an error or none."""
-    steps, right = StepNoise(plan, "held out"), 0
+def _worth(replica: Replica, plan: Plan, world: _World, error: float | None) -> float:
+    """Accuracy, or a causal model's perplexity, on held-out rows, over a channel with an error or none."""
+    steps, parts = StepNoise(plan, "held out"), []
     handle = None if error is None else receive(replica.model, error, steps)
-    with torch.no_grad():
-        for start in range(0, len(held), _BATCH):
-            batch = held[start : start + _BATCH]
-            steps.see(start, 0, batch)
-            said = outputs(replica.model, batch, replica.model.pad_id, _CPU).argmax(dim=1)
-            right += sum(int(label) == one.target for label, one in zip(said, batch, strict=True))
+    for start in range(0, len(world.held), _BATCH):
+        batch = world.held[start : start + _BATCH]
+        steps.see(start, 0, batch)
+        parts.append(scores_of(replica.model, batch, world.section, replica.model.pad_id, _CPU))
     if handle is not None:
         handle.remove()
-    return right / len(held)
+    losses, weights, outputs = zip(*((part.losses, part.weights, part.outputs) for part in parts), strict=True)
+    scores = Scores(np.concatenate(losses), np.concatenate(weights), np.concatenate(outputs))
+    accuracy, loss, _ = measures(scores, world.held, world.section)
+    return math.exp(loss) if world.causal else accuracy
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SST-2 on a few nodes, in one process, and the model that comes of it as a folder."""
+"""A task on a few nodes, in one process, and the model that comes of it as a folder."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,13 @@ from edge_client.worker.data.tasks import encode
 from edge_client.worker.model.describing import describe
 from fedcore.config.sections import BrokerSection, DataSection, TaskSection
 from fedcore.data.splits import deal, parse_split
+from fedcore.fields.types import HeadBegin
 from fedcore.methods import settings_by_name
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.weights.checkpoint import Checkpoint
 from fedkrso.tuning.trials import Measured, Rows, Trials
 
-__all__ = ["NODES", "Data", "scores_in", "tune"]
+__all__ = ["NODES", "Data", "scores_in", "settings_of", "tune", "tune_nodes"]
 
 NODES = 4
 _TASK = TaskSection(kind="text-classification", labels=("0", "1"), max_length=64)
@@ -74,11 +75,41 @@ def tune(
         keys: Its settings.
     """
     task, _ = resolved_pooling(folder, _TASK)
-    tokenizer, checkpoint = read_tokenizer(folder), Checkpoint(folder)
     parts = deal([row.target for row in train], NODES, parse_split("dirichlet:0.5"), 0, least=8)
-    nodes = {
-        f"n{number}": encode([train[index] for index in part], task, tokenizer) for number, part in enumerate(parts)
-    }
+    nodes = {f"n{number}": [train[index] for index in part] for number, part in enumerate(parts)}
+    return tune_nodes(folder, out, task, nodes, dev, rounds, "ridge", settings_of(name, **keys))
+
+
+def settings_of(name: str, **keys: Any) -> FedKRSOSettings:
+    """A method's, of FedKRSO's kind."""
+    method = msgspec.convert({"name": name, **keys}, settings_by_name()[name])
+    assert isinstance(method, FedKRSOSettings)
+    return method
+
+
+def tune_nodes(
+    folder: Path,
+    out: Path,
+    task: TaskSection,
+    nodes: Mapping[str, Sequence[Example]],
+    dev: Sequence[Example],
+    rounds: int,
+    head: HeadBegin,
+    method: FedKRSOSettings,
+) -> list[Measured]:
+    """Train a model on nodes with rows of their own, and write it; what it is worth on `dev` after each round.
+
+    Args:
+        folder: Where it begins.
+        out: Where it is written.
+        task: What is learned.
+        nodes: Each node's rows.
+        dev: Rows that are measured.
+        rounds: With the head's, where one is made from sums.
+        head: What a head begins with.
+        method: How it is trained.
+    """
+    tokenizer, checkpoint = read_tokenizer(folder), Checkpoint(folder)
     schema = describe(checkpoint, task)
     job = Job(
         run="trials",
@@ -87,11 +118,10 @@ def tune(
         broker=BrokerSection(url="mqtts://localhost"),
         safety=SafetySection(max_share_ratio=10.0),
     )
-    method = msgspec.convert({"name": name, **keys}, settings_by_name()[name])
-    assert isinstance(method, FedKRSOSettings)
+    encoded = {name: encode(rows, task, tokenizer) for name, rows in nodes.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        made = Trials(job, schema, folder, Rows(nodes, encode(dev, task, tokenizer)), Path(scratch))
-        found = list(made.rounds(method, "ridge", rounds))
+        made = Trials(job, schema, folder, Rows(encoded, encode(dev, task, tokenizer)), Path(scratch))
+        found = list(made.rounds(method, head, rounds))
         assert made.model is not None
         state = made.model.state.publish()
         export_model(made.model.base, state, schema, task, made.model.training(rounds), out)

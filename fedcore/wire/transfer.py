@@ -109,6 +109,11 @@ class _Timer:
         self._wait(2 * (now - self._progress_at), now)
         self._progress_at = now
 
+    def answered(self, asked_at: float, now: float) -> None:
+        """What was asked has its answer: what comes next is given twice as long."""
+        self._wait(2 * (now - asked_at), now)
+        self._progress_at = now
+
     def back_off(self, now: float) -> None:
         self._wait(2 * self._pause, now)
 
@@ -128,6 +133,8 @@ class Sender:
         self._doubtful: set[int] = set()
         self._window = 0
         self._timer = _Timer(resend_seconds)
+        self._offered_at: float | None = None
+        """When the first offer went out that has no answer yet."""
         self.finished = False
 
     @property
@@ -157,7 +164,10 @@ class Sender:
                 self._doubtful.clear()
                 # A window that shrank leaves the last ones for later.
                 self._in_flight = dict.fromkeys(list(self._in_flight)[: self._window])
-                self._timer.restart(now)
+                # An answer to an older offer says nothing of how long this link takes.
+                if self._offered_at is not None:
+                    self._timer.answered(self._offered_at, now)
+                    self._offered_at = None
             case Ack(_, have):
                 if self._acked.update(have):
                     self._timer.progress(now)
@@ -169,6 +179,8 @@ class Sender:
         if self.finished or now < self._timer.due_at:
             return []
         self._timer.back_off(now)
+        if self._offered_at is None:
+            self._offered_at = now
         if not self._doubtful:
             self._doubtful = set(self._in_flight)
         return [Send(Offer(self.transfer, self.manifest))]
@@ -178,6 +190,7 @@ class Sender:
         self._window = 0
         self._in_flight.clear()
         self._doubtful.clear()
+        self._offered_at = None
         self._timer.due_at = float("-inf")
 
     def _fill(self) -> list[Action]:

@@ -7,6 +7,7 @@ import queue
 import random
 import tracemalloc
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
@@ -25,7 +26,7 @@ from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
 from fedcore.wire.identity import SigningKey
 from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Missing, Offer, Refuse
-from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
+from fedcore.wire.transfer import Action, Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
 
 MANIFEST = Manifest("u", 10, "ab" * 32, 4)
 
@@ -161,6 +162,37 @@ def test_sender_sends_nothing_twice_on_a_link_slower_than_its_pause() -> None:
     assert sender.tick(5.5) == []
     # The grant answers for the second, which is lost, and not for the third, which is on its way.
     assert sender.handle(Grant("t", 2, b"\x01"), 5.6) == [SendChunk(1)]
+
+
+def test_sender_sends_nothing_twice_through_a_broker_that_takes_seconds() -> None:
+    """A thousand nodes offer at once, and each message lies five seconds: answers to the offers that were repeated
+    meanwhile are no reason to send chunks again."""
+    sender, receiver, slow = Sender("t", MANIFEST), Receiver("t", MANIFEST), 5.0
+    data, sent = (b"abcd", b"efgh", b"zz"), []
+    up: list[tuple[float, Offer | Chunk]] = []
+    down: list[tuple[float, Grant | Ack | Commit]] = []
+
+    def act(actions: Sequence[Action], now: float) -> None:
+        for action in actions:
+            match action:
+                case Send(Offer() as offer):
+                    up.append((now + slow, offer))
+                case SendChunk(index):
+                    sent.append(index)
+                    up.append((now + slow, chunk(index, data[index])))
+                case Send(Grant() | Ack() | Commit() as answer):
+                    down.append((now + slow, answer))
+                case Verify():
+                    act(receiver.verified(whole=True), now)
+
+    for tick in range(1200):
+        now = tick / 10
+        act(sender.tick(now), now)
+        while up and up[0][0] <= now:
+            act(receiver.handle(up.pop(0)[1], now), now)
+        while down and down[0][0] <= now:
+            act(sender.handle(down.pop(0)[1], now), now)
+    assert sent == [0, 1, 2] and sender.finished
 
 
 def test_receiver_stores_acknowledges_verifies_and_commits_again() -> None:
