@@ -19,6 +19,11 @@ __all__ = ["Engines", "One", "Several"]
 _AGGREGATION = "\n[aggregation]\npieces = {pieces}\nleast_numbers = 0\n"
 
 
+def _of_quality(sections: str, qos: int) -> str:
+    """A user's sections, with MQTT's quality of service."""
+    return sections.replace("[broker]\n", f"[broker]\nqos = {qos}\n")
+
+
 class Engines(Protocol):
     """What a run needs beside coordinator and nodes."""
 
@@ -41,14 +46,16 @@ class One:
     Args:
         folder: For the broker's files.
         users: Their names.
+        qos: Of all messages.
     """
 
-    def __init__(self, folder: Path, users: Sequence[str]) -> None:
+    def __init__(self, folder: Path, users: Sequence[str], qos: int = 1) -> None:
+        self._qos = qos
         self._broker = LocalBroker(folder / "broker", users, kind="nats", run="fleet")
 
     def sections(self, user: str) -> str:
         """See `Engines`."""
-        return self._broker.sections(user)
+        return _of_quality(self._broker.sections(user), self._qos)
 
     def processes(self) -> dict[str, int]:
         """See `Engines`."""
@@ -67,10 +74,11 @@ class Several:
         users: Their names, the coordinator's first.
         workers: How many.
         replicas: On how many nats-servers sessions and what is retained lie.
+        qos: Of all messages.
     """
 
-    def __init__(self, folder: Path, users: Sequence[str], workers: int, replicas: int = 3) -> None:
-        self._folder, self._count = folder, workers
+    def __init__(self, folder: Path, users: Sequence[str], workers: int, replicas: int = 3, qos: int = 1) -> None:
+        self._folder, self._count, self._qos = folder, workers, qos
         self.postgres, self.s3 = Postgres(), S3()
         self.nats = NatsCluster(folder / "nats", users, replicas)
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -86,7 +94,7 @@ class Several:
 
     def sections(self, user: str) -> str:
         """See `Engines`."""
-        broker = self.nats.sections(user)
+        broker = _of_quality(self.nats.sections(user), self._qos)
         if user != "coordinator":
             return broker + self.s3.allowed
         return broker + self.postgres.section + self.s3.section() + _AGGREGATION.format(pieces=2 * self._count)

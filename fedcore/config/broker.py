@@ -33,6 +33,7 @@ def mqtt_settings(section: BrokerSection, client_id: str) -> MqttSettings:
         section.key_file,
         section.messages_per_second,
         section.bytes_per_second,
+        section.qos,
     )
     # Wrong addresses and files show here, with the file, and not at the first connection.
     _ = settings.address

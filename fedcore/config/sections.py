@@ -168,6 +168,9 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     rest; 0 for no limit."""
     bytes_per_second: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 0
     """Likewise, of bytes."""
+    qos: Literal[0, 1] = 1
+    """MQTT's quality of service. With 0 a broker delivers at most once and keeps nothing for who is away: what is lost
+    is sent again by fedkrso itself. It is for clusters that pay for each subscription (docs/deploy.md)."""
 
     def __post_init__(self) -> None:
         check_url(self.url)

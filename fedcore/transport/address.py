@@ -23,6 +23,7 @@ class MqttSettings:
         ca_file: Certificate authority; the system's by default.
         certificate_file, key_file: The client's own certificate.
         messages_per_second, bytes_per_second: No more is published than this; 0 for no limit.
+        qos: With which it is published and subscribed.
     """
 
     url: str
@@ -34,6 +35,7 @@ class MqttSettings:
     key_file: str | None = None
     messages_per_second: float = 0.0
     bytes_per_second: int = 0
+    qos: int = 1
 
     @property
     def address(self) -> tuple[str, int]:

@@ -99,7 +99,7 @@ def new_client(
     if settings.tls:
         client.tls_set_context(client_context(settings.ca_file, settings.certificate_file, settings.key_file))
     if will is not None:
-        qos, retain = int(_NO_QOS not in lacks), will.retain and _NO_RETAIN not in lacks
+        qos, retain = min(settings.qos, int(_NO_QOS not in lacks)), will.retain and _NO_RETAIN not in lacks
         client.will_set(will.topic, will.payload, qos=qos, retain=retain)
     return client
 

@@ -130,7 +130,7 @@ class MqttTransport:
             cut(client)
             return False
         # A broker that keeps nothing ends the link of who asks it to; one without QoS 1 likewise.
-        qos, retain = min(1, self._limits.max_qos), message.retain and self._limits.retain
+        qos, retain = min(self._settings.qos, self._limits.max_qos), message.retain and self._limits.retain
         info = client.publish(message.topic, message.payload, qos=qos, retain=retain)
         return info.rc == paho.MQTT_ERR_SUCCESS
 
@@ -267,12 +267,12 @@ class MqttTransport:
 
     def _subscribe(self, client: paho.Client, topic_filter: str) -> None:
         if self._protocol != MQTTProtocolVersion.MQTTv5:
-            self._filters.ask(topic_filter, lambda: client.subscribe(topic_filter, qos=1)[1])
+            self._filters.ask(topic_filter, lambda: client.subscribe(topic_filter, qos=self._settings.qos)[1])
             return
         handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
         if not self._filters.again(topic_filter):
             handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB
-        options = SubscribeOptions(qos=1, retainHandling=handling)
+        options = SubscribeOptions(qos=self._settings.qos, retainHandling=handling)
         self._filters.ask(topic_filter, lambda: client.subscribe(topic_filter, options=options)[1])
 
     def _on_subscribe(self, client: paho.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
