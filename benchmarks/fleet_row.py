@@ -16,6 +16,7 @@ from benchmarks.fleet_contents import expected_digest
 from benchmarks.fleet_node import Counts
 from benchmarks.fleet_watched import Watched
 from coordinator.store.ledger import SqliteLedger
+from edge_client.agent.transfers import MOST_CHUNK_BYTES
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.weights.schema import ModelSchema
 
@@ -86,7 +87,8 @@ def row_of(load: Load, schema: ModelSchema, folder: Path, measured: Measured) ->
         rounds=load.rounds,
     )
     total = _sum(measured.counts)
-    update_chunks = sum(-(-size // plan.chunk_bytes) for size in sizes) * load.rounds
+    chunk_bytes = min(plan.chunk_bytes, MOST_CHUNK_BYTES)
+    update_chunks = sum(-(-size // chunk_bytes) for size in sizes) * load.rounds
     published_state_chunks = total.received["published_state"] + total.received["chunk"]
     up_bytes = sum(row["uplink_bytes"] for row in measured.summary["rounds"])
     down_bytes = total.received_bytes["published_state"] + total.received_bytes["chunk"]

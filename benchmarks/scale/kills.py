@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--qos", type=int, default=1, choices=(0, 1), help="Of MQTT, at both sides.")
     parser.add_argument("--seconds", type=float, default=600.0, help="After which a run is given up.")
     parser.add_argument("--out", type=Path, default=Path("kills.jsonl"))
     options = parser.parse_args()
@@ -161,7 +162,7 @@ def main() -> None:
     for first in range(0, len(left), _RUNS_OF_ENGINES):
         with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
             folder = Path(temporary)
-            engines = Several(folder, users, _WORKERS)
+            engines = Several(folder, users, _WORKERS, qos=options.qos)
             stack.callback(engines.stop)
             for seed in left[first : first + _RUNS_OF_ENGINES]:
                 row = _one(seed, load, folder, engines, options.seconds)

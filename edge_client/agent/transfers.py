@@ -19,10 +19,10 @@ from fedcore.wire.files import PartialFile, manifest_of, read_chunk
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
 from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
 
-__all__ = ["Transfers"]
+__all__ = ["MOST_CHUNK_BYTES", "Transfers"]
 
-# Of what goes up. Chunks under way are in memory, each of them more than once, and eight may be.
-_CHUNK_BYTES = 65_536
+MOST_CHUNK_BYTES = 65_536
+"""Of what goes up. Chunks under way are in memory, each of them more than once, and eight may be."""
 # Room for topic and envelope within the broker's largest packet.
 _ENVELOPE_BYTES = 2048
 _SILENT_SECONDS = 60.0
@@ -59,7 +59,7 @@ class Transfers:
         self._outbox, self._inbox, self._transport, self._messages = outbox, inbox, transport, messages
         self._jitter, self._fetched, self._gone = jitter, fetched, gone
         self._say, self._moved_at, self._told = say, 0.0, False
-        self._chunk_bytes = _CHUNK_BYTES
+        self._chunk_bytes = MOST_CHUNK_BYTES
         self._sender: Sender | None = None
         self._round, self._path = 0, inbox
         self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
@@ -71,7 +71,7 @@ class Transfers:
         """The link is up (again): keep to the broker's limit, and offer what is being sent anew."""
         if limits.max_packet_bytes is not None:
             # A broker that takes less than a small chunk takes nothing; a chunk of no bytes would never end.
-            self._chunk_bytes = max(1024, min(_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES))
+            self._chunk_bytes = max(1024, min(MOST_CHUNK_BYTES, limits.max_packet_bytes - _ENVELOPE_BYTES))
         if self._sender is not None:
             self._sender.link_lost()
         if self._fetching is not None:

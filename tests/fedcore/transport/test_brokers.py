@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cluster import needs_mosquitto, needs_nats
@@ -155,6 +155,21 @@ def test_a_broker_without_qos_1_is_named_and_used_all_the_same(odd: Any) -> None
     assert client.limits.max_qos == 0 and len(lacking(client.limits)) == 1
     assert client.transport.publish(Message("t", b"x"))
     assert client.next(Received).payload == b"x"
+
+
+@pytest.mark.parametrize(("qos", "heard"), [(0, [b"after"]), (1, [b"away", b"after"])])
+def test_what_is_said_meanwhile_waits_for_who_asked_to_hear_it_once_at_least(
+    odd: Any, qos: Literal[0, 1], heard: list[bytes]
+) -> None:
+    speaker = odd().start()
+    section = BrokerSection(url=speaker.settings.url, insecure=True, qos=qos)
+    listener = Client(mqtt_settings(section, "listener")).start("t")
+    listener.transport.stop()
+    assert speaker.transport.publish(Message("t", b"away"))
+    listener = Client(mqtt_settings(section, "listener")).start("t")
+    assert speaker.transport.publish(Message("t", b"after"))
+    assert [listener.next(Received).payload for _ in heard] == heard
+    listener.transport.stop()
 
 
 def test_a_version_that_is_refused_when_the_other_one_is_asked_for_already_refuses_nothing() -> None:
