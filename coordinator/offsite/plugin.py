@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,8 @@ def export_plugged_in(
     last = last_model(files, which)
     emulator = last.base.checkpoint.folder
     found = _require_full(emulator, full)
-    with tempfile.TemporaryDirectory(dir=files.root) as scratch:
-        tuned = Path(scratch) / "tuned"
+    with files.scratch() as scratch:
+        tuned = scratch / "tuned"
         export_model(last.base, last.state, last.schema, last.task, last.training, tuned, last.artefact)
         plug_in(emulator, tuned, full, folder, last.schema.export_prefix)
     about = f"\nLearned on an emulator ({found.words}) and put into the full model, SHA-256 `{found.full_sha256}`.\n"

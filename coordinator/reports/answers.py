@@ -4,10 +4,8 @@ no torch."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from coordinator.reports.export import export_run
 from coordinator.store.folder import RunFolder
@@ -53,8 +51,8 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         ConfigError: Nodes have models of their own.
         FedkrsoError: No round is finished yet, or the process with the model failed.
     """
-    with tempfile.TemporaryDirectory(prefix="asked-", dir=files.root) as folder:
-        model = Path(folder) / "model"
+    with files.scratch() as folder:
+        model = folder / "model"
         export_run(files, model)
         ledger = open_ledger(files)
         try:
@@ -62,7 +60,7 @@ def ask_model(files: RunFolder, texts: Sequence[tuple[str, str | None]]) -> list
         finally:
             ledger.close()
         assert task is not None, "a run that was exported was prepared"
-        answer = ask_worker(Answer(str(model), task, tuple(texts)), Path(folder) / "worker.log")
+        answer = ask_worker(Answer(str(model), task, tuple(texts)), folder / "worker.log")
     assert isinstance(answer, Answered)
     if answer.texts:
         return [Said("", 0.0, text) for text in answer.texts]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -55,10 +54,10 @@ def export_gguf(
             remedy="export a folder, or an adapter",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gguf-", dir=files.root) as scratch:
-        folder = Path(scratch) / "model"
+    with files.scratch() as scratch:
+        folder = scratch / "model"
         export_model(last.base, last.state, last.schema, last.task, last.training, folder, last.artefact)
         command = WriteGguf(str(folder), str(path.absolute()), numbers, description_of(last))
-        answer = ask_worker(command, Path(scratch) / "worker.log")
+        answer = ask_worker(command, scratch / "worker.log")
     assert isinstance(answer, Written)
     return f"{answer.words}, round {last.round}"

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import psutil
 
 from coordinator.job import Job
 from fedcore.errors import RunError, StorageError
@@ -23,6 +27,7 @@ __all__ = ["FOLDER_VERSION", "RunFolder", "stored_job", "write_job", "written"]
 
 FOLDER_VERSION: Final = 3
 """Of the files in a run's folder and their names; 1 where nobody wrote it down."""
+_SCRATCH: Final = "scratch-"
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -70,6 +75,19 @@ class RunFolder:
     def artefact(self) -> Path:
         """The run's artefact, where its method asks for one."""
         return self.root / "artefact.bin"
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for as long as a command needs it, where there is room for a model."""
+        for left in self.abandoned():
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=self.root) as folder:
+            yield Path(folder)
+
+    def abandoned(self) -> list[Path]:
+        """What commands that were killed left of theirs."""
+        found = {path: path.name.removeprefix(_SCRATCH).partition("-")[0] for path in self.root.glob(f"{_SCRATCH}*-*")}
+        return sorted(path for path, pid in found.items() if pid.isdecimal() and not psutil.pid_exists(int(pid)))
 
     @property
     def models(self) -> Path:

@@ -32,7 +32,7 @@ def leftovers(folder: RunFolder, version: int, *, updates_count_later: bool) -> 
         ['updates', '5.npz']
     """
     # The evaluator's base and that of an exported round are made anew from the model's folder and what was published.
-    found = [folder.evaluator, folder.exported_base]
+    found = [folder.evaluator, folder.exported_base, *folder.abandoned()]
     if not updates_count_later:
         found.append(folder.updates)
     last = folder.state(version)

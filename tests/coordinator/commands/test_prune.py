@@ -5,6 +5,9 @@ before is shown on real ones, in tests/fedkrso/test_run.py."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -12,6 +15,13 @@ import pytest
 from made_runs import fedkrso, finished_run, killed_run, running_run
 
 from coordinator.store.folder import RunFolder, stored_job
+
+
+def _gone() -> int:
+    """Number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def fill(files: RunFolder) -> dict[str, Path]:
@@ -24,6 +34,8 @@ def fill(files: RunFolder) -> dict[str, Path]:
         "evaluator": files.evaluator / "base" / "0" / "weights.safetensors",
         "merged": files.base / "1" / "weights.safetensors",
         "artefact": files.artefact,
+        "abandoned": files.root / f"scratch-{_gone()}-x" / "model" / "weights.safetensors",
+        "in use": files.root / f"scratch-{os.getpid()}-x" / "model" / "weights.safetensors",
     }
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,10 +48,11 @@ def test_what_nobody_needs_goes_and_all_else_stays(tmp_path: Path) -> None:
     foreseen = fedkrso("runs", "prune", "--runs", tmp_path, "--dry-run", "--json")
     assert all(path.exists() for path in paths.values()), "a dry run deletes nothing"
     told = json.loads(foreseen.stdout)
-    assert not told["deleted"] and [(row["run"], row["bytes"]) for row in told["runs"]] == [("done", 3000)]
+    assert not told["deleted"] and [(row["run"], row["bytes"]) for row in told["runs"]] == [("done", 4000)]
     said = fedkrso("runs", "prune", "done", "--runs", tmp_path, "--yes")
-    assert said.returncode == 0 and "evaluator, updates, state/2.npz" in said.stdout, said
-    assert {name for name, path in paths.items() if path.exists()} == {"last", "published", "merged", "artefact"}
+    assert said.returncode == 0 and "evaluator, scratch-" in said.stdout and "updates, state/2.npz" in said.stdout, said
+    stays = {"last", "published", "merged", "artefact", "in use"}
+    assert {name for name, path in paths.items() if path.exists()} == stays
     assert fedkrso("runs", "show", "done", "--runs", tmp_path).returncode == 0
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -33,7 +36,18 @@ def test_a_run_without_a_round_has_no_model_yet(tmp_path: Path) -> None:
     files = stored(tmp_path, "text-classification")
     with pytest.raises(RunError, match="no round is finished"):
         ask_model(files, [("word", None)])
-    assert not list(files.root.glob("asked-*"))
+    assert not list(files.root.glob("scratch-*"))
+
+
+def test_what_a_command_that_was_killed_left_goes_with_the_next(tmp_path: Path) -> None:
+    files = stored(tmp_path, "text-classification")
+    program = "import os, signal, sys; from pathlib import Path; from coordinator.store.folder import RunFolder\n"
+    program += "with RunFolder(Path(sys.argv[1])).scratch() as folder:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", program, str(files.root)], check=False).returncode == -signal.SIGKILL
+    assert len(files.abandoned()) == 1
+    with files.scratch() as mine:
+        assert list(files.root.glob("scratch-*")) == [mine] and not files.abandoned()
+    assert not list(files.root.glob("scratch-*"))
 
 
 def test_pairs_need_their_second_sentences(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_one_file_is_dealt_learned_from_and_the_model_can_be_tried(
     said = tried("word1 left word3", "word2 right word4")
     assert [line.partition("  ->  ")[0] for line in said] == ["word1 left word3", "word2 right word4"]
     assert all(line.partition("  ->  ")[2].startswith(("left (", "right (")) and line.endswith("%)") for line in said)
-    assert not list((runs / "tiny").glob("asked-*"))
+    assert not list((runs / "tiny").glob("scratch-*"))
 
 
 @pytest.mark.slow
