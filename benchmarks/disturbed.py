@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpe
 from forked_workers import ForkedWorkers
 from killer import recipe_of, run_disturbed
 from masked import Masked
-from tiny import Tiny, undisturbed
+from tiny import AtMostOnce, Tiny, undisturbed
 from workshop import Workshop
 
 _COUNTED = {
@@ -65,7 +65,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def series(
-    seeds: Sequence[int], folder: Path, out: Path, *, at_once: int, cold: bool = False, masked: bool = False
+    seeds: Sequence[int],
+    folder: Path,
+    out: Path,
+    *,
+    at_once: int,
+    cold: bool = False,
+    masked: bool = False,
+    qos: int = 1,
 ) -> list[dict[str, Any]]:
     """Run what is not in `out` yet, one line each; all rows of the file and these.
 
@@ -76,8 +83,9 @@ def series(
         at_once: Runs side by side.
         cold: Start every worker from nothing, as a device does.
         masked: Disturb signed runs with secure aggregation; the digest is still that of one without.
+        qos: MQTT's quality of service; 0 without masks.
     """
-    kind = Masked if masked else Tiny
+    kind = Masked if masked else Tiny if qos else AtMostOnce
     known = {row["seed"]: row for row in map(json.loads, out.read_text().splitlines())} if out.exists() else {}
     forked_workers = None if cold else ForkedWorkers(folder / "forked_workers")
     try:
@@ -115,11 +123,12 @@ def series(
 @click.option("--at-once", default=2, show_default=True, help="Runs side by side.")
 @click.option("--cold", is_flag=True, help="Start every worker from nothing, as a device does: several times slower.")
 @click.option("--masked", is_flag=True, help="Of three homes with signatures and secure aggregation; another OUT.")
+@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="Of MQTT; another OUT.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("disturbed.jsonl"), show_default=True)
-def main(runs: int, first: int, at_once: int, cold: bool, masked: bool, out: Path) -> None:
+def main(runs: int, first: int, at_once: int, cold: bool, masked: bool, qos: int, out: Path) -> None:
     """Run what is not in OUT yet, then print the table."""
     folder = Path(tempfile.mkdtemp(prefix="disturbed-"))
-    rows = series(range(first, first + runs), folder, out, at_once=at_once, cold=cold, masked=masked)
+    rows = series(range(first, first + runs), folder, out, at_once=at_once, cold=cold, masked=masked, qos=qos)
     click.echo(table(rows))
     if any("error" in row for row in rows):
         click.echo(f"folders of failed runs: {folder}")

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from coordinator.reports.objects import round_objects
-from coordinator.reports.plots import COLOURS, figure, svg
+from coordinator.reports.plots import COLOURS, close_up, figure, svg
 from coordinator.reports.runs import RunRecord
 from fedcore.system.logs import printable
 
@@ -182,8 +182,7 @@ def _plot(comparison: Comparison, label: str, field: str, title: str) -> dict[st
         )
     axes.set(xlabel=label, ylabel="held-out accuracy")
     if values := [value for curve in comparison.curves for value in curve.accuracy]:
-        # Runs that are compared differ little: the whole of 0 to 1 would hide it.
-        axes.set_ylim(max(0.0, min(values) - 0.05), min(1.02, max(values) + 0.05))
+        close_up(axes, values)
     axes.locator_params(axis="x", integer=field == "rounds")
     drawing.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="small")
     last = ", ".join(f"{curve.name} {curve.accuracy[-1]:.3f}" for curve in comparison.curves if curve.accuracy)

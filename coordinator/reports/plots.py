@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["COLOURS", "figure", "svg"]
+__all__ = ["COLOURS", "close_up", "figure", "svg"]
 
+_AROUND: Final = 0.05
 COLOURS: Final = ("#1b6ca8", "#d1495b", "#2a9d8f", "#e9a23b", "#6d597a", "#457b9d")
 
 
@@ -21,6 +23,13 @@ def figure() -> tuple[Any, Any]:
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     return made, axes
+
+
+def close_up(axes: Any, values: Sequence[float]) -> None:
+    """Have the vertical axis end near the values, shares or correlations: what differs by a few hundredths would look
+    the same on the whole of it."""
+    least = min(values)
+    axes.set_ylim(least - _AROUND if least < 0 else max(0.0, least - _AROUND), min(1.02, max(values) + _AROUND))
 
 
 def svg(made: Any, title: str, alt: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from coordinator.job import Job
-from coordinator.reports.plots import COLOURS, figure, svg
+from coordinator.reports.plots import COLOURS, close_up, figure, svg
 from coordinator.reports.spread import spread_of
 from coordinator.store.buffer import counting
 from coordinator.store.ledger import Ledger
@@ -219,7 +219,8 @@ def _accuracy_by_round(summary: dict[str, Any]) -> dict[str, str] | None:
     drawing, axes = figure()
     axes.plot([r["round"] for r in rows], [r["accuracy"] for r in rows], "o-", color=COLOURS[0])
     headline = f"held-out {summary['headline']}"
-    axes.set(xlabel="round", ylabel=headline, ylim=(0, 1.02), xticks=[r["round"] for r in rows])
+    axes.set(xlabel="round", ylabel=headline, xticks=[r["round"] for r in rows])
+    close_up(axes, [r["accuracy"] for r in rows])
     return svg(
         drawing,
         "Accuracy by round",
@@ -257,7 +258,8 @@ def _accuracy_by_megabyte(summary: dict[str, Any]) -> dict[str, str] | None:
             if row["accuracy"] is not None:
                 xs.append(sent)
         axes.plot(xs, [r["accuracy"] for r in rows], "o-", color=colour, label=f"{label}, all nodes")
-    axes.set(xlabel="megabytes sent so far", ylabel="held-out accuracy", ylim=(0, 1.02))
+    axes.set(xlabel="megabytes sent so far", ylabel="held-out accuracy")
+    close_up(axes, [r["accuracy"] for r in rows])
     axes.legend(frameon=False, loc="lower right")
     return svg(drawing, "Accuracy by megabyte sent", "Held-out accuracy against the megabytes that crossed the wire.")
 

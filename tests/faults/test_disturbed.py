@@ -14,7 +14,7 @@ from cluster import needs_mosquitto, needs_nats
 from forked_workers import ForkedWorkers
 from killer import Killer, Strike, disturbance, run_disturbed
 from proxy import Faults, Script
-from tiny import Recipe, Tiny, run_name, undisturbed
+from tiny import AtMostOnce, Recipe, Tiny, run_name, undisturbed
 from workshop import Workshop
 
 from benchmarks.disturbed import series, table
@@ -23,7 +23,7 @@ from coordinator.store.places import database_of
 from tests.postgres import Postgres
 
 # Merges, two brokers killed, a damaged replica; a link that breaks, a broker that forgets everything.
-SLICE = (72, pytest.param(43, marks=pytest.mark.chaos))
+SLICE = ((72, Tiny), pytest.param(43, Tiny, marks=pytest.mark.chaos))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,11 @@ def test_a_seed_decides_what_is_done() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SLICE)
-def test_a_disturbed_run_ends_with_the_undisturbed_digest(seed: int, workshop: Workshop, tmp_path: Path) -> None:
-    done = run_disturbed(seed, tmp_path, workshop)
+@pytest.mark.parametrize(("seed", "kind"), [*SLICE, pytest.param(72, AtMostOnce, marks=pytest.mark.chaos)])
+def test_a_disturbed_run_ends_with_the_undisturbed_digest(
+    seed: int, kind: type[Tiny], workshop: Workshop, tmp_path: Path
+) -> None:
+    done = run_disturbed(seed, tmp_path, workshop, kind=kind)
     assert sum(done[key] for key in done if key.startswith("kill")) >= 1, done
 
 

@@ -69,6 +69,7 @@ class Tiny(Cluster):
     chunk_bytes = CHUNK_BYTES
 
     broker_kind: BrokerKind = "mosquitto"
+    qos = 1
 
     def __init__(
         self,
@@ -303,9 +304,17 @@ source = "{self.workshop.texts(index)}"
         return f"""
 [broker]
 url = "{self.proxy.url}"
-{insecure}username = "{user}"
+{insecure}{"" if self.qos else "qos = 0"}
+username = "{user}"
 password_file = "{self.folder / user}"
     """
+
+
+class AtMostOnce(Tiny):
+    """The same with MQTT's QoS 0: a broker keeps nothing for who is away, and what is lost nobody but fedkrso says
+    again."""
+
+    qos = 0
 
 
 def undisturbed(folder: Path, workshop: Workshop, recipe: Recipe) -> tuple[str, list[float]]:
