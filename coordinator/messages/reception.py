@@ -6,16 +6,15 @@ An update is flushed and in the ledger before its sender hears of it, so no ackn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from coordinator.job import Job
 from coordinator.messages.admission import Admission, Wanted, round_of
 from coordinator.messages.inbox import Inbox
+from coordinator.messages.kept import Kept, Note
 from coordinator.messages.meeting import Meeting
 from coordinator.messages.numbers import take_status, take_telemetry
-from coordinator.messages.publisher import Objects, Publisher
+from coordinator.messages.publisher import Publisher
 from coordinator.messages.reminders import Reminders
 from coordinator.messages.repairs import Repairs
 from coordinator.messages.senders import Senders
@@ -23,9 +22,7 @@ from coordinator.rounds.events import Arriving, DigestReported, Event, NodeOffli
 from coordinator.rounds.events import Declined as NodeDeclined
 from coordinator.rounds.machine import RoundMachine
 from coordinator.rounds.policy import admit
-from coordinator.secure.leading import Leading
-from coordinator.store.folder import RunFolder
-from coordinator.store.ledger import Ledger, UpdateRow
+from coordinator.store.ledger import UpdateRow
 from coordinator.store.view import NodeView, RunView
 from fedcore.errors import OtherVersion, UpdateRefused, WireError
 from fedcore.round.measurement import Measurement, check_measurement
@@ -34,38 +31,13 @@ from fedcore.system.clocks import Clocks
 from fedcore.wire.messages import Chunk, Commit, Declined, Missing, Offer, Refuse, Status, Telemetry, Topics
 from fedcore.wire.secure import SecureEcho, SecureKeys, SecureReveal, SecureShares
 
-__all__ = ["Kept", "Note", "Reception"]
+__all__ = ["Reception"]
 
 _MOST_NAMES = 2000  # Without keys anybody can invent some.
 # A node that was silent for longer is not reminded of a plan.
 _REMINDED_SECONDS = 180.0
 # A third of the time for which an update counts as on its way.
 _WAITING_TOLD_SECONDS = 5.0
-
-
-class Note(Protocol):
-    """Adds to a run's event log."""
-
-    def __call__(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
-        """What happened, of which node; of the round that is open, unless another is named."""
-        ...
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a run keeps, of which a message may ask or to which it may add.
-
-    Attributes:
-        folder: Where updates lie.
-        ledger: Where they are noted.
-        objects: What is published; kept up to date by its owner.
-        secure: The exchange of secure aggregation.
-    """
-
-    folder: RunFolder
-    ledger: Ledger
-    objects: Objects
-    secure: Leading
 
 
 class Reception:
@@ -97,7 +69,8 @@ class Reception:
         self._machine, self._objects, self._senders, self._publisher = machine, kept.objects, senders, publisher
         self._view, self._note, self._clocks, self._secure = view, note, clocks, kept.secure
         self._topics = Topics(job.run, job.fleet)
-        self._inbox = Inbox(self._accept, lambda node, body: publisher.reply(node, machine.round, body))
+        reply = lambda node, body: publisher.reply(node, machine.round, body)  # noqa: E731
+        self._inbox = Inbox(self._accept, reply, uploads=kept.uploads)
         self._reminders, self._repairs = Reminders(), Repairs(self._send_again, clocks.steady)
         self._meeting = Meeting(publisher, senders, self._node, note, clocks.steady)
         self._last_word, self._waiting_told_at = dict[str, int](), float("-inf")
@@ -107,8 +80,10 @@ class Reception:
         self._declined: dict[str, tuple[int, str]] = {}
         self._events: list[Event] = []
         self._admission = Admission(machine, kept.ledger, job.staleness)
+        # What an earlier life left in the store; of the open round, nodes may have put it just now.
+        self._forget_before(self._admission.oldest(machine.round))
         self.uplink_bytes = 0
-        """Payload bytes of updates since the round opened."""
+        """Payload bytes of updates since the round opened, with what was read of a store."""
 
     @property
     def plan(self) -> Plan | None:
@@ -137,6 +112,7 @@ class Reception:
             self._note("revoked", node, "its messages count no more")
             self._events.append(Revoked(node))
         now = self._clocks.steady()
+        self.uplink_bytes += self._inbox.collect(now)
         if quiet:
             self._inbox.spare(now)
         self._remind(now)
@@ -148,7 +124,11 @@ class Reception:
 
     def round_over(self) -> None:
         """A round closes: forget the transfers that are not finished, but for those that may count in the next."""
-        oldest = self._admission.oldest(self._machine.round + 1)
+        if self._inbox.by_store:
+            self._note("objects", "", f"{self._inbox.by_store} updates came by way of the store")
+        self._forget_before(self._admission.oldest(self._machine.round + 1))
+
+    def _forget_before(self, oldest: int) -> None:
         self._inbox.clear(lambda transfer: round_of(transfer) >= oldest)
 
     def _told(self) -> list[Event]:
@@ -310,6 +290,7 @@ class Reception:
         if reason:
             self._note("refused", node, reason, trained_for)
             self._publisher.reply(node, self._machine.round, Refuse(offer.transfer, reason))
+            self._inbox.unwanted(node, offer)
             return
         self._inbox.offer(node, offer, self._folder.update(trained_for, node), self._clocks.steady())
         self._events.append(Arriving(node, self._machine.round))

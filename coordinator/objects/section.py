@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`[objects]` of a job file: a store that nodes fetch published states from."""
+"""`[objects]` of a job file: a store that nodes fetch published states from, and may put their updates into."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ class ObjectsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Smaller objects go through the broker."""
     hold_seconds: float = 3600.0
     """How long an address holds at most; it is renewed before."""
+    uploads: bool = False
+    """S3: nodes whose owners let them put their updates there too, by an address that each gets for its own; the
+    broker then brings words alone."""
 
     def __post_init__(self) -> None:
         if "@" in self.url:
@@ -57,6 +60,9 @@ class ObjectsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if parts.scheme == "file" and not self.public:
             remedy = "what the web server calls the folder: https://files.example.org/fedkrso"
             raise ConfigError("nodes need an address", place="objects.public", remedy=remedy)
+        if parts.scheme == "file" and self.uploads:
+            remedy = "leave it out: the broker brings updates; or name a store of S3"
+            raise ConfigError("a folder takes no updates of nodes", place="objects.uploads", remedy=remedy)
         if bool(self.key_id) != (self.secret_file is not None):
             key = "objects.secret_file" if self.key_id else "objects.key_id"
             raise ConfigError("a key has two halves", place=key, remedy="write key_id and secret_file, or neither")

@@ -15,11 +15,13 @@ import msgspec
 
 import coordinator.rounds.events as e
 from coordinator.messages.gate import Gate
+from coordinator.messages.kept import Kept
 from coordinator.messages.probe import denied, settled
 from coordinator.messages.publisher import Publisher
-from coordinator.messages.reception import Kept, Reception
+from coordinator.messages.reception import Reception
 from coordinator.messages.senders import Senders
 from coordinator.objects.shelf import Shelf
+from coordinator.objects.uploads import Uploads
 from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.control import Answer, Asked, Command, Control, refuse_all
@@ -102,8 +104,8 @@ class Service:
         post = Post(job.run, "", key, start, senders.run_id)
         there = lambda: len(self._machine.online)  # noqa: E731
         self._queue: queue.Queue[TransportEvent | WorkerEvent | WorkerDied | Asked | None] = queue.Queue()
-        named = f"{job.full_name}/{senders.run_id}"
-        shelf = Shelf(job.objects, named, self._note, clocks.steady, woken=lambda: self._queue.put(None))
+        named, wake = f"{job.full_name}/{senders.run_id}", lambda: self._queue.put(None)
+        shelf = Shelf(job.objects, named, self._note, clocks.steady, woken=wake)
         self._publisher = Publisher(transport, post, self._topics, folder, job.round.keep_published, there, shelf)
         rows = ledger.rounds()
         self._archive = Archive.of(folder, ledger, job, rows)
@@ -114,12 +116,9 @@ class Service:
         # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
         untimed = len(job.phases)
         self._machine: RoundMachine = RoundMachine(job.round, job.seed, len(rows), seen=set(part), untimed=untimed)
-        self._machine.turns = part
-        self._machine.masked = job.secure_aggregation is not None
-        self._plan: Plan | None = ledger.plan(len(rows) + 1)
-        self._pace = Pace()
+        self._machine.turns, self._machine.masked = part, job.secure_aggregation is not None
         self._chunk_bytes, self._opened_at = job.round.chunk_bytes, clocks.steady()
-        self._ended = self._stopping = False
+        self._pace, self._ended, self._stopping = Pace(), False, False
         self.view = RunView(job.run, job.method.name, job.round.rounds, notes=prepared.notes, phases=job.phases)
         self.view.security = security(tls=is_encrypted(job.broker.url), signed=senders.signed)
         self._measuring = Measuring(job, ledger, self._archive, self.view)
@@ -132,9 +131,10 @@ class Service:
         )
         self._working = Working(ledger, lambda line: self.tell("work", line, kept=False))
         self._secure = Leading(job, ledger, self._publisher.reply, self._note, clocks.steady)
-        kept = Kept(folder, ledger, self._objects, self._secure)
+        uploads = Uploads(job.objects, f"{named}-updates", self._note, clocks.steady, woken=wake)
+        kept = Kept(folder, ledger, self._objects, self._secure, uploads)
         self._reception = Reception(job, kept, self._machine, senders, self._publisher, self.view, self._note, clocks)
-        self._reception.plan = self._plan
+        self._reception.plan = self._plan = ledger.plan(len(rows) + 1)
         self._rivals = Rivals(senders.run_id, None if key is None else key.public, self._publisher, self._note)
 
     def run(self) -> RunView:

@@ -25,7 +25,7 @@ from edge_client.agent.session import Session
 from edge_client.agent.storage import Storage, round_bytes
 from edge_client.agent.telemetry import Telling
 from edge_client.agent.transfers import Transfers
-from edge_client.fetching.downloads import Downloads
+from edge_client.fetching.servers import Servers
 from edge_client.node import Node
 from edge_client.owner.policy import PolicySection
 from edge_client.process.packages import import_failure
@@ -95,7 +95,7 @@ class Agent:
         self._queue: EventQueue[TransportEvent | WorkerEvent | WorkerDied | None] = EventQueue(_WAITING_BYTES)
         told = (lambda sha256: self._feed(s.Fetched(sha256))), self._gone, self._say
         self._transfers = Transfers(self._outbox, self._folder / "inbox", transport, self._messages, jitter, *told)
-        self._transfers.downloads = Downloads(node.objects, lambda: self._queue.put(None))
+        self._transfers.servers = Servers(node.objects, lambda: self._queue.put(None))
         updates = self._transfers.send, self._transfers.drop_update
         ways = Ways(self._messages.up, self._outbox.path, *updates, self._say)
         required = node.trust.require_secure_aggregation

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from edge_client.agent.events import Decline
 from edge_client.fetching.download import Download
+from edge_client.fetching.upload import Upload
 from fedcore.errors import FedkrsoError
 from fedcore.round.measurement import ACCURACY, LOSS
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject
@@ -36,6 +37,7 @@ __all__ = [
     "run_began",
     "trained",
     "update_gone",
+    "uploaded",
     "worker_died",
     "worker_failed",
 ]
@@ -179,6 +181,16 @@ def downloaded(obj: PublishedObject, download: Download) -> Line:
         return Line(f"{what} from {origin}: {megabytes}", event="downloaded", bytes=download.read_bytes)
     words = f"{what} from {origin}: {download.why} after {megabytes}; the broker brings the rest"
     return Line(words, event="downloaded", level="warning", bytes=download.read_bytes)
+
+
+def uploaded(server_round: int, upload: Upload) -> Line:
+    """A server of HTTP took an update, or did not."""
+    what, megabytes, origin = f"update of round {server_round}", f"{upload.sent_bytes / 1e6:.1f} MB", str(upload.origin)
+    words = f"{what} put to {origin}: {megabytes}"
+    if not upload.why:
+        return Line(words, event="uploaded", round=server_round, bytes=upload.sent_bytes)
+    words = f"{what} put to {origin}: {upload.why} after {megabytes}; the broker brings it"
+    return Line(words, event="uploaded", level="warning", round=server_round, bytes=upload.sent_bytes)
 
 
 def nobody_answers(obj: PublishedObject) -> Line:

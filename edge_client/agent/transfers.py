@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's transfers: one update on its way up, one published object on its way down, both chunk by chunk from and
-to the disk."""
+to the disk; or by HTTP, where the coordinator has a store beside the broker and the owner lets this node use it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from edge_client.agent import lines
 from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from edge_client.fetching.download import Download
-from edge_client.fetching.downloads import Downloads
+from edge_client.fetching.servers import Servers
+from edge_client.fetching.upload import Upload
 from fedcore.round.plan import PublishedObject
 from fedcore.transport.base import Limits, Transport
+from fedcore.wire.actions import Action, Done, Put, Refused, Send, SendChunk, Store, Verify
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.gather import Gather
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
-from fedcore.wire.transfer import Action, Done, Gather, Refused, Send, SendChunk, Sender, Store, Verify
+from fedcore.wire.transfer import Sender
 
 __all__ = ["MOST_CHUNK_BYTES", "Transfers"]
 
@@ -42,7 +45,7 @@ class Transfers:
         say: Gets one line where nobody answers.
 
     Attributes:
-        downloads: Fetches by HTTP; nothing, unless another is put here.
+        servers: For what goes by HTTP; none, unless others are put here.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class Transfers:
         self._sender: Sender | None = None
         self._round, self._path = 0, inbox
         self._fetching: tuple[PublishedObject, Gather, PartialFile] | None = None
-        self.downloads = Downloads()
+        self.servers = Servers()
+        self._upload: Upload | None = None
         self._download: Download | None = None
         """Has the partial file for itself while it goes on; then the broker brings what is missing."""
 
@@ -90,21 +94,24 @@ class Transfers:
             now: Steady clock, seconds.
             path: What is sent in its place: the update, masked.
         """
+        self._end_upload()
         self._round, self._path = server_round, path or self._outbox.path(server_round)
         manifest = manifest_of(self._path, min(chunk_bytes, self._chunk_bytes))
         # The digest in its name: an update that was trained again is another transfer.
-        self._sender = Sender(f"{server_round}-{manifest.sha256[:16]}", manifest)
-        self._run_sender(self._sender, self._sender.tick(now))
+        transfer = f"{server_round}-{manifest.sha256[:16]}"
+        self._sender = Sender(transfer, manifest, by_store=self.servers.take_updates)
+        self._run_sender(self._sender, self._sender.tick(now), now)
 
     def drop_update(self) -> None:
         """Offer no more what is being sent; it stays on the disk."""
+        self._end_upload()
         self._sender = None
 
     def forget_before(self, server_round: int) -> None:
         """Offer updates of earlier rounds no more, and remove them: their rounds are over, whether or not we heard of
         their commit."""
         if self._round < server_round:
-            self._sender = None
+            self.drop_update()
         self._outbox.forget_before(server_round)
 
     def fetch(self, obj: PublishedObject, now: float, address: str = "") -> None:
@@ -124,7 +131,7 @@ class Transfers:
                 old.unlink()
         part = PartialFile(self.object_path(obj), obj.manifest)
         self._gather(obj, part, now)
-        self._download = self.downloads.begin(address, part, now)
+        self._download = self.servers.download(address, part, now)
         if self._download is None:
             self._listen(obj)
 
@@ -144,7 +151,7 @@ class Transfers:
                 self._moved_at = now if actions else self._moved_at
                 self._run_gather(actions)
         elif self._sender is not None:
-            self._run_sender(self._sender, self._sender.handle(body, now))
+            self._run_sender(self._sender, self._sender.handle(body, now), now)
 
     @property
     def busy(self) -> bool:
@@ -153,8 +160,10 @@ class Transfers:
 
     def tick(self, now: float) -> None:
         """Time has passed."""
+        if self._upload is not None and self._upload.ended:
+            self._was_put(self._upload, now)
         if self._sender is not None:
-            self._run_sender(self._sender, self._sender.tick(now))
+            self._run_sender(self._sender, self._sender.tick(now), now)
         if self._download is not None and self._download.ended:
             self._take_over(self._download, now)
         if self._download is not None:
@@ -174,7 +183,7 @@ class Transfers:
         assert self._fetching is not None
         self._download = None
         obj, _, part = self._fetching
-        self.downloads.ended(download, now)
+        self.servers.ended(download, now)
         self._messages.downlink_bytes += download.read_bytes
         self._say(lines.downloaded(obj, download))
         self._gather(obj, part, now)
@@ -195,9 +204,29 @@ class Transfers:
     def stop(self) -> None:
         """Neither fetch nor send any more."""
         self.pause()
-        self._sender, self._round = None, 0
+        self.drop_update()
+        self._round = 0
 
-    def _run_sender(self, sender: Sender, actions: list[Action]) -> None:
+    def _put(self, sender: Sender, address: str, now: float) -> None:
+        self._upload = self.servers.upload(address, self._path, sender.manifest.size_bytes, now)
+        if self._upload is None:
+            self._run_sender(sender, sender.put(False, now), now)
+
+    def _was_put(self, upload: Upload, now: float) -> None:
+        """An upload is over: the coordinator hears that the update lies there, or is offered its chunks."""
+        self._end_upload()
+        self.servers.ended(upload, now)
+        self._say(lines.uploaded(self._round, upload))
+        if self._sender is not None:
+            self._run_sender(self._sender, self._sender.put(not upload.why, now), now)
+
+    def _end_upload(self) -> None:
+        if self._upload is not None:
+            self._upload.stop()
+            self._messages.uplink_bytes += self._upload.sent_bytes
+        self._upload = None
+
+    def _run_sender(self, sender: Sender, actions: list[Action], now: float) -> None:
         for action in actions:
             match action:
                 case Send(Offer() as offer):
@@ -208,11 +237,13 @@ class Transfers:
                         read_chunk(self._path, sender.transfer, index, sender.manifest.chunk_bytes),
                         self._round,
                     )
+                case Put(address):
+                    self._put(sender, address, now)
                 case Done():
-                    self._sender = None
+                    self.drop_update()
                     self._gone(self._round, "")
                 case Refused(reason):
-                    self._sender = None
+                    self.drop_update()
                     self._gone(self._round, reason)
 
     def _run_gather(self, actions: list[Action]) -> None:

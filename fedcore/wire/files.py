@@ -17,7 +17,7 @@ from fedcore.system.durable import flush_folder, sha256_of
 from fedcore.wire.bitmap import Bitmap
 from fedcore.wire.messages import Chunk
 
-__all__ = ["PartialFile", "manifest_of", "read_chunk"]
+__all__ = ["PartialFile", "is_whole", "manifest_of", "read_chunk"]
 
 _MOST_UNSAVED, _LONGEST_UNSAVED_SECONDS = 64, 2.0
 # A bitmap of the most chunks there may be, and the manifest.
@@ -27,6 +27,11 @@ _MAX_HAVE_BYTES = MAX_CHUNKS // 8 + 4096
 def manifest_of(path: Path, chunk_bytes: int) -> Manifest:
     """A file's manifest; reads it once."""
     return Manifest(path.name, path.stat().st_size, sha256_of(path), chunk_bytes)
+
+
+def is_whole(path: Path, manifest: Manifest) -> bool:
+    """Whether a file is an object, by its length and SHA-256; reads it once."""
+    return path.stat().st_size == manifest.size_bytes and sha256_of(path) == manifest.sha256
 
 
 def read_chunk(path: Path, transfer: str, index: int, chunk_bytes: int) -> Chunk:
@@ -75,7 +80,7 @@ class PartialFile:
     def finish(self) -> bool:
         """Check the SHA-256; if right, flush and rename to `path`. If wrong, start over from nothing."""
         self._file.flush()
-        if self._part.stat().st_size != self.manifest.size_bytes or sha256_of(self._part) != self.manifest.sha256:
+        if not is_whole(self._part, self.manifest):
             self._file.truncate(0)
             self._have.unlink(missing_ok=True)
             self.bitmap = Bitmap(self.manifest.chunks)

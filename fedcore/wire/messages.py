@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from fedcore.device.memoryplan import MemoryComponents
 from fedcore.device.readings import Readings
 from fedcore.fields.checked import (
+    Address,
     Addressee,
     Bytes,
     ChunkData,
@@ -50,6 +51,7 @@ __all__ = [
     "Status",
     "Telemetry",
     "Topics",
+    "Way",
     "Welcome",
 ]
 
@@ -66,20 +68,28 @@ Formats = Annotated[
 """Versions by what they are of."""
 
 
-class Offer(msgspec.Struct, frozen=True, tag="offer"):
-    """A node has an object for the coordinator."""
+Way = Literal["chunks", "store", "stored"]
+"""How an update comes: in chunks through the broker; put into a store, by the address that it is granted; or it lies
+there, for the coordinator to fetch."""
+
+
+class Offer(msgspec.Struct, frozen=True, omit_defaults=True, tag="offer"):
+    """A node has an object for the coordinator. Who knows of no other way reads an offer of chunks, and grants that."""
 
     transfer: TransferId
     manifest: Manifest
+    way: Way = "chunks"
 
 
-class Grant(msgspec.Struct, frozen=True, tag="grant"):
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True, tag="grant"):
     """Send it: at most `window` chunks unacknowledged; `have` is the bitmap of chunks already here, least significant
-    bit first."""
+    bit first. With an address: put it there, and send no chunk."""
 
     transfer: TransferId
     window: Window
     have: HaveBits
+    address: Address = ""
+    """For HTTP's PUT of this object alone, and for a while; only where the offer asked for a store."""
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk"):

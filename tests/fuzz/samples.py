@@ -75,6 +75,8 @@ _BODIES: tuple[Body, ...] = (
     PLAN,
     Offer("1-abcd", MANIFEST),
     Grant("1-abcd", 8, b"\x05"),
+    Offer("1-abcd", MANIFEST, "stored"),
+    Grant("1-abcd", 1, b"", "https://s3.example.org/runs/a?X-Amz-Expires=600"),
     Chunk("1-abcd", 2, zlib.crc32(b"data"), b"data"),
     Ack("1-abcd", b"\x07"),
     Commit("1-abcd"),

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedcore.fields.manifest import Manifest
+from fedcore.wire.actions import Done, Refused, Send, SendChunk, Store, Verify
 from fedcore.wire.bitmap import Bitmap
+from fedcore.wire.gather import Gather
 from fedcore.wire.messages import Ack, Chunk, Commit, Grant, Missing, Offer, Refuse
-from fedcore.wire.transfer import Done, Gather, Receiver, Refused, Send, SendChunk, Sender, Store, Verify
+from fedcore.wire.transfer import Receiver, Sender
 from tests.fuzz.sequences import quick
 
 DATA = random.Random(7).randbytes(5000)

@@ -104,6 +104,12 @@ _BODIES: tuple[Body, ...] = (
     SecureAgreed("1-train-0", ((0, bytes(64)),)),
     SecureReveal("1-train-0", bytes(64), ((0, bytes(33)),)),
 )
+_FORMS: dict[str, Body] = {
+    "Offer of a store": Offer("1-abcd", _MANIFEST, "store"),
+    "Offer that is stored": Offer("1-abcd", _MANIFEST, "stored"),
+    "Grant of an address": Grant("1-abcd", 1, b"", "https://s3.example.org/runs/a?X-Amz-Expires=600"),
+}
+"""Bodies that have what others leave out."""
 _SCHEMA = ModelSchema((LayerSpec("l", 3, 8),), (TensorSpec("head", (2, 2), False),))
 
 
@@ -131,8 +137,8 @@ def _of(version: int, samples: dict[str, bytes]) -> dict[str, Any]:
 
 def _messages() -> dict[str, bytes]:
     return {
-        type(body).__name__: encode(Envelope(run="r", run_id="c" * 32, round=1, node="n", body=body, sequence=7))
-        for body in _BODIES
+        name: encode(Envelope(run="r", run_id="c" * 32, round=1, node="n", body=body, sequence=7))
+        for name, body in {**{type(body).__name__: body for body in _BODIES}, **_FORMS}.items()
     }
 
 

@@ -21,10 +21,12 @@ from benchmarks.mosquitto import Mosquitto
 from coordinator.messages.inbox import Inbox
 from fedcore.transport.base import Message, Received
 from fedcore.transport.mqtt import MqttSettings, MqttTransport
+from fedcore.wire.actions import Done, Send, SendChunk, Store, Verify
 from fedcore.wire.codec import decode, encode
 from fedcore.wire.files import PartialFile, manifest_of, read_chunk
+from fedcore.wire.gather import Gather
 from fedcore.wire.messages import Ack, Chunk, Commit, Envelope, Grant, Missing, Offer, Refuse, Topics
-from fedcore.wire.transfer import Done, Gather, Send, SendChunk, Sender, Store, Verify
+from fedcore.wire.transfer import Sender
 
 V3, V5 = MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
 CHUNK_BYTES = 16_384

@@ -16,8 +16,8 @@ import pytest
 from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.transfers import Transfers
-from edge_client.fetching.downloads import Downloads
 from edge_client.fetching.section import ObjectsSection
+from edge_client.fetching.servers import Servers
 from edge_client.node import Node
 from fedcore.config.sections import BrokerSection, DataSection
 from fedcore.errors import ConfigError
@@ -95,7 +95,7 @@ class Bench:
             self.lines.append,
         )
         self.woken = threading.Event()
-        self.transfers.downloads = Downloads(ObjectsSection(origins=origins), self.woken.set)
+        self.transfers.servers = Servers(ObjectsSection(origins=origins), self.woken.set)
         self.source = folder / "source"
         self.source.write_bytes(BODY)
         self.obj = StateObject(1, 0, None, "0" * 64, manifest_of(self.source, CHUNK_BYTES))
