@@ -26,6 +26,7 @@ from fedcore.system.processes import die_with_parent
 __all__ = ["S3", "needs_s3"]
 
 _KEY = "fedkrso"
+_UPLOADS = "uploads = true\n"
 
 
 def _program() -> str | None:
@@ -69,16 +70,16 @@ class S3:
             least=least,
         )
 
-    def section(self, least: str = "0B") -> str:
-        """The section of a job whose objects lie here."""
+    def section(self, least: str = "0B", *, uploads: bool = False) -> str:
+        """The section of a job whose objects lie here, and perhaps its updates."""
         given = self.settings(least)
         names = ("url", "endpoint", "key_id", "secret_file", "least")
-        return "\n[objects]\n" + "".join(f'{name} = "{getattr(given, name)}"\n' for name in names)
+        values = "".join(f'{name} = "{getattr(given, name)}"\n' for name in names)
+        return f"\n[objects]\n{values}" + _UPLOADS * uploads
 
-    @property
-    def allowed(self) -> str:
-        """The section of a node that may fetch from here."""
-        return f'\n[objects]\norigins = ["{self.origin}"]\n'
+    def allowed(self, *, uploads: bool = False) -> str:
+        """The section of a node that may fetch from here, and perhaps put."""
+        return f'\n[objects]\norigins = ["{self.origin}"]\n' + _UPLOADS * uploads
 
     def start(self) -> None:
         """Start it; returns when it answers."""

@@ -4,7 +4,7 @@ nats-servers as one broker, PostgreSQL for the ledger, workers that add updates 
 states.
 
     python -m benchmarks.scale [--nodes 1000] [--rounds 2] [--workers 4] [--rank 2] [--seeds 1] [--bits 4]
-        [--spread 300] [--qos 0]
+        [--spread 300] [--qos 0] [--uploads]
 
 Nodes are those of `benchmarks.fleet_node`: real agents without a worker. With `--one` the same fleet goes through one
 nats-server, SQLite and a coordinator that does all by itself. A line of JSON: rounds a minute, memory and processor
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8, 16))
     parser.add_argument("--replicas", type=int, default=3, help="Of what the nats-servers keep.")
     parser.add_argument("--qos", type=int, default=1, choices=(0, 1), help="Of MQTT, at both sides.")
+    parser.add_argument("--uploads", action="store_true", help="Updates go to the S3 server too.")
     parser.add_argument("--one", action="store_true", help="One broker, SQLite, no workers, no S3.")
     parser.add_argument("--spread", type=float, default=0.0, help="Seconds within which nodes log in; 0: at once.")
     parser.add_argument("--folder", type=Path, help="Keep logs and ledgers here.")
@@ -58,7 +59,7 @@ def main() -> None:
         engines: Engines = (
             One(folder, users, options.qos)
             if options.one
-            else Several(folder, users, options.workers, options.replicas, options.qos)
+            else Several(folder, users, options.workers, options.replicas, options.qos, uploads=options.uploads)
         )
         stack.callback(engines.stop)
         run = ScaleRun(load, shape, folder, Path(disks), engines)

@@ -75,10 +75,20 @@ class Several:
         workers: How many.
         replicas: On how many nats-servers sessions and what is retained lie.
         qos: Of all messages.
+        uploads: Whether updates go to the S3 server too.
     """
 
-    def __init__(self, folder: Path, users: Sequence[str], workers: int, replicas: int = 3, qos: int = 1) -> None:
-        self._folder, self._count, self._qos = folder, workers, qos
+    def __init__(
+        self,
+        folder: Path,
+        users: Sequence[str],
+        workers: int,
+        replicas: int = 3,
+        qos: int = 1,
+        *,
+        uploads: bool = False,
+    ) -> None:
+        self._folder, self._count, self._qos, self._uploads = folder, workers, qos, uploads
         self.postgres, self.s3 = Postgres(), S3()
         self.nats = NatsCluster(folder / "nats", users, replicas)
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -96,8 +106,9 @@ class Several:
         """See `Engines`."""
         broker = _of_quality(self.nats.sections(user), self._qos)
         if user != "coordinator":
-            return broker + self.s3.allowed
-        return broker + self.postgres.section + self.s3.section() + _AGGREGATION.format(pieces=2 * self._count)
+            return broker + self.s3.allowed(uploads=self._uploads)
+        broker += self.postgres.section + self.s3.section(uploads=self._uploads)
+        return broker + _AGGREGATION.format(pieces=2 * self._count)
 
     def processes(self) -> dict[str, int]:
         """See `Engines`."""

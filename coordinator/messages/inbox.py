@@ -139,6 +139,11 @@ class Inbox:
             found.file.unlink(missing_ok=True)
         return sum(found.read_bytes for found in came)
 
+    def stop(self) -> None:
+        """Nothing comes any more."""
+        if self._uploads is not None:
+            self._uploads.stop()
+
     def unwanted(self, node: str, offer: Offer) -> None:
         """An offer was refused: what it put into the store can go."""
         if self._uploads is not None and offer.way == "stored":

@@ -128,6 +128,10 @@ class Reception:
             self._note("objects", "", f"{self._inbox.by_store} updates came by way of the store")
         self._forget_before(self._admission.oldest(self._machine.round + 1))
 
+    def stop(self) -> None:
+        """The run has ended."""
+        self._inbox.stop()
+
     def _forget_before(self, oldest: int) -> None:
         self._inbox.clear(lambda transfer: round_of(transfer) >= oldest)
 

@@ -8,6 +8,7 @@ it counts by the hash that its node has offered, and no more of it is read than 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ _REST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 4
 _LONGEST_SECONDS, _LEAST_BYTES_A_SECOND = 30.0, 128 * 1024
 """A fetch that takes longer is given up: the broker is not so slow."""
+
+
+_LAST_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,18 @@ class Uploads:
         """
         self._counts = counts
 
+    def stop(self) -> None:
+        """The run has ended: take away what is left, if that is quickly done."""
+        store = self._store
+        if store is None or self._resting or not (self._gone or self._counts):
+            return
+        done = threading.Event()
+        last: Aside[Sequence[str]] = Aside(done.set)
+        gone, counts = frozenset(self._gone), self._counts
+        last.begin(partial(_drop, store, gone, self._prefix, counts), partial(self._tidied, gone, counts))
+        done.wait(_LAST_SECONDS)
+        last.collect()
+
     @property
     def _resting(self) -> bool:
         return self._steady() < self._rests_until
@@ -209,18 +225,17 @@ class Uploads:
         self._tidying.collect()
         if store is None or self._resting or self._tidying.busy or not (self._gone or self._counts):
             return
-        gone, self._gone = self._gone, set()
-        counts, self._counts = self._counts, None
-        job = partial(_drop, store, sorted(gone), self._prefix, counts)
-        self._tidying.begin(job, partial(self._tidied, gone, counts))
+        gone, counts = frozenset(self._gone), self._counts
+        self._tidying.begin(partial(_drop, store, gone, self._prefix, counts), partial(self._tidied, gone, counts))
 
     def _tidied(
-        self, gone: set[str], counts: Callable[[str], bool] | None, result: Sequence[str] | StorageError
+        self, gone: frozenset[str], counts: Callable[[str], bool] | None, result: Sequence[str] | StorageError
     ) -> None:
         if isinstance(result, StorageError):
-            self._gone |= gone
-            self._counts = self._counts or counts
             self._fails(result)
+            return
+        self._gone -= gone
+        self._counts = None if self._counts is counts else self._counts
 
     def _fails(self, error: StorageError) -> None:
         self._rests_until = self._steady() + _REST_SECONDS
@@ -245,8 +260,8 @@ def _fetch(store: TakingStore, name: str, node: str, offer: Offer, file: Path) -
 
 
 def _drop(store: TakingStore, gone: Iterable[str], prefix: str, counts: Callable[[str], bool] | None) -> Sequence[str]:
-    names = list(gone)
+    names = set(gone)
     if counts is not None:
-        names += [name for name in store.names(prefix) if not counts(name.rpartition("/")[2])]
-    store.drop_all(names)
-    return names
+        names |= {name for name in store.names(prefix) if not counts(name.rpartition("/")[2])}
+    store.drop_all(sorted(names))
+    return sorted(names)

@@ -153,10 +153,10 @@ class Service:
                 self._begin(self._transport.wait_connected(CONNECT_SECONDS), first)
                 while not self._stopping and not (self._ended and self._publisher.over and not self._measuring.pending):
                     self._turn()
+                self._reception.stop()
         finally:
-            self._measuring.stop()
-            self._working.stop()
-            self._transport.stop()
+            for one in (self._measuring, self._working, self._transport):
+                one.stop()
             refuse_all(self._queue)
         return self.view
 

@@ -14,13 +14,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.objects.base import ObjectStore
 from coordinator.objects.folder import FolderStore
 from coordinator.objects.s3 import S3Store
 from coordinator.objects.shelf import open_store
+from coordinator.provisioning.broker import free_port
 from fedcore.errors import StorageError
+from tests.patience import until
 from tests.s3 import S3, needs_s3
 
 
@@ -117,3 +120,54 @@ def test_an_address_of_s3_is_for_one_object_and_for_reading(s3: S3, tmp_path: Pa
     with pytest.raises(urllib.error.HTTPError, match="40[35]"):
         urllib.request.urlopen(urllib.request.Request(one, data=b"other", method="PUT"))
     assert got(two) == b"some"
+
+
+def put(address: str, data: bytes) -> None:
+    with urllib.request.urlopen(urllib.request.Request(address, data=data, method="PUT")):
+        pass
+
+
+def test_an_address_of_s3_to_put_to_is_for_one_object_and_for_putting(s3: S3, tmp_path: Path) -> None:
+    store, file = S3Store(s3.settings()), tmp_path / "file"
+    one, two = (store.address_to_put(f"run/id-updates/{name}/1-t", 60) for name in ("a", "b"))
+    assert not store.get("run/id-updates/a/1-t", file, 4)
+    put(one, b"some")
+    assert store.get("run/id-updates/a/1-t", file, 4) and file.read_bytes() == b"some"
+    # A node that knows its own address knows no other.
+    for wrong in (one.replace("/a/1-t?", "/b/1-t?"), one.replace("/a/1-t?", "/a/1-u?"), one.partition("?")[0]):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            put(wrong, b"other")
+    with pytest.raises(urllib.error.HTTPError, match="40[35]"):
+        got(one)
+    expired = store.address_to_put("run/id-updates/b/1-t", 1)
+    until(lambda: not _puts(expired))
+    assert not any("updates" in name for name in store.names("run/id")), "published objects are others"
+    put(two, b"some more")
+    assert list(store.names("run/id-updates")) == ["run/id-updates/a/1-t", "run/id-updates/b/1-t"]
+    for size in (8, 10):
+        assert not store.get("run/id-updates/b/1-t", file, size), "no byte of what has another length"
+    put(two, b"another 9")
+    assert store.get("run/id-updates/b/1-t", file, 9) and file.read_bytes() == b"another 9"
+    store.drop_all(["run/id-updates/a/1-t", "run/id-updates/b/1-t", "run/id-updates/c/1-t"])
+    store.drop_all([])
+    assert not list(store.names("run/id-updates"))
+
+
+def _puts(address: str) -> bool:
+    try:
+        put(address, b"late")
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def test_a_file_of_many_blocks_comes_as_it_was_put(s3: S3, tmp_path: Path) -> None:
+    store, data, file = S3Store(s3.settings()), bytes(range(251)) * 5000, tmp_path / "file"
+    put(store.address_to_put("run/id-updates/a/1-t", 60), data)
+    assert store.get("run/id-updates/a/1-t", file, len(data)) and file.read_bytes() == data
+    with pytest.raises(OSError, match="No such file"):
+        store.get("run/id-updates/a/1-t", tmp_path / "gone" / "file", len(data))
+    away = S3Store(msgspec.structs.replace(s3.settings(), endpoint=f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(StorageError) as caught:
+        away.get("run/id-updates/a/1-t", file, len(data))
+    assert away.place in caught.value.one_line()

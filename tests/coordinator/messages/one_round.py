@@ -165,6 +165,7 @@ class Run:
         write_safetensors(self.model / "model.safetensors", [("l.weight", "F32", (6, 16))], lambda name: weight)
         self.ledger = SqliteLedger(self.files.ledger)
         self.nodes: dict[str, Node] = {}
+        self.made_of: type[Node] = Node
         self.clocks = Clocks()
         self.objects: ObjectsSection | None = None
         self.observe: Callable[[RunView], None] = lambda view: None
@@ -236,7 +237,7 @@ class Run:
         )
         self.watch(broker)
         thread.start()
-        self.nodes = {name: Node(name, broker) for name in names}
+        self.nodes = {name: self.made_of(name, broker) for name in names}
         plan = self._plan(plans, ended)
         for message in self.replayed:
             recorder.publish(message)

@@ -23,6 +23,7 @@ from fedcore.errors import ConfigError
         ("objects.url", {"url": "file://folder", "public": "https://x"}),
         ("objects.url", {"url": "file:///", "public": "https://x"}),
         ("objects.public", {"url": "file:///srv/objects"}),
+        ("objects.uploads", {"url": "file:///srv/objects", "public": "https://files.example.org", "uploads": True}),
         ("objects.public", {"url": "file:///srv/objects", "public": "http://files.example.org"}),
         ("objects.endpoint", {"endpoint": "http://s3.example.org"}),
         ("objects.endpoint", {"endpoint": "https://s3.example.org/?a"}),
