@@ -5,6 +5,7 @@ states.
 
     python -m benchmarks.scale [--nodes 1000] [--rounds 2] [--workers 4] [--rank 2] [--seeds 1] [--bits 4]
         [--spread 300] [--qos 0] [--uploads]
+    python -m benchmarks.scale --one [--tls [--uploads]] ...
 
 Nodes are those of `benchmarks.fleet_node`: real agents without a worker. With `--one` the same fleet goes through one
 nats-server, SQLite and a coordinator that does all by itself. A line of JSON: rounds a minute, memory and processor
@@ -43,11 +44,14 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=3, help="Of what the nats-servers keep.")
     parser.add_argument("--qos", type=int, default=1, choices=(0, 1), help="Of MQTT, at both sides.")
     parser.add_argument("--uploads", action="store_true", help="Updates go to the S3 server too.")
+    parser.add_argument("--tls", action="store_true", help="Of --one: mosquitto, TLS, signatures, and S3 for states.")
     parser.add_argument("--one", action="store_true", help="One broker, SQLite, no workers, no S3.")
     parser.add_argument("--spread", type=float, default=0.0, help="Seconds within which nodes log in; 0: at once.")
     parser.add_argument("--folder", type=Path, help="Keep logs and ledgers here.")
     parser.add_argument("--seconds", type=float, default=1800.0, help="After which it is given up.")
     options = parser.parse_args()
+    if options.tls != options.one and (options.tls or options.uploads):
+        parser.error("--tls is of --one, and with it --uploads needs --tls")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     load = Load(options.nodes, options.rounds, spread_seconds=options.spread)
     shape = Shape(options.rank, options.seeds, options.bits)
@@ -57,7 +61,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         disks = stack.enter_context(tempfile.TemporaryDirectory(dir=_RAM_DISK if _RAM_DISK.is_dir() else folder))
         engines: Engines = (
-            One(folder, users, options.qos)
+            One(folder, users, options.qos, tls=options.tls, uploads=options.uploads)
             if options.one
             else Several(folder, users, options.workers, options.replicas, options.qos, uploads=options.uploads)
         )

@@ -41,29 +41,43 @@ class Engines(Protocol):
 
 
 class One:
-    """One nats-server; the ledger is a file, and the coordinator does all else.
+    """One broker; the ledger is a file, and the coordinator does all else.
 
     Args:
         folder: For the broker's files.
         users: Their names.
         qos: Of all messages.
+        tls: mosquitto with TLS and certificates, messages signed, and an S3 server for states; else a nats-server.
+        uploads: Whether updates go to the S3 server too.
     """
 
-    def __init__(self, folder: Path, users: Sequence[str], qos: int = 1) -> None:
-        self._qos = qos
-        self._broker = LocalBroker(folder / "broker", users, kind="nats", run="fleet")
+    def __init__(
+        self, folder: Path, users: Sequence[str], qos: int = 1, *, tls: bool = False, uploads: bool = False
+    ) -> None:
+        self._qos, self._uploads = qos, uploads
+        self._broker = LocalBroker(folder / "broker", users, kind="mosquitto" if tls else "nats", tls=tls, run="fleet")
+        self._s3 = S3() if tls else None
 
     def sections(self, user: str) -> str:
         """See `Engines`."""
-        return _of_quality(self._broker.sections(user), self._qos)
+        broker = _of_quality(self._broker.sections(user), self._qos)
+        if self._s3 is None:
+            return broker
+        words = self._s3.section if user == "coordinator" else self._s3.allowed
+        return broker + words(uploads=self._uploads)
 
     def processes(self) -> dict[str, int]:
         """See `Engines`."""
-        return {"nats": self._broker.pid}
+        found = {"broker": self._broker.pid}
+        if self._s3 is not None and self._s3.server is not None:
+            found["s3"] = self._s3.server.pid
+        return found
 
     def stop(self) -> None:
         """See `Engines`."""
         self._broker.stop()
+        if self._s3 is not None:
+            self._s3.__exit__(None, None, None)
 
 
 class Several:
