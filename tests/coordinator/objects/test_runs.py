@@ -67,3 +67,37 @@ def test_a_run_whose_objects_lie_in_s3_ends_with_the_same_digest(
     assert {home for home, _ in put} == ({"home-0"} if uploads else set()), output[-3000:]
     assert kill or len(put) == uploads * recipe.rounds, put
     assert output.count("1 updates came by way of the store") == len(put)
+
+
+@pytest.mark.slow
+def test_a_coordinator_and_a_node_that_are_killed_with_updates_in_the_store_lose_none(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    recipe = Recipe(schedule="fresh")
+    digest, _ = undisturbed(tmp_path / "undisturbed", workshop, recipe)
+    with S3() as s3:
+        tiny = _begun(tmp_path / "run", workshop, recipe, s3, homes=2, uploads=True)
+        killed: list[str] = []
+
+        def watch() -> None:
+            put = tiny.output().count(" put to ")
+            if not killed and put >= 1:
+                # What was put is not fetched yet, or fetched and not told.
+                killed.append("coordinator")
+                tiny.kill_leader()
+                tiny.lead()
+            elif len(killed) == 1 and put >= 3:
+                killed.append("node")
+                home = tiny.homes[0]
+                assert home is not None
+                home.kill()
+                home.wait()
+                tiny.join(0)
+
+        try:
+            tiny.finish(watch)
+            tiny.check(digest)
+            output = tiny.output()
+        finally:
+            tiny.close()
+    assert killed == ["coordinator", "node"] and "came by way of the store" in output, output[-3000:]
