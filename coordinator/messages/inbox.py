@@ -123,7 +123,7 @@ class Inbox:
         self._waiting = {node: one for node, one in self._waiting.items() if wanted(one[0].transfer)}
         self._missed = {node: transfer for node, transfer in self._missed.items() if wanted(transfer)}
         for node in [node for node, (offer, _, _) in self._stored.items() if not wanted(offer.transfer)]:
-            self._leave_store(node)
+            self.leave_store(node)
         self.by_store = 0
         if self._uploads is not None:
             self._uploads.sweep(wanted)
@@ -149,21 +149,26 @@ class Inbox:
         if self._uploads is not None and offer.way == "stored":
             self._uploads.drop(node, offer.transfer)
 
+    def leave_store(self, node: str) -> None:
+        """What a node has put, or is to put, is not wanted any more."""
+        if self._stored.pop(node, None) is not None and self._uploads is not None:
+            self._uploads.leave(node)
+
     def _offer_by_store(self, uploads: Uploads, node: str, offer: Offer, way: Way, path: Path) -> bool:
         """Take an offer by way of the store; False: it comes in chunks."""
         chunks = self._open.get(node)
         in_chunks = way == "chunks" or self._missed.get(node) == offer.transfer or not uploads.takes(offer.manifest)
         if in_chunks or (chunks is not None and chunks[0] == offer):
-            self._leave_store(node)
+            self.leave_store(node)
             return False
         if node not in self._stored or self._stored[node][0] != offer:
-            self._leave_store(node)
+            self.leave_store(node)
             self._stored[node] = offer, StoreReceiver(offer.transfer, offer.manifest), path
         receiver = self._stored[node][1]
         asks = way == "store" and not receiver.fetching
         address = uploads.address(node, offer.transfer) if asks else ""
         if asks and not address:
-            self._leave_store(node)
+            self.leave_store(node)
             return False
         self._forget(node)
         self._waiting.pop(node, None)
@@ -193,10 +198,6 @@ class Inbox:
                 self.by_store += 1
                 self._reply(node, receiver.committed())
         self._uploads.drop(node, offer.transfer)
-
-    def _leave_store(self, node: str) -> None:
-        if self._stored.pop(node, None) is not None and self._uploads is not None:
-            self._uploads.leave(node)
 
     def _admit(self, now: float) -> None:
         while (

@@ -110,6 +110,8 @@ class Reception:
         """Time has passed; `quiet`: nothing is waiting to be received."""
         for node in self._senders.refresh():
             self._note("revoked", node, "its messages count no more")
+            # What it has put is on its way without a further word of it.
+            self._inbox.leave_store(node)
             self._events.append(Revoked(node))
         now = self._clocks.steady()
         self.uplink_bytes += self._inbox.collect(now)

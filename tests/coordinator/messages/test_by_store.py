@@ -167,3 +167,11 @@ def test_a_fetch_that_hangs_is_given_up(bench: Bench) -> None:
     bench.collect()
     assert len(bench.told) == 1 and not list(bench.folder.glob("*.fetched"))
     bench.inbox.clear()
+
+
+def test_what_a_node_has_put_does_not_count_once_it_is_left(bench: Bench) -> None:
+    bench.put("n")
+    bench.offer("n", "stored")
+    bench.inbox.leave_store("n")
+    bench.collect()
+    assert bench.told == [] and not (bench.folder / "n.bin").exists() and not list(bench.folder.glob("*.fetched"))
