@@ -19,6 +19,7 @@ from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
 from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
+from fedcore.methods.beside.averaged import require_averageable
 from fedcore.methods.beside.buffered import require_buffered
 from fedcore.methods.beside.private import require_nothing_beside, require_private
 from fedcore.methods.beside.secure import SecureSection, require_secure
@@ -287,6 +288,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if self.method.in_turn and (self.round.cohort, self.round.order) != (1, "cycle"):
             words = f"{self.method.name} has one node train at a time, in turn"
             raise ConfigError(words, place="round.cohort", remedy='write cohort = 1 and order = "cycle" in [round]')
+        half, last = server_half(self.method), self.round
+        require_averageable(self.method, half, self.seed, last.rounds, last.average_last)
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
         if self.channel is not None and self.privacy.example is not None:
             raise ConfigError(

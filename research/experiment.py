@@ -41,6 +41,7 @@ from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ExactnessError, RunError
 from fedcore.methods import server_half
 from fedcore.methods.fed3r import require_solvable
+from fedcore.model.averaging import LastStates
 from fedcore.model.base import Base
 from fedcore.round.header import UpdateHeader
 from fedcore.round.plan import ObjectKind, Plan, StateObject
@@ -173,6 +174,7 @@ class Experiment:
             safety=_NO_LIMITS,
             # A method's rates are those that its brackets and its tuning say.
             head=HeadSection(start=setup.head, rates=1.0),
+            last=LastStates(setup.average_last, setup.rounds),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
         require_solvable(self._model.training(1), self._schema)

@@ -138,6 +138,7 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         base=named.base or request.base,
         head=_head_of(named, method),
         pooling=named.usual.pooling,
+        average_last=named.usual.average,
         trained_tensors=named.usual.trained,
         dropout=dropout,
         **fields,

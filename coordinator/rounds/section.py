@@ -73,6 +73,9 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Published states that stay retained at the broker."""
     keep_updates: int = 1
     """Closed rounds whose updates stay on the coordinator's disk; what they made is in the exact state."""
+    average_last: int = 1
+    """The run's last state is the mean of the states of so many last rounds, itself among them: steadier, where nodes
+    have labels in unequal parts and each round undoes a part of the one before."""
     chunk_bytes: int = 262_144
     """Bytes in a transfer's chunk; the broker's own limit lowers it."""
 
@@ -88,6 +91,9 @@ class RoundSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if self.order == "cycle" and not self.cohort:
             words = "a cycle goes around in cohorts, and without one a round invites all nodes"
             raise ConfigError(words, place="round.order", remedy="set round.cohort")
+        if not 1 <= self.average_last <= self.rounds:
+            words = f"average_last is {self.average_last}, outside 1 to the run's {self.rounds} rounds"
+            raise ConfigError(words, place="round.average_last")
         self._check_kind()
         if not 1024 <= self.chunk_bytes <= 1_000_000:
             raise ConfigError(f"chunk_bytes {self.chunk_bytes} is outside 1024 to 1000000", place="round.chunk_bytes")

@@ -14,6 +14,7 @@ from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.fields.types import BaseKind
 from fedcore.methods.beside.secure import SecureSection
 from fedcore.methods.interface import MethodSettings
+from fedcore.model.averaging import LAST_ALONE, LastStates
 from fedcore.round.secure import SecureRound
 from fedcore.round.staleness import NONE_BEHIND, Staleness
 from fedcore.round.training import AnyTraining
@@ -41,6 +42,7 @@ class Learning:
         secure: How updates are masked; None where they are not.
         private: What is promised of privacy; None for nothing.
         staleness: What updates that are behind count.
+        last: Whose mean the run's last state is.
         channel: What local training's embeddings come over; None for nothing.
     """
 
@@ -58,6 +60,7 @@ class Learning:
     secure: SecureSection | None = None
     private: Private | None = None
     staleness: Staleness = NONE_BEHIND
+    last: LastStates = LAST_ALONE
     channel: ChannelSection | None = None
 
     @classmethod
@@ -79,6 +82,7 @@ class Learning:
             secure=job.secure_aggregation,
             private=prepared.private,
             staleness=job.staleness,
+            last=LastStates(job.round.average_last, job.round.rounds),
             channel=job.channel,
         )
 

@@ -183,7 +183,7 @@ class GlobalModel:
             chunk_bytes: Of transfers.
         """
         plan, people = found.plan, found.participants
-        self.state = self._half.aggregate(self.state, plan, found.unmasked)
+        self._take(self._half.aggregate(self.state, plan, found.unmasked), plan)
         objects = self._write(plan, chunk_bytes)
         self._keeping.save_state(self.state)
         return Closed(objects, RoundRow(plan.round, people, 0, 0, 0.0, found.unmasked.loss / max(1, len(people))), 0)
@@ -225,7 +225,7 @@ class GlobalModel:
             weighted, loss = [WeightedUpdate(order.path, header, 1)], header.loss
         # A method that only has the mean takes no rule: jobs with another one are refused.
         chosen = () if type(found.rule) is Mean else (found.rule,)
-        self.state = self._half.aggregate(self.state, said, HandedOut(weighted, self._adder), *chosen)
+        self._take(self._half.aggregate(self.state, said, HandedOut(weighted, self._adder), *chosen), plan)
         if isinstance(found.rule, NoisyMean):
             require_noise(found.rule)
         objects = self._write(plan, chunk_bytes)
@@ -247,6 +247,10 @@ class GlobalModel:
         measured = {node: header.measured for node, header in headers.items() if header.measured is not None}
         pool = pooled(measured, self._learning.safety, self._learning.task)
         return Closed(objects, row, found.shares.limit, pool, found.far)
+
+    def _take(self, state: ExactState, plan: Plan) -> None:
+        """Have a round's state; after the last one it is the mean of the last ones where the job says so."""
+        self.state = self._learning.last.after(state, plan.round)
 
     def _counted(self, plan: Plan, updates: Sequence[UpdateRow]) -> _Counted:
         """What each of a round's updates counts, and why."""

@@ -41,6 +41,9 @@ def save_state(path: Path, state: ExactState) -> None:
     arrays |= {f"exponent/{name}": array for name, array in state.exponents.items()}
     arrays |= {f"velocity/{name}": array for name, array in state.velocity.items()}
     arrays |= {f"table/{name}": array for name, array in state.tables.items()}
+    if state.windowed:
+        arrays |= {f"window/{name}": array for name, array in state.window.items()}
+        arrays["windowed"] = np.array(state.windowed)
     head = np.array([state.version, state.rank], np.uint64)
     arrays |= {
         "seeds": np.array(state.seeds, np.uint64),
@@ -65,16 +68,19 @@ def load_state(path: Path) -> ExactState:
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             version, rank = (int(x) for x in stored["head"])
-            sums, exponents, velocity, tables = (
+            sums, exponents, velocity, tables, window = (
                 {key[len(kind) :]: stored[key] for key in stored.files if key.startswith(kind)}
-                for kind in ("sum/", "exponent/", "velocity/", "table/")
+                for kind in ("sum/", "exponent/", "velocity/", "table/", "window/")
             )
+            windowed = int(stored["windowed"]) if window else 0
             # States of before there were other rows than signs, and other widths than 16 bits, do not say it.
             rows_from = str(stored["rows_from"]) if "rows_from" in stored.files else "signs"
             bits = int(stored["bits"]) if "bits" in stored.files else 16
             if not 8 <= bits <= 16:
                 raise ValueError(f"{bits} bits a number")
             seeds = tuple(int(s) for s in stored["seeds"])
-            return ExactState(version, seeds, rank, sums, exponents, velocity, rows_from, bits, tables)
+            return ExactState(
+                version, seeds, rank, sums, exponents, velocity, rows_from, bits, tables, window, windowed
+            )
     except _DAMAGED as error:
         raise RunError(f"the exact state cannot be read: {error}", place=str(path)) from None

@@ -127,6 +127,12 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return "its gradients are not kept by example"
 
     @property
+    def not_averaged(self) -> str:
+        """Why states of several rounds have no mean that would be a state (`round.average_last`); empty where they
+        have."""
+        return ""
+
+    @property
     def told_once(self) -> bool:
         """Whether a round tells of each example once, with all of its node's; False where it is drawn into batches."""
         return False

@@ -196,6 +196,9 @@ class ExactState:
         tables: Of the method's own, float64 by name, kept with the state and never published. A method that fills them
             computes elementwise and in one order, so that they are the same on every machine.
         rows_from: What rows of P come from.
+        window: Of the last states that have a mean (`fedcore.model.averaging`) the sum so far, as `sums`; empty outside
+            of them. Never published.
+        windowed: How many these are.
         bits: Of a published number, 8 to 16: the row's largest takes them all (second moments: 16). Fewer make
             published states smaller, and S stays what it is.
     """
@@ -209,6 +212,8 @@ class ExactState:
     rows_from: str = "signs"
     bits: int = 16
     tables: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    window: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    windowed: int = 0
 
     @classmethod
     def zero(cls, training: Training, schema: ModelSchema) -> ExactState:

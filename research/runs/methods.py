@@ -33,12 +33,14 @@ class Usual:
         pooling: What of a text it looks at, as `task.pooling` of a job; what all tables of before were measured with.
         head_rate: `tensor_learning_rate` as a multiple of the learning rate: a search moves both; None: its own.
         trained: Patterns of checkpoint tensors that are trained whole beside the head.
+        average: As `round.average_last` of a job.
     """
 
     head: HeadBegin = "random"
     pooling: Pooling = "model"
     head_rate: float | None = None
     trained: tuple[str, ...] = ()
+    average: int = 1
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
     """What brackets say in its place; taken out of the options."""
     head, pooling = options.pop("head", None), options.pop("pooling", None)
     rate, trained = options.pop("head_rate", None), options.pop("trained", None)
+    average = None if (given := options.pop("average", None)) is None else _value(given)
+    if average is not None and (not isinstance(average, int) or average < 1):
+        raise ConfigError(f"average {given} is no number of rounds", place=place, remedy="write average=4")
     if head is not None and head not in get_args(HeadBegin):
         raise ConfigError(f"{head!r} is no start of a head", place=place, remedy="random or ridge")
     if pooling is not None and pooling not in get_args(Pooling):
@@ -134,6 +139,7 @@ def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
         "pooling": pooling,
         "head_rate": value,
         "trained": trained and tuple(trained.split("+")),
+        "average": average,
     }
     return replace(usual, **{key: change for key, change in changes.items() if change is not None})
 
@@ -158,7 +164,7 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
         remedy = (
             f"did you mean {near[0]!r}?"
             if near
-            else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained"
+            else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained, average"
         )
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}

@@ -129,6 +129,7 @@ def test_rates_come_from_another_split_and_then_from_another_task(tmp_path: Path
         ("fedkrso[interval_steps=7]", "20 steps are not a whole number of intervals of 7", "use 14"),
         ("fedkrso[base=int4]", "'int4' is not a base", "int8, float32"),
         ("fedkrso[head_rate=0]", "head_rate 0 is no factor above 0", "head_rate=2"),
+        ("fedkrso[average=0]", "average 0 is no number of rounds", "average=4"),
         ("fedkrso[head=flat]", "'flat' is no start of a head", "random or ridge"),
         ("fedkrso[pooling=cls]", "'cls' is no pooling", "one of auto, model, first, mean, last, max"),
     ],

@@ -79,6 +79,11 @@ class FedBPTSettings(
         return "updates are ranked by the losses that they claim"
 
     @property
+    def not_averaged(self) -> str:
+        """The search's own numbers are part of it."""
+        return "each is a search's mean with its step size and covariance"
+
+    @property
     def not_with_answers(self) -> str:
         """A cache begins without a prompt."""
         return "a prompt has no place in an answer's cache"
