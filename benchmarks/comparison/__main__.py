@@ -4,11 +4,13 @@
     python -m benchmarks.comparison run --data DATA --out OUT --tasks sst2,clinc150 --splits dirichlet:0.5 --seeds 0
     python -m benchmarks.comparison table
     python -m benchmarks.comparison central --data DATA --task cola --rates 3e-5,1e-4 --epochs 4
+    python -m benchmarks.comparison means --data DATA --method 'fedkrso[learning_rate=1e-3,tensor_learning_rate=2e-3]'
 
 The first line runs what the file of cells does not have: a learning rate of three is chosen on Dirichlet 0.5 and tuning
 rows of another seed, once for each task and method, and then each split and seed is a run. `--preset` is a size of
 `fedkrso bench paper`, each with a file of its own and a folder OUT of its own. Ended at any moment, it goes on. The
-second line prints the tables from the file alone, the third trains the same model at one place."""
+second line prints the tables from the file alone, the third trains the same model at one place, and the fourth has a
+run's states beside means of the last ones."""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ import torch
 
 from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
 from benchmarks.comparison.central import Central, measured
+from benchmarks.comparison.means import means
 from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
 from benchmarks.comparison.systems import SYSTEMS
 from benchmarks.comparison.tables import costs, curve, paired, results, searched
@@ -192,6 +195,8 @@ def central(
             numbers = " | ".join(f"{found[name]:.3f}" for name in ("tune", "held", "dev"))
             print(f"| {rate:g} | {found['epoch']:.0f} | {numbers} | {found['seconds']:.0f} |", flush=True)
 
+
+main.add_command(means)
 
 if __name__ == "__main__":
     main()
