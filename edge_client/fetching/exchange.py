@@ -95,19 +95,23 @@ class Exchange(ABC):
     def _run(self) -> None:
         from http.client import HTTPException
 
+        self.why = "it did not come to its end"
         try:
             # Here and not at the top: agents that fetch nothing so do not load it.
             self._connection = self._connect()
             with contextlib.closing(self._connection):
                 self.exchange(self._connection)
+            self.why = ""
         except OSError as error:
             self.full = error if is_full(error) else None
             self.why = clean_text(f"{error.strerror or error or type(error).__name__}")
         except (Wrong, HTTPException, ValueError) as error:
             self.why = clean_text(f"{error}" or type(error).__name__)
-        self.ended = True
-        if not self.stopped:
-            self._woken()
+        finally:
+            # Also after an error that nobody foresaw: whoever waits goes on by way of the broker.
+            self.ended = True
+            if not self.stopped:
+                self._woken()
 
     def _connect(self) -> HTTPConnection:
         from http.client import HTTPConnection, HTTPSConnection

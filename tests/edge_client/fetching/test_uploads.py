@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from edge_client.agent.messages import Messages
 from edge_client.agent.outbox import Outbox
 from edge_client.agent.transfers import Transfers
-from edge_client.fetching.exchange import Place
+from edge_client.fetching.exchange import Exchange, Place
 from edge_client.fetching.section import ObjectsSection
 from edge_client.fetching.servers import Servers
 from edge_client.fetching.upload import Upload
@@ -270,3 +271,15 @@ def test_a_file_that_ends_in_the_middle_and_a_server_that_is_not_there(tmp_path:
         ended = threading.Event()
         upload = Upload(Place(origin_of(origin, "x"), "/a", None), path, size, ended.set)
         assert ended.wait(60) and why in upload.why.lower()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_exchange_ends_and_says_so_also_after_an_error_that_nobody_foresaw() -> None:
+    class Broken(Exchange):
+        def exchange(self, connection: HTTPConnection) -> None:
+            raise RuntimeError("nobody foresaw this")
+
+    woken = threading.Event()
+    broken = Broken(Place(origin_of("http://127.0.0.1:9", "o"), "/", None), woken.set)
+    broken.begin()
+    assert woken.wait(60) and broken.ended and broken.why == "it did not come to its end"
