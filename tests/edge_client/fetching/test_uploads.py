@@ -283,3 +283,6 @@ def test_an_exchange_ends_and_says_so_also_after_an_error_that_nobody_foresaw() 
     broken = Broken(Place(origin_of("http://127.0.0.1:9", "o"), "/", None), woken.set)
     broken.begin()
     assert woken.wait(60) and broken.ended and broken.why == "it did not come to its end"
+    for thread in threading.enumerate():
+        if thread.name == "exchange":
+            thread.join(60)
