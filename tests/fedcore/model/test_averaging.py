@@ -88,7 +88,7 @@ def test_a_run_ends_with_the_mean_of_its_last_states(
     for name, total in run.model.state.sums.items():
         expected = alone[-1].sums[name]
         if not name.endswith(SECOND):
-            expected = (2 * sum(state.sums[name] for state in alone[1:]) + 3) // 6
+            expected = (2 * np.sum([state.sums[name] for state in alone[1:]], axis=0) + 3) // 6
         assert np.array_equal(total, expected), name
     assert run.model.published.digest() == run.model.state.publish().digest() != alone[-1].publish().digest()
     # More rounds begin from it, with nothing kept of those before.
