@@ -26,6 +26,7 @@ class LastStates:
         rounds: Of the run.
 
     Example:
+        >>> import numpy as np
         >>> states = [ExactState(n, (), 0, {"w": np.array([[value]])}) for n, value in enumerate((7, 2, 5), 1)]
         >>> last, kept = LastStates(2, 3), states[0]
         >>> for number, state in enumerate(states, 1):
