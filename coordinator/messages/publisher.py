@@ -122,9 +122,11 @@ class Publisher:
         """
         self.forgotten()
         if published := max((obj.version for obj in objects.values() if not obj.snapshot), default=0):
-            self.published_state(published, objects)
+            self._add_state(published, objects)
         if plan is not None:
             self.plan(plan)
+        # Last: a state that is out now may open a round, whose plan must not be followed by the one before.
+        self.flush()
 
     def plan(self, plan: Plan) -> None:
         """The present plan, to all, in place of one that is not out yet; before the first one the run's artefact, which
@@ -194,6 +196,11 @@ class Publisher:
             objects: All published objects.
             then: Called, by this or a later `flush`, when all that is for all is out.
         """
+        self._then = then or self._then
+        self._add_state(version, objects)
+        self.flush()
+
+    def _add_state(self, version: int, objects: Objects) -> None:
         obj = min(
             (o for o in objects.values() if o.version == version and not o.snapshot),
             key=lambda o: o.manifest.size_bytes,
@@ -201,9 +208,7 @@ class Publisher:
         old = version - self._keep_published
         gone = [(o.manifest.sha256, o.manifest.chunks) for o in objects.values() if o.version == old and not o.snapshot]
         lies = self._lies(self._folder.published_state(version, obj.kind), obj.manifest, version)
-        self._then = then or self._then
         self._outbox.add("state", chain(lies, self._cleared(gone)))
-        self.flush()
 
     def last_state(self, plan: Plan, objects: Objects) -> None:
         """At a run's end: all that leads a node that has nothing to the last state, retained, unless that is too large

@@ -147,6 +147,25 @@ def test_a_state_that_goes_out_slowly_holds_no_answer_up_and_the_plan_comes_afte
     assert narrow.taken[-1].topic == topics.down("a", "plan")
 
 
+def test_a_link_that_comes_while_a_state_waits_for_it_does_not_bring_the_plan_before_back(tmp_path: Path) -> None:
+    """The state goes out with the link, and opens the next round: its plan is the last that is said."""
+    narrow, folder, topics = Narrow(), RunFolder(tmp_path), Topics("r")
+    publisher = Publisher(narrow, Post("r", "", None, 1), topics, folder, 2, lambda: 0)  # type: ignore[arg-type]
+    path = folder.published_state(1, "whole")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(100))
+    obj = StateObject(1, 0, None, "", manifest_of(path, 1024))
+    closed, opened = make_plan(1), make_plan(2)
+    publisher.published_state(1, {key_of(obj): obj}, lambda: publisher.plan(opened))
+    assert not narrow.taken
+    narrow.room = 20
+    publisher.again(closed, {key_of(obj): obj})
+    plans = [decode(message.payload).body for message in narrow.taken if message.topic == topics.plan]
+    assert [body.key for body in plans if isinstance(body, Plan)] == [closed.key, opened.key]
+    publisher.remind("a", opened)
+    assert narrow.taken[-1].topic == topics.down("a", "plan")
+
+
 def test_a_run_that_has_ended_does_not_wait_for_a_broker_that_takes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
