@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import psutil
 
 from coordinator.job import Job
 from fedcore.errors import RunError, StorageError
@@ -86,6 +85,9 @@ class RunFolder:
 
     def abandoned(self) -> list[Path]:
         """What commands that were killed left of theirs."""
+        # Here and not at the top: whoever only looks at runs does not load it.
+        import psutil
+
         found = {path: path.name.removeprefix(_SCRATCH).partition("-")[0] for path in self.root.glob(f"{_SCRATCH}*-*")}
         return sorted(path for path, pid in found.items() if pid.isdecimal() and not psutil.pid_exists(int(pid)))
 
