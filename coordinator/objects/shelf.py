@@ -18,6 +18,7 @@ import msgspec
 from coordinator.objects.aside import Aside
 from coordinator.objects.base import ObjectStore
 from coordinator.objects.folder import FolderStore
+from coordinator.objects.outage import Outage
 from coordinator.objects.s3 import S3Store
 from coordinator.objects.section import ObjectsSection
 from fedcore.errors import StorageError
@@ -26,8 +27,6 @@ from fedcore.round.plan import Plan
 
 __all__ = ["Shelf", "open_store"]
 
-_KIND: Final = "objects"
-_REST_SECONDS: Final = 60.0
 _RENEWED: Final = 0.5
 """Of the time for which an address holds."""
 
@@ -67,13 +66,14 @@ class Shelf:
         opened: Callable[[ObjectsSection], ObjectStore] = open_store,
         woken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._section, self._prefix, self._note, self._steady = section, prefix, note, steady
+        self._section, self._prefix, self._steady = section, prefix, steady
         self._store = None if section is None else opened(section)
         self._aside: Aside[Iterable[str]] = Aside(woken)
         self._there: set[str] | None = None
         """Hashes of what is there; None before the store was asked."""
         self._lately: tuple[frozenset[str], frozenset[str]] = frozenset(), frozenset()
-        self._rests_until, self._signed_at, self._failed = float("-inf"), float("inf"), False
+        self._signed_at = float("inf")
+        self._outage = Outage(note, steady, "all that is new")
 
     def settled(self, objects: Iterable[tuple[Path, Manifest]]) -> bool:
         """Have objects lie there, of those that are large enough; whether it is known of all of them that they do, or
@@ -91,7 +91,7 @@ class Shelf:
             for path, manifest in objects
             if manifest.size_bytes >= section.least_bytes and not self.has(manifest)
         ]
-        if not wanted or self._steady() < self._rests_until:
+        if not wanted or self._outage.lasts:
             return True
         if not self._aside.busy:
             path, sha256 = wanted[0]
@@ -118,7 +118,7 @@ class Shelf:
         if section is None or store is None:
             return plan
         plan = msgspec.structs.replace(plan, addresses={})
-        if self._there is None or self._steady() < self._rests_until:
+        if self._there is None or self._outage.lasts:
             return plan
         named = {obj.manifest.sha256 for obj in plan.objects}
         named |= set() if plan.artefact is None else {plan.artefact.manifest.sha256}
@@ -126,7 +126,7 @@ class Shelf:
         try:
             found = {sha256: store.address(self._name(sha256), section.hold_seconds) for sha256 in named & self._there}
         except StorageError as error:
-            self._fails(store, error)
+            self._outage.begins(error)
             return plan
         self._signed_at = self._steady() if found else float("inf")
         return msgspec.structs.replace(plan, addresses=found)
@@ -135,7 +135,7 @@ class Shelf:
     def due(self) -> bool:
         """Whether the addresses of the last plan will not hold much longer: it is to be announced again."""
         section, now = self._section, self._steady()
-        return section is not None and now > max(self._rests_until, self._signed_at + _RENEWED * section.hold_seconds)
+        return section is not None and now > max(self._outage.until, self._signed_at + _RENEWED * section.hold_seconds)
 
     def _keep(self, store: ObjectStore, named: frozenset[str]) -> None:
         """Who follows the plan before fetches what that one names."""
@@ -170,18 +170,10 @@ class Shelf:
     def _found(self, store: ObjectStore, result: Iterable[str] | StorageError) -> None:
         """What the store answered: what it holds besides, or that it does not serve."""
         if isinstance(result, StorageError):
-            self._fails(store, result)
+            self._outage.begins(result)
             return
         self._there = (self._there or set()) | set(result)
-        if self._failed:
-            self._failed = False
-            self._note(_KIND, "", f"{store.place}: serves again")
+        self._outage.ends(store.place)
 
     def _name(self, sha256: str) -> str:
         return f"{self._prefix}/{sha256}"
-
-    def _fails(self, store: ObjectStore, error: StorageError) -> None:
-        self._rests_until = self._steady() + _REST_SECONDS
-        if not self._failed:
-            self._note(_KIND, "", f"{error.one_line()}; the broker brings all that is new")
-        self._failed = True

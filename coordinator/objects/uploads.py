@@ -17,6 +17,7 @@ from typing import Final
 
 from coordinator.objects.aside import Aside
 from coordinator.objects.base import TakingStore
+from coordinator.objects.outage import Outage
 from coordinator.objects.s3 import S3Store
 from coordinator.objects.section import ObjectsSection
 from fedcore.errors import StorageError
@@ -26,8 +27,6 @@ from fedcore.wire.messages import Offer
 
 __all__ = ["Fetched", "Uploads"]
 
-_KIND: Final = "objects"
-_REST_SECONDS: Final = 60.0
 _AT_ONCE: Final = 4
 _LONGEST_SECONDS, _LEAST_BYTES_A_SECOND = 30.0, 128 * 1024
 """A fetch that takes longer is given up: the broker is not so slow."""
@@ -82,7 +81,7 @@ class Uploads:
     ) -> None:
         self._section = section if section is not None and section.uploads else None
         self._store = None if self._section is None else opened(self._section)
-        self._prefix, self._note, self._steady = prefix, note, steady
+        self._prefix, self._steady = prefix, steady
         self._fetches: list[Aside[Fetched]] = [Aside(woken) for _ in range(_AT_ONCE)]
         self._wanted: dict[str, tuple[Offer, Path]] = {}
         self._busy: dict[str, tuple[Offer, Path, float]] = {}
@@ -92,7 +91,7 @@ class Uploads:
         self._gone: set[str] = set()
         """Names that are to be taken away."""
         self._counts: Callable[[str], bool] | None = None
-        self._rests_until, self._failed = float("-inf"), False
+        self._outage = Outage(note, steady, "updates", ", for updates")
 
     def takes(self, manifest: Manifest) -> bool:
         """Whether an object may come by way of the store now.
@@ -101,7 +100,7 @@ class Uploads:
             manifest: What it is.
         """
         section = self._section
-        return section is not None and manifest.size_bytes >= section.least_bytes and not self._resting
+        return section is not None and manifest.size_bytes >= section.least_bytes and not self._outage.lasts
 
     def address(self, node: str, transfer: str) -> str:
         """Where a node may put an object; empty where the store cannot say.
@@ -116,7 +115,7 @@ class Uploads:
         try:
             return store.address_to_put(self._name(node, transfer), section.hold_seconds)
         except StorageError as error:
-            self._fails(error)
+            self._outage.begins(error)
             return ""
 
     def fetch(self, node: str, offer: Offer, path: Path) -> None:
@@ -144,8 +143,8 @@ class Uploads:
                 # Its thread may hang for longer; what it brings then is not wanted any more.
                 self._busy[node] = offer, path, float("inf")
                 self._done.append(Fetched(node, offer, path.with_name(f"{path.name}.late"), False, 0))
-                self._fails(StorageError("does not serve: too slow", place=self._place))
-        if self._resting:
+                self._outage.begins(StorageError("does not serve: too slow", place=self._place))
+        if self._outage.lasts:
             # The broker brings them.
             self._done += [
                 Fetched(node, offer, self._file(offer, path), False, 0) for node, (offer, path) in self._wanted.items()
@@ -172,7 +171,7 @@ class Uploads:
     def stop(self) -> None:
         """The run has ended: take away what is left, if that is quickly done."""
         store = self._store
-        if store is None or self._resting or not (self._gone or self._counts):
+        if store is None or self._outage.lasts or not (self._gone or self._counts):
             return
         done = threading.Event()
         last: Aside[Sequence[str]] = Aside(done.set)
@@ -180,10 +179,6 @@ class Uploads:
         last.begin(partial(_drop, store, gone, self._prefix, counts), partial(self._tidied, gone, counts))
         done.wait(_LAST_SECONDS)
         last.collect()
-
-    @property
-    def _resting(self) -> bool:
-        return self._steady() < self._rests_until
 
     @property
     def _place(self) -> str:
@@ -214,16 +209,16 @@ class Uploads:
     def _came(self, node: str, result: Fetched | StorageError) -> None:
         offer, path, _ = self._busy.pop(node)
         if isinstance(result, StorageError):
-            self._fails(result)
+            self._outage.begins(result)
             result = Fetched(node, offer, self._file(offer, path), False, 0)
         else:
-            self._serves()
+            self._outage.ends(self._place)
         self._done.append(result)
 
     def _tidy(self) -> None:
         store = self._store
         self._tidying.collect()
-        if store is None or self._resting or self._tidying.busy or not (self._gone or self._counts):
+        if store is None or self._outage.lasts or self._tidying.busy or not (self._gone or self._counts):
             return
         gone, counts = frozenset(self._gone), self._counts
         self._tidying.begin(partial(_drop, store, gone, self._prefix, counts), partial(self._tidied, gone, counts))
@@ -232,21 +227,10 @@ class Uploads:
         self, gone: frozenset[str], counts: Callable[[str], bool] | None, result: Sequence[str] | StorageError
     ) -> None:
         if isinstance(result, StorageError):
-            self._fails(result)
+            self._outage.begins(result)
             return
         self._gone -= gone
         self._counts = None if self._counts is counts else self._counts
-
-    def _fails(self, error: StorageError) -> None:
-        self._rests_until = self._steady() + _REST_SECONDS
-        if not self._failed:
-            self._note(_KIND, "", f"{error.one_line()}; the broker brings updates")
-        self._failed = True
-
-    def _serves(self) -> None:
-        if self._failed:
-            self._failed = False
-            self._note(_KIND, "", f"{self._place}: serves again, for updates")
 
 
 def _fetch(store: TakingStore, name: str, node: str, offer: Offer, file: Path) -> Fetched:
