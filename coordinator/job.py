@@ -21,6 +21,7 @@ from fedcore.fields.types import BaseKind
 from fedcore.methods import AnySettings, server_half
 from fedcore.methods.beside.averaged import require_averageable
 from fedcore.methods.beside.buffered import require_buffered
+from fedcore.methods.beside.heads import require_heads_again
 from fedcore.methods.beside.private import require_nothing_beside, require_private
 from fedcore.methods.beside.secure import SecureSection, require_secure
 from fedcore.methods.combining import require_combining
@@ -289,6 +290,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             words = f"{self.method.name} has one node train at a time, in turn"
             raise ConfigError(words, place="round.cohort", remedy='write cohort = 1 and order = "cycle" in [round]')
         half, last = server_half(self.method), self.round
+        require_heads_again(self.head, last.rounds, buffered=last.buffered, averaged=last.average_last > 1)
         require_averageable(self.method, half, self.seed, last.rounds, last.average_last)
         require_private(self.privacy, self.method, self.task, self.head, self.safety.combining())
         if self.channel is not None and self.privacy.example is not None:
@@ -308,7 +310,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     @property
     def phases(self) -> dict[int, str]:
         """What rounds are for that are none of the method's own."""
-        return {1: "head"} if self.head.start == "ridge" else {}
+        return {number: "head" for number in range(1, self.round.rounds + 1) if self.head.is_head(number)}
 
     @property
     def staleness(self) -> Staleness:

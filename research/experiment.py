@@ -173,7 +173,7 @@ class Experiment:
             artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
             # A method's rates are those that its brackets and its tuning say.
-            head=HeadSection(start=setup.head, rates=1.0),
+            head=HeadSection(start=setup.head, rates=1.0, again=setup.again),
             last=LastStates(setup.average_last, setup.rounds),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
@@ -273,7 +273,7 @@ class Experiment:
         block_rows = 4096 if allocator == "default" else 256
         memory = MemoryPlan(micro_batch_size=self._setup.micro_batch_size, allocator=allocator, block_rows=block_rows)
         begun, used = time.monotonic(), time.process_time()
-        heads = isinstance(plan.training, HeadTraining)
+        heads = plan.round == 1 and isinstance(plan.training, HeadTraining)
         spent = self._sums.fetch(client.name, path) if heads else None
         if spent is not None:
             self._borrowed = Spent(*(a + b for a, b in zip(self._borrowed, spent, strict=True)))

@@ -129,6 +129,9 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         **request.changes,
     }
     method = settings_of(named, preset.settings(named.name), learning_rate)
+    head, again = _head_of(named, method), 0
+    if named.usual.again and head == "ridge":
+        again, fields["rounds"] = _with_heads(named.label, named.usual.again, fields["rounds"] - 1)
     setup = Setup(
         label=named.label,
         method=method,
@@ -136,7 +139,8 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         split=str(request.split),
         seed=seed,
         base=named.base or request.base,
-        head=_head_of(named, method),
+        head=head,
+        again=again,
         pooling=named.usual.pooling,
         average_last=named.usual.average,
         trained_tensors=named.usual.trained,
@@ -150,6 +154,14 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         raise ConfigError(
             str(error).replace("`", "").replace(" - at $.", ", at "), place="fedkrso bench paper"
         ) from None
+
+
+def _with_heads(label: str, again: int, own: int) -> tuple[int, int]:
+    """Rounds of the method between heads from sums, and how many rounds a run of so many of the method's then has."""
+    again = min(again, own)
+    if not again or own % again:
+        raise ConfigError(f"heads after {again} of {own} rounds each do not end it", place=f"--methods {label}")
+    return again, 1 + own + own // again
 
 
 def _head_of(named: Named, method: MethodSettings) -> HeadBegin:

@@ -98,6 +98,11 @@ COMPARED: Final = {
         Compared("FedKRSO, moments by rows", "fedkrso[moments=rows]", _KRSO_FEW, _KRSO_MANY),
         Compared("FedKRSO, head at a tenth", "fedkrso[head_rate=0.2]", _KRSO_FEW, _KRSO_MANY, head_rate=0.2),
         Compared("FedKRSO, head held", "fedkrso[head_rate=0.001]", _KRSO_FEW, _KRSO_MANY, head_rate=0.001),
+        # Heads from sums again: each method beside itself without them.
+        Compared("FedKRSO, heads again", "fedkrso[again=4]", _KRSO_FEW, _KRSO_MANY),
+        Compared(f"{FULL}, heads again", "fedavg[trained=*,again=4]", (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), head_rate=1.0),
+        Compared("FFA-LoRA, heads again", "ffa-lora[again=4]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
+        Compared("FedIT, heads again", "fedit[again=4]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared("FedKRSO, server momentum", "fedkrso[server_momentum=0.5]", _KRSO_FEW, _KRSO_MANY),
         Compared("FFA-LoRA, coordinate A", "ffa-lora[projection=coordinate]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared(f"{FULL}, random head", "fedavg[trained=*,head=random]", _KRSO_FEW, _KRSO_FEW, 1.0, head="random"),

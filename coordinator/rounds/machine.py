@@ -46,7 +46,7 @@ class RoundMachine:
         published: The last round whose published state is out (0 at the start; more when a run is resumed).
         seen: Nodes that took part before (a resumed run waits for their last word too).
         paused: As an earlier life of the run left it; and so `excluded`.
-        untimed: First rounds whose time says nothing of the others': they are of another kind.
+        untimed: Rounds whose time says nothing of the others': they are of another kind.
         masked: Updates are, so those of a round that opens again are not taken into it.
         judging: Whether the run may end early: a round opens only once the state before the last is measured, and not
             if there was nothing better for long enough until then. The last state is not looked at: what a run does
@@ -74,7 +74,7 @@ class RoundMachine:
     attendance: Attendance = field(default_factory=Attendance)
     roster: Roster = field(default_factory=Roster)
     turns: dict[str, int] = field(default_factory=dict)  # The last round that counted each node, or that it let pass.
-    untimed: int = 0
+    untimed: frozenset[int] = frozenset()
     masked: bool = False
     judging: bool = False
     judged: int = 0
@@ -96,7 +96,7 @@ class RoundMachine:
     @property
     def is_buffered(self) -> bool:
         """Whether the round that is open, or that opens next, is."""
-        return self.settings.buffered and self.round > self.untimed
+        return self.settings.buffered and self.round not in self.untimed
 
     def place(self, node: str) -> int:
         """The round in which an update of a node would count that is there now, where rounds are buffered: the first
@@ -139,7 +139,7 @@ class RoundMachine:
                 self.roster.answered(node)
                 self.arriving.pop(node, None)
                 self.attendance.came(node)
-                if self.opened_at and server_round > self.untimed:  # Not of a round that an earlier life opened.
+                if self.opened_at and server_round not in self.untimed:  # Not of a round that an earlier life opened.
                     self.took[node] = now - self.opened_at
             case e.Arriving(node, server_round) if self._concerns(node, server_round) or self.phase == "finishing":
                 self.arriving.pop(node, None)
@@ -286,7 +286,7 @@ class RoundMachine:
     def _drawn(self, nodes: set[str], size: int) -> set[str]:
         if self.settings.order == "cycle":
             # A round of another kind is everybody's.
-            return set(next_in_turn(nodes, size if self.round > self.untimed else 0, self.turns))
+            return set(next_in_turn(nodes, 0 if self.round in self.untimed else size, self.turns))
         return set(choose_cohort(nodes, size, self.cohort_seed, self.round))
 
     def _close(self) -> list[e.Action]:

@@ -119,8 +119,11 @@ class Measuring:
         """What a person is told, once, of a model that is worse than the head with which its rounds began; empty where
         it is not."""
         found = {row.round: accuracy for row in self._view.rows if (accuracy := _accuracy_of(row)) is not None}
-        head = max((number for number in found if number in self._job.phases), default=0)
+        head = min((number for number in found if number in self._job.phases), default=0)
         last = max(found, default=0)
+        if self._job.head.again and last not in self._job.phases:
+            # The next head is made of what this round learned, whatever its own is worth.
+            return ""
         if self._warned or not head or last <= head or found[last] >= found[head]:
             return ""
         self._warned = True

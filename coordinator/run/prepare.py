@@ -122,7 +122,7 @@ def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder
     hidden = job.privacy.noise is not None or (secure is not None and not secure.holds_moments)
     wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
     head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
-    own = job.round.rounds - (head.start == "ridge")
+    own = job.round.rounds - head.heads_until(job.round.rounds)
     found = msgspec.structs.replace(job, head=head, method=job.method.settled(own))
     if found != job:
         write_job(folder, found)

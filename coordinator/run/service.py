@@ -113,8 +113,8 @@ class Service:
         self._objects = self._archive.objects
         # Who took part is waited for at the end: also those whose last word an earlier life did not hear.
         part = {node: row.round for row in rows for node in row.participants}
-        # In rounds before the method's own, nodes go once over all of their rows, however few steps the others have.
-        untimed = len(job.phases)
+        # In rounds that are none of the method's own nodes go once over their rows, however few steps others have.
+        untimed = frozenset(job.phases)
         self._machine: RoundMachine = RoundMachine(job.round, job.seed, len(rows), seen=set(part), untimed=untimed)
         self._machine.turns, self._machine.masked = part, job.secure_aggregation is not None
         self._chunk_bytes, self._opened_at = job.round.chunk_bytes, clocks.steady()

@@ -14,7 +14,7 @@ An update that is on disk outlives everything: it is offered again after any res
 node that rests says so and declines; if the round is still open when it goes on, it takes part after all, from its last
 finished interval.
 
-`TRANSITIONS` says which event may lead from where to where; another one is an error, which shows the last events."""
+`TRANSITIONS` says which event may lead from where to where; any other is an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import edge_client.agent.events as s
-from edge_client.agent.states import BUSY, TRANSITIONS, State, held_version, update_waits
+from edge_client.agent.states import BUSY, TRANSITIONS, State, has_room, held_version, update_waits
 from fedcore.errors import RunError
 from fedcore.round.measurement import Measurement
 from fedcore.round.plan import ArtefactObject, Plan, PublishedObject, objects_needed
@@ -53,6 +53,7 @@ class Session:
     newer: Plan | None = None
     """The newest plan, while the one before is gone through with."""
     worker_ready: bool = False
+    loaded: Plan | None = None  # Of the round that the worker was loaded for.
     version: int = -1
     generation: int = 0
     digest: str = ""
@@ -279,7 +280,7 @@ class Session:
             self.reason = f"version {self.version} is ahead of the run's {plan.version}"
             self.tries += 1
             return self._load() if self.tries < _TRIES_PER_ROUND else self._decline(self.reason)
-        if not self.worker_ready:
+        if not self.worker_ready or (self._invited(plan) and not has_room(self.loaded, plan)):
             return self._load()
         held, differs = held_version(plan, self.version, self.generation, self.digest)
         self.reason = differs or self.reason
@@ -309,7 +310,7 @@ class Session:
 
     def _load(self) -> list[s.Action]:
         assert self.plan is not None
-        self.worker_ready = False
+        self.worker_ready, self.loaded = False, self.plan
         self._go("loading")
         return [s.Configure(self.plan)]
 

@@ -23,7 +23,7 @@ from edge_client.agent.events import (
 )
 from fedcore.round.plan import Plan, published_digest
 
-__all__ = ["BUSY", "TRANSITIONS", "State", "held_version", "update_waits"]
+__all__ = ["BUSY", "TRANSITIONS", "State", "has_room", "held_version", "update_waits"]
 
 State = Literal["idle", "loading", "fetching", "adopting", "measuring", "training", "sending", "resting", "finished"]
 """What a node is doing."""
@@ -66,6 +66,21 @@ def held_version(plan: Plan, version: int, generation: int, digest: str) -> tupl
     if published in (None, digest):
         return version, ""
     return 0, f"version {version} is {digest[:12]}, not the published {published[:12]}: resynchronising"
+
+
+def has_room(loaded: Plan | None, plan: Plan) -> bool:
+    """Whether a worker's memory was planned for what a round keeps.
+
+    What gathers before other rounds keeps what those do, and sums beside; they have no room for these.
+
+    Args:
+        loaded: Of the round that the worker was loaded for.
+        plan: Of the round.
+    """
+    if loaded is None:
+        return False
+    training = type(plan.training)
+    return training in (type(loaded.training), type(loaded.training.learns))
 
 
 def update_waits(plan: Plan, node: str, update_round: int, sent_round: int) -> bool:

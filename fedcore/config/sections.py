@@ -139,10 +139,36 @@ class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     rates: float | None = None
     """After `ridge`: factor on the method's learning rates, above 0 and up to 1. Left out: 1.0 with ten labels or more,
     else 0.1, since a node that has mostly one of two labels pulls a good head away."""
+    again: int = 0
+    """With `ridge`: so many rounds of the method after each head from sums comes the next one, of the features as they
+    are by then, and the run's last round is a head's. 0: the first one alone."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.again < 2**31:
+            raise ConfigError(f"again is {self.again}, it must be 0 or a number of rounds", place="head.again")
+        if self.again and self.start != "ridge":
+            raise ConfigError(
+                f"again is {self.again}, and there is no head from sums",
+                place="head.again",
+                remedy='add start = "ridge"',
+            )
         if self.rates is not None and not 0 < self.rates <= 1:
             raise ConfigError(f"rates is {self.rates:g}, it must be above 0 and up to 1", place="head.rates")
+
+    def heads_until(self, server_round: int) -> int:
+        """How many of the rounds from 1 to this one are for a head from sums.
+
+        Example:
+            >>> [HeadSection(start="ridge", again=2).heads_until(number) for number in range(1, 8)]
+            [1, 1, 1, 2, 2, 2, 3]
+        """
+        if self.start != "ridge" or server_round < 1:
+            return 0
+        return 1 + (server_round - 1) // (self.again + 1) if self.again else 1
+
+    def is_head(self, server_round: int) -> bool:
+        """Whether a round is."""
+        return self.heads_until(server_round) > self.heads_until(server_round - 1)
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

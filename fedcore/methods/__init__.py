@@ -69,4 +69,4 @@ def server_half(settings: MethodSettings, artefact: str = "", head: HeadSection 
     """
     half = resolve(METHODS.get(settings.name).server_half, place=f"method {settings.name}")
     made: ServerHalf = half(settings, artefact) if artefact else half(settings)
-    return HeadStart(made, head.rates or 1.0) if head is not None and head.start == "ridge" else made
+    return HeadStart(made, head) if head is not None and head.start == "ridge" else made

@@ -106,25 +106,27 @@ class Fed3R:
 
 
 class HeadStart:
-    """A round for the head, and then another method's rounds, which know of no round before theirs.
+    """A round for the head, and then another method's rounds, which know of none but theirs; and again, where the job
+    says so.
 
     Args:
         half: Of the method.
-        rates: Factor on its learning rates.
+        head: `[head]`, with `ridge`.
     """
 
-    def __init__(self, half: ServerHalf, rates: float = 1.0) -> None:
-        self._half, self._rates = half, rates
+    def __init__(self, half: ServerHalf, head: HeadSection) -> None:
+        self._half, self._head, self._rates = half, head, head.rates or 1.0
 
     def training(self, server_round: int, run_seed: int) -> AnyTraining:
-        """The head's in round 1, the method's own from then on."""
-        own = self._half.training(max(1, server_round - 1), run_seed)
+        """The head's in its rounds, else the method's own. One for a head is of the generation of the method's round
+        before it: whatever is merged, the round after it merges."""
+        own = self._half.training(max(1, server_round - self._head.heads_until(server_round)), run_seed)
         then = msgspec.structs.replace(
             own,
             learning_rate=own.learning_rate * self._rates,
             tensor_learning_rate=own.tensor_learning_rate * self._rates,
         )
-        if server_round > 1:
+        if not self._head.is_head(server_round):
             return then
         return HeadTraining(
             generation=then.generation,
@@ -184,7 +186,9 @@ def _after_sums(state: ExactState, plan: Plan, updates: Iterable[WeightedUpdate]
     for spec, value in solved.items():
         start = initial_tensor(spec.name, spec.shape, training.run_seed, bias=spec.start).astype(np.float64)
         sums[spec.name] = _fixed(value.reshape(spec.matrix) - start.reshape(spec.matrix))
-    return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity={})
+    solved_names = {spec.name for spec in solved}
+    velocity = {name: value for name, value in state.velocity.items() if name not in solved_names}
+    return replace(state, version=state.version + 1, sums=sums, exponents=dict(state.exponents), velocity=velocity)
 
 
 def _fixed(value: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -286,7 +290,8 @@ def _settled(
     head: HeadSection, task: TaskSection, training: AnyTraining, rule: Rule, schema: ModelSchema, rounds: int
 ) -> HeadSection:
     rates = (1.0 if len(task.labels) >= _MANY_LABELS else 0.1) if head.rates is None else head.rates
-    ridge, random = HeadSection(start="ridge", rates=rates), HeadSection(start="random", rates=head.rates)
+    ridge = HeadSection(start="ridge", rates=rates, again=head.again)
+    random = HeadSection(start="random", rates=head.rates)
     if head.start != "auto":
         return ridge if head.start == "ridge" else random
     found = linear_head(schema)

@@ -21,6 +21,7 @@ __all__ = ["Named", "Usual", "parse_methods", "settings_of"]
 
 _PLACE = "--methods"
 _ONE = re.compile(r"([a-z0-9+-]+)(?:\[([^\[\]]*)\])?")
+_BESIDE = ("head", "pooling", "head_rate", "trained", "average", "again")
 _KINDS: dict[str, type[MethodSettings]] = settings_by_name()
 
 
@@ -34,6 +35,7 @@ class Usual:
         head_rate: `tensor_learning_rate` as a multiple of the learning rate: a search moves both; None: its own.
         trained: Patterns of checkpoint tensors that are trained whole beside the head.
         average: As `round.average_last` of a job.
+        again: As `head.again` of a job; the heads after the first come beside a run's rounds.
     """
 
     head: HeadBegin = "random"
@@ -41,6 +43,7 @@ class Usual:
     head_rate: float | None = None
     trained: tuple[str, ...] = ()
     average: int = 1
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,9 @@ def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
     """What brackets say in its place; taken out of the options."""
     head, pooling = options.pop("head", None), options.pop("pooling", None)
     rate, trained = options.pop("head_rate", None), options.pop("trained", None)
-    average = None if (given := options.pop("average", None)) is None else _value(given)
-    if average is not None and (not isinstance(average, int) or average < 1):
-        raise ConfigError(f"average {given} is no number of rounds", place=place, remedy="write average=4")
+    counts: dict[str, Any] = {
+        key: _count(options.pop(key), key, place) for key in ("average", "again") if key in options
+    }
     if head is not None and head not in get_args(HeadBegin):
         raise ConfigError(f"{head!r} is no start of a head", place=place, remedy="random or ridge")
     if pooling is not None and pooling not in get_args(Pooling):
@@ -139,7 +142,7 @@ def _usual(options: dict[str, str], usual: Usual, place: str) -> Usual:
         "pooling": pooling,
         "head_rate": value,
         "trained": trained and tuple(trained.split("+")),
-        "average": average,
+        **counts,
     }
     return replace(usual, **{key: change for key, change in changes.items() if change is not None})
 
@@ -164,7 +167,7 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
         remedy = (
             f"did you mean {near[0]!r}?"
             if near
-            else f"options: {', '.join(kind.__struct_fields__)}, base, head, pooling, head_rate, trained, average"
+            else f"options: {', '.join(kind.__struct_fields__)}, base, {', '.join(_BESIDE)}"
         )
         raise ConfigError(f"{named.name} has no option {unknown!r}", place=place, remedy=remedy)
     fields: dict[str, Any] = {key: value for key, value in preset.items() if key in kind.__struct_fields__}
@@ -189,6 +192,13 @@ def settings_of(named: Named, preset: Mapping[str, Any], learning_rate: float | 
         settings = msgspec.structs.replace(settings, tensor_learning_rate=own)
     made: AnySettings = settings
     return made
+
+
+def _count(text: str, key: str, place: str) -> int:
+    value = _value(text)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key} {text} is no number of rounds", place=place, remedy=f"write {key}=4")
+    return value
 
 
 def _value(text: str) -> int | float | str:

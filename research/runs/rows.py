@@ -49,6 +49,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a new head begins with; `ridge` takes the first round."""
     pooling: Pooling = "model"
     """What of a text a new head looks at, as `task.pooling` of a job."""
+    again: Annotated[int, Meta(ge=0)] = 0
+    """As `head.again` of a job."""
     average_last: Count = 1
     """As `round.average_last` of a job."""
     base: BaseKind = "int8"

@@ -15,6 +15,7 @@ import torch
 from method_runs import CPU, HEAD_TASK, METHODS, WHOLE, Run, examples, values_of
 
 from edge_client.worker.data.tasks import Encoded, outputs
+from edge_client.worker.methods.fed3r import Fed3R
 from edge_client.worker.trace.footprint import footprint
 from edge_client.worker.train.replica import Replica
 from fedcore.config.sections import HeadSection
@@ -100,6 +101,44 @@ def test_what_follows_knows_of_no_round_before_its_own(make_llama: Callable[...,
     # As a plan, through the wire's encoding.
     plan = run.plan(1)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan) == plan
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        settings_of("fedkrso", learning_rate_decay=0.5, schedule="fresh", refresh_every=2),
+        pytest.param(settings_of("fedavg"), marks=pytest.mark.slow),
+        pytest.param(settings_of("fedit"), marks=pytest.mark.slow),
+    ],
+    ids=lambda settings: settings.name,
+)
+def test_heads_again_stand_between_the_method_s_rounds_and_change_nothing_of_them(
+    settings: MethodSettings, make_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    again = HeadSection(start="ridge", rates=1.0, again=2)
+    run = Run(settings, make_llama(), tmp_path, head=again)
+    plain = server_half(settings)
+    trained = [run.half.training(number, 5) for number in range(1, 8)]
+    assert [isinstance(one, HeadTraining) for one in trained] == [True, False, False, True, False, False, True]
+    own = [one for one in trained if not isinstance(one, HeadTraining)]
+    assert own == [plain.training(number, 5) for number in (1, 2, 3, 4)]
+    # What is merged after the head's round is merged by the round behind it.
+    assert [one.generation for one in trained[3::3]] == [one.generation for one in trained[2:6:3]]
+    nodes, head = {"a": run.replica("a"), "b": run.replica("b")}, {tensor.name for tensor in run.schema.tensors}
+    for server_round in range(1, 8):
+        updates = [run.train(name, one, number, server_round) for number, (name, one) in enumerate(nodes.items())]
+        before = {name: value.copy() for name, value in run.state.sums.items()}
+        run.close(server_round, updates)
+        changed = {name for name, value in run.state.sums.items() if not np.array_equal(value, before[name])}
+        assert changed <= head if isinstance(trained[server_round - 1], HeadTraining) else changed > head
+        for replica in nodes.values():
+            run.adopt(replica, server_round, whole=server_round == 1)
+        if server_round == 2:
+            # Loaded for a round of the method, and there for a head's.
+            late = nodes["late"] = run.replica("late", 3)
+            for version in (1, 2) if settings.merges_every else (2,):
+                run.adopt(late, version, whole=True)
+    assert len(nodes) == 3 and {one.digest() for one in nodes.values()} == {run.digests[7]}
 
 
 def _one_label_each(label: int) -> list[Encoded]:
@@ -199,13 +238,19 @@ def test_a_killed_worker_takes_its_sums_up_again_bit_for_bit(run: Run) -> None:
     assert np.array_equal(one, other) and one.any()
 
 
-def test_a_replica_of_later_rounds_is_loaded_again_for_a_head(run: Run) -> None:
+def test_a_replica_goes_over_to_a_head_s_round_of_its_own_method_alone(run: Run) -> None:
     run.close(1, [run.train("a", run.replica("a"), 0)])
     later: Replica = run.replica("b", 2)
     run.adopt(later, 1, whole=True)
-    back = msgspec.structs.replace(run.plan(2), training=run.plan(1).training)
-    with pytest.raises(ExactnessError, match="was loaded for rounds of"):
-        later.open(back)
+    plan, back = run.plan(2), run.plan(1).training
+    other = server_half(settings_of("fedavg" if run.settings.name != "fedavg" else "fedkrso"), head=RIDGE)
+    for training in (other.training(2, 5), other.training(1, 5)):
+        sums = ("0" * 16,) * len(run.schema.layers) if training.seeds else ()
+        foreign = msgspec.structs.replace(plan, training=training, checksums=sums)
+        with pytest.raises(ExactnessError, match="was loaded for rounds of"):
+            later.open(foreign)
+    later.open(msgspec.structs.replace(plan, training=back))
+    assert isinstance(later.half, Fed3R) and later.half.then is not None
 
 
 def test_bytes_and_memory_are_foreseen(run: Run) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from fedcore.config.sections import TaskSection
 from fedcore.round.plan import Plan
-from fedcore.round.training import SubspaceTraining, Training
+from fedcore.round.training import HeadTraining, SubspaceTraining, Training
 from fedcore.weights.schema import ModelSchema
 
 TRAINING = SubspaceTraining(
@@ -37,6 +37,12 @@ def subspaces(seeds: tuple[int, ...], rank: int, generation: int = 0) -> Subspac
 def with_artefact(sha256: str, training: Training = TRAINING) -> Training:
     """The same part of a plan, of a run with an artefact."""
     return msgspec.structs.replace(training, projection="informed", artefact=sha256, informed_subspaces=1)
+
+
+def head_before(training: Training) -> HeadTraining:
+    """A round for a head, before rounds of this training."""
+    common = {name: getattr(training, name) for name in Training.__struct_fields__}
+    return HeadTraining(**common, then=training)
 
 
 def make_plan(server_round: int = 1, *, generation: int = 0, **changes: Any) -> Plan:

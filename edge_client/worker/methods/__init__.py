@@ -17,14 +17,17 @@ from fedcore.round.training import Training
 __all__ = ["client_half"]
 
 
-def client_half(model: BuiltModel, training: Training, artefact: Any = None) -> ClientHalf:
+def client_half(
+    model: BuiltModel, training: Training, artefact: Any = None, inside: ClientHalf | None = None
+) -> ClientHalf:
     """The half that trains a model as a plan says; it changes the model's target layers.
 
     Args:
         model: Built.
         training: Of the plan.
         artefact: What the run's artefact holds (`fedcore.round.artefact.read_artefact`), where the plan names one.
+        inside: The half that trains in the rounds beside, where the model has it already.
     """
     half = resolve(client_half_name(training), place=f"method {training.method}")
-    made: ClientHalf = half(model, training, artefact)
+    made: ClientHalf = half(model, training, artefact) if inside is None else half(model, training, artefact, inside)
     return made

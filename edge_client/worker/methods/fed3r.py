@@ -44,14 +44,19 @@ class Fed3R:
         model: Built; its head is one linear layer.
         training: Of the plan.
         artefact: What the run's artefact holds, for the half inside.
+        inside: That half, where the model has it already.
     """
 
     supersedes: ClassVar[bool] = True
     rank: int = 0
     subspaces: tuple[int, ...] = ()
 
-    def __init__(self, model: BuiltModel, training: HeadTraining, artefact: Any = None) -> None:
-        self.then: ClientHalf | None = None if training.then is None else client_half(model, training.then, artefact)
+    def __init__(
+        self, model: BuiltModel, training: HeadTraining, artefact: Any = None, inside: ClientHalf | None = None
+    ) -> None:
+        if inside is None and training.then is not None:
+            inside = client_half(model, training.then, artefact)
+        self.then = inside
         self._model, self._name = model, _head_of(model)
         head = model.module.get_submodule(self._name)
         assert isinstance(head, nn.Linear)

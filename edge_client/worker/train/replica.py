@@ -164,12 +164,15 @@ class Replica:
         self._install(before=plan.version + 1)
 
     def _take_half(self, training: Training) -> None:
-        """Have the half of the plan's rounds, where a round of another kind came before them."""
+        """Have the half of the plan's rounds, where a round of another kind came before: the one inside, or around it
+        the one that gathers."""
         holding = self.holding
         if type(training) is type(holding.training):
             return
         half = trained_by(self.half)
-        if type(training) is not type(holding.training.learns) or half is self.half:
+        if type(training) is not type(training.learns) is type(holding.training):
+            half = client_half(self.model, training, self.holding.artefact, inside=self.half)
+        elif type(training) is not type(holding.training.learns) or half is self.half:
             raise ExactnessError(
                 f"this replica was loaded for rounds of {holding.training.method}, the plan is of {training.method}"
             )

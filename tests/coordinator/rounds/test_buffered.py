@@ -31,7 +31,7 @@ from coordinator.rounds.section import RoundSection
 from fedcore.errors import ConfigError
 
 
-def machine(untimed: int = 0, **settings: Any) -> RoundMachine:
+def machine(untimed: frozenset[int] = frozenset(), **settings: Any) -> RoundMachine:
     wanted: dict[str, Any] = {
         "kind": "buffered",
         "buffer_size": 2,
@@ -125,7 +125,7 @@ def test_a_round_closes_when_everybody_has_delivered_though_its_buffer_has_room(
 
 
 def test_the_round_for_the_head_waits_for_all_and_takes_nothing_that_was_trained_before() -> None:
-    m = opened(untimed=1)
+    m = opened(untimed=frozenset({1}))
     assert not m.is_buffered and feed(m, UpdateAccepted("a", 1), UpdateAccepted("b", 1)) == []
     assert feed(m, UpdateAccepted("slow", 1)) == [CloseRound(1, ALL)]
     feed(m, RoundPublished(1))

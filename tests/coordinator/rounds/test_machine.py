@@ -330,5 +330,5 @@ def test_who_lets_its_turn_pass_goes_to_the_end() -> None:
     # A life that goes on knows whose turn it was, and a round of another kind is everybody's.
     resumed = RoundMachine(m.settings, 7, published=2, turns={"a": 1, "c": 2})
     assert feed(resumed, NodeOnline("c"), NodeOnline("a"))[-1].cohort in (("a",), ("c",))  # type: ignore[attr-defined]
-    other = RoundMachine(m.settings, 7, untimed=1)
+    other = RoundMachine(m.settings, 7, untimed=frozenset({1}))
     assert feed(other, NodeOnline("a"), NodeOnline("b"), NodeOnline("c"))[0] == OpenRound(1, ("a", "b", "c"), 100.0)

@@ -84,6 +84,37 @@ def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
     assert read(tmp_path, JOB.replace('[head]\nstart = "ridge"\n', "")).head.start == "auto"
 
 
+def test_heads_again_end_a_run(tmp_path: Path) -> None:
+    text = JOB.replace('"ridge"', '"ridge"\nagain = 2').replace("[round]\n", "[round]\nrounds = 7\n")
+    job = read(tmp_path, text)
+    assert job.phases == {1: "head", 4: "head", 7: "head"}
+    halves = server_half(job.method, head=job.head)
+    assert {n for n in range(1, 8) if isinstance(halves.training(n, 0), HeadTraining)} == set(job.phases)
+    for rounds, remedy in ((8, "write 7 or 10"), (6, "write 4 or 7"), (3, "write 4"), (1, "write 4")):
+        with pytest.raises(ConfigError, match=rf"round.rounds: a head comes after 2 each, and .* \({remedy}\)"):
+            read(tmp_path, text.replace("rounds = 7", f"rounds = {rounds}"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"ridge"', '"ridge"\nagain = -1', r"head.again: again is -1"),
+        ('"ridge"', '"random"\nagain = 2', r"head.again: again is 2, and there is no head from sums \(add start"),
+        ("[round]\n", "[round]\nrounds = 7\naverage_last = 2\n", r"round.average_last: the mean of states with heads"),
+        (
+            "[round]\n",
+            '[round]\nrounds = 7\nkind = "buffered"\nbuffer_size = 3\n',
+            r"head.again: a head from sums is of one",
+        ),
+    ],
+)
+def test_what_heads_again_do_not_go_with_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
+    text = JOB if "again" in new else JOB.replace('"ridge"', '"ridge"\nagain = 2')
+    with pytest.raises(ConfigError, match=words) as found:
+        read(tmp_path, text.replace(old, new))
+    assert "\n" not in found.value.one_line()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -260,10 +291,10 @@ def test_tables_name_the_phase(tmp_path: Path) -> None:
     assert "<td>1 (head)</td>" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("untimed", "seconds"), [(0, 60.0), (1, 3600.0)])
-def test_the_time_of_a_head_s_round_makes_no_deadline(untimed: int, seconds: float) -> None:
+@pytest.mark.parametrize(("untimed", "seconds"), [((), 60.0), ((1,), 3600.0)])
+def test_the_time_of_a_head_s_round_makes_no_deadline(untimed: tuple[int, ...], seconds: float) -> None:
     """One second for the sums of a few rows would leave a minute for training."""
-    machine = RoundMachine(RoundSection(), 0, untimed=untimed)
+    machine = RoundMachine(RoundSection(), 0, untimed=frozenset(untimed))
     machine.handle(NodeOnline("a"), 10.0)
     machine.handle(UpdateAccepted("a", 1), 11.0)
     (opened,) = machine.handle(RoundPublished(1), 12.0)
