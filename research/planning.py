@@ -79,9 +79,8 @@ def planned_tuning(request: Request, rates: Rates, grid: Sequence[float] = GRID)
             for factor in grid:
                 # Two digits: what a table shows is what was used.
                 rate = float(f"{default * factor:.2g}")
-                setup = _setup(request, named, task, _TUNING_SEED, 0.0, rate)
-                rounds = min(setup.rounds, request.preset.tune_rounds)
-                found.append(msgspec.structs.replace(setup, tune=True, rounds=rounds))
+                setup = _setup(request, named, task, _TUNING_SEED, 0.0, rate, request.preset.tune_rounds)
+                found.append(msgspec.structs.replace(setup, tune=True))
     return found
 
 
@@ -114,7 +113,15 @@ def _rate(request: Request, rates: Rates, task: Task, named: Named) -> float | N
     return next((rate for place in places if (rate := rates.of(*place, named)) is not None), None)
 
 
-def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float, learning_rate: float | None) -> Setup:
+def _setup(
+    request: Request,
+    named: Named,
+    task: Task,
+    seed: int,
+    dropout: float,
+    learning_rate: float | None,
+    most_rounds: int | None = None,
+) -> Setup:
     check_split(task, request.split)
     preset = request.preset
     fields: dict[str, Any] = {
@@ -129,6 +136,7 @@ def _setup(request: Request, named: Named, task: Task, seed: int, dropout: float
         **request.changes,
     }
     method = settings_of(named, preset.settings(named.name), learning_rate)
+    fields["rounds"] = min(fields["rounds"], most_rounds or fields["rounds"])
     head, again = _head_of(named, method), 0
     if named.usual.again and head == "ridge":
         again, fields["rounds"] = _with_heads(named.label, named.usual.again, fields["rounds"] - 1)

@@ -56,11 +56,14 @@ class Dealing:
 @click.option("--trial", "trials", multiple=True, required=True)
 @click.option("--pooling", default="auto", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--again", default=0, show_default=True, help="As `head.again` of a job.")
 @click.option("--rows", default=1600, show_default=True, help="That nodes share; not of voice.")
 @click.option("--held", default=872, show_default=True, help="Rows that are measured on; not of voice.")
 @click.option("--split", default="dirichlet:0.5", show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of the rows, the split and the run; not of voice's rows.")
-def main(data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds: int, **dealing: Any) -> None:
+def main(
+    data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds: int, again: int, **dealing: Any
+) -> None:
     """Print a line for each trial: accuracy and loss of each round."""
     torch.set_num_threads(1)
     folder = resolve_model_folder(_MODEL, place="model")
@@ -85,7 +88,8 @@ def main(data_set: str, data: Path, trials: Sequence[str], pooling: str, rounds:
             keys: dict[str, Any] = {"name": "fedkrso", **dict(option.split("=") for option in options)}
             method = msgspec.convert(keys, settings_by_name()[keys["name"]], strict=False)
             started = time.process_time()
-            said = [f"{one.accuracy:.3f}/{one.loss:.3f}" for one in made.rounds(method, head, rounds)]  # type: ignore[arg-type]
+            measured = made.rounds(method, head, rounds, again)  # type: ignore[arg-type]
+            said = [f"{one.accuracy:.3f}/{one.loss:.3f}" for one in measured]
             print(f"{trial}: {' '.join(said)}, {time.process_time() - started:.0f} s", flush=True)
 
 

@@ -113,13 +113,14 @@ class Trials:
     model: GlobalModel | None = field(default=None, init=False)
     _sums: dict[str, UpdateRow] = field(default_factory=dict, init=False)
 
-    def rounds(self, method: MethodSettings, head: HeadBegin, rounds: int) -> Iterator[Measured]:
+    def rounds(self, method: MethodSettings, head: HeadBegin, rounds: int, again: int = 0) -> Iterator[Measured]:
         """Train and measure, round by round; with `ridge`, round 1 is the head's.
 
         Args:
             method: Settings in place of the job's.
             head: What a new head begins with.
             rounds: How many.
+            again: As `head.again` of a job.
         """
         folder = RunFolder(self.scratch / "trial")
         shutil.rmtree(folder.root, ignore_errors=True)
@@ -135,7 +136,7 @@ class Trials:
             safety=job.safety,
             channel=job.channel,
             # As they are tried, so they are told.
-            head=HeadSection(start=head, rates=1.0),
+            head=HeadSection(start=head, rates=1.0, again=again),
         )
         model, replica = GlobalModel(learning, ScratchKeeping(folder), 0), None
         self.model = model

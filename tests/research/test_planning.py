@@ -64,6 +64,19 @@ def test_a_head_from_sums_is_an_option_of_every_method() -> None:
     assert [setup.pooling for setup in setups] == ["model", "mean"] and setups[0].method == setups[1].method
 
 
+def test_heads_again_come_beside_a_run_s_rounds_and_a_search_s() -> None:
+    asked = request("fedkrso[head=ridge,again=4],fedkrso[head=random,again=4]", "learn", seeds=(0,))
+    heads, random = planned(asked, Rates(Path("nowhere")))
+    # Twelve of the method, and a head before them and after each four.
+    assert (heads.again, heads.rounds) == (4, 16) and (random.again, random.rounds) == (0, 13)
+    assert {(one.again, one.rounds) for one in planned_tuning(asked, Rates(Path("nowhere")), (1.0,))} == {
+        (2, 4),
+        (0, 3),
+    }
+    with pytest.raises(ConfigError, match=r"heads after 5 of 12 rounds each do not end it"):
+        planned(request("fedkrso[head=ridge,again=5]", "learn"), Rates(Path("nowhere")))
+
+
 def test_what_holds_for_all_methods_is_said_once_and_brackets_say_otherwise() -> None:
     usual = Usual(head="ridge", pooling="mean", head_rate=2.0, trained=("pooler.*",))
     labels = "fedkrso,fedavg[head=random,trained=*,head_rate=0.5],fedsa-lora,fed3r,fedit[tensor_learning_rate=0.1]"
