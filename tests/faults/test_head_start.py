@@ -22,8 +22,16 @@ ROUNDS = 3
 class HeadFirst(Tiny):
     """A run whose first round is the head's."""
 
+    again = 0
+
     def _job_text(self) -> str:
-        return super()._job_text().replace('start = "random"', 'start = "ridge"')
+        return super()._job_text().replace('start = "random"', f'start = "ridge"\nagain = {self.again}')
+
+
+class HeadLast(HeadFirst):
+    """One whose last round is another."""
+
+    again = ROUNDS - 2
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +40,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, forked_workers: ForkedWor
     return Workshop(tmp_path_factory.mktemp("workshop"), forked_workers)
 
 
-def run(folder: Path, workshop: Workshop, *, kills: bool) -> str:
-    tiny = HeadFirst(folder, workshop, Recipe(rounds=ROUNDS))
+def run(folder: Path, workshop: Workshop, *, kills: bool, kind: type[HeadFirst]) -> str:
+    tiny = kind(folder, workshop, Recipe(rounds=ROUNDS))
     killed: list[str] = []
 
     def watch() -> None:
@@ -64,26 +72,23 @@ def run(folder: Path, workshop: Workshop, *, kills: bool) -> str:
         ledger = SqliteLedger(tiny.files.ledger)
         try:
             plans = [ledger.plan(number) for number in range(1, ROUNDS + 1)]
-            assert [plan is not None and isinstance(plan.training, HeadTraining) for plan in plans] == [
-                True,
-                False,
-                False,
-            ]
+            heads = [True, False, kind.again > 0]
+            assert [plan is not None and isinstance(plan.training, HeadTraining) for plan in plans] == heads
         finally:
             ledger.close()
         assert "round 1 (head): published" in tiny.output()
-        assert [row["phase"] for row in tiny.found()["rounds"]] == ["head", "", ""]
+        assert [row["phase"] for row in tiny.found()["rounds"]] == ["head" if head else "" for head in heads]
         assert all(tiny.found()["nodes"][name]["agent_peak_rss_bytes"] <= 40_000_000 for name in tiny.names)
     finally:
         tiny.close()
     return digest
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(HeadFirst, marks=pytest.mark.slow), HeadLast])
 def test_a_run_that_is_killed_around_the_change_of_phase_ends_as_one_that_is_not(
-    tmp_path: Path, workshop: Workshop
+    tmp_path: Path, workshop: Workshop, kind: type[HeadFirst]
 ) -> None:
-    quiet, killed = (run(tmp_path / name, workshop, kills=name == "killed") for name in ("quiet", "killed"))
+    quiet, killed = (run(tmp_path / name, workshop, kills=name == "killed", kind=kind) for name in ("quiet", "killed"))
     assert quiet == killed
 
 
