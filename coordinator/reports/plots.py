@@ -29,7 +29,7 @@ def close_up(axes: Any, values: Sequence[float]) -> None:
     """Have the vertical axis end near the values, shares or correlations: what differs by a few hundredths would look
     the same on the whole of it."""
     least = min(values)
-    axes.set_ylim(least - _AROUND if least < 0 else max(0.0, least - _AROUND), min(1.02, max(values) + _AROUND))
+    axes.set_ylim(least - _AROUND if least < 0 else max(0.0, least - _AROUND), min(1.005, max(values) + _AROUND))
 
 
 def svg(made: Any, title: str, alt: str) -> dict[str, str]:

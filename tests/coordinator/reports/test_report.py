@@ -61,6 +61,15 @@ def test_what_to_do_next_are_commands_that_there_are(tmp_path: Path) -> None:
         assert done.returncode == 0 and "Usage" in done.stdout, command
 
 
+@pytest.mark.parametrize(
+    ("phases", "more"), [({}, "--rounds 8 adds 4 rounds"), ({1: "head", 4: "head"}, "--rounds 7 adds 3 rounds")]
+)
+def test_more_rounds_of_a_run_with_heads_again_end_with_one(tmp_path: Path, phases: dict[int, str], more: str) -> None:
+    view = make_run(tmp_path, "voice", (0.7, 0.8, 0.8, 0.9))
+    view.phases = phases
+    assert more in words(page(tmp_path, view)).replace(f" --runs '{tmp_path}'", "").replace(f" --runs {tmp_path}", "")
+
+
 @pytest.mark.parametrize("trivial", [None, 0.0])
 def test_a_run_without_a_measurement_has_a_page_too(tmp_path: Path, trivial: float | None) -> None:
     said = words(page(tmp_path, make_run(tmp_path, "bare", ()), trivial))
