@@ -12,9 +12,7 @@ newest one, which it takes up then.
 
 An update that is on disk outlives everything: it is offered again after any restart until it is committed or refused. A
 node that rests says so and declines; if the round is still open when it goes on, it takes part after all, from its last
-finished interval.
-
-`TRANSITIONS` says which event may lead from where to where; any other is an error."""
+finished interval. `TRANSITIONS` says which event may lead from where to where; any other is an error."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from plans import head_before, make_plan, with_artefact
+from plans import make_plan, with_artefact
 
 import edge_client.agent.events as s
 from edge_client.agent.outbox import Outbox
@@ -17,7 +17,6 @@ from edge_client.agent.session import TRANSITIONS, Session
 from fedcore.errors import RunError
 from fedcore.fields.manifest import Manifest
 from fedcore.round.plan import ArtefactObject, Plan, StateObject
-from fedcore.weights.schema import ModelSchema, TensorSpec
 
 
 def obj(version: int, base: int | None = None, generation: int = 0, size: int = 100) -> StateObject:
@@ -51,27 +50,6 @@ def test_a_whole_round_and_the_next() -> None:
     assert feed(session, s.PlanArrived(second)) == [s.Fetch(difference)]
     assert feed(session, s.Fetched(difference.manifest.sha256)) == [s.AdoptObject(difference)]
     assert feed(session, s.Adopted(1, 0, "d1")) == [s.TrainRound(second)]
-
-
-def test_a_worker_that_has_no_room_for_sums_is_loaded_anew_for_a_head_s_round() -> None:
-    schema = ModelSchema((), (TensorSpec("score.weight", (2, 8), in_checkpoint=False),))
-    session, own = Session("n"), msgspec.structs.replace(plan(1), model_schema=schema)
-    head = msgspec.structs.replace(own, round=2, version=1, objects=(obj(1),), training=head_before(own.training))
-    feed(session, s.PlanArrived(own), s.WorkerReady(0, 0, "d"), s.UpdateReady(1), s.UpdateGone(1))
-    assert feed(session, s.PlanArrived(head)) == [s.Configure(head)]
-    assert feed(session, s.WorkerReady(1, 0, "d1")) == [s.TrainRound(head)]
-    # What gathers has room for the rounds that follow, and then for the next head.
-    feed(session, s.UpdateReady(2), s.UpdateGone(2))
-    third = msgspec.structs.replace(own, round=3, version=2, objects=(obj(2),))
-    assert feed(session, s.PlanArrived(third)) == [s.Fetch(obj(2))]
-    feed(session, s.Fetched(obj(2).manifest.sha256), s.Adopted(2, 0, "d2"), s.UpdateReady(3), s.UpdateGone(3))
-    fourth = msgspec.structs.replace(head, round=4, version=3, objects=(obj(3),))
-    assert feed(session, s.PlanArrived(fourth)) == [s.Fetch(obj(3))]
-    # Who is not invited, or only says how it ends, needs no room.
-    for other in (msgspec.structs.replace(head, cohort=("m",)), msgspec.structs.replace(head, phase="finished")):
-        idle = Session("n")
-        feed(idle, s.PlanArrived(own), s.WorkerReady(0, 0, "d"), s.UpdateReady(1), s.UpdateGone(1))
-        assert feed(idle, s.PlanArrived(other)) == [s.Fetch(obj(1))]
 
 
 @pytest.mark.parametrize("done", range(6))
