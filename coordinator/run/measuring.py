@@ -127,9 +127,10 @@ class Measuring:
         if self._warned or not head or last <= head or found[last] >= found[head]:
             return ""
         self._warned = True
+        again = "" if self._job.head.again else ", or have a run end with a head from sums ([head] again)"
         return (
             f"round {last} is below frozen features: accuracy {found[last]:.3f}, {found[head]:.3f} with the head alone"
-            f" (round {head}); lower the learning rates, or ask fedkrso tune"
+            f" (round {head}); lower the learning rates (fedkrso tune){again}"
         )
 
     def heard(self, event: Ready | WorkerDied) -> None:

@@ -260,6 +260,15 @@ def test_a_model_below_its_head_is_told_once(tmp_path: Path, on_nodes: bool) -> 
         ledger.close()
     random = SqliteLedger(tmp_path / "other")
     try:
+        text = JOB.replace('"ridge"', '"ridge"\nagain = 2').replace("[round]\n", "[round]\nrounds = 7\n")
+        again = read(tmp_path, text + section)
+        measuring = Measuring(again, random, archive, RunView(job.run, "fedkrso", 7, phases=again.phases))
+        for number, accuracy in ((1, 0.8), (2, 0.6), (3, 0.7), (4, 0.9), (6, 0.7)):
+            measuring.take(row(number, accuracy))
+            assert measuring.below() == "", "the next head is made of what these learn"
+        measuring.take(row(7, 0.75))
+        said = measuring.below()
+        assert said.startswith("round 7 is below frozen features: accuracy 0.750, 0.800") and "again" not in said
         plain = read(tmp_path, JOB.replace("ridge", "random") + section)
         measuring = Measuring(plain, random, archive, RunView(job.run, "fedkrso", 6))
         for number in (1, 2):
