@@ -138,7 +138,7 @@ def demo(
     users = ["coordinator", *names]
     with LocalBroker(folder / "broker", users, kind=kind, tls=True, run=run) as broker:  # type: ignore[arg-type]
         click.echo(f"broker {broker.kind} at {broker.url}, {homes} homes, logs in {folder}")
-        click.echo(f"{rounds} rounds; four take about two minutes on two cores")
+        click.echo(f"{rounds} rounds; four take one to two minutes on two cores")
         job, connection = folder / "job.toml", broker.sections("coordinator")
         method, text = f'schedule = "{schedule}"\n', functools.partial(job_text, run, connection, rounds=rounds)
         if rounds > 2:
