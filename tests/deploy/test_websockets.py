@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from brokers import Client, Mosquitto, nonce
+from brokers import Client, Mosquitto, eventually, nonce
 from cluster import needs_mosquitto
 from test_configurations import settings as settings_of
 
@@ -80,6 +80,8 @@ def test_certificates_names_and_rights_are_those_of_the_other_port(place: Place)
         node.say(topics.up("a", "offer"), end := nonce())
         assert coordinator.heard(end) == [(topics.up("a", "offer"), end)]
     revoke(place.yard.root, ("b",), now=NOW)
+    # A reload while a client is just going was seen to leave mosquitto 2.0.11 without this port.
+    eventually(lambda: place.broker.text().count(" disconnected.") >= 2, place.broker.text)
     place.broker.reload()
     with pytest.raises(TransportError, match="our certificate is revoked"):
         Client(place.settings("b"))
