@@ -73,7 +73,7 @@ class Measuring:
 
     def _is_due(self, version: int) -> bool:
         """What later rounds are compared with is measured too, however often the others are."""
-        return self._section is not None and (self._section.is_due(version) or version in self._job.phases)
+        return self._section is not None and (self._section.is_due(version) or self._job.head.is_head(version))
 
     def _ask(self, goal: Position) -> None:
         assert self._evaluator is not None
@@ -119,9 +119,9 @@ class Measuring:
         """What a person is told, once, of a model that is worse than the head with which its rounds began; empty where
         it is not."""
         found = {row.round: accuracy for row in self._view.rows if (accuracy := _accuracy_of(row)) is not None}
-        head = min((number for number in found if number in self._job.phases), default=0)
+        head = min((number for number in found if self._job.head.is_head(number)), default=0)
         last = max(found, default=0)
-        if self._job.head.again and last not in self._job.phases:
+        if self._job.head.again and not self._job.head.is_head(last):
             # The next head is made of what this round learned, whatever its own is worth.
             return ""
         if self._warned or not head or last <= head or found[last] >= found[head]:

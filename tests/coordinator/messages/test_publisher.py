@@ -118,13 +118,18 @@ def test_a_plan_that_does_not_pass_the_broker_is_named_with_the_number_of_nodes(
         publisher.plan(make_plan(cohort=names))
 
 
+def lying(folder: RunFolder, size_bytes: int) -> StateObject:
+    """The first published state, as a file of zeros."""
+    path = folder.published_state(1, "whole")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(size_bytes))
+    return StateObject(1, 0, None, "", manifest_of(path, 1024))
+
+
 def test_a_state_that_goes_out_slowly_holds_no_answer_up_and_the_plan_comes_after_it(tmp_path: Path) -> None:
     narrow, folder, topics = Narrow(), RunFolder(tmp_path), Topics("r")
     publisher = Publisher(narrow, Post("r", "", None, 1), topics, folder, 2, lambda: 2)  # type: ignore[arg-type]
-    path = folder.published_state(1, "whole")
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(bytes(5000))
-    obj, done = StateObject(1, 0, None, "", manifest_of(path, 1024)), list[str]()
+    obj, done = lying(folder, 5000), list[str]()
     narrow.room = 1
     publisher.published_state(1, {key_of(obj): obj}, lambda: done.append("out"))
     earlier, plan = make_plan(1), make_plan(2)
@@ -151,10 +156,7 @@ def test_a_link_that_comes_while_a_state_waits_for_it_does_not_bring_the_plan_be
     """The state goes out with the link, and opens the next round: its plan is the last that is said."""
     narrow, folder, topics = Narrow(), RunFolder(tmp_path), Topics("r")
     publisher = Publisher(narrow, Post("r", "", None, 1), topics, folder, 2, lambda: 0)  # type: ignore[arg-type]
-    path = folder.published_state(1, "whole")
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(bytes(100))
-    obj = StateObject(1, 0, None, "", manifest_of(path, 1024))
+    obj = lying(folder, 100)
     closed, opened = make_plan(1), make_plan(2)
     publisher.published_state(1, {key_of(obj): obj}, lambda: publisher.plan(opened))
     assert not narrow.taken
