@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,6 @@ from edge_client.worker.train.evaluate import Scores, measures, scores_of
 from edge_client.worker.train.highwater import begin_peak, peak_bytes
 from edge_client.worker.train.replica import Replica
 from edge_client.worker.train.trainer import Trainer
-from fedcore.config.sections import HeadSection
 from fedcore.config.tasks import task_of
 from fedcore.data.splits import Split
 from fedcore.device.memoryplan import MemoryPlan
@@ -172,8 +172,7 @@ class Experiment:
             model_folder=checkpoint.folder,
             artefact=artefact_digest(folder.artefact, sources),
             safety=_NO_LIMITS,
-            # A method's rates are those that its brackets and its tuning say.
-            head=HeadSection(start=setup.head, rates=1.0, again=setup.again),
+            head=setup.heads,
             last=LastStates(setup.average_last, setup.rounds),
         )
         self._model = GlobalModel(learning, ScratchKeeping(folder), rounds_done(done))
@@ -201,7 +200,7 @@ class Experiment:
         asked for."""
         while self.done < self._setup.rounds:
             before = self.done
-            self.done = min(before + self._setup.measure_every, self._setup.rounds)
+            self.done = next(number for number in count(before + 1) if self._setup.is_measured(number))
             trained = [self._round(server_round) for server_round in range(before + 1, self.done + 1)]
             save_state(self._folder.state(self.done), self._model.state)
             yield self._row(trained)

@@ -11,7 +11,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import msgspec
 import torch
 
 from edge_client.worker.programs.lean import hide_optional_packages
@@ -19,7 +18,7 @@ from fedcore.errors import FedkrsoError
 from research.data.splits import parse_split
 from research.data.tasks import read_parts, task_by_name
 from research.experiment import Experiment
-from research.runs.rows import RunFiles, Setup, rounds_done
+from research.runs.rows import RunFiles, rounds_done
 
 __all__ = ["main", "run"]
 
@@ -31,7 +30,7 @@ def run(folder: Path, data: Path, model: Path) -> None:
         FedkrsoError: It cannot be run; a later call goes on from the rounds that are done.
     """
     files = RunFiles(folder)
-    setup = msgspec.json.decode(files.setup.read_bytes(), type=Setup)
+    setup = files.read_setup()
     if rounds_done(files.rows()) < setup.rounds:
         task = task_by_name(setup.task)
         sizes = {"most_train": setup.most_train, "most_held": setup.most_held, "most_dev": setup.most_dev}

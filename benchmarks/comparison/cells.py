@@ -15,10 +15,12 @@ from fedcore.system.durable import write_durably
 from research.runs.rates import Rate, Tried
 from research.runs.rows import Row, Setup
 
-__all__ = ["RATES_SPLIT", "Cell", "Cells", "cell_of", "cells_of"]
+__all__ = ["HEAD_AT_END", "RATES_SPLIT", "Cell", "Cells", "cell_of", "cells_of"]
 
 RATES_SPLIT: Final = "dirichlet:0.5"
 """On which learning rates are chosen, for all splits."""
+HEAD_AT_END: Final = ", head at the end"
+"""After a method's name: of the run that a head from sums ends."""
 
 
 def cells_of(preset: str) -> Path:
@@ -50,6 +52,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> tuple[str, str, str, int]:
         """What it is a run of."""
         return self.task, self.split, self.method, self.seed
+
+    def before_last(self) -> Cell:
+        """The same run without its last measurement, before a head that ends it; under the plain method's name, since
+        it is what a run without that head comes to, bit for bit."""
+        lists = {name: getattr(self, name)[:-1] for name in _LISTS}
+        return msgspec.structs.replace(self, method=self.method.removesuffix(HEAD_AT_END), **lists)
 
     def rate(self, label: str) -> Rate:
         """What was chosen for its task and method, as the runner keeps it."""
@@ -135,11 +143,14 @@ class Cells:
         write_durably(self._path, text.getvalue().encode())
 
 
+_LISTS: Final = ("rounds", "held", "dev", "own", "up", "down", "seconds")
+"""A number for each measurement; a regression's `own` is empty."""
+
+
 def _written(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _read(line: dict[str, str]) -> Cell:
-    lists = {"tried", "rounds", "held", "dev", "own", "up", "down", "seconds"}
-    fields: dict[str, Any] = {name: text.split() if name in lists else text for name, text in line.items()}
+    fields: dict[str, Any] = {name: text.split() if name in (*_LISTS, "tried") else text for name, text in line.items()}
     return msgspec.convert(fields, Cell, strict=False)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which methods are compared, each with its own search: three learning rates in steps of about three, chosen on rows
-that nothing else sees."""
+"""Which methods are compared, each with its own search: three learning rates in steps of about three, and more while
+the best is at an end, chosen on rows that nothing else sees."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ __all__ = ["COMPARED", "FROZEN", "FULL", "Compared", "compared"]
 FROZEN: Final = "frozen features"
 FULL: Final = "full fine-tuning"
 _MANY_LABELS: Final = 10
+_ALL_ROUNDS: Final = 1000
+"""More than a run has: one head after all rounds of the method."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,18 @@ class Compared:
         )
 
     @property
-    def named(self) -> Named:
-        """For the runner; its label is the name."""
-        usual = Usual(head=self.head, pooling="mean", head_rate=self.head_rate)
+    def has_rounds(self) -> bool:
+        """Whether rounds follow on a head from sums, so that another one can end them."""
+        return self.head == "ridge" and self.name != FROZEN
+
+    def named(self, ends: bool = False) -> Named:
+        """For the runner.
+
+        Args:
+            ends: Whether a head from sums ends its run, where one begins it.
+        """
+        again = _ALL_ROUNDS if ends and self.has_rounds else 0
+        usual = Usual(head=self.head, pooling="mean", head_rate=self.head_rate, again=again)
         (named,) = parse_methods(self.method, usual)
         return named
 
@@ -70,13 +81,14 @@ _LORA_FEW, _LORA_MANY = (0.3, 1.0, 3.0), (1.0, 3.0, 10.0)
 # A factor's rate is three to ten times that of a subspace or a weight; the head's must not be.
 _LORA_HEAD = 0.2
 _KRSO_FEW, _KRSO_MANY = (0.1, 0.3, 1.0), (0.3, 1.0, 3.0)
+_FULL = (0.03, 0.1, 0.3), (0.1, 0.3, 1.0)
 
 COMPARED: Final = {
     one.name: one
     for one in (
         Compared(FROZEN, "fed3r", (1.0,), (1.0,), rounds=1),
         Compared("FedKRSO", "fedkrso", _KRSO_FEW, _KRSO_MANY),
-        Compared(FULL, "fedavg[trained=*]", (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), head_rate=1.0),
+        Compared(FULL, "fedavg[trained=*]", *_FULL, head_rate=1.0),
         Compared("FedIT", "fedit", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared("FFA-LoRA", "ffa-lora", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared("FLoRA", "flora", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
@@ -100,10 +112,13 @@ COMPARED: Final = {
         Compared("FedKRSO, head held", "fedkrso[head_rate=0.001]", _KRSO_FEW, _KRSO_MANY, head_rate=0.001),
         # Heads from sums again: each method beside itself without them.
         Compared("FedKRSO, heads again", "fedkrso[again=4]", _KRSO_FEW, _KRSO_MANY),
-        Compared(f"{FULL}, heads again", "fedavg[trained=*,again=4]", (0.03, 0.1, 0.3), (0.1, 0.3, 1.0), head_rate=1.0),
+        Compared(f"{FULL}, heads again", "fedavg[trained=*,again=4]", *_FULL, head_rate=1.0),
         Compared("FFA-LoRA, heads again", "ffa-lora[again=4]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared("FedIT, heads again", "fedit[again=4]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared("FedKRSO, server momentum", "fedkrso[server_momentum=0.5]", _KRSO_FEW, _KRSO_MANY),
+        Compared("FedKRSO, norms and biases", "fedkrso[trained=*LayerNorm*+*.bias]", _KRSO_FEW, _KRSO_MANY),
+        Compared("FedKRSO, rank 32", "fedkrso[rank=32]", _KRSO_FEW, _KRSO_MANY),
+        Compared(f"{FULL}, frozen embeddings", "fedavg[trained=*LayerNorm*+*.bias]", *_FULL, head_rate=1.0),
         Compared("FFA-LoRA, coordinate A", "ffa-lora[projection=coordinate]", _LORA_FEW, _LORA_MANY, _LORA_HEAD),
         Compared(f"{FULL}, random head", "fedavg[trained=*,head=random]", _KRSO_FEW, _KRSO_FEW, 1.0, head="random"),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from benchmarks.comparison.cells import Cell, Cells
+from benchmarks.comparison.cells import HEAD_AT_END, Cell, Cells
 from benchmarks.comparison.methods import FULL
 
 __all__ = ["costs", "curve", "paired", "results", "searched"]
@@ -17,18 +17,28 @@ _TARGET = 0.99
 _UNKNOWN = "not known | | "
 
 
-def results(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Held-out / development accuracy after the last round of each method in each column, mean of seeds.
+def results(cells: Cells, methods: Sequence[str], task: str, splits: Sequence[str]) -> Iterator[str]:
+    """Held-out / development metric after the last round of each method, mean of seeds, in each split that was run;
+    where heads from sums ended runs, before and after that head.
 
     Args:
         cells: All.
         methods: A row each.
-        columns: Task and split.
+        task: Whose.
+        splits: Columns, but for those that nobody ran.
     """
-    yield f"| | {' | '.join(f'{task}, {_split(split)}' for task, split in columns)} |"
+    columns = [
+        (split, end)
+        for split in splits
+        for end in ("", HEAD_AT_END)
+        if any(cells.of(task, split, method + end) for method in methods)
+    ]
+    yield f"| {task} | {' | '.join(_split(split) + end for split, end in columns)} |"
     yield f"|---|{'---|' * len(columns)}"
     for method in methods:
-        yield f"| {method} | {' | '.join(_quality(cells.of(*column, method)) for column in columns)} |"
+        found = [cells.of(task, split, method + end) for split, end in columns]
+        if any(found):
+            yield f"| {method} | {' | '.join(map(_quality, found))} |"
 
 
 def _quality(found: Sequence[Cell]) -> str:

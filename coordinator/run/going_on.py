@@ -17,6 +17,7 @@ from coordinator.store.ledger import Ledger
 from coordinator.store.standing import standing_of
 from coordinator.store.viewfile import read_view, running_coordinator
 from fedcore.errors import RunError
+from fedcore.methods.beside.heads import longer_head
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.system.locks import owned
@@ -90,7 +91,9 @@ def with_rounds(job: Job, rounds: int, folder: RunFolder, ledger: Ledger) -> Job
     section = job.evaluation
     if section is not None and standing is not None and standing.stop_at is not None:
         section = msgspec.structs.replace(section, stop_after=0)
-    job = msgspec.structs.replace(job, round=msgspec.structs.replace(job.round, rounds=rounds), evaluation=section)
+    head = longer_head(job.head, len(rows), job.round.rounds, rounds)
+    longer = msgspec.structs.replace(job.round, rounds=rounds)
+    job = msgspec.structs.replace(job, round=longer, head=head, evaluation=section)
     write_job(folder, job)
     return job
 

@@ -121,13 +121,13 @@ class Measuring:
         found = {row.round: accuracy for row in self._view.rows if (accuracy := _accuracy_of(row)) is not None}
         head = min((number for number in found if self._job.head.is_head(number)), default=0)
         last = max(found, default=0)
-        if self._job.head.again and not self._job.head.is_head(last):
+        if self._job.head.comes_again and not self._job.head.is_head(last):
             # The next head is made of what this round learned, whatever its own is worth.
             return ""
         if self._warned or not head or last <= head or found[last] >= found[head]:
             return ""
         self._warned = True
-        again = "" if self._job.head.again else ", or have a run end with a head from sums ([head] again)"
+        again = "" if self._job.head.comes_again else ', or have a run end with a head from sums ([head] again = "end")'
         return (
             f"round {last} is below frozen features: accuracy {found[last]:.3f}, {found[head]:.3f} with the head alone"
             f" (round {head}); lower the learning rates (fedkrso tune){again}"

@@ -21,6 +21,7 @@ from fedcore.config.tasks import CHAT_KEYS
 from fedcore.config.templates import with_template
 from fedcore.errors import ConfigError, RunError
 from fedcore.methods import server_half
+from fedcore.methods.beside.heads import settled_again
 from fedcore.methods.fed3r import require_solvable, settled_head
 from fedcore.model.update import Adder, add_updates
 from fedcore.system.durable import sha256_of
@@ -122,6 +123,7 @@ def _settled(job: Job, task: TaskSection, schema: ModelSchema, folder: RunFolder
     hidden = job.privacy.noise is not None or (secure is not None and not secure.holds_moments)
     wanted = msgspec.structs.replace(job.head, start="random") if hidden and job.head.start == "auto" else job.head
     head = settled_head(wanted, task, training, job.safety.combining(), schema, job.round.rounds)
+    head = settled_again(head, job.round.rounds, buffered=job.round.buffered, averaged=job.round.average_last > 1)
     own = job.round.rounds - head.heads_until(job.round.rounds)
     found = msgspec.structs.replace(job, head=head, method=job.method.settled(own))
     if found != job:

@@ -143,7 +143,7 @@ def demo(
         method, text = f'schedule = "{schedule}"\n', functools.partial(job_text, run, connection, rounds=rounds)
         if rounds > 2:
             # A head from sums over all homes' rows knows nothing of who has which; the last one is of what was learned.
-            text = functools.partial(text, head=f'start = "ridge"\nagain = {rounds - 2}', head_rate=2e-3)
+            text = functools.partial(text, head='start = "ridge"\nagain = "end"', head_rate=2e-3)
         job.write_text(text(homes=homes, seed=seed, base=base, method=method))
         nodes = {name: folder / f"{name}.toml" for name in names}
         for index, (name, path) in enumerate(nodes.items()):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -139,14 +140,24 @@ class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     rates: float | None = None
     """After `ridge`: factor on the method's learning rates, above 0 and up to 1. Left out: 1.0 with ten labels or more,
     else 0.1, since a node that has mostly one of two labels pulls a good head away."""
-    again: int = 0
-    """With `ridge`: so many rounds of the method after each head from sums comes the next one, of the features as they
-    are by then, and the run's last round is a head's. 0: the first one alone."""
+    again: int | tuple[int, ...] | Literal["auto", "end"] = "auto"
+    """With `ridge`, a head from sums once more, of the features as they are by then. `end`: in the run's last round.
+    A number: after so many rounds of the method each, and the run's last round is a head's. Several: in these rounds,
+    which is also what the coordinator makes of `end`. 0: the first one alone. `auto`: `end` wherever it can be, and
+    leaves three rounds or more to the method."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.again < 2**31:
+        if isinstance(self.again, int) and not 0 <= self.again < 2**31:
             raise ConfigError(f"again is {self.again}, it must be 0 or a number of rounds", place="head.again")
-        if self.again and self.start != "ridge":
+        if isinstance(self.again, tuple) and any(
+            later <= earlier for earlier, later in pairwise((1, *self.again, 2**31))
+        ):
+            raise ConfigError(
+                f"again is {list(self.again)}, and round 1 is the first head's",
+                place="head.again",
+                remedy="write rounds from 2 on, smaller ones first",
+            )
+        if self.comes_again and self.start != "ridge":
             raise ConfigError(
                 f"again is {self.again}, and there is no head from sums",
                 place="head.again",
@@ -155,16 +166,26 @@ class HeadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         if self.rates is not None and not 0 < self.rates <= 1:
             raise ConfigError(f"rates is {self.rates:g}, it must be above 0 and up to 1", place="head.rates")
 
+    @property
+    def comes_again(self) -> bool:
+        """Whether there is another one after the first, once it is settled."""
+        return self.again != "auto" and bool(self.again)
+
     def heads_until(self, server_round: int) -> int:
-        """How many of the rounds from 1 to this one are for a head from sums.
+        """How many of the rounds from 1 to this one are for a head from sums; of `auto` and `end` the first alone,
+        until the coordinator has settled them.
 
         Example:
             >>> [HeadSection(start="ridge", again=2).heads_until(number) for number in range(1, 8)]
             [1, 1, 1, 2, 2, 2, 3]
+            >>> [HeadSection(start="ridge", again=(6,)).heads_until(number) for number in range(1, 8)]
+            [1, 1, 1, 1, 1, 2, 2]
         """
         if self.start != "ridge" or server_round < 1:
             return 0
-        return 1 + (server_round - 1) // (self.again + 1) if self.again else 1
+        if isinstance(self.again, tuple):
+            return 1 + sum(number <= server_round for number in self.again)
+        return 1 + (server_round - 1) // (self.again + 1) if isinstance(self.again, int) and self.again else 1
 
     def is_head(self, server_round: int) -> bool:
         """Whether a round is."""

@@ -291,7 +291,7 @@ def _settled(
 ) -> HeadSection:
     rates = (1.0 if len(task.labels) >= _MANY_LABELS else 0.1) if head.rates is None else head.rates
     ridge = HeadSection(start="ridge", rates=rates, again=head.again)
-    random = HeadSection(start="random", rates=head.rates)
+    random = HeadSection(start="random", rates=head.rates, again=0)
     if head.start != "auto":
         return ridge if head.start == "ridge" else random
     found = linear_head(schema)

@@ -28,6 +28,7 @@ from fedcore.data.splits import Split, parse_split
 from fedcore.errors import ConfigError
 from fedcore.fields.types import HeadBegin
 from fedcore.methods import server_half
+from fedcore.methods.beside.heads import settled_again
 from fedcore.methods.fed3r import settled_head
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.worker.imported import model_folder
@@ -88,6 +89,9 @@ class Tuning:
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self._examples = _limited(simulation, self._job, rows, held_rows)
         self._heads = self._starts(head)
+        begins, last = HeadSection(start="ridge", again=job.head.again), job.round
+        settled = settled_again(begins, last.rounds, buffered=last.buffered, averaged=last.average_last > 1)
+        self._ends = settled.comes_again
 
     def _starts(self, wanted: str) -> Sequence[HeadBegin]:
         job = self._job
@@ -106,7 +110,8 @@ class Tuning:
         held = len(self._examples[""])
         counts = [len(rows) for name, rows in self._examples.items() if name]
         yield (
-            f"{len(self._heads) * len(self._factors)} trials of {self._rounds} rounds: {len(counts)} nodes with"
+            f"{len(self._heads) * len(self._factors)} trials of {self._rounds} rounds"
+            f"{' and a head at the end' if self._ends and 'ridge' in self._heads else ''}: {len(counts)} nodes with"
             f" {min(counts)} to {max(counts)} rows, measured on {held} held-out rows; kept in {self._out}"
         )
 
@@ -124,7 +129,7 @@ class Tuning:
         scratch = Path(tempfile.mkdtemp(prefix="trials-", dir=_made(self._out)))
         try:
             trials = Trials(job, self._schema, self._folder, Rows(encoded, held), scratch)
-            best = search(trials, kept, self._heads, self._rounds, self._factors, tell)
+            best = search(trials, kept, self._heads, self._rounds, self._factors, tell, ends=self._ends)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         yield ""
@@ -149,7 +154,8 @@ class Tuning:
         rows = {
             name: [(one.text, one.text_pair, repr(one.target)) for one in own] for name, own in self._examples.items()
         }
-        return msgspec.json.encode([job.model, job.task, job.method, job.safety, job.seed, rows, self._rounds])
+        facts = [job.model, job.task, job.method, job.safety, job.seed, rows, self._rounds, self._ends]
+        return msgspec.json.encode(facts)
 
 
 def _made(folder: Path) -> Path:

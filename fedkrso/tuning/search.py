@@ -4,7 +4,8 @@ told in words that a job file understands.
 
 What is tried: the method's two learning rates together, times each factor of a grid, for each start of a head. Where
 the best one lies at the end of the grid, the grid goes on. Chosen by the accuracy on held-out rows after the last
-round; of equal ones, by the loss there. Every trial has the same rounds, also those that spend the first on a head."""
+round; of equal ones, by the loss there. Every trial has the same rounds, also those that spend the first on a head;
+where a head from sums will end the job's run, one more such round ends each trial that begins with one."""
 
 from __future__ import annotations
 
@@ -119,6 +120,8 @@ def search(
     rounds: int,
     factors: Sequence[float] = FACTORS,
     tell: Callable[[str], None] = lambda line: None,
+    *,
+    ends: bool = False,
 ) -> Tried:
     """Try what is not kept yet; the best.
 
@@ -129,6 +132,7 @@ def search(
         rounds: Of each trial.
         factors: On the job's rates.
         tell: Gets a line after each round.
+        ends: Whether a head from sums ends what begins with one.
 
     Raises:
         ConfigError: None of the trials came to its end.
@@ -139,21 +143,22 @@ def search(
     for number, trial in enumerate(wanted, 1):
         if trial in known:
             continue
-        kept.add(_tried(trials, trial, rounds, f"{number} of {len(wanted)}: ", tell))
+        kept.add(_tried(trials, trial, rounds, f"{number} of {len(wanted)}: ", tell, ends=ends))
     while (beyond := _beyond(best_of(kept.all), kept.all)) is not None and further < _FURTHER:
         further += 1
-        kept.add(_tried(trials, beyond, rounds, "beyond the grid: ", tell))
+        kept.add(_tried(trials, beyond, rounds, "beyond the grid: ", tell, ends=ends))
     return best_of(kept.all)
 
 
-def _tried(trials: Trials, trial: Trial, rounds: int, place: str, tell: Callable[[str], None]) -> Tried:
+def _tried(trials: Trials, trial: Trial, rounds: int, place: str, tell: Callable[[str], None], *, ends: bool) -> Tried:
+    again = rounds - 1 if ends and trial.head == "ridge" else 0
     settings = trial.settings(trials.job.method)
     words = f"{place}{trial.head} head, learning_rate {settings.learning_rate:g}"
     found: list[Measured] = []
     try:
-        for measured in trials.rounds(settings, trial.head, rounds):
+        for measured in trials.rounds(settings, trial.head, rounds + bool(again), again):
             found.append(measured)
-            tell(f"{words}: round {measured.round} of {rounds}, accuracy {measured.accuracy:.3f}")
+            tell(f"{words}: round {measured.round} of {rounds + bool(again)}, accuracy {measured.accuracy:.3f}")
     except FedkrsoError as error:
         # A rate at which nothing can be learned any more is an answer too.
         tell(f"{words}: {error.one_line()}")

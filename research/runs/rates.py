@@ -44,6 +44,19 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
         rates = [one.learning_rate for one in self.tried]
         return self.learning_rate in (min(rates), max(rates))
 
+    def beyond(self) -> float | None:
+        """The next rate past the edge at which the best lies, in the steps 1, 3, 10; None where it lies inside.
+
+        Example:
+            >>> tried = tuple(Tried(rate, 1.0 - rate) for rate in (3e-4, 1e-3))
+            >>> Rate(task="sst2", split="iid", label="x", learning_rate=3e-4, tried=tried).beyond()
+            0.0001
+        """
+        if not self.at_edge:
+            return None
+        smallest = self.learning_rate == min(one.learning_rate for one in self.tried)
+        return float(f"{self.learning_rate / 3 if smallest else self.learning_rate * 10 / 3:.1g}")
+
 
 class Rates:
     """The tuned learning rates of a folder of runs.
@@ -80,11 +93,16 @@ class Rates:
         found = self.find(task, split, named.label) or self.find(task, split, named.name)
         return None if found is None else found.learning_rate
 
+    def forget(self, task: str, split: str, label: str) -> None:
+        """Have a label tuned anew; on disk only what is added after it changes anything."""
+        self.all = [rate for rate in self.all if (rate.task, rate.split, rate.label) != (task, split, label)]
+
     def add(self, rates: Iterable[Rate]) -> None:
         """Keep more rates; newer ones take the place of older."""
         new = list(rates)
-        keys = {(rate.task, rate.split, rate.label) for rate in new}
-        self.all = [rate for rate in self.all if (rate.task, rate.split, rate.label) not in keys] + new
+        for rate in new:
+            self.forget(rate.task, rate.split, rate.label)
+        self.all += new
         write_durably(self._path, msgspec.json.format(msgspec.json.encode(self.all)))
 
 

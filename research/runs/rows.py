@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from fedcore.config.sections import HeadSection
 from fedcore.device.memoryplan import Allocator
 from fedcore.fields.types import BaseKind, HeadBegin, Pooling
 from fedcore.methods import AnySettings
@@ -33,7 +34,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     seed: Annotated[int, Meta(ge=0)]
     rounds: Count = 10
     measure_every: Count = 1
-    """Rounds from one measurement, and row, to the next; the last round is always measured."""
+    """Rounds from one measurement, and row, to the next; the last round is always measured, and so is the last before
+    each new head."""
     clients: Count = 10
     max_length: Annotated[int, Meta(ge=2)] = 64
     """Tokens of an example."""
@@ -67,6 +69,17 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """As the command line named it."""
     tune: bool = False
     """Measure on the tuning rows alone: for choosing a learning rate."""
+
+    @property
+    def heads(self) -> HeadSection:
+        """A job's section; a method's rates are those that its brackets and its tuning say."""
+        return HeadSection(start=self.head, rates=1.0, again=self.again)
+
+    def is_measured(self, server_round: int) -> bool:
+        """Whether there is a row for the model after a round; the last before each new head has one, so that what the
+        head changes can be told."""
+        ends = server_round == self.rounds or self.heads.is_head(server_round + 1)
+        return ends or server_round % self.measure_every == 0
 
     @property
     def name(self) -> str:
@@ -147,6 +160,10 @@ class RunFiles:
         """What the run is."""
         return self.folder / "setup.json"
 
+    def read_setup(self) -> Setup:
+        """It, as it was begun; OSError or msgspec.DecodeError where there is none."""
+        return msgspec.json.decode(self.setup.read_bytes(), type=Setup)
+
     @property
     def log(self) -> Path:
         """What its process said."""
@@ -180,7 +197,8 @@ class RunFiles:
 
     def count_rounds(self, setup: Setup) -> int:
         """How many rounds are done and measured; as cheap."""
-        return min(self.count_rows() * setup.measure_every, setup.rounds)
+        measured = [0, *filter(setup.is_measured, range(1, setup.rounds + 1))]
+        return measured[min(self.count_rows(), len(measured) - 1)]
 
     def rows(self) -> list[Row]:
         """The measurements that are done; a line that was cut short is none, nor is what follows it."""

@@ -36,7 +36,8 @@ from fedkrso import (
 pytestmark = pytest.mark.usefixtures("quick_workers")
 
 TASK = TaskSection(kind="text-classification", labels=("left", "right"), max_length=16)
-METHOD = FedKRSOSettings(rank=2, num_seeds=2, interval_steps=2, steps=4, batch_size=4)
+# A decay that is left out follows from the number of rounds.
+METHOD = FedKRSOSettings(rank=2, num_seeds=2, interval_steps=2, steps=4, batch_size=4, learning_rate_decay=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +56,20 @@ def rows(workshop: Workshop, index: int) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def job(workshop: Workshop, broker: LocalBroker, run: str, rounds: int = 2) -> Job:
+def job(
+    workshop: Workshop,
+    broker: LocalBroker,
+    run: str,
+    rounds: int = 2,
+    head: HeadSection = HeadSection(start="random"),  # noqa: B008
+) -> Job:
     return Job(
         run=run,
         model=ModelSection(folder=str(workshop.model)),
         task=TASK,
         method=METHOD,
         round=RoundSection(rounds=rounds, min_nodes=2, quorum=2, deadline_seconds=120.0),
-        head=HeadSection(start="random"),
+        head=head,
         broker=broker.section("coordinator"),
     )
 
@@ -174,6 +181,30 @@ def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_s
             Coordinator(job(workshop, other, "longer", 3), runs=tmp_path / "other" / "runs"), other, tmp_path / "other"
         )
     assert straight.digest == more.digest
+
+
+@pytest.mark.slow
+def test_a_run_that_a_head_ended_goes_on_and_ends_with_one(
+    workshop: Workshop, broker: LocalBroker, tmp_path: Path
+) -> None:
+    def led(leader: Coordinator, folder: Path) -> Result:
+        homes = [client(workshop, broker, "ended", index, folder) for index in range(2)]
+        with leader, homes[0], homes[1]:
+            result = leader.run()
+            assert all(home.wait(120) for home in homes)
+        assert {node["digest"] for node in result.summary["nodes"].values()} == {result.digest}
+        return result
+
+    def heads(result: Result) -> list[int]:
+        return [number for number, row in enumerate(result.summary["rounds"], 1) if row["phase"] == "head"]
+
+    wanted, runs = job(workshop, broker, "ended", 5, HeadSection(start="ridge")), tmp_path / "runs"
+    assert heads(led(Coordinator(wanted, runs=runs), tmp_path)) == [1, 5]
+    more = led(Coordinator.resume("ended", runs=runs, rounds=7), tmp_path)
+    assert more.finished and heads(more) == [1, 5, 7]
+    named = job(workshop, broker, "ended", 7, HeadSection(start="ridge", again=(5, 7)))
+    straight = led(Coordinator(named, runs=tmp_path / "straight" / "runs"), tmp_path / "straight")
+    assert heads(straight) == [1, 5, 7] and straight.digest == more.digest
 
 
 def test_nodes_serve_run_after_run_from_the_same_folders(

@@ -25,9 +25,11 @@ class Made:
 
     def __init__(self, best: float, job: object) -> None:
         self.best, self.job, self.asked = best, job, list[Trial]()
+        self.sizes = set[tuple[str, int, int]]()
 
-    def rounds(self, method: FedKRSOSettings, head: str, rounds: int) -> object:
+    def rounds(self, method: FedKRSOSettings, head: str, rounds: int, again: int) -> object:
         factor = method.learning_rate / 1e-3
+        self.sizes.add((head, rounds, again))
         self.asked.append(Trial(head, round(factor, 6)))  # type: ignore[arg-type]
         if factor > 50:
             raise WorkerError("the loss is not finite")
@@ -67,6 +69,14 @@ def test_a_trial_that_fails_is_told_and_is_not_chosen(tmp_path: Path) -> None:
     assert found.trial.factor == 1.0 and any("the loss is not finite" in line for line in told)
     with pytest.raises(ConfigError, match="no trial came to its end: the loss"):
         best_of([one for one in kept.all if one.failed])
+
+
+def test_a_head_ends_trials_that_begin_with_one_where_it_ends_the_run(tmp_path: Path) -> None:
+    made, told = Made(1.0, Named()), list[str]()
+    kept = Kept(tmp_path / "tried.json", b"")
+    search(made, kept, ("ridge", "random"), 3, (0.3, 1.0, 3.0), told.append, ends=True)  # type: ignore[arg-type]
+    assert made.sizes == {("ridge", 4, 2), ("random", 3, 0)}
+    assert any("ridge head" in line and "round 4 of 4" in line for line in told)
 
 
 def test_equal_accuracies_are_told_apart_by_loss() -> None:
@@ -109,6 +119,7 @@ def test_a_job_is_tuned_from_one_file_and_goes_on_where_it_was_left(
         with pytest.raises(Interrupted):
             run()
     output = run()
+    assert "and a head at the end" not in output, "the job has too few rounds for one"
     assert "1 of 4" not in output and "3 of 4: random head" in output, "those that were done are not done again"
     assert "4 trials of 2 rounds: 2 nodes" in output and "frozen features, the head alone: accuracy" in output
     lines = output.partition("job file:\n")[2].strip()
@@ -121,7 +132,10 @@ def test_a_job_is_tuned_from_one_file_and_goes_on_where_it_was_left(
     again = tmp_path / "again"
     with pytest.raises(ConfigError, match="another job, other data or other flags"):
         run("--rounds", 3)
-    assert not again.exists() and not list((tiny_job.parent / "tiny-tune").glob("trials-*"))
+    tiny_job.write_text(job.replace("rounds = 2", "rounds = 5"))
+    longer = run("--factors", "1", "--head", "ridge", "--out", again)
+    assert "1 trials of 2 rounds and a head at the end" in longer and "round 3 of 3" in longer
+    assert not list((tiny_job.parent / "tiny-tune").glob("trials-*"))
 
 
 def test_what_cannot_be_tuned_is_refused(tiny_job: Path, texts: Path) -> None:

@@ -27,6 +27,7 @@ from fedcore.config.reading import load_config
 from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
+from fedcore.methods.beside.heads import longer_head
 from fedcore.round.training import HeadTraining
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.worker.messages import Described
@@ -82,37 +83,6 @@ def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"head.rates: rates is"):
             read(tmp_path, JOB.replace('"ridge"', f'"ridge"\nrates = {rates}'))
     assert read(tmp_path, JOB.replace('[head]\nstart = "ridge"\n', "")).head.start == "auto"
-
-
-def test_heads_again_end_a_run(tmp_path: Path) -> None:
-    text = JOB.replace('"ridge"', '"ridge"\nagain = 2').replace("[round]\n", "[round]\nrounds = 7\n")
-    job = read(tmp_path, text)
-    assert job.phases == {1: "head", 4: "head", 7: "head"}
-    halves = server_half(job.method, head=job.head)
-    assert {n for n in range(1, 8) if isinstance(halves.training(n, 0), HeadTraining)} == set(job.phases)
-    for rounds, remedy in ((8, "write 7 or 10"), (6, "write 4 or 7"), (3, "write 4"), (1, "write 4")):
-        with pytest.raises(ConfigError, match=rf"round.rounds: a head comes after 2 each, and .* \({remedy}\)"):
-            read(tmp_path, text.replace("rounds = 7", f"rounds = {rounds}"))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ('"ridge"', '"ridge"\nagain = -1', r"head.again: again is -1"),
-        ('"ridge"', '"random"\nagain = 2', r"head.again: again is 2, and there is no head from sums \(add start"),
-        ("[round]\n", "[round]\nrounds = 7\naverage_last = 2\n", r"round.average_last: the mean of states with heads"),
-        (
-            "[round]\n",
-            '[round]\nrounds = 7\nkind = "buffered"\nbuffer_size = 3\n',
-            r"head.again: a head from sums is of one",
-        ),
-    ],
-)
-def test_what_heads_again_do_not_go_with_is_refused(tmp_path: Path, old: str, new: str, words: str) -> None:
-    text = JOB if "again" in new else JOB.replace('"ridge"', '"ridge"\nagain = 2')
-    with pytest.raises(ConfigError, match=words) as found:
-        read(tmp_path, text.replace(old, new))
-    assert "\n" not in found.value.one_line()
 
 
 @pytest.mark.parametrize(
@@ -204,12 +174,15 @@ def test_a_head_begins_with_sums_wherever_it_can(
         assert prepared.job.head.start == start == stored_job(tmp_path).head.start
         # Two labels: every node pulls towards the one that it has most of.
         assert prepared.job.head.rates == (0.1 if start == "ridge" else None) == stored_job(tmp_path).head.rates
-        assert prepared.job.phases == ({1: "head"} if start == "ridge" else {})
+        rounds = job.round.rounds
+        assert prepared.job.phases == ({1: "head", rounds: "head"} if start == "ridge" else {})
         # Rates fall to a third over the method's own rounds.
-        own = job.round.rounds - (start == "ridge")
+        own = rounds - len(prepared.job.phases)
         assert prepared.job.method.learning_rate_decay == pytest.approx((1 / 3) ** (1 / (own - 1)) if own > 1 else 1)
         assert stored_job(tmp_path).method == prepared.job.method
-        again = msgspec.structs.replace(stored_job(tmp_path), round=msgspec.structs.replace(job.round, rounds=50))
+        head = longer_head(stored_job(tmp_path).head, 0, rounds, 50)
+        longer = msgspec.structs.replace(job.round, rounds=50)
+        again = msgspec.structs.replace(stored_job(tmp_path), round=longer, head=head)
         assert prepare(again, tmp_path, folder, ledger).job.method == prepared.job.method
         assert prepare(stored_job(tmp_path), tmp_path, folder, ledger).job.head.start == start
         # A run from before there was a choice has the ledger's facts, and a job that says nothing.
