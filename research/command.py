@@ -64,7 +64,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--preset",
     default="small",
     show_default=True,
-    type=click.Choice(["small", "long", "table", "learn", "paper"]),
+    type=click.Choice(["small", "long", "table", "learn", "deep", "paper"]),
     help="Sizes: for two cores, or the paper's.",
 )
 @click.option(

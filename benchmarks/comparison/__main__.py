@@ -34,7 +34,7 @@ from research.runner import locked
 _TABLE = [name for name in COMPARED if "," not in name or "own rows" in name]
 _BESIDE = [name for name in COMPARED if name not in _TABLE]
 _TASKS = ("sst2", "clinc150")
-_preset = click.option("--preset", type=click.Choice(("table", "learn")), default="table", show_default=True)
+_preset = click.option("--preset", type=click.Choice(("table", "learn", "deep")), default="table", show_default=True)
 _cells = click.option(
     "--cells", type=click.Path(path_type=Path), default=None, help="File of the cells; the preset's own unless given."
 )
@@ -58,6 +58,7 @@ def main() -> None:
     "--ends", is_flag=True, help="A head from sums ends each run that one begins; a cell before it and after."
 )
 @click.option("--search-rounds", default=0, help="Of a run that tries a rate, ended as runs are; 0: the preset's.")
+@click.option("--rates-of", type=click.Path(path_type=Path), default=None, help="File of cells whose searches stand.")
 @_preset
 @_cells
 def run(

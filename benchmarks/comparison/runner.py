@@ -44,6 +44,7 @@ class Runner:
         ends: Whether a head from sums ends each run that one begins: one run is two cells then, as the plain one, up to
             that head, is the same bit for bit.
         search_rounds: Of a run that tries a rate, ended as runs are; 0 for the preset's, never ended so.
+        rates_of: Another file of cells, of runs of another size, whose searches stand; None for a search of its own.
     """
 
     cells: Cells
@@ -53,6 +54,7 @@ class Runner:
     preset: str = "table"
     ends: bool = False
     search_rounds: int = 0
+    rates_of: Path | None = None
 
     def run(self, one: Compared, task_name: str, split: str, seed: int) -> None:
         """A cell, if it is not there with the rate that the search comes to."""
@@ -79,7 +81,8 @@ class Runner:
         if len(grid) == 1:
             return None
         rates, label = Rates(self.out), one.named().label
-        there = next((cell for cell in self.cells if (cell.task, cell.method) == (task_name, one.name)), None)
+        cells = self.cells if self.rates_of is None else Cells(self.rates_of)
+        there = next((cell for cell in cells if (cell.task, cell.method) == (task_name, one.name)), None)
         rate = rates.find(task_name, RATES_SPLIT, label) or (None if there is None else there.rate(label))
         while rate is None or (len(rate.tried) < len(grid) + _MOST_BEYOND and rate.beyond() is not None):
             found = self._tuned(one, task_name, grid if rate is None else _wider(rate, one, self.preset))
