@@ -38,7 +38,7 @@ def _listed(text: str, kind: Callable[[str], T], place: str) -> tuple[T, ...]:
     "--task",
     "tasks",
     required=True,
-    help="One or more of sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, shakespeare; with commas.",
+    help="With commas: sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, sst2-prompt, shakespeare.",
 )
 @click.option(
     "--methods", required=True, help="With commas; options in brackets: fedkrso[schedule=fresh,rank=4],fedavg"

@@ -3,6 +3,7 @@
 
     python -m benchmarks.comparison run --data DATA --out OUT --tasks sst2,clinc150 --splits dirichlet:0.5 --seeds 0
     python -m benchmarks.comparison table
+    python -m benchmarks.comparison overview --preset learn
     python -m benchmarks.comparison central --data DATA --task cola --rates 3e-5,1e-4 --epochs 4
     python -m benchmarks.comparison means --data DATA --method 'fedkrso[learning_rate=1e-3,tensor_learning_rate=2e-3]'
 
@@ -10,8 +11,8 @@ The first line runs what the file of cells does not have: a learning rate of thr
 edge, is chosen on Dirichlet 0.5 and tuning rows of another seed, once for each task and method, and then each split and
 seed is a run. `--preset` is a size of `fedkrso bench paper`, each with a file of its own and a folder OUT of its own;
 `--ends` has a head from sums at each run's end too. Ended at any moment, it goes on. The second line prints the tables
-from the file alone, the third trains the same model at one place, and the fourth has a run's states beside means of the
-last ones."""
+from the file alone, the third what docs/results.md begins with. The fourth trains the same model at one place, and the
+fifth has a run's states beside means of the last ones."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from benchmarks.comparison.cells import HEAD_AT_END, Cells, cells_of
 from benchmarks.comparison.central import Central, measured
 from benchmarks.comparison.means import means
 from benchmarks.comparison.methods import COMPARED, FROZEN, FULL
+from benchmarks.comparison.overview import ahead, quality, spent
 from benchmarks.comparison.runner import MODEL, Runner
 from benchmarks.comparison.systems import SYSTEMS
 from benchmarks.comparison.tables import costs, curve, paired, results, searched
@@ -32,6 +34,8 @@ from fedcore.config.models import resolve_model_folder
 from research.runner import locked
 
 _TABLE = [name for name in COMPARED if "," not in name or "own rows" in name]
+OVERVIEW = [name for name in _TABLE if "own rows" not in name]
+"""FedSA-LoRA has no head that all share."""
 _BESIDE = [name for name in COMPARED if name not in _TABLE]
 _TASKS = ("sst2", "clinc150")
 _preset = click.option("--preset", type=click.Choice(("table", "learn", "deep")), default="table", show_default=True)
@@ -94,6 +98,16 @@ def table(preset: str, cells: Path | None) -> None:
     ):
         if text := "\n".join(lines):
             print(text, end="\n\n")
+
+
+@main.command()
+@_preset
+@_cells
+def overview(preset: str, cells: Path | None) -> None:
+    """Print what docs/results.md begins with."""
+    found = Cells(cells or cells_of(preset))
+    for told in (quality, spent, ahead):
+        click.echo("\n".join(told(found, OVERVIEW)) + "\n")
 
 
 @main.command()

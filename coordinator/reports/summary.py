@@ -136,7 +136,8 @@ def summary_of(
         "rounds": rows,
         "final": final,
         "best": best,
-        "stopped_early": standing is not None and standing.stop_at is not None and len(rows) < view.total_rounds,
+        "stopped_early": view.cut_short
+        or (standing is not None and standing.stop_at is not None and len(rows) < view.total_rounds),
         "start_on_nodes": _on_nodes(view.start),
         "headline": headline,
         "nodes": nodes,

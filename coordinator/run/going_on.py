@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 
@@ -17,12 +18,15 @@ from coordinator.store.ledger import Ledger
 from coordinator.store.standing import standing_of
 from coordinator.store.viewfile import read_view, running_coordinator
 from fedcore.errors import RunError
-from fedcore.methods.beside.heads import longer_head
+from fedcore.methods.beside.heads import longer_head, shorter_head
 from fedcore.round.plan import Plan
 from fedcore.system.clocks import Clocks
 from fedcore.system.locks import owned
 
-__all__ = ["led_alone", "remember", "require_open", "with_rounds"]
+__all__ = ["CUT_SHORT", "ended_by_head", "led_alone", "remember", "require_open", "with_rounds"]
+
+CUT_SHORT: Final = "cut_short"
+"""The ledger's fact of a run that ends before its time, with a head that is made for it."""
 
 
 @contextlib.contextmanager
@@ -95,7 +99,30 @@ def with_rounds(job: Job, rounds: int, folder: RunFolder, ledger: Ledger) -> Job
     longer = msgspec.structs.replace(job.round, rounds=rounds)
     job = msgspec.structs.replace(job, round=longer, head=head, evaluation=section)
     write_job(folder, job)
+    ledger.put_fact(CUT_SHORT, False)
     return job
+
+
+def ended_by_head(job: Job, next_round: int) -> Callable[[Job], Job] | None:
+    """What a run that is to end early does to its job, where heads from sums end it: the round that opens next is one,
+    the last, and nobody looks any more whether something better comes. None where it just ends: it has no such heads,
+    or its newest round is one already.
+
+    Args:
+        job: With its head settled.
+        next_round: The first that is not open yet.
+    """
+    if not job.head.comes_again or job.head.is_head(next_round - 1):
+        return None
+    rounds = min(next_round, job.round.rounds)
+    head = shorter_head(job.head, rounds)
+
+    def ended(one: Job) -> Job:
+        section = one.evaluation and msgspec.structs.replace(one.evaluation, stop_after=0)
+        shorter = msgspec.structs.replace(one.round, rounds=rounds)
+        return msgspec.structs.replace(one, round=shorter, head=head, evaluation=section)
+
+    return ended
 
 
 def remember(

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import msgspec
 
+import coordinator.rounds.events as e
 from coordinator.job import Job
+from coordinator.rounds.machine import RoundMachine
 from coordinator.run.archive import Archive
 from coordinator.run.evaluator import Evaluator
+from coordinator.run.going_on import CUT_SHORT, ended_by_head
 from coordinator.run.measured import pooled
+from coordinator.run.model import GlobalModel
+from coordinator.store.folder import stored_job, write_job
 from coordinator.store.ledger import Ledger
 from coordinator.store.rows import NodesMeasured, RoundRow
 from coordinator.store.standing import Standing, Standings
@@ -36,11 +41,12 @@ class Measuring:
     """
 
     def __init__(self, job: Job, ledger: Ledger, archive: Archive, view: RunView) -> None:
-        self._job, self._section = job, job.evaluation
+        self.job, self._section = job, job.evaluation
         self._ledger, self._archive, self._view = ledger, archive, view
         self._evaluator: Evaluator | None = None
         self._warned = self._loaded = False
         view.rows, view.start = ledger.rounds(), ledger.fact("measured_start", NodesMeasured)
+        view.cut_short = bool(ledger.fact(CUT_SHORT, bool))
         self._standings = Standings(self._section)
         view.standing = self._standings.of(view.rows)
 
@@ -56,9 +62,7 @@ class Measuring:
             files, model = self._archive.folder, str(model_folder)
             # What nodes are asked for is not for this process: it holds nothing out.
             plan = msgspec.structs.replace(plan, evaluation=None)
-            self._evaluator = Evaluator(
-                sink, plan, self._job.run, self._section, model, files.evaluator, files.artefact
-            )
+            self._evaluator = Evaluator(sink, plan, self.job.run, self._section, model, files.evaluator, files.artefact)
             self._repeat()
 
     def _repeat(self) -> None:
@@ -73,7 +77,7 @@ class Measuring:
 
     def _is_due(self, version: int) -> bool:
         """What later rounds are compared with is measured too, however often the others are."""
-        return self._section is not None and (self._section.is_due(version) or self._job.head.is_head(version))
+        return self._section is not None and (self._section.is_due(version) or self.job.head.is_head(version))
 
     def _ask(self, goal: Position) -> None:
         assert self._evaluator is not None
@@ -106,6 +110,30 @@ class Measuring:
         """Which round is the best; None where nothing is measured."""
         return self._view.standing
 
+    def judged(self, machine: RoundMachine, model: GlobalModel, note: Callable[[str, str, str], None]) -> list[e.Event]:
+        """How the run stands, for the round machine, where it may end early. Where heads from sums end the run it does
+        not end at once: one more round makes a head of what there is, and after a restart too.
+
+        Args:
+            machine: Whose rounds may become fewer.
+            model: What its rounds learn.
+            note: Takes a kind, a node and words.
+        """
+        if self.standing is None or not machine.judging:
+            return []
+        found = ended_by_head(self.job, machine.next_round) if self.standing.stop_at is not None else None
+        if found is None:
+            return [e.Judged(self.standing.judged, self.standing.stop_at)]
+        self._ledger.put_fact(CUT_SHORT, True)
+        write_job(self._archive.folder, found(stored_job(self._archive.folder.root)))
+        self.job = job = found(self.job)
+        self._section = job.evaluation
+        model.follow(job.head)
+        machine.settings, machine.untimed, machine.judging = job.round, frozenset(job.phases), False
+        self._view.total_rounds, self._view.phases, self._view.cut_short = job.round.rounds, job.phases, True
+        note("ends", "", f"nothing better for long enough: a head from sums in round {job.round.rounds} ends the run")
+        return [e.Tick()]
+
     def warn(self, note: Callable[[str, str, str], None]) -> None:
         """Note what `below` says, if it says something.
 
@@ -119,15 +147,15 @@ class Measuring:
         """What a person is told, once, of a model that is worse than the head with which its rounds began; empty where
         it is not."""
         found = {row.round: accuracy for row in self._view.rows if (accuracy := _accuracy_of(row)) is not None}
-        head = min((number for number in found if self._job.head.is_head(number)), default=0)
+        head = min((number for number in found if self.job.head.is_head(number)), default=0)
         last = max(found, default=0)
-        if self._job.head.comes_again and not self._job.head.is_head(last):
+        if self.job.head.comes_again and not self.job.head.is_head(last):
             # The next head is made of what this round learned, whatever its own is worth.
             return ""
         if self._warned or not head or last <= head or found[last] >= found[head]:
             return ""
         self._warned = True
-        again = "" if self._job.head.comes_again else ', or have a run end with a head from sums ([head] again = "end")'
+        again = "" if self.job.head.comes_again else ', or have a run end with a head from sums ([head] again = "end")'
         return (
             f"round {last} is below frozen features: accuracy {found[last]:.3f}, {found[head]:.3f} with the head alone"
             f" (round {head}); lower the learning rates (fedkrso tune){again}"
@@ -198,7 +226,7 @@ class Measuring:
             version: The last.
             task: With its labels as a list.
         """
-        self.keep(version, pooled(self._ledger.measurements(version), self._job.safety, task))
+        self.keep(version, pooled(self._ledger.measurements(version), self.job.safety, task))
 
     def take(self, row: RoundRow) -> None:
         """Keep and show a round's row: of the round that was just published, or another one in place of what was shown.

@@ -8,7 +8,7 @@ and the clock, which are not here, and say by `coordinator.run.keeping.Keeping` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import msgspec
@@ -24,6 +24,7 @@ from coordinator.store.ledger import RoundRow, UpdateRow
 from coordinator.store.rows import NodesMeasured
 from coordinator.work.order import Order, order_of
 from coordinator.work.working import performed
+from fedcore.config.sections import HeadSection
 from fedcore.errors import BaseDamaged
 from fedcore.methods import server_half
 from fedcore.model.base import Base
@@ -119,6 +120,11 @@ class GlobalModel:
         if opened is not None:
             # The round was open: its state is in the plan's subspaces, also when it is the first of a generation.
             self.state = self._opened(opened.training)
+
+    def follow(self, head: HeadSection) -> None:
+        """Have other rounds than before be a head's, of those that have not begun."""
+        self._learning = replace(self._learning, head=head)
+        self._half = server_half(self._learning.method, self._learning.artefact, head)
 
     def training(self, server_round: int) -> AnyTraining:
         """What a round trains."""

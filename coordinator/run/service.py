@@ -96,7 +96,7 @@ class Service:
         observer: Callable[[RunView], None] = lambda view: None,
     ) -> None:
         job, clocks = prepared.job, clocks or Clocks()
-        self._job, self._schema, self._folder, self._ledger = job, prepared.schema, folder, ledger
+        self._schema, self._folder, self._ledger = prepared.schema, folder, ledger
         self._model_folder, self._private, self._transport = prepared.model_folder, prepared.private, transport
         self._clocks, self._topics = clocks, Topics(job.run, job.fleet)
         self._senders, self._log, self._gate = senders, EventLog(ledger, clocks), Gate(self._topics, clocks.steady)
@@ -162,11 +162,11 @@ class Service:
 
     def _begin(self, limits: Limits, first: Plan) -> None:
         """The link is up: look at the broker, and go on with the round that was open."""
-        there, settings = (self._transport, self._queue, self._topics.probe), self._job.round
+        there, settings = (self._transport, self._queue, self._topics.probe), self._measuring.job.round
         published = self._machine.published
         self._chunk_bytes, self._publisher.most_bytes = settled(*there, limits, settings.chunk_bytes, self._note)
         plan = self._plan if published < settings.rounds else None
-        remember(self._machine, self._ledger, plan, self._job, self._senders.revoked, self._clocks)
+        remember(self._machine, self._ledger, plan, self._measuring.job, self._senders.revoked, self._clocks)
         if plan is not None:
             self._secure.opened(plan)
         elif 0 < published < settings.rounds:
@@ -340,8 +340,7 @@ class Service:
     def _judge(self) -> None:
         """Tell the round machine how the run stands, where it may end early; and a person that it stands badly."""
         self._measuring.warn(self._note)
-        if (standing := self.view.standing) is not None and self._machine.judging:
-            self._feed(e.Judged(standing.judged, standing.stop_at))
+        self._feed(*self._measuring.judged(self._machine, self._model, self._note))
 
     def _note(self, kind: str, node: str, text: str, server_round: int | None = None) -> None:
         self.view.counts[kind] = self.view.counts.get(kind, 0) + 1

@@ -113,6 +113,8 @@ class RunView:
     """What nodes measured before anything was learned."""
     standing: Standing | None = None
     """Which round is the best, by what; None where nothing is measured."""
+    cut_short: bool = False
+    """Nothing better came for long enough, and a head from sums in a round of its own ends the run before its time."""
     nodes: dict[str, NodeView] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     """How many events of each kind there were since this coordinator started; the log tells repeated ones once."""

@@ -8,7 +8,7 @@ third part that nothing else sees."""
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeGuard
 
@@ -131,6 +131,8 @@ class GlueTask:
     """Of a regression's scale."""
     dev: str = "dev"
     ending: str = "tsv"
+    prompt: str = "{text}"
+    """What a model reads of a text. One that goes on with what it reads says more of a text that ends in a question."""
     higher_is_better: bool = True
     natural: bool = False
 
@@ -157,8 +159,12 @@ class GlueTask:
 
     def read(self, folder: Path, section: TaskSection) -> tuple[list[Dealt], list[Example]]:
         """A row is dealt by its label, or by its score's nearest whole number."""
-        rows = load_examples(self._data(folder, "train"), section)
-        return [Dealt(row, _class_of(row)) for row in rows], load_examples(self._data(folder, self.dev), section)
+        rows, dev = (self._examples(folder, name, section) for name in ("train", self.dev))
+        return [Dealt(row, _class_of(row)) for row in rows], dev
+
+    def _examples(self, folder: Path, name: str, section: TaskSection) -> list[Example]:
+        found = load_examples(self._data(folder, name), section)
+        return [replace(example, text=self.prompt.replace("{text}", example.text)) for example in found]
 
     def _labels(self, folder: Path) -> tuple[str, ...]:
         """In the order of the alphabet."""
@@ -231,6 +237,10 @@ TASKS: dict[str, Task] = {
         GlueTask("qqp", "QQP", "question1", "question2", "is_duplicate", ("0", "1"), "accuracy", "f1"),
         GlueTask("mnli", "MNLI", "sentence1", "sentence2", "gold_label", _INFERENCE, "accuracy", dev="dev_matched"),
         GlueTask("clinc150", "clinc150", "text", None, "intent", None, "accuracy", dev="test", ending="csv"),
+        GlueTask(
+            *("sst2-prompt", "SST-2", "sentence", None, "label", ("0", "1"), "accuracy"),
+            prompt="Review: {text}\nSentiment:",
+        ),
         PlayTask("shakespeare", "tinyshakespeare/input.txt"),
     )
 }

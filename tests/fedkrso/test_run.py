@@ -14,6 +14,7 @@ import torch
 from made_runs import fedkrso
 from workshop import Workshop
 
+from coordinator.job import EvaluationSection
 from coordinator.run import evaluator
 from fedcore.methods.fedkrso import FedKRSOSettings
 from fedcore.system.locks import owned
@@ -205,6 +206,36 @@ def test_a_run_that_a_head_ended_goes_on_and_ends_with_one(
     named = job(workshop, broker, "ended", 7, HeadSection(start="ridge", again=(5, 7)))
     straight = led(Coordinator(named, runs=tmp_path / "straight" / "runs"), tmp_path / "straight")
     assert heads(straight) == [1, 5, 7] and straight.digest == more.digest
+
+
+@pytest.mark.slow
+def test_a_run_that_brings_nothing_better_ends_with_a_head_and_not_without_one(
+    workshop: Workshop, broker: LocalBroker, tmp_path: Path
+) -> None:
+    def led(leader: Coordinator, folder: Path) -> Result:
+        homes = [client(workshop, broker, "patient", index, folder) for index in range(2)]
+        with leader, homes[0], homes[1]:
+            result = leader.run()
+            assert all(home.wait(120) for home in homes)
+        return result
+
+    def heads(result: Result) -> list[int]:
+        return [row.round for row in result.rounds if result.summary["rounds"][row.round - 1]["phase"] == "head"]
+
+    def made(again: tuple[int, ...], rounds: int, runs: Path, **changes: object) -> Coordinator:
+        wanted = job(workshop, broker, "patient", rounds, HeadSection(start="ridge", again=again))
+        # Loss rises where rates are far too large, so that what follows on the head is worse.
+        wild = msgspec.structs.replace(METHOD, learning_rate=1.0, tensor_learning_rate=1.0)
+        section = EvaluationSection(source="given", best_by="loss", **changes)  # type: ignore[arg-type]
+        wanted = msgspec.structs.replace(wanted, method=wild, evaluation=section)
+        return Coordinator(wanted, runs=runs, evaluation=rows(workshop, 2))
+
+    early = led(made((9,), 9, tmp_path / "runs", stop_after=1), tmp_path)
+    assert early.finished and early.summary["stopped_early"] and heads(early) == [1, 4] and len(early.rounds) == 4
+    straight = led(made((4,), 4, tmp_path / "straight" / "runs"), tmp_path / "straight")
+    assert heads(straight) == [1, 4] and straight.digest == early.digest and not straight.summary["stopped_early"]
+    more = led(Coordinator.resume("patient", runs=tmp_path / "runs", rounds=6), tmp_path)
+    assert more.finished and heads(more) == [1, 4, 6] and not more.summary["stopped_early"]
 
 
 def test_nodes_serve_run_after_run_from_the_same_folders(

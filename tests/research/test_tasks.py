@@ -62,6 +62,15 @@ def test_labels_that_nobody_names_are_those_of_the_training_file(tmp_path: Path)
         read_parts(task, tmp_path / "elsewhere", 16, most_train=0, most_held=4)
 
 
+def test_a_prompt_is_around_each_text_and_changes_nothing_else(data_folder: Path) -> None:
+    plain, asked = (
+        read_parts(task_by_name(name), data_folder, 16, most_train=9, most_held=5) for name in ("sst2", "sst2-prompt")
+    )
+    for one, other in ((plain.held, asked.held), (plain.dev, asked.dev), (plain.tune, asked.tune)):
+        assert texts(other) == [f"Review: {row.text}\nSentiment:|{row.text_pair}|{row.target}" for row in one]
+    assert [row.group for row in plain.train] == [row.group for row in asked.train] and asked.section == plain.section
+
+
 def test_a_task_without_groups_has_no_natural_split() -> None:
     with pytest.raises(ConfigError, match="sst2 has no groups"):
         check_split(task_by_name("sst2"), Split("natural"))
@@ -98,7 +107,7 @@ def test_wrong_files_are_refused_in_one_line(
 
 
 def test_all_tasks_have_names_and_metrics_for_people() -> None:
-    with pytest.raises(FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, shakespeare"):
+    with pytest.raises(FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, sst2-prompt, shakespeare"):
         task_by_name("sst-2")
     names = {name: task.metric_name for name, task in TASKS.items()}
     assert names["cola"] == "Matthews correlation" and names["stsb"] == "Spearman correlation"

@@ -11,7 +11,7 @@ import msgspec
 from fedcore.config.sections import HeadSection
 from fedcore.errors import ConfigError
 
-__all__ = ["longer_head", "require_heads_again", "settled_again"]
+__all__ = ["longer_head", "require_heads_again", "settled_again", "shorter_head"]
 
 _LEAST_ROUNDS: Final = 3
 """Of the method, before a head from sums ends a run that does not say so."""
@@ -54,6 +54,21 @@ def longer_head(head: HeadSection, done: int, before: int, rounds: int) -> HeadS
     if not isinstance(head.again, tuple) or not head.again:
         return head
     made = tuple(number for number in head.again if number < rounds and (number <= done or number < before))
+    return msgspec.structs.replace(head, again=(*made, rounds))
+
+
+def shorter_head(head: HeadSection, rounds: int) -> HeadSection:
+    """What `[head]` says of a run that ends before its time: heads up to then stay, and its last round is one.
+
+    Args:
+        head: Of the run, settled.
+        rounds: That it has now.
+
+    Example:
+        >>> [shorter_head(HeadSection(start="ridge", again=again), 7).again for again in ((9,), (4, 9), 2)]
+        [(7,), (4, 7), (4, 7)]
+    """
+    made = (number for number in range(2, rounds) if head.is_head(number))
     return msgspec.structs.replace(head, again=(*made, rounds))
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from coordinator.job import Job
+from coordinator.run.going_on import ended_by_head
 from coordinator.run.prepare import prepare
 from coordinator.store.folder import RunFolder, stored_job, write_job
 from coordinator.store.ledger import SqliteLedger
@@ -112,6 +113,37 @@ def test_a_run_that_goes_on_keeps_its_heads_and_ends_as_it_was_to(
     longer = longer_head(head, done, 7 if again == 2 else 6, rounds)
     assert longer.again == heads
     require_heads_again(longer, rounds, buffered=False, averaged=False)
+
+
+@pytest.mark.parametrize(
+    ("again", "next_round", "heads", "rounds"),
+    [
+        ((9,), 5, (5,), 5),
+        ((4, 9), 7, (4, 7), 7),
+        (3, 7, (5, 7), 7),
+        # The head that was to end the run is next.
+        ((9,), 9, (9,), 9),
+        ((9,), 10, None, 9),
+        # The newest round is a head.
+        ((4, 9), 5, None, 9),
+        (3, 6, None, 9),
+        (0, 5, None, 9),
+    ],
+)
+def test_a_run_that_is_to_end_early_has_a_head_first_if_heads_end_it(
+    again: int | tuple[int, ...], next_round: int, heads: tuple[int, ...] | None, rounds: int, tmp_path: Path
+) -> None:
+    text = '"ridge"\n[evaluation]\nsource = "dev.csv"\nstop_after = 2'
+    job = read(tmp_path, JOB.replace('"ridge"', text).replace("[round]\n", "[round]\nrounds = 9\n"))
+    job = msgspec.structs.replace(job, head=HeadSection(start="ridge", again=again))
+    ended = ended_by_head(job, next_round)
+    assert (ended is None) == (heads is None)
+    if ended is not None:
+        shorter = ended(job)
+        assert (shorter.head.again, shorter.round.rounds) == (heads, rounds)
+        require_heads_again(shorter.head, rounds, buffered=False, averaged=False)
+        assert shorter.evaluation is not None and shorter.evaluation.stop_after == 0
+        assert ended_by_head(shorter, rounds + 1) is None and job.evaluation and job.evaluation.stop_after == 2
 
 
 @pytest.mark.parametrize(
