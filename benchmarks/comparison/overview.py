@@ -23,14 +23,22 @@ _Column = tuple[str, str]
 
 
 def quality(cells: Cells, methods: Sequence[str]) -> Iterator[str]:
-    """Held-out / development metric after the last round, mean of seeds with their number where there are several; and
-    after an arrow under a head from sums at the end, where that was run.
+    """Held-out / development metric after the last round, mean of the seeds that all have who have several, with their
+    number; and after an arrow under a head from sums at the end, where that was run.
 
     Args:
         cells: Of one preset.
         methods: A row each, those that have a head which all share.
     """
-    yield from _table(cells, methods, lambda method, column: _graded(cells, method, column))
+
+    def graded(method: str, column: _Column) -> str:
+        seeds = [{cell.seed for cell in cells.of(*column, one)} for one in methods]
+        shared = set.intersection(*([some for some in seeds if len(some) > 1] or [{0}]))
+        runs = (cells.of(*column, name) for name in (method, method + HEAD_AT_END))
+        found = [[cell for cell in of if len(of) == 1 or cell.seed in shared] for of in runs]
+        return " → ".join(_metrics(of) for of in found if of)
+
+    yield from _table(cells, methods, graded)
 
 
 def spent(cells: Cells, methods: Sequence[str]) -> Iterator[str]:
@@ -69,11 +77,6 @@ def _table(cells: Cells, methods: Sequence[str], told: Callable[[str, _Column], 
 def _title(column: _Column) -> str:
     task, split = column
     return f"{_NAMES[task]}, {split.partition(':')[2]}"
-
-
-def _graded(cells: Cells, method: str, column: _Column) -> str:
-    plain, ended = cells.of(*column, method), cells.of(*column, method + HEAD_AT_END)
-    return " → ".join(_metrics(found) for found in (plain, ended) if found)
 
 
 def _metrics(found: Sequence[Cell]) -> str:

@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-import msgspec
-
 from fedcore.config.sections import HeadSection, TaskSection
 from fedcore.config.tasks import task_of
 from fedcore.errors import ConfigError
@@ -121,11 +119,7 @@ class HeadStart:
         """The head's in its rounds, else the method's own. One for a head is of the generation of the method's round
         before it: whatever is merged, the round after it merges."""
         own = self._half.training(max(1, server_round - self._head.heads_until(server_round)), run_seed)
-        then = msgspec.structs.replace(
-            own,
-            learning_rate=own.learning_rate * self._rates,
-            tensor_learning_rate=own.tensor_learning_rate * self._rates,
-        )
+        then = own.at_rates(self._rates)
         if not self._head.is_head(server_round):
             return then
         return HeadTraining(

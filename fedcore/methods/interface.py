@@ -91,11 +91,6 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """The method's."""
         return str(self.__struct_config__.tag)
 
-    @property
-    def steady_rates(self) -> bool:
-        """Whether its learning rates must be the same in all rounds."""
-        return False
-
     def settled(self: M, rounds: int) -> M:
         """Itself, with what a decay that was left out is in a run.
 
@@ -111,8 +106,8 @@ class MethodSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """
         if self.learning_rate_decay is not None:
             return self
-        falls = rounds > 1 and not self.steady_rates
-        return msgspec.structs.replace(self, learning_rate_decay=_LAST_RATE ** (1 / (rounds - 1)) if falls else 1.0)
+        decay = _LAST_RATE ** (1 / (rounds - 1)) if rounds > 1 else 1.0
+        return msgspec.structs.replace(self, learning_rate_decay=decay)
 
     @property
     def not_with_noise(self) -> str:

@@ -107,7 +107,9 @@ def test_wrong_files_are_refused_in_one_line(
 
 
 def test_all_tasks_have_names_and_metrics_for_people() -> None:
-    with pytest.raises(FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, sst2-prompt, shakespeare"):
+    with pytest.raises(
+        FedkrsoError, match="sst2, cola, mrpc, rte, stsb, qnli, qqp, mnli, clinc150, sst2-prompt, shakespeare"
+    ):
         task_by_name("sst-2")
     names = {name: task.metric_name for name, task in TASKS.items()}
     assert names["cola"] == "Matthews correlation" and names["stsb"] == "Spearman correlation"

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from fedcore.errors import ConfigError
 from fedcore.fields.types import Bits
 from fedcore.methods.interface import MethodSettings, exact_mean, require_within
 from fedcore.round.plan import Plan
@@ -44,17 +43,6 @@ class FedKSeedSettings(
     def __post_init__(self) -> None:
         MethodSettings.__post_init__(self)
         require_within(self, num_seeds=MAX_DIRECTIONS, perturbation=1.0)
-        if self.learning_rate_decay not in (None, 1.0):
-            raise ConfigError(
-                "coefficients are in units of the learning rate, which must stay",
-                place="method.learning_rate_decay",
-                remedy="leave it out",
-            )
-
-    @property
-    def steady_rates(self) -> bool:
-        """Coefficients are in units of them."""
-        return True
 
     @property
     def not_by_coordinate(self) -> str:
@@ -96,6 +84,7 @@ class FedKSeed:
             num_directions=settings.num_seeds,
             perturbation=settings.perturbation,
             biased=settings.biased,
+            first_learning_rate=None if settings.learning_rate_decay in (None, 1.0) else settings.learning_rate,
             **settings.common(server_round, 0, run_seed),
         )
 

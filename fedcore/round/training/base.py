@@ -7,7 +7,7 @@ import reprlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -67,6 +67,7 @@ Rank = Annotated[int, Meta(ge=1, le=4096)]
 Seed = Annotated[int, Meta(ge=0)]
 LearningRate = Annotated[float, Meta(gt=0, le=1e6)]
 Shapes = dict[str, tuple[int, int]]
+T = TypeVar("T", bound="Training")
 
 
 def merged_entries(schema: ModelSchema) -> frozenset[str]:
@@ -123,6 +124,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, tag_field="method"):
     def method(self) -> str:
         """The struct's name in a plan."""
         return str(self.__struct_config__.tag)
+
+    def at_rates(self: T, factor: float) -> T:
+        """The same with learning rates that are so many times as large, in all rounds."""
+        rates = {name: getattr(self, name) * factor for name in ("learning_rate", "tensor_learning_rate")}
+        return msgspec.structs.replace(self, **rates)
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
+import msgspec
 from msgspec import Meta
 
 from fedcore.round.training.base import (
@@ -23,6 +24,8 @@ from fedcore.subspaces.schedule import pool_seeds
 from fedcore.weights.schema import LayerSpec, ModelSchema
 
 __all__ = ["DirectionTraining", "ScalarTraining", "SketchTraining"]
+
+S = TypeVar("S", bound="ScalarTraining")
 
 
 class DirectionTraining(Training, frozen=True, kw_only=True, tag_field="method"):
@@ -55,11 +58,25 @@ class ScalarTraining(DirectionTraining, frozen=True, kw_only=True, tag_field="me
     """How far every weight is moved either way to measure a slope, epsilon."""
     biased: bool
     """Whether directions are drawn by the slopes that were found along them (FedKSeed-Pro)."""
+    first_learning_rate: LearningRate | None = None
+    """Where rates fall from round to round that of the first one, which all rounds' units go by; None where they
+    stay."""
+
+    @property
+    def unit_learning_rate(self) -> float:
+        """The rate that units go by."""
+        return self.learning_rate if self.first_learning_rate is None else self.first_learning_rate
 
     @property
     def unit_exponent(self) -> int:
-        """Such that a step is 2**-14 to 2**-13 times its slope: slopes of 2**-15 count, and thousands of steps fit."""
-        return math.frexp(self.learning_rate)[1] + 13
+        """Such that a step at this rate is 2**-14 to 2**-13 times its slope: slopes of 2**-15 count, and thousands of
+        steps fit."""
+        return math.frexp(self.unit_learning_rate)[1] + 13
+
+    def at_rates(self: S, factor: float) -> S:
+        """Units go with the rates."""
+        first = None if self.first_learning_rate is None else self.first_learning_rate * factor
+        return msgspec.structs.replace(super().at_rates(factor), first_learning_rate=first)
 
     def coefficients(self, layer: LayerSpec) -> str:
         """The same for all."""

@@ -141,13 +141,8 @@ class FedKSeed:
         """The round's table, and what drawing goes by."""
         yield COEFFICIENTS, _row(np.ldexp(self._learned().astype(np.float64), -UNIT_BITS))
         if self._training.biased:
-            clipped = np.minimum(self._slopes.astype(np.float64), _LARGEST_SLOPE)
-            yield (
-                AMPLITUDES,
-                _row(
-                    self._by_direction(np.ldexp(clipped * self._training.learning_rate, -self._training.unit_exponent))
-                ),
-            )
+            clipped = np.minimum(self._slopes.astype(np.float64), _LARGEST_SLOPE) * self._training.unit_learning_rate
+            yield AMPLITUDES, _row(self._by_direction(np.ldexp(clipped, -self._training.unit_exponent)))
             yield USES, _row(self._by_direction(np.full(len(self._drawn), _USE)))
 
     def _pass(self, length: float, index: int, run: Callable[[], float]) -> float:
