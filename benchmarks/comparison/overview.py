@@ -9,6 +9,7 @@ from typing import Final
 
 from benchmarks.comparison.cells import HEAD_AT_END, Cell, Cells
 from benchmarks.comparison.methods import FROZEN, FULL
+from benchmarks.comparison.tables import TARGET, interval
 
 __all__ = ["COLUMNS", "ahead", "quality", "spent"]
 
@@ -17,8 +18,6 @@ COLUMNS: Final = [
 ]
 """Task and split, in their order."""
 _NAMES: Final = {"sst2": "SST-2", "clinc150": "150 intents", "stsb": "STS-B", "mrpc": "MRPC", "cola": "CoLA"}
-_TARGET: Final = 0.99
-"""Of full fine-tuning's best."""
 _Column = tuple[str, str]
 
 
@@ -61,7 +60,7 @@ def ahead(cells: Cells, methods: Sequence[str], mine: str = "FedKRSO") -> Iterat
         up, down = (
             statistics.fmean(_last(one, way) / _last(other, way) for one, other in pairs) for way in ("up", "down")
         )
-        yield f"| {method} | {_interval(held)} | {_interval(dev)} | {len(pairs)} | {up:.2g}, {down:.2g} |"
+        yield f"| {method} | {interval(held)} | {interval(dev)} | {len(pairs)} | {up:.2g}, {down:.2g} |"
 
 
 def _table(cells: Cells, methods: Sequence[str], told: Callable[[str, _Column], str]) -> Iterator[str]:
@@ -95,7 +94,7 @@ def _spent(cells: Cells, method: str, column: _Column) -> str:
 
 def _reached(found: Sequence[Cell], full: Sequence[Cell]) -> str:
     """On the seeds' mean curve."""
-    target = _TARGET * max(_curve(full))
+    target = TARGET * max(_curve(full))
     for index, value in enumerate(_curve(found)):
         if value >= target:
             return f"{found[0].rounds[index]}, {statistics.fmean(cell.seconds[index] for cell in found):.0f} s"
@@ -120,9 +119,3 @@ def _pair(cells: Cells, mine: str, other: str, column: _Column) -> tuple[list[Ce
 
 def _last(found: Sequence[Cell], what: str) -> float:
     return statistics.fmean(getattr(cell, what)[-1] for cell in found)
-
-
-def _interval(values: Sequence[float]) -> str:
-    if len(values) < 3:
-        return f"{statistics.fmean(values):+.1f}"
-    return f"{statistics.fmean(values):+.1f} ± {2 * statistics.stdev(values) / len(values) ** 0.5:.1f}"

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from benchmarks.comparison.cells import HEAD_AT_END, Cell, Cells
 from benchmarks.comparison.methods import FULL
 
-__all__ = ["costs", "curve", "paired", "results", "searched"]
+__all__ = ["TARGET", "costs", "curve", "interval", "paired", "results", "searched"]
 
-_OWN = ", own rows"
-_TARGET = 0.99
+TARGET = 0.99
 """Of full fine-tuning's best."""
+_OWN = ", own rows"
 _UNKNOWN = "not known | | "
 
 
@@ -84,7 +84,7 @@ def costs(cells: Cells, methods: Sequence[str], columns: Sequence[tuple[str, str
             if not (found := cells.of(task, split, method)):
                 continue
             up, down = (_mean([getattr(cell, way)[-1] for cell in found], 3) for way in ("up", "down"))
-            reached = _reached(found, _TARGET * statistics.fmean(full)) if full else _UNKNOWN
+            reached = _reached(found, TARGET * statistics.fmean(full)) if full else _UNKNOWN
             yield f"| {method} | {task}, {_split(split)} | {up} | {down} | {reached} |"
 
 
@@ -122,12 +122,12 @@ def paired(cells: Cells, method: str, reference: str, columns: Sequence[tuple[st
         if pairs:
             held = [100 * (one.held[-1] - other.held[-1]) for one, other in pairs]
             dev = [100 * (one.dev[-1] - other.dev[-1]) for one, other in pairs]
-            said = [f"{', '.join(f'{value:+.1f}' for value in part)} | {_interval(part)}" for part in (held, dev)]
+            said = [f"{', '.join(f'{value:+.1f}' for value in part)} | {interval(part)}" for part in (held, dev)]
             yield f"| {task}, {_split(split)} | {' | '.join(said)} |"
 
 
-def _interval(values: Sequence[float]) -> str:
-    """The mean, and twice its standard error over seeds."""
+def interval(values: Sequence[float]) -> str:
+    """The mean, and twice its standard error over seeds or tasks; the mean alone of one or two."""
     if len(values) < 3:
         return f"{statistics.fmean(values):+.1f}"
     return f"{statistics.fmean(values):+.1f} ± {2 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
