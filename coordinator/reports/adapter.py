@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.reports.card import CARD_FILE, card_of
+from coordinator.reports.export import write_head
 from coordinator.reports.lastmodel import LastModel, Which, last_model, require_empty
 from coordinator.store.folder import RunFolder
 from fedcore.config.adapters import IA3, AnyAdapter, LayerAdapter, VeRA
@@ -24,7 +25,7 @@ from fedcore.errors import ConfigError
 from fedcore.model.learned import layer_factors
 from fedcore.weights.checkpoint import to_float32, write_safetensors
 from fedcore.weights.initial import initial_adapter, row_lengths, start_value
-from fedcore.weights.schema import AdapterTensor, LayerSpec
+from fedcore.weights.schema import AdapterTensor, LayerSpec, TensorSpec
 
 __all__ = ["export_adapter", "write_adapter"]
 
@@ -34,7 +35,9 @@ _PREFIX: Final = "base_model.model."
 def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, which: Which = "last") -> str:
     """Write a run's last model as a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`.
 
-    Tensors trained whole (the task head) lie in it whole, as PEFT's `modules_to_save`.
+    Tensors trained whole (the task head) lie in it whole, as PEFT's `modules_to_save`. PEFT has no model whose head
+    looks at pooled states: such a head lies beside, as with a whole model (`fedcore.weights.sentences`), and the
+    adapter is the backbone's.
 
     Args:
         files: The run's.
@@ -51,12 +54,6 @@ def export_adapter(files: RunFolder, folder: Path, *, overwrite: bool = False, w
     """
     require_empty(folder, overwrite=overwrite)
     last = last_model(files, which)
-    if last.task.pooled is not None:
-        raise ConfigError(
-            f"PEFT has no model whose head looks at {last.task.pooling!r} of a text",
-            place="task.pooling",
-            remedy='export the whole model, or run with task.pooling = "model"',
-        )
     said = write_adapter(last, folder)
     (folder / CARD_FILE).write_text(card_of(files, last, adapter=True), encoding="utf-8")
     return f"{said} for {last.schema.architecture}, round {last.round}"
@@ -80,6 +77,8 @@ def write_adapter(last: LastModel, folder: Path) -> str:
     table = [(name, "F32", array.shape) for name, array in tensors.items()]
     write_safetensors(folder / "adapter_model.safetensors", table, tensors.__getitem__)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    if (pooled := last.task.pooled) is not None:
+        write_head(folder, pooled, last.schema, last.task, last.state, last.training)
     return said
 
 
@@ -95,7 +94,7 @@ def _factors(last: LastModel) -> dict[str, NDArray[np.float32]]:
 
 def _whole(last: LastModel) -> dict[str, NDArray[np.float32]]:
     """Every tensor of the modules of which one is trained whole; those that did not train are the checkpoint's."""
-    trained = {spec.name: spec for spec in last.schema.tensors}
+    trained = {spec.name: spec for spec in _beside(last)}
     checkpoint, out = last.base.checkpoint, {}
     modules = {name.rpartition(".")[0] for name in trained}
     beside = {name for name in checkpoint.tensors if name.rpartition(".")[0] in modules}
@@ -110,23 +109,46 @@ def _whole(last: LastModel) -> dict[str, NDArray[np.float32]]:
     return out
 
 
+def _beside(last: LastModel) -> list[TensorSpec]:
+    """Tensors trained whole that PEFT is to hold: all but a head on pooled states."""
+    return [spec for spec in last.schema.tensors if spec.in_checkpoint or last.task.pooled is None]
+
+
 def _module_name(last: LastModel, name: str) -> str:
-    """A checkpoint's name as the task model has it."""
+    """A checkpoint's name as the model has it that PEFT wraps: the task model's, or the backbone's below a pooled
+    head."""
+    if last.task.pooled is not None:
+        return name.removeprefix(_before_backbone(last))
     prefix = last.schema.export_prefix
     new = any(spec.name == name and not spec.in_checkpoint for spec in last.schema.tensors)
     return name if new or name.startswith(prefix) else prefix + name
 
 
+def _before_backbone(last: LastModel) -> str:
+    """What a checkpoint puts before the names of its backbone's tensors: nothing where the backbone was saved alone,
+    else what its layers and its word embeddings have in common."""
+    checkpoint = last.base.checkpoint
+    if last.schema.architecture in (checkpoint.config.get("architectures") or ()):
+        return ""
+    (first, *others) = {layer.name.partition(".")[0] for layer in last.schema.layers}
+    words = checkpoint.config.get("vocab_size")
+    embedded = any(
+        entry.shape[:1] == (words,) and name.startswith(f"{first}.") for name, entry in checkpoint.tensors.items()
+    )
+    return f"{first}." if embedded and not others else ""
+
+
 def _common_config(last: LastModel) -> dict[str, Any]:
+    kind = "CAUSAL_LM" if task_of(last.task).outputs() is None else "SEQ_CLS"
     return {
-        "task_type": "CAUSAL_LM" if task_of(last.task).outputs() is None else "SEQ_CLS",
+        "task_type": kind if last.task.pooled is None else "FEATURE_EXTRACTION",
         "base_model_name_or_path": str(last.base.checkpoint.folder),
         "inference_mode": True,
     }
 
 
 def _layers_config(last: LastModel, layers: Sequence[LayerSpec]) -> dict[str, Any]:
-    whole = sorted({_module_name(last, spec.name).rpartition(".")[0] for spec in last.schema.tensors})
+    whole = sorted({_module_name(last, spec.name).rpartition(".")[0] for spec in _beside(last)})
     return {
         # Of Conv1D maps, which keep their weight the other way round.
         "fan_in_fan_out": any(layer.transposed for layer in layers),

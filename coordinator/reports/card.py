@@ -30,14 +30,15 @@ from transformers import AutoTokenizer, {auto}
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto}.from_pretrained("FOLDER")"""
 _POOLED: Final = """\
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
+{imports}
 
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model, head = AutoModel.from_pretrained("FOLDER"), load_file("FOLDER/{file}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+model, head = {model}, load_file("FOLDER/{file}")
 inputs = tokenizer(["a text"], padding=True, padding_side="right", return_tensors="pt")
 hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-logits = {pooled} @ head["linear.weight"].T + head["linear.bias"]
+logits = {pooled} @ head["linear.weight"].T + head["linear.bias"]"""
+_SENTENCES: Final = """\
+
 
 # The same, with the library sentence-transformers: SentenceTransformer("FOLDER").encode(["a text"])"""
 _WAYS: Final[dict[Pooled, str]] = {
@@ -94,7 +95,13 @@ def _code(task: TaskSection, auto: str, new_head: str, *, adapter: bool) -> str:
     """How it is loaded."""
     pooled = task.pooled
     if pooled is not None:
-        return _POOLED.format(file=HEAD_FILE, pooled=_WAYS[pooled])
+        imports = ["from safetensors.torch import load_file", "from transformers import AutoModel, AutoTokenizer"]
+        base, model = "FOLDER", 'AutoModel.from_pretrained("FOLDER")'
+        if adapter:
+            imports.insert(0, "from peft import PeftModel")
+            base, model = "BASE MODEL", 'PeftModel.from_pretrained(AutoModel.from_pretrained("BASE MODEL"), "FOLDER")'
+        code = _POOLED.format(imports="\n".join(imports), base=base, model=model, file=HEAD_FILE, pooled=_WAYS[pooled])
+        return code if adapter else code + _SENTENCES
     return (_ADAPTER if adapter else _MODEL).format(auto=auto, new_head=new_head)
 
 

@@ -29,7 +29,7 @@ from fedcore.round.training import Training
 from fedcore.weights.checkpoint import Checkpoint, from_float32, write_safetensors
 from fedcore.weights.initial import initial_tensor, start_value
 from fedcore.weights.offsite import OFFSITE_FILE
-from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
+from fedcore.weights.schema import LayerSpec, ModelSchema
 from fedcore.weights.sentences import FILES, HEAD_FILE, HEAD_NAMES, write_sentence_model
 
 __all__ = ["export_model", "export_run"]
@@ -123,19 +123,15 @@ def export_model(
 
     write_safetensors(folder / "model.safetensors", table, read)
     if pooled is not None:
-        _write_head(folder, pooled, [tensors[name] for name in new], task, state, training)
+        write_head(folder, pooled, schema, task, state, training)
 
 
-def _write_head(
-    folder: Path,
-    pooled: Pooled,
-    tensors: Sequence[TensorSpec],
-    task: TaskSection,
-    state: PublishedState,
-    training: Training,
+def write_head(
+    folder: Path, pooled: Pooled, schema: ModelSchema, task: TaskSection, state: PublishedState, training: Training
 ) -> None:
-    """Beside a backbone, a head on pooled states: no class of transformers would look at the same vector, so it lies
-    where none takes it for its own."""
+    """Beside a backbone or its adapter, a head on pooled states: no class of transformers would look at the same
+    vector, so it lies where none takes it for its own."""
+    tensors = [spec for spec in schema.tensors if not spec.in_checkpoint]
     outputs, features = next(spec.shape for spec in tensors if len(spec.shape) == 2)
     write_sentence_model(folder, pooled, features, outputs, max_length=task.max_length)
     values = {}

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import peft
 import pytest
 import torch
 from method_runs import CPU, WHOLE, Run
+from safetensors.torch import load_file
 from tiny_models import LABELS, save_tiny, tiny_config
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from coordinator.reports.adapter import write_adapter
 from coordinator.reports.lastmodel import LastModel
@@ -41,12 +43,16 @@ from fedcore.config.adapters import (
 from fedcore.config.sections import TaskSection
 from fedcore.device.memoryplan import MemoryPlan
 from fedcore.errors import ConfigError, ModelError
+from fedcore.fields.types import Pooled
 from fedcore.methods import server_half
 from fedcore.methods.adapters.peft import PeftSettings
+from fedcore.methods.fedkrso import FedKRSOSettings
+from fedcore.methods.interface import MethodSettings
 from fedcore.model.base import Base
 from fedcore.weights.checkpoint import Checkpoint
 from fedcore.weights.initial import initial_adapter, row_lengths
 from fedcore.weights.schema import AdapterTensor, ModelSchema
+from fedcore.weights.sentences import HEAD_FILE
 
 CAUSAL = TaskSection(kind="causal-lm", max_length=24)
 TYPES: list[AnyAdapter] = [
@@ -90,6 +96,10 @@ def examples(task: TaskSection) -> list[Encoded]:
 def trained(folder: Path, task: TaskSection, adapter: AnyAdapter, own: Path) -> tuple[Run, Replica]:
     """A run of one node and one round, on a float base that has what the checkpoint has; and the replica after it."""
     settings = PeftSettings(steps=4, interval_steps=2, batch_size=4, learning_rate=3e-2, bits=16, peft=adapter)
+    return trained_by(settings, folder, task, own)
+
+
+def trained_by(settings: MethodSettings, folder: Path, task: TaskSection, own: Path) -> tuple[Run, Replica]:
     run = Run(settings, folder, own, "float32", of_task=task)
     replica = run.replica("a")
     plan, path = run.plan(1), run.own / "a.bin"
@@ -152,6 +162,36 @@ def test_a_classifier_computes_what_peft_computes(
     with torch.no_grad():
         expected = theirs(**inputs).logits
     assert torch.allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kind", "way"), [("bert", "mean"), ("llama", "last"), ("llama whole", "mean")])
+@pytest.mark.parametrize("adapter", [None, DoRA(r=3)], ids=["fedkrso", "dora"])
+def test_a_head_on_pooled_states_lies_beside_an_adapter_of_the_backbone(
+    kind: str, way: Pooled, adapter: AnyAdapter | None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, task = folders[kind.split()[0]], msgspec.structs.replace(LABELS, pooling=way)
+    if kind == "llama whole":
+        # Saved without what a class for a task puts before its names.
+        folder = tmp_path / "backbone"
+        AutoModel.from_pretrained(folders["llama"]).save_pretrained(folder)
+    common: dict[str, Any] = {"steps": 4, "interval_steps": 2, "batch_size": 4, "learning_rate": 3e-2, "bits": 16}
+    settings = (
+        FedKRSOSettings(rank=2, num_seeds=2, **common) if adapter is None else PeftSettings(peft=adapter, **common)
+    )
+    run, replica = trained_by(settings, folder, task, tmp_path / "run")
+    exported(run, tmp_path / "adapter")
+    plain = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        before = [plain(torch.tensor([one.ids])).last_hidden_state[0] for one in examples(LABELS)]
+        theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        assert isinstance(theirs, peft.PeftModelForFeatureExtraction)
+        head = load_file(tmp_path / "adapter" / HEAD_FILE)
+        found = outputs(replica.model, examples(LABELS), 0, CPU)
+        for one, untouched, logits in zip(examples(LABELS), before, found, strict=True):
+            states = theirs(input_ids=torch.tensor([one.ids])).last_hidden_state[0]
+            assert (states - untouched).abs().max() > 1e-3, "something was learned"
+            vector = states[-1] if way == "last" else states.mean(0)
+            assert torch.allclose(logits, head["linear.weight"] @ vector + head["linear.bias"], atol=2e-5)
 
 
 def with_tokens(plain: Any, replica: Replica, adapter: VirtualTokens) -> Any:
