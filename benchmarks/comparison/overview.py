@@ -60,7 +60,8 @@ def ahead(cells: Cells, methods: Sequence[str], mine: str = "FedKRSO") -> Iterat
         up, down = (
             statistics.fmean(_last(one, way) / _last(other, way) for one, other in pairs) for way in ("up", "down")
         )
-        yield f"| {method} | {interval(held)} | {interval(dev)} | {len(pairs)} | {up:.2g}, {down:.2g} |"
+        times = ", ".join(f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}" for ratio in (up, down))
+        yield f"| {method} | {interval(held)} | {interval(dev)} | {len(pairs)} | {times} |"
 
 
 def _table(cells: Cells, methods: Sequence[str], told: Callable[[str, _Column], str]) -> Iterator[str]:
@@ -84,12 +85,13 @@ def _metrics(found: Sequence[Cell]) -> str:
 
 
 def _spent(cells: Cells, method: str, column: _Column) -> str:
-    pair = _pair(cells, method, FULL, column)
-    found = pair[0] if pair else cells.of(*column, method)
+    found, full = (cells.of(*column, name + HEAD_AT_END) or cells.of(*column, name) for name in (method, FULL))
     if not found:
         return ""
+    if shared := {cell.seed for cell in found} & {cell.seed for cell in full}:
+        found, full = ([cell for cell in runs if cell.seed in shared] for runs in (found, full))
     size = f"{_last(found, 'up'):.2f} / {_last(found, 'down'):.2f}"
-    return f"{size} ({_reached(*pair)})" if pair else size
+    return f"{size} ({_reached(found, full)})" if full else size
 
 
 def _reached(found: Sequence[Cell], full: Sequence[Cell]) -> str:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a run may be led now, what its round machine has to know of its earlier life, and more rounds for it than its
-job said."""
+job said, or fewer."""
 
 from __future__ import annotations
 

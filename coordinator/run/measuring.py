@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a run is measured: by the coordinator's own evaluation process, and by nodes on rows of theirs; kept in the
-ledger, shown in the view. It changes nothing that is learned."""
+ledger, shown in the view. It changes nothing that is learned, but where the job lets it end the run early."""
 
 from __future__ import annotations
 
