@@ -32,7 +32,7 @@ from fedcore.weights.offsite import OFFSITE_FILE
 from fedcore.weights.schema import LayerSpec, ModelSchema
 from fedcore.weights.sentences import FILES, HEAD_FILE, HEAD_NAMES, write_sentence_model
 
-__all__ = ["export_model", "export_run"]
+__all__ = ["export_model", "export_run", "write_head"]
 
 # What an import says goes into the card; what was tuned is no emulator any more; and what a sentence model says of its
 # vectors is not true of a classifier.

@@ -82,8 +82,7 @@ class PrivateTraining(msgspec.Struct, frozen=True, kw_only=True):
     """What a node does so that its texts stay hidden (`fedcore.config.privacy`)."""
 
     level: Literal["node", "example"]
-    """`node`: the update is scaled down to the clip. `example`: each example's gradient is, batches are drawn by secret
-    coins, and every step's gradient gets noise."""
+    """`node`: the update is clipped. `example`: each row's gradient is, of secretly drawn batches, with noise."""
     clip: Annotated[float, Meta(gt=0, le=128)]
     noise_multiplier: Annotated[float, Meta(gt=0, le=1e6)]
     delta: Annotated[float, Meta(gt=0, lt=1)]
