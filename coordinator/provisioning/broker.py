@@ -6,6 +6,7 @@ certificates of the broker's own little authority; nobody is anonymous."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from coordinator.provisioning import nats
 from coordinator.provisioning.brokerfiles import COORDINATOR, loopback_configuration, rights_of
@@ -38,6 +39,8 @@ BrokerKind = Literal["mosquitto", "nats"]
 _START_SECONDS = 20.0
 _PBKDF2_ROUNDS = 101
 _RELOADING = b"Reloading config"
+_LISTENING: Final = range(20_000, 32_768)
+_PORTS_TRIED: Final = 100
 
 
 def find_mosquitto() -> str | None:
@@ -311,11 +314,14 @@ class LocalBroker:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port that nobody has at this moment, and that no connection takes by itself until it is listened on:
+    those go out from higher ones (Linux: 32,768 and up)."""
+    for port in (*(secrets.choice(_LISTENING) for _ in range(_PORTS_TRIED)), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise BrokerUnreachable("no port is free", place="127.0.0.1", remedy="end some of the programs that listen")
 
 
 def _mosquitto_hash(password: str) -> str:
