@@ -7,6 +7,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -184,44 +185,41 @@ def test_a_finished_run_goes_on_for_more_rounds_as_if_it_had_had_them_from_the_s
     assert straight.digest == more.digest
 
 
+class Led(NamedTuple):
+    """A run that two homes took part in to its end, all with its digest; and which of its rounds were a head's."""
+
+    result: Result
+    heads: list[int]
+
+
+def led(leader: Coordinator, workshop: Workshop, broker: LocalBroker, run: str, folder: Path) -> Led:
+    homes = [client(workshop, broker, run, index, folder) for index in range(2)]
+    with leader, homes[0], homes[1]:
+        result = leader.run()
+        assert all(home.wait(120) for home in homes)
+    assert {node["digest"] for node in result.summary["nodes"].values()} == {result.digest}
+    heads = [number for number, row in enumerate(result.summary["rounds"], 1) if row["phase"] == "head"]
+    return Led(result, heads)
+
+
 @pytest.mark.slow
 def test_a_run_that_a_head_ended_goes_on_and_ends_with_one(
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:
-    def led(leader: Coordinator, folder: Path) -> Result:
-        homes = [client(workshop, broker, "ended", index, folder) for index in range(2)]
-        with leader, homes[0], homes[1]:
-            result = leader.run()
-            assert all(home.wait(120) for home in homes)
-        assert {node["digest"] for node in result.summary["nodes"].values()} == {result.digest}
-        return result
-
-    def heads(result: Result) -> list[int]:
-        return [number for number, row in enumerate(result.summary["rounds"], 1) if row["phase"] == "head"]
-
     wanted, runs = job(workshop, broker, "ended", 5, HeadSection(start="ridge")), tmp_path / "runs"
-    assert heads(led(Coordinator(wanted, runs=runs), tmp_path)) == [1, 5]
-    more = led(Coordinator.resume("ended", runs=runs, rounds=7), tmp_path)
-    assert more.finished and heads(more) == [1, 5, 7]
+    where = workshop, broker, "ended"
+    assert led(Coordinator(wanted, runs=runs), *where, tmp_path).heads == [1, 5]
+    more = led(Coordinator.resume("ended", runs=runs, rounds=7), *where, tmp_path)
+    assert more.result.finished and more.heads == [1, 5, 7]
     named = job(workshop, broker, "ended", 7, HeadSection(start="ridge", again=(5, 7)))
-    straight = led(Coordinator(named, runs=tmp_path / "straight" / "runs"), tmp_path / "straight")
-    assert heads(straight) == [1, 5, 7] and straight.digest == more.digest
+    straight = led(Coordinator(named, runs=tmp_path / "straight" / "runs"), *where, tmp_path / "straight")
+    assert straight.heads == [1, 5, 7] and straight.result.digest == more.result.digest
 
 
 @pytest.mark.slow
 def test_a_run_that_brings_nothing_better_ends_with_a_head_and_not_without_one(
     workshop: Workshop, broker: LocalBroker, tmp_path: Path
 ) -> None:
-    def led(leader: Coordinator, folder: Path) -> Result:
-        homes = [client(workshop, broker, "patient", index, folder) for index in range(2)]
-        with leader, homes[0], homes[1]:
-            result = leader.run()
-            assert all(home.wait(120) for home in homes)
-        return result
-
-    def heads(result: Result) -> list[int]:
-        return [row.round for row in result.rounds if result.summary["rounds"][row.round - 1]["phase"] == "head"]
-
     def made(again: tuple[int, ...], rounds: int, runs: Path, **changes: object) -> Coordinator:
         wanted = job(workshop, broker, "patient", rounds, HeadSection(start="ridge", again=again))
         # Loss rises where rates are far too large, so that what follows on the head is worse.
@@ -230,12 +228,13 @@ def test_a_run_that_brings_nothing_better_ends_with_a_head_and_not_without_one(
         wanted = msgspec.structs.replace(wanted, method=wild, evaluation=section)
         return Coordinator(wanted, runs=runs, evaluation=rows(workshop, 2))
 
-    early = led(made((9,), 9, tmp_path / "runs", stop_after=1), tmp_path)
-    assert early.finished and early.summary["stopped_early"] and heads(early) == [1, 4] and len(early.rounds) == 4
-    straight = led(made((4,), 4, tmp_path / "straight" / "runs"), tmp_path / "straight")
-    assert heads(straight) == [1, 4] and straight.digest == early.digest and not straight.summary["stopped_early"]
-    more = led(Coordinator.resume("patient", runs=tmp_path / "runs", rounds=6), tmp_path)
-    assert more.finished and heads(more) == [1, 4, 6] and not more.summary["stopped_early"]
+    where = workshop, broker, "patient"
+    early, heads = led(made((9,), 9, tmp_path / "runs", stop_after=1), *where, tmp_path)
+    assert early.finished and early.summary["stopped_early"] and heads == [1, 4] and len(early.rounds) == 4
+    straight, heads = led(made((4,), 4, tmp_path / "straight" / "runs"), *where, tmp_path / "straight")
+    assert heads == [1, 4] and straight.digest == early.digest and not straight.summary["stopped_early"]
+    more, heads = led(Coordinator.resume("patient", runs=tmp_path / "runs", rounds=6), *where, tmp_path)
+    assert more.finished and heads == [1, 4, 6] and not more.summary["stopped_early"]
 
 
 def test_nodes_serve_run_after_run_from_the_same_folders(

@@ -8,47 +8,19 @@ from typing import Literal
 
 import msgspec
 import pytest
+from head_jobs import BIAS, JOB, TASK, WEIGHT, read
 
-from coordinator.job import Job
 from coordinator.run.going_on import ended_by_head
 from coordinator.run.prepare import prepare
 from coordinator.store.folder import RunFolder, stored_job, write_job
 from coordinator.store.ledger import SqliteLedger
-from fedcore.config.reading import load_config
-from fedcore.config.sections import HeadSection, TaskSection
+from fedcore.config.sections import HeadSection
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
 from fedcore.methods.beside.heads import longer_head, require_heads_again
 from fedcore.round.training import HeadTraining
-from fedcore.weights.schema import ModelSchema, TensorSpec
+from fedcore.weights.schema import ModelSchema
 from fedcore.worker.messages import Described
-
-JOB = """
-run = "r"
-[model]
-folder = "m"
-schema_file = "schema.json"
-[task]
-kind = "text-classification"
-labels = ["a", "b"]
-[method]
-name = "fedkrso"
-[head]
-start = "ridge"
-[round]
-min_nodes = 3
-quorum = 3
-[broker]
-url = "mqtts://localhost:8883"
-"""
-TASK = TaskSection(kind="text-classification", labels=("a", "b"))
-WEIGHT, BIAS = TensorSpec("classifier.weight", (2, 8), False), TensorSpec("classifier.bias", (2,), False)
-
-
-def read(tmp_path: Path, text: str) -> Job:
-    path = tmp_path / "job.toml"
-    path.write_text(text)
-    return load_config(path, Job)
 
 
 def test_heads_again_end_a_run(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from head_jobs import BIAS, JOB, TASK, WEIGHT, read
 from rich.console import Console
 
-from coordinator.job import Job, RoundSection
+from coordinator.job import RoundSection
 from coordinator.reports.summary import summary_of, write_report
 from coordinator.rounds.events import NodeOnline, OpenRound, RoundPublished, UpdateAccepted
 from coordinator.rounds.machine import RoundMachine
@@ -23,8 +24,6 @@ from coordinator.store.rows import NodesMeasured
 from coordinator.store.view import RunView
 from coordinator.terminal.page import rounds_table
 from coordinator.terminal.story import Story
-from fedcore.config.reading import load_config
-from fedcore.config.sections import TaskSection
 from fedcore.errors import ConfigError
 from fedcore.methods import server_half
 from fedcore.methods.beside.heads import longer_head
@@ -32,24 +31,6 @@ from fedcore.round.training import HeadTraining
 from fedcore.weights.schema import LayerSpec, ModelSchema, TensorSpec
 from fedcore.worker.messages import Described
 
-JOB = """
-run = "r"
-[model]
-folder = "model"
-schema_file = "schema.json"
-[task]
-kind = "text-classification"
-labels = ["a", "b"]
-[method]
-name = "fedkrso"
-[head]
-start = "ridge"
-[round]
-min_nodes = 3
-quorum = 3
-[broker]
-url = "mqtts://localhost:8883"
-"""
 _KEY = "a" * 64
 SECURE = f"""{JOB}
 [trust]
@@ -62,14 +43,6 @@ norm_ratio = 0
 max_share_ratio = 0
 """
 LABELS = 'kind = "text-classification"\nlabels = ["a", "b"]'
-TASK = TaskSection(kind="text-classification", labels=("a", "b"))
-WEIGHT, BIAS = TensorSpec("classifier.weight", (2, 8), False), TensorSpec("classifier.bias", (2,), False)
-
-
-def read(tmp_path: Path, text: str) -> Job:
-    path = tmp_path / "job.toml"
-    path.write_text(text)
-    return load_config(path, Job)
 
 
 def test_a_job_says_what_its_head_begins_with(tmp_path: Path) -> None:
